@@ -1,0 +1,136 @@
+"""Scoring a policy on fresh episodes, each the first of its own environment or seed, so that short episodes do not
+crowd out long ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from envs.gym_make import make_env, make_vector
+from envs.gym_options import Gym, resolve
+from envs.gym_policy import GymPolicy
+from envs.gym_spaces import (
+    MASK_KEY,
+    ActionLayout,
+    ObservationLayout,
+    describe_actions,
+    describe_observations,
+    encode,
+    read_masks,
+    to_env_actions,
+)
+from ppo_unified.rollout import Observations
+
+AT_ONCE = 16  # single environments played side by side
+
+
+class Player:
+    """A policy that reads and answers an environment's own numbers."""
+
+    def __init__(
+        self,
+        policy: GymPolicy,
+        observations: ObservationLayout,
+        actions: ActionLayout,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> None:
+        """With a generator actions are sampled, without one they are the likeliest."""
+        self.policy, self.observations, self.actions = policy, observations, actions
+        self.device, self.generator = device, generator
+
+    @torch.inference_mode()
+    def __call__(self, raw: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        """Actions for observations [N, ...] and a vector environment's info."""
+        encoded = encode(raw, self.observations)
+        obs: Observations = self.policy.scaler(torch.from_numpy(encoded).to(self.device))
+        masks = read_masks(info, len(encoded), self.actions)
+        if masks is not None:
+            obs = {"obs": obs, "action_mask": torch.from_numpy(masks).to(self.device)}  # type: ignore[dict-item]
+        return to_env_actions(self.policy.act(obs, self.generator).cpu().numpy(), self.actions)
+
+
+def play_episodes(
+    policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
+) -> list[float]:
+    """Returns of `episodes` fresh episodes, greedy or sampled; the same for the same seed and weights."""
+    env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
+    generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
+    spec = resolve(config.env_id)
+    has_vector = (
+        spec.vector_entry_point is not None
+        and not config.wrappers
+        and config.vectorization in ("auto", "vector_entry_point")
+    )
+    if has_vector or spec.entry_point is None:
+        envs, observations = make_vector(config, episodes)
+        actions = describe_actions(envs.single_action_space, config.env_id)
+        try:
+            return _first_episodes(envs, Player(policy, observations, actions, device, generator), env_seed)
+        finally:
+            envs.close()
+    return _single_episodes(policy, config, episodes, env_seed, device, generator)
+
+
+def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int) -> list[float]:
+    """The first episode of every environment in the vector."""
+    raw, info = envs.reset(seed=seed)
+    returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
+    while alive.any():
+        raw, rewards, terminated, truncated, info = envs.step(player(raw, info))
+        returns += rewards * alive
+        alive &= ~(terminated | truncated)
+    return [float(x) for x in returns]
+
+
+def _single_episodes(
+    policy: GymPolicy, config: Gym, episodes: int, seed: int, device: torch.device, generator: torch.Generator | None
+) -> list[float]:
+    """Episode k starts from seed + k, in any of a few environments that step side by side."""
+    envs = [make_env(config) for _ in range(min(AT_ONCE, episodes))]
+    plays = [_play(env, range(seed + i, seed + episodes, len(envs))) for i, env in enumerate(envs)]
+    observations, actions = _layouts(config, envs[0])
+    player = Player(policy, observations, actions, device, generator)
+    returns: dict[int, float] = {}
+    waiting = {i: next(play) for i, play in enumerate(plays)}
+    while waiting:
+        order = list(waiting)
+        shown = [waiting.pop(i) for i in order]
+        chosen = player(np.stack([raw for raw, _ in shown]), _join([info for _, info in shown]))
+        for i, action in zip(order, chosen, strict=True):
+            try:
+                waiting[i] = plays[i].send(action if actions.shape or actions.continuous else action.item())
+            except StopIteration as done:
+                returns |= done.value
+    for env in envs:
+        env.close()
+    return [returns[k] for k in sorted(returns)]
+
+
+def _layouts(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, ActionLayout]:
+    return describe_observations(env.observation_space, config.env_id), describe_actions(
+        env.action_space, config.env_id
+    )
+
+
+def _play(env: gym.Env[Any, Any], seeds: range) -> Any:
+    """A generator that yields what the environment shows, is sent actions, and returns {seed: return}."""
+    returns = {}
+    for seed in seeds:
+        raw, info = env.reset(seed=seed)
+        total, ended = 0.0, False
+        while not ended:
+            raw, reward, terminated, truncated, info = env.step((yield raw, info))
+            total, ended = total + float(reward), terminated or truncated
+        returns[seed] = total
+    return returns
+
+
+def _join(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Single infos as a vector environment would report them, as far as `read_masks` reads them."""
+    if not any(MASK_KEY in info for info in infos):
+        return {}
+    return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}

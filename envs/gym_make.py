@@ -1,0 +1,89 @@
+"""Making environments: one, or a vector of them that resets on the next step."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from envs.gym_options import Gym, make_single, resolve
+from envs.gym_spaces import MASK_KEY, ObservationLayout, describe_observations, without_mask
+from ppo_unified.errors import UsageError
+
+SLOW_STEP_S = 250e-6  # a step worth a process of its own: sending it there and back costs about half of this
+
+
+class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
+    """Moves the action mask from a Dict observation to the info, where Gymnasium's own environments report it."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = without_mask(env.observation_space)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return self._moved(*self.env.reset(**kwargs))
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, info = self._moved(obs, info)
+        return obs, reward, terminated, truncated, info
+
+    @staticmethod
+    def _moved(obs: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return {key: x for key, x in obs.items() if key != MASK_KEY}, {**info, MASK_KEY: obs[MASK_KEY]}
+
+
+def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
+    """One environment whose observations are arrays or integers: dictionaries and the like are flattened."""
+    env: gym.Env[Any, Any] = make_single(config, **kwargs)
+    layout = describe_observations(env.observation_space, config.env_id)
+    if layout.has_mask:
+        env = MaskToInfo(env)
+    return gym.wrappers.FlattenObservation(env) if layout.flatten else env
+
+
+def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout]:
+    """`num_envs` environments that reset on the step after an episode's end, and how to read their observations.
+
+    Raises UsageError where the environment's own vector version resets otherwise or needs flattening.
+    """
+    spec = resolve(config.env_id)
+    mode = config.vectorization
+    if mode in ("auto", "vector_entry_point") and spec.vector_entry_point is not None and not config.wrappers:
+        envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
+        layout = describe_observations(envs.single_observation_space, config.env_id)
+        resets = envs.metadata.get("autoreset_mode")
+        if resets is AutoresetMode.NEXT_STEP and not layout.flatten:
+            return envs, layout
+        envs.close()
+        if mode != "auto" or spec.entry_point is None:
+            found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets}, not NEXT_STEP"
+            raise UsageError(f"{config.env_id}: its vector version has {found}; set gym.vectorization to sync or async")
+    if mode == "auto":
+        mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and step_seconds(config) > SLOW_STEP_S else "sync"
+    with_layout = make_single(config)
+    layout = describe_observations(with_layout.observation_space, config.env_id)
+    with_layout.close()
+    makers = [partial(make_env, config) for _ in range(num_envs)]
+    vector = gym.vector.AsyncVectorEnv if mode == "async" else gym.vector.SyncVectorEnv
+    return vector(makers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
+
+
+def step_seconds(config: Gym, steps: int = 50) -> float:
+    """How long one environment takes for a random step, in seconds: the fastest of `steps`."""
+    env = make_env(config)
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    fastest = float("inf")
+    for _ in range(steps):
+        started = time.perf_counter()
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        fastest = min(fastest, time.perf_counter() - started)
+        if terminated or truncated:
+            env.reset()
+    env.close()
+    return fastest

@@ -1,0 +1,194 @@
+"""The actor-critic for flat observations, without Distribution objects: sampling and scoring are a few tensor calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from envs.gym_options import Policy
+from envs.gym_spaces import ActionLayout
+from ppo_unified.rollout import ActorCritic, Evaluation, Observations
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+CLIP = 10.0  # of normalised observations, in standard deviations
+
+
+class ObservationScaler(nn.Module):
+    """Running mean and variance of observations, kept with the weights so that they travel with the policy.
+
+    Chan et al.'s parallel update (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("variance", torch.ones(size))
+        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return ((obs - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-CLIP, CLIP)
+
+    def update(self, obs: Tensor) -> None:
+        """Take in observations [B, size]."""
+        if not len(obs):
+            return
+        variance, mean = torch.var_mean(obs, dim=0, correction=0)
+        total = self.count + len(obs)
+        share = (len(obs) / total).to(mean.dtype)
+        delta = mean - self.mean
+        self.variance.copy_(self.variance * (1 - share) + variance * share + delta.square() * share * (1 - share))
+        self.mean.copy_(self.mean + delta * share)
+        self.count.copy_(total)
+
+
+def mlp(inputs: int, config: Policy) -> nn.Sequential:
+    sizes = [inputs, *config.hidden]
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(before, after), ACTIVATIONS[config.activation]()]
+    return nn.Sequential(*layers)
+
+
+def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> None:
+    """Orthogonal weights of the given gain and zero biases, for every linear layer inside `module`."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            nn.init.orthogonal_(linear.weight, gain, generator=generator)
+            nn.init.zeros_(linear.bias)
+
+
+class GymPolicy(ActorCritic):
+    """Categorical components or a diagonal Gaussian over an MLP; `obs` is a tensor [.., size], already normalised, or
+    {"obs", "action_mask"} with a bool mask [.., sum of sizes]."""
+
+    def __init__(
+        self, obs_size: int, actions: ActionLayout, config: Policy, normalize_obs: bool, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        features = config.hidden[-1] if config.hidden else obs_size
+        self.scaler = ObservationScaler(obs_size) if normalize_obs else nn.Identity()
+        self.actor_torso = mlp(obs_size, config)
+        self.critic_torso = self.actor_torso if config.shared else mlp(obs_size, config)
+        self.shared = config.shared
+        self.critic = nn.Linear(features, 1)
+        self.head: Head = (
+            Gaussian(features, len(actions.low), config.log_std_init)
+            if actions.continuous
+            else Categorical(features, actions.sizes)
+        )
+        for module, gain in (
+            (self.actor_torso, math.sqrt(2)),
+            (self.head, 0.01),
+            (self.critic_torso, math.sqrt(2)),
+            (self.critic, 1.0),
+        ):
+            initialize(module, gain, generator)
+
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        """obs [R, L, size] (or a mapping), actions [R, L, components] -> Evaluation of [R, L] tensors."""
+        x, mask = split(obs)
+        features = self.actor_torso(x)
+        logprobs, entropy = self.head.score(features, actions, mask)
+        values = self.critic(features if self.shared else self.critic_torso(x)).squeeze(-1)
+        return Evaluation(logprobs, entropy, values)
+
+    def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
+        """Actions [N, components] for normalised obs [N, size]: sampled, or the likeliest ones without a generator."""
+        x, mask = split(obs)
+        return self.head.act(self.actor_torso(x), mask, generator)
+
+    def critic_parameters(self) -> Iterable[nn.Parameter]:
+        own = [] if self.shared else list(self.critic_torso.parameters())
+        return own + list(self.critic.parameters())
+
+
+def split(obs: Observations) -> tuple[Tensor, Tensor | None]:
+    """The observation proper and the action mask, if there is one."""
+    return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
+
+
+class Head(nn.Module):
+    """Features [.., F] to a distribution over actions [.., components]."""
+
+    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log-prob and entropy, each [..]: sums over components, which are independent given the observation."""
+        raise NotImplementedError
+
+    def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Categorical(Head):
+    """Independent categorical components, scored together: logits are laid out as [.., components, largest size].
+
+    Invalid options get a log-prob low enough to have probability 0 (arXiv:2006.14171).
+    """
+
+    padding: Tensor  # [components, largest]: True where a component has that option
+
+    def __init__(self, features: int, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.linear = nn.Linear(features, sum(sizes))
+        self.uniform = len(set(sizes)) == 1
+        self.register_buffer("padding", torch.arange(max(sizes)) < torch.tensor(sizes)[:, None], persistent=False)
+
+    def _logprobs(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """log-probs [.., components, largest size]; those of padding and invalid options are about -1e9."""
+        logits = self.linear(features)
+        if mask is not None:
+            logits = torch.where(mask, logits, -1e9)
+        shape = (*logits.shape[:-1], len(self.sizes), max(self.sizes))
+        if self.uniform:
+            logits = logits.reshape(shape)
+        else:
+            padded = logits.new_full(shape, -1e9)
+            padded[..., self.padding] = logits
+            logits = padded
+        return torch.log_softmax(logits, dim=-1)
+
+    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        logprobs = self._logprobs(features, mask)
+        taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        return taken.sum(-1), entropy.sum(-1)
+
+    def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        logprobs = self._logprobs(features, mask)
+        if generator is None:
+            return logprobs.argmax(-1)
+        race = torch.empty_like(logprobs).exponential_(
+            generator=generator
+        )  # the first of p_i-rate clocks is i with probability p_i
+        return (logprobs - race.log()).argmax(-1)
+
+
+class Gaussian(Head):
+    """A diagonal Gaussian whose log standard deviation is a parameter, the same in every state. Unbounded: the
+    environment gets the action clipped, the update keeps it as drawn."""
+
+    def __init__(self, features: int, size: int, log_std: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, size)
+        self.log_std = nn.Parameter(torch.full((size,), log_std))
+
+    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        distance = (actions - self.linear(features)) * (-self.log_std).exp()
+        logprobs = -0.5 * distance.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        summed = logprobs.sum(-1)
+        return summed, entropy.expand_as(summed)
+
+    def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        mean: Tensor = self.linear(features)
+        if generator is None:
+            return mean
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return mean + self.log_std.exp() * noise

@@ -1,0 +1,250 @@
+"""Gymnasium vector environments as rollouts.
+
+Autoreset is NEXT_STEP: the step after an episode's end is a reset in which the policy had no say, so its column is
+masked, and the observation it starts from IS the final observation. The value bootstrapped at a truncation is
+therefore simply the next column's value.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.gym_eval import play_episodes
+from envs.gym_make import make_vector
+from envs.gym_options import GymConfig
+from envs.gym_policy import GymPolicy
+from envs.gym_spaces import describe_actions, encode, read_masks, to_env_actions
+from ppo_unified.rollout import Observations, Rollout, map_obs
+
+REWARD_CLIP = 10.0  # of scaled rewards
+CHUNK = 1 << 16  # observations scored in one forward pass after collecting
+
+
+class GymAdapter:
+    """A policy acting in a vector of environments. See `ppo_unified.rollout.Adapter`."""
+
+    def __init__(self, config: GymConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        env_seed, policy_seed, action_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
+        self.envs, self.observations = make_vector(config.gym, config.gym.num_envs)
+        self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id)
+        initial = torch.Generator().manual_seed(policy_seed)
+        size, normalize = self.observations.size, config.gym.normalize_obs
+        self.policy = GymPolicy(size, self.actions, config.policy, normalize, initial).to(device)
+        self.generator = torch.Generator(device).manual_seed(action_seed)
+        self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
+        self.steps_taken = 0
+        self.episodes = EpisodeLog(config.gym.num_envs)
+        self._reset(env_seed)
+
+    def _reset(self, seed: int) -> None:
+        raw, info = self.envs.reset(seed=seed)
+        self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # the current column is a reset column
+        self._take(raw, info)
+
+    def _take(self, raw: Any, info: dict[str, Any]) -> None:
+        """Keep what the environments show now; a reset column allows every action."""
+        self.raw = encode(raw, self.observations)
+        self.masks = read_masks(info, len(self.raw), self.actions)
+        if self.masks is not None:
+            self.masks |= self.ended[:, None]
+
+    def _observe(self) -> Observations:
+        """What the policy sees now, [N, ...] on its device, normalised."""
+        obs: Tensor = self.policy.scaler(torch.from_numpy(self.raw).to(self.device))
+        if self.masks is None:
+            return obs
+        return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
+
+    def collect(self) -> Rollout:
+        seen: list[Observations] = []
+        raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
+        with torch.inference_mode():
+            for _ in range(self.config.gym.num_steps):
+                obs = self._observe()
+                chosen = self.policy.act(obs, self.generator)
+                seen.append(obs)
+                raws.append(self.raw)
+                actions.append(chosen)
+                valid.append(~self.ended)
+                raw, reward, died, cut, info = self._step(chosen)
+                self.ended = died | cut
+                rewards.append(reward)
+                terminated.append(died)
+                ended.append(self.ended)
+                self._take(raw, info)
+            seen.append(self._observe())
+        mask = np.stack(valid, 1)
+        reward = np.stack(rewards, 1).astype(np.float32) * mask
+        self._check_finite(np.stack(raws[1:] + [self.raw], 1), reward)
+        self.episodes.add(reward, np.stack(ended, 1) & mask, mask)
+        self.steps_taken += int(mask.sum())
+        rollout = self._rollout(
+            _stack(seen), torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
+        )
+        if self.config.gym.normalize_obs:
+            self.policy.scaler.update(torch.from_numpy(np.stack(raws, 1)[mask]).to(self.device))
+        return rollout
+
+    def _rollout(
+        self,
+        seen: Observations,
+        actions: Tensor,
+        rewards: np.ndarray,
+        terminated: np.ndarray,
+        ended: np.ndarray,
+        mask: np.ndarray,
+    ) -> Rollout:
+        """`seen` has one column more than the rest: what the last step led to."""
+        steps = actions.shape[1]
+        logprobs, values = self._score_columns(seen, torch.cat([actions, actions[:, :1]], 1))
+        if self.rewards is not None:
+            rewards = self.rewards.scale(rewards, ended)
+        on_device = (torch.from_numpy(x).to(self.device) for x in (rewards, terminated, ended, mask))
+        reward, died, end, valid = on_device
+        return Rollout(
+            obs=map_obs(lambda x: x[:, :steps], seen),
+            actions=actions,
+            logprobs=logprobs[:, :steps],
+            values=values[:, :steps],
+            rewards=reward,
+            next_values=values[:, 1:] * ~died,
+            continues=~end,
+            mask=valid,
+            row_len=1,
+            metrics=self.episodes.metrics(),
+        )
+
+    @torch.no_grad()
+    def _score_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi_old and V_old, [N, columns], by the very function that the update differentiates."""
+        shape = actions.shape[:2]
+        flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
+        scored = [
+            self.policy.evaluate(
+                map_obs(lambda x, s=start: x[s : s + CHUNK], flat_obs), flat_actions[start : start + CHUNK]
+            )
+            for start in range(0, len(flat_actions), CHUNK)
+        ]
+        return torch.cat([e.logprobs for e in scored]).view(shape), torch.cat([e.values for e in scored]).view(shape)
+
+    def _step(self, chosen: Tensor) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        try:
+            return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))  # type: ignore[return-value]
+        except Exception as error:
+            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step"
+            raise RuntimeError(f"{where} (after {self.steps_taken} environment steps): {error}") from error
+
+    def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
+        """Raises FloatingPointError naming environment, step and quantity; nothing was learned from the rollout yet."""
+        for what, x in (("observation", raws), ("reward", rewards)):
+            if not np.isfinite(x).all():
+                env, step = np.argwhere(~np.isfinite(x))[0][:2]
+                raise FloatingPointError(
+                    f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} "
+                    f"{step + 1} steps into the rollout (after {self.steps_taken} environment steps)"
+                )
+
+    def extra_loss(self, generator: torch.Generator) -> None:
+        return None
+
+    def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "generator": self.generator.get_state(),
+            "steps_taken": self.steps_taken,
+            "episodes": self.episodes.state_dict(),
+        }
+        return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state` with fresh episodes, seeded by how far the run had come."""
+        self.generator.set_state(state["generator"].cpu())
+        self.steps_taken = state["steps_taken"]
+        self.episodes.load_state_dict(state["episodes"])
+        if self.rewards is not None:
+            self.rewards.load_state_dict(state["rewards"])
+        self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+def build(config: GymConfig, device: torch.device) -> GymAdapter:
+    return GymAdapter(config, device)
+
+
+def _stack(seen: list[Observations]) -> Observations:
+    """A list over time of [N, ...] to [N, T, ...], entry by entry of a mapping."""
+    if isinstance(seen[0], Mapping):
+        return {key: torch.stack([step[key] for step in seen], 1) for key in seen[0]}  # type: ignore[index]
+    return torch.stack(seen, 1)  # type: ignore[arg-type]
+
+
+class EpisodeLog:
+    """Returns and lengths of the last 100 finished training episodes."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        self.returns: deque[float] = deque(maxlen=100)
+        self.lengths: deque[int] = deque(maxlen=100)
+
+    def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
+        """Rewards, episode ends and valid steps of a rollout, each [N, T]; masked rewards are 0."""
+        for t in range(rewards.shape[1]):
+            self.running += rewards[:, t]
+            self.length += mask[:, t]
+            done = ended[:, t]
+            if done.any():
+                self.returns.extend(self.running[done].tolist())
+                self.lengths.extend(self.length[done].tolist())
+                self.running[done], self.length[done] = 0, 0
+
+    def metrics(self) -> dict[str, float]:
+        if not self.returns:
+            return {}
+        return {"episode/return": float(np.mean(self.returns)), "episode/length": float(np.mean(self.lengths))}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"returns": list(self.returns), "lengths": list(self.lengths)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.returns.extend(state["returns"])
+        self.lengths.extend(state["lengths"])
+
+
+class RewardScaler:
+    """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020, arXiv:2005.12729)."""
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.running = np.zeros(num_envs)
+        self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # of discounted returns so far; m2 / count is their variance
+
+    def scale(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        """Rewards [N, T] scaled and clipped, after taking them in; `ended` marks episode ends."""
+        seen = np.empty_like(rewards, dtype=np.float64)
+        for t in range(rewards.shape[1]):
+            self.running = self.gamma * self.running + rewards[:, t]
+            seen[:, t] = self.running
+            self.running[ended[:, t]] = 0
+        delta, total = seen.mean() - self.mean, self.count + seen.size
+        self.m2 += seen.var() * seen.size + delta**2 * self.count * seen.size / total
+        self.mean += delta * seen.size / total
+        self.count = total
+        scaled = rewards / np.sqrt(self.m2 / self.count + 1e-8)
+        return np.clip(scaled, -REWARD_CLIP, REWARD_CLIP).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "m2": self.m2}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]

@@ -1,0 +1,83 @@
+"""The table of what can be trained. Everything is named by strings and imported only when a run needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError, nearest
+
+ENTRY_POINT_GROUP = "ppo_unified.adapters"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Where an adapter's parts are, each as 'module:attribute'; only `config` and `build` are required.
+
+    A third party publishes one of these under an entry point in the group `ppo_unified.adapters`; the entry point's
+    name is the adapter's `kind`.
+    """
+
+    config: str  # a RunConfig subclass; its module must not import torch
+    build: str  # (config, device: torch.device) -> Adapter
+    check: str = ""  # (config) -> None; raises UsageError for what can be known before a run folder exists
+    target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
+    presets: str = ""  # a package holding *.toml files
+    export: str = ""  # (adapter, folder: Path) -> list of written files
+    prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
+    play: str = ""  # (adapter, config, seed) -> iterator of frames or prompts, see cli.policies
+
+
+BUILT_IN = {
+    "gym": AdapterSpec(
+        config="envs.gym_options:GymConfig",
+        build="envs.gym_vector:build",
+        check="envs.gym_options:check",
+        target="envs.gym_options:from_target",
+        presets="envs.presets",
+        export="envs.gym_export:export",
+        play="envs.gym_play:play",
+    ),
+}
+
+
+def all_adapters() -> dict[str, AdapterSpec]:
+    """Built-in adapters and those of installed packages, by kind. Raises UsageError where an entry point is broken."""
+    found = dict(BUILT_IN)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            spec = point.load()
+        except Exception as error:
+            raise UsageError(
+                f"entry point {point.name} = {point.value!r} in {ENTRY_POINT_GROUP} cannot be loaded: {error}"
+            ) from error
+        if not isinstance(spec, AdapterSpec):
+            raise UsageError(
+                f"entry point {point.name} = {point.value!r} must be an AdapterSpec, not {type(spec).__name__}"
+            )
+        found[point.name] = spec
+    return found
+
+
+def adapter(kind: str) -> AdapterSpec:
+    """The adapter of that name. Raises UsageError naming the nearest one."""
+    if kind in BUILT_IN:
+        return BUILT_IN[kind]
+    found = all_adapters()
+    if kind not in found:
+        raise UsageError(f"there is no adapter {kind!r}{nearest(kind, found)}; known: {', '.join(found)}")
+    return found[kind]
+
+
+def config_model(kind: str) -> type[RunConfig]:
+    model: type[RunConfig] = load(adapter(kind).config)
+    return model
+
+
+def load(reference: str) -> Any:
+    """The object that 'module:attribute' names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,199 @@
+"""The command line. This module parses; each command's module is imported when it is called, so that `--help` is fast.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the run failed, 2 wrong usage,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from ppo_unified import __version__
+from ppo_unified.errors import UsageError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that end in UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+class Command(NamedTuple):
+    """One subcommand: its help line and where it lives (a function of a module in this package)."""
+
+    help: str
+    module: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def _run(parser: argparse.ArgumentParser, many: str = "") -> None:
+    if many:
+        parser.add_argument("run", nargs=many, help="name under the runs folder, path, or 'latest'")
+    else:
+        parser.add_argument("run", help="name under the runs folder, path, or 'latest'")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0")
+    parser.add_argument("--name", default="", help="name of the run's folder (default: from the preset and the seed)")
+    parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
+
+
+def _resume(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--total-steps", type=int, help="go on to this many steps instead of the first end")
+    parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
+
+
+def _stop(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--kill", action="store_true", help="end it at once, without a checkpoint")
+
+
+def _runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "query", nargs="*", help="words, key:value, key>1, key<1; all must hold; ! before one negates it"
+    )
+    _json(parser)
+
+
+def _show(parser: argparse.ArgumentParser) -> None:
+    _run(parser, many="+")
+    parser.add_argument("--once", action="store_true", help="draw once and exit, also while the run goes on")
+    parser.add_argument("--metric", action="append", default=[], help="draw this metric (may be given again)")
+    parser.add_argument("--csv", action="store_true", help="print every point as CSV")
+    _json(parser)
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", default="best", help="best, latest, or a step (default: best)")
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    _checkpoint(parser)
+    parser.add_argument("--episodes", type=int, default=100, help="how many fresh episodes (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
+    parser.add_argument("--video", action="store_true", help="save one episode as an animated GIF in the run's export/")
+    _json(parser)
+
+
+def _play(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    _checkpoint(parser)
+    parser.add_argument("--episodes", type=int, default=1, help="how many episodes to watch (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
+    parser.add_argument(
+        "--fps", type=float, default=0.0, help="frames per second (default: the environment's own, at most 30)"
+    )
+
+
+def _compare(parser: argparse.ArgumentParser) -> None:
+    _run(parser, many="+")
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ in nothing but the seed")
+    _json(parser)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    _checkpoint(parser)
+    parser.add_argument("--to", required=True, type=Path, help="folder to write into; made if it isn't there")
+
+
+def _regress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", nargs="?", default="cartpole", help="preset with a committed baseline (default: cartpole)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds to train (default: 3)")
+    parser.add_argument(
+        "--baseline", type=Path, help="baseline file (default: benchmarks/baseline.json of this checkout)"
+    )
+    parser.add_argument("--update", action="store_true", help="write what was measured as the new baseline")
+    _json(parser)
+
+
+def _tensorboard(parser: argparse.ArgumentParser) -> None:
+    _run(parser, many="*")
+    parser.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
+
+
+COMMANDS: dict[str, Command] = {
+    "envs": Command("what can be trained: presets, expected score and time", "looking", _json),
+    "train": Command("train a preset, a TOML file or a Gymnasium id", "training", _train),
+    "resume": Command("go on with a run in the same folder", "training", _resume),
+    "stop": Command("checkpoint and stop a run", "training", _stop),
+    "runs": Command("list runs, filtered by a query", "looking", _runs),
+    "show": Command("curves in plain text, for pipes and CI", "looking", _show),
+    "eval": Command("score a run's policy on fresh episodes", "policies", _eval),
+    "play": Command("watch a run's policy act in the terminal", "policies", _play),
+    "compare": Command("what differs between runs, and how they scored", "looking", _compare),
+    "export": Command("write a policy that runs without this program", "policies", _export),
+    "regress": Command("is this checkout's engine still as good as the committed baseline?", "training", _regress),
+    "tensorboard": Command("start TensorBoard on 127.0.0.1", "tools", _tensorboard),
+    "doctor": Command("what is installed, what is missing, and the remedy", "tools", _json),
+}
+WITH_OPTIONS = ("train",)  # these take --section.key flags on top
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="ppo-unified", description="One PPO engine for environments and language models.")
+    parser.add_argument("--version", action="version", version=f"ppo-unified {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, command in COMMANDS.items():
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help, add_help=name not in WITH_OPTIONS
+        )
+        command.arguments(sub)
+        if name not in ("envs", "doctor"):
+            sub.add_argument(
+                "--runs",
+                dest="folder",
+                type=Path,
+                default=Path("runs"),
+                metavar="DIR",
+                help="runs folder (default: ./runs)",
+            )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise UsageError(
+                f"there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}; see ppo-unified --help"
+            )
+        parser = build_parser()
+        options, rest = parser.parse_known_args(arguments)
+        if not options.command:
+            parser.print_help()
+            return 0
+        if rest and options.command not in WITH_OPTIONS:
+            raise UsageError(
+                f"ppo-unified {options.command}: unexpected argument {rest[0]!r}; see ppo-unified {options.command} --help"
+            )
+        command = COMMANDS[options.command]
+        function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command)
+        code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)
+        return code
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return 0

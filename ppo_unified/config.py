@@ -1,0 +1,259 @@
+"""The one schema of every option: TOML keys, command-line flags, form fields, bounds and help come from here.
+
+Sections are frozen pydantic models; an adapter adds its own by subclassing `RunConfig`. Optional numbers use 0 for
+"off", because TOML has no null. An option that the rest of the configuration would ignore is refused by name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppo_unified.errors import UsageError, nearest
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys, NaN and infinity are refused; values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    def is_default(self, option: str) -> bool:
+        return bool(getattr(self, option) == type(self).model_fields[option].get_default(call_default_factory=True))
+
+
+class PPO(Section):
+    """How a rollout becomes a gradient."""
+
+    epochs: int = Field(10, ge=1, description="passes over each rollout")
+    minibatches: int = Field(
+        4, ge=1, description="optimizer steps per epoch; the rows are dealt to them anew each epoch"
+    )
+    microbatch_columns: int = Field(
+        65536, ge=1, description="columns per forward pass, padding included: lower it when memory runs out"
+    )
+    gamma: float = Field(0.99, ge=0, le=1, description="discount of future rewards per step")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 0 trusts the critic, 1 trusts the rewards")
+    advantage: Literal["gae", "td", "reward-to-go", "return"] = Field(
+        "gae", description="what weighs an action: GAE, one-step TD error, rewards to go, or the whole episode's return"
+    )
+    value_target: Literal["lambda", "monte-carlo"] = Field(
+        "lambda",
+        description="what the value is regressed on: GAE + V_old, or the discounted rewards up to the end (or the cut)",
+    )
+    normalize_advantages: Literal["batch", "minibatch", "none"] = Field(
+        "minibatch", description="zero mean, unit variance over what"
+    )
+    loss_mean: Literal["token", "sequence"] = Field(
+        "token", description="every step counts the same, or every sequence does"
+    )
+    objective: Literal["clip", "penalty", "ratio", "policy-gradient"] = Field(
+        "clip", description="PPO-clip, PPO-penalty (KL to the old policy), the plain ratio, or log-prob times advantage"
+    )
+    clip: float = Field(0.2, gt=0, lt=1, description="how far the ratio may leave 1 before the gradient stops")
+    anneal_clip: bool = Field(False, description="lower the clip range linearly to 0 over the run")
+    clip_high: float = Field(0.0, ge=0, description="a wider clip range upwards; 0 = the same as clip")
+    dual_clip: float = Field(
+        0.0, ge=0, description="bound the loss of bad actions at this many times the advantage (> 1); 0 = off"
+    )
+    value_clip: float = Field(0.0, ge=0, description="clip the value's move from V_old to this; 0 = off")
+    value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the joint loss")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    penalty_coef: float = Field(1.0, gt=0, description="weight of KL(old || new) in the penalty objective")
+    penalty_target: float = Field(
+        0.0, ge=0, description="KL that the penalty coefficient adapts to; 0 = fixed coefficient"
+    )
+    target_kl: float = Field(
+        0.0,
+        ge=0,
+        description="stop an iteration's updates once a minibatch's KL to the old policy exceeds this; 0 = off",
+    )
+    critic_warmup: int = Field(0, ge=0, description="first iterations that train the critic alone")
+
+
+class Optim(Section):
+    """How the gradient becomes a step."""
+
+    lr: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate")
+    anneal: bool = Field(True, description="lower the learning rates linearly to 0 over the run")
+    joint: bool = Field(True, description="one Adam and one gradient norm for policy and critic, or two of each")
+    critic_lr: float = Field(0.0, ge=0, le=1, description="the critic's own learning rate when not joint; 0 = lr")
+    eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    betas: list[float] = Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="Adam's two decay rates, each in [0, 1)"
+    )
+    max_grad_norm: float = Field(0.5, ge=0, description="clip the gradient's norm to this; 0 = off")
+
+    @model_validator(mode="after")
+    def _betas_are_decay_rates(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas = {self.betas}: each must be at least 0 and below 1")
+        return self
+
+
+class Checkpoint(Section):
+    """What is kept to resume from."""
+
+    every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints to keep besides the best")
+
+
+class Eval(Section):
+    """Greedy evaluation during training; the best checkpoint is chosen by it."""
+
+    every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end")
+    episodes: int = Field(20, ge=1, description="fresh episodes per evaluation")
+    threshold: float | None = Field(
+        None, description="score that counts as solved, confirmed on 2 x 100 fresh episodes"
+    )
+
+
+class Log(Section):
+    """What is written how often."""
+
+    every: int = Field(1, ge=1, description="iterations between two entries in the event file")
+    samples_every: int = Field(
+        20, ge=0, description="iterations between histograms of advantages and ratios; 0 = never"
+    )
+
+
+class RunConfig(Section):
+    """Everything a run needs, but for what its adapter adds."""
+
+    kind: str = Field(description="the adapter's name")
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="seeds the weights, the sampling and the environments")
+    total_steps: int = Field(
+        500_000, ge=0, description="environment steps or tokens after which the run ends; 0 = no limit"
+    )
+    total_iterations: int = Field(0, ge=0, description="iterations after which the run ends; 0 = no limit")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto is what the adapter thinks best for the size of the model"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads for torch; one is best for small networks")
+    stop_when_solved: bool = Field(False, description="end the run once eval.threshold is reached and confirmed")
+    ppo: PPO = PPO()
+    optim: Optim = Optim()
+    checkpoint: Checkpoint = Checkpoint()
+    eval: Eval = Eval()
+    log: Log = Log()
+
+    def ignored(self) -> Iterable[tuple[str, bool, str]]:
+        """(option, whether it would be ignored, why); adapters extend it. An ignored non-default is refused."""
+        ppo, objective = self.ppo, f"ppo.objective = {self.ppo.objective!r}"
+        for name in ("clip", "anneal_clip", "clip_high", "dual_clip"):
+            yield f"ppo.{name}", ppo.objective != "clip", objective
+        for name in ("penalty_coef", "penalty_target"):
+            yield f"ppo.{name}", ppo.objective != "penalty", objective
+        yield (
+            "ppo.lam",
+            ppo.advantage != "gae" and ppo.value_target != "lambda",
+            f"ppo.advantage = {ppo.advantage!r} together with ppo.value_target = {ppo.value_target!r}",
+        )
+        yield "ppo.value_coef", not self.optim.joint, "optim.joint = false"
+        yield "optim.critic_lr", self.optim.joint, "optim.joint = true"
+        yield "stop_when_solved", self.eval.threshold is None, "no eval.threshold"
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Self:
+        if not self.total_steps and not self.total_iterations:
+            raise ValueError("total_steps = 0 and total_iterations = 0: the run would never end; set one of them")
+        if 0 < self.ppo.dual_clip <= 1:
+            raise ValueError(f"ppo.dual_clip = {self.ppo.dual_clip}: must be above 1 (3 is usual), or 0 for off")
+        for option, ignored, why in self.ignored():
+            owner, name = self.owner(option)
+            if ignored and not owner.is_default(name):
+                raise ValueError(f"{option} = {getattr(owner, name)!r} has no effect with {why}; drop one of the two")
+        return self
+
+    def owner(self, option: str) -> tuple[Section, str]:
+        """'ppo.clip' -> (the section that holds it, 'clip')."""
+        section, _, name = option.rpartition(".")
+        return (getattr(self, section) if section else self), name
+
+    def flat(self) -> dict[str, Any]:
+        """{'seed': 1, 'ppo.clip': 0.2, ...}: every option under the name that flags use."""
+        options: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            inner = (
+                {f"{name}.{k}": getattr(value, k) for k in type(value).model_fields}
+                if isinstance(value, Section)
+                else {name: value}
+            )
+            options.update(inner)
+        return options
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def known_options(model: type[RunConfig]) -> dict[str, type[Section]]:
+    """Every option's name as flags spell it, and the section that declares it."""
+    options: dict[str, type[Section]] = {}
+    for name, f in model.model_fields.items():
+        if isinstance(f.annotation, type) and issubclass(f.annotation, Section):
+            options.update({f"{name}.{key}": f.annotation for key in f.annotation.model_fields})
+        else:
+            options[name] = model
+    return options
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def validate(model: type[C], data: Mapping[str, Any], where: str) -> C:
+    """`data` as a `model`. Raises UsageError, one line per mistake, each naming the option, the value and the bound."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(model, problem, where) for problem in error.errors())) from None
+
+
+def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    option = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
+        return f"{where}: {subject} no option {location[-1]!r}{_remedy(model, location)}"
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}"
+    return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
+
+
+def _remedy(model: type[RunConfig], location: list[str]) -> str:
+    """For an unknown key: the nearest key of the same section, else of any."""
+    options = known_options(model)
+    section = location[0] + "." if len(location) > 1 else ""
+    siblings = [
+        name.removeprefix(section)
+        for name in options
+        if name.startswith(section) and "." not in name.removeprefix(section)
+    ]
+    return nearest(location[-1], siblings) or nearest(location[-1], options)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises UsageError when it can't be read, is not text, or is not TOML."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: is not a text file (byte {error.start} is not UTF-8); a TOML configuration is expected"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, table by table."""
+    merged = dict(base)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = overlay(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged

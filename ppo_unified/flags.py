@@ -1,0 +1,104 @@
+"""Command-line flags for every option, by tyro from the schema; what tyro can't say in one line is said here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, get_origin
+
+import tyro
+
+from ppo_unified.config import RunConfig, Section, known_options, validate
+from ppo_unified.errors import UsageError, nearest
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def parse_flags(config: C, args: Sequence[str], prog: str, description: str) -> C:
+    """`config` with flags such as `--ppo.lr 1e-3` laid over it; `--help` prints them all with config's values as
+    defaults and exits. Raises UsageError, one line, for unknown flags and unfit values."""
+    default = _mirror(config)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                type(default),
+                args=list(args),
+                default=default,
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+    if unknown:
+        raise UsageError(_unknown(unknown[0], type(config)))
+    return validate(type(config), _tables(parsed, config), "command line")
+
+
+def _mirror(section: Section) -> Any:
+    """A dataclass instance of the same shape, for tyro to fill without validating half-parsed values.
+
+    Tables become JSON strings; `kind` is not for the command line.
+    """
+    members: list[tuple[str, Any, Any]] = []
+    for name, f in type(section).model_fields.items():
+        value, kind = getattr(section, name), f.annotation
+        if isinstance(value, Section):
+            value = _mirror(value)
+            members.append((name, type(value), dataclasses.field(default=value)))
+            continue
+        if get_origin(kind) is dict:
+            kind, value = str, json.dumps(value)
+        marks: list[Any] = [tyro.conf.arg(help=f.description)] + ([tyro.conf.Suppress] if name == "kind" else [])
+        default: Any = (
+            dataclasses.field(default_factory=lambda v=value: list(v))
+            if isinstance(value, list)
+            else dataclasses.field(default=value)
+        )
+        members.append((name, Annotated[(kind, *marks)], default))
+    return dataclasses.make_dataclass(type(section).__name__, members, frozen=True)()
+
+
+def _tables(parsed: Any, section: Section) -> dict[str, Any]:
+    """The filled mirror as nested tables, JSON strings decoded."""
+    tables: dict[str, Any] = {}
+    for f in dataclasses.fields(parsed):
+        value, before = getattr(parsed, f.name), getattr(section, f.name)
+        if isinstance(before, Section):
+            value = _tables(value, before)
+        elif isinstance(before, dict):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"command line: {f.name} = {value!r} is not JSON: {error}") from None
+        tables[f.name] = value
+    return tables
+
+
+def _unknown(flag: str, model: type[RunConfig]) -> str:
+    if not flag.startswith("--"):
+        return f"unexpected argument {flag!r}; options are written --section.key VALUE"
+    flags = [f"--{name.replace('_', '-')}" for name in known_options(model)]
+    name = flag.partition("=")[0]
+    same_key = [known for known in flags if known.rpartition(".")[2] == name.lstrip("-").rpartition(".")[2]]
+    return f"there is no option {name}{nearest(name, same_key or flags)}; list them with --help"
+
+
+def _one_line(box: str) -> str:
+    """tyro's framed complaint as one sentence: the text between the frame's top and its first rule."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines: list[str] = []
+    for line in text.splitlines():
+        if re.match(r"^[╭┌+]", line):
+            continue
+        if re.match(r"^[│|]?\s*[─-]{5,}|^[╰└]", line):
+            break
+        lines.append(line.strip("│| "))
+    return "command line: " + " ".join(" ".join(lines).split())

@@ -1,0 +1,183 @@
+"""Becoming a run: its folder, lock, log and signal handlers, all before torch is imported. Also stopping one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import IO, TextIO
+
+import psutil
+
+from ppo_unified import presets
+from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import ACTIVE, Run, Status, create
+
+PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
+
+
+def prepare(config: RunConfig, runs: Path, name: str, preset: str, command: Sequence[str] = ()) -> Run:
+    """A new run folder with config.toml, command.txt and run.json, locked by this process.
+
+    Raises UsageError, leaving no folder behind, for what the adapter refuses and for names and folders that don't do.
+    """
+    presets.check(config)
+    run = create(runs, name, f"{preset}-s{config.seed}")
+    run.acquire()
+    run.config.write_text(config.to_toml(), encoding="utf-8")
+    if command:
+        run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
+    run.write_status(claimed(Status(name=run.name, preset=preset, kind=config.kind, seed=config.seed), config))
+    return run
+
+
+def reopen(run: Run) -> Status:
+    """The status of an existing run, locked by this process for going on. Raises UsageError if another trains there."""
+    run.acquire()
+    status = run.read_status()
+    status.resumes.append({"time": time.time(), "step": status.step, "from_state": status.state})
+    return status
+
+
+def claimed(status: Status, config: RunConfig) -> Status:
+    """`status` as that of this very process, about to start."""
+    status.state, status.reason, status.traceback = "starting", "", ""
+    status.total_steps, status.host, status.pid = config.total_steps, socket.gethostname(), os.getpid()
+    status.pid_started = psutil.Process().create_time()
+    status.started = status.started or time.time()
+    status.heartbeat = time.time()
+    status.versions = {"python": platform.python_version()} | _versions()
+    return status
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class StopRequest:
+    """Set by SIGINT or SIGTERM; the trainer looks at it between iterations. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(130)
+        self.signal = signal.Signals(number)
+
+    @contextmanager
+    def installed(self) -> Iterator[StopRequest]:
+        """Handle both signals inside the block. Only the main thread of a process can."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self.handle) for number in numbers]
+        try:
+            yield self
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
+
+class Tee:
+    """A text stream that also writes what it is given to a log."""
+
+    def __init__(self, stream: TextIO, log: IO[str]) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def logged(run: Run) -> Iterator[IO[str]]:
+    """Inside the block stdout and stderr go to log.txt too; yields the log for lines that belong only there."""
+    with open(run.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        before = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)  # type: ignore[assignment]
+        try:
+            yield log
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -> Status:
+    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it has made `run_path` its own.
+
+    Raises UsageError with what it said if it ends before that.
+    """
+    before = run_path.joinpath("run.json").stat().st_mtime_ns if run_path.joinpath("run.json").exists() else 0
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ppo_unified", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    run, deadline = Run(run_path), time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        path = run_path / "run.json"
+        if path.exists() and path.stat().st_mtime_ns != before and run.read_status().pid == child.pid:
+            return run.read_status()
+        if child.poll() is not None:
+            said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
+            raise UsageError(said or f"the training process ended at once with code {child.returncode}")
+        time.sleep(0.02)
+    raise UsageError(f"{run_path}: the training process {child.pid} has not started within {patience_s:.0f} s")
+
+
+def verified_process(run: Run, status: Status) -> psutil.Process:
+    """The run's trainer, proved to be it by host, process id and start time. Raises UsageError otherwise."""
+    if status.host != socket.gethostname():
+        raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")
+    if status.state not in ACTIVE or not run.locked():
+        raise UsageError(f"{run.name} is not running (it is {run.state(status)})")
+    try:
+        process = psutil.Process(status.pid)
+        if abs(process.create_time() - status.pid_started) < 1.0:
+            return process
+    except psutil.NoSuchProcess:
+        pass
+    raise UsageError(f"{run.name}: process {status.pid} is not the trainer that run.json names; nothing was signalled")
+
+
+def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
+    """End a run's trainer, with a checkpoint or (`kill`) at once; the state it ended in.
+
+    Raises UsageError where there is no such trainer, or it does not end in time.
+    """
+    process = verified_process(run, run.read_status())
+    if kill:
+        for child in process.children(recursive=True):
+            child.kill()
+        process.kill()
+    else:
+        process.terminate()
+    deadline = time.monotonic() + patience_s
+    while run.locked():
+        if time.monotonic() > deadline:
+            raise UsageError(f"{run.name} has not stopped within {patience_s:.0f} s; end it at once with --kill")
+        time.sleep(0.02)
+    return run.state(run.read_status())

@@ -1,0 +1,94 @@
+"""What can be trained: presets (a task, tuned options, the score and time to expect), files, environment ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ppo_unified.adapters import adapter, all_adapters, config_model, load
+from ppo_unified.config import RunConfig, overlay, read_toml, validate
+from ppo_unified.errors import UsageError, nearest
+
+
+class About(NamedTuple):
+    """A preset's line for people."""
+
+    name: str
+    kind: str
+    title: str
+    score: str  # what to expect
+    time: str
+
+
+def preset_files() -> dict[str, Path]:
+    """Every preset's name and file, of all adapters."""
+    found: dict[str, Path] = {}
+    for spec in all_adapters().values():
+        if spec.presets:
+            found.update(
+                {Path(str(f)).stem: Path(str(f)) for f in files(spec.presets).iterdir() if f.name.endswith(".toml")}
+            )
+    return dict(sorted(found.items()))
+
+
+def abouts() -> Iterator[About]:
+    for name, path in preset_files().items():
+        table = read_toml(path)
+        about = table.get("about", {})
+        yield About(name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", ""))
+
+
+def load_target(target: str) -> tuple[str, RunConfig]:
+    """(a name for runs of it, its configuration) for a preset, a TOML file, or what an adapter recognises, such as a
+    Gymnasium id. Raises UsageError with the nearest name."""
+    presets = preset_files()
+    if target in presets:
+        return target, from_file(presets[target])
+    if target.endswith(".toml") or Path(target).is_file():
+        path = Path(target)
+        return (path.parent.name if path.name == "config.toml" else path.stem), from_file(path)
+    for kind, spec in all_adapters().items():
+        table = load(spec.target)(target) if spec.target else None
+        if table is not None:
+            return target.split(":")[-1].replace("/", "-"), from_table({"kind": kind, **table}, target)
+    raise UsageError(
+        f"there is no preset, file or environment {target!r}{nearest(target, presets)}; list them with: ppo-unified envs"
+    )
+
+
+def from_file(path: Path) -> RunConfig:
+    """The configuration in a TOML file: a preset, a run's config.toml, or the user's own."""
+    return from_table(read_toml(path), str(path))
+
+
+def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
+    options = {key: value for key, value in table.items() if key != "about"}
+    kind = options.get("kind", "")
+    if not isinstance(kind, str) or not kind:
+        raise UsageError(f'{where}: says no adapter; add a line such as: kind = "gym"')
+    return validate(config_model(kind), options, where)
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def changed(config: C, changes: Mapping[str, Any], where: str) -> C:
+    """`config` with `changes` (nested tables) laid over it and validated again."""
+    return validate(type(config), overlay(config.model_dump(), changes), where)
+
+
+def load_preset(name: str, **changes: Any) -> RunConfig:
+    """A preset, TOML file or environment id as a configuration: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`.
+
+    Raises UsageError for unknown names, unknown options and values out of bounds.
+    """
+    return changed(load_target(name)[1], changes, f"load_preset({name!r})")
+
+
+def check(config: RunConfig) -> None:
+    """What the adapter can refuse before a run folder exists. Raises UsageError."""
+    spec = adapter(config.kind)
+    if spec.check:
+        load(spec.check)(config)

@@ -1,0 +1,278 @@
+"""Training inside a run folder: the engine's loop with events, evaluations, checkpoints and a truthful run.json."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from ppo_unified import checkpoint, launch
+from ppo_unified.adapters import adapter as adapter_spec
+from ppo_unified.adapters import load
+from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.events import EventWriter
+from ppo_unified.optimizers import make_optimizers
+from ppo_unified.ppo import Iteration, Progress, train
+from ppo_unified.rollout import Adapter
+from ppo_unified.runs import Run, Status
+
+HEARTBEAT_S = 1.0
+CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
+RATIO_TOLERANCE = 1e-2  # of invariant/first_ratio_error; fp32 stays below 1e-5, bf16 below this
+
+Report = Callable[[Status, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    score: float | None  # of the last evaluation
+    best_score: float | None
+    solved_step: int | None
+    state: str
+    reason: str
+    path: Path
+
+
+def run(config: RunConfig, runs: str | Path = "runs", name: str = "", preset: str = "") -> Result:
+    """Train `config` in a new folder under `runs` and return how it ended. Ctrl-C checkpoints and stops.
+
+    Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
+    """
+    prepared = launch.prepare(config, Path(runs), name, preset or config.kind)
+    stop = launch.StopRequest()
+    main = threading.current_thread() is threading.main_thread()
+    with stop.installed() if main else nullcontext():
+        status = train_in(prepared, config, stop)
+    return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
+
+
+def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Report | None = None) -> Status:
+    """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
+
+    Whatever ends the training is in run.json and log.txt when this returns or raises.
+    """
+    status = run.read_status()
+    try:
+        trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
+        try:
+            trainer.loop(stop)
+        finally:
+            trainer.close()
+    except BaseException as error:
+        status.state, status.reason = (
+            "failed",
+            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+        )
+        status.reason = str(error) if isinstance(error, UsageError) else status.reason
+        status.traceback = traceback.format_exc()
+        run.write_status(status)
+        with open(run.log, "a", encoding="utf-8") as log:
+            log.write(status.traceback)
+        raise
+    finally:
+        run.release()
+    return status
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """The device that `config.device` means here. Raises UsageError where a GPU is asked for and none is seen."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device = 'cuda': torch sees no GPU here; see what is wrong with: ppo-unified doctor")
+    if config.device == "auto":
+        return torch.device("cuda" if adapter_spec(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]:
+    """A run's adapter with the policy of a checkpoint ('best', 'latest' or a step), and that checkpoint's step."""
+    torch.set_num_threads(config.threads)
+    step, device = checkpoint.choose(run, which), resolve_device(config)
+    adapter: Adapter = load(adapter_spec(config.kind).build)(config, device)
+    adapter.policy.load_state_dict(checkpoint.load_policy(run, step, device))
+    return adapter, step
+
+
+class Trainer:
+    """One process's training of one run."""
+
+    def __init__(self, run: Run, config: RunConfig, status: Status, report: Report) -> None:
+        torch.set_num_threads(config.threads)
+        self.run, self.config, self.status, self.report = run, config, status, report
+        self.device = resolve_device(config)
+        self.adapter: Adapter = load(adapter_spec(config.kind).build)(config, self.device)
+        self.optimizers = make_optimizers(self.adapter.policy, config.optim)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
+        resumed = self._restore() if checkpoint.steps(run) else False
+        self.events = EventWriter(run.path, self.progress.steps + 1 if resumed else 0)
+        if not resumed:
+            self.events.hyperparameters(config.flat())
+        self.process = psutil.Process()
+        self.began, self.elapsed_before = time.time(), status.elapsed_s
+        self.steps_before = self.progress.steps
+        self.checkpointed = self.beaten = self.measured = time.monotonic()
+        self.evaluated = -1  # the step of the last evaluation
+        status.device = str(self.device)
+
+    def _restore(self) -> bool:
+        """Take up the newest checkpoint."""
+        step = checkpoint.choose(self.run, "latest")
+        state = checkpoint.load_trainer(self.run, step)
+        self.adapter.policy.load_state_dict(checkpoint.load_policy(self.run, step, self.device))
+        self.adapter.load_state_dict(state["adapter"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+        totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
+        self.progress = Progress(**state["progress"] | totals)
+        self.status.elapsed_s = state["elapsed_s"]
+        return True
+
+    def loop(self, stop: launch.StopRequest) -> None:
+        """Train until the end, the threshold, or a request to stop; leaves the final state in run.json."""
+        status = self.status
+        status.state = "running"
+        self._update_status()
+        self.run.write_status(status)
+        iterations = train(
+            self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
+        )
+        for iteration in iterations:
+            self._after(iteration)
+            if stop or (status.solved_step is not None and self.config.stop_when_solved):
+                break
+        if stop:
+            status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
+        elif status.solved_step is not None and self.config.stop_when_solved:
+            status.reason = "solved"
+        else:
+            self._evaluate()
+            reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
+            status.reason = "total_steps reached" if reached else "total_iterations reached"
+        self._checkpoint()
+        status.state = "stopped" if stop else "finished"
+        self._update_status()
+        self.run.write_status(status)
+
+    def _after(self, iteration: Iteration) -> None:
+        """Everything that follows an iteration, each at its own interval."""
+        self._update_status()
+        metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
+        if self._evaluation_due():
+            metrics |= self._evaluate(log=False)
+        self._log(metrics, iteration)
+        if metrics["invariant/first_ratio_error"] > RATIO_TOLERANCE:
+            error = metrics["invariant/first_ratio_error"]
+            raise RuntimeError(
+                f"the ratio to the old policy is off by {error:.3g} before any update (iteration {self.progress.iteration}): "
+                "the adapter's collect() and its policy's evaluate() disagree about log-probs"
+            )
+        now = time.monotonic()
+        if now - self.checkpointed >= self.config.checkpoint.every_s:
+            self._checkpoint()
+        if now - self.beaten >= HEARTBEAT_S:
+            self.beaten = now
+            self.run.write_status(self.status)
+        self.report(self.status, metrics)
+
+    def _log(self, metrics: dict[str, float], iteration: Iteration) -> None:
+        number = self.progress.iteration
+        histograms = {}
+        if self.config.log.samples_every and number % self.config.log.samples_every == 0:
+            histograms = self._histograms(iteration)
+        if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
+            self.events.scalars(self.progress.steps, metrics, histograms)
+
+    @torch.no_grad()
+    def _histograms(self, iteration: Iteration) -> dict[str, np.ndarray]:
+        batch = iteration.batch
+        now = self.adapter.policy.evaluate(batch.obs, batch.actions).logprobs
+        ratios = (now - batch.logprobs).exp()[batch.mask]
+        tags = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": ratios}
+        return {tag: x.float().cpu().numpy() for tag, x in tags.items()}
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval.every_steps
+        return bool(every) and self.progress.steps - max(self.evaluated, 0) >= every
+
+    def _evaluate(self, log: bool = True) -> dict[str, float]:
+        """Score the greedy policy, keep it if it is the best so far, and see whether the task is solved."""
+        if self.evaluated == self.progress.steps:
+            return {}
+        self.evaluated = self.progress.steps
+        options, status = self.config.eval, self.status
+        score = float(np.mean(self.adapter.score(options.episodes, self.config.seed + 1, True)))
+        solved = False
+        if options.threshold is not None and status.solved_step is None and score >= options.threshold:
+            scores = [self._confirmation(number) for number in (2, 3)]
+            solved = min(scores) >= options.threshold
+            score = float(np.mean(scores))
+        status.score = score
+        if solved:
+            status.solved_step = self.progress.steps
+        if solved or status.best_score is None or score > status.best_score:
+            status.best_score, status.best_step = score, self.progress.steps
+            self._checkpoint()
+            checkpoint.mark_best(self.run, self.progress.steps, score)
+        metrics = {"eval/score": score, "eval/return": score}
+        if log:
+            self.events.scalars(self.progress.steps, metrics)
+        return metrics
+
+    def _confirmation(self, number: int) -> float:
+        return float(np.mean(self.adapter.score(CONFIRMATION_EPISODES, self.config.seed + number, True)))
+
+    def _checkpoint(self) -> None:
+        self.checkpointed = time.monotonic()
+        trainer = {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": asdict(self.progress),
+            "generator": self.generator.get_state(),
+            "adapter": self.adapter.state_dict(),
+            "elapsed_s": self.status.elapsed_s,
+        }
+        meta = {"iteration": self.progress.iteration, "time": time.time()}
+        checkpoint.save(self.run, self.progress.steps, self.adapter.policy.state_dict(), trainer, meta)
+        checkpoint.prune(self.run, self.config.checkpoint.keep)
+
+    def _update_status(self) -> None:
+        status = self.status
+        status.step, status.iteration = self.progress.steps, self.progress.iteration
+        status.heartbeat = time.time()
+        status.elapsed_s = self.elapsed_before + time.time() - self.began
+
+    def _speed(self) -> float:
+        return (self.progress.steps - self.steps_before) / max(1e-9, time.time() - self.began)
+
+    def _system_metrics(self) -> dict[str, float]:
+        """At most once a second: asking the system costs more than a small iteration."""
+        now = time.monotonic()
+        if now - self.measured < HEARTBEAT_S:
+            return {}
+        self.measured = now
+        metrics = {"system/cpu": self.process.cpu_percent(), "system/memory_gb": self.process.memory_info().rss / 1e9}
+        if self.device.type == "cuda":
+            metrics["system/gpu_memory_gb"] = torch.cuda.memory_reserved(self.device) / 1e9
+        return metrics
+
+    def close(self) -> None:
+        self.adapter.close()
+        self.events.close()
+
+
+def evaluate(adapter: Adapter, episodes: int, seed: int, greedy: bool) -> dict[str, Any]:
+    """Mean, deviation and count of fresh scores."""
+    scores = np.array(adapter.score(episodes, seed, greedy))
+    return {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}

@@ -1,0 +1,204 @@
+"""The run directory: the one interface between trainer, CLI, TUI, TensorBoard and scripts. No torch.
+
+A trainer holds `run.lock` for life, so "is it alive" survives kill -9 and reused process ids; `run.json` is replaced
+atomically and never half-written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+from ppo_unified.errors import UsageError, nearest
+
+ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
+STALLED_S = 60.0  # a living trainer that has not written run.json for this long
+_NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
+
+
+@dataclass
+class Status:
+    """What run.json holds; times in seconds since the epoch."""
+
+    name: str = ""
+    preset: str = ""
+    kind: str = ""
+    state: str = "starting"  # starting, running, stopping, stopped, finished, failed
+    step: int = 0
+    total_steps: int = 0
+    iteration: int = 0
+    score: float | None = None
+    best_score: float | None = None
+    best_step: int | None = None
+    solved_step: int | None = None
+    started: float = 0.0
+    heartbeat: float = 0.0
+    elapsed_s: float = 0.0
+    host: str = ""
+    pid: int = 0
+    pid_started: float = 0.0
+    reason: str = ""
+    traceback: str = ""
+    resumes: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    seed: int = 0
+
+
+class Run:
+    """One run's folder. Making the object touches nothing on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.config = path / "config.toml"
+        self.command = path / "command.txt"
+        self.log = path / "log.txt"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self._lock: IO[str] | None = None
+
+    def write_status(self, status: Status) -> None:
+        write_atomically(self.path / "run.json", json.dumps(asdict(status), indent=1, allow_nan=False))
+
+    def read_status(self) -> Status:
+        """run.json; keys of later versions are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
+        path = self.path / "run.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name for f in fields(Status)}
+            return Status(**{key: value for key, value in data.items() if key in known})
+        except (OSError, ValueError, AttributeError) as error:
+            raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
+
+    def state(self, status: Status) -> str:
+        """What to show: the state of run.json, corrected by whether a trainer is alive ('crashed', 'stalled')."""
+        if status.state not in ACTIVE:
+            return status.state
+        if not self.locked():
+            return "crashed"
+        return "stalled" if time.time() - status.heartbeat > STALLED_S else status.state
+
+    def acquire(self) -> None:
+        """Become this folder's only trainer until the process ends. Raises UsageError if there is one.
+
+        lockf and not flock: a forked environment worker would keep a flock after the trainer is gone.
+        """
+        file = open(self.path / "run.lock", "a+")  # noqa: SIM115 - any close of this file in this process drops the lock
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise UsageError(
+                f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
+            ) from None
+        self._lock = file
+
+    def release(self) -> None:
+        """Give the folder up."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def locked(self) -> bool:
+        """Whether a trainer lives, asked without ever taking the lock (taking it could make a starting trainer fail)."""
+        try:
+            with open(self.path / "run.lock", "rb") as file:
+                answer = fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK))
+        except OSError:
+            return False
+        return _flock_type(answer) != fcntl.F_UNLCK
+
+
+def _flock(kind: int) -> bytes:
+    """struct flock over the whole file, as this system lays it out."""
+    if sys.platform == "darwin":
+        return struct.pack("qqihh", 0, 0, 0, kind, 0)
+    return struct.pack("hhqqi", kind, 0, 0, 0, 0)
+
+
+def _flock_type(packed: bytes) -> int:
+    return int(struct.unpack("qqihh", packed)[3] if sys.platform == "darwin" else struct.unpack("hhqqi", packed)[0])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that readers see the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError unless `name` can be a folder directly under the runs folder."""
+    if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
+        raise UsageError(
+            f"run name {name!r}: use letters, digits and . _ + = @ - (at most 100, starting with a letter or digit); it names a folder inside the runs folder"
+        )
+
+
+def create(runs: Path, name: str, default: str) -> Run:
+    """Make a new run folder: `name`, or if empty the first free of default, default-2, ...
+
+    Raises UsageError when the name is unfit or taken, or the folder can't be made.
+    """
+    if name:
+        check_name(name)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            candidate = runs / (name or (default if number == 1 else f"{default}-{number}"))
+            try:
+                candidate.mkdir()
+                return Run(candidate)
+            except FileExistsError:
+                if name:
+                    raise UsageError(
+                        f"{candidate} exists already; resume it (ppo-unified resume {name}) or choose another --name"
+                    ) from None
+    except OSError as error:
+        raise UsageError(
+            f"{runs}: the runs folder cannot be written ({error.strerror}); choose another with --runs DIR"
+        ) from None
+    raise UsageError(f"{runs}: no free run name like {default!r}; give one with --name")
+
+
+def discard(run: Run) -> None:
+    """Remove a folder that never became a run: it holds nothing but what starting it wrote."""
+    if not run.checkpoints.exists():
+        shutil.rmtree(run.path, ignore_errors=True)
+
+
+def all_runs(runs: Path) -> Iterator[tuple[Run, Status]]:
+    """Every readable run under `runs`, the newest first; folders without a run.json are passed over."""
+    found = []
+    with suppress(OSError):
+        for entry in os.scandir(runs):
+            run = Run(Path(entry.path))
+            with suppress(UsageError):
+                found.append((run, run.read_status()))
+    yield from sorted(found, key=lambda pair: pair[1].started, reverse=True)
+
+
+def find(reference: str, runs: Path) -> Run:
+    """The run that `reference` means: a name under `runs`, a path, or 'latest'. Raises UsageError with the nearest name."""
+    if reference == "latest":
+        newest = next(all_runs(runs), None)
+        if newest is None:
+            raise UsageError(f"{runs}: there is no run yet; start one with: ppo-unified train cartpole")
+        return newest[0]
+    for path in (runs / reference, Path(reference)):
+        if (path / "run.json").is_file():
+            return Run(path)
+    names = [run.name for run, _ in all_runs(runs)]
+    raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)}; list them with: ppo-unified runs")
