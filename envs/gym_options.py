@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,7 +25,7 @@ class Gym(Section):
     num_steps: int = Field(128, ge=1, description="steps of each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
-        description="auto: the environment's own vector version if it has one, else processes if stepping is slow, else a loop",
+        description="auto: the environment's own vector version, else processes if stepping is slow, else a loop",
     )
     normalize_obs: bool = Field(
         False, description="scale observations by their running mean and variance, then clip to +-10"
@@ -101,8 +101,8 @@ def resolve(env_id: str) -> Any:
 
     module, _, name = env_id.rpartition(":")
     if module:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -163,7 +163,7 @@ def check(config: GymConfig) -> None:
     spec = resolve(config.gym.env_id)
     if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
         raise UsageError(
-            f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version of its own; use sync or async"
+            f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
         )
     if spec.entry_point is None:
         return  # only a vector version: looked at when it is built
@@ -175,5 +175,6 @@ def check(config: GymConfig) -> None:
         env.close()
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
-            f"policy.log_std_init = {config.policy.log_std_init} has no effect: {config.gym.env_id} has discrete actions; drop it"
+            f"policy.log_std_init = {config.policy.log_std_init} has no effect: {config.gym.env_id} has discrete "
+            "actions; drop it"
         )

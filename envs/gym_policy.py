@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class ObservationScaler(nn.Module):
 def mlp(inputs: int, config: Policy) -> nn.Sequential:
     sizes = [inputs, *config.hidden]
     layers: list[nn.Module] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), ACTIVATIONS[config.activation]()]
     return nn.Sequential(*layers)
 
@@ -73,7 +74,7 @@ class GymPolicy(ActorCritic):
     ) -> None:
         super().__init__()
         features = config.hidden[-1] if config.hidden else obs_size
-        self.scaler = ObservationScaler(obs_size) if normalize_obs else nn.Identity()
+        self.scaler = ObservationScaler(obs_size) if normalize_obs else None
         self.actor_torso = mlp(obs_size, config)
         self.critic_torso = self.actor_torso if config.shared else mlp(obs_size, config)
         self.shared = config.shared
@@ -98,6 +99,10 @@ class GymPolicy(ActorCritic):
         logprobs, entropy = self.head.score(features, actions, mask)
         values = self.critic(features if self.shared else self.critic_torso(x)).squeeze(-1)
         return Evaluation(logprobs, entropy, values)
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        """Observations [.., size] as the networks want them."""
+        return obs if self.scaler is None else self.scaler(obs)
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
         """Actions [N, components] for normalised obs [N, size]: sampled, or the likeliest ones without a generator."""

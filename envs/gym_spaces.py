@@ -50,8 +50,8 @@ def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationL
         layout = ObservationLayout(int(spaces.flatdim(rest)), flatten=True, has_mask=has_mask)
     else:
         raise UsageError(
-            f"{env_id}: observation space {space} is not supported; it must be Box, Discrete, MultiDiscrete, MultiBinary or a "
-            "Dict of these. Wrap the environment (gym.wrappers) into one of them"
+            f"{env_id}: observation space {space} is not supported; it must be Box, Discrete, MultiDiscrete, "
+            "MultiBinary or a Dict of these. Wrap the environment (gym.wrappers) into one of them"
         )
     if not 0 < layout.size <= LARGEST:
         raise UsageError(
@@ -86,24 +86,22 @@ def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
         low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
         return ActionLayout(True, low=low, high=high, shape=space.shape, dtype=space.dtype.name)
     raise UsageError(
-        f"{env_id}: action space {space} is not supported; it must be Discrete, MultiDiscrete, MultiBinary or a Box of floats. "
-        "Wrap the environment (gym.wrappers) into one of them"
+        f"{env_id}: action space {space} is not supported; it must be Discrete, MultiDiscrete, MultiBinary or a Box of "
+        "floats. Wrap the environment (gym.wrappers) into one of them"
     )
 
 
 def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
-    """Policy actions [N, components] as the environment wants them, [N, *shape]; continuous ones are clipped to the bounds."""
-    if layout.continuous:
-        actions = np.clip(actions, layout.low, layout.high)
-    else:
-        actions = actions + np.asarray(layout.start)
+    """Policy actions [N, components] as the environment wants them, [N, *shape]; continuous ones clipped to bounds."""
+    actions = np.clip(actions, layout.low, layout.high) if layout.continuous else actions + np.asarray(layout.start)
     return actions.reshape(len(actions), *layout.shape).astype(layout.dtype)
 
 
 def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
     """Observations [N, ...] as float32 vectors [N, size]."""
     if layout.one_hot:
-        return np.eye(layout.size, dtype=np.float32)[np.asarray(raw) - layout.start]
+        one_hot: np.ndarray = np.eye(layout.size, dtype=np.float32)[np.asarray(raw) - layout.start]
+        return one_hot
     return np.asarray(raw, dtype=np.float32).reshape(len(raw), -1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class GymAdapter:
 
     def _observe(self) -> Observations:
         """What the policy sees now, [N, ...] on its device, normalised."""
-        obs: Tensor = self.policy.scaler(torch.from_numpy(self.raw).to(self.device))
+        obs = self.policy.scaled(torch.from_numpy(self.raw).to(self.device))
         if self.masks is None:
             return obs
         return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
@@ -88,7 +89,7 @@ class GymAdapter:
         rollout = self._rollout(
             _stack(seen), torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
         )
-        if self.config.gym.normalize_obs:
+        if self.policy.scaler is not None:
             self.policy.scaler.update(torch.from_numpy(np.stack(raws, 1)[mask]).to(self.device))
         return rollout
 
@@ -126,17 +127,13 @@ class GymAdapter:
         """log pi_old and V_old, [N, columns], by the very function that the update differentiates."""
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
-        scored = [
-            self.policy.evaluate(
-                map_obs(lambda x, s=start: x[s : s + CHUNK], flat_obs), flat_actions[start : start + CHUNK]
-            )
-            for start in range(0, len(flat_actions), CHUNK)
-        ]
+        chunks = [slice(start, start + CHUNK) for start in range(0, len(flat_actions), CHUNK)]
+        scored = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
         return torch.cat([e.logprobs for e in scored]).view(shape), torch.cat([e.values for e in scored]).view(shape)
 
     def _step(self, chosen: Tensor) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
-            return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))  # type: ignore[return-value]
+            return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
         except Exception as error:
             where = f"{self.config.gym.env_id} raised {type(error).__name__} in step"
             raise RuntimeError(f"{where} (after {self.steps_taken} environment steps): {error}") from error
@@ -241,7 +238,8 @@ class RewardScaler:
         self.mean += delta * seen.size / total
         self.count = total
         scaled = rewards / np.sqrt(self.m2 / self.count + 1e-8)
-        return np.clip(scaled, -REWARD_CLIP, REWARD_CLIP).astype(np.float32)
+        clipped: np.ndarray = np.clip(scaled, -REWARD_CLIP, REWARD_CLIP).astype(np.float32)
+        return clipped
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean, "m2": self.m2}

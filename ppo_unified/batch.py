@@ -33,16 +33,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.mask)
 
-    @property
-    def num_steps(self) -> int:
-        return int(self.mask.sum())
-
-    @property
-    def lengths(self) -> Tensor:
-        """Columns up to and including the last valid one, [R]."""
-        columns = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
-        return (self.mask * columns).amax(1)
-
 
 def normalized(advantages: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit variance over the valid steps; unchanged where fewer than two of them leave no variance.
@@ -57,7 +47,7 @@ def normalized(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
-    """Deal all rows, shuffled, to `count` minibatches of near-equal valid steps; fewer where rows are fewer, none empty."""
+    """Deal all rows, shuffled, to `count` minibatches (no more than rows) of near-equal valid steps, none empty."""
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
         minibatch = batch[rows]
@@ -82,12 +72,12 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
 
     Columns after a micro-batch's last valid one are cut off, which is sound because policies are causal.
     """
-    if batch.mask.shape[1] == 1:
+    width = batch.mask.shape[1]
+    if width == 1:
         yield from (batch[start : start + columns] for start in range(0, len(batch), columns))
         return
-    lengths = batch.lengths
-    order = lengths.argsort(descending=True, stable=True)
-    start = 0
+    lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column
+    order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = order[start : start + max(1, columns // max(1, longest))]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
 
 from ppo_unified.config import RunConfig, Section, known_options, validate
-from ppo_unified.errors import UsageError, nearest
+from ppo_unified.errors import UsageError
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -57,11 +59,9 @@ def _mirror(section: Section) -> Any:
         if get_origin(kind) is dict:
             kind, value = str, json.dumps(value)
         marks: list[Any] = [tyro.conf.arg(help=f.description)] + ([tyro.conf.Suppress] if name == "kind" else [])
-        default: Any = (
-            dataclasses.field(default_factory=lambda v=value: list(v))
-            if isinstance(value, list)
-            else dataclasses.field(default=value)
-        )
+        default: Any = dataclasses.field(default=value)
+        if isinstance(value, list):
+            default = dataclasses.field(default_factory=partial(list, value))
         members.append((name, Annotated[(kind, *marks)], default))
     return dataclasses.make_dataclass(type(section).__name__, members, frozen=True)()
 
@@ -85,10 +85,13 @@ def _tables(parsed: Any, section: Section) -> dict[str, Any]:
 def _unknown(flag: str, model: type[RunConfig]) -> str:
     if not flag.startswith("--"):
         return f"unexpected argument {flag!r}; options are written --section.key VALUE"
-    flags = [f"--{name.replace('_', '-')}" for name in known_options(model)]
-    name = flag.partition("=")[0]
-    same_key = [known for known in flags if known.rpartition(".")[2] == name.lstrip("-").rpartition(".")[2]]
-    return f"there is no option {name}{nearest(name, same_key or flags)}; list them with --help"
+    name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+    section, _, key = name.rpartition(".")
+    keys = {known.rpartition(".")[2]: known for known in known_options(model)}
+    keys |= {k.rpartition(".")[2]: k for k in known_options(model) if k.startswith(f"{section}.")}
+    close = difflib.get_close_matches(key, keys, n=1)
+    remedy = f"; did you mean --{keys[close[0]].replace('_', '-')}?" if close else "; list them all with --help"
+    return f"there is no option {flag.partition('=')[0]}{remedy}"
 
 
 def _one_line(box: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, Status, create
 
+DETACHED = "PPO_UNIFIED_DETACHED"  # set in the environment of a process that `detach` started
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -71,8 +74,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def discard(run: Run) -> None:
+    """Remove the folder of a run that was refused before it trained; one that holds a checkpoint stays."""
+    run.release()
+    if not run.checkpoints.exists():
+        shutil.rmtree(run.path, ignore_errors=True)
+
+
 class StopRequest:
-    """Set by SIGINT or SIGTERM; the trainer looks at it between iterations. A second signal ends the process at once."""
+    """Set by SIGINT or SIGTERM, looked at between iterations. A second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -100,23 +110,31 @@ class StopRequest:
 class Tee:
     """A text stream that also writes what it is given to a log."""
 
-    def __init__(self, stream: TextIO, log: IO[str]) -> None:
-        self._stream, self._log = stream, log
+    def __init__(self, screen: TextIO, log: IO[str]) -> None:
+        self.screen, self._log = screen, log
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        return self._stream.write(text)
+        return self.screen.write(text)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
+        return getattr(self.screen, name)
 
 
 @contextmanager
-def logged(run: Run) -> Iterator[IO[str]]:
-    """Inside the block stdout and stderr go to log.txt too; yields the log for lines that belong only there."""
+def logged(run: Run) -> Iterator[TextIO]:
+    """Inside the block stdout and stderr go to log.txt too; yields the log for lines that belong only there.
+
+    A detached process has no one to show them to: there they go to log.txt alone, whoever writes them.
+    """
     with open(run.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        if os.environ.get(DETACHED):
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(log.fileno(), stream.fileno())
+            yield sys.stderr
+            return
         before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)
         try:
             yield log
         finally:
@@ -128,23 +146,24 @@ def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -
 
     Raises UsageError with what it said if it ends before that.
     """
-    before = run_path.joinpath("run.json").stat().st_mtime_ns if run_path.joinpath("run.json").exists() else 0
-    child = subprocess.Popen(
-        [sys.executable, "-m", "ppo_unified", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
     run, deadline = Run(run_path), time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        path = run_path / "run.json"
-        if path.exists() and path.stat().st_mtime_ns != before and run.read_status().pid == child.pid:
-            return run.read_status()
-        if child.poll() is not None:
-            said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
-            raise UsageError(said or f"the training process ended at once with code {child.returncode}")
-        time.sleep(0.02)
+    with tempfile.TemporaryFile() as said:  # a file and not a pipe: the child may write after this process is gone
+        child = subprocess.Popen(
+            [sys.executable, "-m", "ppo_unified", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+            env=os.environ | {DETACHED: "1"},
+        )
+        while time.monotonic() < deadline:
+            if (run_path / "run.json").exists() and run.read_status().pid == child.pid:
+                return run.read_status()
+            if child.poll() is not None:
+                said.seek(0)
+                reason = said.read().decode(errors="replace").strip()
+                raise UsageError(reason or f"the training process ended at once with code {child.returncode}")
+            time.sleep(0.02)
     raise UsageError(f"{run_path}: the training process {child.pid} has not started within {patience_s:.0f} s")
 
 

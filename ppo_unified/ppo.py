@@ -8,7 +8,7 @@ gradient does not depend on how a minibatch is cut to fit into memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from ppo_unified.batch import Batch, microbatches, minibatches, normalized
 from ppo_unified.config import PPO, Optim
 from ppo_unified.diagnostics import explained_variance, gae_error
-from ppo_unified.optimizers import set_learning_rates, step
+from ppo_unified.optimizers import Adam, set_learning_rates, step
 from ppo_unified.rollout import ActorCritic, Adapter, Evaluation, Rollout, map_obs
 
 
@@ -50,14 +50,14 @@ class Iteration(NamedTuple):
 
 def train(
     adapter: Adapter,
-    optimizers: list[torch.optim.Adam],
+    optimizers: list[Adam],
     ppo: PPO,
     optim: Optim,
     progress: Progress,
     generator: torch.Generator,
 ) -> Iterator[Iteration]:
-    """One PPO iteration per `next()`, until `progress` is complete. The caller logs, checkpoints, or stops by not asking
-    for more. `generator` (CPU) deals the minibatches."""
+    """One PPO iteration per `next()`, until `progress` is complete. The caller logs, checkpoints, or stops by not
+    asking for more. `generator` (CPU) deals the minibatches."""
     while progress.remaining > 0:
         set_learning_rates(optimizers, progress.remaining if optim.anneal else 1.0)
         started = time.perf_counter()
@@ -66,7 +66,7 @@ def train(
         batch = make_batch(rollout, ppo)
         metrics = update(adapter, optimizers, batch, ppo, optim, progress, generator)
         progress.iteration += 1
-        progress.steps += batch.num_steps
+        progress.steps += int(batch.mask.sum())
         metrics |= {
             "optim/lr": optimizers[0].param_groups[0]["lr"],
             "value/explained_variance": explained_variance(batch),
@@ -81,86 +81,73 @@ def train(
 def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16), [N, T]; 0 where masked.
 
-    delta_t = r_t + gamma * V(what follows t) - V(s_t)
-    A_t     = delta_t + gamma * lam * A_(next valid column of the same episode)
+        delta_t = r_t + gamma * V(what follows t) - V(s_t)
+        A_t     = delta_t + gamma * lam * A_(next valid column of the same episode)
+
+    A masked column is no step: the trace passes through it unchanged.
     """
     deltas = rollout.rewards + gamma * rollout.next_values - rollout.values
-    return discounted_sums(deltas, rollout, gamma * lam)
-
-
-def discounted_sums(x: Tensor, rollout: Rollout, discount: float) -> Tensor:
-    """sum_k discount^k x_(t+k) over the valid columns of t's episode, [N, T]. A masked column is no step: the trace
-    passes through it unchanged and its result is 0."""
-    carried = discount * rollout.continues
-    sums, running = torch.zeros_like(x), torch.zeros_like(x[:, 0])
-    for t in reversed(range(x.shape[1])):
-        running = torch.where(rollout.mask[:, t], x[:, t] + carried[:, t] * running, running)
-        sums[:, t] = running
-    return sums * rollout.mask
+    carried = gamma * lam * rollout.continues.to(deltas.dtype)
+    advantages, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        running = torch.where(rollout.mask[:, t], deltas[:, t] + carried[:, t] * running, running)
+        advantages[:, t] = torch.where(rollout.mask[:, t], running, 0.0)
+    return advantages
 
 
 def reward_to_go(rollout: Rollout, gamma: float) -> Tensor:
-    """Discounted rewards from each step to its episode's end, [N, T]; where the rollout cuts an episode off, the
-    value of what follows stands for the rest. Equals GAE at lambda = 1 plus V."""
-    ahead = torch.where(rollout.continues, 0.0, gamma * rollout.next_values)
-    last = rollout.mask.shape[1] - 1 - rollout.mask.flip(1).int().argmax(1)  # the last valid column has no next one
-    rows = torch.arange(len(last), device=last.device)
-    ahead[rows, last] = gamma * rollout.next_values[rows, last]
-    return discounted_sums(rollout.rewards + ahead, rollout, gamma)
+    """Discounted rewards up to the episode's end, [N, T]; where the rollout cuts it off, the value of what follows
+    stands for the rest. At lambda = 1 the values in GAE's deltas cancel, all but V(s_t)."""
+    return torch.where(rollout.mask, gae(rollout, gamma, 1.0) + rollout.values, 0.0)
 
 
 def episode_return(rollout: Rollout, gamma: float) -> Tensor:
     """Every step weighed by its whole episode's return, counted from the episode's first step in this rollout, [N, T]:
     the first rung of the policy-gradient ladder, blind to what an action could not have caused."""
-    to_go = reward_to_go(rollout, gamma)
-    returns = torch.zeros_like(to_go)
-    running, fresh = torch.zeros_like(to_go[:, 0]), torch.ones_like(rollout.mask[:, 0])
-    for t in range(to_go.shape[1]):
-        running = torch.where(fresh & rollout.mask[:, t], to_go[:, t], running)
-        returns[:, t] = running
-        fresh = torch.where(rollout.mask[:, t], ~rollout.continues[:, t], fresh)
-    return returns * rollout.mask
+    returns = reward_to_go(rollout, gamma)
+    running, fresh = torch.zeros_like(returns[:, 0]), torch.ones_like(rollout.mask[:, 0])
+    for t in range(returns.shape[1]):
+        valid = rollout.mask[:, t]
+        running = torch.where(fresh & valid, returns[:, t], running)
+        returns[:, t] = torch.where(valid, running, 0.0)
+        fresh = torch.where(valid, ~rollout.continues[:, t], fresh)
+    return returns
 
 
 def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     """Advantages, value targets and step weights for a rollout, as update rows [R, L]; rows without a valid step go."""
-    if ppo.advantage == "gae":
-        advantages = gae(rollout, ppo.gamma, ppo.lam)
-    elif ppo.advantage == "td":
-        advantages = gae(rollout, ppo.gamma, 0.0)
-    elif ppo.advantage == "reward-to-go":
-        advantages = reward_to_go(rollout, ppo.gamma)
-    else:
-        advantages = episode_return(rollout, ppo.gamma)
-    if ppo.value_target == "monte-carlo":
-        returns = reward_to_go(rollout, ppo.gamma)
-    else:
-        returns = (advantages if ppo.advantage == "gae" else gae(rollout, ppo.gamma, ppo.lam)) + rollout.values
+    estimate = gae(rollout, ppo.gamma, ppo.lam)
+    ladder: dict[str, Callable[[], Tensor]] = {
+        "gae": lambda: estimate,
+        "td": lambda: gae(rollout, ppo.gamma, 0.0),
+        "reward-to-go": lambda: reward_to_go(rollout, ppo.gamma),
+        "return": lambda: episode_return(rollout, ppo.gamma),
+    }
+    advantages = ladder[ppo.advantage]()
+    monte_carlo = ppo.value_target == "monte-carlo"
+    returns = reward_to_go(rollout, ppo.gamma) if monte_carlo else estimate + rollout.values
     if ppo.normalize_advantages == "batch":
         advantages = normalized(advantages, rollout.mask)
     mask = rollout.rows(rollout.mask)
     weights = mask / (mask.sum(1, keepdim=True).clamp(min=1) if ppo.loss_mean == "sequence" else 1.0)
-    steps = (rollout.actions, rollout.logprobs, rollout.values, advantages, returns)
-    batch = Batch(map_obs(rollout.rows, rollout.obs), *map(rollout.rows, steps), mask, weights)
+    columns = (rollout.actions, rollout.logprobs, rollout.values, advantages, returns)
+    actions, logprobs, values, advantages, returns = map(rollout.rows, columns)
+    obs = map_obs(rollout.rows, rollout.obs)
+    batch = Batch(obs, actions, logprobs, values, advantages, returns, mask, weights)
     used = mask.any(1)
     return batch if bool(used.all()) else batch[used]
 
 
 class Loss(NamedTuple):
-    """Terms of the loss, each a SUM over steps of weight * term (scalars), and sums of diagnostics, detached."""
+    """Terms of the loss, each a SUM over steps of weight * term (scalars)."""
 
     policy: Tensor
     value: Tensor
     entropy: Tensor  # the entropy itself; the total subtracts it
-    diagnostics: dict[str, Tensor]
+    sums: dict[str, Tensor]  # these terms and diagnostics, detached; the largest value, not the sum, of those *_max
 
     def total(self, value_coef: float, entropy_coef: float) -> Tensor:
         return self.policy + value_coef * self.value - entropy_coef * self.entropy
-
-    def sums(self) -> dict[str, Tensor]:
-        """Every term and diagnostic, detached."""
-        terms = {"policy": self.policy, "value": self.value, "entropy": self.entropy}
-        return {name: x.detach() for name, x in terms.items()} | self.diagnostics
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Tensor:
@@ -196,26 +183,30 @@ def value_loss(values: Tensor, batch: Batch, value_clip: float = 0.0) -> Tensor:
 
 
 def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Loss:
-    """All terms of PPO's loss on [R, L] steps, summed with the batch's weights; masked entries count for nothing,
-    even where they are not finite."""
-    logprobs = torch.where(batch.mask, new.logprobs, batch.logprobs.detach())
-    terms = (
-        policy_loss(logprobs, batch, ppo, clip_scale, penalty_coef),
-        value_loss(new.values, batch, ppo.value_clip),
-        new.entropy,
-    )
-    policy, value, entropy = ((torch.where(batch.mask, term, 0.0) * batch.weights).sum() for term in terms)
+    """All terms of PPO's loss on [R, L] steps, summed with the batch's weights. Masked entries count for nothing and
+    get no gradient, even where they are not finite."""
+
+    def summed(x: Tensor) -> Tensor:
+        return (torch.where(batch.mask, x, 0.0) * batch.weights).sum()
+
+    logprobs = torch.where(batch.mask, new.logprobs, batch.logprobs)
+    values = torch.where(batch.mask, new.values, batch.returns)
+    policy = summed(policy_loss(logprobs, batch, ppo, clip_scale, penalty_coef))
+    value, entropy = summed(value_loss(values, batch, ppo.value_clip)), summed(new.entropy)
     with torch.no_grad():
         log_ratio = torch.where(batch.mask, logprobs - batch.logprobs, 0.0)
         ratio = log_ratio.exp()
         outside = (ratio < 1 - clip_scale * ppo.clip) | (ratio > 1 + clip_scale * (ppo.clip_high or ppo.clip))
-        diagnostics = {
+        sums = {
+            "policy": policy.detach(),
+            "value": value.detach(),
+            "entropy": entropy.detach(),
             "kl": ((ratio - 1 - log_ratio) * batch.weights).sum(),
             "clip_fraction": (outside * batch.weights).sum(),
             "ratio_max": ratio.max(),
             "ratio_error_max": (ratio - 1).abs().max(),
         }
-    return Loss(policy, value, entropy, diagnostics)
+    return Loss(policy, value, entropy, sums)
 
 
 def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
@@ -228,7 +219,7 @@ def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
 
 def update(
     adapter: Adapter,
-    optimizers: list[torch.optim.Adam],
+    optimizers: list[Adam],
     batch: Batch,
     ppo: PPO,
     optim: Optim,
@@ -259,7 +250,8 @@ def update(
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
     mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
     if ppo.objective == "penalty" and ppo.penalty_target:
-        adapt_penalty(progress, mean["kl"], ppo.penalty_target)
+        missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
+        progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
     expected = ppo.epochs * min(ppo.minibatches, len(batch))
     return extra_metrics | {
         "loss/policy": mean["policy"],
@@ -280,7 +272,7 @@ def update(
 
 def backward(
     policy: ActorCritic,
-    optimizers: list[torch.optim.Adam],
+    optimizers: list[Adam],
     minibatch: Batch,
     ppo: PPO,
     optim: Optim,
@@ -289,7 +281,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Fresh gradients of one minibatch, accumulated over its micro-batches; the summed terms of its loss.
 
-    With `critic_only` those of the value loss with respect to the critic's own parameters: a shared trunk stays as it is.
+    With `critic_only` those of the value loss for the critic's own parameters: a shared trunk stays as it is.
     """
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -302,13 +294,5 @@ def backward(
         loss = ppo_loss(new, micro, ppo, clip_scale, progress.penalty_coef)
         total = loss.value if critic_only else loss.total(ppo.value_coef if optim.joint else 1.0, ppo.entropy_coef)
         (total / weight).backward(inputs=critic)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        accumulate(totals, loss.sums())
+        accumulate(totals, loss.sums)
     return totals
-
-
-def adapt_penalty(progress: Progress, kl: float, target: float) -> None:
-    """Double or halve the penalty coefficient where KL missed its target by half (arXiv:1707.06347, section 4)."""
-    if kl > 1.5 * target:
-        progress.penalty_coef *= 2
-    elif kl < target / 1.5:
-        progress.penalty_coef /= 2

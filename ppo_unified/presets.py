@@ -54,7 +54,7 @@ def load_target(target: str) -> tuple[str, RunConfig]:
         if table is not None:
             return target.split(":")[-1].replace("/", "-"), from_table({"kind": kind, **table}, target)
     raise UsageError(
-        f"there is no preset, file or environment {target!r}{nearest(target, presets)}; list them with: ppo-unified envs"
+        f"there is no preset, file or environment {target!r}{nearest(target, presets)} (list: ppo-unified envs)"
     )
 
 

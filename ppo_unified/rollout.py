@@ -67,31 +67,21 @@ class Rollout:
 
     def __post_init__(self) -> None:
         shape = self.mask.shape
-        for name, x in self._tensors():
-            if x.shape[:2] != shape:
+        obs = {"obs": self.obs} if isinstance(self.obs, Tensor) else {f"obs[{k!r}]": x for k, x in self.obs.items()}
+        flat = {f.name: getattr(self, f.name) for f in fields(self)[2:8]}  # logprobs to mask: [N, T] and no more
+        for name, x in (obs | {"actions": self.actions} | flat).items():
+            if x.shape[:2] != shape or (name in flat and x.ndim != 2):
+                rest = "" if name in flat else ", ..."
                 raise ValueError(
-                    f"Rollout.{name} is {list(x.shape)}; its first two axes must be [N, T] = {list(shape)}"
-                )
-        for name in ("logprobs", "values", "rewards", "next_values"):
-            if getattr(self, name).ndim != 2:
-                raise ValueError(
-                    f"Rollout.{name} is {list(getattr(self, name).shape)}; it must be [N, T] = {list(shape)}"
+                    f"Rollout.{name} is {list(x.shape)}; it must be [N, T{rest}] with [N, T] = {list(shape)}"
                 )
         for name in ("continues", "mask"):
-            if getattr(self, name).dtype is not torch.bool:
-                raise ValueError(f"Rollout.{name} is {getattr(self, name).dtype}; it must be torch.bool")
+            if flat[name].dtype is not torch.bool:
+                raise ValueError(f"Rollout.{name} is {flat[name].dtype}; it must be torch.bool")
         if self.row_len < 1 or shape[1] % self.row_len:
             raise ValueError(f"Rollout.row_len = {self.row_len} does not divide T = {shape[1]}")
         if not self.mask.any():
             raise ValueError("Rollout.mask is False everywhere: there is no step to learn from")
-
-    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
-        for f in fields(self):
-            x = getattr(self, f.name)
-            if isinstance(x, Tensor):
-                yield f.name, x
-            elif f.name == "obs":
-                yield from ((f"obs[{key!r}]", value) for key, value in x.items())
 
     def rows(self, x: Tensor) -> Tensor:
         """[N, T, ...] -> [R, L, ...] with L = row_len."""
@@ -119,7 +109,7 @@ class Adapter(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on, the policy's weights apart: tensors, numbers, strings, lists, dicts."""
+        """What `load_state_dict` needs, the policy's weights apart: tensors, numbers, strings, lists, dicts."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -176,8 +176,8 @@ class Trainer:
         if metrics["invariant/first_ratio_error"] > RATIO_TOLERANCE:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
-                f"the ratio to the old policy is off by {error:.3g} before any update (iteration {self.progress.iteration}): "
-                "the adapter's collect() and its policy's evaluate() disagree about log-probs"
+                f"the ratio to the old policy is off by {error:.3g} before any update, in iteration "
+                f"{self.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree about log-probs"
             )
         now = time.monotonic()
         if now - self.checkpointed >= self.config.checkpoint.every_s:

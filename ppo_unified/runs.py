@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import struct
 import sys
 import time
@@ -73,7 +72,7 @@ class Run:
         write_atomically(self.path / "run.json", json.dumps(asdict(status), indent=1, allow_nan=False))
 
     def read_status(self) -> Status:
-        """run.json; keys of later versions are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
+        """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
         path = self.path / "run.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -112,7 +111,7 @@ class Run:
             self._lock = None
 
     def locked(self) -> bool:
-        """Whether a trainer lives, asked without ever taking the lock (taking it could make a starting trainer fail)."""
+        """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
         try:
             with open(self.path / "run.lock", "rb") as file:
                 answer = fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK))
@@ -136,14 +135,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that readers see the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def check_name(name: str) -> None:
     """Raises UsageError unless `name` can be a folder directly under the runs folder."""
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: use letters, digits and . _ + = @ - (at most 100, starting with a letter or digit); it names a folder inside the runs folder"
+            f"run name {name!r}: use letters, digits and . _ + = @ - (at most 100, a letter or digit first); "
+            "it names a folder inside the runs folder"
         )
 
 
@@ -156,27 +156,28 @@ def create(runs: Path, name: str, default: str) -> Run:
         check_name(name)
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 100_000):
-            candidate = runs / (name or (default if number == 1 else f"{default}-{number}"))
+        while True:
+            path = runs / (name or free_name(runs, default))
             try:
-                candidate.mkdir()
-                return Run(candidate)
-            except FileExistsError:
+                path.mkdir()
+                return Run(path)
+            except FileExistsError:  # without a name: another process was quicker, and the next free one will do
                 if name:
                     raise UsageError(
-                        f"{candidate} exists already; resume it (ppo-unified resume {name}) or choose another --name"
+                        f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name"
                     ) from None
     except OSError as error:
         raise UsageError(
             f"{runs}: the runs folder cannot be written ({error.strerror}); choose another with --runs DIR"
         ) from None
-    raise UsageError(f"{runs}: no free run name like {default!r}; give one with --name")
 
 
-def discard(run: Run) -> None:
-    """Remove a folder that never became a run: it holds nothing but what starting it wrote."""
-    if not run.checkpoints.exists():
-        shutil.rmtree(run.path, ignore_errors=True)
+def free_name(runs: Path, default: str) -> str:
+    """The first of default, default-2, ... that is not there; another process may still take it first."""
+    number = 1
+    while (runs / (name := default if number == 1 else f"{default}-{number}")).exists():
+        number += 1
+    return name
 
 
 def all_runs(runs: Path) -> Iterator[tuple[Run, Status]]:
@@ -191,7 +192,7 @@ def all_runs(runs: Path) -> Iterator[tuple[Run, Status]]:
 
 
 def find(reference: str, runs: Path) -> Run:
-    """The run that `reference` means: a name under `runs`, a path, or 'latest'. Raises UsageError with the nearest name."""
+    """The run that `reference` means: a name under `runs`, a path, or 'latest'. Raises UsageError if there is none."""
     if reference == "latest":
         newest = next(all_runs(runs), None)
         if newest is None:
@@ -201,4 +202,4 @@ def find(reference: str, runs: Path) -> Run:
         if (path / "run.json").is_file():
             return Run(path)
     names = [run.name for run, _ in all_runs(runs)]
-    raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)}; list them with: ppo-unified runs")
+    raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)} (list: ppo-unified runs)")

@@ -44,7 +44,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0")
+    parser.add_argument(
+        "target", nargs="?", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0"
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="with a target: every option and its value there")
     parser.add_argument("--name", default="", help="name of the run's folder (default: from the preset and the seed)")
     parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
 
@@ -156,6 +159,7 @@ def build_parser() -> Parser:
             name, help=command.help, description=command.help, add_help=name not in WITH_OPTIONS
         )
         command.arguments(sub)
+        sub.set_defaults(parser=sub)
         if name not in ("envs", "doctor"):
             sub.add_argument(
                 "--runs",
@@ -174,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise UsageError(
-                f"there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}; see ppo-unified --help"
+                f"there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)} (list: ppo-unified --help)"
             )
         parser = build_parser()
         options, rest = parser.parse_known_args(arguments)
@@ -182,9 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         if rest and options.command not in WITH_OPTIONS:
-            raise UsageError(
-                f"ppo-unified {options.command}: unexpected argument {rest[0]!r}; see ppo-unified {options.command} --help"
-            )
+            raise UsageError(f"ppo-unified {options.command}: unexpected argument {rest[0]!r}; see --help")
         command = COMMANDS[options.command]
         function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command)
         code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)

@@ -1,0 +1,101 @@
+"""The learning table: train presets over seeds, score each run's best checkpoint on episodes it never saw.
+
+python benchmarks/learning.py [PRESET ...] [--seeds 3] [--out benchmarks/learning.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_unified import load_preset, run
+from ppo_unified.runner import evaluate, load_adapter
+from ppo_unified.runs import Run
+
+THRESHOLDS = {  # the mean over seeds of the greedy score has to reach these
+    "cartpole": 475.0,
+    "acrobot": -90.0,
+    "mountaincar": -115.0,
+    "mountaincar-continuous": 90.0,
+    "pendulum": -200.0,
+    "lunarlander": 200.0,
+    "lunarlander-continuous": 200.0,
+    "frozenlake": 0.7,
+    "taxi": 7.0,
+}
+EPISODES = 100
+UNSEEN_SEED = 1_000_000  # far from the seeds that training evaluates on
+
+
+class Trained(NamedTuple):
+    score: float
+    steps: int
+    seconds: float
+
+
+def train_and_score(preset: str, seed: int, folder: Path) -> Trained:
+    config = load_preset(preset, seed=seed)
+    started = time.perf_counter()
+    path = run(config, runs=folder, preset=preset).path
+    seconds = time.perf_counter() - started
+    finished = Run(path)
+    adapter, _ = load_adapter(finished, config, "best")
+    score = evaluate(adapter, EPISODES, UNSEEN_SEED + seed, greedy=True)["score"]
+    adapter.close()
+    return Trained(score, finished.read_status().step, seconds)
+
+
+def row(preset: str, trained: list[Trained]) -> tuple[str, bool]:
+    """A line of the table, and whether the mean reaches the threshold."""
+    scores = np.array([t.score for t in trained])
+    passed = bool(scores.mean() >= THRESHOLDS[preset])
+    steps, seconds = np.mean([t.steps for t in trained]), np.mean([t.seconds for t in trained])
+    spread = f"{scores.min():.4g} to {scores.max():.4g}"
+    verdict = "yes" if passed else "**no**"
+    cells = [preset, f"{THRESHOLDS[preset]:g}", f"{scores.mean():.4g}", spread, len(scores), f"{steps:,.0f}"]
+    return "| " + " | ".join(map(str, [*cells, f"{seconds:.0f}", verdict])) + " |", passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("presets", nargs="*", default=list(THRESHOLDS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write the table here too")
+    options = parser.parse_args()
+    lines = [
+        f"Greedy score over {EPISODES} episodes with unseen seeds, best checkpoint; wall time of training with its "
+        "evaluations and checkpoints, imports excluded, one process, one thread.",
+        "",
+        f"Command: `{shlex.join(['python', *sys.argv])}`; {date.today()}; {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, "
+        + ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy")),
+        "",
+        "| preset | at least | mean | range | seeds | steps | seconds a seed | reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    passed = True
+    for preset in options.presets:
+        with tempfile.TemporaryDirectory() as folder:
+            seeds = range(options.first_seed, options.first_seed + options.seeds)
+            line, good = row(preset, [train_and_score(preset, seed, Path(folder)) for seed in seeds])
+        lines.append(line)
+        passed &= good
+        print(line, flush=True)
+    if options.out:
+        options.out.write_text("# Learning\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

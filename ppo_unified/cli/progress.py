@@ -1,0 +1,98 @@
+"""What `train` says while it runs: a live line on a terminal, a plain line every few seconds elsewhere and in the log."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from ppo_unified.runs import Run, Status
+
+LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
+
+
+class Progress:
+    """A callable for the trainer; `finish` clears the live line."""
+
+    def __init__(self, log: TextIO, started_step: int = 0) -> None:
+        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # not the log: a live line is not for keeping
+        self.log, self.started, self.started_step = log, time.monotonic(), started_step
+        self.lived = 0.0
+        self.said = time.monotonic()
+        self.score = ""
+
+    def __call__(self, status: Status, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        if self.terminal and now - self.lived >= LIVE_S:
+            self.lived = now
+            width = shutil.get_terminal_size().columns - 1
+            self.screen.write("\r\x1b[K" + self._line(status, metrics)[:width])
+            self.screen.flush()
+        if now - self.said >= PLAIN_S:
+            self.said = now
+            line = self._line(status, metrics) + "\n"
+            self.log.write(line)
+            if not self.terminal and self.screen is not self.log:
+                self.screen.write(line)
+                self.screen.flush()
+
+    def finish(self) -> None:
+        if self.terminal:
+            self.screen.write("\r\x1b[K")
+            self.screen.flush()
+
+    def _line(self, status: Status, metrics: dict[str, float]) -> str:
+        parts = [f"{status.step:,} steps"]
+        if status.total_steps:
+            parts[0] += f" ({min(1.0, status.step / status.total_steps):.0%})"
+        if "episode/return" in metrics:
+            parts.append(f"return {metrics['episode/return']:.4g}")
+        if status.score is not None:
+            parts.append(f"score {status.score:.4g}")
+        parts.append(f"KL {metrics['policy/kl']:.4f}")
+        speed = (status.step - self.started_step) / max(1e-9, time.monotonic() - self.started)
+        parts.append(f"{speed:,.0f} steps/s")
+        if status.total_steps and speed > 0:
+            parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
+        return " · ".join(parts) if _unicode(self.screen) else " | ".join(parts)
+
+
+def _unicode(stream: object) -> bool:
+    return str(getattr(stream, "encoding", "") or "").lower().replace("-", "") == "utf8"
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '3 min 20 s', '2 h 05 min'."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def summary(run: Run, status: Status) -> str:
+    """How a run ended: a small curve, the scores, and what to do next."""
+    from ppo_unified.chart import Line, draw
+    from ppo_unified.events import EventReader
+
+    reader = EventReader(run.path)
+    reader.poll()
+    lines: list[str] = []
+    for tag in ("eval/score", "episode/return"):
+        series = reader.series.get(tag)
+        if series is not None and len(series.steps) > 1:
+            steps, _, values = series.numpy()
+            width = min(shutil.get_terminal_size().columns, 72)
+            lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=_unicode(sys.stdout))
+            break
+    score = "" if status.score is None else f", score {status.score:.4g}"
+    best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
+    reason = f" ({status.reason})" if status.reason else ""
+    lines.append(
+        f"{run.name}: {status.state}{reason} after {status.step:,} steps in {duration(status.elapsed_s)}{score}{best}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,187 @@
+"""`train`, `resume`, `stop` and `regress`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppo_unified import launch, presets
+from ppo_unified.cli.progress import Progress, summary
+from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import Run, check_name, find, free_name
+
+EXIT = {"finished": 0, "stopped": 130, "failed": 1}
+SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
+
+
+def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Validate, make the run folder, then train in it, here or in the background."""
+    from ppo_unified.flags import parse_flags
+
+    if options.target is None and options.help:
+        options.parser.print_help()
+        print("\nEvery option and its value in a preset: ppo-unified train cartpole --help")
+        return 0
+    if options.target is None:
+        raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
+    name, config = presets.load_target(options.target)
+    about = f"Options of {options.target} and their values there; besides them --name NAME, --runs DIR and --detach."
+    help_flag = ["--help"] if options.help else []
+    config = parse_flags(config, [*rest, *help_flag], f"ppo-unified train {options.target}", about)
+    if options.detach:
+        return _train_detached(options, name, config, rest)
+    stop = launch.StopRequest()
+    with stop.installed():
+        command = ["ppo-unified", "train", options.target, *rest]
+        run = launch.prepare(config, options.folder, options.name, name, command)
+        try:
+            return _work(run, config, stop)
+        except UsageError:
+            launch.discard(run)
+            raise
+
+
+def _train_detached(options: argparse.Namespace, preset: str, config: RunConfig, rest: Sequence[str]) -> int:
+    """Refuse here what can be refused, so that the error reaches the user; then leave it to a process of its own."""
+    presets.check(config)
+    if options.name:
+        check_name(options.name)
+    name = options.name or free_name(options.folder, f"{preset}-s{config.seed}")
+    path = options.folder / name
+    if path.exists():
+        raise UsageError(f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name")
+    status = launch.detach(["train", options.target, "--name", name, "--runs", str(options.folder), *rest], path)
+    print(path)
+    print(f"training in the background, process {status.pid}; stop it: {_command('stop', Run(path))}", file=sys.stderr)
+    return 0
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Go on from the newest checkpoint; from the start where there is none yet."""
+    run = find(options.run, options.folder)
+    config = presets.from_file(run.config)
+    if options.total_steps is not None:
+        if not config.total_steps:
+            raise UsageError(
+                f"--total-steps: {run.name} ends by total_iterations = {config.total_iterations}, not by steps"
+            )
+        config = presets.changed(config, {"total_steps": options.total_steps}, "--total-steps")
+    status = run.read_status()
+    if config.total_steps and status.step >= config.total_steps:
+        further = f"; go further with --total-steps N (above {status.step})"
+        raise UsageError(f"{run.name} has reached its {config.total_steps:,} steps{further}")
+    if options.detach:
+        steps = [] if options.total_steps is None else ["--total-steps", str(options.total_steps)]
+        status = launch.detach(["resume", str(run.path), *steps], run.path)
+        print(run.path)
+        return 0
+    stop = launch.StopRequest()
+    with stop.installed():
+        status = launch.reopen(run)
+        run.write_status(launch.claimed(status, config))
+        run.config.write_text(config.to_toml(), encoding="utf-8")
+        return _work(run, config, stop)
+
+
+def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
+    """Train in a claimed folder and say how it ended."""
+    with launch.logged(run) as log:
+        print(f"training in {run.path}", file=sys.stderr)
+        from ppo_unified.runner import train_in  # imports torch: the folder and the signal handlers are there by now
+
+        progress = Progress(log)
+        try:
+            status = train_in(run, config, stop, progress)
+        except Exception as error:
+            progress.finish()
+            if isinstance(error, UsageError):
+                raise
+            print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"the traceback is in {run.log}; checkpoints are kept: {_command('resume', run)}", file=sys.stderr)
+            return EXIT["failed"]
+        progress.finish()
+        print(summary(run, status))
+        next_step = "resume" if status.state == "stopped" else "play"
+        what = {"resume": "go on", "play": "watch it"}[next_step]
+        print(f"Next: {what} with: {_command(next_step, run)}")
+    return EXIT[status.state]
+
+
+def _command(verb: str, run: Run) -> str:
+    """The command line that applies `verb` to a run, wherever its runs folder is."""
+    folder = run.path.parent
+    return f"ppo-unified {verb} {run.name}" + ("" if folder == Path("runs") else f" --runs {folder}")
+
+
+def stop(options: argparse.Namespace) -> int:
+    run = find(options.run, options.folder)
+    state = launch.stop(run, options.kill)
+    print(f"{run.name} is {state}; go on with: {_command('resume', run)}", file=sys.stderr)
+    return 0
+
+
+def regress(options: argparse.Namespace) -> int:
+    """Train fresh seeds of a preset and hold score and steps to solve against the committed baseline."""
+    path = options.baseline or Path(__file__).parents[2] / "benchmarks" / "baseline.json"
+    baseline = _read_baseline(path)
+    if options.target not in baseline and not options.update:
+        raise UsageError(
+            f"{path}: no baseline for {options.target!r}; there are {', '.join(baseline) or 'none'}; add one with --update"
+        )
+    if options.seeds < 1:
+        raise UsageError(f"--seeds {options.seeds}: must be at least 1")
+    measured = _measure(options.target, options.seeds)
+    if options.update:
+        baseline[options.target] = measured
+        path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
+        print(f"{path}: baseline of {options.target} updated", file=sys.stderr)
+    known = baseline[options.target]
+    good = measured["solved"] == options.seeds and measured["median_steps"] <= SLACK * known["worst_steps"]
+    verdict = {"preset": options.target, "good": good, "measured": measured, "baseline": known}
+    if options.json:
+        print(json.dumps(verdict))
+    else:
+        print(
+            f"{options.target}: {measured['solved']} of {options.seeds} seeds solved, median {measured['median_steps']:,.0f} steps"
+        )
+        print(
+            f"baseline: {known['solved']} of {known['seeds']} seeds, median {known['median_steps']:,.0f}, worst {known['worst_steps']:,}"
+        )
+        print("as good as the baseline" if good else "WORSE than the baseline")
+    return 0 if good else 1
+
+
+def _read_baseline(path: Path) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(f"{path}: is not a baseline file ({error})") from None
+    return table
+
+
+def _measure(preset: str, seeds: int) -> dict[str, Any]:
+    """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
+    from ppo_unified.runner import run
+
+    steps, solved = [], 0
+    for seed in range(1, seeds + 1):
+        config = presets.load_preset(preset, seed=seed)
+        if config.eval.threshold is None:
+            raise UsageError(f"preset {preset!r} has no eval.threshold to be solved by")
+        with tempfile.TemporaryDirectory() as folder:
+            result = run(config, folder, preset=preset)
+        solved += result.solved_step is not None
+        steps.append(result.solved_step or config.total_steps)
+        print(
+            f"seed {seed}: {'solved' if result.solved_step else 'not solved'} at {steps[-1]:,} steps", file=sys.stderr
+        )
+    return {"seeds": seeds, "solved": solved, "median_steps": statistics.median(steps), "worst_steps": max(steps)}

@@ -1,0 +1,119 @@
+"""What an adapter shows while its policy acts, and pictures as terminal text: half blocks in colour, or plain characters
+where colour or Unicode is missing. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+Style: TypeAlias = Literal["truecolor", "256", "ascii"]
+
+UPPER_HALF = "▀"  # its foreground is the upper of two square pixels in one character cell, its background the lower
+RAMP = " .:-=+*#%@"  # from the picture's background to what stands out most
+CUBE = np.array([0, 95, 135, 175, 215, 255])  # levels of the 6 x 6 x 6 colour cube, indices 16 to 231
+GREYS = 8 + 10 * np.arange(24)  # indices 232 to 255
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]?")
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What there is to see after `step` steps of an episode; step 0 is its beginning."""
+
+    picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" where no drawing was asked for
+    seconds: float  # how long the environment means it to be seen
+    episode: int  # counted from 1
+    step: int
+    total: float  # return so far
+    action: str  # what was done last; "" at the beginning
+    ended: bool
+
+
+def choose_style(environ: Mapping[str, str], encoding: str | None) -> Style:
+    """How to draw on a terminal with these environment variables and output encoding."""
+    if environ.get("NO_COLOR") or not speaks_utf8(environ, encoding):
+        return "ascii"
+    return "truecolor" if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") else "256"
+
+
+def speaks_utf8(environ: Mapping[str, str], encoding: str | None) -> bool:
+    """Both are asked: Python writes UTF-8 under LC_ALL=C too, where the terminal may not expect it."""
+    locale = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
+    return all(name.lower().replace("-", "").endswith("utf8") for name in (locale.partition("@")[0], encoding or ""))
+
+
+def plain(text: str) -> str:
+    """`text` without escape sequences and control characters; line breaks stay."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n").expandtabs()))
+
+
+def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> list[str]:
+    """A picture as at most `lines` rows of at most `columns` cells, as large as its aspect allows and centred.
+
+    Text is cut to that size. Colours are set by SGR sequences; each row ends with them reset.
+    """
+    columns, lines = max(1, columns), max(1, lines)
+    if isinstance(picture, str):
+        return [row[:columns] for row in plain(picture).strip("\n").split("\n")[:lines]]
+    height, width = picture.shape[:2]
+    scale = min(columns / width, 2 * lines / height)  # a cell is about twice as high as wide
+    cells = min(columns, max(1, round(width * scale))), min(lines, max(1, round(height * scale / 2)))
+    margin = " " * ((columns - cells[0]) // 2)
+    if style == "ascii":
+        return [margin + row for row in _characters(resized(picture, *cells))]
+    pixels = resized(picture, cells[0], 2 * cells[1])
+    codes = _truecolor(pixels) if style == "truecolor" else _indexed(pixels)
+    return [margin + _half_blocks(codes[2 * row], codes[2 * row + 1]) for row in range(cells[1])]
+
+
+def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """[height, width, 3] uint8, every pixel the mean of what it covers."""
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+
+
+def _truecolor(pixels: np.ndarray) -> list[list[str]]:
+    return [[f"2;{r};{g};{b}" for r, g, b in row] for row in pixels.tolist()]
+
+
+def _indexed(pixels: np.ndarray) -> list[list[str]]:
+    """The nearest of the 240 fixed colours of a 256-colour terminal, the cube's or a grey."""
+    x = pixels.astype(np.int64)
+    level = np.abs(x[..., None] - CUBE).argmin(-1)
+    grey = np.abs(x.mean(-1)[..., None] - GREYS).argmin(-1)
+    cube_error = np.square(x - CUBE[level]).sum(-1)
+    grey_error = np.square(x - GREYS[grey][..., None]).sum(-1)
+    index = np.where(grey_error < cube_error, 232 + grey, 16 + level @ np.array([36, 6, 1]))
+    return [[f"5;{i}" for i in row] for row in index.tolist()]
+
+
+def _half_blocks(upper: list[str], lower: list[str]) -> str:
+    """One row of cells. A colour is set only where it changes, and a cell of one colour is a space: fewer bytes over a
+    slow line, and no seam in fonts whose half block is not exactly half."""
+    parts, foreground, background = [], "", ""
+    for top, bottom in zip(upper, lower, strict=True):
+        changes = []
+        if top != bottom and top != foreground:
+            foreground = top
+            changes.append(f"38;{top}")
+        if bottom != background:
+            background = bottom
+            changes.append(f"48;{bottom}")
+        if changes:
+            parts.append(f"\x1b[{';'.join(changes)}m")
+        parts.append(" " if top == bottom else UPPER_HALF)
+    return "".join(parts) + "\x1b[0m"
+
+
+def _characters(pixels: np.ndarray) -> list[str]:
+    """Luminance as density of ink. On a bright picture dark is dense, so that the background stays blank either way."""
+    luminance = pixels @ LUMINANCE / 255
+    ink = 1 - luminance if np.median(luminance) > 0.5 else luminance
+    indices = np.rint(ink * (len(RAMP) - 1)).astype(int)
+    return ["".join(RAMP[i] for i in row).rstrip() for row in indices.tolist()]

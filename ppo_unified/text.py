@@ -1,0 +1,121 @@
+"""Plain text for people: what a stream can show, numbers, durations, aligned tables. The standard library alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"  # parameters of ANSI's "select graphic rendition"
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)|\x1b.?", re.DOTALL)
+_NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?[kMGT%]?|nan|[-+]?inf|-|")
+
+
+def clean(text: object) -> str:
+    """`text` as one harmless line: escape sequences gone, whatever cannot be printed replaced by a space."""
+    return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", str(text))).strip()
+
+
+def can_color(stream: TextIO) -> bool:
+    """Whether to write ANSI colours: a terminal that is not dumb, and NO_COLOR (no-color.org) is unset or empty."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def can_unicode(stream: TextIO) -> bool:
+    """Whether more than ASCII reaches the reader: the stream is UTF-8 and LC_ALL does not ask for the C locale.
+
+    Under LC_ALL=C Python still opens its streams as UTF-8 (PEP 540), so the encoding alone does not tell.
+    """
+    encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
+    return encoding.startswith("utf8") and os.environ.get("LC_ALL") not in ("C", "POSIX")
+
+
+def say(text: str) -> None:
+    """Print to stdout; characters that its encoding lacks become '?'."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
+
+
+def painted(text: str, code: str) -> str:
+    """`text` in an ANSI style; itself where `code` is empty."""
+    return f"\x1b[{code}m{text}\x1b[0m" if code else text
+
+
+def short(value: float | None, resolution: float = 0.0) -> str:
+    """A number in about four digits, with k, M, G or T: 14742 -> '14.74k'; None -> '-'.
+
+    `resolution`: differences of this size stay visible, for labels of one axis.
+    """
+    if value is None:
+        return "-"
+    size = abs(value)
+    if not math.isfinite(value) or size >= 1e15:
+        return f"{value:.3g}"
+    digits = 4
+    if size and resolution:
+        digits = min(9, max(digits, math.floor(math.log10(size)) - math.floor(math.log10(resolution)) + 1))
+    for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= unit:
+            return f"{value / unit:.{digits}g}{suffix}"
+    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best: '2.1 s', '3.5 min', '12 h', '4.0 d'."""
+    amount, unit = max(0.0, seconds), "s"
+    for factor, larger in ((60, "min"), (60, "h"), (24, "d")):
+        if amount < factor * 1.5 and (unit, larger) == ("s", "min") or amount < factor:
+            break
+        amount, unit = amount / factor, larger
+    return f"{amount:.0f} {unit}" if amount >= 9.95 else f"{amount:.1f} {unit}"
+
+
+def columns_of(text: str) -> int:
+    """How many terminal columns `text` takes: East Asian wide characters two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
+
+
+def pad(text: str, width: int) -> str:
+    """`text` filled with spaces, or cut with a final '~', to exactly `width` columns."""
+    if columns_of(text) > width:
+        while text and columns_of(text) > width - 1:
+            text = text[:-1]
+        text += "~"[:width]
+    return text + " " * (width - columns_of(text))
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    color: bool = False,
+    paint: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[str]:
+    """Aligned lines, a header first; columns of numbers stand right. Nothing is cut.
+
+    `paint`: header -> {cell -> ANSI code}, used where `color` is true.
+    """
+    cells = [list(headers), *(list(row) for row in rows)]
+    widths = [max(columns_of(row[k]) for row in cells) for k in range(len(headers))]
+    right = [bool(rows) and all(_NUMBER.fullmatch(row[k]) for row in rows) for k in range(len(headers))]
+    lines = []
+    for number, row in enumerate(cells):
+        parts = []
+        for k, cell in enumerate(row):
+            space = " " * (widths[k] - columns_of(cell))
+            code = (paint or {}).get(headers[k], {}).get(cell, "") if number else BOLD
+            shown = painted(cell, code) if color and cell else cell
+            parts.append(space + shown if right[k] else shown + space)
+        lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def width_of(lines: Sequence[str]) -> int:
+    """Columns that the widest of some lines without colours takes."""
+    return max(map(columns_of, lines), default=0)
