@@ -35,9 +35,8 @@ class Progress:
     @property
     def remaining(self) -> float:
         """1 at the start, 0 at the end: what annealed options are multiplied by."""
-        done = [self.steps / self.total_steps] if self.total_steps else []
-        done += [self.iteration / self.total_iterations] if self.total_iterations else []
-        return max(0.0, 1.0 - max(done, default=0.0))
+        limits = ((self.steps, self.total_steps), (self.iteration, self.total_iterations))
+        return max(0.0, 1.0 - max((done / total for done, total in limits if total), default=0.0))
 
 
 class Iteration(NamedTuple):
@@ -133,9 +132,7 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     columns = (rollout.actions, rollout.logprobs, rollout.values, advantages, returns)
     actions, logprobs, values, advantages, returns = map(rollout.rows, columns)
     obs = map_obs(rollout.rows, rollout.obs)
-    batch = Batch(obs, actions, logprobs, values, advantages, returns, mask, weights)
-    used = mask.any(1)
-    return batch if bool(used.all()) else batch[used]
+    return Batch(obs, actions, logprobs, values, advantages, returns, mask, weights)[mask.any(1)]
 
 
 class Loss(NamedTuple):

@@ -1,4 +1,4 @@
-"""What `train` says while it runs: a live line on a terminal, a plain line every few seconds elsewhere and in the log."""
+"""What `train` says while it runs: a live line on a terminal, plain lines every few seconds elsewhere and in the log."""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def regress(options: argparse.Namespace) -> int:
     baseline = _read_baseline(path)
     if options.target not in baseline and not options.update:
         raise UsageError(
-            f"{path}: no baseline for {options.target!r}; there are {', '.join(baseline) or 'none'}; add one with --update"
+            f"{path}: no baseline for {options.target!r}; there are {', '.join(baseline) or 'none'}; "
+            "add one with --update"
         )
     if options.seeds < 1:
         raise UsageError(f"--seeds {options.seeds}: must be at least 1")

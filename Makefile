@@ -1,0 +1,42 @@
+# Every target works alone on a fresh clone: it makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check format learn bench mutants clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install  ## train CartPole until it is solved
+	$(BIN)/ppo-unified train cartpole
+
+test: install  ## all tests
+	$(BIN)/python -m pytest
+
+check: install  ## what a commit must pass: formatting, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+learn: install  ## the learning table: every preset over 3 seeds (about half an hour)
+	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md
+
+bench: install  ## CartPole from cold start to solved
+	$(BIN)/python benchmarks/cold_start.py
+
+mutants: install  ## break the engine one thing at a time: the tests must notice each
+	$(BIN)/python tests/mutants.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
