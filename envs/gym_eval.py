@@ -13,12 +13,12 @@ from envs.gym_make import make_env, make_vector
 from envs.gym_options import Gym, resolve
 from envs.gym_policy import GymPolicy
 from envs.gym_spaces import (
-    MASK_KEY,
     ActionLayout,
     ObservationLayout,
     describe_actions,
     describe_observations,
     encode,
+    join_infos,
     read_masks,
     to_env_actions,
 )
@@ -43,11 +43,11 @@ class Player:
         self.device, self.generator = device, generator
 
     @torch.inference_mode()
-    def __call__(self, raw: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Actions for observations [N, ...] and a vector environment's info."""
+    def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
+        """Actions for observations [N, ...] and a vector environment's info; where `ended` [N] they are ignored."""
         encoded = encode(raw, self.observations)
         obs: Observations = self.policy.scaled(torch.from_numpy(encoded).to(self.device))
-        masks = read_masks(info, len(encoded), self.actions)
+        masks = read_masks(info, len(encoded), self.actions, ended)
         if masks is not None:
             obs = {"obs": obs, "action_mask": torch.from_numpy(masks).to(self.device)}  # type: ignore[dict-item]
         return to_env_actions(self.policy.act(obs, self.generator).cpu().numpy(), self.actions)
@@ -79,10 +79,12 @@ def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, s
     """The first episode of every environment in the vector."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
+    ended = ~alive
     while alive.any():
-        raw, rewards, terminated, truncated, info = envs.step(player(raw, info))
+        raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
         returns += rewards * alive
-        alive &= ~(terminated | truncated)
+        ended = terminated | truncated
+        alive &= ~ended
     return [float(x) for x in returns]
 
 
@@ -99,7 +101,7 @@ def _single_episodes(
     while waiting:
         order = list(waiting)
         shown = [waiting.pop(i) for i in order]
-        chosen = player(np.stack([raw for raw, _ in shown]), _join([info for _, info in shown]))
+        chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
         for i, action in zip(order, chosen, strict=True):
             try:
                 waiting[i] = plays[i].send(action if actions.shape or actions.continuous else action.item())
@@ -127,10 +129,3 @@ def _play(env: gym.Env[Any, Any], seeds: range) -> Any:
             total, ended = total + float(reward), terminated or truncated
         returns[seed] = total
     return returns
-
-
-def _join(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Single infos as a vector environment would report them, as far as `read_masks` reads them."""
-    if not any(MASK_KEY in info for info in infos):
-        return {}
-    return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}

@@ -8,10 +8,20 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.gym_options import Gym, make_single, resolve
-from envs.gym_spaces import MASK_KEY, ObservationLayout, describe_observations, without_mask
+from envs.gym_spaces import (
+    MASK_KEY,
+    ObservationLayout,
+    describe_actions,
+    describe_observations,
+    join_infos,
+    random_action,
+    read_masks,
+    without_mask,
+)
 from ppo_unified.errors import UsageError
 
 SLOW_STEP_S = 250e-6  # a step worth a process of its own: sending it there and back costs about half of this
@@ -76,14 +86,19 @@ def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], O
 def step_seconds(config: Gym, steps: int = 50) -> float:
     """How long one environment takes for a random step, in seconds: the fastest of `steps`."""
     env = make_env(config)
-    env.action_space.seed(0)
-    env.reset(seed=0)
+    actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
+    _, info = env.reset(seed=0)
     fastest = float("inf")
-    for _ in range(steps):
+    for number in range(1, steps + 1):
+        action = random_action(read_masks(join_infos([info]), 1, actions), actions, generator)
         started = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        try:
+            _, _, terminated, truncated, info = env.step(action)
+        except Exception as error:
+            where = f"{config.env_id} raised {type(error).__name__} in step {number} of random play"
+            raise RuntimeError(f"{where}: {error}") from error
         fastest = min(fastest, time.perf_counter() - started)
         if terminated or truncated:
-            env.reset()
+            _, info = env.reset()
     env.close()
     return fastest

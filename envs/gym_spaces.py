@@ -102,20 +102,22 @@ def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
     if layout.one_hot:
         one_hot: np.ndarray = np.eye(layout.size, dtype=np.float32)[np.asarray(raw) - layout.start]
         return one_hot
-    return np.asarray(raw, dtype=np.float32).reshape(len(raw), -1)
+    return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy: an environment may reuse the array
 
 
-def read_masks(info: dict[str, Any], count: int, layout: ActionLayout) -> np.ndarray | None:
+def read_masks(
+    info: dict[str, Any], count: int, layout: ActionLayout, ended: np.ndarray | None = None
+) -> np.ndarray | None:
     """Valid options [N, sum of sizes] (bool) from a vector environment's info, or None where it reports none.
 
-    A mask is one array over all options, or one array per component. Environments that are silent this step allow
-    everything. Raises ValueError where a mask's length is wrong or allows nothing.
+    A mask is one array over all options, or one array per component. Environments that are silent this step, or whose
+    episode has just `ended` [N], allow everything. Raises ValueError where a mask's length is wrong or allows nothing.
     """
     if MASK_KEY not in info or layout.continuous:
         return None
     masks = np.ones((count, sum(layout.sizes)), dtype=bool)
     reported = np.asarray(info.get(f"_{MASK_KEY}", np.ones(count, dtype=bool)))
-    for i in np.flatnonzero(reported):
+    for i in np.flatnonzero(reported if ended is None else reported & ~ended):
         mask = info[MASK_KEY][i]
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
         if flat.shape != masks[i].shape:
@@ -125,3 +127,22 @@ def read_masks(info: dict[str, Any], count: int, layout: ActionLayout) -> np.nda
     if not allowed.all():
         raise ValueError(f"environment {int(np.flatnonzero(~allowed.all(1))[0])}: its action mask allows no action")
     return masks
+
+
+def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Single infos as a vector environment would report them, as far as `read_masks` reads them."""
+    if not any(MASK_KEY in info for info in infos):
+        return {}
+    return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}
+
+
+def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
+    """A valid action for one environment, whose masks are [1, sum of sizes] or None: uniform, or standard normal."""
+    if layout.continuous:
+        chosen = generator.normal(size=(1, len(layout.low)))
+    else:
+        options = np.ones(sum(layout.sizes), dtype=bool) if masks is None else masks[0]
+        parts = np.split(options, np.cumsum(layout.sizes)[:-1])
+        chosen = np.array([[generator.choice(np.flatnonzero(part)) for part in parts]])
+    action = to_env_actions(chosen, layout)[0]
+    return action if layout.shape or layout.continuous else action.item()

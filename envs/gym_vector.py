@@ -20,7 +20,7 @@ from envs.gym_eval import play_episodes
 from envs.gym_make import make_vector
 from envs.gym_options import GymConfig
 from envs.gym_policy import GymPolicy
-from envs.gym_spaces import describe_actions, encode, read_masks, to_env_actions
+from envs.gym_spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.rollout import Observations, Rollout, map_obs
 
 REWARD_CLIP = 10.0  # of scaled rewards
@@ -47,14 +47,17 @@ class GymAdapter:
     def _reset(self, seed: int) -> None:
         raw, info = self.envs.reset(seed=seed)
         self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # the current column is a reset column
+        self.reports_masks = MASK_KEY in info and not self.actions.continuous
         self._take(raw, info)
 
     def _take(self, raw: Any, info: dict[str, Any]) -> None:
         """Keep what the environments show now; a reset column allows every action."""
         self.raw = encode(raw, self.observations)
-        self.masks = read_masks(info, len(self.raw), self.actions)
-        if self.masks is not None:
-            self.masks |= self.ended[:, None]
+        self.masks = read_masks(info, len(self.raw), self.actions, self.ended)
+        if self.masks is not None and not self.reports_masks:
+            raise ValueError(f"{self.config.gym.env_id} reports an action mask in step but not in reset; both must")
+        if self.masks is None and self.reports_masks:
+            self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
     def _observe(self) -> Observations:
         """What the policy sees now, [N, ...] on its device, normalised."""
@@ -67,23 +70,23 @@ class GymAdapter:
         seen: list[Observations] = []
         raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
         with torch.inference_mode():
-            for _ in range(self.config.gym.num_steps):
+            for number in range(self.config.gym.num_steps):
                 obs = self._observe()
                 chosen = self.policy.act(obs, self.generator)
                 seen.append(obs)
                 raws.append(self.raw)
                 actions.append(chosen)
                 valid.append(~self.ended)
-                raw, reward, died, cut, info = self._step(chosen)
+                raw, reward, died, cut, info = self._step(chosen, number + 1)
                 self.ended = died | cut
-                rewards.append(reward)
-                terminated.append(died)
+                rewards.append(np.array(reward))  # copies: an environment may write into the same arrays again
+                terminated.append(np.array(died))
                 ended.append(self.ended)
                 self._take(raw, info)
             seen.append(self._observe())
         mask = np.stack(valid, 1)
         reward = np.stack(rewards, 1).astype(np.float32) * mask
-        self._check_finite(np.stack(raws[1:] + [self.raw], 1), reward)
+        self._check_finite(np.stack([*raws, self.raw], 1), reward)
         self.episodes.add(reward, np.stack(ended, 1) & mask, mask)
         self.steps_taken += int(mask.sum())
         rollout = self._rollout(
@@ -106,7 +109,7 @@ class GymAdapter:
         steps = actions.shape[1]
         logprobs, values = self._score_columns(seen, torch.cat([actions, actions[:, :1]], 1))
         if self.rewards is not None:
-            rewards = self.rewards.scale(rewards, ended)
+            rewards = self.rewards.scale(rewards, ended, mask)
         on_device = (torch.from_numpy(x).to(self.device) for x in (rewards, terminated, ended, mask))
         reward, died, end, valid = on_device
         return Rollout(
@@ -131,21 +134,23 @@ class GymAdapter:
         scored = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
         return torch.cat([e.logprobs for e in scored]).view(shape), torch.cat([e.values for e in scored]).view(shape)
 
-    def _step(self, chosen: Tensor) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
             return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
         except Exception as error:
-            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step"
-            raise RuntimeError(f"{where} (after {self.steps_taken} environment steps): {error}") from error
+            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._when(number)}"
+            raise RuntimeError(f"{where}: {error}") from error
+
+    def _when(self, number: int) -> str:
+        return f"{number} steps into the rollout (after {self.steps_taken} environment steps)"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
         """Raises FloatingPointError naming environment, step and quantity; nothing was learned from the rollout yet."""
-        for what, x in (("observation", raws), ("reward", rewards)):
+        for what, x, first in (("observation", raws, 0), ("reward", rewards, 1)):
             if not np.isfinite(x).all():
                 env, step = np.argwhere(~np.isfinite(x))[0][:2]
                 raise FloatingPointError(
-                    f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} "
-                    f"{step + 1} steps into the rollout (after {self.steps_taken} environment steps)"
+                    f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} {self._when(step + first)}"
                 )
 
     def extra_loss(self, generator: torch.Generator) -> None:
@@ -214,8 +219,9 @@ class EpisodeLog:
         return {"returns": list(self.returns), "lengths": list(self.lengths)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.returns.extend(state["returns"])
-        self.lengths.extend(state["lengths"])
+        """Take up `state`; episodes under way are forgotten."""
+        self.running[:], self.length[:] = 0, 0
+        self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
 
 
 class RewardScaler:
@@ -226,13 +232,14 @@ class RewardScaler:
         self.running = np.zeros(num_envs)
         self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # of discounted returns so far; m2 / count is their variance
 
-    def scale(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        """Rewards [N, T] scaled and clipped, after taking them in; `ended` marks episode ends."""
-        seen = np.empty_like(rewards, dtype=np.float64)
+    def scale(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Rewards [N, T] scaled and clipped, after taking in those of steps; `ended` marks episode ends."""
+        discounted = np.empty_like(rewards, dtype=np.float64)
         for t in range(rewards.shape[1]):
             self.running = self.gamma * self.running + rewards[:, t]
-            seen[:, t] = self.running
+            discounted[:, t] = self.running
             self.running[ended[:, t]] = 0
+        seen = discounted[mask]
         delta, total = seen.mean() - self.mean, self.count + seen.size
         self.m2 += seen.var() * seen.size + delta**2 * self.count * seen.size / total
         self.mean += delta * seen.size / total
@@ -242,7 +249,8 @@ class RewardScaler:
         return clipped
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean, "m2": self.m2}
+        return {"count": float(self.count), "mean": float(self.mean), "m2": float(self.m2)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]
+        self.running[:] = 0

@@ -94,7 +94,8 @@ class Adapter(Protocol):
     The engine itself needs `policy`, `collect` and `extra_loss`; the runner needs the rest.
     """
 
-    policy: ActorCritic
+    @property
+    def policy(self) -> ActorCritic: ...
 
     def collect(self) -> Rollout:
         """Act with the current policy and return what happened, with the old log-probs and values."""

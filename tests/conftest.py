@@ -1,0 +1,30 @@
+"""What every test relies on: this checkout is what is imported, and small networks run on one thread."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One clear sentence where another installed package has one of our names (`envs` is a common one)."""
+    spec = find_spec("ppo_unified")
+    found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+    if found != ROOT / "ppo_unified":
+        raise pytest.UsageError(f"`import ppo_unified` finds {found}, not {ROOT / 'ppo_unified'}: make install")
+    from ppo_unified.shadowing import shadowed_packages
+
+    problems = shadowed_packages(ROOT)
+    if problems:
+        raise pytest.UsageError("; ".join(problems))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)

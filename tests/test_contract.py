@@ -1,0 +1,232 @@
+"""Every adapter keeps the same contract, and the contract notices each way to break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs.gym_options import GymConfig
+from envs.gym_vector import GymAdapter
+from ppo_unified.rollout import Adapter, Evaluation, Observations, Rollout
+from ppo_unified.testing import BanditAdapter, BanditPolicy, check_adapter
+
+CPU = torch.device("cpu")
+
+
+def gym(
+    env_id: str, num_envs: int = 3, num_steps: int = 24, policy: dict[str, Any] | None = None, **options: Any
+) -> Any:
+    table = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, **options}
+    config = GymConfig.model_validate({"gym": table, "policy": {"hidden": [8]} | (policy or {}), "seed": 3})
+    return lambda: GymAdapter(config, CPU)
+
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "bandit by step": BanditAdapter,
+    "bandit by row": lambda: BanditAdapter(row_len=8),
+    "bandit by half a row": lambda: BanditAdapter(row_len=4, seed=5),
+    "one row": lambda: BanditAdapter(rows=1, row_len=8),
+    "own vector version": gym("CartPole-v1"),
+    "loop": gym("CartPole-v1", vectorization="sync"),
+    "processes": gym("CartPole-v1", num_envs=2, vectorization="async"),
+    "shared torso": gym("CartPole-v1", policy={"shared": True}),
+    "one environment": gym("CartPole-v1", num_envs=1, num_steps=60),
+    "normalised, continuous": gym(
+        "Pendulum-v1", normalize_obs=True, normalize_reward=True, env_kwargs={"max_episode_steps": 10}
+    ),
+    "discrete observations, action mask": gym("Taxi-v4", env_kwargs={"max_episode_steps": 9}),
+    "flat Dict, MultiDiscrete, mask": gym("tests.worlds:Locks-v0"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_keeps_the_contract(name: str) -> None:
+    check_adapter(ADAPTERS[name])
+
+
+class Broken(BanditAdapter):
+    """A bandit with its rollouts or its policy changed."""
+
+    def __init__(
+        self, change: Callable[[Rollout], Rollout] = lambda x: x, policy: type[BanditPolicy] = BanditPolicy
+    ) -> None:
+        super().__init__(row_len=4)
+        self.policy = policy(torch.Generator().manual_seed(0))
+        self.change = change
+
+    def collect(self) -> Rollout:
+        return self.change(super().collect())
+
+
+class PeeksAhead(BanditPolicy):
+    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        assert isinstance(obs, Tensor)
+        return super().read(obs + 0.1 * obs.flip(1).cumsum(1).flip(1))
+
+
+class CountsColumns(BanditPolicy):
+    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        assert isinstance(obs, Tensor)
+        return super().read(obs / obs.shape[1])
+
+
+class NormalisesOverRows(BanditPolicy):
+    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        assert isinstance(obs, Tensor)
+        return super().read(obs - obs.mean((0, 1)))
+
+
+class Detached(BanditPolicy):
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        return Evaluation(*(x.detach() for x in super().evaluate(obs, actions)))
+
+
+class DetachedValue(BanditPolicy):
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        new = super().evaluate(obs, actions)
+        return new._replace(values=new.values.detach())
+
+
+class Wide(BanditPolicy):
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        new = super().evaluate(obs, actions)
+        return new._replace(values=new.values[..., None])
+
+
+class OwnsNothing(BanditPolicy):
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return []
+
+
+class OwnsEverything(BanditPolicy):
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+
+class OwnsTheActor(BanditPolicy):
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return list(self.actor.parameters())
+
+
+class OwnsAStranger(BanditPolicy):
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return [nn.Parameter(torch.zeros(1))]
+
+
+class ActionsLeak(BanditPolicy):
+    """Column t reads the action of column t - 1, masked or not."""
+
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        new = super().evaluate(obs, actions)
+        before = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], 1)
+        return new._replace(values=new.values + before * self.critic.bias)
+
+
+def without_grad(rollout: Rollout) -> Rollout:
+    return replace(rollout, values=rollout.values.requires_grad_())
+
+
+BREAKS: list[tuple[Callable[[], Adapter], str]] = [
+    (lambda: Broken(lambda r: replace(r, logprobs=r.logprobs * 1.1)), r"Rollout\.logprobs by up to .* before any upda"),
+    (lambda: Broken(lambda r: replace(r, values=r.values + 1)), r"Rollout\.values by up to 1 "),
+    (lambda: Broken(lambda r: replace(r, rewards=r.rewards / 0)), r"Rollout\.rewards is not finite"),
+    (lambda: Broken(lambda r: replace(r, rewards=r.rewards.long())), r"Rollout\.rewards is torch\.int64"),
+    (lambda: Broken(without_grad), r"Rollout\.values carries a graph"),
+    (
+        lambda: Broken(lambda r: replace(r, continues=r.mask | True)),
+        r"Rollout\.next_values in column \d is not the val",
+    ),
+    (lambda: Broken(policy=PeeksAhead), "evaluate.. must be causal"),
+    (lambda: Broken(policy=CountsColumns), "first 1 columns alone gives other outputs than evaluating all 4"),
+    (lambda: Broken(policy=NormalisesOverRows), "treat rows independently"),
+    (lambda: Broken(policy=Detached), "no gradient of the log-probs reaches the policy"),
+    (lambda: Broken(policy=DetachedValue), "no gradient of the values reaches critic_parameters"),
+    (lambda: Broken(policy=Wide), r"evaluate\(\)\.values is \[32, 4, 1\]; it must be \[R, L\] = \[32, 4\]"),
+    (lambda: Broken(policy=OwnsNothing), r"critic_parameters\(\) is empty"),
+    (lambda: Broken(policy=OwnsEverything), r"critic_parameters\(\) gives every parameter"),
+    (lambda: Broken(policy=OwnsTheActor), "depend on a parameter in critic_parameters"),
+    (lambda: Broken(policy=OwnsAStranger), r"that policy\.parameters\(\) lacks"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BREAKS)
+def test_the_contract_notices(make: Callable[[], Adapter], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_adapter(make)
+
+
+class LeakingActions(BanditAdapter):
+    """Consistent with its own policy, which reads actions of masked columns."""
+
+    def __init__(self) -> None:
+        super().__init__(row_len=4)
+        self.policy = ActionsLeak(torch.Generator().manual_seed(0))
+
+    def collect(self) -> Rollout:
+        rollout = super().collect()
+        with torch.no_grad():
+            new = self.policy.evaluate(rollout.rows(rollout.obs), rollout.rows(rollout.actions))  # type: ignore[arg-type]
+        return replace(rollout, values=new.values.view(rollout.values.shape))
+
+
+class GlobalRandomness(BanditAdapter):
+    def collect(self) -> Rollout:
+        self.generator.manual_seed(int(torch.randint(0, 1000, ())))
+        return super().collect()
+
+
+class ScoreDrawsFromTraining(BanditAdapter):
+    def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        torch.rand(1, generator=self.generator)
+        return super().score(episodes, seed, greedy)
+
+
+class ScoreIsNotSeeded(BanditAdapter):
+    count = 0
+
+    def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        self.count += 1
+        return [float(self.count)] * episodes
+
+
+class ScoresTheMean(BanditAdapter):
+    def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        return super().score(episodes, seed, greedy)[:1]
+
+
+class ForgetsItsGenerator(BanditAdapter):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.seed()
+
+
+class SavesAnObject(BanditAdapter):
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator}
+
+
+class CannotClose(BanditAdapter):
+    def close(self) -> None:
+        raise OSError("busy")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (LeakingActions, AssertionError, "masked columns .* changes the gradient"),
+        (GlobalRandomness, AssertionError, "two adapters made alike collected different rollouts"),
+        (ScoreDrawsFromTraining, AssertionError, r"collect\(\) after score\(\) differs"),
+        (ScoreIsNotSeeded, AssertionError, "greedy scores of the same seed differ"),
+        (ScoresTheMean, AssertionError, "gave 1 scores; it must give one an episode"),
+        (ForgetsItsGenerator, AssertionError, r"state_dict\(\) after load_state_dict\(\) is not what was loaded"),
+        (SavesAnObject, AssertionError, "cannot be loaded with weights_only=True"),
+        (CannotClose, OSError, "busy"),
+    ],
+)
+def test_the_contract_notices_an_adapter(make: type[BanditAdapter], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_adapter(make)

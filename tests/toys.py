@@ -1,0 +1,108 @@
+"""Rollouts and policies made up for tests: random numbers in every field, where a law must hold for any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppo_unified.config import PPO, Optim
+from ppo_unified.optimizers import make_optimizers
+from ppo_unified.ppo import Progress, backward, train
+from ppo_unified.rollout import ActorCritic, Adapter, Observations, Rollout
+from ppo_unified.testing import BanditPolicy
+
+
+def random_rollout(
+    n: int = 5,
+    t: int = 12,
+    row_len: int = 1,
+    seed: int = 0,
+    holes: float = 0.2,
+    ragged: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> Rollout:
+    """Random numbers everywhere; a share of `holes` columns masked, and with `ragged` the ends of rows too."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    mask = torch.rand(n, t, generator=g) >= holes
+    if ragged:
+        mask &= torch.arange(t) < torch.randint(1, t + 1, (n, 1), generator=g)
+    mask[0, 0] = True
+    return Rollout(
+        obs=normal(n, t, 2),
+        actions=torch.randint(0, 2, (n, t), generator=g),
+        logprobs=-normal(n, t).abs(),
+        values=normal(n, t),
+        rewards=normal(n, t),
+        next_values=normal(n, t),
+        continues=torch.rand(n, t, generator=g) > 0.2,
+        mask=mask,
+        row_len=row_len,
+    )
+
+
+def consistent(rollout: Rollout) -> Rollout:
+    """The same with next_values = V at the next valid column wherever an episode continues, as adapters give it."""
+    next_values = rollout.next_values.clone()
+    for i in range(len(rollout.mask)):
+        own = rollout.mask[i].nonzero().flatten().tolist()
+        for t, after in pairwise(own):
+            if rollout.continues[i, t]:
+                next_values[i, t] = rollout.values[i, after]
+    return replace(rollout, next_values=next_values)
+
+
+class MarkovPolicy(BanditPolicy):
+    """Sees its own column only, so that it may be read by step or by row."""
+
+    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        assert isinstance(obs, Tensor)
+        features = torch.cat([obs, obs.square()], -1)
+        return self.actor(features).log_softmax(-1), self.critic(features).squeeze(-1)
+
+
+def seeded(policy: Callable[[torch.Generator], BanditPolicy], seed: int = 0) -> BanditPolicy:
+    return policy(torch.Generator().manual_seed(seed)).double()
+
+
+def gradients(policy: ActorCritic) -> Tensor:
+    """All gradients in one vector, zeros where there is none."""
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in policy.parameters()])
+
+
+def weights(policy: ActorCritic) -> Tensor:
+    return torch.cat([p.detach().clone().flatten() for p in policy.parameters()])
+
+
+def engine_gradient(
+    policy: ActorCritic, batch: Any, ppo: PPO, progress: Progress | None = None, **optim: Any
+) -> Tensor:
+    """The gradient that the engine would step along for one minibatch."""
+    options = Optim(**optim)
+    policy.zero_grad()
+    backward(policy, make_optimizers(policy, options), batch, ppo, options, progress or Progress(), False)
+    return gradients(policy)
+
+
+def run_engine(
+    adapter: Adapter, iterations: int, ppo: PPO | None = None, optim: Optim | None = None, seed: int = 0
+) -> list[dict[str, float]]:
+    """Train for some iterations; the metrics of each."""
+    ppo, optim = ppo or PPO(), optim or Optim()
+    loop = train(
+        adapter,
+        make_optimizers(adapter.policy, optim),
+        ppo,
+        optim,
+        Progress(total_iterations=iterations, penalty_coef=ppo.penalty_coef),
+        torch.Generator().manual_seed(seed),
+    )
+    return [iteration.metrics for iteration in loop]
