@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -10,7 +11,16 @@ class UsageError(Exception):
     """A mistake in what was typed or configured. Its text says where, what was found, and what would do."""
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """The known name that `word` most likely means: a part of it ('clip' for 'clip_range'), else the most similar one;
+    empty if nothing resembles it."""
+    names = list(known)
+    parts = re.split(r"[\W_]+", word)
+    inside = [name for name in names if name in parts]
+    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.5)), "")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' when something known resembles `word`, else an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    match = closest(word, known)
+    return f"; did you mean {match!r}?" if match else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 import tyro
 
 from ppo_unified.config import RunConfig, Section, known_options, validate
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import UsageError, closest
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -89,8 +88,8 @@ def _unknown(flag: str, model: type[RunConfig]) -> str:
     section, _, key = name.rpartition(".")
     keys = {known.rpartition(".")[2]: known for known in known_options(model)}
     keys |= {k.rpartition(".")[2]: k for k in known_options(model) if k.startswith(f"{section}.")}
-    close = difflib.get_close_matches(key, keys, n=1)
-    remedy = f"; did you mean --{keys[close[0]].replace('_', '-')}?" if close else "; list them all with --help"
+    match = closest(key, keys)
+    remedy = f"; did you mean --{keys[match].replace('_', '-')}?" if match else "; list them all with --help"
     return f"there is no option {flag.partition('=')[0]}{remedy}"
 
 

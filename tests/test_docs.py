@@ -1,0 +1,54 @@
+"""What the documentation says is true: tables, tests that it names, files that it lists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.config import known_options
+from ppo_unified.metrics import METRICS
+from ppo_unified.presets import config_model
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_metrics_table_is_the_declaration() -> None:
+    page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
+    for tag, metric in METRICS.items():
+        assert f"| `{tag}` | {metric.unit} | {metric.meaning} | {metric.healthy} |" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_pages_name_exist(page: Path) -> None:
+    options = known_options(config_model("gym"))
+    sections = {name.partition(".")[0] for name in options if "." in name}
+    for section, key in re.findall(r"`(\w+)\.(\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
+        module = ROOT / "ppo_unified" / f"{section}.py"  # `ppo.gae` is a function, `ppo.clip` an option
+        defined = module.exists() and re.search(rf"^(def|class) {key}\b", module.read_text(encoding="utf-8"), re.M)
+        if section in sections and key != "txt" and not defined:
+            assert f"{section}.{key}" in options, f"{page.name}: {section}.{key}"
+
+
+def test_all_37_details_are_listed_with_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "details.md").read_text(encoding="utf-8")
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)] == list(range(1, 38))
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")), name
+    for name in re.findall(r"\b(test_\w+\.py)", page):
+        assert (ROOT / "tests" / name).exists(), name
+
+
+def test_the_annotated_tree_names_real_files() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = page.split("ppo_unified/         the engine")[1].split("```")[0]
+    for name in re.findall(r"\b(\w+\.py)\b", tree):
+        assert (ROOT / "ppo_unified" / name).exists(), name

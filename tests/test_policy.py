@@ -1,0 +1,96 @@
+"""The networks and distributions of the Gymnasium adapter, against torch.distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal
+
+from envs.gym_options import Policy
+from envs.gym_policy import GymPolicy
+from envs.gym_spaces import ActionLayout
+
+DISCRETE = ActionLayout(False, (4,), (0,))
+MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
+BOX = ActionLayout(True, low=(-1.0, -2.0), high=(1.0, 2.0), shape=(2,), dtype="float32")
+
+
+def make(actions: ActionLayout, obs_size: int = 6, **options: object) -> GymPolicy:
+    config = Policy.model_validate(options)
+    return GymPolicy(obs_size, actions, config, False, torch.Generator().manual_seed(0))
+
+
+def observations(rows: int = 7, size: int = 6) -> torch.Tensor:
+    return torch.randn(rows, 3, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_weights_are_orthogonal_with_the_usual_gains() -> None:
+    policy = make(DISCRETE, obs_size=64, hidden=[64, 64])
+    for module, gain in ((policy.actor_torso, math.sqrt(2)), (policy.critic_torso, math.sqrt(2))):
+        for linear in (module[0], module[2]):
+            assert isinstance(linear, torch.nn.Linear)
+            assert torch.allclose(linear.weight @ linear.weight.T, gain**2 * torch.eye(64), atol=1e-4)
+            assert not linear.bias.any()
+    rows = policy.head.linear.weight
+    assert isinstance(rows, torch.Tensor)
+    assert torch.allclose(rows @ rows.T, 1e-4 * torch.eye(4), atol=1e-8)
+    assert policy.critic.weight.norm().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_separate_networks_share_no_parameter_and_shared_ones_the_torso() -> None:
+    for shared, common in ((False, 0), (True, 4)):
+        policy = make(DISCRETE, shared=shared)
+        actor = {id(p) for p in (*policy.actor_torso.parameters(), *policy.head.parameters())}
+        critic = {id(p) for p in (*policy.critic_torso.parameters(), *policy.critic.parameters())}
+        assert len(actor & critic) == common
+        assert not {id(p) for p in policy.critic_parameters()} & actor
+
+
+def test_components_of_a_multidiscrete_action_are_independent() -> None:
+    policy = make(MULTI)
+    with torch.no_grad():
+        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr,operator]
+    obs = observations()
+    logits = policy.head.linear(policy.actor_torso(obs)).split((2, 5, 3), dim=-1)  # type: ignore[operator,union-attr]
+    parts = [TorchCategorical(logits=part) for part in logits]
+    actions = torch.stack([part.sample() for part in parts], -1)
+    got = policy.evaluate(obs, actions)
+    expected = sum(part.log_prob(actions[..., k]) for k, part in enumerate(parts))
+    entropy = sum(part.entropy() for part in parts)
+    assert torch.allclose(got.logprobs, torch.as_tensor(expected), atol=1e-5)
+    assert torch.allclose(got.entropy, torch.as_tensor(entropy), atol=1e-5)
+
+
+def test_a_gaussian_scores_as_torch_distributions_does() -> None:
+    policy = make(BOX, log_std_init=-0.7)
+    obs = observations()
+    mean = policy.head.linear(policy.actor_torso(obs))  # type: ignore[operator]
+    torchs = Independent(Normal(mean, math.exp(-0.7)), 1)
+    actions = torchs.sample()
+    got = policy.evaluate(obs, actions)
+    assert torch.allclose(got.logprobs, torchs.log_prob(actions), atol=1e-5)
+    assert torch.allclose(got.entropy, torchs.entropy(), atol=1e-5)
+    assert torch.equal(policy.act(obs[:, 0], None), mean[:, 0])
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
+def test_samples_follow_the_probabilities_that_evaluate_gives(actions: ActionLayout) -> None:
+    policy = make(actions)
+    with torch.no_grad():
+        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr,operator]
+    obs = observations(rows=1)[:, :1].expand(40_000, 1, -1)
+    drawn = policy.act(obs[:, 0], torch.Generator().manual_seed(5))[:, None]
+    scored = policy.evaluate(obs, drawn)
+    # the mean surprise of samples is the entropy exactly when they are drawn from the scored distribution
+    assert -scored.logprobs.mean().item() == pytest.approx(scored.entropy.mean().item(), abs=0.03)
+
+
+def test_greedy_actions_are_the_likeliest() -> None:
+    policy = make(DISCRETE)
+    obs = observations()[:, 0]
+    every = torch.arange(4)[None, :, None].expand(len(obs), 4, 1)
+    logprobs = policy.evaluate(obs[:, None].expand(-1, 4, -1), every).logprobs
+    assert torch.equal(policy.act(obs, None).squeeze(-1), logprobs.argmax(1))
