@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import google_crc32c
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 
@@ -26,6 +27,7 @@ from ppo_unified.metrics import describe
 PREFIX = "events.out.tfevents"
 _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 bytes
 _CRC = struct.Struct("<I")
+_FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
 
 
@@ -41,6 +43,7 @@ class EventWriter:
         """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
         stamp = f"{PREFIX}.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file: IO[bytes] = open(folder / stamp, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self.folder = folder
         self._described: set[str] = set()
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -62,7 +65,7 @@ class EventWriter:
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in options.items()}
-        self._write(Event(wall_time=time.time(), summary=hparams_pb(plain)))
+        self._write(Event(wall_time=time.time(), summary=hparams_pb(plain, trial_id=self.folder.name)))
 
     def close(self) -> None:
         self._file.close()
@@ -132,8 +135,8 @@ class EventReader:
         """Read what was appended since the last call; whether there was anything."""
         found = False
         for path in sorted(self.folder.glob(f"*{PREFIX}*")):
-            for data in self._records(path):
-                self._take(Event.FromString(data))
+            for event in self._events(path):
+                self._take(event)
                 found = True
         return found
 
@@ -150,7 +153,7 @@ class EventReader:
                 series.cut(event.step)
             series.add(event.step, event.wall_time, number)
 
-    def _records(self, path: Path) -> Iterator[bytes]:
+    def _events(self, path: Path) -> Iterator[Any]:
         name = path.name
         offset = self._offsets.get(name, 0)
         try:
@@ -166,6 +169,8 @@ class EventReader:
         while len(data) - position >= _HEADER.size:
             length, length_crc = _HEADER.unpack_from(data, position)
             if _masked_crc(data[position : position + 8]) != length_crc or length > _LONGEST:
+                if not data[position:].strip(b"\0"):
+                    return  # the file grew before its bytes arrived: they may still come
                 self.damage[name] = f"{path}: damaged at byte {offset + position}; the rest of this file is not shown"
                 self._offsets[name] = 1 << 62  # nothing after a bad length can be found again
                 return
@@ -173,12 +178,23 @@ class EventReader:
             if end > len(data):
                 break
             payload = data[position + _HEADER.size : end - _CRC.size]
-            if _masked_crc(payload) == _CRC.unpack_from(data, end - _CRC.size)[0]:
-                yield payload
-            else:
+            event = _parse(payload, *_CRC.unpack_from(data, end - _CRC.size))
+            if event is None:
                 self.damage[name] = f"{path}: the record at byte {offset + position} is damaged and was skipped"
+            else:
+                yield event
             position = end
             self._offsets[name] = offset + position
+
+
+def _parse(payload: bytes, crc: int) -> Any:
+    """The event in a record; None where its bytes are not those that were written, or never were an event."""
+    if _masked_crc(payload) != crc:
+        return None
+    try:
+        return Event.FromString(payload)
+    except DecodeError:
+        return None
 
 
 def _number(value: Any) -> float | None:
@@ -189,5 +205,8 @@ def _number(value: Any) -> float | None:
     if kind == "tensor" and value.metadata.plugin_data.plugin_name in ("", "scalars"):
         tensor = value.tensor
         if tensor.dtype == 1 and not tensor.tensor_shape.dim:  # DT_FLOAT, rank 0
-            return float(tensor.float_val[0]) if tensor.float_val else struct.unpack("<f", tensor.tensor_content)[0]
+            if tensor.float_val:
+                return float(tensor.float_val[0])
+            if len(tensor.tensor_content) == _FLOAT.size:
+                return float(_FLOAT.unpack(tensor.tensor_content)[0])
     return None
