@@ -122,6 +122,8 @@ def split(obs: Observations) -> tuple[Tensor, Tensor | None]:
 class Head(nn.Module):
     """Features [.., F] to a distribution over actions [.., components]."""
 
+    linear: nn.Linear
+
     def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """log-prob and entropy, each [..]: sums over components, which are independent given the observation."""
         raise NotImplementedError

@@ -241,7 +241,7 @@ def update(
                 break
             extra = None if warming_up else adapter.extra_loss(generator)
             if extra is not None:
-                extra[0].backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward unannotated
+                extra[0].backward()
                 extra_metrics.update(extra[1])
             norms.append(step(optimizers, optim.max_grad_norm))
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
@@ -290,6 +290,6 @@ def backward(
         new = policy.evaluate(micro.obs, micro.actions)
         loss = ppo_loss(new, micro, ppo, clip_scale, progress.penalty_coef)
         total = loss.value if critic_only else loss.total(ppo.value_coef if optim.joint else 1.0, ppo.entropy_coef)
-        (total / weight).backward(inputs=critic)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        (total / weight).backward(inputs=critic)
         accumulate(totals, loss.sums)
     return totals

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ppo_unified.adapters import config_model
 from ppo_unified.config import known_options
 from ppo_unified.metrics import METRICS
-from ppo_unified.presets import config_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -35,7 +35,6 @@ def test_weights_are_orthogonal_with_the_usual_gains() -> None:
             assert torch.allclose(linear.weight @ linear.weight.T, gain**2 * torch.eye(64), atol=1e-4)
             assert not linear.bias.any()
     rows = policy.head.linear.weight
-    assert isinstance(rows, torch.Tensor)
     assert torch.allclose(rows @ rows.T, 1e-4 * torch.eye(4), atol=1e-8)
     assert policy.critic.weight.norm().item() == pytest.approx(1.0, abs=1e-5)
 
@@ -52,9 +51,9 @@ def test_separate_networks_share_no_parameter_and_shared_ones_the_torso() -> Non
 def test_components_of_a_multidiscrete_action_are_independent() -> None:
     policy = make(MULTI)
     with torch.no_grad():
-        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr,operator]
+        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
     obs = observations()
-    logits = policy.head.linear(policy.actor_torso(obs)).split((2, 5, 3), dim=-1)  # type: ignore[operator,union-attr]
+    logits = policy.head.linear(policy.actor_torso(obs)).split((2, 5, 3), dim=-1)
     parts = [TorchCategorical(logits=part) for part in logits]
     actions = torch.stack([part.sample() for part in parts], -1)
     got = policy.evaluate(obs, actions)
@@ -67,7 +66,7 @@ def test_components_of_a_multidiscrete_action_are_independent() -> None:
 def test_a_gaussian_scores_as_torch_distributions_does() -> None:
     policy = make(BOX, log_std_init=-0.7)
     obs = observations()
-    mean = policy.head.linear(policy.actor_torso(obs))  # type: ignore[operator]
+    mean = policy.head.linear(policy.actor_torso(obs))
     torchs = Independent(Normal(mean, math.exp(-0.7)), 1)
     actions = torchs.sample()
     got = policy.evaluate(obs, actions)
@@ -80,7 +79,7 @@ def test_a_gaussian_scores_as_torch_distributions_does() -> None:
 def test_samples_follow_the_probabilities_that_evaluate_gives(actions: ActionLayout) -> None:
     policy = make(actions)
     with torch.no_grad():
-        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))  # type: ignore[union-attr,operator]
+        policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
     obs = observations(rows=1)[:, :1].expand(40_000, 1, -1)
     drawn = policy.act(obs[:, 0], torch.Generator().manual_seed(5))[:, None]
     scored = policy.evaluate(obs, drawn)

@@ -1,14 +1,15 @@
-"""What `train` says while it runs: a live line on a terminal, plain lines every few seconds elsewhere and in the log."""
+"""What `train` says: a live line on a terminal, a plain line every few seconds elsewhere and in the log."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 from typing import TextIO
 
+from ppo_unified.cli.screen import is_drawable
 from ppo_unified.runs import Run, Status
+from ppo_unified.text import can_unicode, duration
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
 
@@ -16,13 +17,11 @@ LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
 class Progress:
     """A callable for the trainer; `finish` clears the live line."""
 
-    def __init__(self, log: TextIO, started_step: int = 0) -> None:
-        self.terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    def __init__(self, log: TextIO) -> None:
+        self.terminal = is_drawable(sys.stderr)
         self.screen = getattr(sys.stderr, "screen", sys.stderr)  # not the log: a live line is not for keeping
-        self.log, self.started, self.started_step = log, time.monotonic(), started_step
-        self.lived = 0.0
-        self.said = time.monotonic()
-        self.score = ""
+        self.log = log
+        self.lived, self.said = 0.0, time.monotonic()  # when the last line of either kind was written
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
         now = time.monotonic()
@@ -53,25 +52,11 @@ class Progress:
         if status.score is not None:
             parts.append(f"score {status.score:.4g}")
         parts.append(f"KL {metrics['policy/kl']:.4f}")
-        speed = (status.step - self.started_step) / max(1e-9, time.monotonic() - self.started)
+        speed = metrics["time/steps_per_second"]
         parts.append(f"{speed:,.0f} steps/s")
         if status.total_steps and speed > 0:
             parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
-        return " · ".join(parts) if _unicode(self.screen) else " | ".join(parts)
-
-
-def _unicode(stream: object) -> bool:
-    return str(getattr(stream, "encoding", "") or "").lower().replace("-", "") == "utf8"
-
-
-def duration(seconds: float) -> str:
-    """'42 s', '3 min 20 s', '2 h 05 min'."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+        return " · ".join(parts) if can_unicode(self.screen) else " | ".join(parts)
 
 
 def summary(run: Run, status: Status) -> str:
@@ -87,7 +72,7 @@ def summary(run: Run, status: Status) -> str:
         if series is not None and len(series.steps) > 1:
             steps, _, values = series.numpy()
             width = min(shutil.get_terminal_size().columns, 72)
-            lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=_unicode(sys.stdout))
+            lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=can_unicode(sys.stdout))
             break
     score = "" if status.score is None else f", score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"

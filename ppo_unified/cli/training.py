@@ -149,12 +149,9 @@ def regress(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(verdict))
     else:
-        print(
-            f"{options.target}: {measured['solved']} of {options.seeds} seeds solved, median {measured['median_steps']:,.0f} steps"
-        )
-        print(
-            f"baseline: {known['solved']} of {known['seeds']} seeds, median {known['median_steps']:,.0f}, worst {known['worst_steps']:,}"
-        )
+        for name, figures in (("measured", measured), ("baseline", known)):
+            solved = f"{figures['solved']} of {figures['seeds']} seeds solved"
+            print(f"{name}: {solved}, median {figures['median_steps']:,.0f} steps, worst {figures['worst_steps']:,}")
         print("as good as the baseline" if good else "WORSE than the baseline")
     return 0 if good else 1
 
