@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple
 
@@ -19,16 +20,16 @@ from ppo_unified.text import BOLD, DIM, columns_of, pad, painted, short
 MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint32)  # Unicode's braille bits
-_GUTTER = 7  # columns of the labels on the left, at least: charts above each other line up
+_GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
 _BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
 
 
 class Line(NamedTuple):
     """One curve: x and y [P], x ascending. A y that is NaN or infinite leaves a gap."""
 
+    label: str
     x: np.ndarray
     y: np.ndarray
-    label: str = ""
 
 
 class Glyphs(NamedTuple):
@@ -103,17 +104,15 @@ def columns_minmax(x: np.ndarray, y: np.ndarray, view: View, columns: int) -> tu
     filled = column[starts][inside]
     low[filled], high[filled] = np.fmin.reduceat(y, starts)[inside], np.fmax.reduceat(y, starts)[inside]
 
-    border = np.arange(1, columns) - 0.5
+    border = np.arange(columns + 1) - 0.5
     before = np.searchsorted(position, border, "right") - 1  # the last point left of each border
     crossed = (before >= 0) & (before < len(x) - 1)
     before, border = before[crossed], border[crossed]
     share = (border - position[before]) / (position[before + 1] - position[before])
-    crossing = np.full(columns - 1, np.nan)
+    crossing = np.full(columns + 1, np.nan)
     crossing[crossed] = y[before] + share * (y[before + 1] - y[before])
-    for edge in (low[:-1], low[1:]):
-        np.fmin(edge, crossing, out=edge)
-    for edge in (high[:-1], high[1:]):
-        np.fmax(edge, crossing, out=edge)
+    low = np.fmin(low, np.fmin(crossing[:-1], crossing[1:]))
+    high = np.fmax(high, np.fmax(crossing[:-1], crossing[1:]))
     return low, high
 
 
@@ -126,7 +125,7 @@ def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None)
     left, right = x_range or (float(min(x[0] for x in xs)), float(max(x[-1] for x in xs)))
     low, high = (float(f([f(y) for y in finite if len(y)])) for f in (np.min, np.max))
     if right <= left:
-        left, right = left - 0.5, right + 0.5
+        left, right = left - (abs(left) / 2 or 1.0), right + (abs(right) / 2 or 1.0)
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # float32 noise on a constant is not a shape
         middle = (low + high) / 2
         low, high = middle - (abs(middle) / 10 or 1.0), middle + (abs(middle) / 10 or 1.0)
@@ -150,7 +149,7 @@ def draw(
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
-    shown = [Line(line.x, _scaled(line.y, log_y), line.label) for line in lines]
+    shown = [Line(line.label, line.x, _scaled(line.y, log_y)) for line in lines]
     view = find_view(shown, x_range)
     head = _legend(lines, width, title, color)
     if view is None:
@@ -171,7 +170,9 @@ def _scaled(y: np.ndarray, log_y: bool) -> np.ndarray:
     y = np.asarray(y, np.float64)
     if not log_y:
         return y
-    return np.log10(y, out=np.full(len(y), np.nan), where=y > 0)
+    logs = np.full(len(y), np.nan)
+    np.log10(y, out=logs, where=y > 0)
+    return logs
 
 
 def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
@@ -182,7 +183,8 @@ def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
     for number, line in enumerate(lines):
         mark = MARKS[number % len(MARKS)] if len(lines) > 1 else ""
         last = short(float(line.y[-1])) if len(line.y) else "-"
-        entry = " ".join(part for part in (mark, line.label, last) if part)
+        label = line.label if len(lines) > 1 or not title else ""  # a lone curve is what the title says
+        entry = " ".join(part for part in (mark, label, last) if part)
         more = f"  +{len(lines) - number}" if number else ""
         if used + 2 + columns_of(entry) + (6 if number + 1 < len(lines) else 0) > width:
             text, used = text + more, used + len(more)
@@ -269,9 +271,9 @@ def _row(
     if not color:
         return "".join(characters)
     cuts = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), len(owner)]
-    pieces = zip(cuts[:-1], cuts[1:], strict=True)
     return "".join(
-        painted("".join(characters[a:b]), COLORS[owner[a] % len(COLORS)] if owner[a] >= 0 else "") for a, b in pieces
+        painted("".join(characters[a:b]), COLORS[owner[a] % len(COLORS)] if owner[a] >= 0 else "")
+        for a, b in pairwise(cuts)
     )
 
 
@@ -280,8 +282,7 @@ def _x_axis(view: View, width: int, gutter: int, glyphs: Glyphs) -> list[str]:
     room = width - gutter - 1
     floor, below = [glyphs.floor] * room, [" "] * width
     span = view.right - view.left
-    ticks = [(view.left + view.right) / 2] if span == 1 else nice_ticks(view.left, view.right, max(1, room // 9))
-    for tick in ticks:
+    for tick in nice_ticks(view.left, view.right, max(1, room // 7)):
         label = short(tick, span / 100)
         column = round((tick - view.left) / span * (room - 1))
         start = min(max(gutter + 1 + column - len(label) // 2, gutter), width - len(label))

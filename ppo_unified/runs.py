@@ -6,22 +6,27 @@ atomically and never half-written.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
 import os
 import re
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, get_args, get_origin, get_type_hints
 
 from ppo_unified.errors import UsageError, nearest
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
+LATEST = "latest"  # instead of a run's name: the newest
 STALLED_S = 60.0  # a living trainer that has not written run.json for this long
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
@@ -69,15 +74,18 @@ class Run:
         self._lock: IO[str] | None = None
 
     def write_status(self, status: Status) -> None:
-        write_atomically(self.path / "run.json", json.dumps(asdict(status), indent=1, allow_nan=False))
+        write_atomically(self.path / "run.json", to_json(asdict(status)))
 
     def read_status(self) -> Status:
         """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
         path = self.path / "run.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            known = {f.name for f in fields(Status)}
-            return Status(**{key: value for key, value in data.items() if key in known})
+            known = {key: value for key, value in data.items() if key in _kinds()}
+            for key, value in known.items():
+                if not _fits(value, _kinds()[key]):
+                    raise ValueError(f"{key} = {value!r} is no {_kinds()[key]}")
+            return Status(**known)
         except (OSError, ValueError, AttributeError) as error:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 
@@ -94,11 +102,17 @@ class Run:
 
         lockf and not flock: a forked environment worker would keep a flock after the trainer is gone.
         """
-        file = open(self.path / "run.lock", "a+")  # noqa: SIM115 - any close of this file in this process drops the lock
+        path = self.path / "run.lock"
+        try:
+            file = open(path, "a+")  # noqa: SIM115 - any close of this file in this process drops the lock
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # not taken: a file system without locks, say
+                raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
             raise UsageError(
                 f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
             ) from None
@@ -131,6 +145,34 @@ def _flock_type(packed: bytes) -> int:
     return int(struct.unpack("qqihh", packed)[3] if sys.platform == "darwin" else struct.unpack("hhqqi", packed)[0])
 
 
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of every key of run.json."""
+    return get_type_hints(Status)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value from JSON is of a type: a whole number is also a float, true is no number."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if kind in (int, float):
+        return type(value) is int or type(value) is kind
+    return isinstance(value, get_origin(kind) or kind)
+
+
+def to_json(document: Any, indent: int | None = 1) -> str:
+    """JSON text; NaN and infinities become null, as JSON has no word for them."""
+    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that readers see the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -139,7 +181,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError unless `name` can be a folder directly under the runs folder."""
+    """Raises UsageError unless `name` can be a folder directly under the runs folder and means nothing else."""
+    if name == LATEST:
+        raise UsageError(f"run name {name!r} means the newest run in every command; choose another --name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
             f"run name {name!r}: use letters, digits and . _ + = @ - (at most 100, a letter or digit first); "
@@ -193,13 +237,14 @@ def all_runs(runs: Path) -> Iterator[tuple[Run, Status]]:
 
 def find(reference: str, runs: Path) -> Run:
     """The run that `reference` means: a name under `runs`, a path, or 'latest'. Raises UsageError if there is none."""
-    if reference == "latest":
+    if reference == LATEST:
         newest = next(all_runs(runs), None)
         if newest is None:
             raise UsageError(f"{runs}: there is no run yet; start one with: ppo-unified train cartpole")
         return newest[0]
     for path in (runs / reference, Path(reference)):
-        if (path / "run.json").is_file():
-            return Run(path)
+        with suppress(OSError):  # a name too long for the file system, say, names no run either
+            if (path / "run.json").is_file():
+                return Run(path if path.name else path.resolve())  # '.' has no name of its own
     names = [run.name for run, _ in all_runs(runs)]
     raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)} (list: ppo-unified runs)")

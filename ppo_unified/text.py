@@ -47,9 +47,9 @@ def painted(text: str, code: str) -> str:
 
 
 def short(value: float | None, resolution: float = 0.0) -> str:
-    """A number in about four digits, with k, M, G or T: 14742 -> '14.74k'; None -> '-'.
+    """A number in about four digits, from 10,000 on with k, M, G or T: 14742 -> '14.74k'; None -> '-'.
 
-    `resolution`: differences of this size stay visible, for labels of one axis.
+    `resolution` is for labels of one axis: differences of this size stay visible, and k begins at 1000.
     """
     if value is None:
         return "-"
@@ -60,7 +60,7 @@ def short(value: float | None, resolution: float = 0.0) -> str:
     if size and resolution:
         digits = min(9, max(digits, math.floor(math.log10(size)) - math.floor(math.log10(resolution)) + 1))
     for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= unit:
+        if size >= (unit if resolution or suffix != "k" else 9999.5):
             return f"{value / unit:.{digits}g}{suffix}"
     return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.{digits}g}"
 
@@ -69,7 +69,7 @@ def duration(seconds: float) -> str:
     """Seconds in the unit that reads best: '2.1 s', '3.5 min', '12 h', '4.0 d'."""
     amount, unit = max(0.0, seconds), "s"
     for factor, larger in ((60, "min"), (60, "h"), (24, "d")):
-        if amount < factor * 1.5 and (unit, larger) == ("s", "min") or amount < factor:
+        if amount < factor:
             break
         amount, unit = amount / factor, larger
     return f"{amount:.0f} {unit}" if amount >= 9.95 else f"{amount:.1f} {unit}"
@@ -92,28 +92,24 @@ def pad(text: str, width: int) -> str:
 
 
 def table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    color: bool = False,
-    paint: Mapping[str, Mapping[str, str]] | None = None,
+    rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:
-    """Aligned lines, a header first; columns of numbers stand right. Nothing is cut.
+    """Aligned lines, the keys of the first row as header; columns of numbers stand right. Nothing is cut.
 
-    `paint`: header -> {cell -> ANSI code}, used where `color` is true.
+    `paint`: key -> {cell -> ANSI code}, used where `color` is true.
     """
-    cells = [list(headers), *(list(row) for row in rows)]
-    widths = [max(columns_of(row[k]) for row in cells) for k in range(len(headers))]
-    right = [bool(rows) and all(_NUMBER.fullmatch(row[k]) for row in rows) for k in range(len(headers))]
-    lines = []
-    for number, row in enumerate(cells):
-        parts = []
-        for k, cell in enumerate(row):
-            space = " " * (widths[k] - columns_of(cell))
-            code = (paint or {}).get(headers[k], {}).get(cell, "") if number else BOLD
-            shown = painted(cell, code) if color and cell else cell
-            parts.append(space + shown if right[k] else shown + space)
-        lines.append("  ".join(parts).rstrip())
-    return lines
+    columns = []
+    for key in rows[0]:
+        cells = [key, *(row[key] for row in rows)]
+        width, right = max(map(columns_of, cells)), all(_NUMBER.fullmatch(cell) for cell in cells[1:])
+        codes = [BOLD, *((paint or {}).get(key, {}).get(cell, "") for cell in cells[1:])]
+        columns.append([_cell(x, width, right, code if color else "") for x, code in zip(cells, codes, strict=True)])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def _cell(text: str, width: int, right: bool, code: str) -> str:
+    space, shown = " " * (width - columns_of(text)), painted(text, code) if text else ""
+    return space + shown if right else shown + space
 
 
 def width_of(lines: Sequence[str]) -> int:

@@ -1,0 +1,241 @@
+"""The chart's mathematics and its promises: what is a spike stays one, what is missing stays empty, sizes are exact."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from ppo_unified.chart import MARKS, Line, View, columns_minmax, draw, find_view, nice_ticks, smooth
+from ppo_unified.text import columns_of
+
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def noise(points: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A random walk at random, ascending x."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.uniform(0.1, 3, points)), np.cumsum(rng.normal(size=points))
+
+
+def cells(chart: list[str]) -> str:
+    """What is drawn between the y axis and the floor."""
+    return "\n".join(re.split("[│┤|+]", row, maxsplit=1)[1] for row in chart[1:-2])
+
+
+@pytest.mark.parametrize("points", [2, 7, 50, 1000])
+@pytest.mark.parametrize("columns", [1, 2, 13, 160])
+def test_columns_hold_the_extremes_of_the_joined_curve(points: int, columns: int) -> None:
+    """Against brute force: the piecewise linear curve, sampled densely, and each sample put into its column."""
+    x, y = noise(points, seed=points)
+    view = View(x[0], x[-1], 0, 0)
+    low, high = columns_minmax(x, y, view, columns)
+    dense = np.unique(np.r_[np.linspace(x[0], x[-1], 200_000), x])
+    values = np.interp(dense, x, y)
+    column = np.floor((dense - x[0]) / (x[-1] - x[0]) * (columns - 1) + 0.5).astype(int)
+    for k in range(columns):
+        assert low[k] == pytest.approx(values[column == k].min(), abs=0.05)
+        assert high[k] == pytest.approx(values[column == k].max(), abs=0.05)
+
+
+def test_a_window_shows_the_same_curve_as_the_points_inside_and_one_beyond_either_edge() -> None:
+    x, y = noise(500)
+    view = View(x[100], x[300], 0, 0)
+    everything, cut = (columns_minmax(x[s], y[s], view, 80) for s in (slice(None), slice(99, 302)))
+    np.testing.assert_array_equal(everything, cut)
+    sparse = np.arange(0.0, 100, 10)
+    low, high = columns_minmax(sparse, sparse, View(14, 36, 0, 0), 23)  # both edges between two points
+    np.testing.assert_allclose(low, np.arange(13.5, 36))
+    np.testing.assert_allclose(high, np.arange(14.5, 37))
+
+
+@pytest.mark.parametrize("where", [0, 1, 777, 9_999])
+def test_a_spike_of_one_point_survives(where: int) -> None:
+    y = np.zeros(10_000)
+    y[where] = 700.0
+    _, high = columns_minmax(np.arange(10_000.0), y, View(0, 9_999, 0, 700), 60)
+    assert np.nanmax(high) == 700.0
+    top_row = draw([Line("", np.arange(10_000), y)], 60, 10)[1]
+    assert top_row.startswith("     700┤")
+    assert top_row.split("┤")[1].strip()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_leaves_a_gap(bad: float) -> None:
+    x, y = np.arange(101.0), np.ones(101)
+    y[40:61] = bad
+    low, high = columns_minmax(x, y, View(0, 100, 0, 2), 101)
+    empty = np.isnan(low)
+    np.testing.assert_array_equal(empty, np.isnan(high))
+    assert set(np.flatnonzero(empty)) == set(range(40, 61))
+
+
+def test_a_curve_of_one_point_between_gaps_is_still_seen() -> None:
+    y = np.full(50, np.nan)
+    y[20] = 3.0
+    assert cells(draw([Line("", np.arange(50), y)], 60, 8)).count("•") == 1
+
+
+def test_exponential_decay_is_straight_on_a_log_axis_and_what_is_not_positive_is_a_gap() -> None:
+    x = np.arange(1000.0)
+    straight = draw([Line("", x, -x)], 60, 12, x_range=(0, 999))
+    decay = draw([Line("", x, 10 ** (-x / 100))], 60, 12, log_y=True, x_range=(0, 999))
+    assert cells(straight) == cells(decay)
+    assert decay[1].startswith("       1┤")
+    holes = np.where(x % 500 < 250, np.exp(-x), -1.0)
+    lows = np.isnan(
+        columns_minmax(x, np.log10(holes, out=np.full(1000, np.nan), where=holes > 0), View(0, 999, 0, 1), 50)[0]
+    )
+    drawn = cells(draw([Line("", x, holes)], 59, 12, log_y=True, unicode=False)).split("\n")
+    columns = np.array([[c != " " for c in row] for row in drawn]).any(axis=0)
+    np.testing.assert_array_equal(columns, ~lows)
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("color", [True, False])
+@pytest.mark.parametrize("width", [20, 30, 31, 80, 203])
+@pytest.mark.parametrize("height", [4, 5, 6, 11, 40])
+def test_the_size_is_exact_whatever_the_data(width: int, height: int, color: bool, unicode: bool) -> None:
+    x, y = noise(300)
+    empty = np.empty(0)
+    kinds: dict[str, list[Line]] = {
+        "nothing": [],
+        "no points": [Line("a", empty, empty)],
+        "one point": [Line("a", np.array([14742]), np.array([500.0]))],
+        "two equal steps": [Line("a", np.array([5, 5]), np.array([1.0, 2.0]))],
+        "constant": [Line("a", x, np.full(300, 0.1, np.float32))],
+        "zero": [Line("a", x, np.zeros(300))],
+        "nan": [Line("a", x, np.full(300, np.nan))],
+        "huge": [Line("a", x * 1e12, y * 1e200)],
+        "tiny": [Line("a", x, y * 1e-30)],
+        "narrow": [Line("a", x, 500 + y * 1e-4)],
+        "many": [Line(f"a rather long label {k}", x, y + k) for k in range(30)],
+        "some missing": [Line("a", x, y), Line("b", empty, empty)],
+        "wide characters": [Line("学習", x, y), Line("b", x, -y)],
+    }
+    for kind, lines in kinds.items():
+        for log_y in (False, True):
+            chart = draw(lines, width, height, "a/metric", unicode=unicode, color=color, log_y=log_y)
+            assert len(chart) == height, kind
+            for row in chart:
+                assert columns_of(SGR.sub("", row)) == width, (kind, row)
+            if not color:
+                assert "\x1b" not in "".join(chart)
+            if not unicode and kind != "wide characters":
+                assert "".join(chart).isascii(), kind
+
+
+def test_one_point_is_drawn_in_the_middle_and_labelled_with_its_value() -> None:
+    chart = draw([Line("", np.array([2000]), np.array([21.5]))], 40, 6, "eval/score")
+    assert chart[0].split() == ["eval/score", "21.5"]
+    assert cells(chart).count("•") == 1
+    assert any(row.lstrip().startswith("21.5┤") for row in chart)
+    middle = chart[2].index("•")
+    assert "2k" in chart[-1][middle - 1 : middle + 3]
+
+
+def test_a_constant_is_one_straight_row_with_one_label() -> None:
+    chart = draw([Line("", np.arange(100), np.full(100, 0.1, np.float32))], 50, 9)
+    assert [row.strip("│ ") != "" for row in chart[1:-2]].count(True) == 1
+    assert [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row] == ["0.1"]
+
+
+def test_nothing_to_draw_says_why() -> None:
+    x = np.arange(5.0)
+    assert "no points yet" in draw([], 40, 6)[1]
+    assert "no finite value" in draw([Line("", x, x * np.nan)], 40, 6)[1]
+    assert "no value above 0" in draw([Line("", x, -x)], 40, 6, log_y=True)[1]
+
+
+def test_the_ends_of_the_y_axis_are_the_lowest_and_the_highest_value() -> None:
+    x, y = noise(200)
+    chart = draw([Line("", x, y)], 80, 15)
+    labels = [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row]
+    assert float(labels[0]) == pytest.approx(y.max(), rel=1e-3)
+    assert float(labels[-1]) == pytest.approx(y.min(), rel=1e-3)
+    values = [float(label) for label in labels]
+    assert values == sorted(values, reverse=True)
+
+
+def test_labels_of_a_narrow_range_differ() -> None:
+    chart = draw([Line("", np.arange(100), np.linspace(500.01, 500.02, 100))], 60, 11)
+    labels = [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row]
+    assert len(labels) == len(set(labels)) > 2
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+def test_every_curve_bears_its_letter_in_the_legend_and_in_the_plot(unicode: bool) -> None:
+    x, y = noise(300)
+    lines = [Line(f"run-{k}", x, y + 8 * k) for k in range(4)]
+    chart = draw(lines, 100, 16, unicode=unicode)
+    for k, line in enumerate(lines):
+        assert f"{MARKS[k]} {line.label}" in chart[0]
+        assert MARKS[k] in cells(chart)
+
+
+def test_equal_curves_share_their_row_by_turns() -> None:
+    x = np.arange(200)
+    plot = cells(draw([Line(label, x, np.ones(200)) for label in "ab"], 80, 8))
+    assert set(re.findall("[A-Z]", plot)) == {"A", "B"}
+
+
+def test_colours_change_nothing_but_the_colour_of_a_lone_curve() -> None:
+    x, y = noise(300)
+    plain, colored = (draw([Line("", x, y)], 80, 12, "t", color=color) for color in (False, True))
+    assert "".join(colored) != "".join(plain)
+    assert [SGR.sub("", row) for row in colored] == plain
+
+
+def test_ascii_and_braille_agree_on_where_the_curve_is() -> None:
+    y = np.r_[np.zeros(50), np.full(50, np.nan), np.ones(50)]
+    for unicode in (True, False):
+        rows = cells(draw([Line("", np.arange(150), y)], 69, 7, unicode=unicode)).split("\n")
+        top, bottom = rows[0], rows[-1]
+        assert not top[:38].strip()
+        assert top[42:].strip()
+        assert bottom[:18].strip()
+        assert not bottom[22:].strip()
+
+
+def test_smoothing_is_tensorboards() -> None:
+    """The loop of TensorBoard's line chart (`resmoothDataset`), which frees the average from its bias towards 0."""
+    _, y = noise(200)
+    y[[3, 50, 51]] = np.nan
+    for weight in (0.0, 0.3, 0.6, 0.99):
+        expected, last, count = [], 0.0, 0
+        for value in y:
+            if not np.isfinite(value):
+                expected.append(value)
+                continue
+            last = last * weight + (1 - weight) * value
+            count += 1
+            expected.append(last / (1 - weight**count))
+        np.testing.assert_allclose(smooth(y, weight), expected, rtol=1e-9)
+    np.testing.assert_allclose(smooth(np.full(50, 7.0), 0.9), 7.0)
+    np.testing.assert_array_equal(smooth(y, 0.0), y)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 17), (0.0021, 0.0199), (1e6, 5e6), (-1e-9, 1e-9), (499, 501)])
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+def test_ticks_are_round_inside_and_not_too_many(low: float, high: float, count: int) -> None:
+    ticks = nice_ticks(low, high, count)
+    assert len(ticks) <= count + 1
+    assert ticks == sorted(ticks)
+    assert all(low - 1e-9 * (high - low) <= tick <= high + 1e-9 * (high - low) for tick in ticks)
+    if len(ticks) > 1:
+        step = ticks[1] - ticks[0]
+        mantissa = step / 10 ** np.floor(np.log10(step * 1.0000001))
+        assert any(mantissa == pytest.approx(round_number) for round_number in (1, 2, 2.5, 5))
+        assert all(tick / step == pytest.approx(round(tick / step), abs=1e-6) for tick in ticks)
+
+
+def test_a_shared_x_range_lines_charts_up() -> None:
+    early, late = (
+        draw([Line("", np.arange(a, b), np.ones(b - a))], 68, 6, x_range=(0, 100)) for a, b in ((0, 50), (50, 101))
+    )
+    assert early[-1] == late[-1]
+    assert cells(early).rstrip("\n ")[-1] != " "
+    view = find_view([Line("", np.array([1.0]), np.array([2.0]))], (0, 100))
+    assert view is not None
+    assert (view.left, view.right) == (0, 100)
