@@ -94,8 +94,8 @@ def test_exponential_decay_is_straight_on_a_log_axis_and_what_is_not_positive_is
 
 @pytest.mark.parametrize("unicode", [True, False])
 @pytest.mark.parametrize("color", [True, False])
-@pytest.mark.parametrize("width", [20, 30, 31, 80, 203])
-@pytest.mark.parametrize("height", [4, 5, 6, 11, 40])
+@pytest.mark.parametrize("width", [20, 31, 120])
+@pytest.mark.parametrize("height", [4, 6, 25])
 def test_the_size_is_exact_whatever_the_data(width: int, height: int, color: bool, unicode: bool) -> None:
     x, y = noise(300)
     empty = np.empty(0)
