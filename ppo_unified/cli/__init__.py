@@ -65,7 +65,9 @@ def _stop(parser: argparse.ArgumentParser) -> None:
 
 def _runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "query", nargs="*", help="words, key:value, key>1, key<1; all must hold; ! before one negates it"
+        "query",
+        nargs="*",
+        help='words, key:value, key>1 (also >= < <= =); all must hold; !x negates, x|y is or, "x y" is one word',
     )
     _json(parser)
 
