@@ -65,6 +65,16 @@ def test_minibatches_have_near_equal_steps(seed: int) -> None:
     assert (shares - steps.sum() / count).abs().max() <= steps.max()
 
 
+def test_long_rows_are_spread_by_their_steps() -> None:
+    """Four rows of 12 steps among sixteen of one: a deal by rows alone would often put three long ones together."""
+    rollout = random_rollout(n=20, row_len=12, holes=0.0)
+    mask = torch.arange(12) < torch.tensor([12, 1, 1, 1, 1] * 4)[:, None]
+    batch = make_batch(replace(rollout, mask=mask), PPO())
+    for seed in range(20):
+        parts = minibatches(batch, 4, False, torch.Generator().manual_seed(seed))
+        assert all(abs(int(part.mask.sum()) - 16) <= 12 for part in parts)
+
+
 def test_one_row_that_outweighs_the_rest_leaves_no_minibatch_empty() -> None:
     for heavy in range(4):
         steps = torch.ones(4, dtype=torch.long)

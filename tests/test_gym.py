@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal
+from torch import Tensor
 
 from envs.gym_options import GymConfig, check
-from envs.gym_policy import GymPolicy, ObservationScaler
-from envs.gym_spaces import ActionLayout
+from envs.gym_policy import ObservationScaler
 from envs.gym_vector import GymAdapter, RewardScaler
 from ppo_unified.config import Optim
 from ppo_unified.errors import UsageError
@@ -328,80 +326,14 @@ def test_scores_are_of_fresh_episodes_each_seeded_for_itself() -> None:
     assert len(set(many)) > 5
 
 
-def test_initial_weights_are_orthogonal_with_the_usual_gains() -> None:
-    policy = GymPolicy(
-        6,
-        ActionLayout(False, (4,)),
-        config_of("CartPole-v1", policy={"hidden": [8, 8]}).policy,
-        False,
-        torch.Generator(),
-    )
-    layers = [m for m in policy.modules() if isinstance(m, nn.Linear)]
-    gains = {8: 2**0.5, 4: 0.01, 1: 1.0}  # hidden layers, policy head, value head, by their outputs
-    assert len(layers) == 6
-    for layer in layers:
-        w, gain = layer.weight, gains[layer.out_features]
-        product = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
-        assert torch.allclose(product, gain**2 * torch.eye(len(product)), atol=1e-5)
-        assert not layer.bias.any()
-
-
-def policy_for(actions: ActionLayout, **options: Any) -> GymPolicy:
-    policy = GymPolicy(3, actions, config_of("x", policy=options).policy, False, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        policy.head.linear.weight.mul_(100)  # type: ignore[union-attr,operator]  # far from uniform
-    return policy
-
-
-def test_log_probs_and_entropy_are_those_of_independent_categoricals() -> None:
-    sizes = (2, 3, 4)
-    policy, g = policy_for(ActionLayout(False, sizes)), torch.Generator().manual_seed(1)
-    obs = torch.randn(5, 2, 3, generator=g)
-    actions = torch.stack([torch.randint(0, n, (5, 2), generator=g) for n in sizes], -1)
-    new = policy.evaluate(obs, actions)
-    logits = policy.head.linear(policy.actor_torso(obs)).split(sizes, -1)  # type: ignore[operator]
-    parts: list[Any] = [Categorical(logits=x) for x in logits]
-    scored = [part.log_prob(a) for part, a in zip(parts, actions.unbind(-1), strict=True)]
-    assert torch.allclose(new.logprobs, torch.stack(scored).sum(0), atol=1e-6)
-    assert torch.allclose(new.entropy, torch.stack([part.entropy() for part in parts]).sum(0), atol=1e-6)
-
-
-def test_log_probs_and_entropy_are_those_of_a_diagonal_gaussian() -> None:
-    policy = policy_for(ActionLayout(True, low=(-1.0, -1.0), high=(1.0, 1.0)), log_std_init=-0.3)
-    obs, actions = torch.randn(5, 2, 3), 2 * torch.randn(5, 2, 2)
-    new = policy.evaluate(obs, actions)
-    mean = policy.head.linear(policy.actor_torso(obs))  # type: ignore[operator]
-    reference: Any = Independent(Normal(mean, torch.full((2,), -0.3).exp()), 1)
-    assert torch.allclose(new.logprobs, reference.log_prob(actions), atol=1e-5)
-    assert torch.allclose(new.entropy, reference.entropy(), atol=1e-5)
-
-
-def test_actions_are_drawn_with_the_probabilities_that_are_scored() -> None:
-    policy, g = policy_for(ActionLayout(False, (2, 3))), torch.Generator().manual_seed(0)
-    obs = torch.tensor([[0.5, -1.0, 2.0]])
-    drawn = policy.act(obs.expand(20_000, 3), g)
-    with torch.no_grad():
-        for a in range(2):
-            for b in range(3):
-                chance = policy.evaluate(obs[:, None], torch.tensor([[[a, b]]])).logprobs.exp().item()
-                share = (drawn == torch.tensor([a, b])).all(-1).float().mean().item()
-                assert share == pytest.approx(chance, abs=0.02)
-    gaussian = policy_for(ActionLayout(True, low=(-1.0,), high=(1.0,)), log_std_init=-1.0)
-    noise = gaussian.act(obs.expand(20_000, 3), g) - gaussian.act(obs, None)
-    assert noise.mean().item() == pytest.approx(0, abs=0.01)
-    assert noise.std().item() == pytest.approx(np.exp(-1), abs=0.01)
-
-
-def test_greedy_takes_the_likeliest() -> None:
-    policy = policy_for(ActionLayout(False, (2, 3)))
-    obs = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    greedy = policy.act(obs, None)
-    with torch.no_grad():
-        best = policy.evaluate(obs[:, None], greedy[:, None]).logprobs
-        for a in range(2):
-            for b in range(3):
-                other = policy.evaluate(obs[:, None], torch.tensor([a, b]).expand(50, 1, 2)).logprobs
-                assert (other <= best + 1e-6).all()
+def test_a_rollout_begins_where_the_last_one_ended() -> None:
+    """Neither a step nor an episode is lost between two rollouts."""
+    whole = adapter_of("tests.worlds:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
+    adapter = adapter_of("tests.worlds:Counter-v0", num_steps=4, env_kwargs={"length": 6})
+    parts = [adapter.collect() for _ in range(5)]
+    assert torch.equal(torch.cat([obs_of(part) for part in parts], 1), obs_of(whole))
+    for name in ("mask", "continues", "rewards"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1), getattr(whole, name))
 
 
 def test_episodes_are_counted_over_rollouts() -> None:

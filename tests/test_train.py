@@ -86,10 +86,13 @@ def test_target_kl_stops_the_updates_of_an_iteration() -> None:
     metrics = next(loop).metrics
     assert 0 < metrics["optim/steps"] < 80
     assert metrics["optim/epochs"] < 20
-    assert taken_steps(optimizers[0]) == metrics["optim/steps"]  # the minibatch that went too far was not stepped on
+    assert taken_steps(optimizers[0]) == metrics["optim/steps"]
     assert metrics["invariant/optimizer_steps_error"] == 0
     assert next(loop).metrics["optim/steps"] > 0  # only this iteration's updates stop
     assert run_engine(BanditAdapter(), 1, free, optim)[0]["policy/kl"] > 0.01
+    whole = run_engine(BanditAdapter(), 1, PPO(epochs=20, minibatches=1, target_kl=0.01), optim)[0]
+    assert whole["optim/steps"] == whole["optim/epochs"] - 1  # what went too far was not stepped on
+    assert whole["policy/kl"] > 0.01
     unreached = run_engine(BanditAdapter(), 1, PPO(epochs=20, target_kl=1e6), optim)[0]
     assert unreached["optim/steps"] == 80
 
@@ -302,6 +305,17 @@ def test_same_seed_same_metrics(row_len: int) -> None:
     assert metrics(0, 0) == first
     assert metrics(1, 0) != first
     assert metrics(0, 1) != first
+
+
+def test_the_update_normalises_advantages_over_what_the_option_says() -> None:
+    def trained(over: str, minibatches: int) -> Tensor:
+        adapter = BanditAdapter()
+        run_engine(adapter, 1, PPO.model_validate({"normalize_advantages": over, "minibatches": minibatches}))
+        return weights(adapter.policy)
+
+    assert torch.allclose(trained("minibatch", 1), trained("batch", 1))
+    assert not torch.allclose(trained("minibatch", 1), trained("none", 1))
+    assert not torch.allclose(trained("minibatch", 4), trained("batch", 4))
 
 
 def test_explained_variance() -> None:

@@ -1,0 +1,27 @@
+"""The whole of it, on a task that random play (about 22) and a broken engine both fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.presets import load_preset
+from ppo_unified.runner import load_adapter, run
+from ppo_unified.runs import Run
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", [11, 12])
+def test_cartpole_is_solved_and_stays_so_on_unseen_episodes(seed: int, tmp_path: Path) -> None:
+    config = load_preset("cartpole", seed=seed)
+    result = run(config, runs=tmp_path)
+    assert result.solved_step is not None
+    assert (result.state, result.reason) == ("finished", "solved")
+    assert result.best_score is not None
+    assert result.best_score >= 475
+    adapter, step = load_adapter(Run(result.path), config, "best")
+    assert step == result.solved_step
+    scores = adapter.score(100, 7_000_000 + seed, True)
+    adapter.close()
+    assert sum(scores) / 100 >= 475
