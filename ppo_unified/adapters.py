@@ -26,9 +26,9 @@ class AdapterSpec:
     check: str = ""  # (config) -> None; raises UsageError for what can be known before a run folder exists
     target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
     presets: str = ""  # a package holding *.toml files
-    export: str = ""  # (adapter, folder: Path) -> list of written files
+    export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
     prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
-    play: str = ""  # (adapter, config, seed) -> iterator of frames or prompts, see cli.policies
+    play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
 
 
 BUILT_IN = {

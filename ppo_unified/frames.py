@@ -1,17 +1,22 @@
-"""What an adapter shows while its policy acts, and pictures as terminal text: half blocks in colour, or plain characters
-where colour or Unicode is missing. No torch."""
+"""What an adapter shows while its policy acts, and how that becomes terminal text or a GIF. No torch.
+
+On a terminal a picture is half blocks in colour, or plain characters where colour or Unicode is missing.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-Style: TypeAlias = Literal["truecolor", "256", "ascii"]
+from ppo_unified.text import clean
+
+Style: TypeAlias = Literal["truecolor", "256", "ascii"]  # how a picture becomes text
 
 UPPER_HALF = "▀"  # its foreground is the upper of two square pixels in one character cell, its background the lower
 RAMP = " .:-=+*#%@"  # from the picture's background to what stands out most
@@ -19,8 +24,11 @@ CUBE = np.array([0, 95, 135, 175, 215, 255])  # levels of the 6 x 6 x 6 colour c
 GREYS = 8 + 10 * np.arange(24)  # indices 232 to 255
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
-_ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]?")
-_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+GIF_FRAMES = 500
+GIF_SHORTEST_S = 0.02  # browsers show anything shorter at a tenth of a second
+GIF_PAUSE_MS = 1000  # on the last picture, before it starts again
+GIF_SIDE = 480  # pixels
+GIF_COLOURS = 64
 
 
 @dataclass(frozen=True)
@@ -36,24 +44,6 @@ class Frame:
     ended: bool
 
 
-def choose_style(environ: Mapping[str, str], encoding: str | None) -> Style:
-    """How to draw on a terminal with these environment variables and output encoding."""
-    if environ.get("NO_COLOR") or not speaks_utf8(environ, encoding):
-        return "ascii"
-    return "truecolor" if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") else "256"
-
-
-def speaks_utf8(environ: Mapping[str, str], encoding: str | None) -> bool:
-    """Both are asked: Python writes UTF-8 under LC_ALL=C too, where the terminal may not expect it."""
-    locale = environ.get("LC_ALL") or environ.get("LC_CTYPE") or environ.get("LANG") or ""
-    return all(name.lower().replace("-", "").endswith("utf8") for name in (locale.partition("@")[0], encoding or ""))
-
-
-def plain(text: str) -> str:
-    """`text` without escape sequences and control characters; line breaks stay."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n").expandtabs()))
-
-
 def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> list[str]:
     """A picture as at most `lines` rows of at most `columns` cells, as large as its aspect allows and centred.
 
@@ -61,7 +51,8 @@ def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> l
     """
     columns, lines = max(1, columns), max(1, lines)
     if isinstance(picture, str):
-        return [row[:columns] for row in plain(picture).strip("\n").split("\n")[:lines]]
+        # the dot keeps `clean` from taking the indentation for empty space
+        return [clean("." + row)[1 : columns + 1] for row in picture.strip("\r\n").splitlines()[:lines]]
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height)  # a cell is about twice as high as wide
     cells = min(columns, max(1, round(width * scale))), min(lines, max(1, round(height * scale / 2)))
@@ -117,3 +108,31 @@ def _characters(pixels: np.ndarray) -> list[str]:
     ink = 1 - luminance if np.median(luminance) > 0.5 else luminance
     indices = np.rint(ink * (len(RAMP) - 1)).astype(int)
     return ["".join(RAMP[i] for i in row).rstrip() for row in indices.tolist()]
+
+
+def write_gif(path: Path, frames: Iterable[Frame]) -> int:
+    """Write an episode's pictures as an animated GIF that plays at the environment's speed; how many it holds.
+
+    Long episodes are thinned evenly: at most GIF_FRAMES pictures, the first and the last among them.
+    """
+    kept: list[Image.Image] = []
+    stride = 1
+    for number, frame in enumerate(frames):
+        if number == 0:
+            stride = max(1, math.ceil(GIF_SHORTEST_S / frame.seconds))
+        if number % stride == 0:
+            kept.append(_gif_image(frame))
+        if len(kept) == GIF_FRAMES:
+            kept, stride = kept[::2], 2 * stride
+    if number % stride:
+        kept.append(_gif_image(frame))
+    durations = [round(1000 * frame.seconds * stride)] * (len(kept) - 1) + [GIF_PAUSE_MS]
+    kept[0].save(path, format="GIF", save_all=True, append_images=kept[1:], duration=durations, loop=0)
+    return len(kept)
+
+
+def _gif_image(frame: Frame) -> Image.Image:
+    """A picture with a palette of its own, at most GIF_SIDE pixels wide and high."""
+    image = Image.fromarray(np.asarray(frame.picture))
+    image.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.BOX)
+    return image.quantize(GIF_COLOURS, dither=Image.Dither.NONE)

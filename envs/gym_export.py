@@ -1,0 +1,236 @@
+"""A Gymnasium policy as a program of its own: what `torch.export` writes needs neither this project nor Gymnasium."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.gym_eval import Player
+from envs.gym_options import Gym
+from envs.gym_policy import GymPolicy
+from envs.gym_spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
+from envs.gym_vector import GymAdapter
+
+PROGRAM, README = "policy.pt2", "README.md"
+BATCHES = (1, 17)  # sizes with which a written program is compared to the policy
+TOLERANCE = 1e-5  # of continuous actions, absolute and relative
+
+
+class GreedyPolicy(nn.Module):
+    """The likeliest actions in the environment's own units: [batch, *shape] for observations [batch, size].
+
+    Normalisation of observations and clipping of actions are included. The critic is left behind.
+    """
+
+    low: Tensor
+    high: Tensor
+    start: Tensor
+
+    def __init__(self, policy: GymPolicy, actions: ActionLayout) -> None:
+        super().__init__()
+        self.scaler: nn.Module = policy.scaler or nn.Identity()
+        self.torso, self.head = policy.actor_torso, policy.head
+        self.actions, self.dtype = actions, getattr(torch, actions.dtype)
+        if actions.continuous:
+            self.register_buffer("low", torch.tensor(actions.low, dtype=self.dtype))
+            self.register_buffer("high", torch.tensor(actions.high, dtype=self.dtype))
+        else:
+            self.register_buffer("start", torch.tensor(actions.start))
+
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """obs [batch, size] float32, action_mask [batch, options] bool, True where allowed."""
+        chosen = self.head.act(self.torso(self.scaler(obs)), action_mask, None)
+        if self.actions.continuous:  # converted first: a bound rounded to float32 may lie outside a float64 space
+            chosen = torch.maximum(torch.minimum(chosen.to(self.dtype), self.high), self.low)
+        else:
+            chosen = (chosen + self.start).to(self.dtype)
+        return chosen.reshape(-1, *self.actions.shape)
+
+
+def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Write policy.pt2 and README.md into `folder`; what a program that loads it must know, for policy.json.
+
+    Raises RuntimeError where the written program, loaded again, acts otherwise than the policy.
+    """
+    policy = copy.deepcopy(adapter.policy).cpu().eval()
+    masked = adapter.masks is not None
+    write_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
+    check_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
+    options = adapter.config.gym
+    facts = {
+        "env_id": options.env_id,
+        "env_kwargs": options.env_kwargs,
+        "wrappers": options.wrappers,
+        "obs": _describe_obs(adapter.observations, options.normalize_obs),
+        "action": _describe_action(adapter.actions),
+        "action_mask": {"dtype": "bool", "shape": ["batch", sum(adapter.actions.sizes)]} if masked else None,
+        "usage": USAGE.format(arguments="obs, action_mask" if masked else "obs"),
+    }
+    code = example(options, adapter.observations, adapter.actions, masked)
+    score = "not evaluated" if about["score"] is None else f"{about['score']:.6g}"
+    (folder / README).write_text(
+        PAGE.format(
+            **about | {"score": score},
+            env_id=options.env_id,
+            size=adapter.observations.size,
+            mask=f", `action_mask` bool [batch, {sum(adapter.actions.sizes)}]" if masked else "",
+            dtype=adapter.actions.dtype,
+            shape="".join(f", {n}" for n in adapter.actions.shape),
+            code=code,
+        ),
+        encoding="utf-8",
+    )
+    return facts
+
+
+def write_program(
+    policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
+) -> None:
+    """Trace the greedy policy for any batch size and save it."""
+    batch = torch.export.Dim("batch")
+    arguments: dict[str, Tensor] = {"obs": torch.zeros(3, observations.size)}
+    if masked:
+        arguments["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool)
+    with torch.no_grad():
+        program = torch.export.export(
+            GreedyPolicy(copy.deepcopy(policy), actions)
+            .eval()
+            .requires_grad_(False),  # so that .numpy() needs no detach
+            tuple(arguments.values()),
+            dynamic_shapes={name: {0: batch} for name in arguments},
+        )
+    torch.export.save(program, path)
+
+
+def check_program(
+    policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
+) -> None:
+    """Compare the program in `path` with the policy as the environment meets it, on random observations.
+
+    Raises RuntimeError where they differ.
+    """
+    program = torch.export.load(path).module()
+    player = Player(policy, observations, actions, torch.device("cpu"), None)
+    rng = np.random.default_rng(0)
+    for count in BATCHES:
+        numbers, choices = rng.standard_normal((count, observations.size)), rng.integers(observations.size, size=count)
+        raw: np.ndarray = choices + observations.start if observations.one_hot else 3 * numbers
+        arguments, info = [torch.from_numpy(encode(raw, observations))], {}
+        if masked:
+            masks = rng.random((count, sum(actions.sizes))) < 0.5
+            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # one option of each component at least
+            arguments, info = [*arguments, torch.from_numpy(masks)], {MASK_KEY: masks}
+        expected, written = player(raw, info), program(*arguments).numpy()
+        same = expected.shape == written.shape and expected.dtype == written.dtype
+        if not same or not np.allclose(expected, written, rtol=TOLERANCE, atol=TOLERANCE):
+            raise RuntimeError(f"{path.name}: the program written by torch.export acts otherwise than the policy")
+
+
+def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]:
+    encoding = "as the environment gives it, flattened"
+    if layout.one_hot:
+        encoding = f"one-hot: number i sets element i - {layout.start}" if layout.start else "one-hot"
+    elif layout.flatten:
+        encoding = "gymnasium.spaces.flatten" + (f" without {MASK_KEY!r}" if layout.has_mask else "")
+    return {
+        "dtype": "float32",
+        "shape": ["batch", layout.size],
+        "encoding": encoding,
+        "normalization": "inside the program" if normalized else "none",
+    }
+
+
+def _describe_action(layout: ActionLayout) -> dict[str, Any]:
+    """Bounds are null where there are none."""
+    facts: dict[str, Any] = {"dtype": layout.dtype, "shape": ["batch", *layout.shape]}
+    if layout.continuous:
+        bounds = {"low": layout.low, "high": layout.high}
+        return facts | {key: [x if math.isfinite(x) else None for x in bound] for key, bound in bounds.items()}
+    return facts | {"options": layout.sizes, "first": layout.start}
+
+
+def example(options: Gym, observations: ObservationLayout, actions: ActionLayout, masked: bool) -> str:
+    """A script that plays the written program with Gymnasium and torch alone."""
+    discrete = not actions.shape and not actions.continuous
+    arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
+    lines = [f"env = gym.make({options.env_id!r}{''.join(f', {k}={v!r}' for k, v in options.env_kwargs.items())})"]
+    for reference in options.wrappers:
+        module, _, name = reference.rpartition(":")
+        lines += [f"from {module} import {name}"] if module else []
+        lines += [f"env = {name if module else f'gym.wrappers.{name}'}(env)"]
+    return SCRIPT.format(
+        environment="\n".join(lines),
+        encode=_encode_lines(observations) + (_mask_lines(observations, actions) if masked else ""),
+        act=f"policy({arguments})[0]{'.item()' if discrete else '.numpy()'}",
+    )
+
+
+def _encode_lines(layout: ObservationLayout) -> str:
+    if layout.one_hot:
+        offset = f" - {layout.start}" if layout.start else ""
+        return f"def encode(obs):\n    return torch.eye({layout.size})[[int(obs){offset}]]\n"
+    if not layout.flatten:
+        return "def encode(obs):\n    return torch.from_numpy(np.asarray(obs, dtype=np.float32).reshape(1, -1))\n"
+    space = "space = env.observation_space\n"
+    if layout.has_mask:
+        space = f"space = gym.spaces.Dict({{k: s for k, s in env.observation_space.items() if k != {MASK_KEY!r}}})\n"
+    given = f"{{k: x for k, x in obs.items() if k != {MASK_KEY!r}}}" if layout.has_mask else "obs"
+    return (
+        f"{space}\n\ndef encode(obs):\n"
+        f"    flat = gym.spaces.flatten(space, {given})\n"
+        "    return torch.from_numpy(np.asarray(flat, dtype=np.float32).reshape(1, -1))\n"
+    )
+
+
+def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
+    source = "obs" if observations.has_mask else "info"
+    everything = f"np.ones({sum(actions.sizes)}, dtype=bool)"
+    return (
+        "\n\ndef allowed(obs, info):\n"
+        f"    mask = {source}.get({MASK_KEY!r}, {everything})\n"
+        "    return torch.from_numpy(np.hstack(mask).astype(bool).reshape(1, -1))\n"
+    )
+
+
+USAGE = "policy = torch.export.load('policy.pt2').module(); actions = policy({arguments})"
+
+SCRIPT = """\
+import gymnasium as gym
+import numpy as np
+import torch
+
+policy = torch.export.load("policy.pt2").module()
+{environment}
+
+
+{encode}
+
+returns = []
+for episode in range(10):
+    obs, info = env.reset(seed=episode)
+    total, ended = 0.0, False
+    while not ended:
+        obs, reward, terminated, truncated, info = env.step({act})
+        total, ended = total + float(reward), terminated or truncated
+    returns.append(total)
+print(f"mean return {{np.mean(returns):.6g}} over {{len(returns)}} episodes")
+"""
+
+PAGE = """\
+# A policy for {env_id}
+
+Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
+
+`policy.pt2` is the greedy policy as `torch.export` writes it: `obs` float32 [batch, {size}]{mask} in, actions {dtype}
+[batch{shape}] in the environment's own units out. Normalisation and clipping are inside. `policy.json` says the same to
+programs. Only torch is needed to load it; this plays it with Gymnasium:
+
+```python
+{code}```
+"""

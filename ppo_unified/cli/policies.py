@@ -1,0 +1,223 @@
+"""Commands that load a trained policy: `eval`, `play`, `export`.
+
+Into a run they write nothing but its export/, so that a trainer in the same folder never notices."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from ppo_unified import checkpoint, presets, runner
+from ppo_unified.adapters import adapter as adapter_spec
+from ppo_unified.adapters import load
+from ppo_unified.cli.screen import Screen, is_drawable, screen, style_for
+from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.frames import Frame, Style, draw, write_gif
+from ppo_unified.rollout import Adapter
+from ppo_unified.runs import Run, find
+from ppo_unified.text import clean
+
+FPS = 30.0  # faster is shown at this
+PAUSE_FRAMES = 30  # on an episode's end
+DESCRIPTION = "policy.json"  # marks an exported folder and lists its files
+FORMAT = "ppo-unified policy 1"
+
+
+class Loaded(NamedTuple):
+    """A policy in its world."""
+
+    run: Run
+    config: RunConfig
+    adapter: Adapter
+    step: int  # of the checkpoint
+
+
+def eval(options: Namespace) -> int:
+    """Score a run's policy on fresh episodes, and save a video of one if asked to."""
+    _check_episodes(options)
+    loaded = _load(options)
+    with closing(loaded.adapter):
+        video = _video(loaded, options) if options.video else None
+        scored = runner.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
+    if options.json:
+        asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
+        document = {"score": scored["score"], "mean_return": scored["score"], **scored, **asked, "step": loaded.step}
+        print(json.dumps(document | ({"video": str(video)} if video else {})))
+        return 0
+    how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {_which(options, loaded)}"
+    score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {scored['episodes']} episodes"
+    print(f"{clean(loaded.run.name)}: {score} ({how})")
+    if video:
+        print(f"video: {video}")
+    return 0
+
+
+def play(options: Namespace) -> int:
+    """Show a run's policy acting: drawn on a terminal, one plain line per episode elsewhere."""
+    _check_episodes(options)
+    if not math.isfinite(options.fps) or options.fps < 0:
+        raise UsageError(f"--fps {options.fps:g}: must be above 0, or 0 for the environment's own")
+    loaded, draws = _load(options), is_drawable(sys.stdout)
+    with closing(loaded.adapter):
+        frames = _play(loaded, options, options.episodes, ("picture", "text") if draws else ())
+        if draws:
+            title = f"{clean(loaded.run.name)}, {_which(options, loaded)}"
+            style = style_for(sys.stdout)
+            with screen(sys.stdout) as shown:
+                ends = [frame for frame in _shown(frames, shown, style, options.fps, title) if frame.ended]
+            _print_ends(iter(ends))
+        else:
+            _print_ends(frame for frame in frames if frame.ended)
+    return 0
+
+
+def export(options: Namespace) -> int:
+    """Write a run's policy in a form that works without this program."""
+    folder: Path = options.to
+    loaded = _load(options)
+    with closing(loaded.adapter):
+        spec = adapter_spec(loaded.config.kind)
+        if not spec.export:
+            raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
+        _check_target(folder)
+        about = _about(loaded)
+        try:
+            with TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
+                facts = load(spec.export)(loaded.adapter, Path(aside), about)
+                files = sorted([*os.listdir(aside), DESCRIPTION])
+                description = json.dumps(
+                    {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
+                )
+                Path(aside, DESCRIPTION).write_text(description, encoding="utf-8")
+                for name in files:
+                    Path(aside, name).replace(folder / name)
+        except OSError as error:
+            raise UsageError(f"--to {folder}: cannot be written ({error.strerror}); choose another folder") from None
+    for name in files:
+        print(folder / name)
+    return 0
+
+
+def _check_episodes(options: Namespace) -> None:
+    if options.episodes < 1:
+        raise UsageError(f"--episodes {options.episodes}: must be at least 1")
+    if options.seed < 0:
+        raise UsageError(f"--seed {options.seed}: must be at least 0")
+
+
+def _load(options: Namespace) -> Loaded:
+    """The run and policy that the options name, on the device that suits this machine rather than the trainer's.
+
+    A trainer may remove a checkpoint between choosing and reading it; then the choice is made again.
+    """
+    run = find(options.run, options.folder)
+    config = presets.changed(presets.from_file(run.config), {"device": "auto"}, str(run.config))
+    step = checkpoint.choose(run, options.checkpoint)
+    try:
+        adapter, step = runner.load_adapter(run, config, str(step))
+    except UsageError:
+        if checkpoint.folder_of(run, step).exists():
+            raise
+        adapter, step = runner.load_adapter(run, config, options.checkpoint)
+    return Loaded(run, config, adapter, step)
+
+
+def _which(options: Namespace, loaded: Loaded) -> str:
+    kind = f"{options.checkpoint} checkpoint, " if not options.checkpoint.isdigit() else ""
+    return f"{kind}step {loaded.step:,}"
+
+
+def _play(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
+    spec = adapter_spec(loaded.config.kind)
+    if not spec.play:
+        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be watched")
+    frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)
+    return frames
+
+
+def _shown(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, title: str) -> Iterator[Frame]:
+    """Paint each frame, wait for its time to pass, and pass it on."""
+    due = time.monotonic()
+    for frame in frames:
+        columns, lines = shown.size()
+        rows = draw(frame.picture, columns, lines - 1, style)
+        shown.paint([*rows, *[""] * (lines - 1 - len(rows)), _status_line(frame, title)[:columns]])
+        seconds = 1 / fps if fps else max(1 / FPS, frame.seconds)
+        # a terminal that is slower than the episode delays it: no burst of frames makes up for it afterwards
+        due = max(time.monotonic(), due + seconds * (PAUSE_FRAMES if frame.ended else 1))
+        time.sleep(max(0.0, due - time.monotonic()))
+        yield frame
+
+
+def _status_line(frame: Frame, title: str) -> str:
+    action = f"  action {clean(frame.action)}" if frame.action else ""
+    return f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   Ctrl-C ends   {title}"
+
+
+def _print_ends(ends: Iterator[Frame]) -> None:
+    for frame in ends:
+        print(f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps", flush=True)
+
+
+def _video(loaded: Loaded, options: Namespace) -> Path:
+    """One episode as runs/<run>/export/step<step>-seed<seed>.gif. Raises UsageError where nothing can be drawn."""
+    sampled = "-sampled" if options.sampled else ""
+    path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    frames = _play(loaded, options, 1, ("picture",))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_gif(aside, frames)
+        aside.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _check_target(folder: Path) -> None:
+    """Make the folder. Raises UsageError where it holds anything but an earlier export, naming what."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = set(os.listdir(folder))
+    except OSError as error:
+        raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+    others = sorted(there - _exported_files(folder))
+    if others:
+        named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
+
+
+def _exported_files(folder: Path) -> set[str]:
+    """The files of an earlier export there, which may be replaced."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        return set(description["files"]) if description["format"] == FORMAT else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _about(loaded: Loaded) -> dict[str, Any]:
+    """Where an exported policy comes from; `score` is the evaluation that chose the best checkpoint, else null."""
+    best = loaded.step == checkpoint.best_step(loaded.run)
+    versions = {name: version(name) for name in ("ppo-unified", "torch")}
+    return {
+        "run": loaded.run.name,
+        "kind": loaded.config.kind,
+        "step": loaded.step,
+        "score": loaded.run.read_status().best_score if best else None,
+        "versions": {"python": platform.python_version(), **versions},
+    }

@@ -1,0 +1,272 @@
+"""Commands about the installation: `tensorboard` and `doctor`.
+
+At the top they import nothing beyond the standard library, directly or not: `doctor` runs where packages are missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, metadata, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn, TypeAlias
+
+from ppo_unified.cli.screen import style_for
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import find
+from ppo_unified.shadowing import DISTRIBUTION, shadowed_packages
+from ppo_unified.text import can_unicode, clean
+
+HOST = "127.0.0.1"
+EXTRAS = {"box2d": "Box2D", "mujoco": "mujoco"}  # our extra: the module that it brings
+STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
+SMALLEST = (80, 24)  # columns and lines that curves and pictures are made for
+
+
+def tensorboard(options: Namespace) -> int:
+    """Serve the named runs, or the whole runs folder, until Ctrl-C."""
+    runs = [find(reference, options.folder).path for reference in options.run]
+    if not options.folder.is_dir() and not runs:
+        raise UsageError(f"{options.folder}: there is no runs folder; name one with --runs DIR")
+    port = _free_port(options.port)
+    with _logdir(options.folder, runs) as logdir:
+        print(f"TensorBoard: http://{HOST}:{port}/ (Ctrl-C ends it)", flush=True)
+        arguments = ["--logdir", str(logdir), "--host", HOST, "--port", str(port)]
+        code = _serve([sys.executable, "-m", "tensorboard.main", *arguments])
+    return 1 if code else 0
+
+
+@contextmanager
+def _logdir(folder: Path, runs: Sequence[Path]) -> Iterator[Path]:
+    """The folder itself, or a temporary one with a link per run: TensorBoard's fast reader takes one folder only."""
+    if not runs:
+        yield folder.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="ppo-unified-tensorboard-") as links:
+        for path in dict.fromkeys(run.resolve() for run in runs):
+            name, number = path.name, 1
+            while Path(links, name).exists():
+                number += 1
+                name = f"{path.name}-{number}"
+            Path(links, name).symlink_to(path)
+        yield Path(links)
+
+
+def _free_port(port: int) -> int:
+    """`port` if it can be listened at, any free one for 0. Raises UsageError where it can't."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: must be between 0 (any free one) and 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no obstacle
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            why = f"cannot be listened at ({error.strerror})"
+            raise UsageError(f"--port {port}: {why}; choose another, or --port 0 for any free one") from None
+        free: int = probe.getsockname()[1]
+    return free
+
+
+def _serve(command: Sequence[str]) -> int:
+    """Run a server and return its exit code; it never outlives this call.
+
+    The child shares the terminal, so that Ctrl-C reaches both; other ways to end this process are passed on to it.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with subprocess.Popen(command) as child:
+            try:
+                return child.wait()
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(timeout=5)
+                    child.kill()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+Verdict: TypeAlias = Literal["ok", "warn", "missing"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found about one thing."""
+
+    name: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+    required: bool = False  # without it nothing trains
+
+
+def doctor(options: Namespace) -> int:
+    """Look at everything that a run needs or can use; 1 if something required is broken."""
+    checks = [check_python(), *check_dependencies(), check_torch(), *check_extras(), check_terminal(), check_runs()]
+    checks += check_names()
+    broken = [check for check in checks if check.required and check.verdict == "missing"]
+    if options.json:
+        print(json.dumps({"ok": not broken, "checks": [asdict(check) for check in checks]}))
+        return 1 if broken else 0
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        remedy = f"; {check.remedy}" if check.remedy else ""
+        print(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}")
+    print(f"broken: {', '.join(check.name for check in broken)}" if broken else "everything that is required is there")
+    return 1 if broken else 0
+
+
+def check_python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    try:
+        needed = metadata(DISTRIBUTION)["Requires-Python"] or ""
+    except PackageNotFoundError:
+        needed = ""
+    ok = at_least(found, lower_bound(needed))
+    remedy = "" if ok else f"needs Python {needed}: make the virtual environment with a newer one"
+    return Check("python", "ok" if ok else "missing", found, remedy, required=True)
+
+
+def check_dependencies() -> list[Check]:
+    """Every package that the project requires, against the lower bound that it declares."""
+    try:
+        requirements = metadata(DISTRIBUTION).get_all("Requires-Dist") or []
+    except PackageNotFoundError:
+        return [Check(DISTRIBUTION, "missing", "not installed", "pip install -e . in its folder", required=True)]
+    return [_check_requirement(line) for line in requirements if ";" not in line]
+
+
+def _check_requirement(line: str) -> Check:
+    """One requirement as our pyproject.toml writes it, such as `gymnasium[toy-text]>=1.3`."""
+    name, lowest = re.split(r"[^\w.-]", line, maxsplit=1)[0], lower_bound(line)
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Check(name, "missing", "not installed", f"pip install '{line}'", required=True)
+    if at_least(found, lowest):
+        return Check(name, "ok", found, required=True)
+    return Check(name, "missing", f"{found} is older than {lowest}", f"pip install '{line}'", required=True)
+
+
+def lower_bound(requirement: str) -> str:
+    """'1.3' of 'gymnasium[toy-text]>=1.3,<2'; "" where it has none."""
+    bound = re.search(r">=\s*([\d.]+)", requirement)
+    return bound[1] if bound else ""
+
+
+def at_least(found: str, lowest: str) -> bool:
+    """Whether a version reaches a lower bound, as far as both are numbers with dots ('2.13.0+cpu', '1.30rc1')."""
+    numbers, bound = ([int(part) for part in re.findall(r"\d+", text.partition("+")[0])] for text in (found, lowest))
+    return numbers + [0] * (len(bound) - len(numbers)) >= bound
+
+
+def check_torch() -> Check:
+    """Whether torch can be imported, and whether it sees the GPU that is there."""
+    driver = _driver()
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch import", "missing", first_line(error), "install torch again", required=True)
+    build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
+        return Check("gpu", "ok", f"{names}; torch {build}, NVIDIA driver {driver or 'of unknown version'}")
+    if not driver:
+        return Check("gpu", "ok", f"none: no NVIDIA driver here, torch {build}; runs train on the CPU")
+    if torch.version.cuda is None:
+        remedy = "choose a CUDA build at pytorch.org/get-started"
+        return Check("gpu", "warn", f"NVIDIA driver {driver}, but torch is {build}", remedy)
+    why = first_line(said[0].message) if said else "torch sees no device"
+    remedy = "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or choose a torch built for this driver"
+    return Check("gpu", "warn", f"NVIDIA driver {driver}, torch {build}: {why}", remedy)
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version; "" without one. Not asked through torch, whose CPU build knows none."""
+    if shutil.which("nvidia-smi"):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            if answer.returncode == 0:
+                return answer.stdout.strip().partition("\n")[0]
+    with suppress(OSError):
+        first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").partition("\n")[0]
+        found = re.search(r"\d+\.\d+(?:\.\d+)?", first)
+        return found[0] if found else "of unknown version"
+    return ""
+
+
+def check_extras() -> list[Check]:
+    """Packages that only some environments need, and what draws pictures."""
+    checks = []
+    for extra, module in EXTRAS.items():
+        there = find_spec(module) is not None
+        remedy = "" if there else f"for these environments: pip install '{DISTRIBUTION}[{extra}]'"
+        checks.append(Check(extra, "ok" if there else "missing", "installed" if there else "not installed", remedy))
+    if find_spec("pygame") is None:
+        remedy = "for play and eval --video: pip install 'gymnasium[classic-control]'"
+        checks.append(Check("pygame", "missing", "not installed", remedy))
+    return checks
+
+
+def check_terminal() -> Check:
+    """What curves and pictures will look like here."""
+    utf8 = can_unicode(sys.stdout)
+    if not sys.stdout.isatty():
+        return Check("terminal", "ok", f"stdout is none now: plain output, {'UTF-8' if utf8 else 'ASCII'}")
+    columns, lines = shutil.get_terminal_size()
+    found = f"{columns} x {lines}, {'UTF-8' if utf8 else 'no UTF-8'}, {STYLES[style_for(sys.stdout)]}"
+    if not utf8:
+        return Check("terminal", "warn", found, "for curves and pictures: export LANG=C.UTF-8")
+    if columns < SMALLEST[0] or lines < SMALLEST[1]:
+        return Check("terminal", "warn", found, f"make the window at least {SMALLEST[0]} x {SMALLEST[1]}")
+    return Check("terminal", "ok", found)
+
+
+def check_runs(folder: Path = Path("runs")) -> Check:
+    """Whether runs can be made in `folder`, and locked there: some network file systems have no locks."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        remedy = "start elsewhere, or name a folder on a local disk with --runs DIR"
+        return Check("runs folder", "warn", f"{folder.absolute()}: {error.strerror}", remedy)
+    return Check("runs folder", "ok", f"{folder.absolute()} can be written")
+
+
+def check_names() -> list[Check]:
+    problems = shadowed_packages()
+    if not problems:
+        return [Check("packages", "ok", "no name clashes")]
+    divided = [problem.rpartition("; ") for problem in problems]
+    return [Check("packages", "missing", found, remedy, required=True) for found, _, remedy in divided]
+
+
+def first_line(error: object) -> str:
+    """Of a message, short enough for a list."""
+    return clean(str(error).strip().partition("\n")[0])[:200]

@@ -1,0 +1,68 @@
+"""Tiny Gymnasium environments that can be drawn, each in its own way; named `tests.pictures:Id`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+LENGTH = 12  # steps of an episode
+
+
+class Dot(gym.Env[Any, Any]):
+    """A white dot that moves one column a step through a black picture 16 pixels wide and 12 high; pays 1 a step."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 25}
+
+    def __init__(self, render_mode: str | None = None, breaks_at: int = -1, says: str = "") -> None:
+        """Drawing raises at step `breaks_at`; every step prints `says`."""
+        self.observation_space, self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32), spaces.Discrete(2)
+        self.render_mode, self.breaks_at, self.says = render_mode, breaks_at, says
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.taken = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        if self.says:
+            print(self.says)
+        return np.full(1, self.taken / LENGTH, np.float32), 1.0, self.taken == LENGTH, False, {}
+
+    def render(self) -> Any:
+        if self.taken == self.breaks_at:
+            raise ZeroDivisionError("the brush broke")
+        picture = np.zeros((12, 16, 3), np.uint8)
+        picture[4:8, self.taken : self.taken + 4] = 255
+        return picture
+
+
+class Words(Dot):
+    """The same as text, with a colour and a bell that no terminal should get."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 25}
+
+    def render(self) -> Any:
+        return "\n" + "  \x1b[41mS\x1b[0m\x07" + "." * self.taken + "\n|  |\n"
+
+
+class Unseen(Dot):
+    """Cannot be drawn."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+
+class Odd(Dot):
+    """Draws something that is no picture."""
+
+    def render(self) -> Any:
+        return np.zeros((4, 4, 7))
+
+
+gym.register("Dot-v0", Dot, disable_env_checker=True)
+gym.register("Words-v0", Words, disable_env_checker=True)
+gym.register("Unseen-v0", Unseen, disable_env_checker=True)
+gym.register("Odd-v0", Odd, disable_env_checker=True)
