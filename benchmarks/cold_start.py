@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -69,8 +70,11 @@ def main() -> int:
     print(lines[-1])
     if options.out:
         packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy"))
-        where = f"{date.today()}; {platform.system()} {platform.machine()}, 2 cores, Python {platform.python_version()}"
-        head = f"# CartPole from cold start to solved\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n{where}, {packages}.\n\n"
+        machine = (
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        head = f"# CartPole from cold start to solved\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
+        head += f"{date.today()}; {machine}, {packages}.\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

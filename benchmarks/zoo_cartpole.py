@@ -64,7 +64,8 @@ def main() -> int:
         print(lines[-1])
     if options.out:
         packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy"))
-        where = f"{date.today()}; {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}."
+        machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+        where = f"{date.today()}; {machine}, {packages}."
         head = "# CartPole with the rl-zoo's hyper-parameters\n\n" + (__doc__ or "").strip() + f"\n\n{where}\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0

@@ -1,6 +1,6 @@
 """Draws docs/cartpole.svg: a CartPole run trained on the spot, as `ppo-unified show` prints it on a terminal.
 
-    python docs/make_picture.py
+python docs/make_picture.py
 """
 
 from __future__ import annotations

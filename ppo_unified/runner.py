@@ -71,12 +71,8 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
         finally:
             trainer.close()
     except BaseException as error:
-        status.state, status.reason = (
-            "failed",
-            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
-        )
-        status.reason = str(error) if isinstance(error, UsageError) else status.reason
-        status.traceback = traceback.format_exc()
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
         run.write_status(status)
         with open(run.log, "a", encoding="utf-8") as log:
             log.write(status.traceback)
@@ -177,7 +173,7 @@ class Trainer:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
                 f"the ratio to the old policy is off by {error:.3g} before any update, in iteration "
-                f"{self.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree about log-probs"
+                f"{self.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree"
             )
         now = time.monotonic()
         if now - self.checkpointed >= self.config.checkpoint.every_s:

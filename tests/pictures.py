@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +14,7 @@ LENGTH = 12  # steps of an episode
 class Dot(gym.Env[Any, Any]):
     """A white dot that moves one column a step through a black picture 16 pixels wide and 12 high; pays 1 a step."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 25}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 - declared by Gymnasium
 
     def __init__(self, render_mode: str | None = None, breaks_at: int = -1, says: str = "") -> None:
         """Drawing raises at step `breaks_at`; every step prints `says`."""
@@ -43,7 +43,7 @@ class Dot(gym.Env[Any, Any]):
 class Words(Dot):
     """The same as text, with a colour and a bell that no terminal should get."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 25}
+    metadata = {"render_modes": ["ansi"], "render_fps": 25}  # noqa: RUF012 - declared by Gymnasium
 
     def render(self) -> Any:
         return "\n" + "  \x1b[41mS\x1b[0m\x07" + "." * self.taken + "\n|  |\n"
@@ -52,7 +52,7 @@ class Words(Dot):
 class Unseen(Dot):
     """Cannot be drawn."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata = {"render_modes": []}  # noqa: RUF012 - declared by Gymnasium
 
 
 class Odd(Dot):
@@ -62,7 +62,7 @@ class Odd(Dot):
         return np.zeros((4, 4, 7))
 
 
-gym.register("Dot-v0", Dot, disable_env_checker=True)
-gym.register("Words-v0", Words, disable_env_checker=True)
-gym.register("Unseen-v0", Unseen, disable_env_checker=True)
-gym.register("Odd-v0", Odd, disable_env_checker=True)
+gym.register("Dot-v0", "tests.pictures:Dot", disable_env_checker=True)
+gym.register("Words-v0", "tests.pictures:Words", disable_env_checker=True)
+gym.register("Unseen-v0", "tests.pictures:Unseen", disable_env_checker=True)
+gym.register("Odd-v0", "tests.pictures:Odd", disable_env_checker=True)

@@ -23,7 +23,7 @@ LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-ste
 def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
     whole = [sys.executable, "-m", "ppo_unified", *arguments]
-    return subprocess.run(whole, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(whole, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:

@@ -122,7 +122,7 @@ def test_what_is_no_configuration_is_refused(content: bytes, says: str, tmp_path
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'cartpole'"):
         load_target("cartpol")
-    with pytest.raises(UsageError, match="no adapter 'gim'.*did you mean 'gym'"):
+    with pytest.raises(UsageError, match=r"no adapter 'gim'.*did you mean 'gym'"):
         from_table({"kind": "gim"}, "x")
 
 

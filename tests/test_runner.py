@@ -116,7 +116,7 @@ def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monke
         return new._replace(logprobs=new.logprobs + (0.1 if torch.is_grad_enabled() else 0.0))
 
     monkeypatch.setattr(GymPolicy, "evaluate", wrong)
-    with pytest.raises(RuntimeError, match="ratio to the old policy is off by 0.1"):
+    with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.1"):
         run(quick(), tmp_path)
     status = Run(tmp_path / "gym-s1").read_status()
     assert status.state == "failed"
