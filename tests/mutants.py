@@ -191,10 +191,10 @@ def main() -> int:
     survivors = 0
     with ThreadPoolExecutor(options.jobs) as pool:
         outcomes = pool.map(lambda pair: try_mutant(*pair), work)
-        print(f"{'mutant':46}{'tests':10}{'':9}{'seconds':>7}  first failure")
+        print(f"{'mutant':50}{'tests':10}{'':9}{'seconds':>7}  first failure")
         for (mutant, tests), outcome in zip(work, outcomes, strict=True):
             kind, verdict = "CartPole" if tests is LEARNING else "fast", "caught" if outcome.caught else "ALIVE"
-            print(f"{mutant.name:46}{kind:10}{verdict:9}{outcome.seconds:7.1f}  {outcome.by}", flush=True)
+            print(f"{mutant.name:50}{kind:10}{verdict:9}{outcome.seconds:7.1f}  {outcome.by}", flush=True)
             survivors += not outcome.caught
     print(f"{len(work) - survivors} of {len(work)} caught")
     return 1 if survivors else 0
