@@ -20,6 +20,7 @@ from envs.gym_spaces import (
     encode,
     join_infos,
     read_masks,
+    single_action,
     to_env_actions,
 )
 from ppo_unified.rollout import Observations
@@ -104,7 +105,7 @@ def _single_episodes(
         chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
         for i, action in zip(order, chosen, strict=True):
             try:
-                waiting[i] = plays[i].send(action if actions.shape or actions.continuous else action.item())
+                waiting[i] = plays[i].send(single_action(action, actions))
             except StopIteration as done:
                 returns |= done.value
     for env in envs:

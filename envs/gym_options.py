@@ -22,7 +22,7 @@ class Gym(Section):
         "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import its module first"
     )
     num_envs: int = Field(8, ge=1, description="environments stepped together")
-    num_steps: int = Field(128, ge=1, description="steps of each environment per iteration")
+    num_steps: int = Field(128, ge=2, description="steps of each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
         description="auto: the environment's own vector version, else processes if stepping is slow, else a loop",

@@ -14,7 +14,7 @@ import torch
 from envs.gym_eval import Player
 from envs.gym_make import make_env
 from envs.gym_options import Gym, resolve
-from envs.gym_spaces import MASK_KEY, ActionLayout
+from envs.gym_spaces import ActionLayout, join_infos, single_action
 from envs.gym_vector import GymAdapter
 from ppo_unified.errors import UsageError
 from ppo_unified.frames import Frame
@@ -75,19 +75,12 @@ def _frames(
             total, step, ended = 0.0, 0, False
             yield Frame(_picture(env, env_id), seconds, episode, step, total, "", ended)
             while not ended:
-                action = player(np.asarray(raw)[None], _as_vector(info))[0]
-                raw, reward, terminated, truncated, info = env.step(
-                    action if actions.shape or actions.continuous else action.item()
-                )
+                action = player(np.asarray(raw)[None], join_infos([info]))[0]
+                raw, reward, terminated, truncated, info = env.step(single_action(action, actions))
                 total, step, ended = total + float(reward), step + 1, terminated or truncated
                 yield Frame(_picture(env, env_id), seconds, episode, step, total, _written(action), ended)
     finally:
         env.close()
-
-
-def _as_vector(info: dict[str, Any]) -> dict[str, Any]:
-    """One environment's info as a vector of one would report it, as far as `read_masks` reads it."""
-    return {MASK_KEY: [info[MASK_KEY]]} if MASK_KEY in info else {}
 
 
 def _written(action: np.ndarray) -> str:

@@ -136,6 +136,11 @@ def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
     return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}
 
 
+def single_action(action: np.ndarray, layout: ActionLayout) -> Any:
+    """One environment's row of actions as its `step` wants it: an integer where the space is Discrete."""
+    return action if layout.shape or layout.continuous else action.item()
+
+
 def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
     """A valid action for one environment, whose masks are [1, sum of sizes] or None: uniform, or standard normal."""
     if layout.continuous:
@@ -144,5 +149,4 @@ def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.
         options = np.ones(sum(layout.sizes), dtype=bool) if masks is None else masks[0]
         parts = np.split(options, np.cumsum(layout.sizes)[:-1])
         chosen = np.array([[generator.choice(np.flatnonzero(part)) for part in parts]])
-    action = to_env_actions(chosen, layout)[0]
-    return action if layout.shape or layout.continuous else action.item()
+    return single_action(to_env_actions(chosen, layout)[0], layout)
