@@ -67,6 +67,7 @@ def serving(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str],
         text=True,
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(tmp)},
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None
@@ -74,10 +75,8 @@ def serving(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str],
         assert line
         yield process, line[1]
     finally:
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        for child in children:
-            child.kill()
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the servers too, should the test have failed with them alive
         process.communicate()
 
 
