@@ -15,6 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install  ## train CartPole until it is solved
 	$(BIN)/ppo-unified train cartpole
+	@echo "(ppo-unified is a command after: source $(BIN)/activate)"
 
 test: install  ## all tests
 	$(BIN)/python -m pytest

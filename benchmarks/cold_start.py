@@ -73,8 +73,10 @@ def main() -> int:
         machine = (
             f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         )
+        command = f"python benchmarks/cold_start.py --seeds {options.seeds}"
+        command += " --peer-python PYTHON --peer-script SCRIPT" if theirs else ""
         head = f"# CartPole from cold start to solved\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
-        head += f"{date.today()}; {machine}, {packages}.\n\n"
+        head += f"Command: `{command}`; {date.today()}; {machine}, {packages}.\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

@@ -65,8 +65,11 @@ def main() -> int:
     if options.out:
         packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy"))
         machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-        where = f"{date.today()}; {machine}, {packages}."
-        head = "# CartPole with the rl-zoo's hyper-parameters\n\n" + (__doc__ or "").strip() + f"\n\n{where}\n\n"
+        command = f"python benchmarks/zoo_cartpole.py --seeds {options.seeds}"
+        command += " --peer-python PYTHON --peer-script SCRIPT" if theirs else ""
+        where = f"Command: `{command}`; {date.today()}; {machine}, {packages}."
+        what = (__doc__ or "").split("\n", 4)[4].strip()
+        head = f"# CartPole with the rl-zoo's hyper-parameters\n\n{what}\n\n{where}\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
