@@ -105,7 +105,9 @@ class Checkpoint(Section):
 class Eval(Section):
     """Greedy evaluation during training; the best checkpoint is chosen by it."""
 
-    every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end")
+    every_steps: int = Field(
+        20_000, ge=0, description="evaluate where the steps pass a multiple of this; 0 = only at the end"
+    )
     episodes: int = Field(20, ge=1, description="fresh episodes per evaluation")
     threshold: float | None = Field(
         None, description="score that counts as solved, confirmed on 2 x 100 fresh episodes"

@@ -250,6 +250,8 @@ def update(
         missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
         progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
     expected = ppo.epochs * min(ppo.minibatches, len(batch))
+    if ppo.objective == "penalty":
+        extra_metrics["policy/penalty_coef"] = progress.penalty_coef
     return extra_metrics | {
         "loss/policy": mean["policy"],
         "loss/value": mean["value"],
@@ -258,7 +260,6 @@ def update(
         "policy/kl": mean["kl"],
         "policy/clip_fraction": mean["clip_fraction"],
         "policy/ratio_max": largest["ratio_max"],
-        "policy/penalty_coef": progress.penalty_coef if ppo.objective == "penalty" else 0.0,
         "optim/grad_norm": float(torch.stack(norms).mean()) if norms else 0.0,
         "optim/steps": len(norms),
         "optim/epochs": epoch,

@@ -166,7 +166,7 @@ class Trainer:
         """Everything that follows an iteration, each at its own interval."""
         self._update_status()
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
-        if self._evaluation_due():
+        if self._evaluation_due(int(iteration.batch.mask.sum())):
             metrics |= self._evaluate(log=False)
         self._log(metrics, iteration)
         if metrics["invariant/first_ratio_error"] > RATIO_TOLERANCE:
@@ -199,9 +199,10 @@ class Trainer:
         tags = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": ratios}
         return {tag: x.float().cpu().numpy() for tag, x in tags.items()}
 
-    def _evaluation_due(self) -> bool:
-        every = self.config.eval.every_steps
-        return bool(every) and self.progress.steps - max(self.evaluated, 0) >= every
+    def _evaluation_due(self, learned: int) -> bool:
+        """Whether the `learned` steps of an iteration passed a multiple of eval.every_steps, resumed or not."""
+        every, steps = self.config.eval.every_steps, self.progress.steps
+        return bool(every) and steps // every > (steps - learned) // every
 
     def _evaluate(self, log: bool = True) -> dict[str, float]:
         """Score the greedy policy, keep it if it is the best so far, and see whether the task is solved."""

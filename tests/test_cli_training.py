@@ -89,6 +89,21 @@ def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> Non
     assert command("stop", "a", cwd=tmp_path).returncode == 2
 
 
+def test_a_solved_run_is_resumed_only_further(tmp_path: Path) -> None:
+    easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
+    solved = command("train", "cartpole", "--name", "a", *easy, cwd=tmp_path)
+    assert "finished (solved)" in solved.stdout
+    run = Run(tmp_path / "runs" / "a")
+    steps = run.read_status().step
+    refused = command("resume", "a", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "was solved at" in refused.stderr
+    assert command("resume", "a", "--total-steps", str(steps + 1500), cwd=tmp_path).returncode == 0
+    status = run.read_status()
+    assert (status.reason, status.solved_step) == ("total_steps reached", steps)
+    assert status.step >= steps + 1500
+
+
 def test_a_killed_run_is_seen_to_be_dead_and_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path).returncode == 0
     run = Run(tmp_path / "runs" / "a")

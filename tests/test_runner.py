@@ -64,6 +64,14 @@ def test_solved_needs_two_more_evaluations(tmp_path: Path, monkeypatch: pytest.M
     assert len({seed for episodes, seed in calls if episodes == 100}) == 2
 
 
+def test_evaluations_follow_multiples_of_their_interval(tmp_path: Path) -> None:
+    steps = read(run(quick(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
+    evaluated, learned = steps.series["eval/score"].steps, steps.series["policy/kl"].steps
+    before = dict(zip(learned, [0, *learned[:-1]], strict=True))
+    passing = [step for step in learned if step // 600 > before[step] // 600]
+    assert list(evaluated) == sorted({*passing, learned[-1]})
+
+
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from envs.gym_vector import GymAdapter
 

@@ -72,8 +72,13 @@ def resume(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"--total-steps: {run.name} ends by total_iterations = {config.total_iterations}, not by steps"
             )
-        config = presets.changed(config, {"total_steps": options.total_steps}, "--total-steps")
+        further = {"total_steps": options.total_steps, "stop_when_solved": False}
+        config = presets.changed(config, further, "--total-steps")
     status = run.read_status()
+    if config.stop_when_solved and status.solved_step is not None:
+        raise UsageError(
+            f"{run.name} was solved at {status.solved_step:,} steps; train it further with --total-steps N"
+        )
     if config.total_steps and status.step >= config.total_steps:
         further = f"; go further with --total-steps N (above {status.step})"
         raise UsageError(f"{run.name} has reached its {config.total_steps:,} steps{further}")
