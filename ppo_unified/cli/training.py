@@ -80,8 +80,8 @@ def resume(options: argparse.Namespace) -> int:
             f"{run.name} was solved at {status.solved_step:,} steps; train it further with --total-steps N"
         )
     if config.total_steps and status.step >= config.total_steps:
-        further = f"; go further with --total-steps N (above {status.step})"
-        raise UsageError(f"{run.name} has reached its {config.total_steps:,} steps{further}")
+        reached = f"{run.name} has reached its {config.total_steps:,} steps"
+        raise UsageError(f"{reached}; go further with --total-steps N (above {status.step})")
     if options.detach:
         steps = [] if options.total_steps is None else ["--total-steps", str(options.total_steps)]
         status = launch.detach(["resume", str(run.path), *steps], run.path)
