@@ -3,13 +3,14 @@ crowd out long ones."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym_make import make_env, make_vector
+from envs.gym_make import make_env, make_own_vector
 from envs.gym_options import Gym, resolve
 from envs.gym_policy import GymPolicy
 from envs.gym_spaces import (
@@ -26,6 +27,7 @@ from envs.gym_spaces import (
 from ppo_unified.rollout import Observations
 
 AT_ONCE = 16  # single environments played side by side
+ENDLESS = 10_000  # steps of an episode that nothing else ends
 
 
 class Player:
@@ -57,31 +59,36 @@ class Player:
 def play_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
 ) -> list[float]:
-    """Returns of `episodes` fresh episodes, greedy or sampled; the same for the same seed and weights."""
+    """Returns of `episodes` episodes, greedy or sampled; the same for the same seed and weights."""
     env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
-    spec = resolve(config.env_id)
-    has_vector = (
-        spec.vector_entry_point is not None
-        and not config.wrappers
-        and config.vectorization in ("auto", "vector_entry_point")
-    )
-    if has_vector or spec.entry_point is None:
-        envs, observations = make_vector(config, episodes)
-        actions = describe_actions(envs.single_action_space, config.env_id)
-        try:
-            return _first_episodes(envs, Player(policy, observations, actions, device, generator), env_seed)
-        finally:
-            envs.close()
-    return _single_episodes(policy, config, episodes, env_seed, device, generator)
+    own = make_own_vector(config, episodes)
+    if own is None:
+        return _single_episodes(policy, config, episodes, env_seed, device, generator)
+    envs, observations = own
+    actions = describe_actions(envs.single_action_space, config.env_id)
+    player = Player(policy, observations, actions, device, generator)
+    try:
+        return _first_episodes(envs, player, env_seed, longest_episode(config))
+    finally:
+        envs.close()
 
 
-def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int) -> list[float]:
+def longest_episode(config: Gym) -> int:
+    """Steps after which an episode is cut off and scored as it stands: only where the environment has no time limit,
+    since a policy that goes round in circles would never end it."""
+    limited = resolve(config.env_id).max_episode_steps is not None or "max_episode_steps" in config.env_kwargs
+    return sys.maxsize if limited else ENDLESS
+
+
+def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, longest: int) -> list[float]:
     """The first episode of every environment in the vector."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
-    while alive.any():
+    steps = 0
+    while alive.any() and steps < longest:
+        steps += 1
         raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
         returns += rewards * alive
         ended = terminated | truncated
@@ -94,7 +101,8 @@ def _single_episodes(
 ) -> list[float]:
     """Episode k starts from seed + k, in any of a few environments that step side by side."""
     envs = [make_env(config) for _ in range(min(AT_ONCE, episodes))]
-    plays = [_play(env, range(seed + i, seed + episodes, len(envs))) for i, env in enumerate(envs)]
+    longest = longest_episode(config)
+    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), longest) for i, env in enumerate(envs)]
     observations, actions = _layouts(config, envs[0])
     player = Player(policy, observations, actions, device, generator)
     returns: dict[int, float] = {}
@@ -119,14 +127,15 @@ def _layouts(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, Ac
     )
 
 
-def _play(env: gym.Env[Any, Any], seeds: range) -> Any:
+def _play(env: gym.Env[Any, Any], seeds: range, longest: int) -> Any:
     """A generator that yields what the environment shows, is sent actions, and returns {seed: return}."""
     returns = {}
     for seed in seeds:
         raw, info = env.reset(seed=seed)
-        total, ended = 0.0, False
+        total, steps, ended = 0.0, 0, False
         while not ended:
             raw, reward, terminated, truncated, info = env.step((yield raw, info))
-            total, ended = total + float(reward), terminated or truncated
+            total, steps = total + float(reward), steps + 1
+            ended = terminated or truncated or steps >= longest
         returns[seed] = total
     return returns

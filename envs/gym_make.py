@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import time
 from functools import partial
 from typing import Any
@@ -59,28 +61,53 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
 def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout]:
     """`num_envs` environments that reset on the step after an episode's end, and how to read their observations.
 
-    Raises UsageError where the environment's own vector version resets otherwise or needs flattening.
+    Raises UsageError where the environment's own vector version is asked for and resets otherwise or needs flattening.
     """
-    spec = resolve(config.env_id)
+    own = make_own_vector(config, num_envs)
+    if own is not None:
+        return own
     mode = config.vectorization
-    if mode in ("auto", "vector_entry_point") and spec.vector_entry_point is not None and not config.wrappers:
-        envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
-        layout = describe_observations(envs.single_observation_space, config.env_id)
-        resets = envs.metadata.get("autoreset_mode")
-        if resets is AutoresetMode.NEXT_STEP and not layout.flatten:
-            return envs, layout
-        envs.close()
-        if mode != "auto" or spec.entry_point is None:
-            found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets}, not NEXT_STEP"
-            raise UsageError(f"{config.env_id}: its vector version has {found}; set gym.vectorization to sync or async")
     if mode == "auto":
         mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and step_seconds(config) > SLOW_STEP_S else "sync"
-    with_layout = make_single(config)
-    layout = describe_observations(with_layout.observation_space, config.env_id)
-    with_layout.close()
+    single = make_single(config)
+    layout = describe_observations(single.observation_space, config.env_id)
+    single.close()
+    if mode == "async":
+        workers = [partial(make_in_worker, config) for _ in range(num_envs)]
+        return gym.vector.AsyncVectorEnv(workers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
     makers = [partial(make_env, config) for _ in range(num_envs)]
-    vector = gym.vector.AsyncVectorEnv if mode == "async" else gym.vector.SyncVectorEnv
-    return vector(makers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
+    return gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
+
+
+def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
+    """The environment's own vector version, or None where it has none, another is asked for, or it doesn't fit.
+
+    Raises UsageError where there is no other choice and it doesn't fit.
+    """
+    spec = resolve(config.env_id)
+    wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
+    if spec.vector_entry_point is None or not wanted:
+        return None
+    envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
+    layout = describe_observations(envs.single_observation_space, config.env_id)
+    resets = envs.metadata.get("autoreset_mode")
+    if resets is AutoresetMode.NEXT_STEP and not layout.flatten:
+        return envs, layout
+    envs.close()
+    if config.vectorization == "auto" and spec.entry_point is not None:
+        return None
+    found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets}, not NEXT_STEP"
+    raise UsageError(f"{config.env_id}: its vector version has {found}; set gym.vectorization to sync or async")
+
+
+def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
+    """One environment in a process of its own, which leaves Ctrl-C to the trainer.
+
+    AsyncVectorEnv makes one in the trainer's process too, to look at its spaces.
+    """
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return make_env(config)
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym_eval import Player
+from envs.gym_eval import Player, longest_episode
 from envs.gym_make import make_env
 from envs.gym_options import Gym, resolve
 from envs.gym_spaces import ActionLayout, join_infos, single_action
@@ -33,7 +33,9 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     env, fps = _drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
     player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator)
-    return _frames(env, player, adapter.actions, options.env_id, range(seed, seed + episodes), 1 / fps)
+    return _frames(
+        env, player, adapter.actions, options.env_id, range(seed, seed + episodes), 1 / fps, longest_episode(options)
+    )
 
 
 def _drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
@@ -67,7 +69,13 @@ def _draw_without_a_display() -> None:
 
 
 def _frames(
-    env: gym.Env[Any, Any], player: Player, actions: ActionLayout, env_id: str, seeds: range, seconds: float
+    env: gym.Env[Any, Any],
+    player: Player,
+    actions: ActionLayout,
+    env_id: str,
+    seeds: range,
+    seconds: float,
+    longest: int,
 ) -> Iterator[Frame]:
     try:
         for episode, seed in enumerate(seeds, start=1):
@@ -77,7 +85,8 @@ def _frames(
             while not ended:
                 action = player(np.asarray(raw)[None], join_infos([info]))[0]
                 raw, reward, terminated, truncated, info = env.step(single_action(action, actions))
-                total, step, ended = total + float(reward), step + 1, terminated or truncated
+                total, step = total + float(reward), step + 1
+                ended = terminated or truncated or step >= longest
                 yield Frame(_picture(env, env_id), seconds, episode, step, total, _written(action), ended)
     finally:
         env.close()

@@ -100,7 +100,8 @@ def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
 def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
     """Observations [N, ...] as float32 vectors [N, size]."""
     if layout.one_hot:
-        one_hot: np.ndarray = np.eye(layout.size, dtype=np.float32)[np.asarray(raw) - layout.start]
+        one_hot = np.zeros((len(raw), layout.size), dtype=np.float32)
+        one_hot[np.arange(len(raw)), np.asarray(raw) - layout.start] = 1
         return one_hot
     return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy: an environment may reuse the array
 

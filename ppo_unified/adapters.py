@@ -27,6 +27,7 @@ class AdapterSpec:
     target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
     presets: str = ""  # a package holding *.toml files
     export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
+    score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
     prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
     play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
 
@@ -40,6 +41,7 @@ BUILT_IN = {
         presets="envs.presets",
         export="envs.gym_export:export",
         play="envs.gym_play:play",
+        score_tag="eval/return",
     ),
 }
 

@@ -39,8 +39,11 @@ def mark_best(run: Run, step: int, score: float) -> None:
 
 
 def prune(run: Run, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one."""
-    best = best_step(run)
+    """Remove all but the newest `keep` checkpoints and the best one; none while it can't be read which is the best."""
+    try:
+        best = best_step(run)
+    except UsageError:
+        return
     for step in steps(run)[:-keep]:
         if step != best:
             shutil.rmtree(folder_of(run, step), ignore_errors=True)
@@ -53,12 +56,22 @@ def steps(run: Run) -> list[int]:
     return sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit())
 
 
-def best_step(run: Run) -> int | None:
-    """The step of the best checkpoint, or None before the first evaluation."""
+def best(run: Run) -> tuple[int, float] | None:
+    """Step and score of the best checkpoint, or None before the first evaluation. Raises UsageError if damaged."""
+    path = run.checkpoints / BEST
     try:
-        return int(json.loads((run.checkpoints / BEST).read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return int(table["step"]), float(table["score"])
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); choose a checkpoint with --checkpoint latest") from None
+
+
+def best_step(run: Run) -> int | None:
+    """The step of the best checkpoint, or None before the first evaluation. Raises UsageError if damaged."""
+    found = best(run)
+    return found[0] if found else None
 
 
 def choose(run: Run, which: str) -> int:
@@ -72,8 +85,8 @@ def choose(run: Run, which: str) -> int:
     if which == "latest":
         return there[-1]
     if which == "best":
-        best = best_step(run)
-        return best if best in there else there[-1]
+        step = best_step(run)
+        return step if step in there else there[-1]
     if which.isdigit() and int(which) in there:
         return int(which)
     raise UsageError(f"{run.path}: no checkpoint {which!r}; there are best, latest and {', '.join(map(str, there))}")

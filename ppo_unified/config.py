@@ -108,7 +108,9 @@ class Eval(Section):
     every_steps: int = Field(
         20_000, ge=0, description="evaluate where the steps pass a multiple of this; 0 = only at the end"
     )
-    episodes: int = Field(20, ge=1, description="fresh episodes per evaluation")
+    episodes: int = Field(
+        20, ge=1, description="episodes per evaluation, on seeds that training never sees, the same each time"
+    )
     threshold: float | None = Field(
         None, description="score that counts as solved, confirmed on 2 x 100 fresh episodes"
     )
@@ -155,9 +157,13 @@ class RunConfig(Section):
             ppo.advantage != "gae" and ppo.value_target != "lambda",
             f"ppo.advantage = {ppo.advantage!r} together with ppo.value_target = {ppo.value_target!r}",
         )
+        once = ppo.epochs * ppo.minibatches == 1  # KL is measured before each step, and before the only one it is 0
+        for name in ("target_kl", "penalty_target"):
+            yield f"ppo.{name}", once, "ppo.epochs = 1 together with ppo.minibatches = 1"
         yield "ppo.value_coef", not self.optim.joint, "optim.joint = false"
         yield "optim.critic_lr", self.optim.joint, "optim.joint = true"
         yield "stop_when_solved", self.eval.threshold is None, "no eval.threshold"
+        yield "stop_when_solved", not self.eval.every_steps, "eval.every_steps = 0"
 
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:

@@ -37,7 +37,11 @@ def prepare(config: RunConfig, runs: Path, name: str, preset: str, command: Sequ
     """
     presets.check(config)
     run = create(runs, name, f"{preset}-s{config.seed}")
-    run.acquire()
+    try:
+        run.acquire()
+    except UsageError:  # a file system without locks
+        discard(run)
+        raise
     run.config.write_text(config.to_toml(), encoding="utf-8")
     if command:
         run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
@@ -75,14 +79,18 @@ def _versions() -> dict[str, str]:
 
 
 def discard(run: Run) -> None:
-    """Remove the folder of a run that was refused before it trained; one that holds a checkpoint stays."""
+    """Remove the folder of a run that was refused before it trained; one that holds a checkpoint stays.
+
+    A detached process leaves that to whoever started it and has yet to read why.
+    """
     run.release()
-    if not run.checkpoints.exists():
+    if not run.checkpoints.exists() and not os.environ.get(DETACHED):
         shutil.rmtree(run.path, ignore_errors=True)
 
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM, looked at between iterations. A second signal ends the process at once."""
+    """Set by SIGINT or SIGTERM, looked at between iterations. A second SIGINT ends the process at once; a second
+    SIGTERM does not, so that asking a run twice to stop never costs it its checkpoint."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -91,7 +99,7 @@ class StopRequest:
         return self.signal is not None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None and number == signal.SIGINT:
             os._exit(130)
         self.signal = signal.Signals(number)
 
@@ -142,10 +150,11 @@ def logged(run: Run) -> Iterator[TextIO]:
 
 
 def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -> Status:
-    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it has made `run_path` its own.
+    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it trains in `run_path`.
 
-    Raises UsageError with what it said if it ends before that.
+    Raises UsageError with what it said if it is refused.
     """
+    new = not run_path.exists()
     run, deadline = Run(run_path), time.monotonic() + patience_s
     with tempfile.TemporaryFile() as said:  # a file and not a pipe: the child may write after this process is gone
         child = subprocess.Popen(
@@ -157,11 +166,16 @@ def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -
             env=os.environ | {DETACHED: "1"},
         )
         while time.monotonic() < deadline:
-            if (run_path / "run.json").exists() and run.read_status().pid == child.pid:
-                return run.read_status()
-            if child.poll() is not None:
+            ended = child.poll() is not None  # asked first: what it wrote before its end is read after
+            status = run.read_status() if (run_path / "run.json").exists() else Status()
+            if status.pid == child.pid and status.state not in ("starting", "failed"):
+                return status
+            if ended:
                 said.seek(0)
                 reason = said.read().decode(errors="replace").strip()
+                reason = reason or (status.reason if status.pid == child.pid else "")
+                if new and run_path.exists():
+                    discard(run)
                 raise UsageError(reason or f"the training process ended at once with code {child.returncode}")
             time.sleep(0.02)
     raise UsageError(f"{run_path}: the training process {child.pid} has not started within {patience_s:.0f} s")

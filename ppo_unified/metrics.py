@@ -16,7 +16,9 @@ METRICS: dict[str, Metric] = {
         "reward", "mean return of the last 100 finished training episodes, actions sampled", "rises"
     ),
     "episode/length": Metric("steps", "mean length of the last 100 finished training episodes"),
-    "eval/return": Metric("reward", "mean return of greedy evaluation episodes on fresh seeds", "rises"),
+    "eval/return": Metric(
+        "reward", "mean return of greedy evaluation episodes, on seeds that training never sees", "rises"
+    ),
     "eval/score": Metric("score", "the one number that says how well, from the evaluation", "rises"),
     "loss/policy": Metric(
         "", "the policy objective, negated; mean over the steps of the last epoch", "near 0; its size says little"
@@ -72,7 +74,7 @@ METRICS: dict[str, Metric] = {
     "system/memory_gb": Metric("GB", "resident memory of this process"),
     "system/gpu": Metric("%", "utilisation of the GPU"),
     "system/gpu_memory_gb": Metric("GB", "GPU memory reserved by torch"),
-    "histogram/advantages": Metric("", "advantages of one rollout, before normalisation"),
+    "histogram/advantages": Metric("", "advantages of one rollout, before a minibatch normalises them"),
     "histogram/ratios": Metric(
         "",
         "ratio new / old at every step after the iteration's updates",

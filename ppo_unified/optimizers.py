@@ -60,8 +60,9 @@ def step(optimizers: list[Adam], max_grad_norm: float) -> Tensor:
     """
     norms = []
     for optimizer in optimizers:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norms.append(nn.utils.clip_grad_norm_(parameters, max_grad_norm or torch.inf))
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if parameters:  # none of the policy's while the critic warms up alone
+            norms.append(nn.utils.clip_grad_norm_(parameters, max_grad_norm or torch.inf))
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
     if not torch.isfinite(norm):
         raise NonFiniteError(f"the gradient norm is {float(norm)}; no weight was changed")

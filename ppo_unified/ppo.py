@@ -246,7 +246,7 @@ def update(
             norms.append(step(optimizers, optim.max_grad_norm))
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
     mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
-    if ppo.objective == "penalty" and ppo.penalty_target:
+    if ppo.objective == "penalty" and ppo.penalty_target and not warming_up:
         missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
         progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
     expected = ppo.epochs * min(ppo.minibatches, len(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -48,14 +49,20 @@ def load_target(target: str) -> tuple[str, RunConfig]:
         return target, from_file(presets[target])
     if target.endswith(".toml") or Path(target).is_file():
         path = Path(target)
-        return (path.parent.name if path.name == "config.toml" else path.stem), from_file(path)
+        name = path.resolve().parent.name if path.name == "config.toml" else path.stem
+        return _run_name(name), from_file(path)
     for kind, spec in all_adapters().items():
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            return target.split(":")[-1].replace("/", "-"), from_table({"kind": kind, **table}, target)
+            return _run_name(target.split(":")[-1]), from_table({"kind": kind, **table}, target)
     raise UsageError(
         f"there is no preset, file or environment {target!r}{nearest(target, presets)} (list: ppo-unified envs)"
     )
+
+
+def _run_name(text: str) -> str:
+    """`text` with what a run's name can't hold replaced."""
+    return re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"
 
 
 def from_file(path: Path) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback
@@ -18,6 +19,7 @@ import torch
 from ppo_unified import checkpoint, launch
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
+from ppo_unified.batch import microbatches
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
@@ -133,7 +135,11 @@ class Trainer:
         self.generator.set_state(state["generator"])
         totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
         self.progress = Progress(**state["progress"] | totals)
-        self.status.elapsed_s = state["elapsed_s"]
+        status, best = self.status, checkpoint.best(self.run)
+        status.elapsed_s = state["elapsed_s"]
+        status.best_step, status.best_score = best if best else (None, None)  # run.json lags behind by a heartbeat
+        if status.solved_step is not None and status.solved_step > step:
+            status.solved_step = None  # not reached by what was kept; it will be judged again
         return True
 
     def loop(self, stop: launch.StopRequest) -> None:
@@ -149,7 +155,8 @@ class Trainer:
             self._after(iteration)
             if stop or (status.solved_step is not None and self.config.stop_when_solved):
                 break
-        if stop:
+        stopped = bool(stop)  # asked once: a request during the last evaluation comes too late
+        if stopped:
             status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
         elif status.solved_step is not None and self.config.stop_when_solved:
             status.reason = "solved"
@@ -158,7 +165,7 @@ class Trainer:
             reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
             status.reason = "total_steps reached" if reached else "total_iterations reached"
         self._checkpoint()
-        status.state = "stopped" if stop else "finished"
+        status.state = "stopped" if stopped else "finished"
         self._update_status()
         self.run.write_status(status)
 
@@ -193,10 +200,10 @@ class Trainer:
 
     @torch.no_grad()
     def _histograms(self, iteration: Iteration) -> dict[str, np.ndarray]:
-        batch = iteration.batch
-        now = self.adapter.policy.evaluate(batch.obs, batch.actions).logprobs
-        ratios = (now - batch.logprobs).exp()[batch.mask]
-        tags = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": ratios}
+        batch, evaluate, ratios = iteration.batch, self.adapter.policy.evaluate, []
+        for part in microbatches(batch, self.config.ppo.microbatch_columns):
+            ratios.append((evaluate(part.obs, part.actions).logprobs - part.logprobs).exp()[part.mask])
+        tags = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": torch.cat(ratios)}
         return {tag: x.float().cpu().numpy() for tag, x in tags.items()}
 
     def _evaluation_due(self, learned: int) -> bool:
@@ -217,13 +224,13 @@ class Trainer:
             solved = min(scores) >= options.threshold
             score = float(np.mean(scores))
         status.score = score
-        if solved:
-            status.solved_step = self.progress.steps
         if solved or status.best_score is None or score > status.best_score:
-            status.best_score, status.best_step = score, self.progress.steps
             self._checkpoint()
             checkpoint.mark_best(self.run, self.progress.steps, score)
-        metrics = {"eval/score": score, "eval/return": score}
+            status.best_score, status.best_step = score, self.progress.steps
+        if solved:
+            status.solved_step = self.progress.steps
+        metrics = dict.fromkeys(("eval/score", adapter_spec(self.config.kind).score_tag), score)
         if log:
             self.events.scalars(self.progress.steps, metrics)
         return metrics
@@ -265,7 +272,11 @@ class Trainer:
         return metrics
 
     def close(self) -> None:
-        self.adapter.close()
+        """Let go of everything; a world that fails to close changes nothing about how the run ended."""
+        try:
+            self.adapter.close()
+        except Exception as error:
+            print(f"closing the environment failed: {type(error).__name__}: {error}", file=sys.stderr)
         self.events.close()
 
 

@@ -55,6 +55,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _resume(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     parser.add_argument("--total-steps", type=int, help="go on to this many steps instead of the first end")
+    parser.add_argument("--total-iterations", type=int, help="go on to this many iterations")
     parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
 
 

@@ -15,7 +15,7 @@ from ppo_unified import launch, presets
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, check_name, find, free_name
+from ppo_unified.runs import Run, check_name, find, free_name, write_atomically
 
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
@@ -66,32 +66,32 @@ def _train_detached(options: argparse.Namespace, preset: str, config: RunConfig,
 def resume(options: argparse.Namespace) -> int:
     """Go on from the newest checkpoint; from the start where there is none yet."""
     run = find(options.run, options.folder)
-    config = presets.from_file(run.config)
-    if options.total_steps is not None:
-        if not config.total_steps:
-            raise UsageError(
-                f"--total-steps: {run.name} ends by total_iterations = {config.total_iterations}, not by steps"
-            )
-        further = {"total_steps": options.total_steps, "stop_when_solved": False}
-        config = presets.changed(config, further, "--total-steps")
-    status = run.read_status()
-    if config.stop_when_solved and status.solved_step is not None:
+    config, status = presets.from_file(run.config), run.read_status()
+    further = {
+        name: value for name in ("total_steps", "total_iterations") if (value := getattr(options, name)) is not None
+    }
+    solved = config.stop_when_solved and status.solved_step is not None
+    if further and solved:
+        further["stop_when_solved"] = False
+    if status.state == "finished" and not further:
+        how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
+        raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
+    config = presets.changed(config, further, "resume")
+    if config.total_steps and status.step >= config.total_steps and further:
         raise UsageError(
-            f"{run.name} was solved at {status.solved_step:,} steps; train it further with --total-steps N"
+            f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
         )
-    if config.total_steps and status.step >= config.total_steps:
-        reached = f"{run.name} has reached its {config.total_steps:,} steps"
-        raise UsageError(f"{reached}; go further with --total-steps N (above {status.step})")
     if options.detach:
-        steps = [] if options.total_steps is None else ["--total-steps", str(options.total_steps)]
-        status = launch.detach(["resume", str(run.path), *steps], run.path)
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in further.items() if name != "stop_when_solved"]
+        launch.detach(["resume", str(run.path.resolve()), *flags], run.path)
         print(run.path)
         return 0
     stop = launch.StopRequest()
     with stop.installed():
         status = launch.reopen(run)
         run.write_status(launch.claimed(status, config))
-        run.config.write_text(config.to_toml(), encoding="utf-8")
+        if further:
+            write_atomically(run.config, config.to_toml())
         return _work(run, config, stop)
 
 
@@ -145,6 +145,10 @@ def regress(options: argparse.Namespace) -> int:
         raise UsageError(f"--seeds {options.seeds}: must be at least 1")
     measured = _measure(options.target, options.seeds)
     if options.update:
+        if measured["solved"] < options.seeds:
+            raise UsageError(
+                f"{options.target}: only {measured['solved']} of {options.seeds} seeds solved; no baseline written"
+            )
         baseline[options.target] = measured
         path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
         print(f"{path}: baseline of {options.target} updated", file=sys.stderr)
@@ -182,6 +186,8 @@ def _measure(preset: str, seeds: int) -> dict[str, Any]:
             raise UsageError(f"preset {preset!r} has no eval.threshold to be solved by")
         with tempfile.TemporaryDirectory() as folder:
             result = run(config, folder, preset=preset)
+        if result.state == "stopped":
+            raise KeyboardInterrupt
         solved += result.solved_step is not None
         steps.append(result.solved_step or config.total_steps)
         print(
