@@ -105,14 +105,14 @@ def resolve(env_id: str) -> Any:
             sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"gym.env_id = {env_id!r}: module {module!r} cannot be imported ({error})") from None
+        except (Exception, SystemExit) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UsageError(f"gym.env_id = {env_id!r}: module {module!r} cannot be imported ({why})") from None
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
-        known = nearest(name, gymnasium.registry)
-        hint = "" if known else "; register it in a module and write module:EnvId"
-        raise UsageError(f"gym.env_id = {env_id!r}: Gymnasium knows no such environment{known}{hint}") from None
+        known, own = nearest(name, gymnasium.registry), "" if module else " (an environment of your own: module:EnvId)"
+        raise UsageError(f"gym.env_id = {env_id!r}: Gymnasium knows no such environment{known}{own}") from None
 
 
 def make_single(config: Gym, **kwargs: Any) -> Any:

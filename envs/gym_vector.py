@@ -137,7 +137,7 @@ class GymAdapter:
     def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
             return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an environment must not end the trainer unnoticed
             where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._when(number)}"
             raise RuntimeError(f"{where}: {error}") from error
 

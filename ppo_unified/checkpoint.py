@@ -110,7 +110,8 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         raise UsageError(
-            f"{path}: cannot be loaded as a checkpoint ({type(error).__name__}: {str(error)[:200]})"
+            f"{path}: cannot be loaded as a checkpoint ({type(error).__name__}: {str(error)[:200]}); "
+            f"delete {path.parent} to go on from the one before"
         ) from error
     return state
 

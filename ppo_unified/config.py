@@ -129,6 +129,7 @@ class RunConfig(Section):
     """Everything a run needs, but for what its adapter adds."""
 
     kind: str = Field(description="the adapter's name")
+    preset: str = Field("", description="what the configuration began as: a preset, a file's stem or an environment id")
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seeds the weights, the sampling and the environments")
     total_steps: int = Field(
         500_000, ge=0, description="environment steps or tokens after which the run ends; 0 = no limit"
@@ -137,7 +138,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto is what the adapter thinks best for the size of the model"
     )
-    threads: int = Field(1, ge=1, description="CPU threads for torch; one is best for small networks")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads for torch; one is best for small networks")
     stop_when_solved: bool = Field(False, description="end the run once eval.threshold is reached and confirmed")
     ppo: PPO = PPO()
     optim: Optim = Optim()

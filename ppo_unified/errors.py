@@ -17,7 +17,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     names = list(known)
     parts = re.split(r"[\W_]+", word)
     inside = [name for name in names if name in parts]
-    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.5)), "")
+    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.6)), "")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

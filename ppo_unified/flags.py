@@ -16,6 +16,8 @@ import tyro
 from ppo_unified.config import RunConfig, Section, known_options, validate
 from ppo_unified.errors import UsageError, closest
 
+HIDDEN = ("kind", "preset")  # they come with the target
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -46,7 +48,7 @@ def parse_flags(config: C, args: Sequence[str], prog: str, description: str) -> 
 def _mirror(section: Section) -> Any:
     """A dataclass instance of the same shape, for tyro to fill without validating half-parsed values.
 
-    Tables become JSON strings; `kind` is not for the command line.
+    Tables become JSON strings; what comes with the target has no flag.
     """
     members: list[tuple[str, Any, Any]] = []
     for name, f in type(section).model_fields.items():
@@ -57,7 +59,7 @@ def _mirror(section: Section) -> Any:
             continue
         if get_origin(kind) is dict:
             kind, value = str, json.dumps(value)
-        marks: list[Any] = [tyro.conf.arg(help=f.description)] + ([tyro.conf.Suppress] if name == "kind" else [])
+        marks: list[Any] = [tyro.conf.arg(help=f.description)] + ([tyro.conf.Suppress] if name in HIDDEN else [])
         default: Any = dataclasses.field(default=value)
         if isinstance(value, list):
             default = dataclasses.field(default_factory=partial(list, value))

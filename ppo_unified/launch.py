@@ -158,7 +158,13 @@ def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -
     run, deadline = Run(run_path), time.monotonic() + patience_s
     with tempfile.TemporaryFile() as said:  # a file and not a pipe: the child may write after this process is gone
         child = subprocess.Popen(
-            [sys.executable, "-m", "ppo_unified", *arguments],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "ppo_unified",
+                *arguments,
+            ],  # -P: no module of the current folder shadows ours,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,

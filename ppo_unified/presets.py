@@ -46,18 +46,23 @@ def load_target(target: str) -> tuple[str, RunConfig]:
     Gymnasium id. Raises UsageError with the nearest name."""
     presets = preset_files()
     if target in presets:
-        return target, from_file(presets[target])
+        return _named(target, from_file(presets[target]))
     if target.endswith(".toml") or Path(target).is_file():
         path = Path(target)
+        config = from_file(path)
         name = path.resolve().parent.name if path.name == "config.toml" else path.stem
-        return _run_name(name), from_file(path)
+        return _named(config.preset or _run_name(name), config)
     for kind, spec in all_adapters().items():
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            return _run_name(target.split(":")[-1]), from_table({"kind": kind, **table}, target)
+            return _named(_run_name(target.split(":")[-1]), from_table({"kind": kind, **table}, target))
     raise UsageError(
         f"there is no preset, file or environment {target!r}{nearest(target, presets)} (list: ppo-unified envs)"
     )
+
+
+def _named(name: str, config: RunConfig) -> tuple[str, RunConfig]:
+    return name, config.model_copy(update={"preset": name})
 
 
 def _run_name(text: str) -> str:

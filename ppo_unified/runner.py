@@ -52,7 +52,7 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", preset: st
 
     Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
     """
-    prepared = launch.prepare(config, Path(runs), name, preset or config.kind)
+    prepared = launch.prepare(config, Path(runs), name, preset or config.preset or config.kind)
     stop = launch.StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.installed() if main else nullcontext():
@@ -98,8 +98,18 @@ def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]
     torch.set_num_threads(config.threads)
     step, device = checkpoint.choose(run, which), resolve_device(config)
     adapter: Adapter = load(adapter_spec(config.kind).build)(config, device)
-    adapter.policy.load_state_dict(checkpoint.load_policy(run, step, device))
+    restore_policy(adapter, run, step, device)
     return adapter, step
+
+
+def restore_policy(adapter: Adapter, run: Run, step: int, device: torch.device) -> None:
+    """Put a checkpoint's weights into the policy. Raises UsageError where config.toml describes another network."""
+    state = checkpoint.load_policy(run, step, device)
+    try:
+        adapter.policy.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{run.config} does not fit checkpoint {step}; was it edited? ({first})") from None
 
 
 class Trainer:
@@ -128,7 +138,7 @@ class Trainer:
         """Take up the newest checkpoint."""
         step = checkpoint.choose(self.run, "latest")
         state = checkpoint.load_trainer(self.run, step)
-        self.adapter.policy.load_state_dict(checkpoint.load_policy(self.run, step, self.device))
+        restore_policy(self.adapter, self.run, step, self.device)
         self.adapter.load_state_dict(state["adapter"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

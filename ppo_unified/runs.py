@@ -224,14 +224,20 @@ def free_name(runs: Path, default: str) -> str:
     return name
 
 
-def all_runs(runs: Path) -> Iterator[tuple[Run, Status]]:
-    """Every readable run under `runs`, the newest first; folders without a run.json are passed over."""
+def all_runs(runs: Path, damaged: list[str] | None = None) -> Iterator[tuple[Run, Status]]:
+    """Every readable run under `runs`, the newest first; folders without a run.json are passed over.
+
+    What is wrong with a run.json that can't be read is added to `damaged`.
+    """
     found = []
     with suppress(OSError):
         for entry in os.scandir(runs):
             run = Run(Path(entry.path))
-            with suppress(UsageError):
+            try:
                 found.append((run, run.read_status()))
+            except UsageError as error:
+                if damaged is not None and (run.path / "run.json").exists():
+                    damaged.append(str(error))
     yield from sorted(found, key=lambda pair: pair[1].started, reverse=True)
 
 

@@ -231,11 +231,52 @@ def test_a_taken_name_is_refused(
         assert "exists already" in capsys.readouterr().err
 
 
-def test_a_refusal_reaches_the_user_of_detach(tmp_path: Path) -> None:
+def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(tmp_path: Path) -> None:
     done = command("train", "cartpole", "--detach", "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode in (0, 2)  # 0: the process was its own by then; its log and status say the same
-    if done.returncode == 2:
-        assert "torch sees no GPU" in done.stderr
+    assert done.returncode == 2
+    assert "torch sees no GPU" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    assert command("train", "cartpole", "--name", "a", *QUICK, cwd=tmp_path).returncode == 0
+    run = Run(tmp_path / "runs" / "a")
+    before = run.read_status()
+    next(run.checkpoints.glob("*/trainer.pt")).write_bytes(b"torn")
+    done = command("resume", "a", "--total-steps", "9000", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "to go on from the one before" in done.stderr
+    assert run.read_status() == before
+
+
+def test_modules_of_the_current_folder_do_not_shadow_the_trainers(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')", encoding="utf-8")
+    whole = [sys.executable, "-P", "-m", "ppo_unified", "train", "cartpole", "--name", "a", "--detach", *QUICK]
+    done = subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "runs" / "a")
+    wait_for(lambda: run.read_status().state == "finished")
+
+
+ENDLESS_ENVIRONMENT = """
+import gymnasium as gym, numpy as np
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action): return np.zeros(2, np.float32), 0.5, False, False, {}
+gym.register("Endless-v0", entry_point=Endless)
+"""
+
+
+def test_an_episode_that_nothing_ends_is_cut_and_scored(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS_ENVIRONMENT, encoding="utf-8")
+    options = ["--total-steps", "1000", "--eval.every-steps", "0", "--eval.episodes", "1"]
+    done = command("train", "endless:Endless-v0", "--name", "a", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "runs" / "a").read_status().score == 5000.0
 
 
 def test_help_is_quick_to_reach_and_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,9 @@ from ppo_unified import checkpoint, load_preset, run
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
+from ppo_unified.launch import StopRequest
 from ppo_unified.metrics import METRICS
-from ppo_unified.runner import load_adapter
+from ppo_unified.runner import load_adapter, train_in
 from ppo_unified.runs import Run
 
 
@@ -100,6 +101,36 @@ def test_a_checkpoint_scores_as_it_did_in_training(tmp_path: Path) -> None:
     assert sum(scores) / len(scores) == result.score
 
 
+def test_a_resumed_run_knows_its_best_though_run_json_lags_behind(tmp_path: Path) -> None:
+    config = quick(stop_when_solved=False, eval={"every_steps": 500, "episodes": 5, "threshold": None})
+    result = run(config, tmp_path)
+    kept = Run(result.path)
+    status = kept.read_status()
+    status.state, status.best_score, status.best_step = "running", None, None
+    kept.write_status(status)  # as a kill right after the evaluation leaves it
+    kept.acquire()
+    after = train_in(kept, load_preset(str(kept.config), total_steps=2600), StopRequest())
+    assert after.best_score is not None
+    assert after.best_score >= (result.best_score or 0.0)
+    assert checkpoint.best(kept) == (after.best_step, after.best_score)
+
+
+def test_a_damaged_best_marker_costs_no_checkpoint(tmp_path: Path) -> None:
+    kept = Run(run(quick(checkpoint={"every_s": 1e-6, "keep": 9}), tmp_path).path)
+    before = checkpoint.steps(kept)
+    (kept.checkpoints / "best.json").write_text("{", encoding="utf-8")
+    checkpoint.prune(kept, 1)
+    assert checkpoint.steps(kept) == before
+    with pytest.raises(UsageError, match=r"best\.json: cannot be read"):
+        checkpoint.choose(kept, "best")
+
+
+def test_a_configuration_that_does_not_fit_its_checkpoint_is_named(tmp_path: Path) -> None:
+    kept = Run(run(quick(), tmp_path).path)
+    with pytest.raises(UsageError, match="does not fit checkpoint"):
+        load_adapter(kept, quick(policy={"hidden": [32]}), "latest")
+
+
 class _Payload:
     def __reduce__(self) -> tuple[Any, ...]:
         return (exec, ("raise SystemExit('executed')",))
@@ -126,7 +157,7 @@ def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monke
     monkeypatch.setattr(GymPolicy, "evaluate", wrong)
     with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.1"):
         run(quick(), tmp_path)
-    status = Run(tmp_path / "gym-s1").read_status()
+    status = Run(tmp_path / "cartpole-s1").read_status()
     assert status.state == "failed"
     assert "collect() and its policy's evaluate() disagree" in status.reason
 

@@ -186,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = build_parser()
         options, rest = parser.parse_known_args(arguments)
         if not options.command:
+            if rest:
+                raise UsageError(f"ppo-unified: there is no option {rest[0]} (list: ppo-unified --help)")
             parser.print_help()
             return 0
         if rest and options.command not in WITH_OPTIONS:
@@ -202,3 +204,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a full disk behind stdout, say
+        print(f"ppo-unified: {error}", file=sys.stderr)
+        return 1

@@ -86,7 +86,7 @@ def envs(options: argparse.Namespace) -> int:
         say("\n".join(_with_notes(table(rows, color), tasks)))
     say(
         "\nOne of these:               ppo-unified train cartpole"
-        "\nAny Gymnasium environment:  ppo-unified train CliffWalking-v1"
+        "\nAny Gymnasium environment:  ppo-unified train Acrobot-v1"
         "\nYour own, from mymodule.py: ppo-unified train mymodule:MyEnv-v0"
         "\nWhat can be set:            ppo-unified train cartpole --help"
     )
@@ -96,7 +96,10 @@ def envs(options: argparse.Namespace) -> int:
 def runs(options: argparse.Namespace) -> int:
     """List the runs that a query selects, the newest first."""
     query = parse(" ".join(options.query))
-    everything = [Seen(run, status, run.state(status)) for run, status in all_runs(options.folder)]
+    damaged: list[str] = []
+    everything = [Seen(run, status, run.state(status)) for run, status in all_runs(options.folder, damaged)]
+    for text in damaged:
+        print(f"left out: {clean(text)}", file=sys.stderr)
     chosen = []
     for seen in everything:
         try:

@@ -91,7 +91,7 @@ def export(options: Namespace) -> int:
         spec = adapter_spec(loaded.config.kind)
         if not spec.export:
             raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
-        _check_target(folder)
+        _check_target(folder, loaded.run.name)
         about = _about(loaded)
         try:
             with TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
@@ -163,7 +163,7 @@ def _shown(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, tit
 
 def _status_line(frame: Frame, title: str) -> str:
     action = f"  action {clean(frame.action)}" if frame.action else ""
-    return f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   Ctrl-C ends   {title}"
+    return f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   {title}   Ctrl-C ends"
 
 
 def _print_ends(ends: Iterator[Frame]) -> None:
@@ -188,24 +188,24 @@ def _video(loaded: Loaded, options: Namespace) -> Path:
     return path
 
 
-def _check_target(folder: Path) -> None:
-    """Make the folder. Raises UsageError where it holds anything but an earlier export, naming what."""
+def _check_target(folder: Path, run: str) -> None:
+    """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = set(os.listdir(folder))
     except OSError as error:
         raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
-    others = sorted(there - _exported_files(folder))
+    others = sorted(there - _exported_files(folder, run))
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
         raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
 
 
-def _exported_files(folder: Path) -> set[str]:
-    """The files of an earlier export there, which may be replaced."""
+def _exported_files(folder: Path, run: str) -> set[str]:
+    """The files of an earlier export of the same run there, which may be replaced."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        return set(description["files"]) if description["format"] == FORMAT else set()
+        return set(description["files"]) if (description["format"], description["run"]) == (FORMAT, run) else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

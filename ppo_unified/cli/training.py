@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_unified import launch, presets
+from ppo_unified.adapters import adapter
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
@@ -88,11 +90,17 @@ def resume(options: argparse.Namespace) -> int:
         return 0
     stop = launch.StopRequest()
     with stop.installed():
-        status = launch.reopen(run)
+        before, status = run.read_status(), launch.reopen(run)
         run.write_status(launch.claimed(status, config))
         if further:
             write_atomically(run.config, config.to_toml())
-        return _work(run, config, stop)
+        if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
+            print(f"{run.name} has no checkpoint: it starts at step 0", file=sys.stderr)
+        try:
+            return _work(run, config, stop)
+        except UsageError:  # nothing was trained: the run is what it was
+            run.write_status(before)
+            raise
 
 
 def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
@@ -109,20 +117,21 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
             if isinstance(error, UsageError):
                 raise
             print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr)
-            print(f"the traceback is in {run.log}; checkpoints are kept: {_command('resume', run)}", file=sys.stderr)
+            kept = f"; checkpoints are kept: {_command('resume', run)}" if run.checkpoints.is_dir() else ""
+            print(f"the traceback is in {run.log}{kept}", file=sys.stderr)
             return EXIT["failed"]
         progress.finish()
         print(summary(run, status))
-        next_step = "resume" if status.state == "stopped" else "play"
-        what = {"resume": "go on", "play": "watch it"}[next_step]
-        print(f"Next: {what} with: {_command(next_step, run)}")
+        verb = "resume" if status.state == "stopped" else "play" if adapter(config.kind).play else "eval"
+        what = {"resume": "go on", "play": "watch it", "eval": "score it"}[verb]
+        print(f"Next: {what} with: {_command(verb, run)}")
     return EXIT[status.state]
 
 
 def _command(verb: str, run: Run) -> str:
     """The command line that applies `verb` to a run, wherever its runs folder is."""
     folder = run.path.parent
-    return f"ppo-unified {verb} {run.name}" + ("" if folder == Path("runs") else f" --runs {folder}")
+    return shlex.join(["ppo-unified", verb, run.name, *([] if folder == Path("runs") else ["--runs", str(folder)])])
 
 
 def stop(options: argparse.Namespace) -> int:
