@@ -153,7 +153,7 @@ def _shown(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, tit
     for frame in frames:
         columns, lines = shown.size()
         rows = draw(frame.picture, columns, lines - 1, style)
-        shown.paint([*rows, *[""] * (lines - 1 - len(rows)), _status_line(frame, title)[:columns]])
+        shown.paint([*rows, *[""] * (lines - 1 - len(rows)), _status_line(frame, title, columns)])
         seconds = 1 / fps if fps else max(1 / FPS, frame.seconds)
         # a terminal that is slower than the episode delays it: no burst of frames makes up for it afterwards
         due = max(time.monotonic(), due + seconds * (PAUSE_FRAMES if frame.ended else 1))
@@ -161,9 +161,11 @@ def _shown(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, tit
         yield frame
 
 
-def _status_line(frame: Frame, title: str) -> str:
+def _status_line(frame: Frame, title: str, columns: int) -> str:
+    """What the frame shows, in words; the title only where it fits."""
     action = f"  action {clean(frame.action)}" if frame.action else ""
-    return f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   {title}   Ctrl-C ends"
+    line = f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   Ctrl-C ends"
+    return (f"{line}   {title}" if len(line) + 3 + len(title) <= columns else line)[:columns]
 
 
 def _print_ends(ends: Iterator[Frame]) -> None:

@@ -47,15 +47,15 @@ class Progress:
         parts = [f"{status.step:,} steps"]
         if status.total_steps:
             parts[0] += f" ({min(1.0, status.step / status.total_steps):.0%})"
+        speed = metrics["time/steps_per_second"]
+        if status.total_steps and speed > 0:
+            parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
         if "episode/return" in metrics:
             parts.append(f"return {metrics['episode/return']:.4g}")
         if status.score is not None:
             parts.append(f"score {status.score:.4g}")
         parts.append(f"KL {metrics['policy/kl']:.4f}")
-        speed = metrics["time/steps_per_second"]
         parts.append(f"{speed:,.0f} steps/s")
-        if status.total_steps and speed > 0:
-            parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
         return " · ".join(parts) if can_unicode(self.screen) else " | ".join(parts)
 
 
