@@ -228,6 +228,8 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     if problem["type"] == "extra_forbidden":
         subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
         return f"{where}: {subject} no option {location[-1]!r}{_remedy(model, location)}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}: [{option}] is a table of options, not {problem['input']!r}"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"

@@ -253,4 +253,5 @@ def find(reference: str, runs: Path) -> Run:
             if (path / "run.json").is_file():
                 return Run(path if path.name else path.resolve())  # '.' has no name of its own
     names = [run.name for run, _ in all_runs(runs)]
-    raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)} (list: ppo-unified runs)")
+    listing = "ppo-unified runs" + ("" if runs == Path("runs") else f" --runs {runs}")
+    raise UsageError(f"no run {reference!r} in {runs}{nearest(reference, names)} (list: {listing})")

@@ -115,6 +115,9 @@ def test_what_is_no_configuration_is_refused(content: bytes, says: str, tmp_path
     path.write_bytes(content)
     with pytest.raises(UsageError, match=says):
         from_file(path)
+    path.write_text('kind = "gym"\nppo = 3', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"\[ppo\] is a table of options, not 3"):
+        from_file(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_toml(tmp_path / "absent.toml")
 

@@ -192,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if rest and options.command not in WITH_OPTIONS:
             raise UsageError(f"ppo-unified {options.command}: unexpected argument {rest[0]!r}; see --help")
+        folder = getattr(options, "folder", None)
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UsageError(f"--runs {folder}: is a file; the runs folder was expected")
         command = COMMANDS[options.command]
         function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command)
         code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)

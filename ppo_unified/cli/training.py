@@ -137,7 +137,10 @@ def _command(verb: str, run: Run) -> str:
 def stop(options: argparse.Namespace) -> int:
     run = find(options.run, options.folder)
     state = launch.stop(run, options.kill)
-    print(f"{run.name} is {state}; go on with: {_command('resume', run)}", file=sys.stderr)
+    print(
+        f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {_command('resume', run)}",
+        file=sys.stderr,
+    )
     return 0
 
 
