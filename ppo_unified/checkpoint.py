@@ -65,7 +65,7 @@ def best(run: Run) -> tuple[int, float] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); choose a checkpoint with --checkpoint latest") from None
+        raise UsageError(f"{path}: cannot be read ({error}); it says which checkpoint is best") from None
 
 
 def best_step(run: Run) -> int | None:

@@ -179,12 +179,17 @@ def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -
             if ended:
                 said.seek(0)
                 reason = said.read().decode(errors="replace").strip()
-                reason = reason or (status.reason if status.pid == child.pid else "")
+                reason = reason or _last_line(run.log)  # once it has its log, it complains there
                 if new and run_path.exists():
                     discard(run)
                 raise UsageError(reason or f"the training process ended at once with code {child.returncode}")
             time.sleep(0.02)
     raise UsageError(f"{run_path}: the training process {child.pid} has not started within {patience_s:.0f} s")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def verified_process(run: Run, status: Status) -> psutil.Process:

@@ -145,9 +145,12 @@ class Trainer:
         self.generator.set_state(state["generator"])
         totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
         self.progress = Progress(**state["progress"] | totals)
-        status, best = self.status, checkpoint.best(self.run)
+        status = self.status
         status.elapsed_s = state["elapsed_s"]
-        status.best_step, status.best_score = best if best else (None, None)  # run.json lags behind by a heartbeat
+        try:  # run.json lags behind by a heartbeat
+            status.best_step, status.best_score = checkpoint.best(self.run) or (None, None)
+        except UsageError as error:
+            print(f"{error}; run.json's best score is taken", file=sys.stderr)
         if status.solved_step is not None and status.solved_step > step:
             status.solved_step = None  # not reached by what was kept; it will be judged again
         return True

@@ -247,6 +247,11 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "to go on from the one before" in done.stderr
     assert run.read_status() == before
+    assert "total_steps = 1500" in run.config.read_text()
+    detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
+    assert detached.returncode == 2
+    assert "to go on from the one before" in detached.stderr
+    assert run.read_status() == before
 
 
 def test_modules_of_the_current_folder_do_not_shadow_the_trainers(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def resume(options: argparse.Namespace) -> int:
         return 0
     stop = launch.StopRequest()
     with stop.installed():
-        before, status = run.read_status(), launch.reopen(run)
+        before, written, status = run.read_status(), run.config.read_text(encoding="utf-8"), launch.reopen(run)
         run.write_status(launch.claimed(status, config))
         if further:
             write_atomically(run.config, config.to_toml())
@@ -100,6 +100,7 @@ def resume(options: argparse.Namespace) -> int:
             return _work(run, config, stop)
         except UsageError:  # nothing was trained: the run is what it was
             run.write_status(before)
+            write_atomically(run.config, written)
             raise
 
 
