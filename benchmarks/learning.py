@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 def train_and_score(preset: str, seed: int, folder: Path) -> Trained:
     config = load_preset(preset, seed=seed)
     started = time.perf_counter()
-    path = run(config, runs=folder, preset=preset).path
+    path = run(config, runs=folder).path
     seconds = time.perf_counter() - started
     finished = Run(path)
     adapter, _ = load_adapter(finished, config, "best")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -30,13 +30,13 @@ DETACHED = "PPO_UNIFIED_DETACHED"  # set in the environment of a process that `d
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
-def prepare(config: RunConfig, runs: Path, name: str, preset: str, command: Sequence[str] = ()) -> Run:
+def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str] = ()) -> Run:
     """A new run folder with config.toml, command.txt and run.json, locked by this process.
 
     Raises UsageError, leaving no folder behind, for what the adapter refuses and for names and folders that don't do.
     """
     presets.check(config)
-    run = create(runs, name, f"{preset}-s{config.seed}")
+    run = create(runs, name, default_name(config))
     try:
         run.acquire()
     except UsageError:  # a file system without locks
@@ -45,8 +45,13 @@ def prepare(config: RunConfig, runs: Path, name: str, preset: str, command: Sequ
     run.config.write_text(config.to_toml(), encoding="utf-8")
     if command:
         run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
-    run.write_status(claimed(Status(name=run.name, preset=preset, kind=config.kind, seed=config.seed), config))
+    status = Status(name=run.name, preset=config.preset, kind=config.kind, seed=config.seed)
+    run.write_status(claimed(status, config))
     return run
+
+
+def default_name(config: RunConfig) -> str:
+    return f"{config.preset or config.kind}-s{config.seed}"
 
 
 def reopen(run: Run) -> Status:
@@ -198,12 +203,10 @@ def verified_process(run: Run, status: Status) -> psutil.Process:
         raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")
     if status.state not in ACTIVE or not run.locked():
         raise UsageError(f"{run.name} is not running (it is {run.state(status)})")
-    try:
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(status.pid)
         if abs(process.create_time() - status.pid_started) < 1.0:
             return process
-    except psutil.NoSuchProcess:
-        pass
     raise UsageError(f"{run.name}: process {status.pid} is not the trainer that run.json names; nothing was signalled")
 
 

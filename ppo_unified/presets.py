@@ -41,33 +41,30 @@ def abouts() -> Iterator[About]:
         yield About(name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", ""))
 
 
-def load_target(target: str) -> tuple[str, RunConfig]:
-    """(a name for runs of it, its configuration) for a preset, a TOML file, or what an adapter recognises, such as a
-    Gymnasium id. Raises UsageError with the nearest name."""
+def load_target(target: str) -> RunConfig:
+    """The configuration of a preset, a TOML file, or what an adapter recognises, such as a Gymnasium id; its `preset`
+    says what it began as, which names its runs. Raises UsageError with the nearest name."""
     presets = preset_files()
     if target in presets:
         return _named(target, from_file(presets[target]))
     if target.endswith(".toml") or Path(target).is_file():
         path = Path(target)
         config = from_file(path)
-        name = path.resolve().parent.name if path.name == "config.toml" else path.stem
-        return _named(config.preset or _run_name(name), config)
+        return _named(
+            config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
+        )
     for kind, spec in all_adapters().items():
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            return _named(_run_name(target.split(":")[-1]), from_table({"kind": kind, **table}, target))
+            return _named(target.split(":")[-1], from_table({"kind": kind, **table}, target))
     raise UsageError(
         f"there is no preset, file or environment {target!r}{nearest(target, presets)} (list: ppo-unified envs)"
     )
 
 
-def _named(name: str, config: RunConfig) -> tuple[str, RunConfig]:
-    return name, config.model_copy(update={"preset": name})
-
-
-def _run_name(text: str) -> str:
-    """`text` with what a run's name can't hold replaced."""
-    return re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"
+def _named(text: str, config: RunConfig) -> RunConfig:
+    """`config` as begun from `text`, what a run's name can't hold replaced."""
+    return config.model_copy(update={"preset": re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"})
 
 
 def from_file(path: Path) -> RunConfig:
@@ -96,7 +93,7 @@ def load_preset(name: str, **changes: Any) -> RunConfig:
 
     Raises UsageError for unknown names, unknown options and values out of bounds.
     """
-    return changed(load_target(name)[1], changes, f"load_preset({name!r})")
+    return changed(load_target(name), changes, f"load_preset({name!r})")
 
 
 def check(config: RunConfig) -> None:

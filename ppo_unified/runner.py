@@ -47,12 +47,12 @@ class Result:
     path: Path
 
 
-def run(config: RunConfig, runs: str | Path = "runs", name: str = "", preset: str = "") -> Result:
+def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
     """Train `config` in a new folder under `runs` and return how it ended. Ctrl-C checkpoints and stops.
 
     Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
     """
-    prepared = launch.prepare(config, Path(runs), name, preset or config.preset or config.kind)
+    prepared = launch.prepare(config, Path(runs), name)
     stop = launch.StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.installed() if main else nullcontext():

@@ -196,8 +196,7 @@ def create(runs: Path, name: str, default: str) -> Run:
 
     Raises UsageError when the name is unfit or taken, or the folder can't be made.
     """
-    if name:
-        check_name(name)
+    check_name(name or default)
     try:
         runs.mkdir(parents=True, exist_ok=True)
         while True:

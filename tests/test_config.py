@@ -12,6 +12,7 @@ from ppo_unified import load_preset
 from ppo_unified.config import known_options, overlay, read_toml, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.flags import HIDDEN, parse_flags
+from ppo_unified.launch import prepare
 from ppo_unified.presets import abouts, from_file, from_table, load_target, preset_files
 
 
@@ -29,7 +30,7 @@ def test_defaults_are_those_of_the_literature() -> None:
 
 @pytest.mark.parametrize("preset", sorted(preset_files()))
 def test_a_preset_written_as_toml_reads_back_the_same(preset: str, tmp_path: Path) -> None:
-    config = load_target(preset)[1]
+    config = load_target(preset)
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     assert from_file(path) == config
@@ -44,7 +45,7 @@ def test_every_preset_says_what_to_expect() -> None:
 
 
 def test_flags_lie_over_the_preset() -> None:
-    config = load_target("cartpole")[1]
+    config = load_target("cartpole")
     assert isinstance(config, GymConfig)
     changed = flags("--ppo.clip", "0.1", "--policy.hidden", "32", "16", "--gym.normalize-obs", config=config)
     assert (changed.ppo.clip, changed.policy.hidden, changed.gym.normalize_obs) == (0.1, [32, 16], True)
@@ -120,6 +121,14 @@ def test_what_is_no_configuration_is_refused(content: bytes, says: str, tmp_path
         from_file(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_toml(tmp_path / "absent.toml")
+
+
+def test_a_file_cannot_name_its_runs_out_of_the_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text('kind = "gym"\npreset = "../../out"', encoding="utf-8")
+    config = from_file(tmp_path / "x.toml")
+    with pytest.raises(UsageError, match="names a folder inside the runs folder"):
+        prepare(config, tmp_path / "runs")
+    assert load_target(str(tmp_path / "x.toml")).preset == "out"
 
 
 def test_unknown_names_get_the_nearest() -> None:

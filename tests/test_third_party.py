@@ -139,20 +139,20 @@ def test_an_environment_with_dict_observations_two_actions_and_a_mask_trains(
 
 def test_an_adapter_published_by_an_entry_point_trains_from_a_toml_file(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", PRESET.replace("row_len = 8", "row_len = 2\nrows = 20"))
-    name, config = load_target(str(tmp_path / "mine.toml"))
-    assert (name, config.kind) == ("mine", "arms")
-    result = run(config, runs=tmp_path / "runs", preset=name)
+    config = load_target(str(tmp_path / "mine.toml"))
+    assert (config.preset, config.kind) == ("mine", "arms")
+    result = run(config, runs=tmp_path / "runs")
     assert (result.state, result.score) == ("finished", 1.0)
     status = Run(result.path).read_status()
     assert (status.kind, status.name) == ("arms", "mine-s1")
-    again = load_target(str(result.path / "config.toml"))[1]
+    again = load_target(str(result.path / "config.toml"))
     assert again == config
 
 
 def test_its_presets_and_targets_are_found_and_its_check_is_asked(tmp_path: Path, arms: Path) -> None:
     assert "two-arms" in preset_files()
     assert load_preset("two-arms", seed=5).seed == 5
-    assert load_target("arms!")[1].total_iterations == 3
+    assert load_target("arms!").total_iterations == 3
     with pytest.raises(UsageError, match=r"arms\.row_len = 3: must divide 8"):
         run(load_preset("two-arms", arms={"row_len": 3}), runs=tmp_path / "runs")
     with pytest.raises(UsageError, match=r"no option 'rwo_len'; did you mean 'row_len'"):

@@ -33,16 +33,16 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     if options.target is None:
         raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
-    name, config = presets.load_target(options.target)
+    config = presets.load_target(options.target)
     about = f"Options of {options.target} and their values there; besides them --name NAME, --runs DIR and --detach."
     help_flag = ["--help"] if options.help else []
     config = parse_flags(config, [*rest, *help_flag], f"ppo-unified train {options.target}", about)
     if options.detach:
-        return _train_detached(options, name, config, rest)
+        return _train_detached(options, config, rest)
     stop = launch.StopRequest()
     with stop.installed():
         command = ["ppo-unified", "train", options.target, *rest]
-        run = launch.prepare(config, options.folder, options.name, name, command)
+        run = launch.prepare(config, options.folder, options.name, command)
         try:
             return _work(run, config, stop)
         except UsageError:
@@ -50,12 +50,11 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
             raise
 
 
-def _train_detached(options: argparse.Namespace, preset: str, config: RunConfig, rest: Sequence[str]) -> int:
+def _train_detached(options: argparse.Namespace, config: RunConfig, rest: Sequence[str]) -> int:
     """Refuse here what can be refused, so that the error reaches the user; then leave it to a process of its own."""
     presets.check(config)
-    if options.name:
-        check_name(options.name)
-    name = options.name or free_name(options.folder, f"{preset}-s{config.seed}")
+    check_name(options.name or launch.default_name(config))
+    name = options.name or free_name(options.folder, launch.default_name(config))
     path = options.folder / name
     if path.exists():
         raise UsageError(f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name")
@@ -198,7 +197,7 @@ def _measure(preset: str, seeds: int) -> dict[str, Any]:
         if config.eval.threshold is None:
             raise UsageError(f"preset {preset!r} has no eval.threshold to be solved by")
         with tempfile.TemporaryDirectory() as folder:
-            result = run(config, folder, preset=preset)
+            result = run(config, folder)
         if result.state == "stopped":
             raise KeyboardInterrupt
         solved += result.solved_step is not None
