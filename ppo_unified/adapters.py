@@ -34,13 +34,13 @@ class AdapterSpec:
 
 BUILT_IN = {
     "gym": AdapterSpec(
-        config="envs.gym_options:GymConfig",
-        build="envs.gym_vector:build",
-        check="envs.gym_options:check",
-        target="envs.gym_options:from_target",
+        config="envs.gym.options:GymConfig",
+        build="envs.gym.vector:build",
+        check="envs.gym.options:check",
+        target="envs.gym.options:from_target",
         presets="envs.presets",
-        export="envs.gym_export:export",
-        play="envs.gym_play:play",
+        export="envs.gym.export:export",
+        play="envs.gym.play:play",
         score_tag="eval/return",
     ),
 }

@@ -37,7 +37,7 @@ class Mutant(NamedTuple):
 
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/ppo.py", "ppo_unified/batch.py", "ppo_unified/optimizers.py"
-VECTOR, POLICY, SPACES = "envs/gym_vector.py", "envs/gym_policy.py", "envs/gym_spaces.py"
+VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
 NEAREST = {VECTOR: "test_gym.py", SPACES: "test_gym.py", POLICY: "test_policy.py"}  # which tests to run first
 
 LEARNED = [  # the quick CartPole run alone must catch these

@@ -25,11 +25,12 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from envs import gym_export, gym_play
-from envs.gym_eval import Player
-from envs.gym_options import GymConfig
-from envs.gym_spaces import encode
-from envs.gym_vector import GymAdapter
+from envs.gym import export as gym_export
+from envs.gym import play as gym_play
+from envs.gym.eval import Player
+from envs.gym.options import GymConfig
+from envs.gym.spaces import encode
+from envs.gym.vector import GymAdapter
 from ppo_unified import checkpoint, load_preset
 from ppo_unified import run as train
 from ppo_unified.cli import main

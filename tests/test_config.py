@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.gym_options import GymConfig
+from envs.gym.options import GymConfig
 from ppo_unified import load_preset
 from ppo_unified.config import known_options, overlay, read_toml, validate
 from ppo_unified.errors import UsageError

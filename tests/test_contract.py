@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from envs.gym_options import GymConfig
-from envs.gym_vector import GymAdapter
+from envs.gym.options import GymConfig
+from envs.gym.vector import GymAdapter
 from ppo_unified.rollout import Adapter, Evaluation, Observations, Rollout
 from ppo_unified.testing import BanditAdapter, BanditPolicy, check_adapter
 

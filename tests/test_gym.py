@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.gym_options import GymConfig, check
-from envs.gym_policy import ObservationScaler
-from envs.gym_vector import GymAdapter, RewardScaler
+from envs.gym.options import GymConfig, check
+from envs.gym.policy import ObservationScaler
+from envs.gym.vector import GymAdapter, RewardScaler
 from ppo_unified.config import Optim
 from ppo_unified.errors import UsageError
 from ppo_unified.rollout import Rollout

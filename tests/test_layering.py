@@ -28,8 +28,8 @@ BANNED = {
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.ppo, ppo_unified.batch, ppo_unified.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.runner": WORLDS,
-    "envs.gym_options": {"torch", "transformers", "textual", "tui"},
-    "envs.gym_vector": {"transformers", "textual", "tui", "ppo_unified.runner", "ppo_unified.cli"},
+    "envs.gym.options": {"torch", "transformers", "textual", "tui"},
+    "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.runner", "ppo_unified.cli"},
 }
 
 

@@ -9,9 +9,9 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
 
-from envs.gym_options import Policy
-from envs.gym_policy import GymPolicy
-from envs.gym_spaces import ActionLayout
+from envs.gym.options import Policy
+from envs.gym.policy import GymPolicy
+from envs.gym.spaces import ActionLayout
 
 DISCRETE = ActionLayout(False, (4,), (0,))
 MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))

@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 def test_solved_needs_two_more_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation at the threshold that the confirmation does not reach solves nothing."""
-    from envs.gym_vector import GymAdapter
+    from envs.gym.vector import GymAdapter
 
     calls: list[tuple[int, int]] = []
 
@@ -74,7 +74,7 @@ def test_evaluations_follow_multiples_of_their_interval(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.gym_vector import GymAdapter
+    from envs.gym.vector import GymAdapter
 
     scores = iter([10.0, 30.0, 20.0, 15.0, 12.0, 11.0])
     monkeypatch.setattr(GymAdapter, "score", lambda self, n, seed, greedy: [next(scores)] * n)
@@ -146,7 +146,7 @@ def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from envs.gym_policy import GymPolicy
+    from envs.gym.policy import GymPolicy
 
     evaluate = GymPolicy.evaluate
 

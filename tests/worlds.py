@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym_make import MaskToInfo
+from envs.gym.make import MaskToInfo
 
 
 class Counter(gym.Env[Any, Any]):

@@ -11,11 +11,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym_eval import Player, longest_episode
-from envs.gym_make import make_env
-from envs.gym_options import Gym, resolve
-from envs.gym_spaces import ActionLayout, join_infos, single_action
-from envs.gym_vector import GymAdapter
+from envs.gym.eval import Player, longest_episode
+from envs.gym.make import make_env
+from envs.gym.options import Gym, resolve
+from envs.gym.spaces import ActionLayout, join_infos, single_action
+from envs.gym.vector import GymAdapter
 from ppo_unified.errors import UsageError
 from ppo_unified.frames import Frame
 

@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym_options import Gym, make_single, resolve
-from envs.gym_spaces import (
+from envs.gym.options import Gym, make_single, resolve
+from envs.gym.spaces import (
     MASK_KEY,
     ObservationLayout,
     describe_actions,

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from envs.gym_options import Policy
-from envs.gym_spaces import ActionLayout
+from envs.gym.options import Policy
+from envs.gym.spaces import ActionLayout
 from ppo_unified.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}

@@ -158,7 +158,7 @@ def _remedy(message: str) -> str:
 
 def check(config: GymConfig) -> None:
     """Make one environment and look at its spaces. Raises UsageError for whatever would not train."""
-    from envs.gym_spaces import describe_actions, describe_observations
+    from envs.gym.spaces import describe_actions, describe_observations
 
     spec = resolve(config.gym.env_id)
     if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:

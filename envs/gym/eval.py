@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym_make import make_env, make_own_vector
-from envs.gym_options import Gym, resolve
-from envs.gym_policy import GymPolicy
-from envs.gym_spaces import (
+from envs.gym.make import make_env, make_own_vector
+from envs.gym.options import Gym, resolve
+from envs.gym.policy import GymPolicy
+from envs.gym.spaces import (
     ActionLayout,
     ObservationLayout,
     describe_actions,

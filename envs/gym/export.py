@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.gym_eval import Player
-from envs.gym_options import Gym
-from envs.gym_policy import GymPolicy
-from envs.gym_spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
-from envs.gym_vector import GymAdapter
+from envs.gym.eval import Player
+from envs.gym.options import Gym
+from envs.gym.policy import GymPolicy
+from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
+from envs.gym.vector import GymAdapter
 
 PROGRAM, README = "policy.pt2", "README.md"
 BATCHES = (1, 17)  # sizes with which a written program is compared to the policy

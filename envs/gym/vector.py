@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.gym_eval import play_episodes
-from envs.gym_make import make_vector
-from envs.gym_options import GymConfig
-from envs.gym_policy import GymPolicy
-from envs.gym_spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
+from envs.gym.eval import play_episodes
+from envs.gym.make import make_vector
+from envs.gym.options import GymConfig
+from envs.gym.policy import GymPolicy
+from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.rollout import Observations, Rollout, map_obs
 
 REWARD_CLIP = 10.0  # of scaled rewards

@@ -1,0 +1,1 @@
+"""Causal language models as rollouts: state = prefix, action = next token."""

@@ -1,0 +1,1 @@
+"""How known systems set PPO up: TOML overlays for `train --recipe NAME`."""
