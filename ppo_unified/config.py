@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -114,6 +114,7 @@ class Eval(Section):
     threshold: float | None = Field(
         None, description="score that counts as solved, confirmed on 2 x 100 fresh episodes"
     )
+    at_start: bool = Field(False, description="evaluate before the first iteration too")
 
 
 class Log(Section):
@@ -121,15 +122,21 @@ class Log(Section):
 
     every: int = Field(1, ge=1, description="iterations between two entries in the event file")
     samples_every: int = Field(
-        20, ge=0, description="iterations between histograms of advantages and ratios; 0 = never"
+        20,
+        ge=0,
+        description="iterations between stored samples (for inspect) and histograms, besides the first and the last; "
+        "0 = never",
     )
 
 
 class RunConfig(Section):
     """Everything a run needs, but for what its adapter adds."""
 
+    refused: ClassVar[dict[str, str]] = {}  # options that people look for and will not find: name -> why not
+
     kind: str = Field(description="the adapter's name")
     preset: str = Field("", description="what the configuration began as: a preset, a file's stem or an environment id")
+    recipe: str = Field("", description="the recipe whose options were laid over it; '' = none")
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seeds the weights, the sampling and the environments")
     total_steps: int = Field(
         500_000, ge=0, description="environment steps or tokens after which the run ends; 0 = no limit"
@@ -166,6 +173,11 @@ class RunConfig(Section):
         yield "stop_when_solved", self.eval.threshold is None, "no eval.threshold"
         yield "stop_when_solved", not self.eval.every_steps, "eval.every_steps = 0"
 
+    @property
+    def ratio_tolerance(self) -> float:
+        """How far invariant/first_ratio_error may go before the run fails; float32 stays below 1e-5."""
+        return 1e-2
+
     @model_validator(mode="after")
     def _options_go_together(self) -> Self:
         if not self.total_steps and not self.total_iterations:
@@ -177,6 +189,11 @@ class RunConfig(Section):
             if ignored and not owner.is_default(name):
                 raise ValueError(f"{option} = {getattr(owner, name)!r} has no effect with {why}; drop one of the two")
         return self
+
+    @property
+    def origin(self) -> str:
+        """What the configuration began as, with the recipe laid over it: 'sentiment', 'sentiment-trl-early'."""
+        return "-".join(part for part in (self.preset or self.kind, self.recipe) if part)
 
     def owner(self, option: str) -> tuple[Section, str]:
         """'ppo.clip' -> (the section that holds it, 'clip')."""
@@ -225,6 +242,8 @@ def validate(model: type[C], data: Mapping[str, Any], where: str) -> C:
 def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     option = ".".join(location)
+    if problem["type"] == "extra_forbidden" and option in model.refused:
+        return f"{where}: {option} is refused: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
         subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
         return f"{where}: {subject} no option {location[-1]!r}{_remedy(model, location)}"

@@ -16,7 +16,7 @@ import tyro
 from ppo_unified.config import RunConfig, Section, known_options, validate
 from ppo_unified.errors import UsageError, closest
 
-HIDDEN = ("kind", "preset")  # they come with the target
+HIDDEN = ("kind", "preset", "recipe")  # they come with the target and --recipe
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -87,6 +87,9 @@ def _unknown(flag: str, model: type[RunConfig]) -> str:
     if not flag.startswith("--"):
         return f"unexpected argument {flag!r}; options are written --section.key VALUE"
     name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+    for option, reason in model.refused.items():
+        if name in (option, option.rpartition(".")[2]):
+            return f"{flag.partition('=')[0]} is refused: {reason}"
     section, _, key = name.rpartition(".")
     keys = {known.rpartition(".")[2]: known for known in known_options(model)}
     keys |= {k.rpartition(".")[2]: k for k in known_options(model) if k.startswith(f"{section}.")}

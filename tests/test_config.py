@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -154,3 +155,18 @@ def test_toml_holds_every_option_but_those_that_are_not_set() -> None:
     table = tomllib.loads(GymConfig().to_toml())
     assert "threshold" not in table["eval"]
     assert validate(GymConfig, table, "x") == GymConfig()
+
+
+class Refusing(GymConfig):
+    refused: ClassVar[dict[str, str]] = {"gym.frame_skip": "the rewards of skipped frames would be lost"}
+
+
+@pytest.mark.parametrize("flag", ["--gym.frame-skip", "--gym.frame_skip=4", "--frame-skip"])
+def test_an_option_that_is_refused_says_why_as_flag_and_as_key(flag: str) -> None:
+    reason = "is refused: the rewards of skipped frames would be lost"
+    with pytest.raises(UsageError) as caught:
+        parse_flags(Refusing(), [flag, "4"], "ppo-unified train x", "")
+    assert str(caught.value) in (f"{flag.partition('=')[0]} {reason}", f"--gym.frame-skip {reason}")
+    with pytest.raises(UsageError, match=rf"^x\.toml: gym\.frame_skip {reason}$"):
+        validate(Refusing, {"gym": {"frame_skip": 4}}, "x.toml")
+    assert Refusing().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2
