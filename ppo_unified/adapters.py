@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
 
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError, nearest
@@ -26,9 +28,13 @@ class AdapterSpec:
     check: str = ""  # (config) -> None; raises UsageError for what can be known before a run folder exists
     target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
     presets: str = ""  # a package holding *.toml files
+    recipes: str = ""  # a package holding *.toml files: options of a known system, laid over a target's
     export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
     score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
     prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
+    report: str = ""  # (adapter, episodes, seed) -> samples.Report: further metrics and texts at each evaluation
+    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows besides
+    # the engine's own quantities; neither `report` nor `explain` may change what training does next
     play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
 
 
@@ -40,6 +46,7 @@ BUILT_IN = {
         target="envs.gym.options:from_target",
         presets="envs.presets",
         export="envs.gym.export:export",
+        explain="envs.gym.explain:explain",
         play="envs.gym.play:play",
         score_tag="eval/return",
     ),
@@ -72,6 +79,13 @@ def adapter(kind: str) -> AdapterSpec:
     if kind not in found:
         raise UsageError(f"there is no adapter {kind!r}{nearest(kind, found)}; known: {', '.join(found)}")
     return found[kind]
+
+
+def shipped(part: Literal["presets", "recipes"]) -> dict[str, Path]:
+    """Name and path of every TOML file in the packages that adapters name for `part`, sorted by name."""
+    packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
+    paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
+    return dict(sorted((path.stem, path) for path in paths))
 
 
 def config_model(kind: str) -> type[RunConfig]:

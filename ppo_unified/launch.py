@@ -45,13 +45,13 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
     run.config.write_text(config.to_toml(), encoding="utf-8")
     if command:
         run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
-    status = Status(name=run.name, preset=config.preset, kind=config.kind, seed=config.seed)
+    status = Status(name=run.name, preset=config.origin, kind=config.kind, seed=config.seed)
     run.write_status(claimed(status, config))
     return run
 
 
 def default_name(config: RunConfig) -> str:
-    return f"{config.preset or config.kind}-s{config.seed}"
+    return f"{config.origin}-s{config.seed}"
 
 
 def reopen(run: Run) -> Status:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ppo_unified.adapters import adapter, all_adapters, config_model, load
+from ppo_unified.adapters import adapter, all_adapters, config_model, load, shipped
 from ppo_unified.config import RunConfig, overlay, read_toml, validate
 from ppo_unified.errors import UsageError, nearest
+from ppo_unified.recipes import laid_over
 
 
 class About(NamedTuple):
@@ -25,13 +25,7 @@ class About(NamedTuple):
 
 def preset_files() -> dict[str, Path]:
     """Every preset's name and file, of all adapters."""
-    found: dict[str, Path] = {}
-    for spec in all_adapters().values():
-        if spec.presets:
-            found.update(
-                {Path(str(f)).stem: Path(str(f)) for f in files(spec.presets).iterdir() if f.name.endswith(".toml")}
-            )
-    return dict(sorted(found.items()))
+    return shipped("presets")
 
 
 def abouts() -> Iterator[About]:
@@ -88,12 +82,14 @@ def changed(config: C, changes: Mapping[str, Any], where: str) -> C:
     return validate(type(config), overlay(config.model_dump(), changes), where)
 
 
-def load_preset(name: str, **changes: Any) -> RunConfig:
-    """A preset, TOML file or environment id as a configuration: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`.
+def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
+    """A preset, TOML file or environment id as a configuration: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`;
+    with a recipe's options between the preset's and the changes.
 
     Raises UsageError for unknown names, unknown options and values out of bounds.
     """
-    return changed(load_target(name), changes, f"load_preset({name!r})")
+    config = load_target(name)
+    return changed(laid_over(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
 
 
 def check(config: RunConfig) -> None:

@@ -48,6 +48,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
         "target", nargs="?", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0"
     )
     parser.add_argument("-h", "--help", action="store_true", help="with a target: every option and its value there")
+    parser.add_argument("--recipe", default="", help="lay a known system's options over the target's (see recipes)")
     parser.add_argument("--name", default="", help="name of the run's folder (default: from the preset and the seed)")
     parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
 
@@ -118,6 +119,11 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, type=Path, help="folder to write into; made if it isn't there")
 
 
+def _recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one to show, two to compare; without any: list them")
+    _json(parser)
+
+
 def _regress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", nargs="?", default="cartpole", help="preset with a committed baseline (default: cartpole)"
@@ -137,6 +143,7 @@ def _tensorboard(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Command] = {
     "envs": Command("what can be trained: presets, expected score and time", "looking", _json),
+    "recipes": Command("how known systems set PPO up: list, show or compare", "recipes", _recipes),
     "train": Command("train a preset, a TOML file or a Gymnasium id", "training", _train),
     "resume": Command("go on with a run in the same folder", "training", _resume),
     "stop": Command("checkpoint and stop a run", "training", _stop),
@@ -163,7 +170,7 @@ def build_parser() -> Parser:
         )
         command.arguments(sub)
         sub.set_defaults(parser=sub)
-        if name not in ("envs", "doctor"):
+        if name not in ("envs", "recipes", "doctor"):
             sub.add_argument(
                 "--runs",
                 dest="folder",

@@ -17,6 +17,7 @@ from ppo_unified.adapters import adapter
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
+from ppo_unified.recipes import laid_over
 from ppo_unified.runs import Run, check_name, find, free_name, write_atomically
 
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
@@ -34,20 +35,26 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.target is None:
         raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
     config = presets.load_target(options.target)
-    about = f"Options of {options.target} and their values there; besides them --name NAME, --runs DIR and --detach."
+    if options.recipe:
+        config = laid_over(config, options.recipe)
+    about = f"Options of {config.origin} and their values there; besides them --name NAME, --runs DIR and --detach."
     help_flag = ["--help"] if options.help else []
     config = parse_flags(config, [*rest, *help_flag], f"ppo-unified train {options.target}", about)
     if options.detach:
         return _train_detached(options, config, rest)
     stop = launch.StopRequest()
     with stop.installed():
-        command = ["ppo-unified", "train", options.target, *rest]
+        command = ["ppo-unified", "train", *_begun_from(options), *rest]
         run = launch.prepare(config, options.folder, options.name, command)
         try:
             return _work(run, config, stop)
         except UsageError:
             launch.discard(run)
             raise
+
+
+def _begun_from(options: argparse.Namespace) -> list[str]:
+    return [options.target, *(["--recipe", options.recipe] if options.recipe else [])]
 
 
 def _train_detached(options: argparse.Namespace, config: RunConfig, rest: Sequence[str]) -> int:
@@ -58,7 +65,8 @@ def _train_detached(options: argparse.Namespace, config: RunConfig, rest: Sequen
     path = options.folder / name
     if path.exists():
         raise UsageError(f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name")
-    status = launch.detach(["train", options.target, "--name", name, "--runs", str(options.folder), *rest], path)
+    place = ["--name", name, "--runs", str(options.folder)]
+    status = launch.detach(["train", *_begun_from(options), *place, *rest], path)
     print(path)
     print(f"training in the background, process {status.pid}; stop it: {_command('stop', Run(path))}", file=sys.stderr)
     return 0

@@ -1,0 +1,98 @@
+"""`recipes`: how known systems set PPO up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from ppo_unified import recipes as book
+from ppo_unified.errors import UsageError
+from ppo_unified.recipes import Recipe, Setting
+from ppo_unified.runs import to_json
+from ppo_unified.text import DIM, can_color, clean, painted, say, table
+
+_WIDEST = 120  # columns of prose where stdout is no terminal
+
+
+def recipes(options: argparse.Namespace) -> int:
+    """List all recipes, show one, or print how two differ."""
+    if len(options.names) > 2:
+        raise UsageError(f"ppo-unified recipes: {len(options.names)} names; give one to show it, two to compare them")
+    chosen = [book.load_recipe(name) for name in options.names]
+    if not chosen:
+        return _list(options.json)
+    return _show(chosen[0], options.json) if len(chosen) == 1 else _compare(chosen[0], chosen[1], options.json)
+
+
+def _list(as_json: bool) -> int:
+    everything = book.all_recipes()
+    if as_json:
+        heads = [{"name": r.name, "kind": r.kind, "title": r.title, "source": r.source} for r in everything]
+        print(to_json({"recipes": heads}))
+        return 0
+    rows = [{"recipe": clean(recipe.name), "what it reproduces": clean(recipe.title)} for recipe in everything]
+    lines = table(rows, can_color(sys.stdout))
+    say(lines[0])
+    for line, recipe in zip(lines[1:], everything, strict=True):
+        say(line)
+        _note(recipe.source)
+    say(
+        "\nTrain with one:          ppo-unified train sentiment --recipe trl-early"
+        "\nIts settings:            ppo-unified recipes trl-early"
+        "\nHow it differs:          ppo-unified recipes trl-early tldr"
+    )
+    return 0
+
+
+def _show(recipe: Recipe, as_json: bool) -> int:
+    if as_json:
+        chosen = {name: setting for name, setting in book.settings(recipe).items() if name in recipe.sources}
+        about = {name: getattr(recipe, name) for name in ("name", "kind", "title", "source", "differs")}
+        print(to_json({**about, "options": {name: setting._asdict() for name, setting in chosen.items()}}))
+        return 0
+    for line in recipe.text.splitlines():
+        say(line[: len(line) - len(line.lstrip())] + clean(line))
+    return 0
+
+
+def _compare(first: Recipe, second: Recipe, as_json: bool) -> int:
+    differing = book.difference(first, second)
+    if as_json:
+        options = {
+            option: {first.name: one._asdict(), second.name: other._asdict()}
+            for option, (one, other) in differing.items()
+        }
+        print(to_json({"recipes": [first.name, second.name], "options": options}))
+        return 0
+    if not differing:
+        say("the options are the same")
+        return 0
+    names = (clean(first.name), clean(second.name))
+    rows = [
+        {"option": option} | dict(zip(names, map(_spelled, pair), strict=True)) for option, pair in differing.items()
+    ]
+    lines = table(rows, can_color(sys.stdout))
+    say(lines[0])
+    for line, pair in zip(lines[1:], differing.values(), strict=True):
+        say(line)
+        for name, setting in zip(names, pair, strict=True):
+            _note(f"{name}: {'the default' if setting.source is None else setting.source}")
+    return 0
+
+
+def _spelled(setting: Setting) -> str:
+    """A value as TOML spells it; '-' where the recipe's kind has no such option."""
+    value: Any = setting.value
+    return "-" if value is None else clean(json.dumps(value))
+
+
+def _note(text: str) -> None:
+    """Print indented prose, dim where there is colour."""
+    color = can_color(sys.stdout)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
+    for line in textwrap.wrap(clean(text), max(20, width - 4)):
+        say("    " + painted(line, DIM if color else ""))

@@ -1,0 +1,120 @@
+"""How known systems set PPO up: TOML overlays that say only what their source determines, each setting with where it
+stands there. A recipe is laid over a target's options; flags are laid over both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ppo_unified.adapters import config_model, shipped
+from ppo_unified.config import RunConfig, overlay, read_toml, validate
+from ppo_unified.errors import UsageError, nearest
+
+RECORDS = ("kind", "preset", "recipe")  # what a configuration is, not what it does
+
+_SECTION = re.compile(r"\s*\[([\w-]+)\]")
+_SETTING = re.compile(r"""\s*([\w-]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^"'#])*(?:#\s*(.*))?""")
+_REMARK = re.compile(r"\s*#\s*(.*)")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe as its file has it; `options` are nested tables, `sources` name them as flags do ('llm.kl_coef')."""
+
+    name: str
+    kind: str
+    title: str
+    source: str  # of the whole
+    differs: tuple[str, ...]  # what the source does and no option here can say
+    options: Mapping[str, Any]
+    sources: Mapping[str, str]  # option -> the comment beside it
+    text: str
+
+
+class Setting(NamedTuple):
+    """A recipe's value of one option; `source` is None where the recipe leaves the default."""
+
+    value: Any
+    source: str | None
+
+
+def recipe_files() -> dict[str, Path]:
+    """Every recipe's name and file, of all adapters."""
+    return shipped("recipes")
+
+
+def all_recipes() -> list[Recipe]:
+    return [_read(name, path) for name, path in recipe_files().items()]
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises UsageError naming the nearest one."""
+    files = recipe_files()
+    if name not in files:
+        raise UsageError(f"there is no recipe {name!r}{nearest(name, files)} (list: ppo-unified recipes)")
+    return _read(name, files[name])
+
+
+def _read(name: str, path: Path) -> Recipe:
+    table = read_toml(path)
+    about, kind = table.pop("about", {}), table.pop("kind", "")
+    if not kind:
+        raise UsageError(f'{path}: says no adapter; add a line such as: kind = "llm"')
+    text = path.read_text(encoding="utf-8")
+    differs = tuple(about.get("differs", ()))
+    return Recipe(name, kind, about.get("title", ""), about.get("source", ""), differs, table, remarks(text), text)
+
+
+def remarks(text: str) -> dict[str, str]:
+    """The comment beside each setting of a TOML text, lines of nothing but comment below it included, by option."""
+    found: dict[str, str] = {}
+    section = option = ""
+    for line in text.splitlines():
+        if match := _SECTION.match(line):
+            section, option = match[1], ""
+        elif match := _SETTING.match(line):
+            option = f"{section}.{match[1]}" if section else match[1]
+            found[option] = (match[2] or "").strip()
+        elif option and (match := _REMARK.match(line)):
+            found[option] = f"{found[option]} {match[1].strip()}".strip()
+        else:
+            option = ""
+    return {option: remark for option, remark in found.items() if option != "kind" and not option.startswith("about.")}
+
+
+C = TypeVar("C", bound=RunConfig)
+
+
+def laid_over(config: C, name: str) -> C:
+    """`config` with a recipe's options over its own and the recipe's name in it.
+
+    Raises UsageError for unknown names, for a recipe of another kind, and where the two don't go together.
+    """
+    recipe = load_recipe(name)
+    if recipe.kind != config.kind:
+        raise UsageError(
+            f"--recipe {name}: is for kind {recipe.kind!r}, and {config.origin} is of kind {config.kind!r}; "
+            f"choose a target of that kind, or a recipe of this one (list: ppo-unified recipes)"
+        )
+    tables = overlay(config.model_dump(), {**recipe.options, "recipe": name})
+    return validate(type(config), tables, f"{config.preset or config.kind} with --recipe {name}")
+
+
+def settings(recipe: Recipe) -> dict[str, Setting]:
+    """Every option under its flag's name: what the recipe sets, and over it the defaults."""
+    config = validate(config_model(recipe.kind), {"kind": recipe.kind, **recipe.options}, f"recipe {recipe.name}")
+    return {
+        option: Setting(value, recipe.sources.get(option))
+        for option, value in config.flat().items()
+        if option not in RECORDS
+    }
+
+
+def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:
+    """The options in which two recipes differ when laid over the defaults, in the schema's order."""
+    ours, theirs, absent = settings(first), settings(second), Setting(None, None)
+    pairs = {option: (ours.get(option, absent), theirs.get(option, absent)) for option in ours | theirs}
+    return {option: pair for option, pair in pairs.items() if pair[0].value != pair[1].value}
