@@ -50,6 +50,14 @@ BUILT_IN = {
         play="envs.gym.play:play",
         score_tag="eval/return",
     ),
+    "llm": AdapterSpec(
+        config="envs.llm.options:LLMConfig",
+        build="envs.llm.adapter:build",
+        check="envs.llm.options:check",
+        target="envs.llm.options:from_target",
+        presets="envs.presets",
+        prefers_gpu=True,
+    ),
 }
 
 

@@ -50,10 +50,8 @@ def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Gene
     """Deal all rows, shuffled, to `count` minibatches (no more than rows) of near-equal valid steps, none empty."""
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
-        minibatch = batch[rows]
-        yield (
-            replace(minibatch, advantages=normalized(minibatch.advantages, minibatch.mask)) if normalize else minibatch
-        )
+        dealt = batch[rows]
+        yield replace(dealt, advantages=normalized(dealt.advantages, dealt.mask)) if normalize else dealt
 
 
 def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -68,18 +66,21 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Rows of like length together, at most `columns` columns at a time (a single longer row goes alone).
-
-    Columns after a micro-batch's last valid one are cut off, which is sound because policies are causal.
-    """
+    """Rows of like length together, at most `columns` columns at a time (a single longer row goes alone). Columns after
+    a micro-batch's last valid one are cut off, which is sound because policies are causal."""
     width = batch.mask.shape[1]
     if width == 1:
         yield from (batch[start : start + columns] for start in range(0, len(batch), columns))
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column
+    yield from (batch[rows][:, :longest] for rows, longest in packed(lengths, columns))
+
+
+def packed(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
+    """Row numbers in groups of like `lengths` [R] with the longest of each, rows x longest within `columns`."""
     order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):
         longest = int(lengths[order[start]])
         rows = order[start : start + max(1, columns // max(1, longest))]
-        yield batch[rows][:, :longest]
+        yield rows, longest
         start += len(rows)

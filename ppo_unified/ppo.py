@@ -226,9 +226,9 @@ def update(
     """Epochs of minibatch steps on one batch, until done or stopped by KL. Metrics are means over the last epoch."""
     warming_up = progress.iteration < ppo.critic_warmup
     norms: list[Tensor] = []
+    totals: dict[str, Tensor] = {}
     extra_metrics: dict[str, float] = {}
     first_ratio_error, stopped, epoch = 0.0, False, 0
-    totals: dict[str, Tensor] = {}
     while epoch < ppo.epochs and not stopped:
         epoch, totals = epoch + 1, {}
         for minibatch in minibatches(batch, ppo.minibatches, ppo.normalize_advantages == "minibatch", generator):
@@ -239,19 +239,18 @@ def update(
             if ppo.target_kl and sums["kl"] > ppo.target_kl * sums["weight"]:
                 stopped = True
                 break
-            extra = None if warming_up else adapter.extra_loss(generator)
-            if extra is not None:
+            if not warming_up and (extra := adapter.extra_loss(generator)) is not None:
                 extra[0].backward()
                 extra_metrics.update(extra[1])
             norms.append(step(optimizers, optim.max_grad_norm))
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
     mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
-    if ppo.objective == "penalty" and ppo.penalty_target and not warming_up:
-        missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
-        progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
-    expected = ppo.epochs * min(ppo.minibatches, len(batch))
     if ppo.objective == "penalty":
+        if ppo.penalty_target and not warming_up:
+            missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
+            progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
         extra_metrics["policy/penalty_coef"] = progress.penalty_coef
+    expected = ppo.epochs * min(ppo.minibatches, len(batch))
     return extra_metrics | {
         "loss/policy": mean["policy"],
         "loss/value": mean["value"],
@@ -285,12 +284,11 @@ def backward(
         optimizer.zero_grad()
     clip_scale = progress.remaining if ppo.anneal_clip else 1.0
     critic = list(policy.critic_parameters()) if critic_only else None
-    weight = minibatch.weights.sum()
-    totals = {"weight": weight}
+    totals = {"weight": minibatch.weights.sum()}
     for micro in microbatches(minibatch, ppo.microbatch_columns):
         new = policy.evaluate(micro.obs, micro.actions)
         loss = ppo_loss(new, micro, ppo, clip_scale, progress.penalty_coef)
         total = loss.value if critic_only else loss.total(ppo.value_coef if optim.joint else 1.0, ppo.entropy_coef)
-        (total / weight).backward(inputs=critic)
+        (total / totals["weight"]).backward(inputs=critic)
         accumulate(totals, loss.sums)
     return totals

@@ -53,8 +53,8 @@ class LLM(Section):
     )
     reference_dtype: Literal["same", "float32", "bfloat16"] = Field("same", description="precision of the copy")
     reference_device: Literal["same", "cpu"] = Field("same", description="where the copy is kept and run")
-    kl: Literal["k1", "k2", "k3", "full"] = Field(
-        "k1", description="estimate of KL to the reference in the reward; all four are logged"
+    kl: Literal["k1", "abs", "k2", "k3", "full"] = Field(
+        "k1", description="estimate of KL to the reference in the reward; k1, k2, k3 and full are logged"
     )
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty at every token; 0 = off")
     kl_target: float = Field(0.0, ge=0, description="KL per response that kl_coef adapts to; 0 = fixed")
@@ -66,7 +66,7 @@ class LLM(Section):
     whiten_rewards: bool = Field(False, description="unit variance of the rewards of a rollout, mean kept")
     missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of a response that was cut off")
     lora_rank: int = Field(0, ge=0, description="train low-rank adapters of this rank; 0 = all weights")
-    lora_alpha: float = Field(16.0, gt=0, description="scale of the adapters, divided by the rank")
+    lora_alpha: int = Field(16, gt=0, description="scale of the adapters, divided by the rank")
     lora_targets: list[str] = Field([], description="names of the layers that get adapters; [] = all linear ones")
     quantize: Literal["none", "4bit"] = Field("none", description="store the frozen base in 4 bits (needs a GPU)")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -76,6 +76,16 @@ class LLM(Section):
     ptx_data: str = Field("", description="file of texts for InstructGPT's pretraining term")
     ptx_coef: float = Field(0.0, ge=0, description="weight of the pretraining term; 0 = off")
     ptx_batch: int = Field(8, ge=1, description="texts per optimizer step in the pretraining term")
+
+    @property
+    def prompts_name(self) -> str:
+        """Where prompts come from: the tiny model has some of its own."""
+        return self.prompts or ("sentiment" if self.model == TINY else "")
+
+    @property
+    def reward_name(self) -> str:
+        """What scores responses: the tiny model has a scoring model of its own."""
+        return self.reward or ("sentiment" if self.model == TINY else "")
 
 
 def _described(section: type[Section], option: str) -> str | None:
@@ -114,8 +124,8 @@ class LLMConfig(RunConfig):
     optim: TokenOptim = TokenOptim()
 
     refused: ClassVar[dict[str, str]] = {
-        f"llm.{name}": f"{name} cuts the distribution that responses come from, while log-probs, ratio and KL are of the "
-        "whole one: KL turns negative and training is biased; sample from the whole distribution and steer with "
+        f"llm.{name}": f"{name} cuts the distribution that responses come from, while log-probs, ratio and KL are of "
+        "the whole one: KL turns negative and training is biased; sample from the whole distribution and steer with "
         "llm.temperature"
         for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     }
@@ -133,7 +143,7 @@ class LLMConfig(RunConfig):
         for name in ("llm.reference_dtype", "llm.reference_device"):
             yield name, self.reference == "adapter-off", "llm.reference = 'adapter-off'"
         yield "llm.ptx_data", not llm.ptx_coef, "llm.ptx_coef = 0"
-        yield "llm.ptx_coef", not llm.ptx_data, "llm.ptx_data = ''"
+        yield "llm.ptx_coef", not llm.ptx_data and llm.model not in ("", TINY), "llm.ptx_data = ''"
         yield "llm.ptx_batch", not llm.ptx_coef, "llm.ptx_coef = 0"
 
     @property
@@ -163,7 +173,7 @@ class LLMConfig(RunConfig):
             )
         if self.ppo.minibatches > llm.rollout_batch:
             raise ValueError(
-                f"ppo.minibatches = {self.ppo.minibatches} is more than llm.rollout_batch = {llm.rollout_batch} responses"
+                f"ppo.minibatches = {self.ppo.minibatches} is more than llm.rollout_batch = {llm.rollout_batch}"
             )
         if llm.baseline != "critic":
             self._check_critic_free()
@@ -193,5 +203,16 @@ def from_target(word: str) -> dict[str, Any] | None:
 
 def check(config: LLMConfig) -> None:
     """Read the data, the tokenizer and the model's configuration. Raises UsageError for whatever would not train."""
-    if not config.llm.model:
+    llm = config.llm
+    if not llm.model:
         raise UsageError("llm.model: no model is given; name a folder, a hub id, or 'tiny': --llm.model tiny")
+    if not llm.prompts_name:
+        raise UsageError("llm.prompts: no prompts are given; name a .jsonl, .json or .txt file: --llm.prompts FILE")
+    if not llm.reward_name:
+        raise UsageError(
+            "llm.reward: nothing scores the responses; name module:function, a scoring model, exact, numeric, "
+            "regex:PATTERN or length:TOKENS: --llm.reward NAME"
+        )
+    from envs.llm.checks import check_inputs  # imports transformers
+
+    check_inputs(config)

@@ -1,0 +1,272 @@
+"""A language model, its prompts and its reward as rollouts: state = prefix, action = next token, one row a response.
+
+A response that is cut off at its length limit is scored as written and ends there: the value after it is 0.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.llm.checks import check_same_tokens, critic_source
+from envs.llm.generate import Responses, generate
+from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whitened
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_tokenizer, load_trunk
+from envs.llm.options import LLMConfig
+from envs.llm.policy import AdapterCritic, Comparison, Critic, Reference, TokenPolicy
+from envs.llm.prompts import PtxTexts, end_tokens, load_prompts
+from envs.llm.rewards import load_reward, score
+from envs.llm.scores import Scores
+from ppo_unified.batch import packed
+from ppo_unified.errors import UsageError
+from ppo_unified.rollout import Rollout
+
+CALIBRATION = 256  # responses of the reference whose scores set llm.score_normalize = "reference"
+
+
+class LLMAdapter:
+    """A causal language model that answers prompts. See `ppo_unified.rollout.Adapter`."""
+
+    def __init__(self, config: LLMConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        llm = config.llm
+        model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
+        self.tokenizer = load_tokenizer(llm.model)
+        network, self.reference = _networks(config, device, model_seed)
+        network.check_head(llm.model)
+        self.end_tokens = end_tokens(self.tokenizer, network.model)
+        self.prompts, self.held_out = load_prompts(config, self.tokenizer, network.context)
+        self.policy = TokenPolicy(
+            network, _critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
+        )
+        self.policy.to(device)
+        self.reward = load_reward(llm.reward_name, device)
+        self.gold = load_reward(llm.proxy_of, device) if llm.proxy_of else None
+        self.scores = Scores(llm)
+        self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
+        self.order = torch.Generator().manual_seed(order_seed)
+        self.generator = torch.Generator(device).manual_seed(token_seed)
+        self.queue: list[int] = []  # prompts still to come in this pass over them
+        self.ptx = PtxTexts(config, self.tokenizer, network.context) if llm.ptx_coef else None
+        self.last: Answered | None = None
+
+    def respond(
+        self,
+        prompts: Sequence[list[int]],
+        generator: torch.Generator | None,
+        network: Network | None = None,
+        adapter: str | None = POLICY,
+    ) -> Responses:
+        """Responses to tokenised prompts, sampled with a generator, else greedy; of another network if one is given."""
+        llm = self.config.llm
+        of = network or self.policy.network
+        return generate(of, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, adapter)
+
+    def texts(self, responses: Responses) -> list[str]:
+        """Responses as text, without special tokens."""
+        ids = [responses.response(row) for row in range(len(responses.lengths))]
+        texts: list[str] = self.tokenizer.batch_decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return texts
+
+    def collect(self) -> Rollout:
+        llm = self.config.llm
+        if llm.score_normalize == "reference" and not self.scores.calibrated:
+            self._calibrate()
+        began = time.perf_counter()
+        chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
+        responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
+        generated = time.perf_counter()
+        asked, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)
+        columns = self.prompts.columns_of(chosen)
+        raw = score(self.reward, "llm.reward", asked, texts, columns)
+        gold = score(self.gold, "llm.proxy_of", asked, texts, columns) if self.gold else None
+        scored = time.perf_counter()
+        seen = self.compare(responses)
+        rollout = self._rollout(responses, seen, raw)
+        times = {"time/generate_s": generated - began, "time/score_s": scored - generated}
+        golden = {"reward/gold": float(np.mean(gold))} if gold else {}
+        self.last = Answered(responses, asked, texts, raw, seen)
+        return replace(rollout, metrics=dict(rollout.metrics) | times | golden)
+
+    def compare(self, responses: Responses) -> Comparison:
+        """Log-probs, values, reference log-probs and KL of whole responses, each [N, T], a few rows at a time."""
+        mask = responses.mask()
+        whole = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
+        for rows, longest in packed(responses.lengths - 1, self.config.ppo.microbatch_columns):
+            tokens, here = responses.tokens[rows], mask[rows, :longest]
+            part = self.policy.compare(tokens[:, :longest], here, tokens[:, 1 : longest + 1], self.reference)
+            for target, x in zip(whole, part, strict=True):
+                target[rows, :longest] = x
+        return whole
+
+    def _rollout(self, responses: Responses, seen: Comparison, raw: list[float]) -> Rollout:
+        """Rewards and what follows each step, from scores as the reward gave them."""
+        llm, mask = self.config.llm, responses.mask()
+        estimates = kl_estimates(seen.logprobs, seen.ref_logprobs, seen.kl)
+        scores = torch.tensor(self.scores(raw, responses.ended.tolist()), device=self.device, dtype=torch.float32)
+        coef = self.kl.coef
+        rewards = token_rewards(scores, estimates[llm.kl], coef, mask)
+        metrics = self._metrics(responses, estimates, raw, rewards, coef)
+        obs = {"tokens": responses.tokens[:, :-1], "chosen": mask}
+        values = seen.values
+        if llm.baseline == "critic":
+            rewards = whitened(rewards, mask) if llm.whiten_rewards else rewards
+        else:
+            returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
+            values = torch.where(mask, baselines[:, None], 0.0)
+            rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
+            obs["baseline"] = values
+        self.kl.update(metrics["ref/kl"], len(raw))
+        last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True)
+        return Rollout(
+            obs=obs,
+            actions=responses.tokens[:, 1:],
+            logprobs=seen.logprobs,
+            values=values,
+            rewards=rewards,
+            next_values=torch.where(last, 0.0, values.roll(-1, 1)),
+            continues=mask & ~last,
+            mask=mask,
+            row_len=mask.shape[1],
+            metrics=metrics,
+        )
+
+    def _metrics(
+        self, responses: Responses, estimates: dict[str, Tensor], raw: list[float], rewards: Tensor, coef: float
+    ) -> dict[str, float]:
+        """KL and rewards are sums over a response, averaged over responses."""
+        mask = responses.mask()
+        sums = {name: float((x * mask).sum(1).mean()) for name, x in estimates.items()}
+        return {
+            "reward/score": float(np.mean(raw)),
+            "reward/score_std": float(np.std(raw)),
+            "reward/total": float(rewards.sum(1).mean()),
+            "reward/kl_penalty": coef * sums[self.config.llm.kl],
+            "ref/kl": sums["k1"],
+            "ref/kl_k2": sums["k2"],
+            "ref/kl_k3": sums["k3"],
+            "ref/kl_full": sums["full"],
+            "ref/kl_coef": coef,
+            "response/length": float(mask.sum(1).float().mean()),
+            "response/eos_rate": float(responses.ended.float().mean()),
+        }
+
+    def _next_prompts(self) -> Iterator[int]:
+        """Prompts of one iteration: every prompt once before any comes again, in an order drawn anew each pass."""
+        for _ in range(self.config.llm.rollout_batch // self.config.llm.group_size):
+            if not self.queue:
+                self.queue = torch.randperm(len(self.prompts.texts), generator=self.order).tolist()
+            yield self.queue.pop()
+
+    def _calibrate(self) -> None:
+        """Mean and deviation of the reference's scores (arXiv:1909.08593, section 2.1)."""
+        generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
+        numbers = [i % len(self.prompts.texts) for i in range(CALIBRATION)]
+        prompts = [self.prompts.tokens[i] for i in numbers]
+        responses = self.respond(prompts, generator, self.reference.network, self.reference.adapter)
+        asked = [self.prompts.texts[i] for i in numbers]
+        columns = self.prompts.columns_of(numbers)
+        self.scores.calibrate(score(self.reward, "llm.reward", asked, self.texts(responses), columns))
+
+    def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
+        """InstructGPT's pretraining term (arXiv:2203.02155, eq. 2): mean negative log-likelihood of other texts."""
+        if self.ptx is None:
+            return None
+        tokens, chosen = self.ptx.draw(generator, self.device)
+        loss = -self.policy.log_likelihood(tokens[:, :-1], chosen, tokens[:, 1:]).mean()
+        return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss)}
+
+    def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        from envs.llm.evaluation import answer  # here: it imports this module
+
+        return answer(self, episodes, seed, greedy).scores
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "order": self.order.get_state(),
+            "generator": self.generator.get_state(),
+            "queue": list(self.queue),
+            "kl_coef": self.kl.coef,
+            "scores": self.scores.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.order.set_state(state["order"])
+        self.generator.set_state(state["generator"])
+        self.queue = list(state["queue"])
+        self.kl.coef = float(state["kl_coef"])
+        self.scores.load_state_dict(state["scores"])
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Answered(NamedTuple):
+    """One iteration's prompts and responses, for the inspector."""
+
+    responses: Responses
+    prompts: list[str]
+    texts: list[str]
+    scores: list[float]  # as the reward gave them
+    seen: Comparison
+
+
+def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
+    return LLMAdapter(config, device)
+
+
+def _networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Network, Reference]:
+    """The policy's network and the frozen reference, both as `llm.model` stands on the disk."""
+    llm = config.llm
+    bf16 = llm.dtype == "bfloat16"
+    frozen = torch.bfloat16 if bf16 else torch.float32
+    if llm.quantize == "4bit" and device.type != "cuda":
+        raise UsageError(f"llm.quantize = '4bit' needs a GPU; the device here is {device}; leave it at 'none'")
+    model = load_causal_lm(llm.model, llm, device, frozen if llm.lora_rank else torch.float32)
+    network = Network(model, bf16)
+    copied: Reference | None = None
+    if config.reference == "copy":
+        dtype = frozen if llm.reference_dtype == "same" else getattr(torch, llm.reference_dtype)
+        where = device if llm.reference_device == "same" else torch.device("cpu")
+        frozen_copy = copy.deepcopy(model).to(device=where, dtype=dtype).requires_grad_(False)
+        copied = Reference(Network(frozen_copy, dtype is torch.bfloat16))
+    if llm.lora_rank:
+        own = llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init == "policy"
+        network.add_adapters(llm, [POLICY, CRITIC] if own else [POLICY], seed)
+    if llm.gradient_checkpointing:
+        network.checkpoint_activations()
+    return network, copied or Reference(network, None)
+
+
+def _critic(config: LLMConfig, network: Network, device: torch.device) -> Critic | None:
+    llm = config.llm
+    if llm.baseline != "critic":
+        return None
+    if llm.critic == "shared":
+        return Critic(network.width)
+    if llm.critic_init == "policy":
+        if llm.lora_rank:
+            return AdapterCritic(network)
+        trunk, head = copy.deepcopy(network.model.base_model), None
+    else:
+        name = critic_source(llm)
+        check_same_tokens(llm.model, name)
+        trunk, head = load_trunk(name, "llm.critic_init", device)
+    own = Network(trunk, network.bf16)
+    if llm.lora_rank:
+        own.add_adapters(llm, [POLICY], config.seed)
+    if llm.gradient_checkpointing:
+        own.checkpoint_activations()
+    critic = Critic(own.width, own)
+    if head is not None:
+        critic.head.weight.data.copy_(head.weight.data)
+    return critic

@@ -1,0 +1,129 @@
+"""Sampling responses: a batch of prompts padded on the left, a KV cache, rows dropped from it once they have ended.
+
+Our own loop rather than `generate` of transformers, because every draw comes from a generator that is checkpointed; a
+test holds greedy responses to those of `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from envs.llm.model import POLICY, Network
+
+
+@dataclass(frozen=True)
+class Responses:
+    """N prompts with their responses, padded on the right: `tokens[i, :lengths[i]]` is row i."""
+
+    tokens: Tensor  # [N, S]; 0 beyond the lengths
+    prompt_lengths: Tensor  # [N]
+    lengths: Tensor  # [N], prompt and response
+    ended: Tensor  # [N] bool: the response closes with an end token of its own
+
+    def response(self, row: int) -> list[int]:
+        """The response's tokens, its end token included."""
+        ids: list[int] = self.tokens[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
+        return ids
+
+    def mask(self) -> Tensor:
+        """bool [N, S - 1]: column t chooses token t + 1, and the policy did so."""
+        column = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
+        return (column >= self.prompt_lengths[:, None] - 1) & (column < self.lengths[:, None] - 1)
+
+
+@torch.no_grad()
+def generate(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    end_tokens: Sequence[int],
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    adapter: str | None = POLICY,
+) -> Responses:
+    """One response to each prompt: sampled from softmax(logits / temperature) with a generator (on the network's
+    device), else the likeliest token every time."""
+    network.use(adapter)
+    device, count = network.device, len(prompts)
+    end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
+    prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
+    responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
+    lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
+    rows = torch.arange(count, device=device)  # which of the N responses each row of the cache belongs to
+    decoder = _Decoder(network, prompts, device)
+    for column in range(max_new_tokens):
+        token = _choose(decoder.logits / temperature, generator)
+        responses[rows, column] = torch.where(ended[rows], 0, token)
+        lengths[rows] += (~ended[rows]).long()
+        ended[rows] |= torch.isin(token, end)
+        alive = ~ended[rows]
+        left = int(alive.sum())
+        if not left or column + 1 == max_new_tokens:
+            break
+        if left <= 0.75 * len(rows):
+            keep = alive.nonzero().squeeze(1)
+            rows, token = rows[keep], token[keep]
+            decoder.keep(keep)
+        decoder.step(token)
+    return _joined(prompts, prompt_lengths, responses, lengths, ended)
+
+
+class _Decoder:
+    """The model's state between two tokens: cache, attention mask and positions."""
+
+    def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+        longest = max(len(p) for p in prompts)
+        tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        lengths = torch.tensor([len(p) for p in prompts], device=device)
+        self.attention = torch.arange(longest, device=device) >= longest - lengths[:, None]
+        self.network, self.padded = network, bool((lengths < longest).any())
+        self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
+        self.positions = lengths - 1  # of each row's newest token
+        self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
+
+    def step(self, token: Tensor) -> None:
+        """Take one token [rows] in."""
+        self.positions = self.positions + 1
+        if self.padded:
+            self.attention = torch.cat([self.attention, torch.ones_like(self.attention[:, :1])], 1)
+        self._run(token[:, None], self.positions[:, None])
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.attention, self.positions = self.attention[rows], self.positions[rows]
+
+    def _run(self, tokens: Tensor, positions: Tensor) -> None:
+        with self.network.precision():
+            output = self.network.model(
+                input_ids=tokens,
+                attention_mask=self.attention.long() if self.padded else None,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self.logits: Tensor = output.logits[:, -1].float()
+
+
+def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+
+def _joined(
+    prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor, ended: Tensor
+) -> Responses:
+    """Each response right behind its prompt."""
+    totals = prompt_lengths + lengths
+    tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
+    for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
+        tokens[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
+        tokens[row, len(prompt) : len(prompt) + size] = responses[row, :size]
+    return Responses(tokens, prompt_lengths, totals, ended)

@@ -1,0 +1,248 @@
+"""Loading Hugging Face models, and the one form in which the adapter uses them: trunk and head called apart, low-rank
+adapters by name, dropout always off."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from envs.llm.options import LLM, TINY
+from ppo_unified.errors import UsageError
+
+POLICY, CRITIC = "policy", "critic"  # names of low-rank adapters
+HEAD_TOLERANCE = 1e-4  # between the head called apart and the whole model, relative to the largest logit
+
+
+class Network(nn.Module):
+    """A causal language model, or a trunk without a head, whose parts are called apart.
+
+    `adapter` names the low-rank adapter to run with, None switches them all off; a model without adapters ignores it.
+    """
+
+    def __init__(self, model: Any, bf16: bool = False) -> None:
+        """`model`: a transformers model. With `bf16` matrix products run in bfloat16 whatever the weights' type."""
+        super().__init__()
+        self.model = model.eval()
+        self.bf16 = bf16
+        self._tuned: Any = None  # peft's view of `model`, where it has adapters
+        self._active: str | None = POLICY
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def width(self) -> int:
+        """Size of a hidden state."""
+        config = self.model.config.get_text_config()
+        return int(config.hidden_size)
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and response may have together."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+    @property
+    def has_adapters(self) -> bool:
+        return self._tuned is not None
+
+    def add_adapters(self, options: LLM, names: list[str], seed: int) -> None:
+        """Freeze the model and give it low-rank adapters (arXiv:2106.09685), each starting as no change at all."""
+        from peft import LoraConfig, get_peft_model
+
+        targets: Any = options.lora_targets or "all-linear"
+        lora = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
+            torch.manual_seed(seed)
+            try:
+                self._set_tuned(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
+                for name in names[1:]:
+                    self._tuned.add_adapter(name, copy.deepcopy(lora))
+            except ValueError as error:
+                raise UsageError(f"llm.lora_targets = {options.lora_targets}: {error}".splitlines()[0]) from None
+        self.eval()
+        self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+
+    def _set_tuned(self, tuned: Any) -> None:
+        object.__setattr__(self, "_tuned", tuned)  # not a submodule: it holds the very modules that `model` holds
+
+    @property
+    def tuned(self) -> Any:
+        """peft's model around `model`; None without adapters."""
+        return self._tuned
+
+    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
+
+    def use(self, adapter: str | None) -> None:
+        """Switch to an adapter. peft freezes what it switches off; here all adapters stay trainable."""
+        if self._tuned is None or adapter == self._active:
+            return
+        if adapter is None:
+            self._tuned.base_model.disable_adapter_layers()
+        else:
+            self._tuned.base_model.enable_adapter_layers()
+            self._tuned.base_model.set_adapter(adapter)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        self._active = adapter
+
+    def checkpoint_activations(self) -> None:
+        """Recompute layers backward. A layer does so while its own `training` is set: only there, so that dropout stays
+        off, and only under grad, so that the KV cache stays on while sampling."""
+        options = {"use_reentrant": False, "context_fn": self._recompute_contexts}
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        self._checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """(around the forward pass, around its repetition backward, when another adapter may be active by then)."""
+        return nullcontext(), self._with(self._active)
+
+    @contextmanager
+    def _with(self, adapter: str | None) -> Iterator[None]:
+        before = self._active
+        self.use(adapter)
+        try:
+            yield
+        finally:
+            self.use(before)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def trunk(self, tokens: Tensor, adapter: str | None = POLICY) -> Tensor:
+        """Hidden states [R, L, H] (after the last norm) of rows [R, L] that are padded on the right, if at all.
+
+        No mask is needed: a causal model's column never sees what stands to its right.
+        """
+        self.use(adapter)
+        for module in getattr(self, "_checkpointed", ()):
+            module.training = torch.is_grad_enabled()
+        with self.precision():
+            hidden: Tensor = self.model.base_model(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
+        for module in getattr(self, "_checkpointed", ()):
+            module.training = False
+        return hidden
+
+    def logits(self, hidden: Tensor, adapter: str | None = POLICY) -> Tensor:
+        """Logits [n, V] in float32 of hidden states [n, H], through everything that the model does after its trunk
+        (scaling, soft caps): the model runs with a trunk that answers `hidden`."""
+        self.use(adapter)
+        answer = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        with _answering(self.model.base_model, answer), self.precision():
+            logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
+        return logits[0].float()
+
+    @torch.no_grad()
+    def check_head(self, name: str) -> None:
+        """Raises UsageError where trunk and head called apart are not the model."""
+        tokens = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
+        with self.precision():
+            whole = self.model(input_ids=tokens, use_cache=False).logits[0].float()
+        apart = self.logits(self.trunk(tokens)[0])
+        error, scale = float((whole - apart).abs().max()), float(whole.abs().max())
+        if error > HEAD_TOLERANCE * max(1.0, scale):
+            raise UsageError(
+                f"llm.model = {name!r}: {type(self.model).__name__} computes its logits from more than the last hidden "
+                f"state (difference {error:.3g}); such models can't be trained here"
+            )
+
+
+@contextmanager
+def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
+    """Let `module` answer `answer` whatever it is asked."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = lambda *_, **__: answer
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def resolve(name: str) -> str:
+    """The folder or hub id that a model's name means; 'tiny' is made at first use."""
+    if name == TINY:
+        from envs.llm.tiny import tiny_model
+
+        return str(tiny_model())
+    return name
+
+
+def load_tokenizer(name: str, option: str = "llm.model") -> Any:
+    """Raises UsageError in one line where there is none."""
+    return _loaded(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
+
+
+def load_config(name: str, option: str = "llm.model") -> Any:
+    return _loaded(AutoConfig.from_pretrained, name, option, "configuration")
+
+
+def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model's weights in `dtype` on `device`, in 4 bits where asked for. Raises UsageError."""
+    more: dict[str, Any] = {}
+    if options.quantize == "4bit":
+        from transformers import BitsAndBytesConfig
+
+        more = {
+            "device_map": {"": device},
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            ),
+        }
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more)
+    model = _loaded(load, name, "llm.model", "causal language model")
+    return model if more else model.to(device)
+
+
+def load_trunk(name: str, option: str, device: torch.device) -> tuple[Any, nn.Linear | None]:
+    """A model without its language-model head, and its scoring head where the folder holds one. Raises UsageError."""
+    config = load_config(name, option)
+    scores = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
+    if scores:
+        load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=torch.float32)
+        model = _loaded(load, name, option, "scoring model").to(device)
+        head = next(
+            (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
+        )
+        return model.base_model, head
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+    return _loaded(load, name, option, "causal language model").to(device).base_model, None
+
+
+def _loaded(load: Callable[[str], Any], name: str, option: str, what: str) -> Any:
+    path = resolve(name)
+    if Path(path).exists() and not Path(path).is_dir():
+        raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if Path(path).is_dir():
+            why = " ".join(str(error).split())
+            raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why[:200]})") from None
+        raise UsageError(
+            f"{option} = {name!r}: there is no such folder, and the hub gave no {what} of that name "
+            f"({type(error).__name__}); check the spelling and the network, or name a local folder"
+        ) from None

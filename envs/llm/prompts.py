@@ -1,0 +1,119 @@
+"""Prompts as tokens: where they come from, which are held out, and whether each fits into the model's context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs.llm.data import PromptData, read_prompts, read_texts
+from envs.llm.options import TASKS, LLMConfig
+from envs.llm import tasks
+from ppo_unified.errors import UsageError
+
+HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # prompts in a file from which on every tenth is held out
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as the model reads them, one entry each."""
+
+    data: PromptData
+    texts: list[str]  # chat templates applied: what rewards and people see
+    tokens: list[list[int]]
+
+    def columns_of(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+        return self.data.take(numbers).columns
+
+
+def load_prompts(config: LLMConfig, tokenizer: Any, context: int) -> tuple[Prompts, Prompts]:
+    """Training and held-out prompts. Raises UsageError where there are none, or one does not fit."""
+    llm = config.llm
+    training, held_out = _read(llm.prompts_name, llm.prompt_key)
+    if llm.eval_prompts:
+        held_out = _read(llm.eval_prompts, llm.prompt_key)[0]
+    elif held_out is None and len(training.prompts) >= HOLD_OUT_FROM:
+        numbers = range(len(training.prompts))
+        held_out = training.take([i for i in numbers if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1])
+        training = training.take([i for i in numbers if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1])
+    longest = context - llm.max_new_tokens
+    return _tokenized(training, tokenizer, llm.chat_template, longest), _tokenized(
+        held_out or training, tokenizer, llm.chat_template, longest
+    )
+
+
+def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
+    """A task's two sets of prompts, or those of a file, whose held-out ones are None."""
+    if name in TASKS:
+        return tasks.task_prompts(name)
+    return read_prompts(Path(name), key), None
+
+
+def _tokenized(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
+    texts, tokens = [], []
+    for number, prompt in enumerate(data.prompts):
+        chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
+        text = _rendered(chat, tokenizer, data.at(number)) if chat is not None else str(prompt)
+        ids = encode(tokenizer, text, special=chat is None)
+        if not ids:
+            raise UsageError(f"{data.at(number)}: the prompt has no tokens")
+        if len(ids) > longest:
+            raise UsageError(
+                f"{data.at(number)}: the prompt has {len(ids)} tokens; llm.max_new_tokens leaves {longest} of the "
+                "model's context; shorten the prompt, or lower llm.max_new_tokens"
+            )
+        texts.append(text)
+        tokens.append(ids)
+    return Prompts(data, texts, tokens)
+
+
+def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Tokens of a text that is to be continued: what a tokenizer puts before it stays, an end token after it goes."""
+    ids: list[int] = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    end = tokenizer.eos_token_id
+    if special and end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(tokenizer.eos_token):
+        ids.pop()
+    return ids
+
+
+def _rendered(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
+    if not tokenizer.chat_template:
+        raise UsageError(f"{where}: is a chat, but the model's tokenizer has no chat template; use plain prompts")
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program that comes with the model
+        raise UsageError(f"{where}: the tokenizer's chat template refuses it: {error}") from None
+
+
+def end_tokens(tokenizer: Any, model: Any) -> list[int]:
+    """Every token that ends a response: the tokenizer's and those of the model's generation settings."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    return sorted({int(i) for i in ids if i is not None})
+
+
+class PtxTexts:
+    """Texts for the pretraining term, drawn at random; each ends with the end token, if the tokenizer has one."""
+
+    def __init__(self, config: LLMConfig, tokenizer: Any, context: int) -> None:
+        llm = config.llm
+        texts = read_texts(Path(llm.ptx_data)) if llm.ptx_data else tasks.task_texts()
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        self.rows = [[*encode(tokenizer, text), *end][:context] for text in texts]
+        self.rows = [row for row in self.rows if len(row) > 1]
+        if not self.rows:
+            raise UsageError(f"llm.ptx_data = {llm.ptx_data!r}: no text there has two tokens or more")
+        self.count = llm.ptx_batch
+
+    def draw(self, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(tokens [count, S] padded on the right, bool [count, S - 1] where token t + 1 is text)."""
+        numbers = torch.randint(len(self.rows), (self.count,), generator=generator).tolist()
+        rows = [self.rows[i] for i in numbers]
+        longest = max(map(len, rows))
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return tokens, torch.arange(longest - 1, device=device) < lengths[:, None] - 1

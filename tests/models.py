@@ -1,0 +1,56 @@
+"""Small language models of several families, made from configurations and saved as real ones are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCABULARY = 260  # 256 bytes, and <bos>, <eos>, <pad> and one that nothing uses
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SIZES,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
+    "qwen2": SIZES,
+    "gemma2": SIZES | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+}
+
+
+def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """One token a byte, then special tokens, filled up to `size` ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    names = [*alphabet, "<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(size - len(alphabet) - 3))]
+    inner = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<bos>", "eos_token": "<eos>"} | ({"pad_token": "<pad>"} if pad else {})
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A freshly initialised model; weights are larger than usual so that its choices differ."""
+    options = FAMILIES[family] | {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257} | changes
+    config = CONFIG_MAPPING[family](**{"pad_token_id": 258, "initializer_range": 0.2} | options)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+    return model.eval()
+
+
+def save_model(folder: Path, family: str = "llama", pad: bool = True, tokens: int = VOCABULARY, **changes: Any) -> Path:
+    """A folder as a model's author would publish it."""
+    model = causal_lm(family, **changes)
+    model.save_pretrained(folder)
+    tokenizer(pad, tokens).save_pretrained(folder)
+    return folder
