@@ -33,8 +33,8 @@ class AdapterSpec:
     score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
     prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
     report: str = ""  # (adapter, episodes, seed) -> samples.Report: further metrics and texts at each evaluation
-    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows besides
-    # the engine's own quantities; neither `report` nor `explain` may change what training does next
+    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows too;
+    # neither `report` nor `explain` may change what training does next
     play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
 
 
@@ -56,6 +56,7 @@ BUILT_IN = {
         check="envs.llm.options:check",
         target="envs.llm.options:from_target",
         presets="envs.presets",
+        recipes="envs.recipes",
         prefers_gpu=True,
     ),
 }

@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +29,8 @@ _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 b
 _CRC = struct.Struct("<I")
 _FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
+_LONGEST_CELL = 2000  # characters of a table's cell; longer ones are cut
+_UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; other ones as U+FFFD
 
 
 def _masked_crc(data: bytes) -> int:
@@ -60,6 +62,17 @@ class EventWriter:
                 summary.value.add(tag=tag, histo=_histogram(samples), metadata=self._metadata(tag))
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text for TensorBoard's TEXT tab, which renders Markdown; data in it must be escaped, as `as_table` does."""
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        summary = Summary()
+        tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode("utf-8", "replace")])
+        summary.value.add(tag=tag, tensor=tensor, metadata=create_summary_metadata(tag, ""))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
     def hyperparameters(self, options: Mapping[str, Any]) -> None:
         """Every option, for TensorBoard's HPARAMS tab."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
@@ -80,6 +93,25 @@ class EventWriter:
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self._file.write(length + _CRC.pack(_masked_crc(length)) + data + _CRC.pack(_masked_crc(data)))
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of any data, a column for every key; no cell can become markup or leave its cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in rows)]
+    cells = [[cell if number == 1 else _escaped(cell) for cell in line] for number, line in enumerate(lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _escaped(value: Any) -> str:
+    """Any value as text that Markdown and HTML leave alone: whatever could be markup is written as a reference."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) > _LONGEST_CELL:
+        text = text[:_LONGEST_CELL] + " ..."
+    return "".join(
+        c if c in " ,;" or c.isalnum() else f"&#{ord(c)};" if c.isprintable() else _UNPRINTABLE.get(c, "\ufffd")
+        for c in text.replace("\r\n", "\n")
+    )
 
 
 def _histogram(samples: np.ndarray) -> Any:

@@ -37,6 +37,13 @@ METRICS: dict[str, Metric] = {
         "0.003 to 0.03",
     ),
     "policy/clip_fraction": Metric("share", "steps whose ratio left the clip range in the last epoch", "0.05 to 0.3"),
+    "policy/kl_after": Metric(
+        "nats",
+        "KL from the old policy to the new after the iteration's updates, mean over all its steps; where samples are stored",
+    ),
+    "policy/clip_fraction_after": Metric(
+        "share", "steps whose ratio is outside the clip range after the iteration's updates; where samples are stored"
+    ),
     "policy/ratio_max": Metric("", "largest ratio new / old of the last epoch", "below 3"),
     "policy/penalty_coef": Metric("", "weight of KL(old || new) in the penalty objective"),
     "value/explained_variance": Metric(

@@ -16,13 +16,13 @@ import numpy as np
 import psutil
 import torch
 
-from ppo_unified import checkpoint, launch
+from ppo_unified import checkpoint, launch, samples
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
-from ppo_unified.batch import microbatches
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
-from ppo_unified.events import EventWriter
+from ppo_unified.events import EventWriter, as_table
+from ppo_unified.hindsight import clip_range, look_back, to_arrays
 from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
@@ -30,7 +30,7 @@ from ppo_unified.runs import Run, Status
 
 HEARTBEAT_S = 1.0
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
-RATIO_TOLERANCE = 1e-2  # of invariant/first_ratio_error; fp32 stays below 1e-5, bf16 below this
+RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
 
 Report = Callable[[Status, dict[str, float]], None]
 
@@ -119,13 +119,15 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.run, self.config, self.status, self.report = run, config, status, report
         self.device = resolve_device(config)
-        self.adapter: Adapter = load(adapter_spec(config.kind).build)(config, self.device)
+        self.spec = adapter_spec(config.kind)
+        self.adapter: Adapter = load(self.spec.build)(config, self.device)
         self.optimizers = make_optimizers(self.adapter.policy, config.optim)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
-        resumed = self._restore() if checkpoint.steps(run) else False
-        self.events = EventWriter(run.path, self.progress.steps + 1 if resumed else 0)
-        if not resumed:
+        self.resumed = self._restore() if checkpoint.steps(run) else False
+        self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
+        samples.cut(run, self.progress.iteration)
+        if not self.resumed:
             self.events.hyperparameters(config.flat())
         self.process = psutil.Process()
         self.began, self.elapsed_before = time.time(), status.elapsed_s
@@ -161,17 +163,15 @@ class Trainer:
         status.state = "running"
         self._update_status()
         self.run.write_status(status)
-        iterations = train(
-            self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
-        )
-        for iteration in iterations:
-            self._after(iteration)
-            if stop or (status.solved_step is not None and self.config.stop_when_solved):
-                break
+        if self.config.eval.at_start and not self.resumed:
+            self._evaluate()
+            self.run.write_status(status)
+        if not self._is_over(stop):
+            self._iterate(stop)
         stopped = bool(stop)  # asked once: a request during the last evaluation comes too late
         if stopped:
             status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
-        elif status.solved_step is not None and self.config.stop_when_solved:
+        elif self._has_solved():
             status.reason = "solved"
         else:
             self._evaluate()
@@ -182,14 +182,30 @@ class Trainer:
         self._update_status()
         self.run.write_status(status)
 
-    def _after(self, iteration: Iteration) -> None:
+    def _iterate(self, stop: launch.StopRequest) -> None:
+        iterations = train(
+            self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
+        )
+        for iteration in iterations:
+            self._after(iteration, stop)
+            if self._is_over(stop):
+                break
+
+    def _is_over(self, stop: launch.StopRequest) -> bool:
+        """Whether no iteration follows."""
+        return bool(stop) or self._has_solved() or self.progress.remaining <= 0
+
+    def _has_solved(self) -> bool:
+        return self.config.stop_when_solved and self.status.solved_step is not None
+
+    def _after(self, iteration: Iteration, stop: launch.StopRequest) -> None:
         """Everything that follows an iteration, each at its own interval."""
         self._update_status()
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
         if self._evaluation_due(int(iteration.batch.mask.sum())):
             metrics |= self._evaluate(log=False)
-        self._log(metrics, iteration)
-        if metrics["invariant/first_ratio_error"] > RATIO_TOLERANCE:
+        self._log(metrics, iteration, last=self._is_over(stop))
+        if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
                 f"the ratio to the old policy is off by {error:.3g} before any update, in iteration "
@@ -203,21 +219,36 @@ class Trainer:
             self.run.write_status(self.status)
         self.report(self.status, metrics)
 
-    def _log(self, metrics: dict[str, float], iteration: Iteration) -> None:
-        number = self.progress.iteration
-        histograms = {}
-        if self.config.log.samples_every and number % self.config.log.samples_every == 0:
-            histograms = self._histograms(iteration)
+    def _log(self, metrics: dict[str, float], iteration: Iteration, last: bool) -> None:
+        number, every, histograms = self.progress.iteration, self.config.log.samples_every, None
+        if every and (number == 1 or number % every == 0 or last):
+            histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
             self.events.scalars(self.progress.steps, metrics, histograms)
 
-    @torch.no_grad()
-    def _histograms(self, iteration: Iteration) -> dict[str, np.ndarray]:
-        batch, evaluate, ratios = iteration.batch, self.adapter.policy.evaluate, []
-        for part in microbatches(batch, self.config.ppo.microbatch_columns):
-            ratios.append((evaluate(part.obs, part.actions).logprobs - part.logprobs).exp()[part.mask])
-        tags = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": torch.cat(ratios)}
-        return {tag: x.float().cpu().numpy() for tag, x in tags.items()}
+    def _keep_sample(self, metrics: dict[str, float], iteration: Iteration) -> dict[str, np.ndarray]:
+        """Store every quantity of the iteration's steps, add what its updates did to `metrics`; the histograms."""
+        ppo, progress, learned = self.config.ppo, self.progress, int(iteration.batch.mask.sum())
+        low, high = clip_range(ppo, progress, learned)
+        seen = look_back(self.adapter.policy, iteration, ppo, low, high)
+        metrics.update(seen.metrics)
+        hook = self.spec.explain
+        explained = load(hook)(self.adapter, iteration.rollout) if hook else {}
+        stored = samples.Stored(
+            iteration=progress.iteration,
+            step=progress.steps,
+            steps=learned,
+            gamma=ppo.gamma,
+            lam=ppo.lam,
+            clip=low,
+            clip_high=high,
+            advantage_kind=ppo.advantage,
+            value_target=ppo.value_target,
+            metrics=dict(metrics),
+            columns=to_arrays(seen.columns, explained, hook),
+        )
+        samples.write(self.run, stored)
+        return seen.histograms
 
     def _evaluation_due(self, learned: int) -> bool:
         """Whether the `learned` steps of an iteration passed a multiple of eval.every_steps, resumed or not."""
@@ -243,10 +274,20 @@ class Trainer:
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
-        metrics = dict.fromkeys(("eval/score", adapter_spec(self.config.kind).score_tag), score)
+        metrics = self._reported() | dict.fromkeys(("eval/score", self.spec.score_tag), score)
         if log:
             self.events.scalars(self.progress.steps, metrics)
         return metrics
+
+    def _reported(self) -> dict[str, float]:
+        """What the adapter adds to an evaluation: its metrics; its texts go into the run folder and to TensorBoard."""
+        if not self.spec.report:
+            return {}
+        report: samples.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
+        if report.responses:
+            samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
+            self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
+        return dict(report.metrics)
 
     def _confirmation(self, number: int) -> float:
         return float(np.mean(self.adapter.score(CONFIRMATION_EPISODES, self.config.seed + number, True)))
