@@ -89,7 +89,7 @@ class TokenPolicy(ActorCritic):
         for h, a in self._chunks(hidden, actions[chosen]):
             logits = self._logits(self.network, h, POLICY)
             theirs = self._logits(reference.network, other[start : start + len(h)], reference.adapter).to(logits.device)
-            parts.append(_compared(logits, theirs, a))
+            parts.append(compared(logits, theirs, a))
             start += len(h)
         logprobs, ref_logprobs, kl = (torch.cat(x) for x in zip(*parts, strict=True))
         values = torch.zeros_like(kl) if self.critic is None else self.critic(tokens, chosen, hidden)
@@ -146,7 +146,7 @@ class TokenPolicy(ActorCritic):
         return logits.gather(-1, actions[:, None]).squeeze(-1) - total, entropy
 
 
-def _compared(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compared(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log pi(a), log pi_ref(a) and KL(pi || pi_ref), each [n], from logits [n, V]."""
     total, ref_total = logits.logsumexp(-1), ref_logits.logsumexp(-1)
     taken, ref_taken = (x.gather(-1, actions[:, None]).squeeze(-1) for x in (logits, ref_logits))
