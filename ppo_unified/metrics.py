@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
     "policy/clip_fraction": Metric("share", "steps whose ratio left the clip range in the last epoch", "0.05 to 0.3"),
     "policy/kl_after": Metric(
         "nats",
-        "KL from the old policy to the new after the iteration's updates, mean over all its steps; where samples are stored",
+        "KL from the old policy to the new after the iteration's updates, over all steps; where samples are stored",
     ),
     "policy/clip_fraction_after": Metric(
         "share", "steps whose ratio is outside the clip range after the iteration's updates; where samples are stored"

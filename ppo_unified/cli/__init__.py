@@ -107,6 +107,13 @@ def _play(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("--iteration", type=int, help="which stored iteration (default: the newest)")
+    parser.add_argument("--sample", default="0", help="which episode or sequence of it, from 0; or all (default: 0)")
+    _json(parser)
+
+
 def _compare(parser: argparse.ArgumentParser) -> None:
     _run(parser, many="+")
     parser.add_argument("--seeds", action="store_true", help="group runs that differ in nothing but the seed")
@@ -151,6 +158,7 @@ COMMANDS: dict[str, Command] = {
     "show": Command("curves in plain text, for pipes and CI", "looking", _show),
     "eval": Command("score a run's policy on fresh episodes", "policies", _eval),
     "play": Command("watch a run's policy act in the terminal", "policies", _play),
+    "inspect": Command("every quantity of PPO at every step of stored samples", "inspecting", _inspect),
     "compare": Command("what differs between runs, and how they scored", "looking", _compare),
     "export": Command("write a policy that runs without this program", "policies", _export),
     "regress": Command("is this checkout's engine still as good as the committed baseline?", "training", _regress),

@@ -53,7 +53,8 @@ def eval(options: Namespace) -> int:
         scored = runner.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
-        document = {"score": scored["score"], "mean_return": scored["score"], **scored, **asked, "step": loaded.step}
+        named = adapter_spec(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
+        document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **asked, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
     how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {_which(options, loaded)}"
