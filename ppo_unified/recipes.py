@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.adapters import config_model, shipped
-from ppo_unified.config import RunConfig, overlay, read_toml, validate
+from ppo_unified.config import RunConfig, Section, read_toml, validate
 from ppo_unified.errors import UsageError, nearest
 
 RECORDS = ("kind", "preset", "recipe")  # what a configuration is, not what it does
@@ -89,9 +89,10 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def laid_over(config: C, name: str) -> C:
-    """`config` with a recipe's options over its own and the recipe's name in it.
+    """`config` with a recipe's options over its own and the recipe's name in it, yet to be validated as a whole: flags
+    come over both, and may mend what the two alone would contradict each other in.
 
-    Raises UsageError for unknown names, for a recipe of another kind, and where the two don't go together.
+    Raises UsageError for unknown names and for a recipe of another kind, or one that is wrong by itself.
     """
     recipe = load_recipe(name)
     if recipe.kind != config.kind:
@@ -99,18 +100,22 @@ def laid_over(config: C, name: str) -> C:
             f"--recipe {name}: is for kind {recipe.kind!r}, and {config.origin} is of kind {config.kind!r}; "
             f"choose a target of that kind, or a recipe of this one (list: ppo-unified recipes)"
         )
-    tables = overlay(config.model_dump(), {**recipe.options, "recipe": name})
-    return validate(type(config), tables, f"{config.preset or config.kind} with --recipe {name}")
+    own, changes = _alone(recipe), dict[str, Any](recipe=name)
+    for key, value in recipe.options.items():
+        ours, theirs = getattr(config, key), getattr(own, key)
+        inside = isinstance(ours, Section)
+        changes[key] = ours.model_copy(update={k: getattr(theirs, k) for k in value}) if inside else theirs
+    return config.model_copy(update=changes)
+
+
+def _alone(recipe: Recipe) -> RunConfig:
+    return validate(config_model(recipe.kind), {"kind": recipe.kind, **recipe.options}, f"recipe {recipe.name}")
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
-    """Every option under its flag's name: what the recipe sets, and over it the defaults."""
-    config = validate(config_model(recipe.kind), {"kind": recipe.kind, **recipe.options}, f"recipe {recipe.name}")
-    return {
-        option: Setting(value, recipe.sources.get(option))
-        for option, value in config.flat().items()
-        if option not in RECORDS
-    }
+    """Every option under its flag's name: what the recipe sets, and the defaults of the rest."""
+    options = _alone(recipe).flat().items()
+    return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 
 def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:
