@@ -71,6 +71,8 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
 
     Raises UsageError for what can be neither.
     """
+    if not reference:
+        raise UsageError(f"{option}: no reward is given; use {', '.join(VERIFIERS)}, module:function or a folder")
     kind, _, argument = reference.partition(":")
     if reference in ("arithmetic", "sentiment-gold"):
         from envs.llm import tasks
@@ -87,8 +89,6 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
         return _import(reference, option)
     if HUB_ID.fullmatch(reference):
         return None
-    if not reference:
-        raise UsageError(f"{option}: no reward is given; use {', '.join(VERIFIERS)}, module:function or a folder")
     known = nearest(reference, (*TASK_REWARDS, "exact", "numeric", "regex", "length"))
     raise UsageError(
         f"{option} = {reference!r}: no built-in reward, module:function, existing folder or hub id (owner/name){known}"

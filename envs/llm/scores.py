@@ -13,8 +13,8 @@ SMALLEST_STD = 1e-8  # of scores that differ by rounding alone, relative to thei
 class Scores:
     """The score transforms of a run, and the statistics they rest on, which a checkpoint keeps.
 
-    In this order: (score - mean) / std, with the moments of the reference's responses (arXiv:1909.08593, section 2.1) or
-    of all raw scores so far; clipped to +-llm.score_clip; less llm.missing_eos_penalty where the response was cut off.
+    In this order: (score - mean) / std, with the moments of the reference's responses (arXiv:1909.08593, section 2.1)
+    or of all raw scores so far; clipped to +-llm.score_clip; less llm.missing_eos_penalty where it was cut off.
     """
 
     def __init__(self, config: LLM) -> None:
@@ -43,7 +43,7 @@ class Scores:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the scores taken in (of just these: divided by their number); 1 where they are equal."""
+        """Standard deviation of the scores taken in (divided by their number, not one less); 1 where all are equal."""
         std = math.sqrt(self.squares / self.count) if self.count else 0.0
         return std if std > SMALLEST_STD * max(1.0, abs(self.mean)) else 1.0
 

@@ -30,7 +30,7 @@ class ScoringModel:
         """Raises UsageError for what is not a scoring model: random weights would score as happily as trained ones."""
         config, self.tokenizer = load_scorer_parts(source, option)
         self.source = source
-        self.longest = _longest(config, self.tokenizer)
+        self.longest = longest(config, self.tokenizer)
         self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
         self.model = _load(source, getattr(torch, dtype), option).to(device)
         self.head = getattr(self.model, "score", None)  # None: pools in its own way, as encoders do, by the mask
@@ -48,10 +48,7 @@ class ScoringModel:
         return scores
 
     def _encode(self, prompt: str, response: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt + response, truncation=False, verbose=False)["input_ids"]
-        begin = self.tokenizer.bos_token_id
-        if begin is not None and ids[:2] == [begin, begin]:  # a chat template has written it already
-            ids = ids[1:]
+        ids = encode(self.tokenizer, prompt + response)
         if not 0 < len(ids) <= self.longest:
             size = f"{len(ids)} tokens, and {self.source} reads at most {self.longest}" if ids else "no tokens"
             raise RewardError(
@@ -74,6 +71,14 @@ class ScoringModel:
         last = hidden[torch.arange(len(rows), device=device), lengths - 1]
         scores: Tensor = self.head(last.float())[:, 0]
         return scores
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids whose last one a text is scored at, in training a scoring model as in using it."""
+    ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    begin = tokenizer.bos_token_id
+    # a chat template has written it already
+    return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 
 def load_scorer_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
@@ -122,7 +127,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _longest(config: Any, tokenizer: Any) -> int:
+def longest(config: Any, tokenizer: Any) -> int:
     """Tokens that the model reads at most: some count positions that no token takes, and only their tokenizer knows."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     return min(int(positions), int(tokenizer.model_max_length))
