@@ -65,6 +65,7 @@ class Network(nn.Module):
         lora = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
             torch.manual_seed(seed)
             try:
                 self._set_tuned(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
