@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from envs.llm import tasks
 from envs.llm.data import PromptData, read_prompts, read_texts
 from envs.llm.options import TASKS, LLMConfig
-from envs.llm import tasks
 from ppo_unified.errors import UsageError
 
 HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # prompts in a file from which on every tenth is held out
@@ -41,7 +41,7 @@ def load_prompts(config: LLMConfig, tokenizer: Any, context: int) -> tuple[Promp
         held_out = training.take([i for i in numbers if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1])
         training = training.take([i for i in numbers if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1])
     longest = context - llm.max_new_tokens
-    return _tokenized(training, tokenizer, llm.chat_template, longest), _tokenized(
+    return tokenized(training, tokenizer, llm.chat_template, longest), tokenized(
         held_out or training, tokenizer, llm.chat_template, longest
     )
 
@@ -53,7 +53,8 @@ def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
     return read_prompts(Path(name), key), None
 
 
-def _tokenized(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
+def tokenized(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
+    """Prompts as the model reads them. Raises UsageError for one that has no tokens or more than `longest`."""
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None

@@ -175,8 +175,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
     parameters = _parameters(function)
     if function is None or parameters is None:
         return
-    needed = NEEDED.get(reference) or [p.name for p in parameters[2:] if _required(p)]
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
         found = f"found beside the prompt: {', '.join(map(repr, columns)) or 'none'}"
         known = nearest(missing[0], columns)
@@ -189,6 +188,12 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         ) from None
     if reference in ("exact", "numeric", "arithmetic"):
         _check_answers(reference, columns["answer"], where)
+
+
+def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
+    """The columns without which a reward is known to fail; one with `**columns` alone may want others."""
+    parameters = _parameters(find_function(reference, option)) or []
+    return NEEDED.get(reference) or [p.name for p in parameters[2:] if _required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
