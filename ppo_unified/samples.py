@@ -19,6 +19,7 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json
+from ppo_unified.text import clean
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
 RESPONSES = "responses.jsonl"
@@ -145,7 +146,7 @@ def read(run: Run, iteration: int) -> Stored:
     """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
     path = path_of(run, iteration)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         single = {name: found.pop(name).item() for name in SINGLE}
         single["metrics"] = json.loads(single["metrics"])
@@ -154,8 +155,8 @@ def read(run: Run, iteration: int) -> Stored:
             raise ValueError("its arrays differ in shape")
         if not found["mask"].any() or "continues" not in found:
             raise ValueError("it holds no steps")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be read as samples ({error}); delete it") from None
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UsageError(f"{path}: cannot be read as samples ({clean(error)}); delete it") from None
     return Stored(**single, columns=found)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from ppo_unified.events import PREFIX, EventReader, EventWriter, _masked_crc
+from ppo_unified.events import PREFIX, EventReader, EventWriter, _masked_crc, as_table
 
 Points = dict[str, list[tuple[int, str]]]
 
@@ -100,6 +102,57 @@ def test_tensorboard_reads_our_histograms_descriptions_and_hyperparameters(tmp_p
     assert "KL(old || new)" in accumulator.SummaryMetadata("policy/kl").summary_description
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
     assert read(tmp_path) == {"policy/kl": [(5, "0.5")]}  # nothing but scalars becomes a curve
+
+
+NASTY = [
+    "a|b | c",
+    "two\nlines\r\nand\tmore",
+    "![i](http://a/b.png) [l](javascript:alert(1)) <http://a.b>",
+    "<img src=x onerror=alert(1)> <b>bold</b> &lt;i&gt;",
+    "**bold** _it_ `code` # h ~~s~~ \\| \\\\",
+    "\x1b[31mred\x1b[0m \x00 \u202e \ud800",
+    "| --- | --- |",
+    "\u6e38\u620f \U0001f40d",
+    "",
+]
+
+
+def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for step in (3, 5):
+        writer.scalars(step, {"a": 1.0 * step})
+        writer.text(step, "eval/responses", as_table([{"response": "six", "score": step / 3}]))
+    writer.close()
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    assert accumulator.summary_metadata["eval/responses"].plugin_data.plugin_name == "text"
+    first, second = accumulator.Tensors("eval/responses")
+    assert (first.step, second.step) == (3, 5)
+    (text,) = second.tensor_proto.string_val
+    assert text.decode() == "| response | score |\n| --- | --- |\n| six | 1&#46;66667 |"
+    assert read(tmp_path) == {"a": [(3, "3.0"), (5, "5.0")]}
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")  # TensorBoard's own copy
+@pytest.mark.parametrize("text", NASTY)
+def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
+    """TensorBoard's own rendering of the table holds one cell for each, and nothing but the text in it."""
+    from tensorboard.plugins.text.text_plugin import text_array_to_html
+
+    table = as_table([{"prompt": text, text or "none": 1.0}, {"prompt": "last"}])
+    html = text_array_to_html(np.array(table.encode("utf-8", "replace"), dtype=object), True)
+    rows = re.findall(r"<tr>\n(.*?)\n</tr>", html, re.S)
+    cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.S) for row in rows]
+    assert [len(row) for row in cells] == [2, 2, 2]
+    assert set(re.findall(r"</?(\w+)", html)) == {"table", "thead", "tbody", "tr", "th", "td"}
+    shown = unescape(cells[1][0])
+    assert shown.isprintable()
+    words = [word for word in re.split(r"[\s\x00-\x1f\u202e\ud800]+", text) if word]
+    assert all(word in shown for word in words)
+    assert "last" in cells[2][0]
+
+
+def test_a_long_cell_is_cut() -> None:
+    assert len(as_table([{"response": "x" * 10**6}])) < 3000
 
 
 @pytest.mark.parametrize("new_style", [False, True])

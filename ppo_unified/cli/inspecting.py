@@ -81,7 +81,10 @@ def _picture(
     """What the numbers are, then a table for each chosen sample, within `width` as far as the narrowest columns fit."""
     steps = {number: stored.steps_of(there[number]) for number in chosen}
     spelled = _spelled([step for rows in steps.values() for step in rows])
-    shown, hidden = _fitting(spelled, width)
+    sums = {number: {name: _sum(rows, name) for name in spelled} for number, rows in steps.items()}
+    shown, hidden = _fitting(
+        {name: [*cells, *(x[name] for x in sums.values())] for name, cells in spelled.items()}, width
+    )
     lines = _heading(run, stored, width)
     headers = [_about(name).header for name in shown]
     indent = " " * (4 + max(map(len, headers)))
@@ -94,7 +97,7 @@ def _picture(
     for number, rows in steps.items():
         cells = [{name: spelled[name][start + i] for name in shown} for i in range(len(rows))]
         start += len(rows)
-        cells.append(_sums(rows, shown))
+        cells.append({name: sums[number][name] for name in shown})
         lines += ["", *textwrap.wrap(_title(number, there, rows), width)]
         lines += table([{_about(name).header: cell for name, cell in row.items()} for row in cells], color)
     return lines
@@ -178,10 +181,11 @@ def _fitting(spelled: Mapping[str, Sequence[str]], width: int) -> tuple[list[str
     return [name for name in spelled if name in taken], [name for name in spelled if name not in taken]
 
 
-def _sums(rows: Steps, shown: Sequence[str]) -> dict[str, str]:
-    """The last line: sums of what adds up."""
-    sums = {NUMBER: "sum"}
-    for name in shown[1:]:
-        total = sum(row[name] for row in rows) if _about(name).adds_up else None
-        sums[name] = "" if total is None else str(total) if isinstance(total, int) else f"{total:.4g}"
-    return sums
+def _sum(rows: Steps, name: str) -> str:
+    """A cell of the last line: the sum of what adds up."""
+    if name == NUMBER:
+        return "sum"
+    if not _about(name).adds_up:
+        return ""
+    total = sum(row[name] for row in rows)
+    return str(total) if isinstance(total, int) else f"{total:.4g}"
