@@ -99,7 +99,11 @@ def _eval(parser: argparse.ArgumentParser) -> None:
 def _play(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     _checkpoint(parser)
-    parser.add_argument("--episodes", type=int, default=1, help="how many episodes to watch (default: 1)")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        help="how many episodes to watch (default: 1); a language model answers as many held-out prompts, else stdin's",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
     parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
     parser.add_argument(
@@ -124,10 +128,35 @@ def _export(parser: argparse.ArgumentParser) -> None:
     _run(parser)
     _checkpoint(parser)
     parser.add_argument("--to", required=True, type=Path, help="folder to write into; made if it isn't there")
+    parser.add_argument("--merged", action="store_true", help="add a low-rank adapter to the weights it belongs to")
 
 
 def _recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="one to show, two to compare; without any: list them")
+    _json(parser)
+
+
+def _reward_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder or hub id of the model to start from, or 'tiny'")
+    parser.add_argument("--data", required=True, type=Path, help="preference pairs: prompt, chosen, rejected (JSON)")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write into; made if it isn't there")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the pairs (default: 1)")
+    parser.add_argument(
+        "--lr", type=float, default=0.0, help="learning rate (default: 1e-5; with LoRA 1e-4; for 'tiny' 1e-3)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="pairs per optimizer step (default: 8)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=0,
+        help="leave longer pairs out (default: 1024 tokens, or the model's context)",
+    )
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, merged at the end")
+    parser.add_argument(
+        "--eval-share", type=float, default=0.1, help="share of the pairs to hold out and measure on (default: 0.1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights and of the order (default: 0)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     _json(parser)
 
 
@@ -157,10 +186,12 @@ COMMANDS: dict[str, Command] = {
     "runs": Command("list runs, filtered by a query", "looking", _runs),
     "show": Command("curves in plain text, for pipes and CI", "looking", _show),
     "eval": Command("score a run's policy on fresh episodes", "policies", _eval),
-    "play": Command("watch a run's policy act in the terminal", "policies", _play),
+    "play": Command("watch a run's policy act in the terminal; talk to a language model", "policies", _play),
     "inspect": Command("every quantity of PPO at every step of stored samples", "inspecting", _inspect),
     "compare": Command("what differs between runs, and how they scored", "looking", _compare),
     "export": Command("write a policy that runs without this program", "policies", _export),
+    "reward-model": Command("preference pairs to a scoring model for llm.reward", "reward_model", _reward_model),
+    "prove": Command("do both adapters give the engine the same numbers? (one token MDP, seconds)", "proving", _json),
     "regress": Command("is this checkout's engine still as good as the committed baseline?", "training", _regress),
     "tensorboard": Command("start TensorBoard on 127.0.0.1", "tools", _tensorboard),
     "doctor": Command("what is installed, what is missing, and the remedy", "tools", _json),
@@ -178,7 +209,7 @@ def build_parser() -> Parser:
         )
         command.arguments(sub)
         sub.set_defaults(parser=sub)
-        if name not in ("envs", "recipes", "doctor"):
+        if name not in ("envs", "recipes", "reward-model", "prove", "doctor"):
             sub.add_argument(
                 "--runs",
                 dest="folder",
@@ -211,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(f"--runs {folder}: is a file; the runs folder was expected")
         command = COMMANDS[options.command]
-        function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command)
+        function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command.replace("-", "_"))
         code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)
         return code
     except UsageError as error:

@@ -1,0 +1,137 @@
+"""`reward-model`: preference pairs to a scoring model that `llm.reward` takes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from argparse import Namespace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ppo_unified.adapters import load
+from ppo_unified.cli.progress import LIVE_S, PLAIN_S
+from ppo_unified.cli.screen import is_drawable
+from ppo_unified.errors import UsageError
+from ppo_unified.text import clean, duration, say
+
+DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
+FORMAT = "ppo_unified reward model 1"
+PACKAGES = ("torch", "transformers", "trl", "peft")
+
+
+def reward_model(options: Namespace) -> int:
+    """Train a scoring model, save it, and say how well it orders pairs."""
+    _check_numbers(options)
+    pairs = load("envs.llm.data:read_pairs")(options.data)
+    _check_out(options.out)
+    missing = [name for name in ("trl", "datasets") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"reward-model needs {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
+    module = "envs.llm.reward_model"
+    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "eval_share", "seed", "device")
+    settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
+    progress = _Progress()
+    with TemporaryDirectory(dir=options.out, prefix=".writing-") as aside:
+        try:
+            outcome = load(f"{module}:train")(pairs, settings, Path(aside), progress)
+        finally:
+            progress.finish()
+        found = load(f"{module}:describe")(settings, outcome)
+        _move(Path(aside), options.out, {"data": str(options.data), **found})
+    _print(options, outcome)
+    return 0
+
+
+def _print(options: Namespace, outcome: Any) -> None:
+    if outcome.left_out:
+        longest = f"{outcome.max_length} tokens; see --max-length"
+        print(f"left out {outcome.left_out} pairs of more than {longest}", file=sys.stderr)
+    if not outcome.held_out:
+        why = f"too few pairs to hold out {options.eval_share:.0%} of them"
+        print(f"{why}: the accuracy below is on the training pairs themselves", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"out": str(options.out), **vars(outcome)}))
+        return
+    which = f"{outcome.scored} {'held-out' if outcome.held_out else 'training'} pairs"
+    measured = f"accuracy {outcome.accuracy:.3f}, margin {outcome.margin:.3g} on {which}"
+    say(
+        f"{clean(options.out)}: {measured}, trained on {outcome.trained}; use it with --llm.reward {clean(options.out)}"
+    )
+
+
+def _check_numbers(options: Namespace) -> None:
+    for name, lowest in (("epochs", 1), ("batch", 1), ("max_length", 0), ("lora_rank", 0), ("seed", 0)):
+        if getattr(options, name) < lowest:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} {getattr(options, name)}: must be at least {lowest}")
+    if not math.isfinite(options.lr) or options.lr < 0:
+        raise UsageError(f"--lr {options.lr:g}: must be above 0, or 0 for what suits the model")
+    if not 0 <= options.eval_share < 1:
+        raise UsageError(f"--eval-share {options.eval_share:g}: must be at least 0 and below 1")
+
+
+def _check_out(folder: Path) -> None:
+    """Make the folder. Raises UsageError where it holds anything but an earlier scoring model, naming what."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(set(os.listdir(folder)) - _earlier(folder))
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+    if others:
+        named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UsageError(f"--out {folder}: holds something else already ({named}); choose an empty or a new folder")
+
+
+def _earlier(folder: Path) -> set[str]:
+    """The files of an earlier scoring model there."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        ours = description["format"] == FORMAT
+        return set(description["files"]) & set(os.listdir(folder)) if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _move(aside: Path, folder: Path, about: dict[str, Any]) -> None:
+    """Replace an earlier scoring model in `folder` by the one in `aside`."""
+    files = sorted([*os.listdir(aside), DESCRIPTION])
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    description = {"format": FORMAT, **about, "versions": versions, "files": files}
+    (aside / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False), encoding="utf-8")
+    for name in _earlier(folder) - set(files):
+        (folder / name).unlink(missing_ok=True)
+    for name in files:
+        (aside / name).replace(folder / name)
+
+
+class _Progress:
+    """A live line on a terminal, a plain one every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.live = is_drawable(sys.stderr)
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, now: Any) -> None:
+        """`now`: an envs.llm.reward_model.Progress."""
+        moment = time.monotonic()
+        if moment - self.said < (LIVE_S if self.live else PLAIN_S):
+            return
+        self.said = moment
+        left = (moment - self.started) / now.step * (now.steps - now.step)
+        line = f"step {now.step:,} of {now.steps:,} | ETA {duration(left)} | loss {now.loss:.3f}"
+        line += f" | accuracy {now.accuracy:.2f}"
+        if self.live:
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
