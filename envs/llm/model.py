@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from envs.llm.options import LLM, TINY
+from envs.llm.quiet import quiet
 from ppo_unified.errors import UsageError
 
 POLICY, CRITIC = "policy", "critic"  # names of low-rank adapters
@@ -213,8 +214,7 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 bnb_4bit_compute_dtype=torch.bfloat16,
             ),
         }
-    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more)
-    model = _loaded(load, name, "llm.model", "causal language model")
+    model = _loaded_whole(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
     return model if more else model.to(device)
 
 
@@ -230,7 +230,16 @@ def load_trunk(name: str, option: str, device: torch.device) -> tuple[Any, nn.Li
         )
         return model.base_model, head
     load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
-    return _loaded(load, name, option, "causal language model").to(device).base_model, None
+    return _loaded_whole(load, name, option).to(device).base_model, None
+
+
+def _loaded_whole(load: Callable[..., Any], name: str, option: str) -> Any:
+    """A causal language model. Raises UsageError where the folder lacks weights, which would start at random."""
+    model, found = _loaded(partial(load, output_loading_info=True), name, option, "causal language model")
+    if found["missing_keys"]:
+        lacking = ", ".join(sorted(found["missing_keys"])[:3])
+        raise UsageError(f"{option} = {name!r}: is no whole causal language model, its file lacks {lacking}")
+    return model
 
 
 def _loaded(load: Callable[[str], Any], name: str, option: str, what: str) -> Any:
@@ -238,7 +247,8 @@ def _loaded(load: Callable[[str], Any], name: str, option: str, what: str) -> An
     if Path(path).exists() and not Path(path).is_dir():
         raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
     try:
-        return load(path)
+        with quiet():
+            return load(path)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         if Path(path).is_dir():
             why = " ".join(str(error).split())

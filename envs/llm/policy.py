@@ -104,7 +104,8 @@ class TokenPolicy(ActorCritic):
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         if self.critic is None:
             return []
-        return [*self.critic.parameters(), *self.network.adapter_parameters(CRITIC)]
+        own = [*self.critic.parameters(), *self.network.adapter_parameters(CRITIC)]
+        return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
         """What training changes: a frozen base under adapters is not in it."""
