@@ -186,6 +186,7 @@ def test_the_difference_is_what_turns_one_configuration_into_the_other(first: st
     changed = difference(RECIPES[first], RECIPES[second])
     for option, (ours, theirs) in changed.items():
         assert (ours.value, theirs.value) == (one[option], other[option])
+        assert ours.value != theirs.value
         assert ours.source or theirs.source, option
         assert all(s.source is not None or s.value == LLMConfig().flat()[option] for s in (ours, theirs))
     assert one | {option: pair[1].value for option, pair in changed.items()} | {"recipe": second} == other

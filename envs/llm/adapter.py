@@ -183,7 +183,7 @@ class LLMAdapter:
             return None
         tokens, chosen = self.ptx.draw(generator, self.device)
         loss = -self.policy.log_likelihood(tokens[:, :-1], chosen, tokens[:, 1:]).mean()
-        return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss)}
+        return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss.detach())}
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         from envs.llm.evaluation import answer  # here: it imports this module
