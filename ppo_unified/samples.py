@@ -36,10 +36,10 @@ class Quantity(NamedTuple):
 QUANTITIES: dict[str, Quantity] = {
     "action": Quantity("action", "what the policy chose, before a continuous one is clipped to the bounds"),
     "token": Quantity("token", "id of the token that the policy chose"),
-    "text": Quantity("text", "that token as text"),
+    "text": Quantity("text", "the token as text, in quotes where blanks or controls matter"),
     "reward": Quantity("r", "reward of the step, penalties included", True),
     "value": Quantity("V", "value of the state before the step, by the critic that collected"),
-    "next_value": Quantity("V'", "value of the state after it; 0 where the episode ended"),
+    "next_value": Quantity("V'", "value of the state after it; 0 where the episode terminated"),
     "delta": Quantity("delta", "what the step brought beyond the critic's expectation"),
     "advantage": Quantity("A", "advantage, before normalisation"),
     "advantage_used": Quantity("A used", "advantage as the loss saw it, normalised or not"),
@@ -50,6 +50,8 @@ QUANTITIES: dict[str, Quantity] = {
     "clipped": Quantity("clip", "* = ratio outside the clip range; no gradient where A pushes further out", True),
     "logprob_ref": Quantity("log ref", "log-prob of it under the reference", True),
     "kl": Quantity("kl", "estimate of KL to the reference, as the reward has it", True),
+    "kl_full": Quantity("kl full", "exact KL to the reference, summed over all actions", True),
+    "score": Quantity("score", "what the reward function gave, at the last step", True),
     "continues": Quantity("goes on", "the episode goes on after the step"),
 }
 
@@ -93,6 +95,14 @@ class Stored:
             ends = np.flatnonzero(~continues[own]) + 1
             found += [Sample(row, part) for part in np.split(own, ends) if part.size]
         return found
+
+    def text_before(self, sample: Sample) -> str:
+        """The text, such as a prompt, that stands before a sample's first step and behind the sample before it."""
+        if "text" not in self.columns:
+            return ""
+        row, first = sample.row, int(sample.columns[0])
+        own = np.flatnonzero(self.columns["mask"][row, :first])
+        return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
 
     def steps_of(self, sample: Sample) -> list[dict[str, Any]]:
         """Every quantity at every step of a sample, by name, in the order of QUANTITIES; adapters' own come last."""

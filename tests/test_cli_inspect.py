@@ -158,6 +158,13 @@ def test_sequences_with_holes_and_texts_follow_by_hand_too(tmp_path: Path, capsy
     assert (one["sample"], one["row"]) == (3, 1)
     assert one["steps"] == shown["each"][3]["steps"]
     assert max(step["column"] for step in one["steps"]) < COLUMNS
+    for sample in shown["each"]:  # the text of the columns that nobody chose, up to the sample's first
+        words = re.findall("left|\x1b\\[31m\u6e38\n", sample["before"])
+        assert "".join(words) == sample["before"]
+        others = [s["steps"][-1]["column"] for s in shown["each"] if s["row"] == sample["row"]]
+        behind = max([last for last in others if last < sample["steps"][0]["column"]], default=-1)
+        assert len(words) == sample["steps"][0]["column"] - behind - 1
+    assert any(sample["before"] for sample in shown["each"])
 
 
 def tables(text: str) -> list[list[str]]:

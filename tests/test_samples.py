@@ -362,3 +362,12 @@ def test_the_configuration_says_how_far_the_first_ratio_may_be_off(tmp_path: Pat
     assert run(configured(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
     with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.05"):
         run(configured(toy={"off": 0.05}), tmp_path, "strict")
+
+
+def test_the_documented_quantities_are_the_declared_ones() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "runs.md").read_text(encoding="utf-8")
+    for name, quantity in samples.QUANTITIES.items():
+        header = "" if name == "continues" else quantity.header  # which ends a sample instead of being a column
+        assert f"| `{name}` | {header} | {quantity.meaning} |" in page
+    for name in samples.SINGLE:
+        assert f"`{name}`" in page

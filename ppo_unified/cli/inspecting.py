@@ -20,7 +20,7 @@ from ppo_unified.text import can_color, clean, columns_of, pad, say, table
 NUMBER = "#"  # the table's first column
 WANTED = (  # in this order as far as the width allows, once the texts have theirs
     *("reward", "value", "advantage", "ratio", "clipped", "delta", "return", "kl", "next_value", "action"),
-    *("logprob_new", "logprob_old", "logprob_ref", "token", "advantage_used"),
+    *("logprob_new", "logprob_old", "logprob_ref", "score", "kl_full", "token", "advantage_used"),
 )
 WIDEST_TEXT = 20
 DIGITS = 4  # of the largest number of a column
@@ -46,7 +46,8 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def _document(stored: Stored, number: int, sample: Sample) -> dict[str, Any]:
-    return {"sample": number, "row": sample.row, "steps": stored.steps_of(sample)}
+    before = {"before": stored.text_before(sample)} if "text" in stored.columns else {}
+    return {"sample": number, "row": sample.row, **before, "steps": stored.steps_of(sample)}
 
 
 def _iteration(run: Run, asked: int | None) -> int:
@@ -99,6 +100,9 @@ def _picture(
         start += len(rows)
         cells.append({name: sums[number][name] for name in shown})
         lines += ["", *textwrap.wrap(_title(number, there, rows), width)]
+        if before := stored.text_before(there[number]):
+            line = f"After {clean(json.dumps(before, ensure_ascii=False))}:"
+            lines.append(pad(line, min(width, columns_of(line))))
         lines += table([{_about(name).header: cell for name, cell in row.items()} for row in cells], color)
     return lines
 
