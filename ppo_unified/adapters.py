@@ -30,12 +30,15 @@ class AdapterSpec:
     presets: str = ""  # a package holding *.toml files
     recipes: str = ""  # a package holding *.toml files: options of a known system, laid over a target's
     export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
+    export_merged: str = ""  # the same with what was trained beside the weights added to them (export --merged)
     score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
     prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
     report: str = ""  # (adapter, episodes, seed) -> samples.Report: further metrics and texts at each evaluation
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows too;
     # neither `report` nor `explain` may change what training does next
     play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
+    chat: str = ""  # (adapter, seed, greedy) -> replies.Chat: what `play` does where there is nothing to watch
+    episodes: str = "episodes"  # what people call them here
 
 
 BUILT_IN = {
@@ -57,6 +60,12 @@ BUILT_IN = {
         target="envs.llm.options:from_target",
         presets="envs.presets",
         recipes="envs.recipes",
+        export="envs.llm.export:export",
+        export_merged="envs.llm.export:export_merged",
+        report="envs.llm.evaluation:report",
+        explain="envs.llm.explain:explain",
+        chat="envs.llm.play:chat",
+        episodes="prompts",
         prefers_gpu=True,
     ),
 }

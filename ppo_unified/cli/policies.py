@@ -12,9 +12,10 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+from shutil import get_terminal_size
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ from ppo_unified.cli.screen import Screen, is_drawable, screen, style_for
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.frames import Frame, Style, draw, write_gif
+from ppo_unified.replies import Chat, Exchange, lay_out
 from ppo_unified.rollout import Adapter
 from ppo_unified.runs import Run, find
-from ppo_unified.text import clean
+from ppo_unified.text import can_color, clean, say
 
 FPS = 30.0  # faster is shown at this
 PAUSE_FRAMES = 30  # on an episode's end
+SIGN = "> "  # asks for a prompt
 DESCRIPTION = "policy.json"  # marks an exported folder and lists its files
 FORMAT = "ppo-unified policy 1"
 
@@ -58,7 +61,8 @@ def eval(options: Namespace) -> int:
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
     how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {_which(options, loaded)}"
-    score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {scored['episodes']} episodes"
+    episodes = f"{scored['episodes']} {adapter_spec(loaded.config.kind).episodes}"
+    score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")
     if video:
         print(f"video: {video}")
@@ -66,22 +70,92 @@ def eval(options: Namespace) -> int:
 
 
 def play(options: Namespace) -> int:
-    """Show a run's policy acting: drawn on a terminal, one plain line per episode elsewhere."""
+    """Show a run's policy acting: drawn on a terminal, one plain line per episode elsewhere; or talk to it."""
     _check_episodes(options)
     if not math.isfinite(options.fps) or options.fps < 0:
         raise UsageError(f"--fps {options.fps:g}: must be above 0, or 0 for the environment's own")
-    loaded, draws = _load(options), is_drawable(sys.stdout)
+    loaded = _load(options)
     with closing(loaded.adapter):
-        frames = _play(loaded, options, options.episodes, ("picture", "text") if draws else ())
-        if draws:
-            title = f"{clean(loaded.run.name)}, {_which(options, loaded)}"
-            style = style_for(sys.stdout)
-            with screen(sys.stdout) as shown:
-                ends = [frame for frame in _shown(frames, shown, style, options.fps, title) if frame.ended]
-            _print_ends(iter(ends))
+        if adapter_spec(loaded.config.kind).chat:
+            _chat(loaded, options)
         else:
-            _print_ends(frame for frame in frames if frame.ended)
+            _watch(loaded, options)
     return 0
+
+
+def _watch(loaded: Loaded, options: Namespace) -> None:
+    draws = is_drawable(sys.stdout)
+    frames = _play(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
+    if draws:
+        title = f"{clean(loaded.run.name)}, {_which(options, loaded)}"
+        style = style_for(sys.stdout)
+        with screen(sys.stdout) as shown:
+            ends = [frame for frame in _shown(frames, shown, style, options.fps, title) if frame.ended]
+        _print_ends(iter(ends))
+    else:
+        _print_ends(frame for frame in frames if frame.ended)
+
+
+def _chat(loaded: Loaded, options: Namespace) -> None:
+    """Answer the prompts on stdin; where there are none, or --episodes is given, those that training does not see."""
+    if options.fps:
+        raise UsageError(f"--fps {options.fps:g}: a language model's responses are no frames; drop it")
+    chat: Chat = load(adapter_spec(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
+    typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
+    if typed:
+        print(f"{clean(loaded.run.name)}, {_which(options, loaded)}: type a prompt; Ctrl-D ends", file=sys.stderr)
+    asked = 0
+    for prompt in () if options.episodes else _typed() if typed else _piped():
+        asked += 1
+        try:
+            _print_exchange(chat.answer(prompt), with_prompt=not typed)
+        except UsageError as error:
+            print(error, file=sys.stderr)
+    if not asked and not typed:
+        for exchange in chat.examples(options.episodes or 1):
+            _print_exchange(exchange, with_prompt=True)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from a terminal up to an empty one or Ctrl-D, each asked for by a sign that a redirected stdout lacks."""
+    if sys.stdout.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  # gives `input` arrow keys and a history
+    while True:
+        try:
+            if sys.stdout.isatty():
+                line = input(SIGN)
+            else:
+                print(SIGN, end="", file=sys.stderr, flush=True)
+                line = sys.stdin.readline().removesuffix("\n")
+        except EOFError:
+            print()
+            return
+        if not line.strip():
+            return
+        yield _whole(line)
+
+
+def _piped() -> Iterator[str]:
+    """Lines of a stdin that is no terminal, blank ones left out; none where it is closed."""
+    try:
+        for line in sys.stdin or ():
+            if line.strip():
+                yield _whole(line.removesuffix("\n"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin: not UTF-8 ({error.reason}); prompts are text, one a line") from None
+
+
+def _whole(line: str) -> str:
+    """`line` with a '?' for each byte that is no character: Python may pass those on as halves of one."""
+    return line.encode("utf-8", "replace").decode("utf-8")
+
+
+def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
+    columns = get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in [*lay_out(exchange, columns, can_color(sys.stdout), with_prompt), ""]:
+        say(line)
+    sys.stdout.flush()
 
 
 def export(options: Namespace) -> int:
@@ -92,27 +166,40 @@ def export(options: Namespace) -> int:
         spec = adapter_spec(loaded.config.kind)
         if not spec.export:
             raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
+        if options.merged and not spec.export_merged:
+            raise UsageError(f"--merged: policies of kind {loaded.config.kind!r} have nothing to merge; drop it")
         _check_target(folder, loaded.run.name)
         about = _about(loaded)
         try:
             with TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
-                facts = load(spec.export)(loaded.adapter, Path(aside), about)
-                files = sorted([*os.listdir(aside), DESCRIPTION])
+                new, old = Path(aside, "new"), Path(aside, "old")
+                new.mkdir()
+                facts = load(spec.export_merged if options.merged else spec.export)(loaded.adapter, new, about)
+                files = sorted([*_entries(new), DESCRIPTION])
                 description = json.dumps(
                     {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
                 )
-                Path(aside, DESCRIPTION).write_text(description, encoding="utf-8")
-                for name in files:
-                    Path(aside, name).replace(folder / name)
+                (new / DESCRIPTION).write_text(description, encoding="utf-8")
+                _replace(folder, new, old)
         except OSError as error:
-            raise UsageError(f"--to {folder}: cannot be written ({error.strerror}); choose another folder") from None
+            why = error.strerror or error
+            raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
     for name in files:
         print(folder / name)
     return 0
 
 
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Move what `folder` holds to `old` and what `new` holds into it; both are below `folder`, so nothing is copied."""
+    old.mkdir()
+    for source, target in ((folder, old), (new, folder)):
+        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # first: it lists the others
+            if name != new.parent.name:
+                (source / name).rename(target / name)
+
+
 def _check_episodes(options: Namespace) -> None:
-    if options.episodes < 1:
+    if options.episodes is not None and options.episodes < 1:
         raise UsageError(f"--episodes {options.episodes}: must be at least 1")
     if options.seed < 0:
         raise UsageError(f"--seed {options.seed}: must be at least 0")
@@ -195,13 +282,22 @@ def _check_target(folder: Path, run: str) -> None:
     """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = set(os.listdir(folder))
+        there = _entries(folder)
     except OSError as error:
         raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
     others = sorted(there - _exported_files(folder, run))
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
         raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
+
+
+def _entries(folder: Path) -> set[str]:
+    """What is below a folder, as paths from there with '/': files, links, and folders that hold nothing."""
+    found: set[str] = set()
+    for entry in os.scandir(folder):
+        inner = _entries(Path(entry)) if entry.is_dir(follow_symlinks=False) else set()
+        found |= {f"{entry.name}/{name}" for name in inner} or {entry.name}
+    return found
 
 
 def _exported_files(folder: Path, run: str) -> set[str]:

@@ -1,0 +1,69 @@
+"""What the inspector shows of a language model's rollout besides the engine's own quantities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.llm.adapter import LLMAdapter
+from envs.llm.kl import kl_estimates, last_steps
+from ppo_unified.rollout import Rollout
+
+_UNDECODABLE = "\ufffd"
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's token in vocabularies that fall back to bytes
+
+
+def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
+    """Token and its text wherever a row has one, prompt included; the rest at the policy's own steps; all [N, T].
+
+    `kl` is the estimate that the reward used, `kl_full` the exact sum over the vocabulary; `score`, as the reward
+    function gave it, stands at the last step.
+    """
+    assert adapter.last is not None, "no rollout has been collected"
+    responses, scores, seen = adapter.last.responses, adapter.last.scores, adapter.last.seen
+    mask = rollout.mask
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    tokens = torch.where(columns < responses.lengths[:, None] - 1, rollout.actions, -1).cpu().numpy()
+    spelled = token_texts(adapter.tokenizer, np.unique(tokens).tolist())
+    estimate = kl_estimates(seen.logprobs, seen.ref_logprobs, seen.kl)[adapter.config.llm.kl]
+    at_end = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    at_end[torch.arange(len(mask), device=mask.device), last_steps(mask)] = torch.tensor(scores).to(at_end)
+    numbers = {"logprob_ref": seen.ref_logprobs, "kl": estimate, "kl_full": seen.kl, "score": at_end}
+    return {
+        "token": np.where(tokens < 0, 0, tokens),
+        "text": np.array([[spelled[i] for i in row] for row in tokens.tolist()]),
+        **{name: torch.where(mask, x, 0.0).cpu().numpy() for name, x in numbers.items()},
+    }
+
+
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
+    """What each token says by itself; bytes that are only a part of a character as \\xe4; '' for a negative id."""
+    return {i: _text(tokenizer, i) if i >= 0 else "" for i in ids}
+
+
+def _text(tokenizer: Any, token: int) -> str:
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    piece = tokenizer.convert_ids_to_tokens(token) or ""
+    if piece.startswith("\u2581") and not text.startswith(" "):  # SentencePiece's space, lost at a text's beginning
+        return " " + text
+    if _UNDECODABLE not in text:
+        return text
+    if byte := _BYTE.fullmatch(piece):
+        return bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace")
+    if all(c in BYTES for c in piece):
+        return bytes(BYTES[c] for c in piece).decode("utf-8", "backslashreplace")
+    return text
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character by which byte-level vocabularies write each byte (GPT-2's encoder.py)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTES = _byte_alphabet()

@@ -1,0 +1,74 @@
+"""Talking to a trained policy: its response to a prompt beside the reference's, each with its score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from envs.llm.adapter import LLMAdapter
+from envs.llm.data import PromptData
+from envs.llm.evaluation import choose
+from envs.llm.generate import Responses
+from envs.llm.prompts import tokenized
+from envs.llm.rewards import RewardError, needed_columns, score
+from ppo_unified.replies import Exchange, Reply
+
+
+class LLMChat:
+    """See `ppo_unified.replies.Chat`. Every prompt is a conversation of its own."""
+
+    def __init__(self, adapter: LLMAdapter, seed: int, greedy: bool) -> None:
+        """Sampled responses of policy and reference come from generators of the same seed."""
+        self.adapter, self.seed = adapter, seed
+        devices = adapter.device, adapter.reference.network.device
+        self.generators = [None if greedy else torch.Generator(device).manual_seed(seed) for device in devices]
+        self.needed = needed_columns(adapter.config.llm.reward_name)
+        llm, first = adapter.config.llm, adapter.prompts.data.prompts[0]
+        self.as_message = llm.chat_template or isinstance(first, list)  # as in training
+        self.asked = 0
+
+    def answer(self, prompt: str) -> Exchange:
+        self.asked += 1
+        longest = self.adapter.policy.network.context - self.adapter.config.llm.max_new_tokens
+        data = PromptData([prompt], {}, "stdin", [self.asked], unit="prompt")
+        read = tokenized(data, self.adapter.tokenizer, self.as_message, longest)
+        return self._exchange(prompt, read.texts[0], read.tokens[0], {})
+
+    def examples(self, count: int) -> Iterator[Exchange]:
+        prompts = self.adapter.held_out
+        for number in choose(len(prompts.texts), count, self.seed):
+            prompt = prompts.texts[number]
+            yield self._exchange(prompt, prompt, prompts.tokens[number], prompts.columns_of([number]))
+
+    def _exchange(self, shown: str, prompt: str, tokens: list[int], columns: Mapping[str, Sequence[Any]]) -> Exchange:
+        adapter, (ours, theirs) = self.adapter, self.generators
+        network, named = adapter.reference
+        responses = [adapter.respond([tokens], ours), adapter.respond([tokens], theirs, network, named)]
+        texts = [adapter.texts(part)[0] for part in responses]
+        scores, remark = self._scores(prompt, texts, columns)
+        kl = float((adapter.compare(responses[0]).kl * responses[0].mask()).sum())
+        policy, reference = (_reply(*parts) for parts in zip(texts, responses, scores, strict=True))
+        return Exchange(shown, policy, reference, kl, remark)
+
+    def _scores(
+        self, prompt: str, texts: list[str], columns: Mapping[str, Sequence[Any]]
+    ) -> tuple[Sequence[float | None], str]:
+        """A score for each of two responses to a prompt, or the reason why there is none."""
+        missing = [name for name in self.needed if name not in columns]
+        if missing:
+            return (None, None), f"no score: it needs {', '.join(f'`{name}`' for name in missing)}"
+        twice = {name: [*values, *values] for name, values in columns.items()}
+        try:
+            return score(self.adapter.reward, "llm.reward", [prompt, prompt], texts, twice), ""
+        except RewardError as error:
+            return (None, None), f"no score: {error}"
+
+
+def chat(adapter: LLMAdapter, seed: int, greedy: bool) -> LLMChat:
+    return LLMChat(adapter, seed, greedy)
+
+
+def _reply(text: str, responses: Responses, scored: float | None) -> Reply:
+    return Reply(text, len(responses.response(0)), bool(responses.ended[0]), scored)
