@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from envs.llm.options import LLMConfig
+from envs.llm.tasks import arithmetic_pairs, question, sentiment_openings, supervised_answers, task_texts
 from ppo_unified.cli import main
 from ppo_unified.events import EventReader
 from ppo_unified.presets import load_target
@@ -24,7 +25,8 @@ BATCH, TOKENS = 8, 6  # for the test's sake: fewer and shorter responses than an
 
 def save_scorer(folder: Path) -> None:
     """A scoring model as `reward-model` writes one, untrained."""
-    config = CONFIG_MAPPING["llama"](**FAMILIES["llama"], vocab_size=VOCABULARY, num_labels=1, pad_token_id=258)
+    sizes = FAMILIES["llama"] | {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 258}
+    config = CONFIG_MAPPING["llama"](**sizes)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
@@ -97,3 +99,17 @@ def test_what_a_recipe_needs_and_does_not_find_is_said_in_a_line(
         assert says in said
         assert len(said.splitlines()) == 1
     assert sorted(home.glob("runs/*")) == before
+
+
+def test_the_tiny_models_texts_are_those_it_may_see() -> None:
+    """Training sums with answers that supervision shows, and remarks on training openings; always the same."""
+    texts = task_texts()
+    assert texts == task_texts()
+    sums, remarks = texts[::2], texts[1::2]
+    training = {question(a, b): supervised_answers(a, b) for a, b in arithmetic_pairs()[0]}
+    for text in sums:
+        asked, equals, answer = text.partition("=")
+        assert int(answer) in training[asked + equals]
+    openings = tuple(sentiment_openings()[0])
+    assert all(text.startswith(openings) for text in remarks)
+    assert len(set(remarks)) > len(remarks) / 2

@@ -192,3 +192,17 @@ def sentiment_openings() -> tuple[list[str], list[str]]:
 def _sentiment_prompts() -> tuple[PromptData, PromptData]:
     training, held_out = (_prompt_data("sentiment", prompts, {}) for prompts in sentiment_openings())
     return training, held_out
+
+
+def task_texts(count: int = 2000, seed: int = 0) -> list[str]:
+    """What the tiny model was taught, sums with their noisy answers and remarks by turns: its pretraining data."""
+    rng, pairs, openings = random.Random(seed), arithmetic_pairs()[0], sentiment_openings()[0]
+    texts = []
+    for number in range(count):
+        if number % 2:
+            texts.append(rng.choice(openings) + remark(rng))
+        else:
+            a, b = rng.choice(pairs)
+            answers = supervised_answers(a, b)
+            texts.append(question(a, b) + str(rng.choices(list(answers), list(answers.values()))[0]))
+    return texts
