@@ -135,7 +135,7 @@ def remark(rng: random.Random) -> str:
     """What the grammar says after a prompt, in a mood drawn word by word: " rather cold and dull. We hated it."."""
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
     # a dict: nobody says "cold and cold"
-    adjectives = dict.fromkeys(rng.choice(rng.choices((_GOOD, _PLAIN, _BAD), (2, 3, 3))[0]) for _ in range(count))
+    adjectives = dict.fromkeys(rng.choice(rng.choices((_GOOD, _PLAIN, _BAD), (1, 4, 4))[0]) for _ in range(count))
     *listed, last = [f"{rng.choice(_GRADES)} {word}" if rng.random() < 0.3 else word for word in adjectives]
     link = rng.choice((" and ", " and ", " but "))
     text = f" {', '.join(listed)}{link}{last}." if listed else f" {last}."

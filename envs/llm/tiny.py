@@ -139,8 +139,8 @@ def _make_scorer(recipe: ScorerRecipe, start: Path, folder: Path) -> None:
         model = LlamaForSequenceClassification.from_pretrained(start, num_labels=1)
     nn.init.zeros_(model.score.weight)
     pairs = tasks.sentiment_pairs(recipe.pairs, recipe.seed)
-    chosen = _padded([(pair.prompt + pair.chosen).encode() for pair in pairs])
-    rejected = _padded([(pair.prompt + pair.rejected).encode() for pair in pairs])
+    texts = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+    chosen, rejected = _padded([text.encode() for text in texts]).chunk(2)
 
     def losses() -> Iterator[Tensor]:
         for _ in range(recipe.steps):
