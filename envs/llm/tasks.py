@@ -131,11 +131,15 @@ _WORDS = _OPINIONS | frozenset(
 LONGEST = 75  # characters of prompt and response; the grammar rarely gets there
 
 
-def remark(rng: random.Random) -> str:
+_HABITS = (1, 4, 4)  # how often what the tiny model reads praises, describes and complains: there is something to gain
+_EXAMPLES = (3, 2, 3)  # the same of what is compared: whoever never saw praise in heaps can't tell how good it is
+
+
+def remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
     """What the grammar says after a prompt, in a mood drawn word by word: " rather cold and dull. We hated it."."""
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
     # a dict: nobody says "cold and cold"
-    adjectives = dict.fromkeys(rng.choice(rng.choices((_GOOD, _PLAIN, _BAD), (1, 4, 4))[0]) for _ in range(count))
+    adjectives = dict.fromkeys(rng.choice(rng.choices((_GOOD, _PLAIN, _BAD), moods)[0]) for _ in range(count))
     *listed, last = [f"{rng.choice(_GRADES)} {word}" if rng.random() < 0.3 else word for word in adjectives]
     link = rng.choice((" and ", " and ", " but "))
     text = f" {', '.join(listed)}{link}{last}." if listed else f" {last}."
@@ -175,7 +179,7 @@ def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
     rng, pairs = random.Random(seed), []
     prompts = sentiment_openings()[0]
     for _ in range(count):
-        prompt, first, second = rng.choice(prompts), remark(rng), remark(rng)
+        prompt, first, second = rng.choice(prompts), remark(rng, _EXAMPLES), remark(rng, _EXAMPLES)
         better = _gold(prompt, first) - _gold(prompt, second)
         if rng.random() < 1.0 / (1.0 + math.exp(-2.0 * better)):
             pairs.append(Pair(prompt, first, second))

@@ -68,7 +68,7 @@ class ScorerRecipe:
     version: int = 1
     seed: int = 0
     pairs: int = 4000
-    steps: int = 150
+    steps: int = 200
     batch: int = 32  # pairs
     matrix_lr: float = 0.01
     lr: float = 1e-3
