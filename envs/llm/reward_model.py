@@ -7,16 +7,16 @@ last token.
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -31,6 +31,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from envs.llm.data import Pair
 from envs.llm.model import load_config, load_tokenizer, resolve
 from envs.llm.options import TINY
+from envs.llm.quiet import quiet
 from envs.llm.rewards import Reward, load_reward, score
 from envs.llm.scoring import encode, longest
 from ppo_unified.errors import UsageError
@@ -86,19 +87,11 @@ class Progress:
 def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Callable[[Progress], None]) -> Outcome:
     """Train a scoring model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
     device = _device(settings.device)
-    with _quiet():
-        transformers.set_seed(settings.seed)  # for weights that the base model lacks
+    with quiet():
         tokenizer = load_tokenizer(settings.model, "--model")
-        model = _load(settings, tokenizer)
-        limit = _limit(settings, longest(model.config, tokenizer))
-        kept, rows = _fitting(pairs, tokenizer, limit)
-        chosen = _held_out(kept, settings.eval_share, settings.seed)
-        training = [row for index, row in enumerate(rows) if index not in chosen]
-        fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
-        trainer = _trainer(model, training, fill, settings, device, report)
-        trainer.train()
-        _save(trainer.model, tokenizer, fill, folder)
-        scored = [pair for index, pair in enumerate(kept) if index in chosen or not chosen]
+        limit, steps, kept, held = _make(pairs, tokenizer, settings, device, folder, report)
+        gc.collect()  # the model that was trained, before it is loaded as what it is now
+        scored = [pair for index, pair in enumerate(kept) if index in held or not held]
         accuracy, margin, mean, std = _evaluate(load_reward(str(folder), device), scored)
     return Outcome(
         accuracy=accuracy,
@@ -106,28 +99,43 @@ def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Calla
         score_mean=mean,
         score_std=std,
         scored=len(scored),
-        held_out=bool(chosen),
-        trained=len(training),
+        held_out=bool(held),
+        trained=len(kept) - len(held),
         left_out=len(pairs) - len(kept),
         max_length=limit,
         lr=_lr(settings),
-        steps=trainer.state.global_step,
+        steps=steps,
         device=device.type,
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither bars nor log lines of the libraries: what they would say about missing weights is checked here."""
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
+class _Made(NamedTuple):
+    limit: int  # tokens that a pair may have
+    steps: int
+    kept: list[Pair]
+    held: set[int]  # which of `kept` were not trained on
+
+
+def _make(
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    settings: Settings,
+    device: torch.device,
+    folder: Path,
+    report: Callable[[Progress], None],
+) -> _Made:
+    """Train and save."""
+    transformers.set_seed(settings.seed)  # for weights that the base model lacks
+    model = _load(settings, tokenizer)
+    limit = _limit(settings, longest(model.config, tokenizer))
+    kept, rows = _fitting(pairs, tokenizer, limit)
+    held = _held_out(kept, settings.eval_share, settings.seed)
+    training = [row for index, row in enumerate(rows) if index not in held]
+    fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
+    trainer = _trainer(model, training, fill, settings, device, report)
+    trainer.train()
+    _save(trainer.model, tokenizer, fill, folder)
+    return _Made(limit, trainer.state.global_step, kept, held)
 
 
 def _device(name: str) -> torch.device:

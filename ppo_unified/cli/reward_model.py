@@ -117,17 +117,20 @@ class _Progress:
 
     def __init__(self) -> None:
         self.live = is_drawable(sys.stderr)
-        self.started = self.said = time.monotonic()
+        self.said = time.monotonic()
+        self.began: float | None = None  # when the first step ended: loading the model is no step
 
     def __call__(self, now: Any) -> None:
         """`now`: an envs.llm.reward_model.Progress."""
         moment = time.monotonic()
+        if self.began is None:
+            self.began = moment
         if moment - self.said < (LIVE_S if self.live else PLAIN_S):
             return
         self.said = moment
-        left = (moment - self.started) / now.step * (now.steps - now.step)
-        line = f"step {now.step:,} of {now.steps:,} | ETA {duration(left)} | loss {now.loss:.3f}"
-        line += f" | accuracy {now.accuracy:.2f}"
+        left = (moment - self.began) / max(1, now.step - 1) * (now.steps - now.step)
+        line = f"step {now.step:,} of {now.steps:,} | loss {now.loss:.3f} | accuracy {now.accuracy:.2f}"
+        line += f" | ETA {duration(left)}" if now.step > 1 else ""
         if self.live:
             line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
         print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
