@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from envs.llm.data import clipped
 from envs.llm.model import load_config, load_tokenizer
+from envs.llm.quiet import quiet
 from envs.llm.rewards import RewardError
 from ppo_unified.errors import UsageError
 
@@ -102,7 +101,7 @@ def load_scorer_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any
 
 def _load(source: str, dtype: torch.dtype, option: str) -> Any:
     try:
-        with _quiet():
+        with quiet():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 source, dtype=dtype, output_loading_info=True
             )
@@ -114,17 +113,6 @@ def _load(source: str, dtype: torch.dtype, option: str) -> Any:
             f"{option} = {source!r} is not a scoring model: it lacks {', '.join(missing[:3])}, which would be random"
         )
     return model.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report of missing weights, several lines long: they are refused here in one."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(50)  # nothing below "critical"
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def longest(config: Any, tokenizer: Any) -> int:
