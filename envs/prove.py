@@ -1,0 +1,446 @@
+"""Proof that both adapters feed the engine the same numbers: one token MDP, read as language-model rows and stepped as
+a Gymnasium environment.
+
+Both real adapters collect it. `LLMAdapter` reads whole padded sequences at once; `GymAdapter` steps `TokenMDP`, whose
+rewards, and whose policy here, ask the model about one unpadded prefix at a time, by plain calls that share no code
+with envs/llm. The Gymnasium side replays the responses that the token side sampled, so that both hold the same steps.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from envs.gym.options import Gym, GymConfig
+from envs.gym.policy import GymPolicy
+from envs.gym.vector import GymAdapter
+from envs.llm.adapter import LLMAdapter
+from envs.llm.generate import Responses
+from envs.llm.options import LLM, LLMConfig, TokenPPO
+from envs.llm.policy import TokenPolicy
+from envs.token_mdp import Logprobs, read
+from ppo_unified.batch import Batch, minibatches
+from ppo_unified.config import PPO, Optim
+from ppo_unified.ppo import Progress, backward, make_batch, ppo_loss
+from ppo_unified.rollout import ActorCritic, Evaluation, Observations, Rollout
+
+TOLERANCE = 1e-5  # of one number computed in two ways in float32; of large ones, relative to the largest of their kind
+CPU = torch.device("cpu")
+SEED = 4  # as many responses end as are cut off
+LETTERS = "abcdefgh"  # the vocabulary, but for the end token
+PROMPTS = ("a", "bc", "cab", "dd", "ehfga", "fb", "gcaheb", "hd")  # each with a first letter of its own: see Steps
+LIMIT = 8  # tokens of a response
+ENVIRONMENTS = 2  # each goes through all prompts, in an order of its own
+OPTIONS = TokenPPO(
+    gamma=0.97,
+    lam=0.9,
+    normalize_advantages="minibatch",
+    value_clip=0.1,
+    value_coef=0.5,
+    entropy_coef=0.01,
+    microbatch_columns=40,  # a few rows at a time
+)
+
+# Where every step stands: prefix and action -> row and column. No two steps share a key: each prompt is answered once,
+# and no prompt begins as another one does.
+Steps = dict[tuple[int, ...], tuple[int, int]]
+
+
+class Check(NamedTuple):
+    """One comparison: the largest of the numbers compared, and how far the two of a pair are apart at most."""
+
+    quantity: str
+    largest: float
+    difference: float
+    ok: bool
+
+
+class Proof(NamedTuple):
+    """Every comparison, and how often each case that matters occurred among the steps compared."""
+
+    checks: list[Check]
+    cases: dict[str, int]
+
+
+def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independent") -> Proof:
+    """Compare the adapters on one token MDP, and the engine's policy gradient with the exact one.
+
+    Where the steps themselves differ there is nothing to compare further.
+    """
+    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _quietly_on_one_thread():
+        proof = compare_adapters(Path(name) / "adapters", seed, critic)
+        if proof.checks[0].ok:
+            proof.checks.append(compare_with_exact_gradient(Path(name) / "exact", seed, critic))
+    return proof
+
+
+@contextmanager
+def _quietly_on_one_thread() -> Iterator[None]:
+    """Small tensors only wait for a second thread; no bars for files that are written in no time."""
+    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Proof:
+    """The same responses through both adapters, from log-probs to the gradient of every parameter."""
+    tokens = token_adapter(folder, LETTERS, PROMPTS, LIMIT, seed, critic)
+    rollout = tokens.collect()
+    stepped = gym_adapter(tokens)
+    gym_rollout = stepped.collect()
+    stepped.close()
+    ours, theirs = token_steps(rollout), gym_steps(gym_rollout)
+    same_steps = none_of("steps", len(ours), len(ours.keys() ^ theirs.keys()))
+    if not same_steps.ok:
+        return Proof([same_steps], {})
+    own, other = (tuple(torch.tensor([steps[key] for key in ours]).T) for steps in (ours, theirs))
+    checks = [same_steps]
+    for name in ("logprobs", "values", "rewards", "next_values", "continues"):
+        checks.append(compare(name, getattr(rollout, name)[own], getattr(gym_rollout, name)[other]))
+    batch = make_batch(rollout, OPTIONS)
+    number = gym_rollout.mask.flatten().cumsum(0).view_as(gym_rollout.mask) - 1  # of a step in its batch
+    gym_batch = make_batch(gym_rollout, OPTIONS)[number[other]]
+    for name in ("advantages", "returns"):
+        checks.append(compare(name, getattr(batch, name)[own], getattr(gym_batch, name)[:, 0]))
+    defined = defined_advantages(own[0].tolist(), gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist())
+    checks.append(compare("advantages, by their definition", batch.advantages[own], defined))
+    disturb(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
+    checks += compare_updates(update_of(tokens.policy, batch), update_of(PrefixPolicy(tokens.policy), gym_batch))
+    cases = cases_of(tokens, batch, gym_rollout)
+    return Proof([*checks, none_of("cases", len(cases), list(cases.values()).count(0))], cases)
+
+
+def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
+    """How far two tensors of one shape are apart; NaN never passes."""
+    ours, theirs = ours.double(), theirs.double()
+    largest, difference = float(ours.abs().max()), float((ours - theirs).abs().max())
+    return Check(quantity, largest, difference, difference <= TOLERANCE * max(1.0, largest))
+
+
+def none_of(quantity: str, count: int, wrong: int) -> Check:
+    """A count of things, of which `wrong` break a rule that none may break."""
+    return Check(quantity, float(count), float(wrong), wrong == 0)
+
+
+# the two sides
+
+
+def token_adapter(
+    folder: Path,
+    letters: str,
+    prompts: Sequence[str],
+    limit: int,
+    seed: int,
+    critic: Literal["independent", "shared"],
+    count: int = 0,
+) -> LLMAdapter:
+    """A language-model adapter over single letters, with `count` responses (0: one to each prompt). Its reference and
+    critic are made to differ from the policy, so that KL and values matter."""
+    save_model(folder, letters, seed)
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts), encoding="utf-8")
+    llm = LLM(
+        model=str(folder),
+        prompts=str(file),
+        reward="envs.prove:reward",
+        max_new_tokens=limit,
+        rollout_batch=count or len(prompts),
+        critic=critic,
+        temperature=0.8,
+        kl_coef=0.1,
+        missing_eos_penalty=0.5,
+    )
+    adapter = LLMAdapter(LLMConfig(seed=seed, llm=llm, ppo=OPTIONS), CPU)
+    assert adapter.policy.critic is not None
+    disturb(adapter.reference.network, 0.05, seed + 1)
+    disturb(adapter.policy.critic, 0.1, seed + 2)
+    return adapter
+
+
+def save_model(folder: Path, letters: str, seed: int) -> None:
+    """A causal language model with one token a letter, and one that ends a response; the weights are random."""
+    end = len(letters)
+    config = LlamaConfig(
+        vocab_size=end + 1,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=end,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    vocabulary = {letter: token for token, letter in enumerate([*letters, "<end>"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+
+
+def worth(prompt: str, response: str) -> float:
+    """The score: for every letter that occurs, more if it is one of the prompt's."""
+    return 0.25 * len(set(response)) + 0.5 * len(set(response) & set(prompt))
+
+
+def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """The token side's form of it."""
+    return [worth(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def gym_adapter(tokens: LLMAdapter) -> GymAdapter:
+    """A Gymnasium adapter on the same MDP, with the same parameters, that replays what the token side has written."""
+    llm, config = tokens.config.llm, tokens.policy.network.model.config
+    end = config.eos_token_id
+
+    def score(prompt: list[int], response: list[int]) -> float:
+        texts = ["".join(LETTERS[token] for token in ids if token != end) for ids in (prompt, response)]
+        return worth(*texts) - (0.0 if response[-1] == end else llm.missing_eos_penalty)
+
+    mdp = {
+        "prompts": tokens.prompts.tokens,
+        "vocabulary": config.vocab_size,
+        "end_tokens": [end],
+        "max_new_tokens": llm.max_new_tokens,
+        "policy": plain_logprobs(tokens.policy.network.model, llm.temperature),
+        "reference": plain_logprobs(tokens.reference.network.model, llm.temperature),
+        "score": score,
+        "kl_coef": llm.kl_coef,
+    }
+    options = Gym(
+        env_id="envs.token_mdp:TokenMDP-v0",
+        num_envs=ENVIRONMENTS,
+        num_steps=len(tokens.prompts.tokens) * (llm.max_new_tokens + 1),  # a reset after every response, at most
+        vectorization="sync",
+        env_kwargs=mdp,
+    )
+    adapter = GymAdapter(GymConfig(seed=tokens.config.seed, gym=options), CPU)
+    adapter.policy = cast(GymPolicy, PrefixPolicy(tokens.policy, written_by(tokens)))
+    return adapter
+
+
+def written_by(tokens: LLMAdapter) -> dict[tuple[int, ...], list[int]]:
+    """The responses of the last `collect`, by prompt."""
+    assert tokens.last is not None
+    responses = tokens.last.responses
+    prompts = [tuple(row[:n].tolist()) for row, n in zip(responses.tokens, responses.prompt_lengths, strict=True)]
+    return {prompt: responses.response(row) for row, prompt in enumerate(prompts)}
+
+
+def next_logprobs(model: nn.Module, prefix: list[int], temperature: float) -> Tensor:
+    """log-probs [V] of the token after one prefix, by the plainest call there is."""
+    logits: Tensor = model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
+    return (logits / temperature).log_softmax(-1)
+
+
+def plain_logprobs(model: nn.Module, temperature: float) -> Logprobs:
+    @torch.no_grad()
+    def logprobs(prefix: list[int]) -> np.ndarray:
+        return next_logprobs(model, prefix, temperature).numpy()
+
+    return logprobs
+
+
+class PrefixPolicy(ActorCritic):
+    """The token policy's own parameters, asked about one observation of `TokenMDP` at a time; acts by replaying."""
+
+    scaler = None  # GymAdapter looks for one
+
+    def __init__(self, policy: TokenPolicy, written: Mapping[tuple[int, ...], list[int]] | None = None) -> None:
+        """`written`: the response to each prompt that `act` replays."""
+        super().__init__()
+        self.policy, self.written = policy, written or {}
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        return obs
+
+    def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The tokens [N, 1] that follow in the responses; where one is complete, as in a reset column, any."""
+        chosen = []
+        for prompt, response in map(read, obs.tolist()):
+            whole = self.written[tuple(prompt)]
+            chosen.append(whole[len(response)] if len(response) < len(whole) else 0)
+        return torch.tensor(chosen)[:, None]
+
+    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
+        """obs [R, 1, size], actions [R, 1, 1] -> Evaluation of [R, 1] tensors."""
+        assert isinstance(obs, Tensor)
+        states = map(read, obs[:, 0].tolist())
+        answers = [self._evaluate([*x, *y], token) for (x, y), token in zip(states, actions.flatten(), strict=True)]
+        return Evaluation(*(torch.stack(x)[:, None] for x in zip(*answers, strict=True)))
+
+    def _evaluate(self, prefix: list[int], token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = next_logprobs(self.policy.network.model, prefix, self.policy.temperature)
+        critic = self.policy.critic
+        assert critic is not None
+        trunk = self.policy.network.model.base_model if critic.trunk is None else critic.trunk.model
+        hidden = trunk(input_ids=torch.tensor([prefix]), use_cache=False).last_hidden_state[0, -1]
+        return logprobs[token], -(logprobs.exp() * logprobs).sum(), critic.head(hidden).squeeze()
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return list(self.policy.critic_parameters())
+
+
+# what is compared
+
+
+def token_steps(rollout: Rollout) -> Steps:
+    assert isinstance(rollout.obs, Mapping)
+    tokens, actions = rollout.obs["tokens"].tolist(), rollout.actions.tolist()
+    return {(*tokens[row][: t + 1], actions[row][t]): (row, t) for row, t in rollout.mask.nonzero().tolist()}
+
+
+def gym_steps(rollout: Rollout) -> Steps:
+    """A response that was replayed more than once stands where it did so first: the last one may be cut off."""
+    assert isinstance(rollout.obs, Tensor)
+    steps: Steps = {}
+    for t, row in rollout.mask.T.nonzero().tolist():
+        prompt, response = read(rollout.obs[row, t].tolist())
+        steps.setdefault((*prompt, *response, int(rollout.actions[row, t])), (row, t))
+    return steps
+
+
+def defined_advantages(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
+    """The double sum that defines GAE, over the steps of responses in turn; `episodes` says which each belongs to.
+
+    After a response nothing follows, so its last step is compared with no value.
+    """
+    advantages = []
+    for start, episode in enumerate(episodes):
+        end = start + episodes[start:].count(episode)
+        following = [*values[start + 1 : end], 0.0]
+        deltas = [
+            r + OPTIONS.gamma * after - v
+            for r, v, after in zip(rewards[start:end], values[start:end], following, strict=True)
+        ]
+        advantages.append(sum((OPTIONS.gamma * OPTIONS.lam) ** k * delta for k, delta in enumerate(deltas)))
+    return torch.tensor(advantages)
+
+
+def disturb(module: nn.Module, size: float, seed: int) -> None:
+    """Add noise of that deviation to every parameter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+class Update(NamedTuple):
+    """What one minibatch of all steps would do: mean loss terms, and gradients by parameter."""
+
+    terms: dict[str, float]
+    gradients: dict[str, Tensor]
+
+
+def update_of(policy: ActorCritic, batch: Batch) -> Update:
+    """By the engine's own `minibatches` and `backward`."""
+    policy.zero_grad()
+    (minibatch,) = minibatches(batch, 1, True, torch.Generator().manual_seed(0))
+    sums = backward(policy, [], minibatch, OPTIONS, Optim(), Progress(total_iterations=1), critic_only=False)
+    mean = {name: float(sums[name] / sums["weight"]) for name in ("policy", "value", "entropy", "kl", "clip_fraction")}
+    mean["total"] = mean["policy"] + OPTIONS.value_coef * mean["value"] - OPTIONS.entropy_coef * mean["entropy"]
+    gradients = gradients_of(policy)
+    policy.zero_grad()
+    return Update(mean, gradients)
+
+
+def gradients_of(policy: ActorCritic) -> dict[str, Tensor]:
+    """All of them, flat, the critic's own apart."""
+    own = {id(p) for p in policy.critic_parameters()}
+    sides: dict[str, list[Tensor]] = {"policy": [], "critic": []}
+    for p in policy.parameters():
+        gradient = torch.zeros_like(p) if p.grad is None else p.grad
+        sides["critic" if id(p) in own else "policy"].append(gradient.flatten())
+    return {side: torch.cat(gradients) for side, gradients in sides.items()}
+
+
+def compare_updates(ours: Update, theirs: Update) -> list[Check]:
+    checks = [compare(f"loss: {name}", *map(torch.tensor, (x, theirs.terms[name]))) for name, x in ours.terms.items()]
+    return checks + [compare(f"gradient: {side}", x, theirs.gradients[side]) for side, x in ours.gradients.items()]
+
+
+@torch.no_grad()
+def cases_of(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
+    """How often each branch of the arithmetic was taken; a proof in which one never was proves less."""
+    assert tokens.last is not None
+    new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
+    outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
+    ended = tokens.last.responses.ended
+    return {
+        "responses that end": int(ended.sum()),
+        "responses cut off": int((~ended).sum()),
+        "reset columns": int((~gym_rollout.mask).sum()),
+        "ratios within the clip range": int((~outside).sum()),
+        "ratios outside": int(outside.sum()),
+        "values held by value_clip": int(((new.values - batch.values).abs()[mask] > OPTIONS.value_clip).sum()),
+    }
+
+
+# the exact policy gradient
+
+
+def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Check:
+    """PPO's gradient before any update, averaged over every response there is, against that of the expected return.
+
+    Two letters and the end token, two tokens at most: seven responses. The expected return, score less kl_coef * KL, is
+    a finite sum, which autograd differentiates; the KL reward's own derivative vanishes on average.
+    """
+    end, prompt = 2, [0, 1]
+    responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]
+    tokens = token_adapter(folder, "ab", ["ab"], 2, seed, critic, len(responses))
+    llm, network = tokens.config.llm, tokens.policy.network
+    tokens.respond = lambda *_: _all_of(prompt, responses, end)  # type: ignore[method-assign]
+    rollout = tokens.collect()
+    logprobs = torch.stack([_logprob(network.model, prompt, y, llm.temperature) for y in responses])
+    with torch.no_grad():
+        reference = torch.stack(
+            [_logprob(tokens.reference.network.model, prompt, y, llm.temperature) for y in responses]
+        )
+    texts = ["".join(LETTERS[token] for token in y if token != end) for y in responses]
+    scores = [worth("ab", t) - llm.missing_eos_penalty * (y[-1] != end) for t, y in zip(texts, responses, strict=True)]
+    returns = torch.tensor(scores) - llm.kl_coef * (logprobs - reference)
+    (logprobs.exp() * returns).sum().backward()
+    exact = gradients_of(tokens.policy)["policy"]
+    tokens.policy.zero_grad()
+    batch = make_batch(rollout, PPO(gamma=1.0, lam=1.0, normalize_advantages="none"))
+    weights = batch.weights * logprobs.detach().exp()[:, None]
+    loss = ppo_loss(tokens.policy.evaluate(batch.obs, batch.actions), replace(batch, weights=weights), PPO())
+    (-loss.policy).backward()
+    return compare("policy gradient, exact", gradients_of(tokens.policy)["policy"], exact)
+
+
+def _all_of(prompt: list[int], responses: list[list[int]], end: int) -> Responses:
+    """As if the model had written them."""
+    longest = len(prompt) + max(map(len, responses))
+    rows = [[*prompt, *y] + [0] * (longest - len(prompt) - len(y)) for y in responses]
+    lengths = torch.tensor([len(prompt) + len(y) for y in responses])
+    ended = torch.tensor([y[-1] == end for y in responses])
+    return Responses(torch.tensor(rows), torch.full_like(lengths, len(prompt)), lengths, ended)
+
+
+def _logprob(model: nn.Module, prompt: list[int], response: list[int], temperature: float) -> Tensor:
+    """log-prob of a whole response."""
+    terms = [next_logprobs(model, [*prompt, *response[:t]], temperature)[token] for t, token in enumerate(response)]
+    return torch.stack(terms).sum()

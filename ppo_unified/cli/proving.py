@@ -1,0 +1,39 @@
+"""`prove`: one token MDP through both adapters."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from ppo_unified.adapters import load
+from ppo_unified.runs import to_json
+from ppo_unified.text import GREEN, RED, can_color, say, short, table
+
+
+def prove(options: Namespace) -> int:
+    """Compare what both adapters give the engine, quantity by quantity; 1 where anything differs."""
+    proof = load("envs.prove:prove")()
+    tolerance = load("envs.prove:TOLERANCE")
+    differing = [check.quantity for check in proof.checks if not check.ok]
+    if options.json:
+        checks = [check._asdict() for check in proof.checks]
+        print(to_json({"ok": not differing, "tolerance": tolerance, "checks": checks, "cases": proof.cases}))
+        return 1 if differing else 0
+    rows = [
+        {
+            "quantity": check.quantity,
+            "largest": short(check.largest),
+            "difference": f"{check.difference:.1e}",
+            "": "ok" if check.ok else "DIFFERS",
+        }
+        for check in proof.checks
+    ]
+    for line in table(rows, can_color(sys.stdout), {"": {"ok": GREEN, "DIFFERS": RED}}):
+        say(line)
+    if proof.cases:
+        say("\nAmong them: " + ", ".join(f"{count} {case}" for case, count in proof.cases.items()))
+    if differing:
+        say(f"\nNOT the same to {tolerance:g}: {', '.join(differing)}")
+        return 1
+    say(f"\nBoth adapters give the engine the same numbers, to {tolerance:g}")
+    return 0
