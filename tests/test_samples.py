@@ -154,9 +154,16 @@ def one_array() -> bytes:
     return file.getvalue()
 
 
+def encrypted(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag of the first entry in the archive's directory
+    path.write_bytes(data)
+
+
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "torn": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "empty": lambda path: path.write_bytes(b""),
+    "encrypted": encrypted,
     "an array": lambda path: path.write_bytes(one_array()),
     "text": lambda path: path.write_bytes(b"not an archive of arrays"),
     "objects": broken(object_array),
@@ -293,17 +300,15 @@ def test_looking_back_leaves_training_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_resumed_run_writes_the_samples_of_lost_iterations_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_samples_of_lost_iterations(tmp_path: Path) -> None:
     path = run(configured(), tmp_path).path
     a_run = Run(path)
-    samples.write(a_run, replace(samples.read(a_run, 8), iteration=9))  # of an iteration that was never checkpointed
+    samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # of an iteration that was never checkpointed
     seen: list[list[int]] = []
     further = configured(total_iterations=10)
     a_run.acquire()
     train_in(a_run, further, StopRequest(), lambda status, metrics: seen.append(samples.iterations(a_run)))
     assert seen == [[1, 3, 6, 8, 9], [1, 3, 6, 8, 9, 10]]
-    assert samples.read(a_run, 9).step < samples.read(a_run, 10).step
-    assert samples.read(a_run, 9).step > samples.read(a_run, 8).step
 
 
 @pytest.mark.usefixtures("sequences")
