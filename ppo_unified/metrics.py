@@ -20,6 +20,18 @@ METRICS: dict[str, Metric] = {
         "reward", "mean return of greedy evaluation episodes, on seeds that training never sees", "rises"
     ),
     "eval/score": Metric("score", "the one number that says how well, from the evaluation", "rises"),
+    "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "rises"),
+    "eval/gold": Metric(
+        "score",
+        "mean true score of those sampled responses",
+        "rises with eval/sampled_score; falling while that rises is reward hacking",
+    ),
+    "eval/kl": Metric(
+        "nats", "KL to the reference over the whole vocabulary per sampled held-out response", "below 10"
+    ),
+    "eval/length": Metric("tokens", "mean length of sampled held-out responses"),
+    "eval/eos_rate": Metric("share", "sampled held-out responses that ended by themselves", "near 1"),
+    "eval/repetition": Metric("share", "token triples that a sampled held-out response had used before", "near 0"),
     "loss/policy": Metric(
         "", "the policy objective, negated; mean over the steps of the last epoch", "near 0; its size says little"
     ),
@@ -53,9 +65,20 @@ METRICS: dict[str, Metric] = {
     ),
     "value/mean": Metric("value", "mean of V_old over valid steps, in the units the critic is trained in"),
     "reward/score": Metric("score", "mean terminal score"),
+    "reward/score_std": Metric("score", "standard deviation of terminal scores", "shrinks as the policy settles"),
+    "reward/gold": Metric(
+        "score",
+        "mean true score, where reward/score only stands for it",
+        "rises with reward/score; falling while that rises is reward hacking",
+    ),
     "reward/total": Metric("reward", "mean sum of rewards, penalties included"),
     "reward/kl_penalty": Metric("reward", "mean sum of the KL penalty"),
-    "ref/kl": Metric("nats", "mean KL to the reference per response"),
+    "ref/kl": Metric(
+        "nats", "mean KL to the reference per response, by the log-ratio of the sampled tokens (k1)", "below 10"
+    ),
+    "ref/kl_k2": Metric("nats", "the same by half the squared log-ratio"),
+    "ref/kl_k3": Metric("nats", "the same by exp(-log-ratio) - 1 + log-ratio, never negative"),
+    "ref/kl_full": Metric("nats", "the same as the exact sum over the vocabulary at every token", "below 10"),
     "ref/kl_coef": Metric("", "weight of the KL penalty"),
     "response/length": Metric("tokens", "mean length of a response"),
     "response/eos_rate": Metric("share", "responses that ended by themselves"),
@@ -67,6 +90,8 @@ METRICS: dict[str, Metric] = {
     "optim/epochs": Metric("", "epochs begun in this iteration"),
     "time/steps_per_second": Metric("1/s", "steps per second since the start, everything included"),
     "time/collect_s": Metric("s", "time to collect the rollout"),
+    "time/generate_s": Metric("s", "part of time/collect_s that sampled responses"),
+    "time/score_s": Metric("s", "part of time/collect_s that scored them"),
     "time/update_s": Metric("s", "time to update on it"),
     "invariant/first_ratio_error": Metric(
         "", "largest |ratio - 1| on the first minibatch, before any update", "below 1e-5 in fp32"

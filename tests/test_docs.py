@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_pages_name_exist(page: Path) -> None:
-    options = known_options(config_model("gym"))
+    options = known_options(config_model("gym")) | known_options(config_model("llm"))
     sections = {name.partition(".")[0] for name in options if "." in name}
     for section, key in re.findall(r"`(\w+)\.(\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
         module = ROOT / "ppo_unified" / f"{section}.py"  # `ppo.gae` is a function, `ppo.clip` an option
@@ -45,6 +45,17 @@ def test_all_37_details_are_listed_with_tests_that_exist() -> None:
         assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")), name
     for name in re.findall(r"\b(test_\w+\.py)", page):
         assert (ROOT / "tests" / name).exists(), name
+
+
+def test_all_32_details_of_language_models_are_listed_with_tests_and_places_that_exist() -> None:
+    page = (ROOT / "docs" / "details-rlhf.md").read_text(encoding="utf-8")
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)] == list(range(1, 33))
+    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert any(f"def {name}(" in text for text in tests.values()), name
+    assert set(re.findall(r"\b(test_\w+\.py)", page)) <= set(tests)
+    for path, name in re.findall(r"`(envs/llm/\w+\.py): (\w+)", page):
+        assert re.search(rf"^(def|class) {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.M), f"{path}: {name}"
 
 
 def test_the_annotated_tree_names_real_files() -> None:

@@ -226,6 +226,32 @@ def test_bfloat16_keeps_the_ratio_within_its_tolerance(folder: Path) -> None:
         assert all(p.dtype is torch.float32 for p in adapter.policy.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_dropout_stays_off_whatever_the_model_was_trained_with(tmp_path: Path, folder: Path, recomputed: bool) -> None:
+    save_model(tmp_path / "lm", "gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    llm = {"model": str(tmp_path / "lm"), "gradient_checkpointing": recomputed}
+    adapter = LLMAdapter(configured(folder, llm), CPU)
+    assert next(iterations(adapter, epochs=1, minibatches=2)).metrics["invariant/first_ratio_error"] < 1e-5
+
+
+def test_the_first_values_are_zero(folder: Path) -> None:
+    for kind in ("independent critic", "shared critic", "adapters: policy and critic on one base"):
+        assert not make(folder, kind).collect().values.any()
+
+
+def test_the_pretraining_term_is_the_mean_loss_of_its_texts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one short text\n", encoding="utf-8")
+    llm = {"ptx_data": str(tmp_path / "texts.txt"), "ptx_coef": 3.0, "temperature": 2.0, "ptx_batch": 2}
+    adapter = LLMAdapter(configured(folder, llm), CPU)
+    extra = adapter.extra_loss(torch.Generator().manual_seed(0))
+    assert extra is not None
+    tokens = torch.tensor([[*adapter.tokenizer("one short text")["input_ids"], 257]])
+    with torch.no_grad():
+        expected = adapter.policy.network.model(tokens, labels=tokens).loss
+    torch.testing.assert_close(extra[0].detach(), 3 * expected)
+    assert extra[1]["loss/ptx"] == pytest.approx(float(expected), rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["independent critic", "shared critic", "adapters, critic from a path",
                                   "adapters: policy and critic on one base"])  # fmt: skip
 def test_warming_the_critic_up_moves_the_critic_alone(folder: Path, kind: str) -> None:
