@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-VOCABULARY = 260  # 256 bytes, and <bos>, <eos>, <pad> and one that nothing uses
+VOCABULARY = 260  # 256 bytes, and <bos>, <eos>, <pad> and one that Qwen2's tokenizer adds where it is missing
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -30,7 +30,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a byte, then special tokens, filled up to `size` ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    names = [*alphabet, "<bos>", "<eos>", "<pad>", *(f"<unused{i}>" for i in range(size - len(alphabet) - 3))]
+    special_names = ["<bos>", "<eos>", "<pad>", "<|endoftext|>"]
+    names = [*alphabet, *special_names, *(f"<unused{i}>" for i in range(size - len(alphabet) - len(special_names)))]
     inner = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()

@@ -176,5 +176,5 @@ def test_a_broken_entry_point_is_named(arms: Path, entry_point: str, message: st
 
 def test_an_unknown_kind_names_the_nearest(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", 'kind = "arm"')
-    with pytest.raises(UsageError, match=r"there is no adapter 'arm'; did you mean 'arms'\?; known: gym, arms"):
+    with pytest.raises(UsageError, match=r"there is no adapter 'arm'; did you mean 'arms'\?; known: gym, llm, arms"):
         load_target(str(tmp_path / "mine.toml"))

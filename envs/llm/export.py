@@ -107,7 +107,9 @@ def _generation(adapter: LLMAdapter) -> GenerationConfig:
 def _write_adapter(network: Network, name: str, base: str, folder: Path) -> None:
     """One of a network's adapters as peft writes it, so that it names the base it belongs to."""
     folder.mkdir(exist_ok=True)
-    config = copy.deepcopy(network.tuned.peft_config[name])
+    configs = network.tuned.peft_config
+    config = copy.deepcopy(configs[name])
+    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects the first adapter's alone
     config.base_model_name_or_path = _location(base)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
