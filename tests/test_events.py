@@ -127,6 +127,7 @@ def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: P
     assert accumulator.summary_metadata["eval/responses"].plugin_data.plugin_name == "text"
     first, second = accumulator.Tensors("eval/responses")
     assert (first.step, second.step) == (3, 5)
+    assert (second.tensor_proto.dtype, len(second.tensor_proto.tensor_shape.dim)) == (7, 0)  # DT_STRING, rank 0
     (text,) = second.tensor_proto.string_val
     assert text.decode() == "| response | score |\n| --- | --- |\n| six | 1&#46;66667 |"
     assert read(tmp_path) == {"a": [(3, "3.0"), (5, "5.0")]}
