@@ -75,16 +75,23 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, prompts, and below `runs` a run of every kind but the families'."""
+    """Models and prompts."""
     folder = tmp_path_factory.mktemp("llm")
     for family in ("llama", "gpt2"):
         save_model(folder / family, family)
     save_model(folder / "critic", "llama", seed=1)
     numbers = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(12)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, numbers)), encoding="utf-8")
-    for name, (family, options) in KINDS.items():
-        train(config(folder, folder / family, **options), folder / "runs", name)
     return folder
+
+
+def run_of(folder: Path, name: str) -> Path:
+    """The run of a kind, made when it is first asked for."""
+    path = folder / "runs" / name
+    if not path.exists():
+        family, options = KINDS[name]
+        train(config(folder, folder / family, **options), folder / "runs", name)
+    return path
 
 
 def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **options: Any) -> LLMConfig:
@@ -111,6 +118,12 @@ def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
     code = main([*arguments, "--runs", str(runs)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def told(folder: Path, capsys: pytest.CaptureFixture[str], verb: str, name: str, *flags: str) -> tuple[int, str, str]:
+    """`command` on the run of a kind."""
+    run_of(folder, name)
+    return command(folder / "runs", capsys, verb, name, *flags)
 
 
 def tokens_of(adapter: LLMAdapter) -> Tensor:
@@ -199,7 +212,7 @@ def test_the_example_of_an_export_loads_what_was_trained(
     folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code in its README gives the policy's logits and the critic's values."""
-    with adapter_of(folder / "runs" / name) as adapter:
+    with adapter_of(run_of(folder, name)) as adapter:
         facts = (export_merged if merged else export)(adapter, tmp_path, ABOUT)
         monkeypatch.chdir(tmp_path)
         torch.manual_seed(0)
@@ -234,7 +247,7 @@ def python_blocks(page: Path) -> str:
 def test_an_export_needs_nothing_of_this_project(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(folder / "runs", capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
+    assert told(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
     code = python_blocks(tmp_path / "out" / "README.md")
     code += "\nimport sys\nassert not {'ppo_unified', 'envs'} & set(sys.modules)\nprint(values.shape)"
     ended = subprocess.run(
@@ -245,14 +258,14 @@ def test_an_export_needs_nothing_of_this_project(
 
 def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
-    code, printed, err = command(folder / "runs", capsys, "export", "independent", "--to", str(out))
+    code, printed, err = told(folder, capsys, "export", "independent", "--to", str(out))
     description = json.loads((out / "policy.json").read_text(encoding="utf-8"))
     assert (code, err) == (0, "")
     assert printed.splitlines() == [str(out / name) for name in description["files"]]
     assert sorted(entries(out)) == description["files"]
     assert {"critic/model.safetensors", "critic/value_head.safetensors", "tokenizer.json"} <= set(description["files"])
     assert (description["run"], description["kind"], description["temperature"]) == ("independent", "llm", 0.7)
-    assert description["score"] == Run(folder / "runs" / "independent").read_status().best_score
+    assert description["score"] == Run(run_of(folder, "independent")).read_status().best_score
     assert description["versions"].keys() >= {"python", "torch", "transformers"}
     settings = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
     wanted = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_new_tokens": 8}
@@ -260,7 +273,7 @@ def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: py
 
 
 def test_an_adapter_names_its_base(folder: Path, tmp_path: Path) -> None:
-    with adapter_of(folder / "runs" / "lora-own") as adapter:
+    with adapter_of(run_of(folder, "lora-own")) as adapter:
         export(adapter, tmp_path, ABOUT)
     for where, base in ((tmp_path, "llama"), (tmp_path / "critic", "critic")):
         settings = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
@@ -269,7 +282,7 @@ def test_an_adapter_names_its_base(folder: Path, tmp_path: Path) -> None:
 
 
 def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> None:
-    with adapter_of(folder / "runs" / "lora") as adapter:
+    with adapter_of(run_of(folder, "lora")) as adapter:
         network, tokens = adapter.policy.network, tokens_of(adapter)
         before = copy.deepcopy(dict(network.model.state_dict()))
         logits, values = policy_logits(adapter, tokens), policy_values(adapter, tokens)
@@ -285,7 +298,7 @@ def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> N
 def test_merging_is_refused_where_it_means_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = command(folder / "runs", capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
+    code, out, err = told(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
     assert (code, out) == (2, "")
     assert err == ("--merged: the run trained all weights (llm.lora_rank = 0), there is no adapter; drop it\n")
     assert not os.listdir(tmp_path / "a")
@@ -293,7 +306,7 @@ def test_merging_is_refused_where_it_means_nothing(
     train(toy, tmp_path / "runs", "pole")
     code, out, err = command(tmp_path / "runs", capsys, "export", "pole", "--merged", "--to", str(tmp_path / "b"))
     assert (code, out, err) == (2, "", "--merged: policies of kind 'gym' have nothing to merge; drop it\n")
-    with adapter_of(folder / "runs" / "lora") as adapter:
+    with adapter_of(run_of(folder, "lora")) as adapter:
         llm = adapter.config.llm.model_copy(update={"quantize": "4bit"})
         adapter.config = adapter.config.model_copy(update={"llm": llm})
         with pytest.raises(UsageError, match=r"--merged: the adapter was trained on a base in 4bit and does not fit"):
@@ -312,19 +325,19 @@ def test_an_export_takes_the_place_of_an_earlier_one(
     written = []
     for number, flags in enumerate(kinds):
         for where in ("out", f"fresh{number}"):
-            assert command(folder / "runs", capsys, "export", "lora", *flags, "--to", where)[0] == 0
+            assert told(folder, capsys, "export", "lora", *flags, "--to", where)[0] == 0
         assert entries(tmp_path / "out").keys() == entries(tmp_path / f"fresh{number}").keys()
         assert sorted(os.listdir("out")) == sorted(os.listdir(f"fresh{number}"))
         written.append(set(entries(tmp_path / "out")))
     assert written[0] == written[2] != written[1]
 
 
-@pytest.mark.parametrize("stranger", ["notes.txt", "critic/notes.txt", "critic/empty/", "link", "deep/er/file"])
+@pytest.mark.parametrize("stranger", ["notes.txt", "critic/notes.txt", "critic/empty/", "link", "critic/deep/file"])
 def test_an_export_is_refused_where_something_else_is(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stranger: str
 ) -> None:
     out = tmp_path / "out"
-    assert command(folder / "runs", capsys, "export", "shared", "--to", str(out))[0] == 0
+    assert told(folder, capsys, "export", "shared", "--to", str(out))[0] == 0
     path = out / stranger
     path.parent.mkdir(parents=True, exist_ok=True)
     if stranger.endswith("/"):
@@ -334,19 +347,36 @@ def test_an_export_is_refused_where_something_else_is(
     else:
         path.write_text("mine", encoding="utf-8")
     before = entries(out)
-    code, printed, err = command(folder / "runs", capsys, "export", "shared", "--to", str(out))
+    code, printed, err = told(folder, capsys, "export", "shared", "--to", str(out))
     assert (code, printed) == (2, "")
-    assert f"holds something else already ({stranger.rstrip('/')}); choose an empty or a new folder" in err
+    named = stranger.rstrip("/").removesuffix("/file")
+    assert f"holds something else already ({named}); choose an empty or a new folder" in err
     assert entries(out) == before
     assert path.exists()
+
+
+def test_what_comes_into_the_folder_while_it_is_written_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 0
+
+    def slow(*arguments: Any) -> dict[str, Any]:
+        (tmp_path / "critic" / "notes.txt").write_text("mine", encoding="utf-8")
+        return export(*arguments)
+
+    monkeypatch.setattr("envs.llm.export.export", slow)
+    before = entries(tmp_path) | {"critic/notes.txt": b"mine"}
+    code, _, err = told(folder, capsys, "export", "shared", "--to", str(tmp_path))
+    assert (code, entries(tmp_path)) == (2, before)
+    assert "holds something else already (critic/notes.txt)" in err
 
 
 def test_an_export_of_another_run_is_not_replaced(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(folder / "runs", capsys, "export", "free", "--to", str(tmp_path))[0] == 0
+    assert told(folder, capsys, "export", "free", "--to", str(tmp_path))[0] == 0
     before = entries(tmp_path)
-    assert command(folder / "runs", capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
+    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
     assert entries(tmp_path) == before
 
 
@@ -354,11 +384,11 @@ def test_a_full_disk_leaves_an_earlier_export_whole(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the size of files stands for the disk."""
-    assert command(folder / "runs", capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
+    assert told(folder, capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
     before, limits = entries(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        code, out, err = command(folder / "runs", capsys, "export", "independent", "--to", str(tmp_path))
+        code, out, err = told(folder, capsys, "export", "independent", "--to", str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (2, "")
@@ -405,7 +435,7 @@ def test_a_chat_model_is_exported_and_asked_as_it_was_trained(
 
 def test_an_exchange_says_what_both_answer(folder: Path) -> None:
     """Texts, lengths, scores and KL against a plain computation over the whole vocabulary."""
-    with adapter_of(folder / "runs" / "independent") as adapter:
+    with adapter_of(run_of(folder, "independent")) as adapter:
         exchange = LLMChat(adapter, 0, True).answer("1+2=")
         networks = (adapter.policy.network, adapter.reference.network)
         prompt = adapter.tokenizer("1+2=")["input_ids"]
@@ -431,7 +461,7 @@ def test_an_untrained_policy_answers_like_its_reference(folder: Path) -> None:
 
 
 def test_sampled_replies_follow_the_seed(folder: Path) -> None:
-    with adapter_of(folder / "runs" / "independent") as adapter:
+    with adapter_of(run_of(folder, "independent")) as adapter:
         said = [[x.policy.text for x in LLMChat(adapter, seed, False).examples(3)] for seed in (1, 1, 2)]
     assert said[0] == said[1] != said[2]
 
@@ -446,7 +476,7 @@ def test_prompts_come_from_a_pipe(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, b"12+34=\n\n" + b"9" * 121 + b"\n5+5=")
-    code, out, err = command(folder / "runs", capsys, "play", "independent")
+    code, out, err = told(folder, capsys, "play", "independent")
     assert code == 0
     assert re.findall(r"^prompt +(.*)$", out, re.MULTILINE) == ["12+34=", "5+5="]
     assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
@@ -465,7 +495,7 @@ def test_without_prompts_held_out_ones_are_answered(
 ) -> None:
     piped(monkeypatch, stdin)
     episodes = ["--episodes", *flags] if flags else []
-    code, out, err = command(folder / "runs", capsys, "play", "independent", *episodes)
+    code, out, err = told(folder, capsys, "play", "independent", *episodes)
     prompts = re.findall(r"^prompt +(.*)$", out, re.MULTILINE)
     assert (code, err, len(prompts)) == (0, "", 2 if flags else 1)
     assert all(re.fullmatch(r"(\d+)\+\1=", prompt) for prompt in prompts)
@@ -504,12 +534,13 @@ def test_what_play_cannot_do_with_words(
         (b"", ["--episodes", "0"], "--episodes 0: must be at least 1\n"),
     ):
         piped(monkeypatch, text)
-        assert command(folder / "runs", capsys, "play", "shared", *flags) == (2, "", said)
-    code, out, err = command(folder / "runs", capsys, "eval", "shared", "--video")
+        assert told(folder, capsys, "play", "shared", *flags) == (2, "", said)
+    code, out, err = told(folder, capsys, "eval", "shared", "--video")
     assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
 
 
 def test_prompts_are_typed_on_a_terminal(folder: Path) -> None:
+    run_of(folder, "shared")
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
     process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
@@ -584,12 +615,12 @@ def test_facts_of_a_reply() -> None:
 
 
 def test_eval_speaks_of_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = command(folder / "runs", capsys, "eval", "shared", "--episodes", "5")
+    code, out, err = told(folder, capsys, "eval", "shared", "--episodes", "5")
     assert (code, err) == (0, "")
     assert re.fullmatch(
         r"shared: score \S+ \+- \S+ over 5 prompts \(greedy, seed 0, best checkpoint, step \d+\)\n", out
     )
-    document = json.loads(command(folder / "runs", capsys, "eval", "shared", "--episodes", "5", "--json")[1])
+    document = json.loads(told(folder, capsys, "eval", "shared", "--episodes", "5", "--json")[1])
     assert document["score"] == document["mean_score"]
     assert "mean_return" not in document
 
@@ -630,7 +661,7 @@ def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: s
 
 
 def test_a_run_stores_what_explains_its_tokens(folder: Path) -> None:
-    run = Run(folder / "runs" / "lora")
+    run = Run(run_of(folder, "lora"))
     stored = samples.read(run, samples.iterations(run)[-1])
     steps = stored.steps_of(stored.samples()[0])
     assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "logprob_new", "advantage"}

@@ -73,6 +73,8 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
         "class": type(network.model).__name__,
         "base": llm.model,
         "weights": "all" if not llm.lora_rank else "merged" if merged else "adapter",
+        "dtype": llm.dtype,
+        "quantize": llm.quantize,
         "prompts": "chat" if _is_chat(adapter) else "text",
         "temperature": llm.temperature,
         "max_new_tokens": llm.max_new_tokens,
@@ -192,9 +194,12 @@ def _write_page(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts:
         "adapter": f"A low-rank adapter (rank {llm.lora_rank}) and not the model: transformers loads its base, "
         f"`{_location(llm.model)}`, from where adapter_config.json says; peft must be installed.",
     }
+    precision = [f"matrix products in {llm.dtype}"] if llm.dtype != "float32" else []
+    precision += [f"the base in {llm.quantize}"] if llm.quantize != "none" else []
+    trained = f" Trained with {' and '.join(precision)}: run so, it gives the very same logits." if precision else ""
     page = PAGE.format(
         **about | {"score": "not evaluated" if about["score"] is None else f"{about['score']:.6g}"},
-        weights=weights[facts["weights"]],
+        weights=weights[facts["weights"]] + trained,
         temperature=f"{llm.temperature:g}",
         max_new_tokens=llm.max_new_tokens,
         code=SCRIPT.format(encode=_encode_lines(adapter)),

@@ -175,11 +175,13 @@ def export(options: Namespace) -> int:
                 new, old = Path(aside, "new"), Path(aside, "old")
                 new.mkdir()
                 facts = load(spec.export_merged if options.merged else spec.export)(loaded.adapter, new, about)
-                files = sorted([*_entries(new), DESCRIPTION])
+                written = (path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+                files = sorted([*written, DESCRIPTION])
                 description = json.dumps(
                     {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
                 )
                 (new / DESCRIPTION).write_text(description, encoding="utf-8")
+                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model takes its time
                 _replace(folder, new, old)
         except OSError as error:
             why = error.strerror or error
@@ -278,26 +280,27 @@ def _video(loaded: Loaded, options: Namespace) -> Path:
     return path
 
 
-def _check_target(folder: Path, run: str) -> None:
-    """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what."""
+def _check_target(folder: Path, run: str, aside: str = "") -> None:
+    """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what; the entry
+    `aside` is ours too."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        there = _entries(folder)
+        others = sorted(_strangers(folder, _exported_files(folder, run) | {aside}))
     except OSError as error:
         raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
-    others = sorted(there - _exported_files(folder, run))
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
         raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
 
 
-def _entries(folder: Path) -> set[str]:
-    """What is below a folder, as paths from there with '/': files, links, and folders that hold nothing."""
-    found: set[str] = set()
+def _strangers(folder: Path, known: set[str], within: str = "") -> Iterator[str]:
+    """What is in a folder and isn't known. Looks into no folder without anything known, or `--to ~` would take long."""
     for entry in os.scandir(folder):
-        inner = _entries(Path(entry)) if entry.is_dir(follow_symlinks=False) else set()
-        found |= {f"{entry.name}/{name}" for name in inner} or {entry.name}
-    return found
+        name = within + entry.name
+        if entry.is_dir(follow_symlinks=False) and any(path.startswith(f"{name}/") for path in known):
+            yield from _strangers(Path(entry), known, f"{name}/")
+        elif name not in known:
+            yield name
 
 
 def _exported_files(folder: Path, run: str) -> set[str]:
