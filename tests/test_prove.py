@@ -116,11 +116,15 @@ def test_an_unbroken_copy_proves_itself_as_a_command(tmp_path: Path) -> None:
 def test_it_holds_for_other_weights_and_for_a_critic_on_the_shared_trunk(
     seed: int, critic: Literal["independent", "shared"]
 ) -> None:
-    threads = torch.get_num_threads()
-    proof = prove(seed, critic)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        proof = prove(seed, critic)
+        assert torch.get_num_threads() == 2  # as its caller had set it
+    finally:
+        torch.set_num_threads(before)
     assert [check for check in proof.checks if not check.ok] == []
     assert all(proof.cases.values())
-    assert torch.get_num_threads() == threads
 
 
 def test_json_holds_every_number(capsys: pytest.CaptureFixture[str]) -> None:
