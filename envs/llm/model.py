@@ -7,7 +7,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -242,18 +242,31 @@ def _loaded_whole(load: Callable[..., Any], name: str, option: str) -> Any:
     return model
 
 
-def _loaded(load: Callable[[str], Any], name: str, option: str, what: str) -> Any:
+def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     path = resolve(name)
     if Path(path).exists() and not Path(path).is_dir():
         raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
+    here = Path(path).is_dir()
     try:
         with quiet():
-            return load(path)
+            return load(path) if here or _hub_answers() else load(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if Path(path).is_dir():
+        if here:
             why = " ".join(str(error).split())
             raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why[:200]})") from None
         raise UsageError(
-            f"{option} = {name!r}: there is no such folder, and the hub gave no {what} of that name "
-            f"({type(error).__name__}); check the spelling and the network, or name a local folder"
+            f"{option} = {name!r}: there is no such folder, and neither the hub nor its cache here gave a {what} of that "
+            "name; check the spelling and the network, or name a local folder"
         ) from None
+
+
+@cache
+def _hub_answers() -> bool:
+    """Asked once: transformers itself asks again and again, for half a minute and more, before it gives up."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception:  # whatever the network has to say
+        return False
+    return True
