@@ -185,6 +185,7 @@ def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
         assert (code, err) == (0, "")
         assert max(map(columns_of, out.splitlines())) <= width
         assert all(line.isprintable() for line in out.splitlines())
+        assert not re.search(r"\s-0(\.0+)?\s", out)
         for lines in tables(out):
             assert lines[0].split()[:1] == ["#"]
             assert lines[-1].startswith("sum")
@@ -199,17 +200,18 @@ def test_texts_are_shown_as_one_harmless_cell_and_sums_below(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
     train(configured(), tmp_path, "toy")
-    _, out, _ = command(tmp_path, capsys, "inspect", "toy")
-    steps = document(tmp_path, capsys, "toy")["steps"]
-    ((header, *rows, sums),) = tables(out)
-    assert len(rows) == len(steps)
-    assert "V_" in header.split()  # the adapter's own V beside the engine's
-    for row, step in zip(rows, steps, strict=True):
-        assert row.split()[0] == str(step["column"])
-        assert ("left" in row) == (step["text"] == "left")
-        assert ('"\\u001b[31m\u6e38\\n"' in row) == (step["text"] != "left")
-        assert ("*" in row) == step["clipped"]
-    assert f"{sum(step['reward'] for step in steps):g}" in sums.split()
+    _, out, _ = command(tmp_path, capsys, "inspect", "toy", "--sample", "all")
+    everything = document(tmp_path, capsys, "toy", "--sample", "all")["each"]
+    for (header, *rows, sums), sample in zip(tables(out), everything, strict=True):
+        assert "V_" in header.split()  # the adapter's own V beside the engine's
+        for row, step in zip(rows, sample["steps"], strict=True):
+            assert row.split()[0] == str(step["column"])
+            assert ("left" in row) == (step["text"] == "left")
+            assert ('"\\u001b[31m\u6e38\\n"' in row) == (step["text"] != "left")
+            assert ("*" in row) == step["clipped"]
+            assert f"{step['value']:.3f}" in row.split()
+        assert f"{sum(step['reward'] for step in sample['steps']):g}" in sums.split()
+    assert command(tmp_path, capsys, "inspect", "toy", "--sample", str(len(everything)))[0] == 2
     for name in ("reward", "value", "delta", "advantage", "return", "ratio", "clipped"):
         assert QUANTITIES[name].meaning in out
 

@@ -164,7 +164,7 @@ def _cells(values: Sequence[Any]) -> list[str]:
     if all(value == round(value) for value in values if math.isfinite(value)):
         return [f"{value:.0f}" for value in values]
     digits = min(DIGITS, max(0, DIGITS - 1 - math.floor(math.log10(largest))))
-    return [f"{value + 0.0:.{digits}f}" for value in values]  # + 0.0: no minus before a zero
+    return [f"{value:z.{digits}f}" for value in values]  # z: no minus before a zero
 
 
 def _text(value: str) -> str:
@@ -192,4 +192,4 @@ def _sum(rows: Steps, name: str) -> str:
     if not _about(name).adds_up:
         return ""
     total = sum(row[name] for row in rows)
-    return str(total) if isinstance(total, int) else f"{total:.4g}"
+    return str(total) if isinstance(total, int) else f"{total:z.4g}"
