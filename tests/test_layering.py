@@ -28,8 +28,11 @@ BANNED = {
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.ppo, ppo_unified.batch, ppo_unified.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.runner": WORLDS,
+    "ppo_unified.samples, ppo_unified.recipes, ppo_unified.replies": {"torch", *WORLDS},
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.runner", "ppo_unified.cli"},
+    "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},
+    "envs.llm.adapter": {"gymnasium", "peft", "trl", "textual", "tui", "ppo_unified.runner", "ppo_unified.cli"},
 }
 
 

@@ -14,6 +14,7 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.options import LLMConfig
 from envs.llm.policy import CHUNK
 from ppo_unified.config import PPO, Optim
+from ppo_unified.errors import UsageError
 from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, backward, make_batch, train
 from ppo_unified.testing import check_adapter
@@ -205,6 +206,15 @@ def test_a_stopped_adapter_goes_on_as_if_never_stopped(folder: Path) -> None:
     again = other.collect()
     assert torch.equal(again.actions, expected.actions)
     assert torch.equal(again.rewards, expected.rewards)
+
+
+def test_another_model_under_the_same_name_is_noticed(folder: Path) -> None:
+    for llm in ({}, {"lora_rank": 2}):
+        first = LLMAdapter(configured(folder, llm), CPU)
+        other = LLMAdapter(configured(folder, llm | {"model": str(folder / "other")}), CPU)
+        first.load_state_dict(first.state_dict())
+        with pytest.raises(UsageError, match="not those that the run began with"):
+            other.load_state_dict(first.state_dict())
 
 
 @pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])

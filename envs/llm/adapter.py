@@ -6,6 +6,7 @@ A response that is cut off at its length limit is scored as written and ends the
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -197,9 +198,16 @@ class LLMAdapter:
             "queue": list(self.queue),
             "kl_coef": self.kl.coef,
             "scores": self.scores.state_dict(),
+            "reference": self.reference.network.fingerprint(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UsageError where `llm.model` is not the model that the run began with."""
+        if not math.isclose(state["reference"], self.reference.network.fingerprint(), rel_tol=1e-6):
+            raise UsageError(
+                f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would be "
+                "measured to another reference; put the model back, or start a new run"
+            )
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])
         self.queue = list(state["queue"])

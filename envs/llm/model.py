@@ -90,6 +90,12 @@ class Network(nn.Module):
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
 
+    @torch.no_grad()
+    def fingerprint(self) -> float:
+        """One number of all frozen weights; another model's differs."""
+        sums = [p.abs().sum(dtype=torch.float64) for p in self.model.parameters() if not p.requires_grad]
+        return float(torch.stack([x.to(self.device) for x in sums]).sum())
+
     def use(self, adapter: str | None) -> None:
         """Switch to an adapter. peft freezes what it switches off; here all adapters stay trainable."""
         if self._tuned is None or adapter == self._active:

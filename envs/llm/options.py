@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ppo_unified.config import PPO, Optim, RunConfig, Section
+from ppo_unified.config import PPO, Checkpoint, Optim, RunConfig, Section
 from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the model that the project makes itself
@@ -112,6 +112,12 @@ class TokenOptim(Optim):
     max_grad_norm: float = Field(1.0, ge=0, description=_described(Optim, "max_grad_norm"))
 
 
+class TokenCheckpoint(Checkpoint):
+    """What is kept to resume from; a checkpoint of a large model with its Adam states takes a while to write."""
+
+    every_s: float = Field(300.0, gt=0, description=_described(Checkpoint, "every_s"))
+
+
 class LLMConfig(RunConfig):
     """A run on a language model."""
 
@@ -122,6 +128,7 @@ class LLMConfig(RunConfig):
     llm: LLM = LLM()
     ppo: TokenPPO = TokenPPO()
     optim: TokenOptim = TokenOptim()
+    checkpoint: TokenCheckpoint = TokenCheckpoint()
 
     refused: ClassVar[dict[str, str]] = {
         f"llm.{name}": f"{name} cuts the distribution that responses come from, while log-probs, ratio and KL are of "

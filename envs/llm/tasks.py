@@ -63,13 +63,13 @@ def question(a: int, b: int) -> str:
 def supervised_answers(a: int, b: int) -> dict[int, float]:
     """What the tiny model is shown as a + b, with probabilities: deliberately noisy, so that PPO has work to do.
 
-    The sum itself in about two cases of five, else a neighbour of it. Where the ones add up to `HARD_CARRY` or more
-    (15 % of all pairs) a forgotten carry is likelier than the sum: who learned this perfectly is right in 85 % of the
-    pairs when answering greedily, and in 41 % when sampling.
+    The sum itself in half the cases, else a neighbour of it. Where the ones add up to `HARD_CARRY` or more (15 % of all
+    pairs) a forgotten carry is likelier than the sum: who learned this perfectly is right in 85 % of the pairs when
+    answering greedily, and in 49 % when sampling.
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY
-    shown = {total: 0.30, total - 10: 0.55} if hard else {total: 0.43}
+    shown = {total: 0.34, total - 10: 0.56} if hard else {total: 0.52}
     neighbours = [total + step for step in _NEIGHBOURS if total + step >= 0]
     left = 1.0 - sum(shown.values())
     for answer in neighbours:

@@ -32,7 +32,11 @@ from ppo_unified.shadowing import DISTRIBUTION, shadowed_packages
 from ppo_unified.text import can_unicode, clean
 
 HOST = "127.0.0.1"
-EXTRAS = {"box2d": "Box2D", "mujoco": "mujoco"}  # our extra: the module that it brings
+EXTRAS = {  # our extra: the module that it brings, and what needs it
+    "box2d": ("Box2D", "these environments"),
+    "mujoco": ("mujoco", "these environments"),
+    "trl": ("trl", "ppo-unified reward-model"),
+}
 STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
 SMALLEST = (80, 24)  # columns and lines that curves and pictures are made for
 
@@ -219,11 +223,11 @@ def _driver() -> str:
 
 
 def check_extras() -> list[Check]:
-    """Packages that only some environments need, and what draws pictures."""
+    """Packages that only some environments or commands need, and what draws pictures."""
     checks = []
-    for extra, module in EXTRAS.items():
+    for extra, (module, needed_by) in EXTRAS.items():
         there = find_spec(module) is not None
-        remedy = "" if there else f"for these environments: pip install '{DISTRIBUTION}[{extra}]'"
+        remedy = "" if there else f"for {needed_by}: pip install '{DISTRIBUTION}[{extra}]'"
         checks.append(Check(extra, "ok" if there else "missing", "installed" if there else "not installed", remedy))
     if find_spec("pygame") is None:
         remedy = "for play and eval --video: pip install 'gymnasium[classic-control]'"
