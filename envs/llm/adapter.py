@@ -205,8 +205,8 @@ class LLMAdapter:
         """Raises UsageError where `llm.model` is not the model that the run began with."""
         if not math.isclose(state["reference"], self.reference.network.fingerprint(), rel_tol=1e-6):
             raise UsageError(
-                f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would be "
-                "measured to another reference; put the model back, or start a new run"
+                f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would "
+                "be measured to another reference; put the model back, or start a new run"
             )
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])

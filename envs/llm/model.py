@@ -261,8 +261,8 @@ def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
             why = " ".join(str(error).split())
             raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why[:200]})") from None
         raise UsageError(
-            f"{option} = {name!r}: there is no such folder, and neither the hub nor its cache here gave a {what} of that "
-            "name; check the spelling and the network, or name a local folder"
+            f"{option} = {name!r}: there is no such folder, and neither the hub nor its cache here gave a {what} of "
+            "that name; check the spelling and the network, or name a local folder"
         ) from None
 
 
