@@ -130,8 +130,10 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
             return EXIT["failed"]
         progress.finish()
         print(summary(run, status))
-        verb = "resume" if status.state == "stopped" else "play" if adapter(config.kind).play else "eval"
-        what = {"resume": "go on", "play": "watch it", "eval": "score it"}[verb]
+        spec = adapter(config.kind)
+        verb, what = ("play", "watch it") if spec.play else ("play", "talk to it") if spec.chat else ("eval", "score it")
+        if status.state == "stopped":
+            verb, what = "resume", "go on"
         print(f"Next: {what} with: {_command(verb, run)}")
     return EXIT[status.state]
 
