@@ -272,9 +272,11 @@ def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: py
     assert settings.items() >= (wanted | {"eos_token_id": [257], "pad_token_id": 258}).items()
 
 
-def test_an_adapter_names_its_base(folder: Path, tmp_path: Path) -> None:
-    with adapter_of(run_of(folder, "lora-own")) as adapter:
-        export(adapter, tmp_path, ABOUT)
+def test_an_adapter_names_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is found from every folder, however the run was told of it."""
+    monkeypatch.chdir(folder)
+    options = {"lora_rank": 4, "critic_init": "critic"}
+    export(LLMAdapter(config(folder, Path("llama"), options), torch.device("cpu")), tmp_path, ABOUT)
     for where, base in ((tmp_path, "llama"), (tmp_path / "critic", "critic")):
         settings = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
         assert settings["base_model_name_or_path"] == str(folder / base)
@@ -462,8 +464,12 @@ def test_an_untrained_policy_answers_like_its_reference(folder: Path) -> None:
 
 def test_sampled_replies_follow_the_seed(folder: Path) -> None:
     with adapter_of(run_of(folder, "independent")) as adapter:
-        said = [[x.policy.text for x in LLMChat(adapter, seed, False).examples(3)] for seed in (1, 1, 2)]
+        chats = [LLMChat(adapter, seed, False) for seed in (1, 1, 2)]
+        said = [[chat.answer("1+2=") for _ in range(2)] for chat in chats]
+        examples = [[exchange.prompt for exchange in chat.examples(6)] for chat in chats]
     assert said[0] == said[1] != said[2]
+    assert said[0][0].policy.text != said[0][1].policy.text
+    assert examples[0] == examples[1] != examples[2]
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
