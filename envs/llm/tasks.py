@@ -78,8 +78,9 @@ def supervised_answers(a: int, b: int) -> dict[int, float]:
 
 
 def arithmetic(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 for exactly what the column `answer` holds, else 0."""
-    return [float(response == answer) for response, answer in zip(responses, columns["answer"], strict=True)]
+    """1 for exactly the sum that the prompt asks for, else 0."""
+    sums = [str(sum(int(number) for number in re.findall("[0-9]+", prompt))) for prompt in prompts]
+    return [float(response == answer) for response, answer in zip(responses, sums, strict=True)]
 
 
 def _arithmetic_prompts() -> tuple[PromptData, PromptData]:

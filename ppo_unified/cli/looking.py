@@ -88,6 +88,7 @@ def envs(options: argparse.Namespace) -> int:
         "\nOne of these:               ppo-unified train cartpole"
         "\nAny Gymnasium environment:  ppo-unified train Acrobot-v1"
         "\nYour own, from mymodule.py: ppo-unified train mymodule:MyEnv-v0"
+        "\nA Hugging Face model:       ppo-unified train llm --llm.model FOLDER_OR_HUB_ID"
         "\nWhat can be set:            ppo-unified train cartpole --help"
     )
     return 0
