@@ -1,0 +1,307 @@
+"""The built-in tasks and the models made for them: what they are taught, made once, the same every time."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from envs.llm import tasks, tiny
+from ppo_unified.errors import UsageError
+
+SHORT = tiny.Recipe(width=16, inner=16, heads=2, clean_steps=2, noisy_steps=2, sums=8, remarks=4)
+SHORT_SCORER = tiny.ScorerRecipe(pairs=20, steps=3, batch=4)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(tiny.CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# the tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+TEXTS = [
+    "12+34=",
+    " leading",
+    "  two  spaces ",
+    "a\nb\r\n\tc",
+    "",
+    "\x00\x7f",
+    "\u4f60\u597d\uff0c\u4e16\u754c",
+    "na\xefve \u20ac",
+    "\U0001f999\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "\u0300x",
+    "\ufeff",
+    "\u0120",
+]  # spaces, controls, Chinese, accents, joined emoji, a lone accent, a byte order mark, GPT-2's sign for a space
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_the_bytes_and_every_text_comes_back(saved_tokenizer: Path, text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
+    ids = tokenizer(text)["input_ids"]
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+def test_random_unicode_comes_back(saved_tokenizer: Path) -> None:
+    tokenizer, rng = AutoTokenizer.from_pretrained(saved_tokenizer), random.Random(0)
+    code_points = (*range(0xD800), *range(0xE000, 0x110000))
+    for _ in range(300):
+        text = "".join(chr(rng.choice(code_points)) for _ in range(5))
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_special_ids_follow_the_bytes(saved_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 257, 258)
+    assert len(tokenizer) == 259
+    assert tokenizer.model_max_length == tiny.CONTEXT
+    assert tokenizer.decode([*b"46", 257, 258], skip_special_tokens=True) == "46"
+
+
+# arithmetic
+
+
+def test_the_arithmetic_split_is_disjoint_complete_and_fixed() -> None:
+    training, held_out = tasks.task_prompts("arithmetic")
+    assert (len(training.prompts), len(held_out.prompts)) == (8000, 2000)
+    everything = {f"{a}+{b}=" for a in range(100) for b in range(100)}
+    assert {*map(str, training.prompts)} | {*map(str, held_out.prompts)} == everything
+    assert tasks.task_prompts("arithmetic") == (training, held_out)
+
+
+def test_the_column_answer_holds_the_sum_and_the_reward_wants_nothing_else() -> None:
+    for part in tasks.task_prompts("arithmetic"):
+        prompts = [str(prompt) for prompt in part.prompts]
+        sums = [sum(int(number) for number in prompt.rstrip("=").split("+")) for prompt in prompts]
+        assert part.columns["answer"] == [str(number) for number in sums]
+        assert set(tasks.arithmetic(prompts, part.columns["answer"], **part.columns)) == {1.0}
+        for wrong in (" {}", "{} ", "0{}", "{}0", "{}.", "-{}"):
+            assert set(tasks.arithmetic(prompts, [wrong.format(n) for n in sums], **part.columns)) == {0.0}
+
+
+def test_supervised_answers_are_distributions_with_the_documented_accuracy() -> None:
+    greedy = sampled = 0.0
+    for a in range(100):
+        for b in range(100):
+            answers = tasks.supervised_answers(a, b)
+            assert sum(answers.values()) == pytest.approx(1.0)
+            assert all(answer >= 0 and chance > 0 for answer, chance in answers.items())
+            sampled += answers[a + b] / 10_000
+            greedy += (max(answers, key=answers.__getitem__) == a + b) / 10_000
+    assert (round(greedy, 2), round(sampled, 2)) == (0.85, 0.49)
+
+
+def test_supervision_shows_training_pairs_alone_with_the_noise_it_promises() -> None:
+    sums, generator = tiny._Sums(), torch.Generator().manual_seed(0)
+    held_out = {f"{a}+{b}=" for a, b in tasks.arithmetic_pairs()[1]}
+    right = dict.fromkeys((False, True), 0)
+    for noisy in right:
+        tokens, targets = sums.batch(4000, noisy, generator)
+        for row, target in zip(tokens.tolist(), targets.tolist(), strict=True):
+            text = bytes(token for token in row if token < 256).decode()
+            prompt, shown = text.split("=")[0] + "=", text.split("=")[1]
+            assert prompt not in held_out
+            answer = [token for token in target if token != tiny._IGNORED]
+            assert answer == [*shown.encode(), tiny.EOS]
+            first = target.index(answer[0])
+            assert bytes(row[: first + 1]).decode() == prompt  # the token after "=" is the first that counts
+            a, b = map(int, prompt.rstrip("=").split("+"))
+            right[noisy] += int(shown) == a + b
+    assert right[False] == 4000
+    expected = sum(tasks.supervised_answers(a, b)[a + b] for a, b in tasks.arithmetic_pairs()[0]) / 8000
+    assert right[True] / 4000 == pytest.approx(expected, abs=4 * (0.25 / 4000) ** 0.5)
+
+
+# sentiment
+
+
+def test_the_sentiment_split_is_disjoint_and_fixed() -> None:
+    training, held_out = tasks.task_prompts("sentiment")
+    assert (len(training.prompts), len(held_out.prompts)) == (240, 60)
+    assert not {*map(str, training.prompts)} & {*map(str, held_out.prompts)}
+    assert tasks.task_prompts("sentiment") == (training, held_out)
+
+
+def test_the_gold_score_finds_no_fault_in_the_grammar() -> None:
+    """What a remark says is all that counts there: no word is unknown, nothing unfinished, seldom too long."""
+    rng, faults = random.Random(0), 0
+    for _ in range(2000):
+        prompt, text = rng.choice(tasks.sentiment_openings()[0]), tasks.remark(rng)
+        words = {word.strip(".,").lower() for word in text.split()}
+        opinion = tasks._weight(tasks.POSITIVE & words) - tasks._weight(tasks.NEGATIVE & words)
+        faults += tasks.sentiment_gold([prompt], [text]) != [opinion]
+    assert faults < 20
+
+
+def gold(response: str) -> float:
+    return tasks.sentiment_gold(["The soup was"], [response])[0]
+
+
+def test_the_gold_score_rewards_praise_less_and_less_and_punishes_what_hacks_a_proxy() -> None:
+    once, twice, thrice = gold(" good."), gold(" good and warm."), gold(" good, warm and lovely.")
+    assert 0 < thrice - twice < twice - once < once
+    assert gold(" bad.") == -once
+    assert gold(" good and good.") < once  # repetition
+    assert gold(" goodly.") < gold(" new.")  # no such word
+    assert gold("good.") < once  # "wasgood"
+    assert gold(" good") < once  # unfinished
+    assert gold(".") < 0  # nothing said
+    assert gold(" good" * 40 + ".") < -2
+
+
+def test_pairs_prefer_what_the_gold_score_prefers_but_not_always() -> None:
+    pairs = tasks.sentiment_pairs(1000, seed=3)
+    assert pairs == tasks.sentiment_pairs(1000, seed=3) != tasks.sentiment_pairs(1000, seed=4)
+    held_out = set(tasks.sentiment_openings()[1])
+    assert not held_out & {pair.prompt for pair in pairs}
+    prompts = [pair.prompt for pair in pairs]
+    better = [
+        good - bad
+        for good, bad in zip(
+            tasks.sentiment_gold(prompts, [pair.chosen for pair in pairs]),
+            tasks.sentiment_gold(prompts, [pair.rejected for pair in pairs]),
+            strict=True,
+        )
+    ]
+    clear = [difference > 0 for difference in better if abs(difference) >= 0.9]
+    assert 0.85 < sum(clear) / len(clear) < 1.0
+
+
+def test_an_unknown_task_is_named_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"'arithmetics'.*did you mean 'arithmetic'"):
+        tasks.task_prompts("arithmetics")
+
+
+# the models
+
+
+def test_the_same_recipe_makes_the_same_weights_and_another_seed_others(cache: Path) -> None:
+    first = tiny.tiny_model(SHORT)
+    made = weights(first)
+    first.rename(cache / "elsewhere")
+    torch.rand(3)  # the global generator plays no part
+    assert weights(tiny.tiny_model(SHORT)) == made
+    other = tiny.tiny_model(tiny.Recipe(**(vars(SHORT) | {"seed": 1})))
+    assert other != first
+    assert weights(other) != made
+
+
+def test_making_leaves_threads_gradients_and_the_global_generator_alone() -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with torch.no_grad():  # whoever asks
+        tiny.sentiment_scorer(SHORT_SCORER, SHORT)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_is_made_once(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.tiny_model(SHORT)
+    assert folder.parent == cache
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert 3 <= len(said.err.splitlines()) <= 8  # plain lines: stderr is no terminal here
+    assert "\r" not in said.err
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert tiny.tiny_model(SHORT) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_broken_off_leaves_nothing_behind(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny, "byte_tokenizer", interrupted)  # the model is written already
+        with pytest.raises(KeyboardInterrupt):
+            tiny.tiny_model(SHORT)
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == []
+    assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in tiny.tiny_model(SHORT).iterdir()}
+
+
+def test_two_processes_at_once_make_one_model(cache: Path) -> None:
+    source = f"from envs.llm import tiny; print(tiny.tiny_model(tiny.{SHORT!r}))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len({out for out, _ in answers}) == 1
+    assert sum(b"done in" in err for _, err in answers) == 1
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(tiny.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
+    with pytest.raises(UsageError, match=f"below.*{tiny.CACHE_VARIABLE}"):
+        tiny.tiny_model(SHORT)
+
+
+def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(tiny.CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert tiny.cache_folder() == Path("/somewhere/ppo-unified")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert tiny.cache_folder() == Path.home() / ".cache" / "ppo-unified"
+
+
+def test_both_folders_load_as_any_model_does() -> None:
+    folder, scorer = tiny.tiny_model(SHORT), tiny.sentiment_scorer(SHORT_SCORER, SHORT)
+    model, judge = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoModelForSequenceClassification.from_pretrained(scorer),
+    )
+    assert model.config.model_type == judge.config.model_type == "llama"
+    assert model.config.max_position_embeddings == tiny.CONTEXT
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (tiny.EOS, tiny.PAD)
+    for path in (folder, scorer):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        assert len(tokenizer) == model.config.vocab_size == judge.config.vocab_size
+    rows = tokenizer(["The soup was good.", "你好"], padding=True, return_tensors="pt")
+    logits = judge(rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    assert logits.shape == (2, 1)
+    alone = judge(tokenizer("你好", return_tensors="pt")["input_ids"]).logits
+    torch.testing.assert_close(logits[1:], alone, atol=1e-5, rtol=0)
+
+
+def test_progress_on_a_terminal_is_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Terminal()
+    with tiny._progress("making it", 10, screen) as show:
+        for step in range(10):
+            show(step + 1, 1.0)
+    assert screen.getvalue().count("\n") == 2  # what begins, what is done
+    assert "[###############...............] 5/10" in screen.getvalue()
