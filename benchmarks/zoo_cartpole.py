@@ -16,6 +16,7 @@ import tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cold_start import peer
@@ -23,7 +24,7 @@ from cold_start import peer
 from ppo_unified import load_preset, run
 from ppo_unified.events import EventReader
 
-ZOO = {
+ZOO: dict[str, Any] = {
     "total_steps": 100_000,
     "gym": {"num_envs": 8, "num_steps": 32},
     "ppo": {"epochs": 20, "minibatches": 1, "gamma": 0.98, "lam": 0.8, "anneal_clip": True, "value_coef": 1.0},

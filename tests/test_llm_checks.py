@@ -1,4 +1,4 @@
-"""What a user of language models may get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
+"""What users of language models may get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
 
 from __future__ import annotations
 

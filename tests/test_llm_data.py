@@ -52,6 +52,10 @@ def test_the_same_records_are_read_from_every_layout(tmp_path: Path, layout: str
     assert data.columns == {"answer": [3, "x", None], "tags": [None, ["a"], None], "level": [None, None, None]}
 
 
+def test_one_record_may_take_many_lines(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "a.json", '{\n"prompt": "a"\n}')).prompts == ["a"]
+
+
 def test_a_prompt_says_where_it_came_from(tmp_path: Path) -> None:
     of_lines = read_prompts(written(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
     of_array = read_prompts(written(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
@@ -126,6 +130,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "utf-16": ("a.jsonl", P.encode("utf-16"), "a.jsonl, line 1: not UTF-8 (byte 0xff)"),
     "broken line": ("a.jsonl", f'{P}\n{{"prompt": "b"\n', "a.jsonl, line 3: not JSON (Expecting ',' delimiter at col"),
     "not JSON at all": ("a.json", "hello\n", "a.json, line 1: not JSON (Expecting value at column 1)"),
+    "broken record": ("a.json", '{\n "prompt": "a",\n}', "a.json, line 3: not JSON (Expecting property name"),
     "broken array": ("a.json", '[{"prompt": "a"},\n {"prompt": }]', "a.json, line 2: not JSON (Expecting value at col"),
     "too deep": ("a.json", "[" * 10**5, "a.json: JSON that cannot be read (maximum recursion depth"),
     "long number": ("a.jsonl", P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}", "a.jsonl, line 2: JSON that cannot be"),

@@ -19,7 +19,7 @@ from ppo_unified.runs import Run
 
 
 def quick(**changes: Any) -> RunConfig:
-    options = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}} | changes
+    options: dict[str, Any] = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}} | changes
     return load_preset("cartpole", **options)
 
 

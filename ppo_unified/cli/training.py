@@ -131,9 +131,11 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
         progress.finish()
         print(summary(run, status))
         spec = adapter(config.kind)
-        verb, what = ("play", "watch it") if spec.play else ("play", "talk to it") if spec.chat else ("eval", "score it")
+        verb, what = "eval", "score it"
         if status.state == "stopped":
             verb, what = "resume", "go on"
+        elif spec.play or spec.chat:
+            verb, what = "play", "watch it" if spec.play else "talk to it"
         print(f"Next: {what} with: {_command(verb, run)}")
     return EXIT[status.state]
 
