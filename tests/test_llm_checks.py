@@ -1,4 +1,4 @@
-"""What users of language models may get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
+"""What users of language models get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
 
 from __future__ import annotations
 
