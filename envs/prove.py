@@ -22,7 +22,6 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from envs.gym.options import Gym, GymConfig
 from envs.gym.policy import GymPolicy
@@ -31,6 +30,7 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
 from envs.llm.options import LLM, LLMConfig, TokenPPO
 from envs.llm.policy import TokenPolicy
+from envs.llm.quiet import quiet
 from envs.token_mdp import Logprobs, read
 from ppo_unified.batch import Batch, minibatches
 from ppo_unified.config import PPO, Optim
@@ -90,15 +90,13 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 @contextmanager
 def _quietly_on_one_thread() -> Iterator[None]:
     """Small tensors only wait for a second thread; no bars for files that are written in no time."""
-    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    logging.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     finally:
         torch.set_num_threads(threads)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Proof:

@@ -6,8 +6,6 @@ import copy
 import errno
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +16,6 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig
-from transformers.utils import logging
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.checks import critic_source
@@ -26,6 +23,7 @@ from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, 
 from envs.llm.options import LLM
 from envs.llm.policy import AdapterCritic, Critic
 from envs.llm.prompts import encode
+from envs.llm.quiet import quiet
 from ppo_unified.errors import UsageError
 
 README = "README.md"
@@ -57,7 +55,7 @@ def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> d
 def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bool) -> dict[str, Any]:
     network, llm = adapter.policy.network, adapter.config.llm
     try:
-        with _without_bars():
+        with quiet():
             if llm.lora_rank and not merged:
                 _write_adapter(network, POLICY, llm.model, folder)
             elif llm.lora_rank:
@@ -231,18 +229,6 @@ def _encode_lines(adapter: LLMAdapter) -> str:
         f'tokens = tokenizer({prompt!r}, return_tensors="pt")\n'
         f'ids, attention = tokens["input_ids"]{cut}, tokens["attention_mask"]{cut}\n'
     )
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' progress bars over the files of a model."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 USAGE = "model = AutoModelForCausalLM.from_pretrained(folder); tokenizer = AutoTokenizer.from_pretrained(folder)"

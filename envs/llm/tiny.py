@@ -32,9 +32,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as hf_logging
 
 from envs.llm import tasks
+from envs.llm.quiet import quiet
 from ppo_unified.errors import UsageError
 
 CACHE_VARIABLE = "PPO_UNIFIED_CACHE"
@@ -156,14 +156,9 @@ def _make_scorer(recipe: ScorerRecipe, start: Path, folder: Path) -> None:
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
     """Model and tokenizer as `transformers` writes them, without its progress bars inside ours."""
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
+    with quiet():
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _blank(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
