@@ -9,7 +9,7 @@ import torch
 from envs.llm.model import load_config, load_tokenizer
 from envs.llm.options import LLM, LLMConfig
 from envs.llm.prompts import PtxTexts, load_prompts
-from envs.llm.rewards import check_columns, find_function, scoring_model
+from envs.llm.rewards import check_columns, check_reward, find_function, scoring_model
 from ppo_unified.errors import UsageError
 
 
@@ -25,8 +25,7 @@ def check_inputs(config: LLMConfig) -> None:
     training, held_out = load_prompts(config, tokenizer, context)
     for option, name in (("llm.reward", llm.reward_name), ("llm.proxy_of", llm.proxy_of)):
         if name:
-            if find_function(name, option) is None:  # a scoring model: its weights are loaded later
-                load_config(scoring_model(name), option)
+            check_reward(name, option)  # a scoring model's weights are loaded later
             for prompts in (training, held_out):
                 check_columns(name, prompts.data.columns, prompts.data.where, option)
     if llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init != "policy":

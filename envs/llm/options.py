@@ -32,7 +32,7 @@ class LLM(Section):
     reward: str = Field(
         "",
         description="module:function, a folder or hub id of a scoring model, exact, numeric, regex:PATTERN, "
-        "length:TOKENS, or a built-in task",
+        "length:CHARACTERS, or a built-in task",
     )
     proxy_of: str = Field("", description="the true reward that `reward` stands for: only logged, as reward/gold")
     max_new_tokens: int = Field(64, ge=1, description="tokens after which a response is cut off")
@@ -218,7 +218,7 @@ def check(config: LLMConfig) -> None:
     if not llm.reward_name:
         raise UsageError(
             "llm.reward: nothing scores the responses; name module:function, a scoring model, exact, numeric, "
-            "regex:PATTERN or length:TOKENS: --llm.reward NAME"
+            "regex:PATTERN or length:CHARACTERS: --llm.reward NAME"
         )
     from envs.llm.checks import check_inputs  # imports transformers
 
