@@ -109,7 +109,7 @@ def test_supervised_answers_are_distributions_with_the_documented_accuracy() -> 
             assert all(answer >= 0 and chance > 0 for answer, chance in answers.items())
             sampled += answers[a + b] / 10_000
             greedy += (max(answers, key=answers.__getitem__) == a + b) / 10_000
-    assert (round(greedy, 2), round(sampled, 2)) == (0.85, 0.49)
+    assert (round(greedy, 2), round(sampled, 2)) == (0.85, 0.50)
 
 
 def test_supervision_shows_training_pairs_alone_with_the_noise_it_promises() -> None:
@@ -163,6 +163,7 @@ def test_the_gold_score_rewards_praise_less_and_less_and_punishes_what_hacks_a_p
     assert 0 < thrice - twice < twice - once < once
     assert gold(" bad.") == -once
     assert gold(" good and good.") < once  # repetition
+    assert gold(" good warm.") < twice  # heaped up
     assert gold(" goodly.") < gold(" new.")  # no such word
     assert gold("good.") < once  # "wasgood"
     assert gold(" good") < once  # unfinished
@@ -238,6 +239,13 @@ def test_what_was_broken_off_leaves_nothing_behind(cache: Path, monkeypatch: pyt
             tiny.tiny_model(SHORT)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []
     assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in tiny.tiny_model(SHORT).iterdir()}
+
+
+def test_what_a_killed_process_left_is_cleared_away(cache: Path) -> None:
+    folder = tiny.tiny_model(SHORT)
+    folder.rename(cache / f".{folder.name}-left")
+    assert tiny.tiny_model(SHORT) == folder
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
 
 
 def test_two_processes_at_once_make_one_model(cache: Path) -> None:

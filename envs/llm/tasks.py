@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from envs.llm.data import Pair, PromptData
@@ -65,11 +66,11 @@ def supervised_answers(a: int, b: int) -> dict[int, float]:
 
     The sum itself in half the cases, else a neighbour of it. Where the ones add up to `HARD_CARRY` or more (15 % of all
     pairs) a forgotten carry is likelier than the sum: who learned this perfectly is right in 85 % of the pairs when
-    answering greedily, and in 49 % when sampling.
+    answering greedily, and in 50 % when sampling (`tiny`, in its half minute: 87 % and 43 %).
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY
-    shown = {total: 0.34, total - 10: 0.56} if hard else {total: 0.52}
+    shown = {total: 0.30, total - 10: 0.60} if hard else {total: 0.54}
     neighbours = [total + step for step in _NEIGHBOURS if total + step >= 0]
     left = 1.0 - sum(shown.values())
     for answer in neighbours:
@@ -150,8 +151,9 @@ def remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
 def sentiment_gold(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
     """How positive each text is by rule, about -2.5 to 2.5 for what the grammar says; nonsense falls to -7.
 
-    Opinion words count less and less (1, 1.7, 2.19, ...) and once each. Repeating one, words that don't exist, an
-    unfinished last sentence, no words at all and more than `LONGEST` characters cost: what praise in heaps runs into.
+    Opinion words count less and less (1, 1.7, 2.19, ...) and once each. Repeating one, heaping them up without
+    a comma or a word between them, words that don't exist, an unfinished last sentence, no opinion and more than
+    `LONGEST` characters cost: what the scoring model can't know of, as nobody in its pairs writes so.
     """
     return [_gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -162,8 +164,9 @@ def _gold(prompt: str, response: str) -> float:
     repeated = len(opinions) - len(set(opinions))
     broken = sum(word not in _WORDS for word in words) + (not response.startswith(" "))  # " was" + "good" = "wasgood"
     unfinished = not response.endswith(".") or not opinions
+    heaped = sum(a in _OPINIONS and b.strip(".,!") in _OPINIONS for a, b in pairwise(response.lower().split()))
     overlong = max(0, len(prompt + response) - LONGEST)
-    penalty = 0.5 * repeated + 0.5 * broken + 1.0 * unfinished + 0.05 * overlong
+    penalty = repeated + 0.75 * heaped + 0.5 * broken + unfinished + 0.05 * overlong
     return _weight(POSITIVE.intersection(opinions)) - _weight(NEGATIVE.intersection(opinions)) - min(penalty, 4.0)
 
 
