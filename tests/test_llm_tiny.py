@@ -168,6 +168,7 @@ def test_the_gold_score_rewards_praise_less_and_less_and_punishes_what_hacks_a_p
     assert gold("good.") < once  # "wasgood"
     assert gold(" good") < once  # unfinished
     assert gold(".") < 0  # nothing said
+    assert tasks.sentiment_gold(["The soup was" * 8], [" good."])[0] < once  # too long
     assert gold(" good" * 40 + ".") < -2
 
 
@@ -209,10 +210,14 @@ def test_the_same_recipe_makes_the_same_weights_and_another_seed_others(cache: P
 
 
 def test_making_leaves_threads_gradients_and_the_global_generator_alone() -> None:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    with torch.no_grad():  # whoever asks
-        tiny.sentiment_scorer(SHORT_SCORER, SHORT)
-    assert torch.get_num_threads() == threads
+    state = torch.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():  # whoever asks
+            tiny.sentiment_scorer(SHORT_SCORER, SHORT)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)  # conftest's
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -227,6 +232,9 @@ def test_a_model_is_made_once(cache: Path, capsys: pytest.CaptureFixture[str]) -
     assert tiny.tiny_model(SHORT) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert capsys.readouterr().err == ""
+    (cache / f"{folder.name}.lock").unlink()
+    assert tiny.tiny_model(SHORT) == folder
+    assert [path.name for path in cache.iterdir()] == [folder.name]  # reading needs no lock: others' caches will do
 
 
 def test_what_was_broken_off_leaves_nothing_behind(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
