@@ -166,7 +166,7 @@ def _gold(prompt: str, response: str) -> float:
     unfinished = not response.endswith(".") or not opinions
     heaped = sum(a in _OPINIONS and b.strip(".,!") in _OPINIONS for a, b in pairwise(response.lower().split()))
     overlong = max(0, len(prompt + response) - LONGEST)
-    penalty = repeated + 0.75 * heaped + 0.5 * broken + unfinished + 0.05 * overlong
+    penalty = repeated + 0.75 * heaped + broken + unfinished + 0.05 * overlong
     return _weight(POSITIVE.intersection(opinions)) - _weight(NEGATIVE.intersection(opinions)) - min(penalty, 4.0)
 
 
