@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from envs.llm.model import POLICY, Network
+
+ROOM = 64  # columns that a layer's cache grows by
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def generate(
     rows = torch.arange(count, device=device)  # which of the N responses each row of the cache belongs to
     decoder = _Decoder(network, prompts, device)
     for column in range(max_new_tokens):
-        token = _choose(decoder.logits / temperature, generator)
+        token = _choose(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
         ended[rows] |= torch.isin(token, end)
@@ -84,6 +87,7 @@ class _Decoder:
         self.attention = torch.arange(longest, device=device) >= longest - lengths[:, None]
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
+        self.cache.layers = [_RoomyLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
         self.positions = lengths - 1  # of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
@@ -111,10 +115,45 @@ class _Decoder:
         self.logits: Tensor = output.logits[:, -1].float()
 
 
+class _RoomyLayer(DynamicLayer):
+    """Keys and values [rows, heads, columns, size] with room for columns to come: the layer it stands for copies all of
+    them at every token. Windows and other kinds of layers stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # transformers
+        self.roomy_keys = self.roomy_values = torch.empty(0)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.roomy_keys, self.roomy_values = key_states[:, :, :0], value_states[:, :, :0]
+        if end > self.roomy_keys.shape[-2]:
+            self.roomy_keys, self.roomy_values = (_grown(x, end + ROOM) for x in (self.roomy_keys, self.roomy_values))
+        self.roomy_keys[:, :, start:end], self.roomy_values[:, :, start:end] = key_states, value_states
+        self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        end = self.get_seq_length()
+        self.roomy_keys, self.roomy_values = self.roomy_keys[indices], self.roomy_values[indices]
+        self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
+
+
+def _grown(x: Tensor, columns: int) -> Tensor:
+    """`x` [rows, heads, n, size] with room for `columns` columns."""
+    roomy = x.new_empty(*x.shape[:2], columns, x.shape[3])
+    roomy[:, :, : x.shape[2]] = x
+    return roomy
+
+
 def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+    bounds = logits.softmax(-1).cumsum(-1)  # a quarter of `multinomial`'s time, which draws a number per token
+    drawn = torch.rand(len(bounds), 1, generator=generator, device=bounds.device)
+    return torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True).squeeze(1)  # right: never one of no width
 
 
 def _joined(

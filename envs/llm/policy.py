@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from envs.llm.model import CRITIC, POLICY, Network
+from envs.llm.model import CRITIC, Network
 from ppo_unified.rollout import ActorCritic, Evaluation, Observations
 
-CHUNK = {"cpu": 1 << 23, "cuda": 1 << 27}  # logits held at once, in numbers
+CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits held at once, in numbers
 
 
 class Critic(nn.Module):
@@ -66,7 +68,7 @@ class TokenPolicy(ActorCritic):
     so that logits are computed for responses alone) and, without a critic, `baseline` [R, L]."""
 
     def __init__(self, network: Network, critic: Critic | None, temperature: float, entropy_gradient: bool) -> None:
-        """Without `entropy_gradient` the entropy is only reported, which halves what the logits cost backward."""
+        """Without `entropy_gradient` the entropy is only reported."""
         super().__init__()
         self.network, self.critic = network, critic
         self.temperature, self.entropy_gradient = temperature, entropy_gradient
@@ -75,8 +77,7 @@ class TokenPolicy(ActorCritic):
         assert isinstance(obs, Mapping)
         tokens, chosen = obs["tokens"], obs["chosen"]
         hidden = self.network.trunk(tokens)[chosen]
-        parts = [self._score(h, a) for h, a in self._chunks(hidden, actions[chosen])]
-        logprobs, entropy = (torch.cat(x) for x in zip(*parts, strict=True)) if parts else (hidden.sum(-1).float(),) * 2
+        logprobs, entropy = self._scores(hidden, actions[chosen], self.temperature)
         values = self.critic(tokens, chosen, hidden) if self.critic is not None else obs["baseline"][chosen]
         return Evaluation(*(spread(x, chosen) for x in (logprobs, entropy, values)))
 
@@ -87,8 +88,9 @@ class TokenPolicy(ActorCritic):
         other = reference.network.trunk(tokens, reference.adapter)[chosen.to(reference.network.device)]
         parts, start = [], 0
         for h, a in self._chunks(hidden, actions[chosen]):
-            logits = self._logits(self.network, h, POLICY)
-            theirs = self._logits(reference.network, other[start : start + len(h)], reference.adapter).to(logits.device)
+            logits = _tempered(self.network.logits(h), self.temperature)
+            theirs = reference.network.logits(other[start : start + len(h)], reference.adapter).to(logits.device)
+            theirs = _tempered(theirs, self.temperature)
             parts.append(compared(logits, theirs, a))
             start += len(h)
         logprobs, ref_logprobs, kl = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -98,8 +100,7 @@ class TokenPolicy(ActorCritic):
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
         """log pi(action) of the steps where `chosen`, [n], at temperature 1: how likely a given text is."""
         hidden = self.network.trunk(tokens)[chosen]
-        parts = [self._score(h, a, 1.0)[0] for h, a in self._chunks(hidden, actions[chosen])]
-        return torch.cat(parts)
+        return self._scores(hidden, actions[chosen], 1.0)[0]
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         if self.critic is None:
@@ -119,40 +120,74 @@ class TokenPolicy(ActorCritic):
             raise RuntimeError(f"missing {sorted(missing)[:3]}, unexpected {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)
 
-    def _logits(self, network: Network, hidden: Tensor, adapter: str | None, temperature: float = 0.0) -> Tensor:
-        return network.logits(hidden, adapter) / (temperature or self.temperature)
-
     def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """So many steps at a time that their logits stay within CHUNK numbers."""
         vocabulary = self.network.model.config.get_text_config().vocab_size
         size = max(1, CHUNK.get(hidden.device.type, 1 << 23) // vocabulary)
         return zip(hidden.split(size), actions.split(size), strict=True)
 
-    def _score(self, hidden: Tensor, actions: Tensor, temperature: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Log-probs of `actions` [n] and entropies [n]; the logits [n, V] are made again backward, not kept, where they
-        are many."""
-        vocabulary = self.network.model.config.get_text_config().vocab_size
-        if torch.is_grad_enabled() and len(hidden) * vocabulary > CHUNK.get(hidden.device.type, 1 << 23) // 4:
-            scored: tuple[Tensor, Tensor] = checkpoint(
-                self._score_now, hidden, actions, temperature, use_reentrant=False, preserve_rng_state=False
-            )
-            return scored
-        return self._score_now(hidden, actions, temperature)
+    def _scores(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probs of `actions` [n] and entropies [n]. Where the logits take several chunks, each chunk's are made
+        again backward: kept, all of them would be there at once."""
 
-    def _score_now(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits = self._logits(self.network, hidden, POLICY, temperature)
-        total = logits.logsumexp(-1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_gradient):
-            entropy = total - torch.einsum("nv,nv->n", logits.softmax(-1), logits)
-        return logits.gather(-1, actions[:, None]).squeeze(-1) - total, entropy
+        def score(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+            return scored(_tempered(self.network.logits(hidden), temperature), actions, self.entropy_gradient)
+
+        chunks = list(self._chunks(hidden, actions))
+        if len(chunks) == 1:
+            return score(hidden, actions)
+        again = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+        logprobs, entropy = (torch.cat(x) for x in zip(*(again(h, a) for h, a in chunks), strict=True))
+        return logprobs, entropy
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1.0 else logits / temperature  # a copy of the largest tensor there is
+
+
+def scored(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    """log pi(a) and the entropy, each [n], from logits [n, V]; with no gradient to the entropy unless asked for."""
+    found: tuple[Tensor, Tensor] = _Scored.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
+    return found
+
+
+class _Scored(torch.autograd.Function):
+    """Keeps one tensor [n, V] for the way back and makes one there, where autograd's own steps do several."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+        logs, actions = logits.log_softmax(-1), actions[:, None]
+        logprobs = logs.gather(-1, actions)
+        total = logits.gather(-1, actions) - logprobs
+        probs = logs.exp_()
+        entropy = total.squeeze(-1) - torch.einsum("nv,nv->n", probs, logits)
+        if entropy_gradient:
+            ctx.save_for_backward(probs, actions, entropy)
+        else:
+            ctx.save_for_backward(probs, actions)
+            ctx.mark_non_differentiable(entropy)
+        return logprobs.squeeze(-1), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, logprob_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
+        """d log pi(a) / d logits = onehot(a) - pi; d H / d logits = -pi * (log pi + H)."""
+        probs, actions, *entropy = ctx.saved_tensors
+        pull = -logprob_grad[:, None]
+        if entropy:
+            pull = pull - entropy_grad[:, None] * entropy[0][:, None]
+        grad = probs * pull
+        if entropy:
+            grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
+        return grad.scatter_add_(-1, actions, logprob_grad[:, None]), None, None
 
 
 def compared(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log pi(a), log pi_ref(a) and KL(pi || pi_ref), each [n], from logits [n, V]."""
-    total, ref_total = logits.logsumexp(-1), ref_logits.logsumexp(-1)
-    taken, ref_taken = (x.gather(-1, actions[:, None]).squeeze(-1) for x in (logits, ref_logits))
-    gap = torch.einsum("nv,nv->n", logits.softmax(-1), logits - ref_logits)
-    return taken - total, ref_taken - ref_total, (gap - total + ref_total).clamp(min=0)
+    logs, ref_logs = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    taken, ref_taken = (x.gather(-1, actions[:, None]).squeeze(-1) for x in (logs, ref_logs))
+    gap = ref_logs.neg_().add_(logs)
+    return taken, ref_taken, torch.einsum("nv,nv->n", logs.exp_(), gap).clamp(min=0)
 
 
 def spread(x: Tensor, chosen: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+"""What makes tokens fast keeps them right: the cache with room, the draw of a token, the log-prob's own gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from envs.llm import generate as decoding
+from envs.llm.generate import _choose, _Decoder, _RoomyLayer, generate
+from envs.llm.model import Network
+from envs.llm.policy import compared, scored
+from tests.models import FAMILIES, causal_lm
+
+PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("room", [1, 5, 64])
+def test_greedy_responses_are_those_of_generate_however_the_cache_grows(
+    family: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "ROOM", room)
+    model = causal_lm(family)
+    unending = generate(Network(model), PROMPTS, 20, [])
+    ends = [unending.response(row)[3 * row] for row in range(5)]  # some rows end, at different tokens
+    responses = generate(Network(model), PROMPTS, 20, ends)
+    sizes = (responses.lengths - responses.prompt_lengths).tolist()
+    assert len(set(sizes)) > 2
+    assert sizes.count(20) < 12  # fewer than 3 of 4 go on: the cache drops rows
+    for row, prompt in enumerate(PROMPTS):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=258
+        )
+        assert responses.tokens[row, : responses.lengths[row]].tolist() == expected[0].tolist()
+
+
+def test_full_attention_has_room_and_windows_stay_as_they_are() -> None:
+    kinds = {
+        family: [
+            type(layer) for layer in _Decoder(Network(causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
+        ]
+        for family in ("llama", "gemma2")
+    }
+    assert kinds["llama"] == [_RoomyLayer] * 2
+    assert sorted(kind is _RoomyLayer for kind in kinds["gemma2"]) == [False, True]
+    assert DynamicLayer not in kinds["gemma2"]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
+    count = 400_000
+    tokens = _choose(probs.log().expand(count, -1), torch.Generator().manual_seed(0))
+    shares = tokens.bincount(minlength=len(probs)) / count
+    assert (shares[probs == 0] == 0).all()
+    deviation = (probs * (1 - probs) / count).sqrt()
+    assert ((shares - probs).abs() <= 4.5 * deviation).all()
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_unit_interval_draw_possible_tokens(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, drawn))
+    logits = torch.full((9, 1000), -torch.inf)
+    for row in range(9):
+        logits[row, 100 : 200 + 50 * row] = torch.linspace(0, row, 100 + 50 * row)
+    tokens = _choose(logits, torch.Generator())
+    assert tokens.tolist() == ([100] * 9 if drawn == 0 else [199 + 50 * row for row in range(9)])
+
+
+@pytest.mark.parametrize("entropy_gradient", [False, True])
+def test_logprob_and_entropy_have_the_gradient_of_their_definition(entropy_gradient: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 11, generator=generator, dtype=torch.float64).mul(3).requires_grad_()
+    actions = torch.randint(11, (6,), generator=generator)
+    weights = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    logs = logits.log_softmax(-1)
+    expected = logs.gather(1, actions[:, None]).squeeze(1), -(logs.exp() * logs).sum(1)
+    found = scored(logits, actions, entropy_gradient)
+    torch.testing.assert_close(found, expected)
+    assert found[1].requires_grad is entropy_gradient
+    used = 2 if entropy_gradient else 1
+    wanted, given = (
+        torch.autograd.grad((weights[:used] * torch.stack(pair[:used])).sum(), logits)[0] for pair in (expected, found)
+    )
+    torch.testing.assert_close(given, wanted)
+
+
+def test_unlikely_actions_keep_their_logprobs() -> None:
+    logits = torch.tensor([[500.0, 0.0, -500.0]])
+    actions = torch.tensor([2])
+    assert scored(logits, actions, False)[0].item() == -1000
+    assert [x.item() for x in compared(logits, logits, actions)] == [-1000, -1000, 0]
+
+
+def test_scoring_leaves_the_logits_as_they_were() -> None:
+    logits, ref_logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
+    before = logits.clone(), ref_logits.clone()
+    actions = torch.zeros(4, dtype=torch.long)
+    scored(logits, actions, True)
+    compared(logits, ref_logits, actions)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(ref_logits, before[1])
