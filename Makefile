@@ -30,8 +30,9 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-learn: install  ## the learning table: every preset over 3 seeds (about half an hour)
+learn: install  ## the learning tables: every preset over seeds (about three quarters of an hour)
 	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md
+	$(BIN)/python benchmarks/language.py --out benchmarks/language.md
 
 bench: install  ## CartPole from cold start to solved
 	$(BIN)/python benchmarks/cold_start.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
@@ -100,3 +102,12 @@ def test_scoring_leaves_the_logits_as_they_were() -> None:
     compared(logits, ref_logits, actions)
     assert torch.equal(logits, before[0])
     assert torch.equal(ref_logits, before[1])
+
+
+def test_tokens_too_rare_for_float32_to_add_up_are_drawn() -> None:
+    """A likely token and 100,000 of 2e-8 behind it: beyond 0.5, float32 adds nothing below 3e-8."""
+    logits = torch.full((1, 100_001), math.log(2e-8))
+    logits[0, 0] = 0.0
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([_choose(logits.expand(100, -1), generator) for _ in range(40)])
+    assert 1 <= int((drawn > 0).sum()) <= 20  # 8 of 4,000 on average
