@@ -151,8 +151,8 @@ def _grown(x: Tensor, columns: int) -> Tensor:
 def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
-    # a fraction of `multinomial`'s time, which draws a number per token; float64, or a large vocabulary's rare tokens,
-    # each less than what float32 can add to 1, would never be drawn
+    # a fraction of `multinomial`'s time, which draws a number per token; float64, or most of a large vocabulary's rare
+    # tokens, each less than what float32 tells apart near 1, would never be drawn and the others too often
     bounds = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     drawn = torch.rand(len(bounds), 1, dtype=torch.float64, generator=generator, device=bounds.device)
     token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)  # right: never one of no width
