@@ -26,6 +26,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": SIZES | {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
 }
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "opt": {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    | {"num_attention_heads": 2, "max_position_embeddings": 128},
+}
+
 
 def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a byte, then special tokens, filled up to `size` ids."""
@@ -41,7 +46,9 @@ def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFa
 
 def causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """A freshly initialised model; weights are larger than usual so that its choices differ."""
-    options = FAMILIES[family] | {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257} | changes
+    options = (
+        (FAMILIES | OTHERS)[family] | {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257} | changes
+    )
     config = CONFIG_MAPPING[family](**{"pad_token_id": 258, "initializer_range": 0.2} | options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

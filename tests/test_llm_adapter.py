@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,11 @@ def test_each_response_ends_at_an_end_token_or_the_limit(folder: Path) -> None:
 
 
 def test_a_pad_token_that_is_the_end_token_is_harmless(tmp_path: Path, folder: Path) -> None:
-    save_model(tmp_path / "lm", pad_token_id=257)
+    shutil.copytree(folder / "lm", tmp_path / "lm")
+    config = tmp_path / "lm" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"pad_token_id": 257}), encoding="utf-8"
+    )
     first, second = (
         LLMAdapter(configured(folder, {"model": str(path)}), CPU).collect() for path in (folder / "lm", tmp_path / "lm")
     )
@@ -236,12 +241,38 @@ def test_bfloat16_keeps_the_ratio_within_its_tolerance(folder: Path) -> None:
         assert all(p.dtype is torch.float32 for p in adapter.policy.parameters() if p.requires_grad)
 
 
+DROPOUTS = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "opt": ("dropout", "attention_dropout")}
+
+
+@pytest.mark.parametrize("family", DROPOUTS)
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_dropout_stays_off_whatever_the_model_was_trained_with(tmp_path: Path, folder: Path, recomputed: bool) -> None:
-    save_model(tmp_path / "lm", "gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+def test_dropout_stays_off_whatever_the_model_was_trained_with(
+    tmp_path: Path, folder: Path, family: str, recomputed: bool
+) -> None:
+    dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS[family], 0.5)
+    save_model(tmp_path / "lm", family, **dropouts)
     llm = {"model": str(tmp_path / "lm"), "gradient_checkpointing": recomputed}
     adapter = LLMAdapter(configured(folder, llm), CPU)
     assert next(iterations(adapter, epochs=1, minibatches=2)).metrics["invariant/first_ratio_error"] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
+def test_recomputed_activations_give_the_same_gradient(folder: Path, kind: str) -> None:
+    plain = disturbed(make(folder, kind))
+    llm = KINDS[kind].get("llm", {}) | {"gradient_checkpointing": True}
+    again = disturbed(LLMAdapter(configured(folder, llm), CPU))
+    rollout = plain.collect()
+    for adapter in (plain, again):
+        nudged(adapter)
+    torch.testing.assert_close(
+        gradient(again, rollout, again.config.ppo), gradient(plain, rollout, plain.config.ppo), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_a_checkpoint_under_adapters_holds_nothing_of_the_base(tmp_path: Path, folder: Path) -> None:
+    save_model(tmp_path / "lm", tie_word_embeddings=True)
+    policy = LLMAdapter(configured(folder, {"model": str(tmp_path / "lm"), "lora_rank": 2}), CPU).policy
+    assert {name for name in policy.state_dict() if "lora_" not in name} == {"critic.head.weight", "critic.head.bias"}
 
 
 def test_the_first_values_are_zero(folder: Path) -> None:

@@ -651,7 +651,7 @@ def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: s
         assert tokens[mask[row]].tolist() == own
         assert "".join(columns["text"][row][mask[row]]) == "".join(token_texts(adapter.tokenizer, own)[i] for i in own)
         start = int(np.argmax(mask[row]))
-        assert last.prompts[row][1:] == "".join(columns["text"][row][:start])  # no column chooses the first token
+        assert last.prompts[row] == "".join(columns["text"][row][:start])  # with the first, which no column chose
         assert set(columns["text"][row][start + len(own) :]) <= {""}
     with torch.no_grad():
         logits = adapter.reference.network.model(last.responses.tokens[:, :-1]).logits / 0.7

@@ -48,8 +48,12 @@ class LLMAdapter:
             network, _critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
         )
         self.policy.to(device)
+        if llm.gradient_checkpointing:
+            network.checkpoint_activations()
+            if self.policy.critic is not None and self.policy.critic.trunk is not None:
+                self.policy.critic.trunk.checkpoint_activations()
         self.reward = load_reward(llm.reward_name, device)
-        self.gold = load_reward(llm.proxy_of, device) if llm.proxy_of else None
+        self.gold = load_reward(llm.proxy_of, device, option="llm.proxy_of") if llm.proxy_of else None
         self.scores = Scores(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
@@ -171,12 +175,15 @@ class LLMAdapter:
     def _calibrate(self) -> None:
         """Mean and deviation of the reference's scores (arXiv:1909.08593, section 2.1)."""
         generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
-        numbers = [i % len(self.prompts.texts) for i in range(CALIBRATION)]
-        prompts = [self.prompts.tokens[i] for i in numbers]
-        responses = self.respond(prompts, generator, self.reference.network, self.reference.adapter)
+        order = torch.Generator().manual_seed(self.config.seed)
+        numbers = torch.randint(len(self.prompts.texts), (CALIBRATION,), generator=order).tolist()
+        texts: list[str] = []
+        for start in range(0, CALIBRATION, self.config.llm.rollout_batch):
+            prompts = [self.prompts.tokens[i] for i in numbers[start : start + self.config.llm.rollout_batch]]
+            texts += self.texts(self.respond(prompts, generator, self.reference.network, self.reference.adapter))
         asked = [self.prompts.texts[i] for i in numbers]
         columns = self.prompts.columns_of(numbers)
-        self.scores.calibrate(score(self.reward, "llm.reward", asked, self.texts(responses), columns))
+        self.scores.calibrate(score(self.reward, "llm.reward", asked, texts, columns))
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
         """InstructGPT's pretraining term (arXiv:2203.02155, eq. 2): mean negative log-likelihood of other texts."""
@@ -207,6 +214,11 @@ class LLMAdapter:
             raise UsageError(
                 f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would "
                 "be measured to another reference; put the model back, or start a new run"
+            )
+        if len(state["generator"]) != len(self.generator.get_state()):
+            raise UsageError(
+                f"this run drew its responses on another kind of device than {self.device}, whose generator can't go "
+                "on from there; resume it there, or start a new run from its export"
             )
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])
@@ -245,13 +257,12 @@ def _networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Netwo
     if config.reference == "copy":
         dtype = frozen if llm.reference_dtype == "same" else getattr(torch, llm.reference_dtype)
         where = device if llm.reference_device == "same" else torch.device("cpu")
-        frozen_copy = copy.deepcopy(model).to(device=where, dtype=dtype).requires_grad_(False)
-        copied = Reference(Network(frozen_copy, dtype is torch.bfloat16))
+        frozen_copy = copy.deepcopy(model.to(where)).to(dtype).requires_grad_(False)  # never both on the GPU in between
+        copied = Reference(Network(frozen_copy, bf16))
+        model.to(device)
     if llm.lora_rank:
         own = llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init == "policy"
         network.add_adapters(llm, [POLICY, CRITIC] if own else [POLICY], seed)
-    if llm.gradient_checkpointing:
-        network.checkpoint_activations()
     return network, copied or Reference(network, None)
 
 
@@ -268,12 +279,11 @@ def _critic(config: LLMConfig, network: Network, device: torch.device) -> Critic
     else:
         name = critic_source(llm)
         check_same_tokens(llm.model, name)
-        trunk, head = load_trunk(name, "llm.critic_init", device)
+        dtype = torch.bfloat16 if llm.lora_rank and network.bf16 else torch.float32
+        trunk, head = load_trunk(name, "llm.critic_init", device, dtype)
     own = Network(trunk, network.bf16)
     if llm.lora_rank:
         own.add_adapters(llm, [POLICY], config.seed)
-    if llm.gradient_checkpointing:
-        own.checkpoint_activations()
     critic = Critic(own.width, own)
     if head is not None:
         critic.head.weight.data.copy_(head.weight.data)

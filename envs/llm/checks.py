@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from envs.llm.model import load_config, load_tokenizer
+from envs.llm.model import context_of, load_config, load_tokenizer
 from envs.llm.options import LLM, LLMConfig
 from envs.llm.prompts import PtxTexts, load_prompts
 from envs.llm.rewards import check_columns, check_reward, find_function, scoring_model
@@ -18,10 +19,11 @@ def check_inputs(config: LLMConfig) -> None:
     llm = config.llm
     if llm.quantize == "4bit" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("llm.quantize = '4bit' needs a GPU, and torch sees none here; leave it at 'none'")
+    if llm.quantize == "4bit" and find_spec("bitsandbytes") is None:
+        raise UsageError("llm.quantize = '4bit' needs a package that is not installed: pip install bitsandbytes")
     tokenizer, model = load_tokenizer(llm.model), load_config(llm.model)
-    text = model.get_text_config()
-    check_vocabulary(tokenizer, text, llm.model)
-    context = int(getattr(text, "max_position_embeddings", 0) or 1 << 30)
+    check_vocabulary(tokenizer, model.get_text_config(), llm.model)
+    context = context_of(model)
     training, held_out = load_prompts(config, tokenizer, context)
     for option, name in (("llm.reward", llm.reward_name), ("llm.proxy_of", llm.proxy_of)):
         if name:
@@ -29,7 +31,15 @@ def check_inputs(config: LLMConfig) -> None:
             for prompts in (training, held_out):
                 check_columns(name, prompts.data.columns, prompts.data.where, option)
     if llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init != "policy":
-        check_same_tokens(llm.model, critic_source(llm))
+        source = critic_source(llm)
+        check_same_tokens(llm.model, source)
+        reads = context_of(load_config(source, "llm.critic_init"))
+        longest = max(len(ids) for prompts in (training, held_out) for ids in prompts.tokens) + llm.max_new_tokens
+        if reads < longest:
+            raise UsageError(
+                f"llm.critic_init = {llm.critic_init!r}: that model reads {reads} tokens, and prompts with responses "
+                f"have up to {longest}"
+            )
     if llm.ptx_coef:
         PtxTexts(config, tokenizer, context)
 

@@ -28,21 +28,27 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     mask = rollout.mask
     columns = torch.arange(mask.shape[1], device=mask.device)
     tokens = torch.where(columns < responses.lengths[:, None] - 1, rollout.actions, -1).cpu().numpy()
-    spelled = token_texts(adapter.tokenizer, np.unique(tokens).tolist())
+    first = responses.tokens[:, 0].tolist()  # chosen in no column: it stands with the token after it
+    spelled = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
+    texts = [[spelled[i] for i in row] for row in tokens.tolist()]
+    for row, token in enumerate(first):
+        if not mask[row, 0]:
+            texts[row][0] = spelled[token] + texts[row][0]
     estimate = kl_estimates(seen.logprobs, seen.ref_logprobs, seen.kl)[adapter.config.llm.kl]
     at_end = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
     at_end[torch.arange(len(mask), device=mask.device), last_steps(mask)] = torch.tensor(scores).to(at_end)
     numbers = {"logprob_ref": seen.ref_logprobs, "kl": estimate, "kl_full": seen.kl, "score": at_end}
     return {
         "token": np.where(tokens < 0, 0, tokens),
-        "text": np.array([[spelled[i] for i in row] for row in tokens.tolist()]),
+        "text": np.array(texts),
         **{name: torch.where(mask, x, 0.0).cpu().numpy() for name, x in numbers.items()},
     }
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
     """What each token says by itself; bytes that are only a part of a character as \\xe4; '' for a negative id."""
-    return {i: _text(tokenizer, i) if i >= 0 else "" for i in ids}
+    # numpy cuts zeros off the end of a text
+    return {i: _text(tokenizer, i).replace("\0", "\\x00") if i >= 0 else "" for i in ids}
 
 
 def _text(tokenizer: Any, token: int) -> str:

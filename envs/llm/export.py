@@ -130,11 +130,11 @@ def _location(name: str) -> str:
 def _merged(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
     """A base model read anew, with an adapter added to its weights; a trunk where `network` is one."""
     llm = adapter.config.llm
+    cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # rounded as it was in training
     if network.model.can_generate():
-        frozen = torch.bfloat16 if llm.dtype == "bfloat16" else torch.float32  # rounded as it was in training
-        base = load_causal_lm(source, llm, torch.device("cpu"), frozen).float()
+        base = load_causal_lm(source, llm, cpu, frozen).float()
     else:
-        base, _ = load_trunk(source, "llm.critic_init", torch.device("cpu"))
+        base = load_trunk(source, "llm.critic_init", cpu, frozen)[0].float()
     with TemporaryDirectory() as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
         _write_adapter(network, name, source, Path(aside))

@@ -57,6 +57,8 @@ def last_steps(mask: Tensor) -> Tensor:
 def whitened(rewards: Tensor, mask: Tensor) -> Tensor:
     """Unit variance over the steps of a rollout with the mean kept (arXiv:1909.08593's code; Bessel's correction as in
     TRL 0.11.4); 0 where masked."""
+    if int(mask.sum()) < 2:
+        return rewards
     variance, mean = torch.var_mean(rewards[mask])
     return torch.where(mask, (rewards - mean) * torch.rsqrt(variance + 1e-8) + mean, 0.0)
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from envs.llm.data import clipped
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import quiet
 from ppo_unified.errors import UsageError
@@ -52,7 +55,7 @@ class Network(nn.Module):
     @property
     def context(self) -> int:
         """Tokens that prompt and response may have together."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+        return context_of(self.model.config)
 
     @property
     def has_adapters(self) -> bool:
@@ -110,14 +113,23 @@ class Network(nn.Module):
         self._active = adapter
 
     def checkpoint_activations(self) -> None:
-        """Recompute layers backward. A layer does so while its own `training` is set: only there, so that dropout stays
-        off, and only under grad, so that the KV cache stays on while sampling."""
-        options = {"use_reentrant": False, "context_fn": self._recompute_contexts}
-        if hasattr(self.model, "activation_checkpointing_enable"):
-            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-        self._checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        """Recompute layers backward, under grad alone, so that the KV cache stays on while sampling.
+
+        To be called last: a copy of the model would share what is put around its layers here. transformers' own switch
+        asks for train mode, which would turn dropout on.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            kind = type(self.model).__name__
+            raise UsageError(f"llm.gradient_checkpointing: {kind} has no layers that can be recomputed; switch it off")
+        for layer in layers:
+            layer.__dict__["forward"] = partial(self._recomputed, layer.forward)
+
+    def _recomputed(self, forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **options)
+        contexts = self._recompute_contexts
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """(around the forward pass, around its repetition backward, when another adapter may be active by then)."""
@@ -141,12 +153,8 @@ class Network(nn.Module):
         No mask is needed: a causal model's column never sees what stands to its right.
         """
         self.use(adapter)
-        for module in getattr(self, "_checkpointed", ()):
-            module.training = torch.is_grad_enabled()
         with self.precision():
             hidden: Tensor = self.model.base_model(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
-        for module in getattr(self, "_checkpointed", ()):
-            module.training = False
         return hidden
 
     def logits(self, hidden: Tensor, adapter: str | None = POLICY) -> Tensor:
@@ -154,9 +162,13 @@ class Network(nn.Module):
         (scaling, soft caps): the model runs with a trunk that answers `hidden`."""
         self.use(adapter)
         answer = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
-        with _answering(self.model.base_model, answer), self.precision():
+        with _answering(self._trunks(), answer), self.precision():
             logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
         return logits[0].float()
+
+    def _trunks(self) -> list[nn.Module]:
+        """What the model may ask for hidden states: its base, or, as OPT does, the decoder inside that."""
+        return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
 
     @torch.no_grad()
     def check_head(self, name: str) -> None:
@@ -173,18 +185,24 @@ class Network(nn.Module):
             )
 
 
+def context_of(config: Any) -> int:
+    """Tokens that a model of this configuration reads at most."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+
+
 @contextmanager
-def _answering(module: nn.Module, answer: Any) -> Iterator[None]:
-    """Let `module` answer `answer` whatever it is asked."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = lambda *_, **__: answer
+def _answering(modules: list[nn.Module], answer: Any) -> Iterator[None]:
+    """Let `modules` answer `answer` whatever they are asked."""
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.__dict__["forward"] = lambda *_, **__: answer
     try:
         yield
     finally:
-        if before is None:
+        for module, forward in zip(modules, before, strict=True):
             del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 def resolve(name: str) -> str:
@@ -217,25 +235,25 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=torch.bfloat16,
+                bnb_4bit_compute_dtype=getattr(torch, options.dtype),
             ),
         }
     model = _loaded_whole(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
     return model if more else model.to(device)
 
 
-def load_trunk(name: str, option: str, device: torch.device) -> tuple[Any, nn.Linear | None]:
+def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, nn.Linear | None]:
     """A model without its language-model head, and its scoring head where the folder holds one. Raises UsageError."""
     config = load_config(name, option)
     scores = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
     if scores:
-        load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=torch.float32)
+        load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
         model = _loaded(load, name, option, "scoring model").to(device)
         head = next(
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
-    load = partial(AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
     return _loaded_whole(load, name, option).to(device).base_model, None
 
 
@@ -256,13 +274,13 @@ def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     try:
         with quiet():
             return load(path) if here or _hub_answers() else load(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # damaged files raise whatever their readers raise
+        why = clipped(f"{type(error).__name__}: {error}", 200)
         if here:
-            why = " ".join(str(error).split())
-            raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why[:200]})") from None
+            raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why})") from None
         raise UsageError(
             f"{option} = {name!r}: there is no such folder, and neither the hub nor its cache here gave a {what} of "
-            "that name; check the spelling and the network, or name a local folder"
+            f"that name; check the spelling and the network, or name a local folder ({why})"
         ) from None
 
 

@@ -51,7 +51,9 @@ class LLM(Section):
     reference: Literal["auto", "copy", "adapter-off"] = Field(
         "auto", description="the frozen model that KL is measured to; auto = adapter-off with LoRA, else a copy"
     )
-    reference_dtype: Literal["same", "float32", "bfloat16"] = Field("same", description="precision of the copy")
+    reference_dtype: Literal["same", "float32", "bfloat16"] = Field(
+        "same", description="precision of the copy's weights; same = as frozen weights are under llm.dtype"
+    )
     reference_device: Literal["same", "cpu"] = Field("same", description="where the copy is kept and run")
     kl: Literal["k1", "abs", "k2", "k3", "full"] = Field(
         "k1", description="estimate of KL to the reference in the reward; k1, k2, k3 and full are logged"
@@ -141,8 +143,11 @@ class LLMConfig(RunConfig):
         yield from super().ignored()
         llm = self.llm
         critic_free = llm.baseline != "critic"
-        for name in ("llm.critic", "llm.critic_init", "ppo.value_clip", "ppo.critic_warmup", "ppo.value_target"):
+        for name in ("llm.critic", "llm.critic_init", "ppo.critic_warmup", "ppo.value_target"):
             yield name, critic_free, f"llm.baseline = {llm.baseline!r}"
+        yield "ppo.value_clip", critic_free and self.ppo.value_clip > 0, f"llm.baseline = {llm.baseline!r}"
+        yield "llm.kl_target", not llm.kl_coef, "llm.kl_coef = 0: a coefficient of 0 adapts to nothing"
+        yield "llm.prompt_key", llm.prompts_name in TASKS, f"llm.prompts = {llm.prompts_name!r}"
         yield "llm.critic_init", llm.critic == "shared", "llm.critic = 'shared'"
         yield "llm.kl_horizon", not llm.kl_target, "llm.kl_target = 0"
         for name in ("llm.lora_alpha", "llm.lora_targets", "llm.quantize"):
@@ -172,6 +177,8 @@ class LLMConfig(RunConfig):
             raise ValueError(
                 "llm.reference = 'adapter-off' needs llm.lora_rank above 0: there is no adapter to switch off"
             )
+        if llm.quantize != "none" and self.reference == "copy":
+            raise ValueError("llm.quantize = '4bit' needs llm.reference = 'adapter-off': a copy is of whole weights")
         if llm.critic == "shared" and llm.baseline == "critic" and not self.optim.joint:
             raise ValueError("llm.critic = 'shared' needs optim.joint = true: two optimizers can't share a trunk")
         if llm.rollout_batch % llm.group_size:

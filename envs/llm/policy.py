@@ -110,8 +110,11 @@ class TokenPolicy(ActorCritic):
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
         """What training changes: a frozen base under adapters is not in it."""
-        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
-        return {name: x for name, x in super().state_dict(*arguments, **options).items() if name not in frozen}
+        everything: dict[str, Any] = super().state_dict(*arguments, **options)
+        named = dict(self.named_parameters(remove_duplicate=False))  # tied weights under each of their names
+        if all(p.requires_grad for p in named.values()):
+            return everything
+        return {name: x for name, x in everything.items() if name in named and named[name].requires_grad}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Raises RuntimeError where `state` holds other names or shapes than `state_dict` gives."""

@@ -74,7 +74,7 @@ def tokenized(data: PromptData, tokenizer: Any, chat_template: bool, longest: in
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     """Tokens of a text that is to be continued: what a tokenizer puts before it stays, an end token after it goes."""
-    ids: list[int] = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     end = tokenizer.eos_token_id
     if special and end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(tokenizer.eos_token):
         ids.pop()

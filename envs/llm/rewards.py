@@ -19,7 +19,6 @@ from ppo_unified.text import clean
 
 VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
 TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold")
-NEEDED = {"arithmetic": ["answer"]}  # columns of built-in rewards whose signature does not name them
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # reward(prompts, responses, **columns) -> a number per response; columns: what else the prompts' records hold
@@ -186,23 +185,21 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         raise UsageError(
             f"{where}: {option} = {reference!r} can't be called as reward(prompts, responses, **columns): {error}"
         ) from None
-    if reference in ("exact", "numeric", "arithmetic"):
+    if reference in ("exact", "numeric"):
         _check_answers(reference, columns["answer"], where)
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
     """The columns without which a reward is known to fail; one with `**columns` alone may want others."""
     parameters = _parameters(find_function(reference, option)) or []
-    return NEEDED.get(reference) or [p.name for p in parameters[2:] if _required(p)]
+    return [p.name for p in parameters[2:] if _required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
     """An answer that no response can match would be a silent 0 for ever."""
-    texts = reference == "arithmetic"  # compared with responses as it stands
     for number, answer in enumerate(answers, 1):
-        if isinstance(answer, bool) or not isinstance(answer, str if texts else (str, int, float)):
-            meant = "a text" if texts else "a text or a number"
-            raise UsageError(f"{where}: 'answer' of prompt {number} is {_kind(answer)}, where {meant} is meant")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise UsageError(f"{where}: 'answer' of prompt {number} is {_kind(answer)}, not a text or a number")
         if reference == "numeric" and last_number(str(answer)) is None:
             raise UsageError(f"{where}: 'answer' of prompt {number} holds no number ({clipped(str(answer))!r})")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from envs.llm.data import clipped
-from envs.llm.model import load_config, load_tokenizer
+from envs.llm.model import context_of, load_config, load_tokenizer
 from envs.llm.quiet import quiet
 from envs.llm.rewards import RewardError
 from ppo_unified.errors import UsageError
@@ -28,7 +28,7 @@ class ScoringModel:
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
         """Raises UsageError for what is not a scoring model: random weights would score as happily as trained ones."""
         config, self.tokenizer = load_scorer_parts(source, option)
-        self.source = source
+        self.source, self.option = source, option
         self.longest = longest(config, self.tokenizer)
         self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
         self.model = _load(source, getattr(torch, dtype), option).to(device)
@@ -51,7 +51,7 @@ class ScoringModel:
         if not 0 < len(ids) <= self.longest:
             size = f"{len(ids)} tokens, and {self.source} reads at most {self.longest}" if ids else "no tokens"
             raise RewardError(
-                f"llm.reward: prompt {clipped(prompt, 60)!r} and response {clipped(response, 60)!r} have {size}"
+                f"{self.option}: prompt {clipped(prompt, 60)!r} and response {clipped(response, 60)!r} have {size}"
             )
         return ids
 
@@ -117,7 +117,7 @@ def _load(source: str, dtype: torch.dtype, option: str) -> Any:
 
 def longest(config: Any, tokenizer: Any) -> int:
     """Tokens that the model reads at most: some count positions that no token takes, and only their tokenizer knows."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    positions = context_of(config)
     return min(int(positions), int(tokenizer.model_max_length))
 
 
