@@ -23,12 +23,14 @@ from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_tokeniz
 from envs.llm.options import LLMConfig
 from envs.llm.policy import AdapterCritic, Comparison, Critic, Reference, TokenPolicy
 from envs.llm.prompts import PtxTexts, end_tokens, load_prompts
-from envs.llm.rewards import load_reward, score
+from envs.llm.rewards import Reward, find_function, load_reward, score
 from envs.llm.scores import Scores
+from envs.llm.scoring import SharedScoringModel, shares_base
 from ppo_unified.batch import packed
 from ppo_unified.errors import UsageError
 from ppo_unified.rollout import Rollout
 
+REWARD, GOLD = "reward", "gold"  # names of the low-rank adapters that are not trained
 CALIBRATION = 256  # responses of the reference whose scores set llm.score_normalize = "reference"
 
 
@@ -52,8 +54,8 @@ class LLMAdapter:
             network.checkpoint_activations()
             if self.policy.critic is not None and self.policy.critic.trunk is not None:
                 self.policy.critic.trunk.checkpoint_activations()
-        self.reward = load_reward(llm.reward_name, device)
-        self.gold = load_reward(llm.proxy_of, device, option="llm.proxy_of") if llm.proxy_of else None
+        self.reward = self._load_reward(llm.reward_name, "llm.reward", REWARD)
+        self.gold = self._load_reward(llm.proxy_of, "llm.proxy_of", GOLD) if llm.proxy_of else None
         self.scores = Scores(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
@@ -61,6 +63,13 @@ class LLMAdapter:
         self.queue: list[int] = []  # prompts still to come in this pass over them
         self.ptx = PtxTexts(config, self.tokenizer, network.context) if llm.ptx_coef else None
         self.last: Answered | None = None
+
+    def _load_reward(self, name: str, option: str, adapter: str) -> Reward:
+        """A reward. A scoring model that is an adapter on the policy's own frozen base is put there, as `adapter`."""
+        network = self.policy.network
+        if network.has_adapters and find_function(name, option) is None and shares_base(name, self.config.llm.model):
+            return SharedScoringModel(name, network, adapter, option)
+        return load_reward(name, self.device, option=option)
 
     def respond(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import json
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,11 +18,12 @@ from transformers import GenerationConfig
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.checks import critic_source
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, resolve
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location
 from envs.llm.options import LLM
 from envs.llm.policy import AdapterCritic, Critic
 from envs.llm.prompts import encode
-from envs.llm.quiet import quiet
+from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.scoring_adapter import read_adapter
 from ppo_unified.errors import UsageError
 
 README = "README.md"
@@ -110,7 +110,7 @@ def _write_adapter(network: Network, name: str, base: str, folder: Path) -> None
     configs = network.tuned.peft_config
     config = copy.deepcopy(configs[name])
     config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects the first adapter's alone
-    config.base_model_name_or_path = _location(base)
+    config.base_model_name_or_path = location(base)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     if network.model.can_generate():
@@ -121,12 +121,6 @@ def _write_adapter(network: Network, name: str, base: str, folder: Path) -> None
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _location(name: str) -> str:
-    """A hub id as it is, a folder so that it is found from everywhere on this machine."""
-    path = Path(resolve(name))
-    return str(path.resolve()) if path.is_dir() else name
-
-
 def _merged(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
     """A base model read anew, with an adapter added to its weights; a trunk where `network` is one."""
     llm = adapter.config.llm
@@ -135,8 +129,7 @@ def _merged(adapter: LLMAdapter, name: str, network: Network, source: str) -> An
         base = load_causal_lm(source, llm, cpu, frozen).float()
     else:
         base = load_trunk(source, "llm.critic_init", cpu, frozen)[0].float()
-    with TemporaryDirectory() as aside, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+    with TemporaryDirectory() as aside, quiet_peft():
         _write_adapter(network, name, source, Path(aside))
         return PeftModel.from_pretrained(base, aside, torch_device="cpu").merge_and_unload()
 
@@ -168,7 +161,7 @@ def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, me
         return "model.base_model"
     if not network.has_adapters:
         network.model.save_pretrained(folder)
-    elif merged:
+    elif merged or read_adapter(source):  # an adapter can't be the base of another
         _merged(adapter, name, network, source).base_model.save_pretrained(folder)
     else:
         _write_adapter(network, name, source, folder)
@@ -190,7 +183,7 @@ def _write_page(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts:
         "all": f"The model with all its weights, trained from `{llm.model}`.",
         "merged": f"`{llm.model}` with the adapter of rank {llm.lora_rank} added to its weights, in float32.",
         "adapter": f"A low-rank adapter (rank {llm.lora_rank}) and not the model: transformers loads its base, "
-        f"`{_location(llm.model)}`, from where adapter_config.json says; peft must be installed.",
+        f"`{location(llm.model)}`, from where adapter_config.json says; peft must be installed.",
     }
     precision = [f"matrix products in {llm.dtype}"] if llm.dtype != "float32" else []
     precision += [f"the base in {llm.quantize}"] if llm.quantize != "none" else []

@@ -4,7 +4,6 @@ adapters by name, dropout always off."""
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
@@ -20,10 +19,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from envs.llm.data import clipped
 from envs.llm.options import LLM, TINY
-from envs.llm.quiet import quiet
+from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.scoring_adapter import ScoringAdapter, read_adapter, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
-POLICY, CRITIC = "policy", "critic"  # names of low-rank adapters
+POLICY, CRITIC = "policy", "critic"  # names of the low-rank adapters that are trained
 HEAD_TOLERANCE = 1e-4  # between the head called apart and the whole model, relative to the largest logit
 
 
@@ -40,6 +40,8 @@ class Network(nn.Module):
         self.bf16 = bf16
         self._tuned: Any = None  # peft's view of `model`, where it has adapters
         self._active: str | None = POLICY
+        self._trained: list[nn.Parameter] = []  # of adapters
+        self._frozen: list[nn.Parameter] = []  # of adapters, too: a reward's
 
     @property
     def device(self) -> torch.device:
@@ -67,9 +69,7 @@ class Network(nn.Module):
 
         targets: Any = options.lora_targets or "all-linear"
         lora = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+        with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             try:
                 self._set_tuned(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
@@ -79,8 +79,43 @@ class Network(nn.Module):
                 raise UsageError(f"llm.lora_targets = {options.lora_targets}: {error}".splitlines()[0]) from None
         self.eval()
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
+        self._thaw()
+
+    def add_frozen_adapter(self, name: str, adapter: ScoringAdapter, option: str) -> nn.Linear:
+        """Put a scoring model's adapter beside those that are trained, under `name`; its head. Raises UsageError."""
+        from peft import LoraConfig, set_peft_model_state_dict
+
+        if not getattr(self.model, "is_quantized", False):
+            adapter.check_base(trunk_fingerprint(self.model), self.model.dtype)
+        weights, head = adapter.weights()
+        lora = LoraConfig.from_pretrained(str(adapter.folder))
+        lora.task_type, lora.modules_to_save, lora.inference_mode = None, None, False
+        try:
+            with quiet_peft():
+                self._tuned.add_adapter(name, lora)
+                loading: Any = set_peft_model_state_dict(self._tuned, weights, adapter_name=name)
+            misfits = loading.unexpected_keys or [key for key in loading.missing_keys if f".{name}." in key]
+        except (ValueError, RuntimeError, KeyError) as error:
+            misfits = [" ".join(str(error).split())[:200]]
+        if misfits:
+            kind = type(self.model).__name__
+            raise UsageError(f"{option} = {str(adapter.folder)!r}: does not fit on a {kind} ({misfits[0]})")
+        self._frozen += self.adapter_parameters(name)
+        for parameter in self._frozen:
+            parameter.data = parameter.data.to(self.device)
+        self.eval()
+        active, self._active = self._active, name
+        self.use(active)
+        layer = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head)
+        layer.load_state_dict(head)
+        return layer.to(self.device).requires_grad_(False)
+
+    def _thaw(self) -> None:
+        """peft freezes what it switches off and thaws what it switches on; here the same ones are always trained."""
         for parameter in self._trained:
             parameter.requires_grad_(True)
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
 
     def _set_tuned(self, tuned: Any) -> None:
         object.__setattr__(self, "_tuned", tuned)  # not a submodule: it holds the very modules that `model` holds
@@ -96,11 +131,15 @@ class Network(nn.Module):
     @torch.no_grad()
     def fingerprint(self) -> float:
         """One number of all frozen weights; another model's differs."""
-        sums = [p.abs().sum(dtype=torch.float64) for p in self.model.parameters() if not p.requires_grad]
+        named = self.model.named_parameters()
+        frozen = [
+            p for name, p in named if not p.requires_grad and "lora_" not in name
+        ]  # a reward's adapter is no base
+        sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
         return float(torch.stack([x.to(self.device) for x in sums]).sum())
 
     def use(self, adapter: str | None) -> None:
-        """Switch to an adapter. peft freezes what it switches off; here all adapters stay trainable."""
+        """Switch to an adapter."""
         if self._tuned is None or adapter == self._active:
             return
         if adapter is None:
@@ -108,8 +147,7 @@ class Network(nn.Module):
         else:
             self._tuned.base_model.enable_adapter_layers()
             self._tuned.base_model.set_adapter(adapter)
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
+        self._thaw()
         self._active = adapter
 
     def checkpoint_activations(self) -> None:
@@ -220,7 +258,19 @@ def load_tokenizer(name: str, option: str = "llm.model") -> Any:
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    return _loaded(AutoConfig.from_pretrained, name, option, "configuration")
+    """A model's configuration; a scoring adapter has that of its base, with one label. Raises UsageError."""
+    adapter = read_adapter(resolve(name))
+    if adapter is None:
+        return _loaded(AutoConfig.from_pretrained, name, option, "configuration")
+    config = load_config(adapter.base, f"the base of {option} = {name!r}")
+    config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
+    return config
+
+
+def location(name: str) -> str:
+    """A hub id as it is, a folder so that it is found from everywhere on this machine."""
+    path = Path(resolve(name))
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.dtype) -> Any:
@@ -247,14 +297,44 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
     config = load_config(name, option)
     scores = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
     if scores:
-        load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
-        model = _loaded(load, name, option, "scoring model").to(device)
+        model = load_scorer(name, option, dtype).to(device)
         head = next(
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
     load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
     return _loaded_whole(load, name, option).to(device).base_model, None
+
+
+def load_scorer(name: str, option: str, dtype: torch.dtype) -> Any:
+    """A scoring model, an adapter added to its base's weights. Raises UsageError, for one that lacks weights too: what
+    is drawn at random would score as happily."""
+    adapter = read_adapter(resolve(name))
+    if adapter is not None:
+        return _merged(adapter, option, dtype)
+    load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype, output_loading_info=True)
+    model, loading = _loaded(load, name, option, "scoring model")
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{option} = {name!r} is not a scoring model: it lacks {', '.join(missing[:3])}, which would be random"
+        )
+    return model
+
+
+def _merged(adapter: ScoringAdapter, option: str, dtype: torch.dtype) -> Any:
+    from peft import PeftModel
+
+    where = f"the base of {option} = {str(adapter.folder)!r}"
+    adapter.weights()  # refused where it has no head, which peft would draw at random
+    load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
+    base = _loaded(load, adapter.base, where, "scoring model")
+    adapter.check_base(trunk_fingerprint(base), dtype)
+    try:
+        with quiet_peft():
+            return PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu").merge_and_unload()
+    except (ValueError, RuntimeError, KeyError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"{option} = {str(adapter.folder)!r}: does not fit on {adapter.base} ({why})") from None
 
 
 def _loaded_whole(load: Callable[..., Any], name: str, option: str) -> Any:

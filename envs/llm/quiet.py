@@ -1,7 +1,9 @@
-"""Silence for transformers, whose progress bars and log lines would tear ours; what they warn of is checked by us."""
+"""Silence for transformers and peft, whose progress bars, log lines and warnings would tear ours; what they warn of is
+checked by us."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +21,11 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+        yield

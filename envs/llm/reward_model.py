@@ -7,11 +7,11 @@ last token.
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import random
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import datasets
 import torch
 import transformers
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
 from transformers.pytorch_utils import Conv1D
@@ -29,11 +30,12 @@ from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # trl
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from envs.llm.data import Pair
-from envs.llm.model import load_config, load_tokenizer, resolve
+from envs.llm.model import load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
-from envs.llm.quiet import quiet
+from envs.llm.quiet import quiet, quiet_peft
 from envs.llm.rewards import Reward, load_reward, score
 from envs.llm.scoring import encode, longest
+from envs.llm.scoring_adapter import FINGERPRINT, WEIGHTS, read_adapter, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
 LORA_ALPHA = 16  # as llm.lora_alpha
@@ -51,6 +53,7 @@ class Settings:
     batch: int = 8  # pairs
     max_length: int = 0  # tokens; longer pairs are left out
     lora_rank: int = 0
+    adapter: bool = False  # save adapter and head without the base, not a whole model
     eval_share: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -132,9 +135,16 @@ def _make(
     held = _held_out(kept, settings.eval_share, settings.seed)
     training = [row for index, row in enumerate(rows) if index not in held]
     fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
+    base = trunk_fingerprint(model) if settings.adapter else 0.0
     trainer = _trainer(model, training, fill, settings, device, report)
     trainer.train()
-    _save(trainer.model, tokenizer, fill, folder)
+    trained: Any = trainer.model
+    _check_finite(trained)
+    if settings.adapter:
+        _save_adapter(trained, location(settings.model), base, folder)
+    else:
+        (trained.merge_and_unload() if settings.lora_rank else trained).save_pretrained(folder)
+    _save_tokenizer(tokenizer, fill, folder)
     return _Made(limit, trainer.state.global_step, kept, held)
 
 
@@ -154,6 +164,8 @@ def _lr(settings: Settings) -> float:
 def _load(settings: Settings, tokenizer: Any) -> Any:
     """The base model with one score per text. Raises UsageError where it has no such form or lacks other weights."""
     name = settings.model
+    if adapter := read_adapter(resolve(name)):
+        raise UsageError(f"--model {name}: is an adapter; name the model that it belongs to ({adapter.base})")
     config = load_config(name, "--model")
     scores = any("SequenceClassification" in kind for kind in config.architectures or [])
     if scores and config.num_labels != 1:
@@ -314,17 +326,28 @@ def _with_adapters(model: Any, rank: int) -> Any:
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with warnings.catch_warnings():  # peft asks transformers by a name that is about to go
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    with quiet_peft():
         return get_peft_model(model, options)
 
 
-def _save(model: Any, tokenizer: Any, fill: int, folder: Path) -> None:
-    """A plain folder: adapters merged, `pad_token_id` the one that was trained with, the tokenizer as it came."""
-    model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+def _check_finite(model: Any) -> None:
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise UsageError("the weights are no longer finite; lower --lr")
-    model.save_pretrained(folder)
+
+
+def _save_adapter(model: Any, base: str, fingerprint: float, folder: Path) -> None:
+    """Adapter and head as peft writes them, and which weights they belong to."""
+    options = copy.deepcopy(model.peft_config["default"])
+    options.base_model_name_or_path, options.inference_mode = base, True
+    options.target_modules = sorted(options.target_modules)
+    options.save_pretrained(folder)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {key: x.detach().float().cpu().contiguous() for key, x in weights.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: repr(fingerprint)})
+
+
+def _save_tokenizer(tokenizer: Any, fill: int, folder: Path) -> None:
+    """As it came, but for the pad token that was trained with."""
     tokenizer.padding_side = "right"
     if fill in tokenizer.all_special_ids:  # an ordinary token must not become a special one
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)

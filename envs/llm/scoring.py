@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
 
 from envs.llm.data import clipped
-from envs.llm.model import context_of, load_config, load_tokenizer
-from envs.llm.quiet import quiet
+from envs.llm.model import Network, context_of, load_config, load_scorer, load_tokenizer, location
 from envs.llm.rewards import RewardError
+from envs.llm.scoring_adapter import read_adapter
 from ppo_unified.errors import UsageError
 
 BATCH_COLUMNS = 8192  # padded tokens in one forward pass
@@ -27,14 +26,18 @@ class ScoringModel:
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
         """Raises UsageError for what is not a scoring model: random weights would score as happily as trained ones."""
+        self._read(source, option)
+        self.model = load_scorer(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
+        self.head = getattr(self.model, "score", None)  # None: pools in its own way, as encoders do, by the mask
+        if isinstance(self.head, nn.Module):
+            self.head.float()  # bfloat16 has 256 numbers between 1 and 2: many scores would tie
+
+    def _read(self, source: str, option: str) -> None:
+        """Everything but the weights."""
         config, self.tokenizer = load_scorer_parts(source, option)
         self.source, self.option = source, option
         self.longest = longest(config, self.tokenizer)
         self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
-        self.model = _load(source, getattr(torch, dtype), option).to(device)
-        self.head = getattr(self.model, "score", None)  # None: pools in its own way, as encoders do, by the mask
-        if isinstance(self.head, nn.Module):
-            self.head.float()  # bfloat16 has 256 numbers between 1 and 2: many scores would tie
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
         """Raises RewardError for a text that is longer than the model reads: nothing is ever cut."""
@@ -58,7 +61,7 @@ class ScoringModel:
     @torch.no_grad()
     def _forward(self, rows: list[list[int]]) -> Tensor:
         """Scores [n] of rows of ids, padded on the right."""
-        device = next(self.model.parameters()).device
+        device = self.model.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self.fill] * (longest - len(row)) for row in rows], device=device)
@@ -66,10 +69,36 @@ class ScoringModel:
         if self.head is None:
             logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
             return logits[:, 0].float()
-        hidden = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        last = hidden[torch.arange(len(rows), device=device), lengths - 1]
+        last = self._hidden(ids, mask)[torch.arange(len(rows), device=device), lengths - 1]
         scores: Tensor = self.head(last.float())[:, 0]
         return scores
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[n, L, H]"""
+        hidden: Tensor = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return hidden
+
+
+class SharedScoringModel(ScoringModel):
+    """A scoring model that is a low-rank adapter on the policy's own base: the weights are in memory once."""
+
+    def __init__(self, source: str, network: Network, name: str, option: str) -> None:
+        """`name`: of the adapter in `network`. Raises UsageError where it doesn't fit there."""
+        self._read(source, option)
+        adapter = read_adapter(source)
+        assert adapter is not None
+        self.network, self.name = network, name
+        self.model = network.model
+        self.head = network.add_frozen_adapter(name, adapter, option)
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.network.trunk(ids, self.name)
+
+
+def shares_base(source: str, model: str) -> bool:
+    """Whether `source` is a scoring adapter whose base is the very model (folder or hub id) that `model` names."""
+    adapter = read_adapter(source)
+    return adapter is not None and location(adapter.base) == location(model)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -97,22 +126,6 @@ def load_scorer_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any
     if largest >= size:
         raise UsageError(f"{option} = {source!r}: its tokenizer has ids up to {largest}, its model {size} embeddings")
     return config, tokenizer
-
-
-def _load(source: str, dtype: torch.dtype, option: str) -> Any:
-    try:
-        with quiet():
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype, output_loading_info=True
-            )
-    except Exception as error:  # damaged files raise whatever their readers raise
-        why = clipped(f"{type(error).__name__}: {error}", 200)
-        raise UsageError(f"{option} = {source!r}: no scoring model can be loaded from there ({why})") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise UsageError(
-            f"{option} = {source!r} is not a scoring model: it lacks {', '.join(missing[:3])}, which would be random"
-        )
-    return model.eval().requires_grad_(False)
 
 
 def longest(config: Any, tokenizer: Any) -> int:

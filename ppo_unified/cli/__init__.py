@@ -153,6 +153,9 @@ def _reward_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, merged at the end")
     parser.add_argument(
+        "--adapter", action="store_true", help="save adapter and head alone: they share the base with a LoRA policy"
+    )
+    parser.add_argument(
         "--eval-share", type=float, default=0.1, help="share of the pairs to hold out and measure on (default: 0.1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the new weights and of the order (default: 0)")

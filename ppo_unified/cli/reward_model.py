@@ -36,7 +36,7 @@ def reward_model(options: Namespace) -> int:
     if missing:
         raise UsageError(f"reward-model needs {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
     module = "envs.llm.reward_model"
-    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "eval_share", "seed", "device")
+    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "adapter", "eval_share", "seed", "device")
     settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
     progress = _Progress()
     with TemporaryDirectory(dir=options.out, prefix=".writing-") as aside:
@@ -72,6 +72,8 @@ def _check_numbers(options: Namespace) -> None:
         if getattr(options, name) < lowest:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} {getattr(options, name)}: must be at least {lowest}")
+    if options.adapter and not options.lora_rank:
+        raise UsageError("--adapter: without --lora-rank all weights are trained and there is no adapter to save")
     if not math.isfinite(options.lr) or options.lr < 0:
         raise UsageError(f"--lr {options.lr:g}: must be above 0, or 0 for what suits the model")
     if not 0 <= options.eval_share < 1:
