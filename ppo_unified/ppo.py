@@ -8,7 +8,7 @@ gradient does not depend on how a minibatch is cut to fit into memory.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,7 +227,7 @@ def update(
     warming_up = progress.iteration < ppo.critic_warmup
     norms: list[Tensor] = []
     totals: dict[str, Tensor] = {}
-    extra_metrics: dict[str, float] = {}
+    extras: list[Mapping[str, float]] = []
     first_ratio_error, stopped, epoch = 0.0, False, 0
     while epoch < ppo.epochs and not stopped:
         epoch, totals = epoch + 1, {}
@@ -241,10 +241,11 @@ def update(
                 break
             if not warming_up and (extra := adapter.extra_loss(generator)) is not None:
                 extra[0].backward()
-                extra_metrics.update(extra[1])
+                extras.append(extra[1])
             norms.append(step(optimizers, optim.max_grad_norm))
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
     mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
+    extra_metrics = {name: sum(x[name] for x in extras) / len(extras) for name in (extras[0] if extras else ())}
     if ppo.objective == "penalty":
         if ppo.penalty_target and not warming_up:
             missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4

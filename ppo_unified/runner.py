@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -323,6 +323,8 @@ class Trainer:
         metrics = {"system/cpu": self.process.cpu_percent(), "system/memory_gb": self.process.memory_info().rss / 1e9}
         if self.device.type == "cuda":
             metrics["system/gpu_memory_gb"] = torch.cuda.memory_reserved(self.device) / 1e9
+            with suppress(ModuleNotFoundError, RuntimeError):  # torch asks a package of NVIDIA's, if it is installed
+                metrics["system/gpu"] = float(torch.cuda.utilization(self.device))
         return metrics
 
     def close(self) -> None:

@@ -293,6 +293,21 @@ def test_the_pretraining_term_is_the_mean_loss_of_its_texts(folder: Path, tmp_pa
     assert extra[1]["loss/ptx"] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_the_pretraining_term_depends_on_no_micro_batch(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("short\na somewhat longer one\nmiddling text\n", encoding="utf-8")
+    found = []
+    for columns in (1, 30, 10_000):
+        llm = {"ptx_data": str(tmp_path / "texts.txt"), "ptx_coef": 1.0, "ptx_batch": 6}
+        adapter = LLMAdapter(configured(folder, llm, ppo={"microbatch_columns": columns}), CPU)
+        extra = adapter.extra_loss(torch.Generator().manual_seed(0))
+        assert extra is not None
+        extra[0].backward()
+        found.append((extra[0].detach(), [p.grad for p in adapter.policy.parameters() if p.grad is not None]))
+    for loss, gradients in found[:2]:
+        torch.testing.assert_close(loss, found[2][0])
+        torch.testing.assert_close(gradients, found[2][1], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["independent critic", "shared critic", "adapters, critic from a path",
                                   "adapters: policy and critic on one base"])  # fmt: skip
 def test_warming_the_critic_up_moves_the_critic_alone(folder: Path, kind: str) -> None:

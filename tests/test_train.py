@@ -251,6 +251,7 @@ def test_extra_loss_waits_for_the_critic_to_warm_up() -> None:
     metrics = run_engine(adapter, 3, PPO(epochs=2, minibatches=3, critic_warmup=2))
     assert adapter.calls == 6
     assert ["loss/ptx" in m for m in metrics] == [False, False, True]
+    assert metrics[2]["loss/ptx"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) / 6)  # the mean over optimizer steps
 
 
 @pytest.mark.parametrize("joint", [True, False])

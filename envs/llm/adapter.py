@@ -10,11 +10,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from envs.llm.checks import check_same_tokens, critic_source
 from envs.llm.generate import Responses, generate
@@ -199,7 +201,15 @@ class LLMAdapter:
         if self.ptx is None:
             return None
         tokens, chosen = self.ptx.draw(generator, self.device)
-        loss = -self.policy.log_likelihood(tokens[:, :-1], chosen, tokens[:, 1:]).mean()
+        parts = list(packed(chosen.sum(1), self.config.ppo.microbatch_columns))
+        likelihood = self.policy.log_likelihood
+        if len(parts) > 1:  # each is computed again backward: kept, all of them would be in memory at once
+            likelihood = partial(checkpoint, likelihood, use_reentrant=False)
+        total = torch.zeros((), device=self.device)
+        for rows, longest in parts:
+            part = likelihood(tokens[rows, :longest], chosen[rows, :longest], tokens[rows, 1 : longest + 1])
+            total = total - part.sum()
+        loss = total / chosen.sum()
         return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss.detach())}
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
