@@ -114,6 +114,15 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+USUAL = (  # what one looks at first
+    "eval/score",
+    "episode/return",
+    "policy/kl",
+    "policy/entropy",
+    "value/explained_variance",
+    "loss/value",
+)
+
 
 def describe(tag: str) -> str:
     """One line for a tag: meaning, unit, healthy range; empty for tags that adapters add without declaring them."""

@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 
 from textual.binding import Binding, BindingType
 
-Place: TypeAlias = Literal["app", "runs", "charts", "metric", "run", "picker", "form"]
+Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "picker", "form"]
 
 PLACES: dict[Place, str] = {  # in the order of help and docs
-    "runs": "Runs",
+    "runs": "The list of runs",
+    "control": "The run under the cursor, or on the page",
     "charts": "Charts",
     "metric": "One metric",
     "run": "One run",
@@ -45,19 +46,19 @@ ACTIONS: tuple[Action, ...] = (
     Action("mark", "space", "Mark", "Draw the run in the charts, or no longer", "runs", footer=True),
     Action("mark_all", "a", "Mark all", "Mark every listed run, or none where all are marked", "runs"),
     Action("pin", "p", "Pin", "Make the run the reference: always drawn, on top and in white", "runs"),
-    Action("stop", "s", "Stop", "Write a checkpoint and stop the run", "runs", footer=True, writes=True),
-    Action("kill", "K", "Kill", "End the run at once, without a checkpoint", "runs", writes=True),
-    Action("resume", "r", "Resume", "Go on from the newest checkpoint", "runs", footer=True, writes=True),
+    Action("stop", "s", "Stop", "Write a checkpoint and stop the run", "control", footer=True, writes=True),
+    Action("kill", "K", "Kill", "End the run at once, without a checkpoint", "control", writes=True),
+    Action("resume", "r", "Resume", "Go on from the newest checkpoint", "control", footer=True, writes=True),
     Action(
-        "rerun", "R", "Rerun", "Open the form with this run's options, to start another like it", "runs", writes=True
+        "rerun", "R", "Rerun", "Open the form with this run's options, to start another like it", "control", writes=True
     ),
-    Action("rename", "e", "Rename", "Give the run another name", "runs", writes=True),
-    Action("note", "N", "Note", "Write a line about the run", "runs", writes=True),
-    Action("delete", "d,delete", "Delete", "Delete the run's folder, after a question", "runs", writes=True),
+    Action("rename", "e", "Rename", "Give the run another name", "control", writes=True),
+    Action("note", "N", "Note", "Write a line about the run", "control", writes=True),
+    Action("delete", "d,delete", "Delete", "Delete the run's folder, after a question", "control", writes=True),
     Action("compare", "c", "Compare", "The options in which the marked runs differ", "runs"),
-    Action("inspect", "i", "Inspect", "Every quantity of PPO at every step of a stored sample", "runs"),
-    Action("play", "w", "Watch", "Watch the policy act, or type prompts to the language model", "runs"),
-    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "runs"),
+    Action("inspect", "i", "Inspect", "Every quantity of PPO at every step of a stored sample", "control"),
+    Action("play", "w", "Watch", "Watch the policy act, or type prompts to the language model", "control"),
+    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "control"),
     Action("filter", "slash", "Filter", "List only some runs: words, key:value, key>1, !x, x|y", "runs", footer=True),
     Action("sort", "o", "Sort", "Sort by the next column; a click on a column's head does it too", "runs"),
     Action("sort_reverse", "O", "Reverse", "Turn the order round", "runs"),

@@ -43,6 +43,10 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
 
 
+def _tui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readonly", action="store_true", help="only look: nothing is started, stopped or changed")
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", nargs="?", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0"
@@ -181,6 +185,7 @@ def _tensorboard(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Command] = {
+    "tui": Command("the terminal UI: launch runs and watch them learn (also without a command)", "watching", _tui),
     "envs": Command("what can be trained: presets, expected score and time", "looking", _json),
     "recipes": Command("how known systems set PPO up: list, show or compare", "recipes", _recipes),
     "train": Command("train a preset, a TOML file or a Gymnasium id", "training", _train),
@@ -237,8 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.command:
             if rest:
                 raise UsageError(f"ppo-unified: there is no option {rest[0]} (list: ppo-unified --help)")
-            parser.print_help()
-            return 0
+            if not (sys.stdin.isatty() and sys.stdout.isatty()):
+                parser.print_help()
+                return 0
+            options = parser.parse_args(["tui"])
         if rest and options.command not in WITH_OPTIONS:
             raise UsageError(f"ppo-unified {options.command}: unexpected argument {rest[0]!r}; see --help")
         folder = getattr(options, "folder", None)

@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 
     from ppo_unified.events import EventReader
 
-DEFAULT_METRICS = (
-    "eval/score",
-    "episode/return",
-    "policy/kl",
-    "policy/entropy",
-    "value/explained_variance",
-    "loss/value",
-)
 REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
 _ALIVE = (*ACTIVE, "stalled")
 _STATE_COLORS = {"starting": GREEN, "running": GREEN, "stopping": YELLOW, "stopped": YELLOW, "stalled": YELLOW}
@@ -224,7 +216,7 @@ def _alive(watched: Iterable[Watched]) -> bool:
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
     """Read what is new; the tags to show. Raises UsageError for one that no run has, unless it may still come."""
-    from ppo_unified.metrics import METRICS
+    from ppo_unified.metrics import METRICS, USUAL
 
     to_come = set(METRICS) if _alive(watched) else set()
     for one in watched:
@@ -236,7 +228,7 @@ def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool =
             raise UsageError(
                 f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
             )
-    usual = [tag for tag in DEFAULT_METRICS if tag in found]
+    usual = [tag for tag in USUAL if tag in found]
     return list(dict.fromkeys(metrics)) or (found if everything or not usual else usual)
 
 

@@ -1,0 +1,20 @@
+"""`tui`: the terminal UI."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib import import_module
+
+from ppo_unified.cli.screen import is_drawable
+from ppo_unified.errors import UsageError
+
+
+def tui(options: argparse.Namespace) -> int:
+    """Open the terminal UI over a runs folder, until the user leaves it."""
+    if not (sys.stdin.isatty() and is_drawable(sys.stdout)):
+        found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "input or output is no terminal"
+        raise UsageError(f"ppo-unified tui: needs a terminal ({found}); elsewhere: ppo-unified runs, ppo-unified show")
+    code: int = import_module("tui.app").run(options.folder, options.readonly)
+    return code

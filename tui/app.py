@@ -1,0 +1,250 @@
+"""The terminal UI's program: one reader thread, screens over one store, runs started as processes of their own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import work
+from textual.app import App
+from textual.binding import BindingType
+from textual.message import Message
+from textual.screen import Screen
+from textual.worker import get_current_worker
+
+from ppo_unified import control
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import ACTIVE, Run
+from ppo_unified.text import can_unicode, clean
+from tui.actions import Action, Place, bindings, writes
+from tui.dialogs import Read, help_text
+from tui.form import Form
+from tui.outside import run_outside
+from tui.palette import Actions
+from tui.picker import Picker
+from tui.runs_view import RunsScreen
+from tui.state import ViewState
+from tui.store import Changes, Entry, Store
+from tui.themes import CYCLE, OURS
+
+BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
+REFRESH_S = 0.5  # between two pictures of what the reader found
+MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
+
+
+class Terminal(App[None]):
+    """The UI over one runs folder."""
+
+    TITLE = "ppo-unified"
+    COMMANDS: ClassVar[set[Any]] = {Actions}
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+    CSS_PATH = "app.tcss"
+
+    class Found(Message):
+        """The reader has something new; a later one takes the place of an earlier one not yet seen."""
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, Terminal.Found)
+
+    def __init__(
+        self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
+    ) -> None:
+        super().__init__()
+        self.runs, self.readonly = runs, readonly
+        self.state = ViewState.load(runs)
+        self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
+        self.store = store or Store(runs)
+        self._closing, self._hurry = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._changes = Changes(False, frozenset(), False)  # found since the last picture
+        self._states: dict[str, str] = {}  # as last told of
+        self._painted = 0.0
+        self.typed: dict[str, dict[str, str]] = self.state.typed
+
+    def on_mount(self) -> None:
+        for theme in OURS:
+            self.register_theme(theme)
+        self.theme = self.state.theme if self.state.theme in self.available_themes else OURS[0].name
+        self.push_screen(RunsScreen(self.store))
+        self.read_on()
+
+    def on_unmount(self) -> None:
+        self._closing.set()
+        self._hurry.set()
+
+    # reading
+
+    @work(thread=True, exclusive=True, group="reader", exit_on_error=True)
+    def read_on(self) -> None:
+        """Read what runs write until the program ends. Touches no widget."""
+        worker = get_current_worker()
+        while not (worker.is_cancelled or self._closing.is_set()):
+            changes = self.store.turn()
+            if changes.listed or changes.advanced:
+                with self._lock:
+                    before = self._changes
+                    self._changes = Changes(
+                        before.listed or changes.listed, before.advanced | changes.advanced, changes.pending
+                    )
+                self.post_message(self.Found())
+            self._hurry.wait(BUSY_S if changes.pending else QUIET_S)
+            self._hurry.clear()
+
+    def hurry(self) -> None:
+        """Let the reader look at once: something was started or asked for."""
+        self._hurry.set()
+
+    def on_terminal_found(self) -> None:
+        """Show it, at most every REFRESH_S."""
+        wait = self._painted + REFRESH_S - time.monotonic()
+        if wait > 0:
+            self.set_timer(wait, lambda: self.post_message(self.Found()))
+            return
+        with self._lock:
+            changes, self._changes = self._changes, Changes(False, frozenset(), False)
+        if not (changes.listed or changes.advanced):
+            return
+        self._painted = time.monotonic()
+        if changes.listed:
+            self._tell_ends()
+        for screen in self.screen_stack:
+            if isinstance(screen, Sees):
+                screen.store_changed(changes)
+
+    def _tell_ends(self) -> None:
+        """A word where a run that was seen alive has ended or hangs."""
+        entries = self.store.entries
+        for key, entry in entries.items():
+            before = self._states.get(key)
+            if before in ACTIVE and entry.state in MESSAGES and entry.state != before:
+                self._tell(entry)
+        self._states = {key: entry.state for key, entry in entries.items()}
+
+    def _tell(self, entry: Entry) -> None:
+        status = entry.status
+        reason = f" ({clean(status.reason)})" if status.reason else ""
+        score = "" if status.best_score is None else f", best score {status.best_score:.4g}"
+        text = f"{clean(entry.key)}: {entry.state}{reason} after {status.step:,} steps{score}"
+        severity: Any = MESSAGES[entry.state]
+        self.notify(text, severity=severity, timeout=10, markup=False)
+        self.bell()
+        if self._driver is not None and not self.is_headless:
+            self._driver.write(f"\x1b]9;{text}\x07")  # a desktop notification, where the terminal has them
+
+    # what screens ask for
+
+    def remember(self) -> None:
+        self.state.theme = self.theme
+        self.state.save(self.runs)
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Do something quick to a run folder; a refusal is shown."""
+        try:
+            work()
+        except (UsageError, OSError) as error:
+            self.notify(str(error), severity="error", timeout=15, markup=False)
+        self.hurry()
+
+    def in_thread(self, work: Callable[[], str]) -> None:
+        """Do something slow to a run; what it answers, or why it was refused, is shown."""
+        self._work_on(work, lambda refused: self.notify(refused, severity="error", timeout=15, markup=False))
+
+    @work(thread=True, group="control", exit_on_error=False)
+    def _work_on(self, work: Callable[[], str], refused: Callable[[str], object]) -> None:
+        self.call_later(self.hurry)
+        try:
+            answer = work()
+        except (UsageError, OSError) as error:
+            self.call_from_thread(refused, str(error))
+        else:
+            self.call_from_thread(self.notify, answer, markup=False)
+        self.call_later(self.hurry)
+
+    def open_picker(self) -> None:
+        self.push_screen(Picker(self.open_form))
+
+    def open_form(self, target: str) -> None:
+        self._push_form(target, "", self.typed.setdefault(target, {}))
+
+    def open_rerun(self, run: Run) -> None:
+        from ppo_unified.form import arguments_of
+
+        try:
+            target, recipe, typed = arguments_of(run)
+        except UsageError as error:
+            self.notify(str(error), severity="error", timeout=15, markup=False)
+            return
+        self._push_form(target, recipe, typed)
+
+    def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
+        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
+
+    def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
+        """Start a process for each list of arguments of `train`, and go back to the list of runs."""
+        while not isinstance(self.screen, RunsScreen):
+            self.pop_screen()
+        screen = self.screen
+        for one in arguments:
+            self._start(screen, list(one))
+
+    def _start(self, screen: RunsScreen, arguments: list[str]) -> None:
+        def work() -> str:
+            run = control.start(arguments, self.runs, begun=lambda run: self.call_from_thread(screen.focus_run, run.name))
+            return f"{clean(run.name)} is training"
+
+        self.in_thread(work)
+
+    def renamed(self, key: str, run: Run) -> None:
+        """Keep marks and pin of a run that has another name now."""
+        state = self.state
+        state.marked = [run.name if name == key else name for name in state.marked]
+        state.pinned = run.name if state.pinned == key else state.pinned
+        self.remember()
+        for screen in self.screen_stack:
+            if isinstance(screen, RunsScreen):
+                screen.focus_run(run.name)
+
+    def outside(self, command: str, run: Run) -> None:
+        """Let another command have the terminal until it ends."""
+        run_outside(self, [command, run.name, "--runs", str(run.path.parent)])
+        self.hurry()
+
+    # actions
+
+    def places(self, screen: Screen[Any]) -> tuple[Place, ...]:
+        return (*getattr(screen, "places", ()), "app")
+
+    def allowed(self, action: Action) -> bool:
+        return not (self.readonly and action.writes)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return not (self.readonly and writes(action))
+
+    def action_help(self) -> None:
+        screen = self.screen
+        explain = getattr(screen, "explain", None)
+        text = help_text(self.places(screen), explain() if explain else None, self.allowed)
+        self.push_screen(Read("Keys", text))
+
+    def action_theme(self) -> None:
+        self.theme = CYCLE[(CYCLE.index(self.theme) + 1) % len(CYCLE)] if self.theme in CYCLE else CYCLE[0]
+
+    def watch_theme(self) -> None:
+        self.remember()
+        for screen in self.screen_stack:
+            if isinstance(screen, RunsScreen) and screen.is_mounted:
+                self.call_after_refresh(screen.theme_changed)
+
+
+def run(runs: Path, readonly: bool = False) -> int:
+    """Run the UI until the user leaves; its exit code."""
+    from tui.terminal import restored
+
+    with restored():
+        app = Terminal(runs, readonly)
+        app.run()
+    return app.return_code or 0

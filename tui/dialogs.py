@@ -1,0 +1,146 @@
+"""Small questions over the screen below: yes or no, one line of text, and the page of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from ppo_unified.errors import UsageError
+from tui.actions import PLACES, Action, Place, at, key_name
+
+_BOX = """
+    {name} {{ align: center middle; }}
+    {name} > .box {{
+        width: auto; min-width: 40; max-width: 96%; height: auto; max-height: 96%;
+        background: $surface; border: round $primary; padding: 0 1;
+    }}
+    {name} .title {{ text-style: bold; width: auto; }}
+    {name} .hint {{ color: $text-muted; width: auto; }}
+    {name} .error {{ color: $text-error; width: 1fr; height: auto; }}
+"""
+
+
+class Confirm(ModalScreen[bool]):
+    """A question before something that cannot be taken back."""
+
+    CSS = _BOX.format(name="Confirm")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y,enter", "answer(True)", "Yes"),
+        Binding("n,escape,q", "answer(False)", "No"),
+    ]
+
+    def __init__(self, question: str, detail: str = "") -> None:
+        super().__init__()
+        self.question, self.detail = question, detail
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box"):
+            yield Static(self.question, markup=False, classes="title")
+            if self.detail:
+                yield Static(self.detail, markup=False)
+            yield Static("y or Enter: yes    n or Esc: no", classes="hint")
+
+    def action_answer(self, answer: bool) -> None:
+        self.dismiss(answer)
+
+
+class Ask(ModalScreen[str | None]):
+    """One line of text; None where the user went back. A `check` that raises UsageError keeps the box open."""
+
+    CSS = _BOX.format(name="Ask") + "Ask Input { width: 70; max-width: 100%; }"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Back")]
+
+    def __init__(
+        self,
+        title: str,
+        value: str = "",
+        hint: str = "",
+        check: Callable[[str], object] | None = None,
+        live: Callable[[str], object] | None = None,
+    ) -> None:
+        """`live` hears every change, and the first text again where the user goes back."""
+        super().__init__()
+        self.question, self.value, self.hint, self.check, self.live = title, value, hint, check, live
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box"):
+            yield Static(self.question, markup=False, classes="title")
+            yield Input(self.value, compact=True)
+            yield Static("", markup=False, classes="error")
+            yield Static(self.hint or "Enter: done    Esc: back", markup=False, classes="hint")
+
+    def _problem(self, text: str) -> str:
+        try:
+            if self.check is not None:
+                self.check(text)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        problem = self._problem(event.value)
+        self.query_one(".error", Static).update(Content(problem))
+        if self.live is not None and not problem:
+            self.live(event.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if not self._problem(event.value):
+            self.dismiss(event.value)
+
+    def action_back(self) -> None:
+        if self.live is not None:
+            self.live(self.value)
+        self.dismiss(None)
+
+
+class Read(ModalScreen[None]):
+    """Text to read: help, or what two runs differ in."""
+
+    CSS = (
+        _BOX.format(name="Read")
+        + "Read VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }"
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1", "dismiss", "Close")]
+
+    def __init__(self, title: str, body: Content | str) -> None:
+        super().__init__()
+        self.heading, self.body = title, Content(body) if isinstance(body, str) else body
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(classes="box"):
+            yield Static(self.heading, markup=False, classes="title")
+            yield Static(self.body)
+            yield Static("Esc: close    arrows: scroll", classes="hint")
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+
+def help_text(places: Iterable[Place], explained: str | None, allowed: Callable[[Action], bool]) -> Content:
+    """What is under the focus, then every key of the places on screen."""
+    parts: list[Content] = []
+    if explained:
+        parts += [Content(explained), Content("\n\n")]
+    for place in places:
+        parts.append(Content.styled(PLACES[place] + "\n", "bold"))
+        parts += [_help_line(action) for action in at(place) if allowed(action)]
+        parts.append(Content("\n"))
+    return Content.assemble(*parts).rstrip()
+
+
+def _help_line(action: Action) -> Content:
+    keys = " ".join(key_name(key) for key in action.keys.split(","))
+    return Content.assemble(Content.styled(f"  {keys:<14} ", "bold"), f"{action.label:<16} ", action.help, "\n")
+
+
+def two_columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Aligned pairs."""
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"{left:<{width}}  {right}" for left, right in rows)

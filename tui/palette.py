@@ -1,0 +1,40 @@
+"""The command palette: the table of actions, searched by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from tui.actions import Action, at, key_name
+
+if TYPE_CHECKING:
+    from tui.app import Terminal
+
+
+class Actions(Provider):
+    """Every action of the places on screen, with its key."""
+
+    def _actions(self) -> Iterator[tuple[str, Action]]:
+        terminal = cast("Terminal", self.app)
+        for place in terminal.places(self.screen):
+            for action in at(place):
+                if terminal.allowed(action) and action.name != "command_palette":
+                    yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action
+
+    async def discover(self) -> Hits:
+        for text, action in self._actions():
+            yield DiscoveryHit(text, partial(self._run, action), help=action.help)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for text, action in self._actions():
+            score = max(matcher.match(text), 0.6 * matcher.match(action.help))
+            if score > 0:
+                yield Hit(score, matcher.highlight(text), partial(self._run, action), help=action.help)
+
+    async def _run(self, action: Action) -> None:
+        namespace = self.app if action.place == "app" else self.screen
+        await self.app.run_action(action.name, default_namespace=namespace)

@@ -1,0 +1,305 @@
+"""The first screen: every run of a folder in a table, and the curves of the marked ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.widgets import Footer, Static
+
+from ppo_unified.config import read_toml
+from ppo_unified.errors import UsageError
+from ppo_unified.metrics import USUAL
+from ppo_unified.query import flatten, parse
+from ppo_unified.runs import ACTIVE, Run
+from ppo_unified.text import clean
+from tui.actions import Place, at, bindings
+from tui.dialogs import Ask, Read, two_columns
+from tui.plots import MetricScreen, Plots, Settings, Trace, series_colors
+from tui.run_actions import RunActions
+from tui.run_list import COLUMNS, Look, RunList
+from tui.run_page import RunPage
+from tui.store import matching, sorted_entries
+
+if TYPE_CHECKING:
+    from tui.store import Changes, Entry, Store
+
+LEAST, MOST, STEP = 15, 80, 5  # share of the screen that the list may take, in per cent
+NO_RUNS = """No runs here yet.
+
+n, Enter, Enter     trains CartPole until it is solved (seconds)
+n                   shows what else can be trained
+?                   lists every key
+
+Runs that other terminals start in this folder appear by themselves."""
+
+
+class RunsScreen(RunActions):
+    """Table above charts; side by side on wide terminals."""
+
+    CSS_PATH = "runs_view.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *bindings("control"), *bindings("charts")]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-stacked"), (170, "-beside")]
+    places: tuple[Place, ...] = ("runs", "control", "charts")
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self._groups: dict[str, str] = {}  # run -> its options but for the seed
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="top", markup=False)
+        with Container(id="panes"):
+            yield RunList(unicode=self.terminal.unicode)
+            yield Plots(Settings.from_dict(self.terminal.state.charts), unicode=self.terminal.unicode)
+        yield Static(id="query", markup=False)
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.list.focus()
+        self._share()
+        self._relist()
+
+    @property
+    def list(self) -> RunList:
+        return self.query_one(RunList)
+
+    @property
+    def plots(self) -> Plots:
+        return self.query_one(Plots)
+
+    @property
+    def entry(self) -> Entry | None:
+        return self.list.current
+
+    # what the store says
+
+    def store_changed(self, changes: Changes) -> None:
+        if changes.listed:
+            self._relist()
+        elif changes.advanced & set(self._drawn()):
+            self._redraw()
+
+    def _relist(self) -> None:
+        """Filter, sort and show the runs, then the curves."""
+        state, everything = self.terminal.state, list(self.store.entries.values())
+        try:
+            chosen, problem = matching(everything, parse(state.query)), ""
+        except UsageError as error:
+            chosen, problem = everything, str(error)
+        runs = self.list
+        runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
+        runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
+        chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
+        runs.show(chosen, self._look())
+        self._say(len(everything), len(chosen), problem)
+        self._redraw()
+
+    def _say(self, total: int, listed: int, problem: str) -> None:
+        active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
+        parts = [f"ppo-unified   {self.terminal.runs}", f"{total} run{'s' * (total != 1)}", f"{active} running"]
+        if self.terminal.state.marked:
+            parts.append(f"{len(self.terminal.state.marked)} marked")
+        if self.terminal.readonly:
+            parts.append("read-only")
+        self.query_one("#top", Static).update("   ".join(parts))
+        query = self.query_one("#query", Static)
+        text = self.terminal.state.query
+        query.display = bool(text)
+        query.set_class(bool(problem), "-problem")
+        query.update(clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it")
+
+    # which runs are drawn
+
+    def _drawn(self) -> list[str]:
+        """Marked runs, or the one under the cursor where none is; the pinned one last, on top of them all."""
+        state, entries = self.terminal.state, self.store.entries
+        keys = [key for key in state.marked if key in entries]
+        if not keys and self.entry is not None:
+            keys = [self.entry.key]
+        pinned = [state.pinned] if state.pinned in entries else []
+        return [key for key in keys if key not in pinned] + pinned
+
+    def _look(self) -> Look:
+        state = self.terminal.state
+        colors = series_colors(self._drawn(), pinned=state.pinned, dark=self.app.current_theme.dark)
+        return Look(colors, frozenset(state.marked), state.pinned)
+
+    def _redraw(self) -> None:
+        """Hand the curves of the drawn runs to the charts."""
+        keys = self._drawn()
+        self.store.watch(keys)
+        self.list.look = look = self._look()
+        self.list.refresh()
+        found = {tag for key in keys for tag in self.store.tags(key)}
+        tags = [tag for tag in USUAL if tag in found]
+        tags += sorted(found - set(tags))
+        aggregate = self.plots.settings.aggregate
+
+        def traces(tag: str) -> Sequence[Trace]:
+            drawn = []
+            for key in keys:
+                curve = self.store.curve(key, tag)
+                if curve is not None:
+                    group = self._group(key) if aggregate else ""
+                    drawn.append(Trace(key, clean(key), look.colors[key], curve, key == look.pinned, group))
+            return drawn
+
+        self.plots.show(tags, traces)
+
+    def _group(self, key: str) -> str:
+        """What runs that differ in nothing but the seed have in common."""
+        if key not in self._groups:
+            entry = self.store.entries[key]
+            try:
+                options = flatten(read_toml(Run(entry.path).config))
+            except UsageError:
+                options = {"": key}
+            options.pop("seed", None)
+            self._groups[key] = json.dumps(options, sort_keys=True, default=str)
+        return self._groups[key]
+
+    def theme_changed(self) -> None:
+        self._redraw()
+
+    # actions on the list
+
+    def on_run_list_moved(self) -> None:
+        if not self.terminal.state.marked:
+            self._redraw()
+
+    def on_run_list_opened(self) -> None:
+        self.action_open()
+
+    def on_run_list_head_clicked(self, message: RunList.HeadClicked) -> None:
+        self._sort(message.column)
+
+    def action_new(self) -> None:
+        self.terminal.open_picker()
+
+    def action_open(self) -> None:
+        if self.entry is not None:
+            plots = Plots(Settings.from_dict(self.plots.settings.to_dict()), unicode=self.terminal.unicode)
+            reference = self.terminal.state.pinned or next(iter(self.terminal.state.marked), None)
+            self.app.push_screen(RunPage(self.entry.key, self.store, reference, plots))
+
+    def action_mark(self) -> None:
+        if self.entry is not None:
+            key, marked = self.entry.key, self.terminal.state.marked
+            marked.remove(key) if key in marked else marked.append(key)
+            self._marks_changed()
+            self.list.action_move(1)
+
+    def action_mark_all(self) -> None:
+        listed, state = [entry.key for entry in self.list.entries], self.terminal.state
+        everything = set(listed) <= set(state.marked)
+        state.marked = [key for key in state.marked if key not in listed] + ([] if everything else listed)
+        self._marks_changed()
+
+    def action_pin(self) -> None:
+        if self.entry is not None:
+            state = self.terminal.state
+            state.pinned = "" if state.pinned == self.entry.key else self.entry.key
+            self._marks_changed()
+
+    def _marks_changed(self) -> None:
+        self.terminal.remember()
+        self._relist()
+
+    def focus_run(self, key: str) -> None:
+        """Put the cursor on a run, as soon as it is there, and draw it."""
+        state = self.terminal.state
+        if state.marked and key not in state.marked:
+            state.marked.append(key)
+            self.terminal.remember()
+        self.list.move_to(key)
+        self._redraw()
+
+    def action_filter(self) -> None:
+        def live(text: str) -> None:
+            self.terminal.state.query = text
+            self._relist()
+
+        hint = "words   key:value   score>400   !failed   stopped|crashed   preset:cartpole ppo.lr<0.001"
+        ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
+        self.app.push_screen(ask, lambda _: self.terminal.remember())
+
+    def action_sort(self) -> None:
+        names = list(COLUMNS)
+        self._sort(names[(names.index(self.terminal.state.sorted_by) + 1) % len(names)])
+
+    def action_sort_reverse(self) -> None:
+        self._sort(self.terminal.state.sorted_by)
+
+    def _sort(self, column: str) -> None:
+        """By another column; by the same one the other way round."""
+        state = self.terminal.state
+        state.reverse = not state.reverse if column == state.sorted_by else False
+        state.sorted_by = column
+        self.terminal.remember()
+        self._relist()
+
+    def action_wider(self) -> None:
+        self._share(STEP)
+
+    def action_narrower(self) -> None:
+        self._share(-STEP)
+
+    def _share(self, by: int = 0) -> None:
+        state = self.terminal.state
+        state.list_share = min(MOST, max(LEAST, state.list_share + by))
+        beside = self.has_class("-beside")
+        self.list.styles.width = f"{state.list_share}%" if beside else "100%"
+        self.list.styles.height = "100%" if beside else f"{state.list_share}%"
+        self.terminal.remember()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._share)
+
+    def action_compare(self) -> None:
+        keys = self._drawn()
+        if len(keys) < 2:
+            self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
+            return
+        try:
+            tables = {key: flatten(read_toml(Run(self.store.entries[key].path).config)) for key in keys}
+        except UsageError as error:
+            self.notify(str(error), severity="error", markup=False)
+            return
+        self.app.push_screen(Read("Options in which they differ", _differences(tables)))
+
+    # actions on the charts, whichever pane has the focus
+
+    def on_plots_changed(self) -> None:
+        self.terminal.state.charts = self.plots.settings.to_dict()
+        self.terminal.remember()
+        if self.plots.settings.aggregate:
+            self._redraw()
+
+    def explain(self) -> str | None:
+        return self.plots.explain()
+
+
+def _differences(tables: dict[str, dict[str, Any]]) -> str:
+    options = dict.fromkeys(option for table in tables.values() for option in table)
+    rows = []
+    for option in options:
+        values = [table.get(option) for table in tables.values()]
+        if any(value != values[0] for value in values):
+            rows.append((option, "   ".join(f"{clean(key)}: {clean(table.get(option, '-'))}" for key, table in tables.items())))
+    return two_columns(rows) or "The options are the same."
+
+
+def _forward(name: str) -> Callable[[RunsScreen], Awaitable[None]]:
+    async def action(self: RunsScreen) -> None:
+        await self.plots.run_action(name)
+
+    return action
+
+
+for _action in at("charts"):
+    setattr(RunsScreen, f"action_{_action.name}", _forward(_action.name))

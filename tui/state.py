@@ -1,0 +1,51 @@
+"""What the UI remembers of each runs folder: marks, order, filter, charts, theme. Kept apart from the folder itself,
+which may be read-only or shared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from ppo_unified.runs import write_atomically
+
+
+@dataclass
+class ViewState:
+    """One folder's view. Whatever is missing or of another type in the file keeps its default."""
+
+    theme: str = "ppo-dark"
+    marked: list[str] = field(default_factory=list)
+    pinned: str = ""
+    query: str = ""
+    sorted_by: str = "age"
+    reverse: bool = False
+    list_share: int = 40  # per cent of the screen that the list takes
+    charts: dict[str, Any] = field(default_factory=dict)
+    typed: dict[str, dict[str, str]] = field(default_factory=dict)  # target -> option -> text, of forms not started
+
+    @classmethod
+    def load(cls, runs: Path) -> ViewState:
+        state = cls()
+        with suppress(OSError, ValueError):
+            table = json.loads(_path(runs).read_text(encoding="utf-8"))
+            for f in fields(cls) if isinstance(table, dict) else ():
+                if type(table.get(f.name)) is type(getattr(state, f.name)):
+                    setattr(state, f.name, table[f.name])
+        return state
+
+    def save(self, runs: Path) -> None:
+        """A state that cannot be kept is no reason to disturb anyone."""
+        with suppress(OSError):
+            _path(runs).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(_path(runs), json.dumps(asdict(self) | {"runs": str(runs.resolve())}, indent=1))
+
+
+def _path(runs: Path) -> Path:
+    name = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
+    return user_state_path("ppo-unified") / "tui" / f"{name}.json"

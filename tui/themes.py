@@ -1,0 +1,37 @@
+"""Colours of the UI. The curves' own colours (Okabe and Ito's, told apart by every kind of colour vision) are in
+`plots`; these are what surrounds them."""
+
+from __future__ import annotations
+
+from textual.theme import BUILTIN_THEMES, Theme
+
+DARK = Theme(
+    name="ppo-dark",
+    primary="#0072B2",
+    secondary="#56B4E9",
+    accent="#E69F00",
+    warning="#E69F00",
+    error="#E8743B",
+    success="#2FBF94",
+    foreground="#E6E6E6",
+    background="#101214",
+    surface="#191C20",
+    panel="#22262B",
+    dark=True,
+)
+LIGHT = Theme(
+    name="ppo-light",
+    primary="#9CCBEA",
+    secondary="#0072B2",
+    accent="#B35F00",
+    warning="#8F5A00",
+    error="#B3400A",
+    success="#00694C",
+    foreground="#1A1A1A",
+    background="#FBFBFA",
+    surface="#F0F1F2",
+    panel="#E3E6E8",
+    dark=False,
+)
+OURS = (DARK, LIGHT)  # blue, orange and green of one palette: safe for colour-blind eyes, in light and in dark
+CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox", "solarized-light") if name in BUILTIN_THEMES))
