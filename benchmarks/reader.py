@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from ppo_unified.events import EventReader, EventWriter
 from ppo_unified.metrics import METRICS
@@ -41,7 +41,8 @@ def write(folder: Path, steps: int, tags: int, together: bool) -> None:
 
 def read(folder: Path) -> str:
     """Read it all; a line of a table with what that took."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    process = psutil.Process()
+    before = most = process.memory_info().rss
     reader, started, longest = EventReader(folder), time.perf_counter(), 0.0
     polls = 0
     while not polls or reader.pending:
@@ -49,9 +50,10 @@ def read(folder: Path) -> str:
         reader.poll(BUDGET_S)
         polls += 1
         longest = max(longest, time.perf_counter() - polled)
+        most = max(most, process.memory_info().rss)
     seconds = time.perf_counter() - started
     points = sum(map(len, reader.series.values()))
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    memory = (most - before) / 2**20
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     cells = f"{points:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{points / seconds:,.0f}", f"{longest * 1e3:.0f}"
     return " | ".join([*cells, f"{memory:,.0f}"])

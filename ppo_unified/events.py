@@ -33,7 +33,7 @@ _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 b
 _CRC = struct.Struct("<I")
 _FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
-_BLOCK = 1 << 20  # bytes read at once, unless one record is longer
+_BLOCK = 1 << 18  # bytes read at once, unless one record is longer
 _HEAD = 1 << 10  # bytes at a file's start by which it is known again
 _MOST_HEADERS, _MOST_LAYOUTS = 4096, 64  # kept: headers whose checksum was right, and layouts of one length
 _LONGEST_LAYOUT = 1 << 16  # bytes; longer records are not compared byte by byte
@@ -44,6 +44,12 @@ _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as a
 def _masked_crc(data: bytes) -> int:
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
+    """The masked checksums [K] of K records."""
+    crcs = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))
+    return (crcs >> np.uint32(15) | crcs << np.uint32(17)) + np.uint32(0xA282EAD8)
 
 
 class EventWriter:
@@ -140,6 +146,7 @@ class _Records(NamedTuple):
     """The whole records at the start of a block."""
 
     payloads: list[bytes]
+    lengths: np.ndarray  # [K] int64, of the payloads
     starts: np.ndarray  # [K] int64, where each record starts in the block
     intact: np.ndarray  # [K] bool: the payload has its checksum
     end: int  # where the last one ends
@@ -171,7 +178,7 @@ class EventReader:
         self._curves = Curves()
         self._files: dict[str, _File] = {}
         self._closed: set[str] = set()  # files that could not be opened
-        self._headers: dict[bytes, int] = {}  # header of a record -> length; its checksum is right
+        self._frames: dict[bytes, int] = {}  # header whose checksum is right -> bytes of payload and its checksum
         self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
 
     @property
@@ -184,13 +191,20 @@ class EventReader:
         return self._curves.nbytes
 
     def poll(self, budget_s: float | None = None) -> bool:
-        """Read what was appended since the last call; whether there was anything.
+        """Read what was appended since the last call; whether there was anything, or what was read before is gone.
 
         With a budget, return after about that time, at least one block later, and leave the rest for the next call.
         """
         deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
-        found, self.pending = False, False
-        for name in self._grown():
+        self.pending = False
+        grown = self._grown()
+        found = grown is None
+        if grown is None:
+            self._files, self._curves = {}, Curves()
+            self._closed.clear()
+            self.damage.clear()
+            grown = self._grown()
+        for name in grown or ():
             try:
                 for has_events in self._read(name):
                     found |= has_events
@@ -201,26 +215,25 @@ class EventReader:
                 self._cannot_read(name, error)
         return found
 
-    def _grown(self) -> list[str]:
-        """The files with unread bytes, by name; forgets everything read where one is not what it was."""
-        names = []
+    def _grown(self) -> list[str] | None:
+        """The files with unread bytes, by name; None where one is not the file that was read."""
+        names: list[str] = []
         with suppress(OSError):
-            names = sorted(entry.name for entry in os.scandir(self.folder) if PREFIX in entry.name)
-        sizes: dict[str, int] = {}
+            names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
+        grown = []
         for name in names:
             try:
                 found = (self.folder / name).stat()
-                if stat.S_ISREG(found.st_mode):
-                    file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
-                    sizes[name] = found.st_size
-                    if self._is_another(name, file, found):
-                        self._files, self._curves = {}, Curves()
-                        self.damage.clear()
-                        self._closed.clear()
-                        return self._grown()
+                if not stat.S_ISREG(found.st_mode):
+                    continue
+                file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
+                if self._is_another(name, file, found):
+                    return None
+                if found.st_size > file.offset and not file.ended:
+                    grown.append(name)
             except OSError as error:
                 self._cannot_read(name, error)
-        return [name for name, size in sizes.items() if size > self._files[name].offset and not self._files[name].ended]
+        return grown
 
     def _is_another(self, name: str, file: _File, found: os.stat_result) -> bool:
         """Whether a file shrank or starts otherwise than before; a copy that replaces its original may be longer."""
@@ -255,7 +268,9 @@ class EventReader:
                     file.offset, size = file.offset + records.end, _BLOCK
                     yield has_events
                 elif not records.needed:
-                    if not _is_blank(opened, file.offset):  # blank: the file grew before its bytes, which may still come
+                    if not _is_blank(
+                        opened, file.offset
+                    ):  # blank: the file grew before its bytes, which may still come
                         file.ended = True
                         where = f"damaged at byte {file.offset}; the rest of this file is not shown"
                         self.damage[name] = f"{self.folder / name}: {where}"
@@ -266,43 +281,36 @@ class EventReader:
                     size = max(2 * size, records.needed)
 
     def _records(self, data: bytes) -> _Records:
-        headers, checksum = self._headers, google_crc32c.value
-        if len(headers) > _MOST_HEADERS:
-            headers.clear()
+        frames = self._frames
+        if len(frames) > _MOST_HEADERS:
+            frames.clear()
         payloads: list[bytes] = []
-        crcs: list[int] = []
         position, size, needed = 0, len(data), _HEADER.size
         while size - position >= _HEADER.size:
             start = position + _HEADER.size
-            header = data[position:start]
-            length = headers.get(header)
-            if length is None:
-                length, crc = _HEADER.unpack(header)
-                if _masked_crc(header[:8]) != crc or length > _LONGEST:
+            framed = frames.get(data[position:start])
+            if framed is None:
+                length, crc = _HEADER.unpack_from(data, position)
+                if _masked_crc(data[position : position + 8]) != crc or length > _LONGEST:
                     needed = 0
                     break
-                headers[header] = length
-            end = start + length
-            if end + _CRC.size > size:
-                needed = end + _CRC.size - position
+                framed = frames[data[position:start]] = length + _CRC.size
+            end = start + framed
+            if end > size:
+                needed = end - position
                 break
-            payload = data[start:end]
-            payloads.append(payload)
-            crcs.append(checksum(payload))
-            position = end + _CRC.size
-        frame = _HEADER.size + _CRC.size
-        ends = np.cumsum([len(payload) + frame for payload in payloads], dtype=np.int64)
+            payloads.append(data[start : end - _CRC.size])
+            position = end
+        lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        ends = np.cumsum(lengths + (_HEADER.size + _CRC.size))
         stored = np.frombuffer(data, np.uint8)[ends[:, None] + np.arange(-_CRC.size, 0)].view("<u4").ravel()
-        crc_array = np.array(crcs, np.uint32)
-        masked = (crc_array >> np.uint32(15) | crc_array << np.uint32(17)) + np.uint32(0xA282EAD8)
-        starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-        return _Records(payloads, starts, masked == stored, position, needed)
+        intact = _masked_crcs(payloads) == stored
+        return _Records(payloads, lengths, ends - lengths - (_HEADER.size + _CRC.size), intact, position, needed)
 
     def _take(self, name: str, offset: int, records: _Records) -> bool:
         """Add the events of a block at `offset` of its file; whether there were any."""
         block = _Block(self._layouts)
-        lengths = np.array([len(payload) for payload in records.payloads], np.int64)
-        rows = np.flatnonzero(records.intact)
+        lengths, rows = records.lengths, np.flatnonzero(records.intact)
         rows = rows[np.argsort(lengths[rows], kind="stable")]
         for several in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1):
             if several.size:
@@ -353,7 +361,8 @@ class _Block:
             everything = hits.all()
             chosen = left if everything else left[hits]
             self._chunks.append(Chunk(rows[chosen], *layout.decode(part if everything else part[hits])))
-        return left[~hits]
+        others: np.ndarray = left[~hits]
+        return others
 
     def _decode_one(self, row: int, payload: bytes) -> None:
         try:

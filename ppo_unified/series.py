@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class _Table:
     def append(self, steps: np.ndarray, walls: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         """Add [K] points of each tag; where the step goes back, what was logged from that step on is superseded."""
         edges = [0, *(np.flatnonzero(np.diff(steps) < 0) + 1).tolist(), len(steps)]
-        for first, end in zip(edges, edges[1:], strict=False):
+        for first, end in pairwise(edges):
             if first == end:
                 continue
             self.cut(int(steps[first]) if self.size and steps[first] < self.steps[self.size - 1] else None)
