@@ -76,7 +76,7 @@ def _percent(entry: Entry) -> float | None:
 
 def _natural(text: str) -> list[tuple[int, str]]:
     """'run-10' after 'run-9': digits compare as numbers."""
-    return [(int(digits or -1), word) for digits, word in re.findall(r"(\d{1,18})|(\D+|\d+)", text.casefold())]
+    return [(int(digits or -1), word) for digits, word in re.findall(r"(\d{1,18})|(\D+)", text.casefold())]
 
 
 Key: TypeAlias = Callable[[Entry], Any]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ppo_unified.events import PREFIX
 
@@ -22,12 +22,15 @@ _SETTLED_NS = 2_000_000_000  # a folder that changed less than this ago may chan
 _STAMP = re.compile(re.escape(PREFIX) + r"\.(\d{9,11})(?:\.|$)")
 
 
+Stamp: TypeAlias = tuple[int, int, int]  # what changes when a file is written: mtime in ns, inode and size
+
+
 class Folder(NamedTuple):
     """A folder to list."""
 
     key: str  # its path from the runs folder
-    path: Path
-    foreign: bool
+    path: str
+    stamp: Stamp | None  # run.json's; None for a foreign one
     started: float = 0.0  # of a foreign one: when its oldest event file was made
     problem: str = ""
 
@@ -48,23 +51,24 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.problem = ""  # why the runs folder itself could not be looked through
-        self._listings: dict[Path, _Listing] = {}
-        self._walked: dict[Path, _Listing] = {}
+        self._listings: dict[str, _Listing] = {}
+        self._walked: dict[str, _Listing] = {}
         self._seen: set[tuple[int, int]] = set()
 
     def walk(self) -> list[Folder]:
         """Every run of ours, log of other programs, and folder that cannot be looked into. Raises nothing."""
         self._walked, self._seen, self.problem = {}, set(), ""
-        found = list(self._in(self.root, "", 0))
+        found = list(self._in(str(self.root), "", 0))
         if len(self._seen) >= _MOST:
             self.problem = f"{self.root}: only the first {_MOST:,} folders were looked into"
         self._listings = self._walked
         return found
 
-    def _in(self, path: Path, key: str, depth: int) -> Iterator[Folder]:
+    def _in(self, path: str, key: str, depth: int) -> Iterator[Folder]:
         try:
-            if key and _holds_run(path):
-                yield Folder(key, path, foreign=False)
+            stamp = stamp_of(f"{path}/run.json") if key else None
+            if stamp is not None:
+                yield Folder(key, path, stamp)
                 return
             listing = self._list(path)
         except FileNotFoundError:
@@ -72,21 +76,21 @@ class Folders:
         except OSError as error:
             problem = f"{path}: cannot be read ({error.strerror})"
             if key:
-                yield Folder(key, path, foreign=True, problem=problem)
+                yield Folder(key, path, None, problem=problem)
             else:
                 self.problem = problem
             return
         if listing is None:
             return
         if listing.started is not None:
-            yield Folder(key or ".", path, foreign=True, started=listing.started)
+            yield Folder(key or ".", path, None, listing.started)
         if depth < DEPTH:
             for name in listing.folders:
-                yield from self._in(path / name, f"{key}/{name}" if key else name, depth + 1)
+                yield from self._in(f"{path}/{name}", f"{key}/{name}" if key else name, depth + 1)
 
-    def _list(self, path: Path) -> _Listing | None:
+    def _list(self, path: str) -> _Listing | None:
         """A folder's listing; None where a link leads to a folder that was listed already, or there are too many."""
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
         identity = (found.st_dev, found.st_ino)
         if identity in self._seen or len(self._seen) >= _MOST:
             return None
@@ -101,14 +105,16 @@ class Folders:
         return listing
 
 
-def _holds_run(path: Path) -> bool:
-    with suppress(FileNotFoundError):
-        (path / "run.json").lstat()
-        return True
-    return False
+def stamp_of(path: str) -> Stamp | None:
+    """A file's stamp; None where there is no file. Raises OSError where its folder cannot be looked into."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-def _scan(path: Path) -> tuple[list[str], float | None]:
+def _scan(path: str) -> tuple[list[str], float | None]:
     """The names of the folders in a folder, and when the oldest of its event files was made."""
     folders, started = [], None
     with os.scandir(path) as entries:

@@ -21,12 +21,12 @@ from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
 from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status
 from tui.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
-from tui.folders import Folder, Folders
+from tui.folders import Folder, Folders, Stamp, stamp_of
 
 __all__ = ["Changes", "Curve", "Entry", "Store", "matching", "sorted_entries"]
 
 SCAN_S, LOOK_S = 1.0, 0.4  # between two walks through the folder, and two looks whether active runs live
-SCAN_SHARE = 100  # a walk takes at most this part of the time: a large tree is walked less often
+SCAN_SHARE = 100  # a walk takes at most this part of a processor: a large tree is walked less often
 PACE_S = 10.0  # the speed is that of this long
 CACHED = 200_000_000  # bytes of curves that nobody watches any more
 SCORES = (  # what other programs call their score, the best one first
@@ -108,20 +108,21 @@ class Store:
         return Changes(self._publish(), frozenset(advanced), pending)
 
     def _scan(self) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         found = self._folders.walk()
         self.problem = self._folders.problem
         runs, logs, now = {}, {}, self._clock()
         for folder in found:
-            if folder.foreign:
+            if folder.stamp is None:
                 logs[folder.key] = _log_entry(folder, self._logs.get(folder.key))
             else:
                 seen = runs[folder.key] = self._runs.get(folder.key) or _Seen(folder)
-                seen.look(now)
+                if seen.has_changed(folder.stamp):
+                    seen.look(now)
         self._runs, self._logs = runs, logs
         for key in [key for key in self._readers if key not in runs and key not in logs]:
             self._drop(key)
-        self._scan_s = max(SCAN_S, SCAN_SHARE * (time.perf_counter() - started))
+        self._scan_s = max(SCAN_S, SCAN_SHARE * (time.thread_time() - started))
 
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
         """Read on in the watched runs, each for its share of the time; which had something, and whether there is more.
@@ -150,10 +151,11 @@ class Store:
 
     def _forget(self) -> None:
         """Drop the curves that were watched longest ago until the unwatched ones fit into the cache."""
-        if self._watched == self._kept:
+        watched = self._watched
+        if watched == self._kept:
             return
-        self._kept = self._watched
-        idle = [key for key in self._readers if key not in self._kept]
+        self._kept = watched
+        idle = [key for key in self._readers if key not in watched]
         size = sum(self._readers[key].nbytes for key in idle)
         for key in idle:
             if size <= CACHED:
@@ -181,13 +183,18 @@ class _Seen:
     """One run of ours: what was read of it, and how fast it went."""
 
     def __init__(self, folder: Folder) -> None:
-        self._key, self._run = folder.key, Run(folder.path)
-        self.status, self._problem, self._note = Status(name=folder.path.name), "", ""
-        self._stamp: object = None
-        self._note_stamp: object = None
+        self._key, self._run = folder.key, Run(Path(folder.path))
+        self._status_path, self._note_path = f"{folder.path}/run.json", f"{folder.path}/note.txt"
+        self.status, self._problem, self._note = Status(name=self._run.name), "", ""
+        self._stamp: Stamp | None = None
+        self._note_stamp: Stamp | None = None
         self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of each run.json of the last seconds
         self._trainer: tuple[int, float] = (0, 0.0)
-        self.entry = Entry(folder.key, folder.path, False, self.status, self.status.state)
+        self.entry = Entry(folder.key, self._run.path, False, self.status, self.status.state)
+
+    def has_changed(self, stamp: Stamp) -> bool:
+        """Whether to look: its trainer may have died, or run.json, now with this `stamp`, or the note was written."""
+        return self.status.state in ACTIVE or stamp != self._stamp or _stamp(self._note_path) != self._note_stamp
 
     def look(self, now: float) -> None:
         """Bring the entry up to date.
@@ -198,7 +205,7 @@ class _Seen:
         crashed = False
         for _ in range(_LOOKS):
             alive = self.status.state in ACTIVE and self._run.locked()
-            changed = self._read_status(now)
+            changed = self._read_status()
             crashed = not (alive or changed)
             if alive or not changed:
                 break
@@ -221,7 +228,7 @@ class _Seen:
             self.entry = entry
 
     def _speed(self, state: str) -> float | None:
-        """Steps/s of the last seconds of a run that runs; of all its time before two heartbeats were seen, and after."""
+        """Steps/s of the last seconds; of all its time before two heartbeats were seen, and of a run that has ended."""
         if state == "stalled":
             return None
         if state in ACTIVE and len(self._pace) > 1:
@@ -229,10 +236,9 @@ class _Seen:
             return (after - before) / (last - first)
         return self.status.step / self.status.elapsed_s if self.status.elapsed_s > 0 else None
 
-    def _read_status(self, now: float) -> bool:
+    def _read_status(self) -> bool:
         """Read run.json if it is another one than last time; whether it is."""
-        path = self._run.path / "run.json"
-        stamp = _stamp(path)
+        stamp = _stamp(self._status_path)
         if stamp == self._stamp or stamp is None:
             return False
         self._stamp = stamp
@@ -257,14 +263,13 @@ class _Seen:
             pace.popleft()
 
     def _read_note(self) -> None:
-        path = self._run.path / "note.txt"
-        stamp = _stamp(path)
+        stamp = _stamp(self._note_path)
         if stamp == self._note_stamp:
             return
         self._note, self._note_stamp = "", stamp
         if stamp is not None:
             try:
-                lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                lines = Path(self._note_path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             except OSError:
                 return
             self._note = lines[0] if lines else ""
@@ -275,25 +280,24 @@ def _is_due(now: float, last: float, interval_s: float) -> bool:
     return not 0 <= now - last < interval_s
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written: mtime in ns, inode and size; None where there is no file."""
+def _stamp(path: str) -> Stamp | None:
+    """A file's stamp; None where it cannot be had."""
     try:
-        found = path.stat()
+        return stamp_of(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _log_entry(folder: Folder, before: Entry | None) -> Entry:
     """A foreign folder's entry, with what was read of its curves before."""
     state = UNREADABLE if folder.problem else LOG
     if before is None:
-        status = Status(name=folder.path.name, state=state, started=folder.started)
+        status = Status(name=Path(folder.path).name, state=state, started=folder.started)
     elif before.status.started == folder.started and before.problem == folder.problem:
         return before
     else:
         status = replace(before.status, state=state, started=folder.started)
-    return Entry(folder.key, folder.path, True, status, state, problem=folder.problem)
+    return Entry(folder.key, Path(folder.path), True, status, state, problem=folder.problem)
 
 
 def _with_curves(entry: Entry, curves: Mapping[str, Curve]) -> Entry:
