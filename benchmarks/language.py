@@ -58,7 +58,8 @@ def train(folder: Path, preset: str, seed: int, *flags: str) -> tuple[Run, float
 def series(run: Run, tag: str) -> list[float]:
     reader = EventReader(run.path)
     reader.poll()
-    return list(reader.series[tag].values)
+    values: list[float] = reader.series[tag].values.tolist()
+    return values
 
 
 def accuracy(adapter: LLMAdapter, greedy: bool) -> float:

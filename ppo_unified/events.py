@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import struct
 import time
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -22,13 +24,19 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
 
+from ppo_unified.layouts import Layout
 from ppo_unified.metrics import describe
+from ppo_unified.series import Chunk, Curves, Series
 
 PREFIX = "events.out.tfevents"
 _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 bytes
 _CRC = struct.Struct("<I")
 _FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
+_BLOCK = 1 << 18  # bytes read at once, unless one record is longer
+_HEAD = 1 << 10  # bytes at a file's start by which it is known again
+_MOST_HEADERS, _MOST_LAYOUTS = 4096, 64  # kept: headers whose checksum was right, and layouts of one length
+_LONGEST_LAYOUT = 1 << 16  # bytes; longer records are not compared byte by byte
 _LONGEST_CELL = 2000  # characters of a table's cell; longer ones are cut
 _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; other ones as U+FFFD
 
@@ -36,6 +44,12 @@ _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as a
 def _masked_crc(data: bytes) -> int:
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
+    """The masked checksums [K] of K records."""
+    crcs = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))
+    return (crcs >> np.uint32(15) | crcs << np.uint32(17)) + np.uint32(0xA282EAD8)
 
 
 class EventWriter:
@@ -128,105 +142,280 @@ def _histogram(samples: np.ndarray) -> Any:
     )
 
 
-class Series:
-    """One tag's points: steps (int64), wall times (s since the epoch) and values (float32), step ascending."""
+class _Records(NamedTuple):
+    """The whole records at the start of a block."""
 
-    def __init__(self) -> None:
-        self.steps, self.walls, self.values = array("q"), array("d"), array("f")
+    payloads: list[bytes]
+    lengths: np.ndarray  # [K] int64, of the payloads
+    starts: np.ndarray  # [K] int64, where each record starts in the block
+    intact: np.ndarray  # [K] bool: the payload has its checksum
+    end: int  # where the last one ends
+    needed: int  # bytes that the next one takes with its frame; 0 where its length is damaged
 
-    def add(self, step: int, wall: float, value: float) -> None:
-        self.steps.append(step)
-        self.walls.append(wall)
-        self.values.append(value)
 
-    def cut(self, step: int) -> None:
-        """Drop every point at or after `step`: a resumed run writes them again."""
-        while self.steps and self.steps[-1] >= step:
-            for column in (self.steps, self.walls, self.values):
-                column.pop()
+@dataclass
+class _File:
+    """How far a file was read, and what it is known by."""
 
-    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Copies of steps, walls and values."""
-        return np.array(self.steps, np.int64), np.array(self.walls, np.float64), np.array(self.values, np.float32)
+    identity: tuple[int, int]  # device and inode
+    head: bytes = b""
+    offset: int = 0
+    ended: bool = False  # by a damaged length: nothing after it can be found
 
 
 class EventReader:
     """Follows the event files of a folder, our own or any other program's; `poll` reads only what is new.
 
     A torn record at the end is left for the next poll. A record with a bad payload is skipped; one with a bad length
-    ends its file. Either is said in `damage`, with file and byte.
+    ends its file. Either is said in `damage`, with file and byte. Where a file shrank, or another took its place,
+    everything is read anew.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.series: dict[str, Series] = {}
         self.damage: dict[str, str] = {}  # file name -> what is damaged and where
-        self._offsets: dict[str, int] = {}
+        self.pending = False  # whether the last poll's time was up before everything was read
+        self._curves = Curves()
+        self._files: dict[str, _File] = {}
+        self._closed: set[str] = set()  # files that could not be opened
+        self._frames: dict[bytes, int] = {}  # header whose checksum is right -> bytes of payload and its checksum
+        self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
 
-    def poll(self) -> bool:
-        """Read what was appended since the last call; whether there was anything."""
-        found = False
-        for path in sorted(self.folder.glob(f"*{PREFIX}*")):
-            for event in self._events(path):
-                self._take(event)
-                found = True
+    @property
+    def series(self) -> dict[str, Series]:
+        return self._curves.series
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the points take."""
+        return self._curves.nbytes
+
+    def poll(self, budget_s: float | None = None) -> bool:
+        """Read what was appended since the last call; whether there was anything, or what was read before is gone.
+
+        With a budget, return after about that time, at least one block later, and leave the rest for the next call.
+        """
+        deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
+        self.pending = False
+        grown = self._grown()
+        found = grown is None
+        if grown is None:
+            self._files, self._curves = {}, Curves()
+            self._closed.clear()
+            self.damage.clear()
+            grown = self._grown()
+        for name in grown or ():
+            try:
+                for has_events in self._read(name):
+                    found |= has_events
+                    if time.monotonic() >= deadline:
+                        self.pending = True
+                        return found
+            except OSError as error:
+                self._cannot_read(name, error)
         return found
 
-    def _take(self, event: Any) -> None:
+    def _grown(self) -> list[str] | None:
+        """The files with unread bytes, by name; None where one is not the file that was read."""
+        names: list[str] = []
+        with suppress(OSError):
+            names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
+        grown = []
+        for name in names:
+            try:
+                found = (self.folder / name).stat()
+                if not stat.S_ISREG(found.st_mode):
+                    continue
+                file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
+                if self._is_another(name, file, found):
+                    return None
+                if found.st_size > file.offset and not file.ended:
+                    grown.append(name)
+            except OSError as error:
+                self._cannot_read(name, error)
+        return grown
+
+    def _is_another(self, name: str, file: _File, found: os.stat_result) -> bool:
+        """Whether a file shrank or starts otherwise than before; a copy that replaces its original may be longer."""
+        if found.st_size < file.offset:
+            return True
+        identity = (found.st_dev, found.st_ino)
+        if identity != file.identity:
+            file.identity = identity
+            with open(self.folder / name, "rb") as opened:
+                return opened.read(len(file.head)) != file.head
+        return False
+
+    def _cannot_read(self, name: str, error: OSError) -> None:
+        self._closed.add(name)
+        self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
+
+    def _read(self, name: str) -> Iterator[bool]:
+        """Read a file block by block, to its end as it is now; yields whether a block held events."""
+        file, size = self._files[name], _BLOCK
+        with open(self.folder / name, "rb", buffering=0) as opened:
+            if name in self._closed:
+                self._closed.discard(name)
+                del self.damage[name]
+            while True:
+                opened.seek(file.offset)
+                data = opened.read(size)
+                records = self._records(data)
+                if records.end:
+                    if len(file.head) < _HEAD and len(file.head) == file.offset:
+                        file.head += data[: min(records.end, _HEAD - len(file.head))]
+                    has_events = self._take(name, file.offset, records)
+                    file.offset, size = file.offset + records.end, _BLOCK
+                    yield has_events
+                elif not records.needed:
+                    if not _is_blank(
+                        opened, file.offset
+                    ):  # blank: the file grew before its bytes, which may still come
+                        file.ended = True
+                        where = f"damaged at byte {file.offset}; the rest of this file is not shown"
+                        self.damage[name] = f"{self.folder / name}: {where}"
+                    return
+                elif len(data) < size:
+                    return
+                else:
+                    size = max(2 * size, records.needed)
+
+    def _records(self, data: bytes) -> _Records:
+        frames = self._frames
+        if len(frames) > _MOST_HEADERS:
+            frames.clear()
+        payloads: list[bytes] = []
+        position, size, needed = 0, len(data), _HEADER.size
+        while size - position >= _HEADER.size:
+            start = position + _HEADER.size
+            framed = frames.get(data[position:start])
+            if framed is None:
+                length, crc = _HEADER.unpack_from(data, position)
+                if _masked_crc(data[position : position + 8]) != crc or length > _LONGEST:
+                    needed = 0
+                    break
+                framed = frames[data[position:start]] = length + _CRC.size
+            end = start + framed
+            if end > size:
+                needed = end - position
+                break
+            payloads.append(data[start : end - _CRC.size])
+            position = end
+        lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        ends = np.cumsum(lengths + (_HEADER.size + _CRC.size))
+        stored = np.frombuffer(data, np.uint8)[ends[:, None] + np.arange(-_CRC.size, 0)].view("<u4").ravel()
+        intact = _masked_crcs(payloads) == stored
+        return _Records(payloads, lengths, ends - lengths - (_HEADER.size + _CRC.size), intact, position, needed)
+
+    def _take(self, name: str, offset: int, records: _Records) -> bool:
+        """Add the events of a block at `offset` of its file; whether there were any."""
+        block = _Block(self._layouts)
+        lengths, rows = records.lengths, np.flatnonzero(records.intact)
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        for several in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1):
+            if several.size:
+                block.decode(several, records.payloads)
+        damaged = [*np.flatnonzero(~records.intact).tolist(), *block.damaged]
+        if damaged:
+            where = f"the record at byte {offset + int(records.starts[max(damaged)])} is damaged and was skipped"
+            self.damage[name] = f"{self.folder / name}: {where}"
+        block.add_to(self._curves)
+        return len(damaged) < len(records.payloads)
+
+
+class _Block:
+    """The events of one block, as they are decoded: those of one layout together, the others one by one."""
+
+    def __init__(self, layouts: dict[int, list[Layout]]) -> None:
+        self._layouts = layouts
+        self.damaged: list[int] = []  # rows whose bytes never were an event
+        self._chunks: list[Chunk] = []
+        self._starts: list[tuple[int, int]] = []  # row and step of every SessionLog.START
+        self._single: dict[str, list[tuple[int, int, float, float]]] = {}  # tag -> row, step, wall, value
+
+    def decode(self, rows: np.ndarray, payloads: Sequence[bytes]) -> None:
+        """Decode the records at `rows`, which are all of one length."""
+        several = [payloads[row] for row in rows.tolist()]
+        length = len(several[0])
+        records = np.frombuffer(b"".join(several), np.uint8).reshape(len(several), length)
+        left = np.arange(len(several))
+        known = self._layouts.setdefault(length, [])
+        for layout in known:
+            if not left.size:
+                return
+            left = self._decode_alike(layout, rows, records, left)
+        while left.size:
+            layout_or_none = _layout(several[left[0]]) if len(known) < _MOST_LAYOUTS else None
+            if layout_or_none is None:
+                self._decode_one(int(rows[left[0]]), several[left[0]])
+                left = left[1:]
+            else:
+                known.append(layout_or_none)
+                left = self._decode_alike(layout_or_none, rows, records, left)
+
+    def _decode_alike(self, layout: Layout, rows: np.ndarray, records: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Decode what has the layout among the records `left`; those that have not."""
+        part = records if len(left) == len(records) else records[left]
+        hits = layout.matches(part)
+        if hits.any():
+            everything = hits.all()
+            chosen = left if everything else left[hits]
+            self._chunks.append(Chunk(rows[chosen], *layout.decode(part if everything else part[hits])))
+        others: np.ndarray = left[~hits]
+        return others
+
+    def _decode_one(self, row: int, payload: bytes) -> None:
+        try:
+            event = Event.FromString(payload)
+        except DecodeError:
+            self.damaged.append(row)
+            return
         if event.HasField("session_log") and event.session_log.status == SessionLog.START:
-            for series in self.series.values():
-                series.cut(event.step)
+            self._starts.append((row, event.step))
         for value in event.summary.value:
             number = _number(value)
-            if number is None:
-                continue
-            series = self.series.setdefault(value.tag, Series())
-            if series.steps and event.step < series.steps[-1]:
-                series.cut(event.step)
-            series.add(event.step, event.wall_time, number)
+            if number is not None:
+                self._single.setdefault(value.tag, []).append((row, event.step, event.wall_time, number))
 
-    def _events(self, path: Path) -> Iterator[Any]:
-        name = path.name
-        offset = self._offsets.get(name, 0)
-        try:
-            if path.stat().st_size <= offset:
-                return
-            with open(path, "rb") as file:
-                file.seek(offset)
-                data = file.read()
-        except OSError as error:
-            self.damage[name] = f"{path}: cannot be read ({error.strerror})"
-            return
-        position = 0
-        while len(data) - position >= _HEADER.size:
-            length, length_crc = _HEADER.unpack_from(data, position)
-            if _masked_crc(data[position : position + 8]) != length_crc or length > _LONGEST:
-                if not data[position:].strip(b"\0"):
-                    return  # the file grew before its bytes arrived: they may still come
-                self.damage[name] = f"{path}: damaged at byte {offset + position}; the rest of this file is not shown"
-                self._offsets[name] = 1 << 62  # nothing after a bad length can be found again
-                return
-            end = position + _HEADER.size + length + _CRC.size
-            if end > len(data):
-                break
-            payload = data[position + _HEADER.size : end - _CRC.size]
-            event = _parse(payload, *_CRC.unpack_from(data, end - _CRC.size))
-            if event is None:
-                self.damage[name] = f"{path}: the record at byte {offset + position} is damaged and was skipped"
-            else:
-                yield event
-            position = end
-            self._offsets[name] = offset + position
+    def add_to(self, curves: Curves) -> None:
+        """Append everything, in the order of the file; each START cuts what an earlier process logged from there on."""
+        chunks = [*self._chunks, *self._singles()]
+        first = 0
+        for row, step in sorted(self._starts):
+            curves.add([chunk.between(first, row) for chunk in chunks])
+            curves.cut(step)
+            first = row
+        curves.add([chunk.between(first, 1 << 62) for chunk in chunks] if first else chunks)
+
+    def _singles(self) -> Iterator[Chunk]:
+        """What was decoded one by one, tags of the same events together."""
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for tag, points in self._single.items():
+            points.sort(key=lambda point: point[0])
+            alike.setdefault(tuple(point[0] for point in points), []).append(tag)
+        for rows, tags in alike.items():
+            _, steps, walls, _ = zip(*self._single[tags[0]], strict=True)
+            values = {tag: np.array([point[3] for point in self._single[tag]], np.float32) for tag in tags}
+            yield Chunk(np.array(rows, np.int64), np.array(steps, np.int64), np.array(walls, np.float64), values)
 
 
-def _parse(payload: bytes, crc: int) -> Any:
-    """The event in a record; None where its bytes are not those that were written, or never were an event."""
-    if _masked_crc(payload) != crc:
+def _layout(payload: bytes) -> Layout | None:
+    """The layout of a record of plain scalars; None for any other."""
+    if len(payload) > _LONGEST_LAYOUT:
         return None
     try:
-        return Event.FromString(payload)
-    except DecodeError:
+        return Layout(payload)
+    except ValueError:
         return None
+
+
+def _is_blank(file: IO[bytes], offset: int) -> bool:
+    """Whether nothing but zeros follows."""
+    file.seek(offset)
+    while block := file.read(_BLOCK):
+        if block.count(0) < len(block):
+            return False
+    return True
 
 
 def _number(value: Any) -> float | None:

@@ -69,7 +69,7 @@ def document(folder: Path, capsys: pytest.CaptureFixture[str], name: str, *argum
 def logged(path: Path, step: int) -> dict[str, float]:
     reader = EventReader(path)
     reader.poll()
-    return {tag: x.values[x.steps.index(step)] for tag, x in reader.series.items() if step in x.steps}
+    return {tag: float(x.values[x.steps == step][0]) for tag, x in reader.series.items() if step in x.steps}
 
 
 def by_hand(steps: Steps, gamma: float, lam: float, clip: float, clip_high: float) -> None:

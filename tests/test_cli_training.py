@@ -57,7 +57,11 @@ def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path) -> None:
         reader = EventReader(tmp_path / "runs" / name)
         reader.poll()
         curves.append(
-            {tag: (s.steps, s.values) for tag, s in reader.series.items() if tag.startswith(("loss", "episode"))}
+            {
+                tag: (s.steps.tolist(), s.values.tolist())
+                for tag, s in reader.series.items()
+                if tag.startswith(("loss", "episode"))
+            }
         )
     assert curves[0] == curves[1]
 

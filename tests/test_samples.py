@@ -257,7 +257,7 @@ def test_the_first_every_nth_and_the_last_iteration_are_stored(tmp_path: Path) -
         assert list(series[tag].steps) == steps
     for number in samples.iterations(a_run):
         kept = samples.read(a_run, number)
-        at = series["value/mean"].steps.index(kept.step)
+        at = list(series["value/mean"].steps).index(kept.step)
         assert kept.steps == kept.columns["mask"].sum()
         assert kept.metrics["value/mean"] == pytest.approx(series["value/mean"].values[at])
         assert kept.columns["value"][kept.columns["mask"]].mean() == pytest.approx(kept.metrics["value/mean"], abs=1e-6)

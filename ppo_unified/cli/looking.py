@@ -284,7 +284,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> l
     tallest = 18 if len(tags) == 1 else 11
     height = max(6, min(tallest, (paper.lines - len(head) - 1) // down - 1)) if paper.lines else tallest
     last = max(
-        (series.steps[-1] for one in watched for series in one.reader.series.values() if series.steps), default=1
+        (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
     )
     rows = []
     for first in range(0, len(tags), across):

@@ -69,7 +69,7 @@ def summary(run: Run, status: Status) -> str:
     lines: list[str] = []
     for tag in ("eval/score", "episode/return"):
         series = reader.series.get(tag)
-        if series is not None and len(series.steps) > 1:
+        if series is not None and len(series) > 1:
             steps, _, values = series.numpy()
             width = min(shutil.get_terminal_size().columns, 72)
             lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=can_unicode(sys.stdout))

@@ -1,0 +1,83 @@
+"""How fast event files are read: points per second and peak memory, on files as our runs and as torch's writer make.
+
+    python benchmarks/reader.py [--steps 100000] [--tags 20]
+
+`together` is a file of one event a step with every tag in it, as a run writes; `apart` has one event a tag, as torch's
+SummaryWriter writes. Each is read by a process of its own, checksums included, in blocks of a budget of 50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from ppo_unified.events import EventReader, EventWriter
+from ppo_unified.metrics import METRICS
+
+BUDGET_S = 0.05
+
+
+def write(folder: Path, steps: int, tags: int, together: bool) -> None:
+    """An event file of random numbers, flushed by the system and not by us."""
+    names = [*METRICS, *(f"extra/metric_{number}" for number in range(max(0, tags - len(METRICS))))][:tags]
+    writer = EventWriter(folder)
+    values = np.random.default_rng(0).normal(size=(steps, tags))
+    for step, row in enumerate(values.tolist()):
+        numbers = dict(zip(names, row, strict=True))
+        for part in [numbers] if together else [{tag: value} for tag, value in numbers.items()]:
+            writer.scalars(128 * step, part)
+    writer.close()
+
+
+def read(folder: Path) -> str:
+    """Read it all; a line of a table with what that took."""
+    process = psutil.Process()
+    before = most = process.memory_info().rss
+    reader, started, longest = EventReader(folder), time.perf_counter(), 0.0
+    polls = 0
+    while not polls or reader.pending:
+        polled = time.perf_counter()
+        reader.poll(BUDGET_S)
+        polls += 1
+        longest = max(longest, time.perf_counter() - polled)
+        most = max(most, process.memory_info().rss)
+    seconds = time.perf_counter() - started
+    points = sum(map(len, reader.series.values()))
+    memory = (most - before) / 2**20
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    cells = f"{points:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{points / seconds:,.0f}", f"{longest * 1e3:.0f}"
+    return " | ".join([*cells, f"{memory:,.0f}"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--tags", type=int, default=20)
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        print(read(options.read))
+        return 0
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}\n")
+    print("| file | points | MiB | s | points/s | longest turn, ms | memory, MiB |\n|---|---|---|---|---|---|---|")
+    for name in ("together", "apart"):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), options.steps, options.tags, name == "together")
+            command = [sys.executable, __file__, "--read", folder]
+            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        print(f"| {name} | {line.strip()} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Events of one shape, decoded many at once: a trainer writes the same tags again and again, and only the numbers
+change. The wire format is https://protobuf.dev/programming-guides/encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# keys of fields: number << 3 | wire type
+_WALL, _STEP, _SUMMARY = 0x09, 0x10, 0x2A  # in an Event
+_VALUE = 0x0A  # in a Summary
+_TAG, _SIMPLE_VALUE = 0x0A, 0x15  # in a Summary.Value
+_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
+_LONGEST_STEP = 9  # bytes of a varint that int64 holds as a positive number
+
+
+class Layout:
+    """Where wall time, step and floats stand in records that are alike in every other byte."""
+
+    def __init__(self, payload: bytes) -> None:
+        """Raises ValueError where `payload` is anything but an event of scalars, each with a tag and a float alone."""
+        self._wall: int | None = None
+        self._step: slice | None = None
+        self._floats: dict[str, int] = {}  # tag -> offset
+        seen = set()
+        for key, start, end in _fields(payload, 0, len(payload)):
+            if key in seen:
+                raise ValueError("a field twice")
+            seen.add(key)
+            if key == _WALL:
+                self._wall = start
+            elif key == _STEP and end - start <= _LONGEST_STEP:
+                self._step = slice(start, end)
+            elif key == _SUMMARY:
+                self._add_values(payload, start, end)
+            else:
+                raise ValueError("not an event of scalars")
+        if not self._floats:
+            raise ValueError("no scalars")
+        self._mask = self._masked(len(payload))
+        self._fixed = np.frombuffer(payload, np.uint8) & self._mask
+
+    def _add_values(self, payload: bytes, start: int, end: int) -> None:
+        for key, first, last in _fields(payload, start, end):
+            parts = list(_fields(payload, first, last))
+            if key != _VALUE or [part[0] for part in parts] != [_TAG, _SIMPLE_VALUE]:
+                raise ValueError("not a plain scalar")
+            tag = payload[slice(*parts[0][1:])].decode()
+            if tag in self._floats:
+                raise ValueError("a tag twice")
+            self._floats[tag] = parts[1][1]
+
+    def _masked(self, size: int) -> np.ndarray:
+        """The bits [size] in which two records of this layout are equal."""
+        mask = np.full(size, 0xFF, np.uint8)
+        if self._wall is not None:
+            mask[self._wall : self._wall + 8] = 0
+        if self._step is not None:
+            mask[self._step] = 0x80  # whether another byte of the varint follows
+        for offset in self._floats.values():
+            mask[offset : offset + 4] = 0
+        return mask
+
+    def matches(self, records: np.ndarray) -> np.ndarray:
+        """Which of the records [K, size] have this layout."""
+        hits: np.ndarray = ((records & self._mask) == self._fixed).all(axis=1)
+        return hits
+
+    def decode(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Steps, wall times and each tag's values, [K] each, of records [K, size] that have this layout."""
+        steps = np.zeros(len(records), np.int64)
+        if self._step is not None:
+            for place, column in enumerate(range(self._step.start, self._step.stop)):
+                steps |= (records[:, column] & 0x7F).astype(np.int64) << (7 * place)
+        walls = np.zeros(len(records)) if self._wall is None else _numbers(records, self._wall, "<f8")
+        return steps, walls, {tag: _numbers(records, offset, "<f4") for tag, offset in self._floats.items()}
+
+
+def _numbers(records: np.ndarray, offset: int, kind: str) -> np.ndarray:
+    """The numbers [K] at one offset of every record."""
+    width = np.dtype(kind).itemsize
+    return np.ascontiguousarray(records[:, offset : offset + width]).view(kind).ravel()
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Key, and start and end of the content, of every field of a message; ValueError for what no event needs."""
+    while start < end:
+        key, start = data[start], start + 1
+        kind = key & 7
+        if kind == _VARINT:
+            stop = _varint(data, start)[1]
+        elif kind == _EIGHT:
+            stop = start + 8
+        elif kind == _FOUR:
+            stop = start + 4
+        elif kind == _BYTES:
+            length, start = _varint(data, start)
+            stop = start + length
+        else:
+            raise ValueError("an unknown wire type")
+        if key >= 0x80 or stop > end:
+            raise ValueError("a large field number, or a field longer than its message")
+        yield key, start, stop
+        start = stop
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    """The number at `start` and where it ends."""
+    number = 0
+    for place, byte in enumerate(data[start : start + 10]):
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return number, start + place + 1
+    raise ValueError("a number without an end")

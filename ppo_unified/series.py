@@ -1,0 +1,180 @@
+"""Curves as they grow: numpy columns that tags logged together share, and views of them that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+_LEAST = 64  # rows of the smallest table
+
+
+class Chunk(NamedTuple):
+    """Points of tags that were logged by the same K events, in the order of the file."""
+
+    order: np.ndarray  # [K] int64, ascending: the event's place in the file, by which chunks are merged
+    steps: np.ndarray  # [K] int64
+    walls: np.ndarray  # [K] float64
+    values: Mapping[str, np.ndarray]  # tag -> [K] float32
+
+    def between(self, first: int, end: int) -> Chunk:
+        """The points of the events from place `first` to before place `end`."""
+        rows = slice(*np.searchsorted(self.order, (first, end)).tolist())
+        return Chunk(
+            self.order[rows], self.steps[rows], self.walls[rows], {tag: x[rows] for tag, x in self.values.items()}
+        )
+
+
+class _Table:
+    """Tags with one history: their steps and wall times are the same and stored once.
+
+    Rows that were handed out as views are never written again: growing and cutting move to new columns instead.
+    """
+
+    def __init__(self, tags: Sequence[str] = ()) -> None:
+        self.steps, self.walls = np.empty(0, np.int64), np.empty(0, np.float64)
+        self.values = {tag: np.empty(0, np.float32) for tag in tags}
+        self.size = 0
+        self.lent = 0  # rows that views may show
+
+    @property
+    def nbytes(self) -> int:
+        return self.steps.nbytes + self.walls.nbytes + sum(column.nbytes for column in self.values.values())
+
+    def append(self, steps: np.ndarray, walls: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Add [K] points of each tag; where the step goes back, what was logged from that step on is superseded."""
+        edges = [0, *(np.flatnonzero(np.diff(steps) < 0) + 1).tolist(), len(steps)]
+        for first, end in pairwise(edges):
+            if first == end:
+                continue
+            self.cut(int(steps[first]) if self.size and steps[first] < self.steps[self.size - 1] else None)
+            rows = slice(self.size, self.size + end - first)
+            if rows.stop > len(self.steps):
+                self._move(max(_LEAST, 2 * len(self.steps), rows.stop))
+            self.steps[rows], self.walls[rows] = steps[first:end], walls[first:end]
+            for tag, column in self.values.items():
+                column[rows] = values[tag][first:end]
+            self.size = rows.stop
+
+    def cut(self, step: int | None) -> None:
+        """Drop every point at or after `step`; None drops nothing."""
+        if step is None:
+            return
+        self.size = int(np.searchsorted(self.steps[: self.size], step))
+        if self.size < self.lent:
+            self._move(len(self.steps))
+
+    def split(self, tags: Sequence[str]) -> _Table:
+        """Take some of the tags away into a table of their own, with the points they have."""
+        other = _Table()
+        other.steps, other.walls = self.steps.copy(), self.walls.copy()
+        other.values = {tag: self.values.pop(tag) for tag in tags}
+        other.size, other.lent = self.size, self.lent
+        return other
+
+    def _move(self, rows: int) -> None:
+        """Copy the points to new columns with room for `rows` of them."""
+
+        def moved(column: np.ndarray) -> np.ndarray:
+            larger = np.empty(rows, column.dtype)
+            larger[: self.size] = column[: self.size]
+            return larger
+
+        self.steps, self.walls = moved(self.steps), moved(self.walls)
+        self.values = {tag: moved(column) for tag, column in self.values.items()}
+        self.lent = 0
+
+
+class Series:
+    """One tag's points: steps (int64), wall times (s since the epoch) and values (float32), step ascending."""
+
+    def __init__(self, tag: str, table: _Table) -> None:
+        self.tag, self.table = tag, table
+
+    def __len__(self) -> int:
+        return self.table.size
+
+    @property
+    def steps(self) -> np.ndarray:
+        return self.numpy()[0]
+
+    @property
+    def walls(self) -> np.ndarray:
+        return self.numpy()[1]
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.numpy()[2]
+
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Steps, walls and values as they are now: read-only views, no copies; what comes later does not touch them."""
+        table = self.table
+        table.lent = table.size
+        columns = table.steps[: table.size], table.walls[: table.size], table.values[self.tag][: table.size]
+        for column in columns:
+            column.flags.writeable = False
+        return columns
+
+
+class Curves:
+    """The series of a folder's event files."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, Series] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(table.nbytes for table in self._tables())
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Append chunks whose events may alternate in the file; each tag gets its points in the file's order."""
+        sources: dict[str, list[int]] = {}
+        for number, chunk in enumerate(chunks):
+            for tag in chunk.values if len(chunk.order) else ():
+                sources.setdefault(tag, []).append(number)
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for tag, numbers in sources.items():
+            alike.setdefault(tuple(numbers), []).append(tag)
+        for numbers_key, tags in alike.items():
+            steps, walls, values = _merged([chunks[number] for number in numbers_key], tags)
+            for table in self._tables_of(tags):
+                table.append(steps, walls, values)
+
+    def cut(self, step: int) -> None:
+        """Drop every tag's points at or after `step`: a resumed run writes them again."""
+        for table in self._tables():
+            table.cut(step)
+
+    def _tables(self) -> list[_Table]:
+        return list({id(series.table): series.table for series in self.series.values()}.values())
+
+    def _tables_of(self, tags: Sequence[str]) -> list[_Table]:
+        """Tables that hold `tags` and no others: made for new tags, split off where others stay behind."""
+        new = [tag for tag in tags if tag not in self.series]
+        if new:
+            table = _Table(new)
+            self.series.update((tag, Series(tag, table)) for tag in new)
+        members: dict[int, list[Series]] = {}
+        for tag in tags:
+            series = self.series[tag]
+            members.setdefault(id(series.table), []).append(series)
+        tables = []
+        for several in members.values():
+            table = several[0].table
+            if len(several) < len(table.values):
+                table = table.split([series.tag for series in several])
+                for series in several:
+                    series.table = table
+            tables.append(table)
+        return tables
+
+
+def _merged(chunks: Sequence[Chunk], tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Steps, walls and values of tags that are in all of some chunks, in the order of the file."""
+    if len(chunks) == 1:
+        return chunks[0].steps, chunks[0].walls, {tag: chunks[0].values[tag] for tag in tags}
+    order = np.argsort(np.concatenate([chunk.order for chunk in chunks]), kind="stable")
+    steps, walls = (np.concatenate([getattr(chunk, name) for chunk in chunks])[order] for name in ("steps", "walls"))
+    return steps, walls, {tag: np.concatenate([chunk.values[tag] for chunk in chunks])[order] for tag in tags}
