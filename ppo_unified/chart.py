@@ -181,6 +181,11 @@ def _moment(at: float, step: float) -> str:
     return time.strftime("%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment)
 
 
+def clock(at: float) -> str:
+    """A moment as local date and time."""
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+
+
 def span_label(seconds: float) -> str:
     """A time since a start in its two largest units: '45s', '1h30m', '2d6h'."""
     left = round(seconds)
