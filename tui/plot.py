@@ -18,6 +18,7 @@ from textual.widget import Widget
 from ppo_unified import chart
 from ppo_unified.chart import ASCII, BRAILLE, CROSS, MARKS, NOTHING, Layer, Picture, Tick, View
 from ppo_unified.text import clean, columns_of, pad, short
+from tui.chart_files import PaperChart
 from tui.traces import Drawn, Trace, prepared, value_at
 from tui.window import Window
 
@@ -224,6 +225,18 @@ class Plot(Widget, can_focus=True):
             curves.append(Layer(*ends(one.x, one.curve), 2 * k, mark))
         return [*bands, *raws, *curves]
 
+    def for_paper(self) -> PaperChart | None:
+        """The chart as it is, for a file; None where there is nothing to see."""
+        if self._painted is None:
+            self._painted = self._paint()
+        painted = self._painted
+        if isinstance(painted, str):
+            return None
+        drawn = [_logged(one) for one in self.drawn] if self._look.log_x else self.drawn
+        if painted.log_y:
+            drawn = [_log_y(one) for one in drawn]
+        return PaperChart(drawn, painted.view, painted.log_y, self._x_ticks(painted.view, 100))
+
     def _x_ticks(self, view: View, room: int) -> list[Tick]:
         look, count = self._look, max(1, room // 11)
         if look.log_x:
@@ -405,3 +418,9 @@ def _logged(one: Drawn) -> Drawn:
     x, raw, curve = np.log10(one.x[above:]), one.raw[above:], one.curve[above:]
     band = None if one.band is None else (one.band[0][above:], one.band[1][above:])
     return one._replace(x=x, raw=raw, curve=raw if one.curve is one.raw else curve, band=band)
+
+
+def _log_y(one: Drawn) -> Drawn:
+    raw = chart.log10(one.raw)
+    band = None if one.band is None else (chart.log10(one.band[0]), chart.log10(one.band[1]))
+    return one._replace(raw=raw, curve=raw if one.curve is one.raw else chart.log10(one.curve), band=band)
