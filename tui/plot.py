@@ -60,8 +60,8 @@ class Plot(Widget, can_focus=True):
     Plot { width: 1fr; height: 1fr; }
     Plot > .plot--title { text-style: bold; color: $foreground; }
     Plot > .plot--current { text-style: bold; color: $text; background: $primary; }
-    Plot > .plot--axis { color: $text-muted; }
-    Plot > .plot--cross { color: $text-accent; }
+    Plot > .plot--axis { color: $foreground 60%; }
+    Plot > .plot--cross { color: $foreground; text-style: bold; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"plot--title", "plot--current", "plot--axis", "plot--cross"}
 
@@ -167,15 +167,16 @@ class Plot(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         if self._strips is None:
             self._strips = self._draw()
-        return self._strips[y] if y < len(self._strips) else Strip.blank(self.size.width)
+        return self._strips[y] if y < len(self._strips) else Strip.blank(self.size.width, self.rich_style)
 
     def _draw(self) -> list[Strip]:
         width, height = self.size
         if self._painted is None:
             self._painted = self._paint()
         if isinstance(self._painted, str):
-            axis = self.get_component_rich_style("plot--axis", partial=True)
-            return [self._title(width, False), Strip([Segment(pad(" " * GUTTER + self._painted, width), axis)], width)]
+            axis = self.get_component_rich_style("plot--axis")
+            why = Strip([Segment(pad(" " * GUTTER + self._painted, width), axis)], width)
+            return [self._title(width, False), why, *[Strip.blank(width, self.rich_style)] * (height - 2)]
         return [self._title(width, self._painted.log_y), *self._body(self._painted), *self._foot(self._painted, height)]
 
     def _paint(self) -> Painted | str:
@@ -223,7 +224,7 @@ class Plot(Widget, can_focus=True):
                 raws.append(Layer(*ends(one.x, one.raw), 2 * k + 1, "."))
             mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
             curves.append(Layer(*ends(one.x, one.curve), 2 * k, mark))
-        return [*bands, *raws, *curves]
+        return [*bands, *reversed(raws), *curves]  # the raw curve of the reference, dense and grey, at the bottom
 
     def for_paper(self) -> PaperChart | None:
         """The chart as it is, for a file; None where there is nothing to see."""
@@ -250,16 +251,16 @@ class Plot(Widget, can_focus=True):
 
     def _styles(self) -> list[Style]:
         """Styles of layers, then of CROSS, then of NOTHING: negative styles count from the end."""
-        background = self.background_colors[1]
+        background, base = self.background_colors[1], self.rich_style
         styles = []
         for one in self.drawn:
             color = Color.parse(one.color)
             faint = color.blend(background, BAND if one.band is not None else FAINT)
-            styles += [Style(color=color.rich_color), Style(color=faint.rich_color)]
-        return [*styles, self.get_component_rich_style("plot--cross", partial=True), Style.null()]
+            styles += [base + Style(color=color.rich_color), base + Style(color=faint.rich_color)]
+        return [*styles, self.get_component_rich_style("plot--axis"), base]
 
     def _body(self, painted: Painted) -> list[Strip]:
-        axis = self.get_component_rich_style("plot--axis", partial=True)
+        axis = self.get_component_rich_style("plot--axis")
         styles, glyphs, width = self._styles(), self._glyphs, self.size.width
         assert (CROSS, NOTHING) == (-2, -1)
         strips = []
@@ -274,18 +275,19 @@ class Plot(Widget, can_focus=True):
     def _foot(self, painted: Painted, height: int) -> list[Strip]:
         """The x axis; at the crosshair, where it stands."""
         width, glyphs, gutter = self.size.width, self._glyphs, painted.gutter
-        axis = self.get_component_rich_style("plot--axis", partial=True)
+        axis = self.get_component_rich_style("plot--axis")
         strips = []
         if height >= TALL:
             floor = chart.floor_row(painted.ticks, painted.room, glyphs)
             strips.append(Strip([Segment(" " * gutter + glyphs.corner + floor, axis)], width))
-        labels = chart.label_row(painted.ticks, width, gutter)[:width]
         column = self._cross_column(painted)
         if column is None or self.cross is None:
-            return [*strips, Strip([Segment(labels, axis)], width)]
-        text = f" {self.place(self.cross)} "
+            return [*strips, Strip([Segment(chart.label_row(painted.ticks, width, gutter)[:width], axis)], width)]
+        text = f" {self.place(self.cross)} "[:width]
         start = max(0, min(gutter + 1 + column - len(text) // 2, width - len(text)))
-        cross = self.get_component_rich_style("plot--cross", partial=True)
+        free = [tick for tick in painted.ticks if tick[1] >= start + len(text) or tick[1] + len(tick[2]) <= start]
+        labels = chart.label_row(free, width, gutter)[:width]
+        cross = self.get_component_rich_style("plot--cross")
         parts = [Segment(labels[:start], axis), Segment(text, cross), Segment(labels[start + len(text) :], axis)]
         return [*strips, Strip(parts, width)]
 
@@ -299,8 +301,8 @@ class Plot(Widget, can_focus=True):
     def _title(self, width: int, log_y: bool) -> Strip:
         """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
         tag = pad(clean(self.tag), min(columns_of(clean(self.tag)), max(0, width - 1)))
-        style = self.get_component_rich_style("plot--current" if self.current else "plot--title", partial=True)
-        muted = self.get_component_rich_style("plot--axis", partial=True)
+        style = self.get_component_rich_style("plot--current" if self.current else "plot--title")
+        muted = self.get_component_rich_style("plot--axis")
         head = [Segment(tag, style), Segment(" log" if log_y and columns_of(tag) + 5 < width else "", muted)]
         left = width - sum(columns_of(segment.text) for segment in head)
         drawn = self.drawn
@@ -309,16 +311,17 @@ class Plot(Widget, can_focus=True):
         values = [short(value) for value in self.values()]
         named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, values, strict=True)]
         bare = [f"  {m}{v}" for m, v in zip(marks, values, strict=True)]
-        entries = named if len(drawn) > 1 and sum(map(columns_of, named)) <= left else bare
+        worth = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a lone run is what one looks at anyway
+        entries = named if worth and sum(map(columns_of, named)) <= left else bare
         for number, (entry, one) in reversed(list(enumerate(zip(entries, drawn, strict=True)))):
             more = f"  +{number + 1}"
             if columns_of(entry) + (len(more) if number else 0) > left:
-                head.append(Segment(more[:left], muted))
-                left -= len(more[:left])
+                head.append(Segment(more[: max(0, left)], muted))
+                left -= len(more[: max(0, left)])
                 break
-            head.append(Segment(entry, Style.parse(one.color)))
+            head.append(Segment(entry, self.rich_style + Style.parse(one.color)))
             left -= columns_of(entry)
-        return Strip([*head, Segment(" " * left)], width)
+        return Strip([*head, Segment(" " * left, self.rich_style)], width)
 
     def values(self) -> list[float | None]:
         """Each curve's value at the crosshair, or its last one; as it was logged, not smoothed."""

@@ -22,7 +22,7 @@ from textual.widgets import Footer, Static
 
 from ppo_unified import chart
 from ppo_unified.chart import View, smooth
-from ppo_unified.metrics import METRICS
+from ppo_unified.metrics import METRICS, describe
 from ppo_unified.text import clean, columns_of, pad, short
 from tui.actions import Place, at, bindings
 from tui.chart_files import PaperChart, new_files, write_csv, write_svg
@@ -502,7 +502,7 @@ class MetricScreen(Screen[None]):
 
     def _turn_to(self, tag: str) -> None:
         self.tag = tag
-        self.query_one("#meaning", Static).update(explanation(tag))
+        self.query_one("#meaning", Static).update(describe(tag) or explanation(tag))
         self.renew()
 
     def on_plots_updated(self) -> None:
