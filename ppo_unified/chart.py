@@ -1,4 +1,6 @@
-"""Curves as plain text: braille dots where the terminal has them, ASCII otherwise. Pure functions over numpy.
+"""Curves in character cells: braille dots where the terminal has them, ASCII otherwise. Pure functions over numpy.
+
+`draw` writes plain text for commands; the terminal UI uses the parts: `columns_minmax`, `paint`, `spans`, labels.
 
 Every curve is reduced to one interval per dot column, from its lowest to its highest value there, so a spike of a
 single point survives however many points share its column. The cost does not depend on the zoom.
@@ -7,11 +9,11 @@ single point survives however many points share its column. The cost does not de
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from string import ascii_lowercase, ascii_uppercase, digits
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -19,8 +21,17 @@ from ppo_unified.text import BOLD, DIM, columns_of, pad, painted, short
 
 MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
-_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint32)  # Unicode's braille bits
+_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint8)  # Unicode's braille bits
 _GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
+_BLOCK = 32  # values that `smooth` takes at once
+_DAY = 86400
+_TIME_STEPS = (
+    *(1, 2, 5, 10, 15, 30),
+    *(60, 120, 300, 600, 900, 1800),
+    *(3600, 7200, 10800, 21600, 43200),
+    *(_DAY * days for days in (1, 2, 5, 10, 30, 60, 180, 360)),
+)
+NOTHING, CROSS = -1, -2  # styles that are no layer's
 _BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
 
 
@@ -30,6 +41,33 @@ class Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
+
+
+class Layer(NamedTuple):
+    """What is drawn in one style: in each column of dots all from `low` to `high`, nothing where they are NaN."""
+
+    low: np.ndarray  # [columns]
+    high: np.ndarray  # [columns]
+    style: int
+    mark: str  # stands for the layer in ASCII, and along its curve where letters tell curves apart
+    sparse: bool = False  # every other dot: a band behind its curve
+
+
+class Picture(NamedTuple):
+    """A painted plot: code points and styles [rows, columns]."""
+
+    codes: np.ndarray
+    styles: np.ndarray
+
+
+class Tick(NamedTuple):
+    """A place on an axis and what stands there."""
+
+    at: float
+    label: str
+
+
+Span: TypeAlias = tuple[str, int]  # text and its style
 
 
 class Glyphs(NamedTuple):
@@ -65,12 +103,34 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     `weight` in [0, 1): 0 changes nothing. What is not finite stays as it is and does not enter the average.
     """
     smoothed = np.array(values, np.float64)
-    last, unbias = 0.0, 1.0
-    for index in np.flatnonzero(np.isfinite(smoothed)):
-        last = weight * last + (1 - weight) * smoothed[index]
-        unbias *= weight
-        smoothed[index] = last / (1 - unbias)
-    return smoothed
+    if not weight:
+        return smoothed
+    finite = np.isfinite(smoothed)
+    if not (whole := bool(finite.all())):
+        smoothed, every = smoothed[finite], smoothed
+    averages = _decaying_sums((1 - weight) * smoothed, weight)
+    # after `count` values the average has taken up 1 - weight**count of its weight, soon 1 in floating point
+    biased = min(len(averages), math.ceil(-40 / math.log(weight)))
+    averages[:biased] /= -np.expm1(np.arange(1, biased + 1) * math.log(weight))
+    if whole:
+        return averages
+    every[finite] = averages
+    return every
+
+
+def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
+    """s[t] = weight * s[t - 1] + values[t], block by block: one matrix product inside, the same again between them."""
+    count = len(values)
+    blocks = -(-count // _BLOCK)
+    padded = np.zeros(blocks * _BLOCK)
+    padded[:count] = values
+    lag = np.subtract.outer(np.arange(_BLOCK), np.arange(_BLOCK))
+    inside = np.where(lag >= 0, weight ** np.maximum(lag, 0), 0.0)
+    sums = padded.reshape(blocks, _BLOCK) @ inside.T
+    if blocks > 1:
+        ends = _decaying_sums(sums[:, -1], weight**_BLOCK)
+        sums[1:] += ends[:-1, None] * weight ** np.arange(1, _BLOCK + 1)
+    return sums.reshape(-1)[:count]
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -84,33 +144,89 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
+def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
+    """`nice_ticks` with their labels."""
+    return [Tick(at, short(at, (high - low) / 100)) for at in nice_ticks(low, high, count)]
+
+
+def log_ticks(low: float, high: float, count: int) -> list[Tick]:
+    """Ticks of a logarithmic axis, 10**low to 10**high: powers of ten; 1, 2, 5 or round numbers where few fit."""
+    decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    if len(decades) > 2:
+        stride = math.ceil(len(decades) / max(1, count))
+        return [Tick(k, short(10.0**k, 10.0**k)) for k in decades if k % stride == 0]
+    exponents = range(math.floor(low), math.ceil(high) + 1)
+    inside = [k + math.log10(m) for k in exponents for m in (1, 2, 5) if low - 1e-9 <= k + math.log10(m) <= high + 1e-9]
+    if 2 <= len(inside) <= count + 1:
+        return [Tick(at, short(10.0**at, 10.0 ** math.floor(at + 1e-9))) for at in inside]
+    values = [value for value in nice_ticks(10.0**low, 10.0**high, count) if value > 0]
+    return [Tick(math.log10(value), short(value, (10.0**high - 10.0**low) / 100)) for value in values]
+
+
+def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
+    """Ticks of a time axis in seconds: time of day where `clock` (seconds since the epoch), else since a start."""
+    raw = (high - low) / max(1, count)
+    if raw < 0.5 or not math.isfinite(raw):
+        return [Tick(at, _moment(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
+    step = next((step for step in _TIME_STEPS if step >= raw), _TIME_STEPS[-1])
+    zone = time.localtime(low).tm_gmtoff if clock else 0
+    first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
+    places = [k * step - zone for k in range(first, last + 1)]
+    return [Tick(at, _moment(at, step) if clock else span_label(at)) for at in places]
+
+
+def _moment(at: float, step: float) -> str:
+    moment = time.localtime(at)
+    midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
+    return time.strftime("%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment)
+
+
+def clock(at: float) -> str:
+    """A moment as local date and time."""
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+
+
+def span_label(seconds: float) -> str:
+    """A time since a start in its two largest units: '45s', '1h30m', '2d6h'."""
+    left = round(seconds)
+    parts = []
+    for unit, sign in ((_DAY, "d"), (3600, "h"), (60, "m"), (1, "s")):
+        amount, left = divmod(left, unit)
+        if amount:
+            parts.append(f"{amount}{sign}")
+        elif parts:
+            break
+    return "".join(parts[:2]) or "0"
+
+
 def columns_minmax(x: np.ndarray, y: np.ndarray, view: View, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """The lowest and highest value of a curve in each of `columns` equal columns of the window, NaN where it is not.
 
     A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
-    x, y [P], x ascending -> two arrays [columns].
+    x, y [P], x ascending -> two arrays [columns]. The cost grows with the columns, and little with the points.
     """
     low, high = np.full(columns, np.nan), np.full(columns, np.nan)
-    start = max(0, int(np.searchsorted(x, view.left, "left")) - 1)
-    x, y = x[start:], np.where(np.isfinite(y), y, np.nan)[start:]
-    stop = int(np.searchsorted(x, view.right, "right")) + 1  # one point beyond either edge: the curve goes there
-    x, y = x[:stop], y[:stop]
+    half = (view.right - view.left) / (columns - 1) / 2 if columns > 1 else 0.0
+    borders = np.linspace(view.left - half, view.right + half, columns + 1)
+    if columns == 1:
+        borders[1] = np.nextafter(view.right, np.inf)
+    after = np.searchsorted(x, borders)  # the first point at or right of each border
+    start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
+    x, y, after = x[start:stop], y[start:stop], after - start
     if not len(x):
         return low, high
-    position = (x - view.left) * ((columns - 1) / (view.right - view.left))
-    column = np.floor(position + 0.5).astype(np.int64)
-    starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
-    inside = (column[starts] >= 0) & (column[starts] < columns)
-    filled = column[starts][inside]
-    low[filled], high[filled] = np.fmin.reduceat(y, starts)[inside], np.fmax.reduceat(y, starts)[inside]
+    if not (finite := np.isfinite(y)).all():
+        y = np.where(finite, y, np.nan)
+    if len(inside := np.flatnonzero(after[1:] > after[:-1])):
+        starts, points = after[inside], y[: after[-1]]
+        low[inside], high[inside] = np.fmin.reduceat(points, starts), np.fmax.reduceat(points, starts)
 
-    border = np.arange(columns + 1) - 0.5
-    before = np.searchsorted(position, border, "right") - 1  # the last point left of each border
-    crossed = (before >= 0) & (before < len(x) - 1)
-    before, border = before[crossed], border[crossed]
-    share = (border - position[before]) / (position[before + 1] - position[before])
     crossing = np.full(columns + 1, np.nan)
-    crossing[crossed] = y[before] + share * (y[before + 1] - y[before])
+    crossed = (after > 0) & (after < len(x))
+    right = after[crossed]
+    left = right - 1
+    share = (borders[crossed] - x[left]) / (x[right] - x[left])
+    crossing[crossed] = y[left] + share * (y[right] - y[left])
     low = np.fmin(low, np.fmin(crossing[:-1], crossing[1:]))
     high = np.fmax(high, np.fmax(crossing[:-1], crossing[1:]))
     return low, high
@@ -124,6 +240,12 @@ def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None)
         return None
     left, right = x_range or (float(min(x[0] for x in xs)), float(max(x[-1] for x in xs)))
     low, high = (float(f([f(y) for y in finite if len(y)])) for f in (np.min, np.max))
+    return with_room(View(left, right, low, high))
+
+
+def with_room(view: View) -> View:
+    """A window in which a single place and a single value have room around them."""
+    left, right, low, high = view.left, view.right, view.low, view.high
     if right <= left:
         left, right = left - (abs(left) / 2 or 1.0), right + (abs(right) / 2 or 1.0)
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # float32 noise on a constant is not a shape
@@ -149,29 +271,35 @@ def draw(
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
-    shown = [Line(line.label, line.x, _scaled(line.y, log_y)) for line in lines]
+    shown = [line._replace(y=log10(line.y) if log_y else np.asarray(line.y, np.float64)) for line in lines]
     view = find_view(shown, x_range)
     head = _legend(lines, width, title, color)
     if view is None:
         points = any(len(line.x) for line in lines)
         why = ("no value above 0" if log_y else "no finite value") if points else "no points yet"
         return [head, *(pad(" " * _GUTTER + (why if row == 1 else ""), width) for row in range(1, height))]
-    labels = _y_labels(shown, view, height - 3, log_y, glyphs)
+    finite = np.concatenate([line.y[np.isfinite(line.y)] for line in shown])
+    labels = y_labels((float(finite.min()), float(finite.max())), view, height - 3, log_y, glyphs)
     gutter = max(_GUTTER, *map(len, labels.values()))
     body = _curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
     rows = [head]
     for row, text in enumerate(body):
         side = labels.get(row, "").rjust(gutter) + (glyphs.tick if row in labels else glyphs.side)
         rows.append((painted(side, DIM) if color else side) + text)
-    return rows + [painted(row, DIM) if color else row for row in _x_axis(view, width, gutter, glyphs)]
+    room = width - gutter - 1
+    ticks = place_ticks(plain_ticks(view.left, view.right, max(1, room // 7)), view, room, gutter)
+    floor, below = floor_row(ticks, room, glyphs), label_row(ticks, width, gutter)
+    axis = [" " * gutter + glyphs.corner + floor, below]
+    return rows + [painted(row, DIM) if color else row for row in axis]
 
 
-def _scaled(y: np.ndarray, log_y: bool) -> np.ndarray:
-    y = np.asarray(y, np.float64)
-    if not log_y:
-        return y
-    logs = np.full(len(y), np.nan)
-    np.log10(y, out=logs, where=y > 0)
+def log10(values: np.ndarray) -> np.ndarray:
+    """Logarithms [P], NaN where a value is not above 0."""
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    logs = np.full(len(values), np.nan, values.dtype)
+    np.log10(values, out=logs, where=values > 0)
     return logs
 
 
@@ -194,13 +322,11 @@ def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
     return text + " " * (width - used)
 
 
-def _y_labels(lines: Sequence[Line], view: View, rows: int, log_y: bool, glyphs: Glyphs) -> dict[int, str]:
+def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs) -> dict[int, str]:
     """Row -> label: the lowest and the highest value as they are, round numbers between them where there is room."""
-    finite = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-    ends = [float(finite.min()), float(finite.max())]
     ticks = [t for t in nice_ticks(view.low, view.high, rows // 2) if not log_y or t == round(t)]
     constant = not view.low == ends[0] < ends[1] == view.high
-    wanted = [ends[0]] if constant or rows == 1 else ends + ticks
+    wanted = [ends[0]] if constant or rows == 1 else [*ends, *ticks]
     resolution = 0.0 if log_y or constant else (view.high - view.low) / 10
     labels: dict[int, str] = {}
     for value in wanted:
@@ -212,81 +338,135 @@ def _y_labels(lines: Sequence[Line], view: View, rows: int, log_y: bool, glyphs:
 
 def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
     """The rows of the plot itself, each `width` columns."""
-    cells = np.zeros((height, width), np.uint32)
-    owner = np.full((height, width), -1)
-    marks: dict[tuple[int, int], str] = {}
+    layers = []
     for number, line in enumerate(lines):
         low, high = columns_minmax(line.x, line.y, view, width * glyphs.columns)
-        dots = _dots(low, high, view, height * glyphs.rows)
-        bits = dots.reshape(height, glyphs.rows, width, glyphs.columns)
-        bits = (bits * _DOTS[None, : glyphs.rows, None, : glyphs.columns]).sum(axis=(1, 3), dtype=np.uint32)
-        hit = bits > 0
-        cells = np.where(hit, bits if color else cells | bits, cells)  # a colour fills its cell: the last drawn wins
+        layers.append(Layer(low, high, number, MARKS[number % len(MARKS)] if len(lines) > 1 else glyphs.point))
+    picture = paint(layers, view, width, height, glyphs, covering=color, letters=len(lines) > 1)
+    if not color:
+        return ["".join(map(chr, row)) for row in picture.codes.tolist()]
+    codes = [*COLORS[: len(lines)], ""]  # NOTHING is the last one
+    return [
+        "".join(painted(text, codes[style % len(COLORS) if style >= 0 else NOTHING]) for text, style in row)
+        for row in spans(picture)
+    ]
+
+
+def paint(
+    layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs, *, covering: bool, letters: bool
+) -> Picture:
+    """Layers over each other, the first one at the bottom.
+
+    `covering`: the last one owns its cells alone, for a cell has one colour; else the dots of all are kept.
+    `letters`: each layer that is not sparse bears its mark every so often. A curve of a single cell always does.
+    """
+    bits = np.zeros((height, width), np.uint8)
+    owner = np.full((height, width), NOTHING, np.int16)
+    marks: list[tuple[np.ndarray, str, int]] = []
+    curves = [number for number, layer in enumerate(layers) if not layer.sparse]
+    for number, layer in enumerate(layers):
+        own = _bits(layer, view, width, height, glyphs)
+        hit = own > 0
+        bits = np.where(hit, own if covering else bits | own, bits)
         owner[hit] = number
-        letter = MARKS[number % len(MARKS)] if len(lines) > 1 else ""
-        for place in _mark_places(hit, number, len(lines)):
-            marks[place] = letter or glyphs.point
-            owner[place] = number
-    return [_row(cells[r], owner[r], r, marks, len(lines), glyphs, color) for r in range(height)]
+        if layer.sparse:
+            continue
+        places = _mark_places(hit, curves.index(number), len(curves)) if letters else _lone(hit)
+        marks += [(place, layer.mark if letters else glyphs.point, number) for place in places]
+    if glyphs is BRAILLE:
+        codes = np.where(owner >= 0, bits + np.uint32(0x2800), np.uint32(32))
+    else:
+        codes = np.array([*(ord(layer.mark) for layer in layers), 32], np.uint32)[owner]
+    for place, mark, number in marks:
+        codes[tuple(place)], owner[tuple(place)] = ord(mark), number
+    return Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
 
 
-def _dots(low: np.ndarray, high: np.ndarray, view: View, rows: int) -> np.ndarray:
-    """Which dots [rows, columns] the intervals cover; row 0 is the top."""
+def _bits(layer: Layer, view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+    """Which dots of each cell a layer covers, as one number [height, width]."""
+    rows = height * glyphs.rows
     scale = (rows - 1) / (view.high - view.low)
-    with np.errstate(invalid="ignore"):
-        top, bottom = np.rint((view.high - high) * scale), np.rint((view.high - low) * scale)
-    grid = np.arange(rows)[:, None]
-    return (grid >= top) & (grid <= bottom)  # NaN compares false: a gap
+    half = 0.5 + 1e-9  # what lies between two dots goes down, whatever the last bit says
+    top = np.floor((view.high - layer.high) * scale + half)
+    bottom = np.floor((view.high - layer.low) * scale + half)
+    row = np.arange(rows)[:, None]  # row 0 is the top
+    dots = (row >= top) & (row <= bottom)  # NaN compares false: a gap
+    if layer.sparse:
+        dots &= (row + np.arange(dots.shape[1])) % 2 == 0
+    parts = dots.reshape(height, glyphs.rows, width, glyphs.columns)
+    bits = np.zeros((height, width), np.uint8)
+    for r in range(glyphs.rows):
+        for c in range(glyphs.columns):
+            bits |= parts[:, r, :, c] * _DOTS[r, c]
+    return bits
 
 
-def _mark_places(hit: np.ndarray, number: int, count: int) -> list[tuple[int, int]]:
-    """Cells of a curve that bear its letter: every so often, each curve at other columns; a lone cell always."""
+def _lone(hit: np.ndarray) -> list[np.ndarray]:
+    """The cell of a curve that has but one: a dot alone is easily missed."""
+    return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
+
+
+def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
+    """Cells of a curve that bear its letter: every so often, each curve at other columns; once at least."""
     columns = np.flatnonzero(hit.any(axis=0))
     if not len(columns):
         return []
-    if count > 1:
-        every = max(_BETWEEN_MARKS, 3 * count)
-        chosen = [int(c) for c in columns if c % every == (2 * number + 1) * every // (2 * count)]
-        columns = np.array(chosen or [columns[-1]])
-    elif len(columns) > 1 or hit.sum() > 1:
-        return []
-    middles = [np.flatnonzero(hit[:, c]) for c in columns]
-    return [(int(rows[len(rows) // 2]), int(c)) for c, rows in zip(columns, middles, strict=True)]
+    every = max(_BETWEEN_MARKS, 3 * count)
+    chosen = [c for c in columns if c % every == (2 * number + 1) * every // (2 * count)] or [columns[-1]]
+    rows = [np.flatnonzero(hit[:, c]) for c in chosen]
+    return [np.array([own[len(own) // 2], c]) for c, own in zip(chosen, rows, strict=True)]
 
 
-def _row(
-    cells: np.ndarray,
-    owner: np.ndarray,
-    row: int,
-    marks: dict[tuple[int, int], str],
-    count: int,
-    glyphs: Glyphs,
-    color: bool,
-) -> str:
-    characters = []
-    for column, (bits, line) in enumerate(zip(cells.tolist(), owner.tolist(), strict=True)):
-        braille, ascii_mark = chr(0x2800 + bits), MARKS[line % len(MARKS)] if count > 1 else glyphs.point
-        plain = " " if line < 0 else braille if glyphs is BRAILLE else ascii_mark
-        characters.append(marks.get((row, column), plain))
-    if not color:
-        return "".join(characters)
-    cuts = [0, *(np.flatnonzero(owner[1:] != owner[:-1]) + 1).tolist(), len(owner)]
-    return "".join(
-        painted("".join(characters[a:b]), COLORS[owner[a] % len(COLORS)] if owner[a] >= 0 else "")
-        for a, b in pairwise(cuts)
-    )
+def spans(picture: Picture, cross: int | None = None, line: str = BRAILLE.side) -> list[list[Span]]:
+    """The rows of a picture as runs of one style; `cross` is a column where `line` stands behind the curves.
+
+    A blank has the style of what is left of it: fewer runs, the same look.
+    """
+    codes, styles = picture
+    height, width = codes.shape
+    if cross is not None and 0 <= cross < width:
+        codes, styles = codes.copy(), styles.copy()
+        free = styles[:, cross] == NOTHING
+        codes[free, cross], styles[free, cross] = ord(line), CROSS
+    column = np.where(styles == NOTHING, 0, np.arange(width))
+    styles = np.take_along_axis(styles, np.maximum.accumulate(column, axis=1), axis=1)
+    begins = np.ones((height, width), bool)
+    begins[:, 1:] = styles[:, 1:] != styles[:, :-1]
+    text = codes.astype("<u4").tobytes().decode("utf-32-le")
+    starts = np.flatnonzero(begins)
+    rows: list[list[Span]] = [[] for _ in range(height)]
+    ends = [*starts[1:].tolist(), height * width]
+    for start, end, style in zip(starts.tolist(), ends, styles.reshape(-1)[starts].tolist(), strict=True):
+        rows[start // width].append((text[start:end], style))
+    return rows
 
 
-def _x_axis(view: View, width: int, gutter: int, glyphs: Glyphs) -> list[str]:
-    """The floor with its notches and the row of labels below, each `width` columns."""
-    room = width - gutter - 1
-    floor, below = [glyphs.floor] * room, [" "] * width
-    span = view.right - view.left
-    for tick in nice_ticks(view.left, view.right, max(1, room // 7)):
-        label = short(tick, span / 100)
-        column = round((tick - view.left) / span * (room - 1))
-        start = min(max(gutter + 1 + column - len(label) // 2, gutter), width - len(label))
-        if all(c == " " for c in below[max(0, start - 2) : start + len(label)]):
-            below[start : start + len(label)] = label
-            floor[column] = glyphs.notch
-    return [" " * gutter + glyphs.corner + "".join(floor), "".join(below)]
+def place_ticks(ticks: Sequence[Tick], view: View, room: int, gutter: int) -> list[tuple[int, int, str]]:
+    """Those ticks whose labels do not touch: (column of the plot, column where the label starts, label).
+
+    The plot is `room` columns wide and starts one right of the gutter.
+    """
+    placed, free = [], 0
+    for at, label in ticks:
+        column = round((at - view.left) / (view.right - view.left) * (room - 1))
+        start = min(max(gutter + 1 + column - len(label) // 2, gutter), gutter + 1 + room - len(label))
+        if 0 <= column < room and start >= max(free, 0):
+            placed.append((column, start, label))
+            free = start + len(label) + 2
+    return placed
+
+
+def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs) -> str:
+    """The line under a plot, with a notch at each tick."""
+    floor = [glyphs.floor] * room
+    for column, _, _ in placed:
+        floor[column] = glyphs.notch
+    return "".join(floor)
+
+
+def label_row(placed: Sequence[tuple[int, int, str]], width: int, gutter: int) -> str:
+    """The labels of the x axis, `width` columns."""
+    row = " " * gutter
+    for _, start, label in placed:
+        row = row[:start].ljust(start) + label
+    return row.ljust(width)

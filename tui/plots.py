@@ -1,0 +1,579 @@
+"""The charts of a page: which metrics, how many, what part of the axis; and one metric on the whole screen."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.signal import Signal
+from textual.widget import Widget
+from textual.widgets import Footer, Static
+
+from ppo_unified import chart
+from ppo_unified.chart import View, smooth
+from ppo_unified.metrics import METRICS, describe
+from ppo_unified.text import clean, columns_of, pad, short
+from tui.actions import Place, at, bindings
+from tui.chart_files import PaperChart, new_files, write_csv, write_svg
+from tui.chart_settings import GRIDS, Settings, layout
+from tui.dialogs import Ask
+from tui.plot import Look, Plot
+from tui.traces import AXES, Trace, series_colors, value_at, x_ends, x_of
+from tui.window import Window, followed, inside, panned, touches_end, zoomed
+
+if TYPE_CHECKING:
+    from tui.store import Changes
+
+__all__ = ["MetricScreen", "Plots", "Settings", "Trace", "series_colors"]
+
+SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
+ZOOM, PAN = 0.7, 0.25  # of the window, at a key press
+
+
+OTHERWISE = {"enlarge", "page_next", "page_previous"}  # keys and meaning differ on the page of one metric
+
+
+class Plots(Widget):
+    """A page of charts over metrics; those in sight alone are read and drawn. Has an action for each of "charts"."""
+
+    DEFAULT_CSS = """
+    Plots { layout: vertical; }
+    Plots > .charts { layout: grid; grid-gutter: 0 1; height: 1fr; }
+    Plots > .empty { height: 1fr; padding: 1 2; color: $text-muted; display: none; }
+    Plots > .page { height: 1; color: $text-muted; }
+    """
+
+    class Changed(Message):
+        """Something in `settings` is different now."""
+
+    class Enlarged(Message):
+        """A metric is to fill the screen."""
+
+        def __init__(self, tag: str) -> None:
+            super().__init__()
+            self.tag = tag
+
+    class Exported(Message):
+        """Files were written."""
+
+        def __init__(self, paths: Sequence[Path]) -> None:
+            super().__init__()
+            self.paths = paths
+
+    class Updated(Message):
+        """Other curves, another place of the crosshair, or other settings are on screen."""
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, Plots.Updated)
+
+    def __init__(self, settings: Settings, unicode: bool = True, exports: Path = Path("exports")) -> None:
+        super().__init__()
+        self.settings, self.unicode, self.exports = settings, unicode, exports
+        self.tags: list[str] = []
+        self.traces: Callable[[str], Sequence[Trace]] = lambda tag: ()
+        self.cross: float | None = None  # on the x axis of all charts
+        self.renewed: Signal[None] = Signal(self, "renewed")  # `show` was called: for the page of one metric
+        self._pool: list[Plot] = []
+        self._chosen = ""  # the tag of the current chart
+        self._pointed = False  # the mouse holds the crosshair
+        self._whole: Window | None = None  # the x axis of the charts in sight
+
+    def compose(self) -> ComposeResult:
+        yield Container(classes="charts")
+        yield Static(classes="empty", markup=False)
+        yield Static(classes="page", markup=False)
+
+    def show(self, tags: list[str], traces: Callable[[str], Sequence[Trace]]) -> None:
+        """Chart these metrics; `traces` is asked for those in sight."""
+        self.tags, self.traces = tags, traces
+        self._arrange()
+        self.renewed.publish(None)
+
+    # which charts
+
+    def matching(self) -> list[str]:
+        """The metrics that group and words leave."""
+        words, group = re.split(r"[\s,|]+", self.settings.words.strip().lower()), self.settings.group
+        return [
+            tag
+            for tag in self.tags
+            if (not group or _group(tag) == group) and any(word in tag.lower() for word in words)
+        ]
+
+    def _shape(self, grid: int) -> tuple[int, int]:
+        """Columns and rows of a page of up to `grid` charts."""
+        return layout(self.size.width, self.size.height - 1, max(1, grid))
+
+    def _page(self) -> tuple[list[str], tuple[int, int], str]:
+        """The metrics in sight, the page's columns and rows, and the line that tells where one is."""
+        matching, settings = self.matching(), self.settings
+        columns, rows = self._shape(min(settings.grid, len(matching)))
+        size = columns * rows
+        pages = max(1, -(-len(matching) // size))
+        first = min(settings.page, pages - 1) * size
+        sight = matching[first : first + size]
+        line = f"{first + 1}-{first + len(sight)} of {len(matching)}" if sight else "no charts"
+        return sight, (columns, rows), line + ("  [ ] pages" if pages > 1 else "")
+
+    @property
+    def plots(self) -> list[Plot]:
+        """The charts in sight."""
+        return [plot for plot in self._pool if plot.display]
+
+    @property
+    def current(self) -> Plot | None:
+        """The chart that actions are about: the one with the focus last, else the first in sight."""
+        plots = self.plots
+        return next((plot for plot in plots if plot.tag == self._chosen), plots[0] if plots else None)
+
+    def choose(self, tag: str) -> None:
+        """Make a metric's chart the current one, on whatever page it is."""
+        self._chosen = tag
+        matching = self.matching()
+        if tag in matching:
+            columns, rows = self._shape(min(self.settings.grid, len(matching)))
+            self.settings.page = matching.index(tag) // (columns * rows)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Bring what is on screen up to date. Charts that stay the same are not drawn again."""
+        if not self.is_mounted:
+            return
+        sight, (columns, rows), line = self._page()
+        area = self.query_one(".charts")
+        area.styles.grid_size_columns, area.styles.grid_size_rows = columns, rows
+        if len(sight) > len(self._pool):
+            fresh = [Plot(self.unicode) for _ in range(len(sight) - len(self._pool))]
+            self._pool += fresh
+            area.mount(*fresh)
+        traces = {tag: list(self.traces(tag)) for tag in sight}
+        look = self._look([trace for some in traces.values() for trace in some])
+        for number, plot in enumerate(self._pool):
+            plot.display = number < len(sight)
+            if plot.display:
+                plot.show(sight[number], traces[sight[number]], look)
+                plot.set_cross(self.cross)
+        for plot in self.plots:
+            plot.set_current(plot is self.current)
+        self._say(bool(sight), line)
+        self.post_message(self.Updated())
+
+    def _look(self, traces: Sequence[Trace]) -> Look:
+        settings = self.settings
+        log_x = settings.log_x and settings.x_axis != "time"
+        ends = x_ends(traces, settings.x_axis, log_x)
+        view = None if ends is None else chart.with_room(View(*ends, 0, 1))
+        self._whole = None if view is None else Window(view.left, view.right)
+        window = None if self._whole is None else self._window(self._whole)
+        return Look(settings.x_axis, log_x, settings.log_y, settings.smoothing, settings.aggregate, window)
+
+    def _say(self, some: bool, line: str) -> None:
+        settings, empty = self.settings, self.query_one(".empty", Static)
+        self.query_one(".charts").display, empty.display = some, not some
+        if not some:
+            empty.update("No metric matches: m changes the words, v the group." if self.tags else "No curves yet.")
+        parts = [line, f"x: {settings.x_axis}{' log' if settings.log_x and settings.x_axis != 'time' else ''}"]
+        parts += [f"smoothing {settings.smoothing:g}"] if settings.smoothing else []
+        parts += ["log y"] if settings.log_y else []
+        parts += ["seeds as one"] if settings.aggregate else []
+        parts += [f"group {clean(settings.group)}/"] if settings.group else []
+        parts += [f"words: {clean(settings.words)}"] if settings.words else []
+        if settings.window is not None:
+            parts.append("zoomed, following" if settings.follow else "zoomed")
+        self.query_one(".page", Static).update(pad("  ".join(parts), max(1, self.size.width)))
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self._arrange)
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._arrange)
+
+    def settings_changed(self) -> None:
+        """Show what `settings` say now, and tell."""
+        self._arrange()
+        self.post_message(self.Changed())
+
+    def explain(self) -> str | None:
+        """What the current chart's metric means; None where there is no chart."""
+        return explanation(self.current.tag) if self.current else None
+
+    # from the charts
+
+    def on_plot_chosen(self, message: Plot.Chosen) -> None:
+        self._chosen = message.plot.tag
+        for plot in self.plots:
+            plot.set_current(plot is message.plot)
+
+    def on_plot_opened(self, message: Plot.Opened) -> None:
+        self.post_message(self.Enlarged(message.plot.tag))
+
+    def on_plot_crossed(self, message: Plot.Crossed) -> None:
+        if message.x is not None or self._pointed:
+            self._set_cross(message.x, message.x is not None)
+
+    def on_plot_zoomed(self, message: Plot.Zoomed) -> None:
+        self._zoom(message.factor, message.at)
+
+    def on_plot_dragged(self, message: Plot.Dragged) -> None:
+        if self._whole is not None:
+            window = self._window(self._whole)
+            left = message.grabbed - message.share * window.width
+            self._set_window(inside(Window(left, left + window.width), self._whole))
+
+    def _set_cross(self, x: float | None, pointed: bool) -> None:
+        self.cross, self._pointed = x, pointed
+        for plot in self.plots:
+            plot.set_cross(x)
+        self.post_message(self.Updated())
+
+    # the window
+
+    def _window(self, whole: Window) -> Window:
+        """What is shown of the whole axis, both as drawn."""
+        settings = self.settings
+        if settings.window is None:
+            return whole
+        left, right = settings.window
+        if settings.log_x and settings.x_axis != "time":
+            left = math.log10(left) if left > 0 else whole.left
+            right = math.log10(right) if right > 0 else left
+        if left >= right:
+            return whole
+        return (followed if settings.follow else inside)(Window(left, right), whole)
+
+    def _set_window(self, window: Window) -> None:
+        whole, settings = self._whole, self.settings
+        if whole is None:
+            return
+        ends = (window.left, window.right)
+        if settings.log_x and settings.x_axis != "time":
+            ends = (10.0**window.left, 10.0**window.right)
+        settings.window = None if window.width >= whole.width * (1 - 1e-9) else ends
+        settings.follow = touches_end(window, whole)
+        self.settings_changed()
+
+    def _zoom(self, factor: float, at: float | None) -> None:
+        """Around a place of the axis as drawn; None: the right end where the newest data are in sight."""
+        if self._whole is not None:
+            window = self._window(self._whole)
+            if at is None:
+                at = window.right if touches_end(window, self._whole) else (window.left + window.right) / 2
+            self._set_window(zoomed(window, self._whole, factor, at))
+
+    # actions, by their names in the table
+
+    def action_metrics(self) -> None:
+        def live(text: str) -> None:
+            self.settings.words, self.settings.page = text, 0
+            self._arrange()
+
+        ask = Ask(
+            "Show only metrics whose name has one of these words", self.settings.words, "kl loss return", live=live
+        )
+        self.app.push_screen(ask, lambda _: self.settings_changed())
+
+    def action_enlarge(self) -> None:
+        if self.current is not None:
+            self.post_message(self.Enlarged(self.current.tag))
+
+    def action_grid(self) -> None:
+        columns, rows = self._shape(self.settings.grid)
+        larger = next((grid for grid in GRIDS if grid > columns * rows), self.settings.grid)
+        if math.prod(self._shape(larger)) <= columns * rows:
+            self.notify("There is no room for more charts here.", markup=False)
+            return
+        self._regrid(larger)
+
+    def action_grid_less(self) -> None:
+        columns, rows = self._shape(self.settings.grid)
+        self._regrid(max((grid for grid in GRIDS if grid < columns * rows), default=1))
+
+    def _regrid(self, grid: int) -> None:
+        """Another number of charts on a page; the current one stays in sight."""
+        tag = self.current.tag if self.current else ""
+        self.settings.grid = grid
+        self.choose(tag)
+        self.settings_changed()
+
+    def action_page_next(self) -> None:
+        self._turn(1)
+
+    def action_page_previous(self) -> None:
+        self._turn(-1)
+
+    def _turn(self, by: int) -> None:
+        matching = self.matching()
+        columns, rows = self._shape(min(self.settings.grid, len(matching)))
+        pages = max(1, -(-len(matching) // (columns * rows)))
+        self.settings.page = (min(self.settings.page, pages - 1) + by) % pages
+        self.settings_changed()
+
+    def action_group(self) -> None:
+        groups = ["", *dict.fromkeys(map(_group, self.tags))]
+        at = groups.index(self.settings.group) if self.settings.group in groups else -1
+        self.settings.group, self.settings.page = groups[(at + 1) % len(groups)], 0
+        self.settings_changed()
+
+    def action_x_axis(self) -> None:
+        settings = self.settings
+        settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
+        settings.window, self.cross = None, None  # places of another axis
+        self.settings_changed()
+
+    def action_log_y(self) -> None:
+        self.settings.log_y = not self.settings.log_y
+        self.settings_changed()
+
+    def action_log_x(self) -> None:
+        self.settings.log_x = not self.settings.log_x
+        self.settings_changed()
+
+    def action_smoother(self) -> None:
+        self.settings.smoothing = next((w for w in SMOOTHING if w > self.settings.smoothing), SMOOTHING[-1])
+        self.settings_changed()
+
+    def action_rougher(self) -> None:
+        self.settings.smoothing = max((w for w in SMOOTHING if w < self.settings.smoothing), default=0.0)
+        self.settings_changed()
+
+    def action_zoom_in(self) -> None:
+        self._zoom(ZOOM, self._cross_drawn())
+
+    def action_zoom_out(self) -> None:
+        self._zoom(1 / ZOOM, self._cross_drawn())
+
+    def _cross_drawn(self) -> float | None:
+        if self.cross is None or self._whole is None:
+            return None
+        log = self.settings.log_x and self.settings.x_axis != "time"
+        at = math.log10(self.cross) if log and self.cross > 0 else self.cross
+        window = self._window(self._whole)
+        return at if window.left <= at <= window.right else None
+
+    def action_pan_left(self) -> None:
+        self._pan(-PAN)
+
+    def action_pan_right(self) -> None:
+        self._pan(PAN)
+
+    def _pan(self, by: float) -> None:
+        if self._whole is not None:
+            self._set_window(panned(self._window(self._whole), self._whole, by))
+
+    def action_zoom_reset(self) -> None:
+        self.settings.window, self.settings.follow = None, True
+        self._set_cross(None, False)
+        self.settings_changed()
+
+    def action_cross_left(self) -> None:
+        self._step(-1)
+
+    def action_cross_right(self) -> None:
+        self._step(1)
+
+    def _step(self, by: int) -> None:
+        if self.current is not None:
+            self._set_cross(self.current.stepped(by), False)
+
+    def action_aggregate(self) -> None:
+        self.settings.aggregate = not self.settings.aggregate
+        self.settings_changed()
+
+    def action_export(self) -> None:
+        plot = self.current
+        if plot is not None:
+            self._export(plot.tag, list(self.traces(plot.tag)), plot.for_paper())
+
+    @work(thread=True, group="export")
+    def _export(self, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> None:
+        try:
+            self.exports.mkdir(parents=True, exist_ok=True)
+            table, svg = new_files(self.exports, tag)
+            write_csv(table, traces)
+            paths = [table]
+            if picture is not None:
+                write_svg(svg, tag, picture)
+                paths.append(svg)
+        except OSError as error:
+            self.app.call_from_thread(self.notify, f"Not exported: {error}", severity="error", markup=False)
+            return
+        text = "Written: " + ", ".join(str(path) for path in paths)
+        self.app.call_from_thread(self.notify, text, markup=False)
+        self.post_message(self.Exported(paths))
+
+
+def _group(tag: str) -> str:
+    return tag.split("/")[0]
+
+
+def explanation(tag: str) -> str:
+    """A metric's name, meaning, unit and healthy range."""
+    metric = METRICS.get(tag)
+    if metric is None:
+        return f"{clean(tag)}: not one of this program's metrics; the run's adapter or another program wrote it"
+    lines = [f"{tag}: {metric.meaning}"]
+    lines += [f"Unit: {metric.unit}"] if metric.unit else []
+    lines += [f"Healthy: {metric.healthy}"] if metric.healthy else []
+    return "\n".join(lines)
+
+
+class OnePlot(Plots):
+    """One metric of other charts, with their settings."""
+
+    def __init__(self, source: Plots, tag: str) -> None:
+        super().__init__(source.settings, source.unicode, source.exports)
+        self.source = source
+        self.turn_to(tag)
+
+    def turn_to(self, tag: str) -> None:
+        self.show([tag], self.source.traces)
+
+    def matching(self) -> list[str]:
+        return self.tags
+
+    def _page(self) -> tuple[list[str], tuple[int, int], str]:
+        others = self.source.matching()
+        tag = self.tags[0]
+        return self.tags, (1, 1), f"{others.index(tag) + 1} of {len(others)}" if tag in others else ""
+
+
+class MetricScreen(Screen[None]):
+    """One metric on the whole screen: what it means, its curves, and each run's values."""
+
+    CSS = """
+    MetricScreen { layout: vertical; }
+    MetricScreen #meaning { height: auto; max-height: 3; padding: 0 1; background: $panel; }
+    MetricScreen #both { height: 1fr; layout: vertical; }
+    MetricScreen OnePlot { width: 1fr; height: 1fr; }
+    MetricScreen #values { width: 1fr; height: auto; max-height: 40%; padding: 0 1; scrollbar-size-vertical: 1; }
+    MetricScreen #values Static { width: auto; }
+    MetricScreen.-beside #both { layout: horizontal; }
+    MetricScreen.-beside #values { width: auto; max-width: 45%; height: 1fr; max-height: 100%; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("metric"),
+        *(b for b in bindings("charts") if isinstance(b, Binding) and b.action not in OTHERWISE),
+    ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-below"), (150, "-beside")]  # noqa: RUF012 - as Textual declares it
+    places: tuple[Place, ...] = ("metric", "charts")
+
+    def __init__(self, source: Plots, tag: str) -> None:
+        """`source`: the charts that this one was among; its settings are shared, its curves drawn."""
+        super().__init__()
+        self.source, self.tag = source, tag
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="meaning", markup=False)
+        with Container(id="both"):
+            yield OnePlot(self.source, self.tag)
+            with VerticalScroll(id="values", can_focus=False):
+                yield Static(id="table")
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.source.renewed.subscribe(self, lambda _: self.renew())
+        self._turn_to(self.tag)
+
+    def on_unmount(self) -> None:
+        self.source.renewed.unsubscribe(self)
+
+    @property
+    def plots(self) -> OnePlot:
+        return self.query_one(OnePlot)
+
+    def store_changed(self, changes: Changes) -> None:
+        """Runs have new values."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Draw what the charts behind have now."""
+        self.plots.turn_to(self.tag)
+
+    def _turn_to(self, tag: str) -> None:
+        self.tag = tag
+        self.query_one("#meaning", Static).update(describe(tag) or explanation(tag))
+        self.renew()
+
+    def on_plots_updated(self) -> None:
+        traces, settings = list(self.source.traces(self.tag)), self.source.settings
+        self.query_one("#table", Static).update(value_table(traces, settings, self.plots.cross))
+
+    def on_plots_changed(self) -> None:
+        self.source.settings_changed()
+
+    def on_plots_enlarged(self) -> None:
+        self.action_back()
+
+    def explain(self) -> str | None:
+        return explanation(self.tag)
+
+    def action_back(self) -> None:
+        self.source.choose(self.tag)
+        self.dismiss()
+
+    def action_next(self) -> None:
+        self._turn(1)
+
+    def action_previous(self) -> None:
+        self._turn(-1)
+
+    action_enlarge, action_page_next, action_page_previous = action_back, action_next, action_previous
+
+    def _turn(self, by: int) -> None:
+        tags = self.source.matching()
+        if tags:
+            here = tags.index(self.tag) if self.tag in tags else -by
+            self._turn_to(tags[(here + by) % len(tags)])
+
+
+def _forward(name: str) -> Callable[[MetricScreen], Awaitable[None]]:
+    async def action(self: MetricScreen) -> None:
+        await self.plots.run_action(name)
+
+    return action
+
+
+for _action in at("charts"):
+    if _action.name not in OTHERWISE:
+        setattr(MetricScreen, f"action_{_action.name}", _forward(_action.name))
+
+
+def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:
+    """Each run's last value, moving average, extremes, and value at the crosshair."""
+    heads = ["last", "average", "lowest", "highest", "at step", "here"]
+    rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
+    shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
+    name = min(28, max((columns_of(label) for label, _, _ in rows), default=0))
+    widths = [max(len(heads[k]), *(len(numbers[k]) for _, _, numbers in rows), 0) for k in shown]
+
+    def line(cells: Sequence[str]) -> str:
+        return "".join("  " + cells[k].rjust(width) for k, width in zip(shown, widths, strict=True))
+
+    parts = [Content.styled(pad("run", name) + line(heads), "bold")]
+    parts += [Content.assemble("\n", (pad(label, name), color), line(numbers)) for label, color, numbers in rows]
+    return Content.assemble(*parts)
+
+
+def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]:
+    """A run's row of the table, all columns of it."""
+    steps, _, values = trace.curve
+    finite = np.isfinite(values)
+    if not finite.any():
+        return [short(float(values[-1])) if len(values) else "-", *["-"] * 5]
+    average = smooth(values, settings.smoothing)[-1] if settings.smoothing else values[-1]
+    lowest = float(np.fmin.reduce(values[finite]))
+    best = int(np.argmax(np.where(finite, values, -np.inf)))
+    here = None if cross is None else value_at(x_of(trace.curve, settings.x_axis), values, cross)
+    numbers = [short(float(x)) for x in (values[-1], average, lowest, values[best])]
+    return [*numbers, f"{int(steps[best]):,}", short(here)]
