@@ -24,6 +24,7 @@ from ppo_unified.runs import Run, check_name
 
 WHERE = "command line"  # a mistake in a form reads as the same mistake in a command
 NAME, SEED, RECIPE = "name", "seed", "recipe"  # of what is typed: the run's name, one seed or several, the recipe
+RUNS = Path("runs")  # where runs go unless the command says otherwise
 FIRST = "cartpole"  # the quickest proof that everything works
 MOST_SEEDS = 64  # each is a process of its own
 MATTERS = (  # what people set first, besides whatever a preset sets
@@ -88,6 +89,11 @@ def picks() -> list[Pick]:
         Pick("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
         Pick("", "A TOML file: type its path, such as runs/a1/config.toml"),
     ]
+
+
+def picked(target: str) -> Pick:
+    """The line of a target, whatever it is."""
+    return next((pick for pick in picks() if pick.target == target), Pick(target, ""))
 
 
 def is_target(word: str) -> bool:
@@ -256,8 +262,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def judge(target: str, recipe: str, typed: Mapping[str, str]) -> Verdict:
-    """Whether the options that were typed, over the target's and the recipe's, make a run.
+def judge(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
+    """Whether the options that were typed, over the target's and the recipe's, make a run in the folder `runs`.
 
     `typed`: option -> text, for those that were changed; besides options the run's NAME, and SEED may be several.
     """
@@ -267,10 +273,12 @@ def judge(target: str, recipe: str, typed: Mapping[str, str]) -> Verdict:
         return Verdict({}, tuple(str(error).split("\n")), (), None, (), "")
     judgement = _Judgement(base, typed)
     config, seeds = judgement.config(), judgement.seeds
+    judgement.name(typed.get(NAME, ""), runs)
     differences = () if config is None else tuple(_differences(base, config))
     if judgement.problems or judgement.general or config is None:
         return Verdict(judgement.problems, tuple(judgement.general), differences, None, seeds, "")
-    command = _command(target, recipe, base, config, seeds, typed.get(NAME, ""))
+    begun = [target, *(["--recipe", recipe] if recipe else [])]
+    command = _command(begun, base, config, seeds, typed.get(NAME, ""), runs)
     return Verdict({}, (), differences, config, seeds, command)
 
 
@@ -283,7 +291,6 @@ class _Judgement:
         self.problems: dict[str, str] = {}
         self.general: list[str] = []
         self.seeds = self._seeds()
-        self._attempt(lambda: check_name(typed[NAME]) if typed.get(NAME) else None, NAME)
 
     def _seeds(self) -> tuple[int, ...]:
         text = self.typed.get(SEED, self.base.fields[SEED].default)
@@ -304,8 +311,21 @@ class _Judgement:
         if self.seeds and config is not None:
             self._validated(data | {SEED: max(self.seeds)})
         if config is not None and (spec := adapter(config.kind)).missing:
-            self._attempt(lambda: load(spec.missing)(config))
+            try:
+                load(spec.missing)(config)
+            except UsageError as error:
+                self._blame(error)
         return config
+
+    def name(self, name: str, runs: Path) -> None:
+        """A run's name is a new folder's."""
+        try:
+            for own in run_names(name, self.seeds) if name else ():
+                check_name(own)
+                if (runs / own).exists():
+                    raise UsageError(f"{runs / own} exists already")
+        except UsageError as error:
+            self.problems[NAME] = str(error)
 
     def _lay(self, data: dict[str, Any], option: str, text: str) -> None:
         section, _, key = option.rpartition(".")
@@ -328,15 +348,6 @@ class _Judgement:
         except UsageError as error:
             self._blame(error)
             return None
-
-    def _attempt(self, work: Any, option: str = "") -> None:
-        try:
-            work()
-        except UsageError as error:
-            if option:
-                self.problems[option] = str(error)
-            else:
-                self._blame(error)
 
     def _blame(self, error: UsageError) -> None:
         """Each line of an error goes to the options that were typed among those it names, else to the first one."""
@@ -376,17 +387,18 @@ def arguments(target: str, recipe: str, typed: Mapping[str, str], seeds: Sequenc
     verdict = judge(target, recipe, typed)
     if verdict.config is None:
         raise UsageError("\n".join([*verdict.problems.values(), *verdict.general]))
-    base, name, chosen = _load(target, recipe), typed.get(NAME, ""), seeds or verdict.seeds or (verdict.config.seed,)
-    listed = []
-    for seed in chosen:
-        config = verdict.config.model_copy(update={SEED: seed})
-        own_name = f"{name}-s{seed}" if name and len(chosen) > 1 else name
-        listed.append(_arguments(target, recipe, _flags(base, config), own_name))
-    return listed
+    base, config, name = _load(target, recipe), verdict.config, typed.get(NAME, "")
+    chosen = tuple(seeds) or verdict.seeds or (config.seed,)
+    begun = [target, *(["--recipe", recipe] if recipe else [])]
+    return [
+        [*begun, *_flags(base, config.model_copy(update={SEED: seed})), *(["--name", own] if own else [])]
+        for seed, own in zip(chosen, run_names(name, chosen), strict=True)
+    ]
 
 
-def _arguments(target: str, recipe: str, flags: Iterable[str], name: str) -> list[str]:
-    return [target, *(["--recipe", recipe] if recipe else []), *flags, *(["--name", name] if name else [])]
+def run_names(name: str, seeds: Sequence[int]) -> list[str]:
+    """The folders' names of runs over some seeds; no name is left to `train`."""
+    return [f"{name}-s{seed}" if name else "" for seed in seeds] if len(seeds) > 1 else [name]
 
 
 def _flags(base: _Target, config: RunConfig) -> Iterator[str]:
@@ -408,14 +420,18 @@ def _flag(option: str, value: Any) -> list[str]:
     return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
 
 
-def _command(target: str, recipe: str, base: _Target, config: RunConfig, seeds: Sequence[int], name: str) -> str:
+def _command(
+    begun: Sequence[str], base: _Target, config: RunConfig, seeds: Sequence[int], name: str, runs: Path
+) -> str:
     """The command line, or a shell's loop over several seeds."""
+    place = [] if runs.absolute() == RUNS.absolute() else ["--runs", str(runs)]
+    words = ["ppo-unified", "train", *begun]
     if len(seeds) < 2:
-        return shlex.join(["ppo-unified", "train", *_arguments(target, recipe, _flags(base, config), name)])
-    same = config.model_copy(update={SEED: base.config.seed})
-    words = shlex.join(["ppo-unified", "train", *_arguments(target, recipe, _flags(base, same), "")])
+        return shlex.join([*words, *_flags(base, config), *(["--name", name] if name else []), *place])
+    flags = _flags(base, config.model_copy(update={SEED: base.config.seed}))
     named = f' --name {shlex.quote(name)}-s"$seed"' if name else ""
-    return f'for seed in {" ".join(map(str, seeds))}; do {words} --seed "$seed"{named}; done'
+    each = shlex.join([*words, *flags, *place])
+    return f'for seed in {" ".join(map(str, seeds))}; do {each} --seed "$seed"{named}; done'
 
 
 def arguments_of(run: Run) -> tuple[str, str, dict[str, str]]:
