@@ -20,8 +20,8 @@ from ppo_unified.form import Pick
 from ppo_unified.text import clean, pad
 from tui.actions import Place, bindings
 
-NAME, TITLE, SCORE = 24, 80, 24  # columns of the list
-WIDE = 160  # from here on, score and time fit beside the title
+NAME = 24  # columns of the list that names take
+WIDE = 110  # from here on, score and time have room beside the title
 
 
 class SearchBox(Input):
@@ -147,7 +147,7 @@ def _has_in_order(name: str, letters: str) -> bool:
 
 def _line(pick: Pick, width: int) -> Content:
     name = Content.styled(pad(clean(pick.target or "..."), NAME), "bold")
-    if width < WIDE:
-        return Content.assemble(name, " ", pad(clean(pick.title), max(8, width - NAME - 5)))
-    score, time = pad(clean(pick.score), SCORE), pad(clean(pick.time), width - NAME - TITLE - SCORE - 8)
-    return Content.assemble(name, " ", pad(clean(pick.title), TITLE), "  ", score, "  ", time)
+    score, time = (width // 8, width // 6) if width >= WIDE else (0, 0)
+    title = max(8, width - NAME - 5 - sum(cells + 2 for cells in (score, time) if cells))
+    cells = [pad(clean(text), room) for text, room in ((pick.title, title), (pick.score, score), (pick.time, time))]
+    return Content.assemble(name, " ", "  ".join(cells).rstrip())
