@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.form import NAME, RECIPE, SEED, Field, Verdict
 from ppo_unified.text import clean
 from tui.actions import Place, bindings
-from tui.fields import Fold, Row
+from tui.fields import Fields
 
 WAIT_S = 0.1  # after a key press, before what was typed is judged
 NAME_FIELD = Field(
@@ -49,7 +49,6 @@ class Form(Screen[None]):
     """
 
     CSS_PATH = "form.tcss"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - an instance variable in Textual's types
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("form"),
         Binding("slash", "search", "Search", show=False),
@@ -70,11 +69,7 @@ class Form(Screen[None]):
         super().__init__()
         self.target, self.typed, self.runs, self.start = target, typed, runs, start
         self.recipe = recipe or typed.get(RECIPE, "")
-        self.fields: Mapping[str, Field] = {}
-        self.above: list[str] = []  # options that are always in sight
-        self.sections: dict[str, list[str]] = {}  # the others
-        self.rows: dict[str, Row] = {}  # made so far
-        self.opened: set[str] = set()
+        self.options = Fields(typed)
         self.verdict = Verdict({}, (), (), None, (), "")
         self._refused = ""
         self._timer: Timer | None = None
@@ -87,13 +82,7 @@ class Form(Screen[None]):
             yield Button("Start", id="start", variant="primary", compact=True)
             yield Input(placeholder="/  search options", id="search", compact=True)
             yield Static(id="recipe")
-        self._load()
-        with VerticalScroll(id="fields", can_focus=False):
-            for option in self.above:
-                yield self._made(option)
-            for section, options in self.sections.items():
-                yield Fold(section, len(options))
-                yield Vertical(id=_identifier(section), classes="section")
+        yield self.options
         yield Static(id="about")
         with VerticalScroll(id="bar", can_focus=False):
             yield Static(id="said")
@@ -101,68 +90,22 @@ class Form(Screen[None]):
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
+        self._load()
         self.query_one("#start").focus()
         self.judge()
-
-    # what there is to fill in
 
     def _load(self) -> None:
         """The target's options and values, the recipe's over them; what cannot be read is the verdict's to say."""
         with suppress(UsageError):
             found = dict(form.fields(self.target, self.recipe))
             found[SEED] = found[SEED]._replace(description=found[SEED].description + SEVERAL)
-            self.fields = {NAME: NAME_FIELD, **found}
-        if not self.above:
-            self.above = [name for name, field in self.fields.items() if field.matters or name in self.typed]
-            for name, field in self.fields.items():
-                if name not in self.above:
-                    self.sections.setdefault(field.section, []).append(name)
-
-    def _made(self, option: str) -> Row:
-        field = self.fields[option]
-        row = self.rows[option] = Row(field, self.typed.get(option, field.default))
-        return row
-
-    def _arrange(self) -> None:
-        """Show what the search asks for, else what stands above and the sections that are open."""
-        words = self.query_one("#search", Input).value.lower().split()
-        found = {name for name, field in self.fields.items() if _has(field, words)}
-        for option in self.above:
-            self.rows[option].display = option in found
-        for fold in self.query(Fold):
-            options = self.sections[fold.section]
-            wanted = [option for option in options if option in found and (words or fold.section in self.opened)]
-            self._fill(fold.section, wanted)
-            fold.display = bool(wanted) or not words
-        self._paint()
-
-    def _fill(self, section: str, wanted: Sequence[str]) -> None:
-        """Show these rows of a section; a row is made when it is first wanted, at its place."""
-        place = self.query_one(f"#{_identifier(section)}", Vertical)
-        later: Row | None = None
-        for option in reversed(self.sections[section]):
-            if option in wanted and option not in self.rows:
-                place.mount(self._made(option), before=later)
-            if option in self.rows:
-                later = self.rows[option]
-                later.display = option in wanted
-        place.display = bool(wanted)
-
-    @on(Fold.Turned)
-    def _turn(self, event: Fold.Turned) -> None:
-        self.opened ^= {event.section}
-        self._arrange()
+            self.options.lay({NAME: NAME_FIELD, **found})
 
     # judging
 
-    def on_row_typed(self, event: Row.Typed) -> None:
-        """Remember at once, judge when the fingers rest."""
-        if event.text == self.typed.get(event.option):
-            return
-        if event.text is None:
-            self.typed.pop(event.option, None)
-        else:
-            self.typed[event.option] = event.text
+    def on_fields_typed(self) -> None:
+        """Judge when the fingers rest."""
+        self._tell_option()
         self._judge_soon()
 
     def _judge_soon(self) -> None:
@@ -180,20 +123,12 @@ class Form(Screen[None]):
         self._paint()
 
     def _paint(self) -> None:
-        verdict = self.verdict
-        for option, row in self.rows.items():
-            row.show_problem(verdict.problems.get(option, ""))
-        for fold in self.query(Fold):
-            options = self.sections[fold.section]
-            opened = any(option in self.rows and self.rows[option].display for option in options)
-            changed = sum(self._differs(option) for option in options)
-            fold.show(opened, changed, sum(option in verdict.problems for option in options))
+        self.options.problems = self.verdict.problems
+        self.options.relist()
         self.query_one("#recipe", Static).update(Content(f"recipe: {self.recipe or 'none'}"))
         self.query_one("#said", Static).update(self._said())
-        self.query_one("#command", Static).update(Content(f"$ {clean(verdict.command)}" if verdict.good else ""))
-
-    def _differs(self, option: str) -> bool:
-        return self.typed.get(option, self.fields[option].default) != self.fields[option].default
+        command = f"$ {clean(self.verdict.command)}" if self.verdict.good else ""
+        self.query_one("#command", Static).update(Content(command))
 
     def _said(self) -> Content:
         """What is wrong, or what differs from the target."""
@@ -216,19 +151,21 @@ class Form(Screen[None]):
     # what is under the focus
 
     @property
-    def row(self) -> Row | None:
-        """The row with the focus."""
-        focused = self.focused
-        return next((w for w in focused.ancestors if isinstance(w, Row)), None) if focused is not None else None
+    def option(self) -> Field | None:
+        """The option with the focus."""
+        return self.options.option if self.focused in (self.options.lines, self.options.editor) else None
 
     def on_descendant_focus(self) -> None:
-        row = self.row
-        about = "Enter starts the run; Tab and the arrows go through the options" if row is None else _brief(row.field)
+        self._tell_option()
+
+    def _tell_option(self) -> None:
+        option = self.option
+        about = "Enter starts the run; Tab and the arrows go through the options" if option is None else _brief(option)
         self.query_one("#about", Static).update(Content(about))
 
     def explain(self) -> str | None:
         """The focused option, for the page of keys."""
-        return None if self.row is None else _whole(self.row.field)
+        return None if self.option is None else _whole(self.option)
 
     # actions
 
@@ -242,19 +179,12 @@ class Form(Screen[None]):
         if self.verdict.good:
             self.start(form.arguments(self.target, self.recipe, self.typed))
             return
-        wrong = [option for option in [*self.above, *chain(*self.sections.values())] if option in self.verdict.problems]
+        order = [*self.options.above, *chain(*self.options.sections.values())]
+        wrong = [option for option in order if option in self.verdict.problems]
         if wrong:
-            self._go_to(wrong[0])
+            self.query_one("#search", Input).clear()
+            self.options.go_to(wrong[0])
         self.app.bell()
-
-    def _go_to(self, option: str) -> None:
-        """Focus a field, its section opened."""
-        section = self.fields[option].section
-        if option not in self.above:
-            self.opened.add(section)
-        self.query_one("#search", Input).clear()
-        self._arrange()
-        self.call_after_refresh(self.rows[option].editor.focus)
 
     def action_copy_command(self) -> None:
         self.judge()
@@ -281,27 +211,30 @@ class Form(Screen[None]):
         self.recipe = recipe
         self.typed[RECIPE] = recipe
         self._load()
-        for option, row in self.rows.items():
-            row.put(self.typed.get(option, self.fields[option].default), self.fields[option])
         self.judge()
 
     def action_reset_field(self) -> None:
-        if row := self.row:
-            row.put(row.field.default, row.field)
+        if self.option is not None:
+            self.options.reset()
 
     def action_search(self) -> None:
         self.query_one("#search").focus()
 
     @on(Input.Changed, "#search")
-    def _searched(self) -> None:
-        self._arrange()
+    def _searched(self, event: Input.Changed) -> None:
+        self.options.words = event.value.lower().split()
+        self.options.relist()
 
     @on(Input.Submitted)
     def _entered(self, event: Input.Submitted) -> None:
-        """From a field to Start; from the search to the first option that was found."""
-        found = [row for row in self.query(Row) if row.display and row.parent is not None and row.parent.display]
-        searched = event.input.id == "search" and event.value and found
-        (found[0].editor if searched else self.query_one("#start")).focus()
+        """From the search to the first option that was found, from an option to Start."""
+        if event.input.id == "search" and event.value and self.options.shown:
+            self.options.first()
+        else:
+            self.query_one("#start").focus()
+
+    def on_fields_left(self, event: Fields.Left) -> None:
+        self.query_one("#search" if event.by < 0 else "#start").focus()
 
     def action_cancel(self) -> None:
         """Out of a search first, then out of the form."""
@@ -312,30 +245,20 @@ class Form(Screen[None]):
             self.app.pop_screen()
 
 
-def _identifier(section: str) -> str:
-    return f"of-{section or 'general'}"
-
-
 def _expectation(about: form.Pick) -> str:
     score = f"score to expect: {about.score}" if about.score else ""
     return "; ".join(clean(part) for part in (about.title, score, about.time) if part)
 
 
-def _has(field: Field, words: Sequence[str]) -> bool:
-    """Whether an option's name or description has every word."""
-    text = f"{field.name} {field.description}".lower()
-    return all(word in text for word in words)
-
-
 def _brief(field: Field) -> str:
     bounds = f" ({field.bounds})" if field.bounds else ""
-    return f"{field.name}: {field.description}{bounds}. Here: {field.default or 'none'}"
+    return f"{field.name}: {field.description}{bounds}. Unchanged: {field.default or 'none'}"
 
 
 def _whole(field: Field) -> str:
     lines = [field.name, f"  {field.description}", f"  {TYPES[field.kind]}"]
     lines[-1] += f": {', '.join(field.choices)}" if field.choices else f", {field.bounds}" if field.bounds else ""
-    return "\n".join([*lines, f"  here: {field.default or 'none'}"])
+    return "\n".join([*lines, f"  unchanged: {field.default or 'none'}"])
 
 
 class Recipes(ModalScreen[str | None]):
