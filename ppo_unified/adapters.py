@@ -26,6 +26,7 @@ class AdapterSpec:
     config: str  # a RunConfig subclass; its module must not import torch
     build: str  # (config, device: torch.device) -> Adapter
     check: str = ""  # (config) -> None; raises UsageError for what can be known before a run folder exists
+    missing: str = ""  # (config) -> None; what of `check` needs no import: a form asks it at every key press
     target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
     presets: str = ""  # a package holding *.toml files
     recipes: str = ""  # a package holding *.toml files: options of a known system, laid over a target's
@@ -57,6 +58,7 @@ BUILT_IN = {
         config="envs.llm.options:LLMConfig",
         build="envs.llm.adapter:build",
         check="envs.llm.options:check",
+        missing="envs.llm.options:check_given",
         target="envs.llm.options:from_target",
         presets="envs.presets",
         recipes="envs.recipes",

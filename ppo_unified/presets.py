@@ -47,7 +47,8 @@ def load_target(target: str) -> RunConfig:
         return _named(
             config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
         )
-    for kind, spec in all_adapters().items():
+    specs = all_adapters()
+    for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):  # a kind's own name needs no other's
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
             return _named(target.split(":")[-1], from_table({"kind": kind, **table}, target))

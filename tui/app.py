@@ -193,7 +193,9 @@ class Terminal(App[None]):
 
     def _start(self, screen: RunsScreen, arguments: list[str]) -> None:
         def work() -> str:
-            run = control.start(arguments, self.runs, begun=lambda run: self.call_from_thread(screen.focus_run, run.name))
+            run = control.start(
+                arguments, self.runs, begun=lambda run: self.call_from_thread(screen.focus_run, run.name)
+            )
             return f"{clean(run.name)} is training"
 
         self.in_thread(work)

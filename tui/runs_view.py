@@ -290,7 +290,9 @@ def _differences(tables: dict[str, dict[str, Any]]) -> str:
     for option in options:
         values = [table.get(option) for table in tables.values()]
         if any(value != values[0] for value in values):
-            rows.append((option, "   ".join(f"{clean(key)}: {clean(table.get(option, '-'))}" for key, table in tables.items())))
+            rows.append(
+                (option, "   ".join(f"{clean(key)}: {clean(table.get(option, '-'))}" for key, table in tables.items()))
+            )
     return two_columns(rows) or "The options are the same."
 
 

@@ -85,11 +85,11 @@ class GymConfig(RunConfig):
 
 def from_target(word: str) -> dict[str, Any] | None:
     """Options for a word that is a Gymnasium id ('Name-v0', 'namespace/Name-v0', 'module:Name-v0'); None otherwise."""
+    if ":" in word or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word):
+        return {"gym": {"env_id": word}}
     import gymnasium
 
-    if ":" in word or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word) or word in gymnasium.registry:
-        return {"gym": {"env_id": word}}
-    return None
+    return {"gym": {"env_id": word}} if word in gymnasium.registry else None
 
 
 def resolve(env_id: str) -> Any:

@@ -215,8 +215,8 @@ def from_target(word: str) -> dict[str, Any] | None:
     return {} if word == "llm" else None
 
 
-def check(config: LLMConfig) -> None:
-    """Read the data, the tokenizer and the model's configuration. Raises UsageError for whatever would not train."""
+def check_given(config: LLMConfig) -> None:
+    """Raises UsageError where the model, the prompts or the reward is yet to be named."""
     llm = config.llm
     if not llm.model:
         raise UsageError("llm.model: no model is given; name a folder, a hub id, or 'tiny': --llm.model tiny")
@@ -227,6 +227,11 @@ def check(config: LLMConfig) -> None:
             "llm.reward: nothing scores the responses; name module:function, a scoring model, exact, numeric, "
             "regex:PATTERN or length:CHARACTERS: --llm.reward NAME"
         )
+
+
+def check(config: LLMConfig) -> None:
+    """Read the data, the tokenizer and the model's configuration. Raises UsageError for whatever would not train."""
+    check_given(config)
     from envs.llm.checks import check_inputs  # imports transformers
 
     check_inputs(config)
