@@ -55,9 +55,7 @@ def trained(tmp_path: Path) -> Iterator[Run]:
 def held(tmp_path: Path) -> Iterator[Run]:
     """A run whose lock another process holds."""
     run = made(tmp_path, state="running", host=socket.gethostname())
-    code = (
-        f"from ppo_unified.runs import Run; from pathlib import Path; Run(Path({str(run.path)!r})).acquire(); input()"
-    )
+    code = f"from ppo_unified.runs import Run; from pathlib import Path; r = Run(Path({str(run.path)!r})); r.acquire(); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as holder:
         wait_for(run.locked)
         yield run
