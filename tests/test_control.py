@@ -55,8 +55,9 @@ def trained(tmp_path: Path) -> Iterator[Run]:
 def held(tmp_path: Path) -> Iterator[Run]:
     """A run whose lock another process holds."""
     run = made(tmp_path, state="running", host=socket.gethostname())
-    code = f"from ppo_unified.runs import Run; from pathlib import Path; r = Run(Path({str(run.path)!r})); r.acquire(); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as holder:
+    code = "import sys; from pathlib import Path; from ppo_unified.runs import Run"
+    code += "; run = Run(Path(sys.argv[1])); run.acquire(); input()"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE) as holder:
         wait_for(run.locked)
         yield run
         holder.kill()
