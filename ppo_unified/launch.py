@@ -11,8 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +27,7 @@ from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, Status, create
 
-DETACHED = "PPO_UNIFIED_DETACHED"  # set in the environment of a process that `detach` started
+DETACHED = "PPO_UNIFIED_DETACHED"  # in the environment of a process that `detach` started: where it tells its folder
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -47,6 +48,8 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
         run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
     status = Status(name=run.name, preset=config.origin, kind=config.kind, seed=config.seed)
     run.write_status(claimed(status, config))
+    if told := os.environ.get(DETACHED):
+        os.write(int(told), os.fsencode(run.path) + b"\0")
     return run
 
 
@@ -154,42 +157,63 @@ def logged(run: Run) -> Iterator[TextIO]:
             sys.stdout, sys.stderr = before
 
 
-def detach(arguments: Sequence[str], run_path: Path, patience_s: float = 60.0) -> Status:
-    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it trains in `run_path`.
+def detach(
+    arguments: Sequence[str],
+    resumed: Run | None = None,
+    begun: Callable[[Run], object] | None = None,
+    patience_s: float = 60.0,
+) -> tuple[Run, Status]:
+    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it trains.
 
+    It goes on with `resumed`; without, it makes a folder, which `begun` hears of before torch is imported.
     Raises UsageError with what it said if it is refused.
     """
-    new = not run_path.exists()
-    run, deadline = Run(run_path), time.monotonic() + patience_s
-    with tempfile.TemporaryFile() as said:  # a file and not a pipe: the child may write after this process is gone
+    run, deadline = resumed, time.monotonic() + patience_s
+    # files and not pipes: the child may write after this process is gone
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as told:
         child = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "ppo_unified",
-                *arguments,
-            ],  # -P: no module of the current folder shadows ours,
+            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P: no module of this folder shadows ours
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
             start_new_session=True,
-            env=os.environ | {DETACHED: "1"},
+            pass_fds=[told.fileno()],
+            env=os.environ | {DETACHED: str(told.fileno())},
         )
+        # a process that lives as long as a terminal UI must not keep its dead children
+        threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
         while time.monotonic() < deadline:
-            ended = child.poll() is not None  # asked first: what it wrote before its end is read after
-            status = run.read_status() if (run_path / "run.json").exists() else Status()
-            if status.pid == child.pid and status.state not in ("starting", "failed"):
-                return status
+            ended = child.returncode is not None  # asked first: what it wrote before its end is read after
+            if run is None and (run := _told(told)) and begun is not None:
+                begun(run)
+            status = run.read_status() if run is not None and (run.path / "run.json").exists() else Status()
+            if run is not None and status.pid == child.pid and status.state not in ("starting", "failed"):
+                return run, status
             if ended:
                 said.seek(0)
-                reason = said.read().decode(errors="replace").strip()
-                reason = reason or _last_line(run.log)  # once it has its log, it complains there
-                if new and run_path.exists():
-                    discard(run)
-                raise UsageError(reason or f"the training process ended at once with code {child.returncode}")
+                raise _refusal(child.returncode, said.read().decode(errors="replace").strip(), run, resumed is None)
             time.sleep(0.02)
-    raise UsageError(f"{run_path}: the training process {child.pid} has not started within {patience_s:.0f} s")
+    where = run.path if run is not None else "ppo-unified " + shlex.join(arguments)
+    raise UsageError(f"{where}: the training process {child.pid} has not started within {patience_s:.0f} s")
+
+
+def _told(file: IO[bytes]) -> Run | None:
+    """The folder that a detached process has made, once it has."""
+    path = os.pread(file.fileno(), 1 << 16, 0)  # the offset is the child's too: reading must not move it
+    return Run(Path(os.fsdecode(path[:-1]))) if path.endswith(b"\0") else None
+
+
+def _refusal(code: int, said: str, run: Run | None, new: bool) -> UsageError:
+    """Why a detached process ended at once. The folder of a new run that was refused goes; one that failed stays."""
+    if run is None:
+        return UsageError(said or f"the training process ended at once with code {code}")
+    if code == 1:
+        reason = run.read_status().reason if (run.path / "run.json").exists() else ""
+        return UsageError(f"{run.name} failed: {reason or said}; the traceback is in {run.log}")
+    said = said or _last_line(run.log)  # once it has its log, it complains there
+    if new:
+        discard(run)
+    return UsageError(said or f"the training process ended at once with code {code}")
 
 
 def _last_line(path: Path) -> str:

@@ -71,6 +71,7 @@ class Run:
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
+        self.note = path / "note.txt"  # written by people
         self._lock: IO[str] | None = None
 
     def write_status(self, status: Status) -> None:

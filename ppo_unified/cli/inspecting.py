@@ -41,7 +41,7 @@ def inspect(options: argparse.Namespace) -> int:
         say(to_json(about | ({"each": each} if options.sample == "all" else each[0]), indent=None))
     else:
         width = shutil.get_terminal_size().columns
-        say("\n".join(_picture(run, stored, there, chosen, width, can_color(sys.stdout))))
+        say("\n".join(picture(run, stored, there, chosen, width, can_color(sys.stdout))))
     return 0
 
 
@@ -76,7 +76,7 @@ def _chosen(asked: str, count: int, iteration: int) -> Sequence[int]:
     return [int(asked)]
 
 
-def _picture(
+def picture(
     run: Run, stored: Stored, there: Sequence[Sample], chosen: Sequence[int], width: int, color: bool
 ) -> list[str]:
     """What the numbers are, then a table for each chosen sample, within `width` as far as the narrowest columns fit."""

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo_unified import launch, presets
+from ppo_unified import control, launch, presets
 from ppo_unified.adapters import adapter
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.recipes import laid_over
-from ppo_unified.runs import Run, check_name, find, free_name, write_atomically
+from ppo_unified.runs import Run, find, write_atomically
 
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
@@ -41,7 +41,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     help_flag = ["--help"] if options.help else []
     config = parse_flags(config, [*rest, *help_flag], f"ppo-unified train {options.target}", about)
     if options.detach:
-        return _train_detached(options, config, rest)
+        return _train_detached(options, rest)
     stop = launch.StopRequest()
     with stop.installed():
         command = ["ppo-unified", "train", *_begun_from(options), *rest]
@@ -57,28 +57,26 @@ def _begun_from(options: argparse.Namespace) -> list[str]:
     return [options.target, *(["--recipe", options.recipe] if options.recipe else [])]
 
 
-def _train_detached(options: argparse.Namespace, config: RunConfig, rest: Sequence[str]) -> int:
-    """Refuse here what can be refused, so that the error reaches the user; then leave it to a process of its own."""
-    presets.check(config)
-    check_name(options.name or launch.default_name(config))
-    name = options.name or free_name(options.folder, launch.default_name(config))
-    path = options.folder / name
-    if path.exists():
-        raise UsageError(f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name")
-    place = ["--name", name, "--runs", str(options.folder)]
-    status = launch.detach(["train", *_begun_from(options), *place, *rest], path)
-    print(path)
-    print(f"training in the background, process {status.pid}; stop it: {_command('stop', Run(path))}", file=sys.stderr)
+def _train_detached(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Leave it to a process of its own, which refuses what can be refused."""
+    name = ["--name", options.name] if options.name else []
+    run = control.start([*_begun_from(options), *name, *rest], options.folder)
+    print(run.path)
+    process = run.read_status().pid
+    print(f"training in the background, process {process}; stop it: {_command('stop', run)}", file=sys.stderr)
     return 0
 
 
 def resume(options: argparse.Namespace) -> int:
     """Go on from the newest checkpoint; from the start where there is none yet."""
     run = find(options.run, options.folder)
-    config, status = presets.from_file(run.config), run.read_status()
     further = {
         name: value for name in ("total_steps", "total_iterations") if (value := getattr(options, name)) is not None
     }
+    if options.detach:
+        print(control.resume(run, **further).path)
+        return 0
+    config, status = presets.from_file(run.config), run.read_status()
     solved = config.stop_when_solved and status.solved_step is not None
     if further and solved:
         further["stop_when_solved"] = False
@@ -90,11 +88,6 @@ def resume(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
         )
-    if options.detach:
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in further.items() if name != "stop_when_solved"]
-        launch.detach(["resume", str(run.path.resolve()), *flags], run.path)
-        print(run.path)
-        return 0
     stop = launch.StopRequest()
     with stop.installed():
         before, written, status = run.read_status(), run.config.read_text(encoding="utf-8"), launch.reopen(run)

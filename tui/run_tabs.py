@@ -1,0 +1,307 @@
+"""What a run's page shows in text: options, samples, system, events. Each is written anew only where it has changed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from ppo_unified import control, samples
+from ppo_unified.chart import Line, draw
+from ppo_unified.cli.inspecting import picture
+from ppo_unified.config import read_toml
+from ppo_unified.errors import UsageError
+from ppo_unified.metrics import describe
+from ppo_unified.query import flatten
+from ppo_unified.replies import wrapped
+from ppo_unified.runs import Run
+from ppo_unified.text import clean, duration, short, table
+
+if TYPE_CHECKING:
+    from tui.store import Entry, Store
+
+LABEL = 12  # columns of 'prompt', 'response', ...
+MOST_STEPS = 400  # of stored samples in one table
+FIRST = ("prompt", "response", "reference")  # of a response's texts
+CHART = (100, 9)  # widest, and rows, of a chart of the system
+FOREIGN = "Another program wrote this folder; there are only its curves."
+
+
+class Text(VerticalScroll, can_focus=True):
+    """A page of text that scrolls."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._seen: object = None  # what the text was made of
+
+    def compose(self) -> ComposeResult:
+        yield Static("", markup=False)
+
+    def say(self, text: Content | str) -> None:
+        self.query_one(Static).update(Content(text) if isinstance(text, str) else text)
+
+    def is_news(self, signature: object) -> bool:
+        """Whether this is not what was shown last."""
+        news, self._seen = signature != self._seen, signature
+        return news
+
+
+class Options(Text):
+    """config.toml, or only what differs from the reference run's."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.differences = False
+
+    def look(self, entry: Entry, reference: Entry | None) -> None:
+        paths = [Run(e.path).config for e in (entry, reference) if e is not None]
+        if not self.is_news((self.differences, *((path, _stamp(path)) for path in paths))):
+            return
+        try:
+            if entry.foreign:
+                self.say(FOREIGN)
+            elif not self.differences:
+                self.say(_sections(read_toml(paths[0])))
+            elif reference is None or reference.key == entry.key or reference.foreign:
+                self.say("No other run is pinned (p) or marked (space) in the list to compare with.   D: all options")
+            else:
+                self.say(_differences(entry, reference, *map(read_toml, paths)))
+        except UsageError as error:
+            self.say(clean(error))
+
+
+def _sections(config: Mapping[str, Any]) -> Content:
+    """Every option under the head of its section, values in one column."""
+    groups: dict[str, dict[str, Any]] = {"run": {}}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            groups[name] = flatten(value)
+        else:
+            groups["run"][name] = value
+    width = max((len(clean(option)) for options in groups.values() for option in options), default=0)
+    parts: list[Content] = []
+    for name, options in groups.items():
+        if options:
+            parts.append(Content.styled(clean(name) + "\n", "bold"))
+            parts += [Content(f"  {clean(option):<{width}}  {_spelled(value)}\n") for option, value in options.items()]
+    return Content.assemble(*parts).rstrip()
+
+
+def _differences(entry: Entry, reference: Entry, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    ours, theirs = flatten(own), flatten(other)
+    rows = [
+        {
+            "option": clean(option),
+            "here": _spelled(ours.get(option)),
+            clean(reference.key): _spelled(theirs.get(option)),
+        }
+        for option in dict.fromkeys([*ours, *theirs])
+        if ours.get(option) != theirs.get(option)
+    ]
+    head = f"What differs from {clean(reference.key)}   D: all options\n\n"
+    return head + ("\n".join(table(rows)) if rows else "Nothing: the options are the same.")
+
+
+def _spelled(value: Any) -> str:
+    """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else clean(value)
+
+
+class Events(Text):
+    """What happened to the run, and why it ended."""
+
+    def look(self, entry: Entry, store: Store) -> None:
+        if entry.foreign:
+            self.say(FOREIGN)
+            return
+        status = entry.status
+        ends = (status.state, entry.state, status.reason, len(status.resumes), status.best_step, status.solved_step)
+        if self.is_news((entry.path, status.started, status.pid, *ends)):
+            curve = store.curve(entry.key, "eval/score")
+            told = [_event(event, curve) for event in control.events_of(Run(entry.path), status)]
+            self.say(Content.assemble(*told).rstrip())
+
+
+def _event(event: control.Event, scores: Any) -> Content:
+    """One line, and below it what belongs to it in full."""
+    when = event.time
+    if when is None and event.step is not None and scores is not None:  # run.json has the step, the curve the time
+        at = int(np.searchsorted(scores.steps, event.step))
+        when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when else ""
+    step = "" if event.step is None else f"{event.step:,}"
+    first, *more = wrapped(event.text, 0)
+    style = "bold $text-error" if event.what in ("failed", "crashed") else "bold"
+    head = f"{stamp:<19}  {step:>13}  "
+    lines = "".join(f"{' ' * 6}{line}\n" for line in more)
+    return Content.assemble(head, (f"{clean(event.what):<10}", style), f"  {first}\n", lines)
+
+
+class System(Text):
+    """Where it runs, and what it takes."""
+
+    def look(self, entry: Entry, store: Store, unicode: bool) -> None:
+        tags = [tag for tag in store.tags(entry.key) if tag.startswith(("system/", "time/"))]
+        curves = {tag: curve for tag in tags if (curve := store.curve(entry.key, tag)) is not None and len(curve.steps)}
+        width = self.scrollable_content_region.width
+        ends = tuple((tag, len(curve.steps), float(curve.walls[-1])) for tag, curve in curves.items())
+        if not width or not self.is_news((entry.path, entry.status.pid, entry.state, width, ends)):
+            return
+        lines = [] if entry.foreign else _process(entry)
+        if curves:
+            lines += ["", *table([_cells(tag, curve.values) for tag, curve in curves.items()])]
+        else:
+            lines += ["", "No system metrics yet: they are logged once a second."]
+        for tag, curve in curves.items():
+            if tag.startswith("system/") and len(curve.steps) > 1:
+                line = Line(tag, curve.steps, curve.values)
+                lines += ["", *draw([line], min(width, CHART[0]), CHART[1], describe(tag) or tag, unicode=unicode)]
+        self.say("\n".join(lines).lstrip("\n"))
+
+
+def _process(entry: Entry) -> list[str]:
+    status = entry.status
+    rows = {
+        "machine": status.host,
+        "process": status.pid,
+        "device": status.device or "-",
+        "elapsed": duration(status.elapsed_s),
+        "folder": entry.path,
+        "versions": ", ".join(f"{name} {version}" for name, version in status.versions.items()),
+    }
+    return [f"{name:<10}{clean(value)}" for name, value in rows.items()]
+
+
+def _cells(tag: str, values: Any) -> dict[str, str]:
+    finite = values[np.isfinite(values)]
+    lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
+    numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
+    return {"metric": clean(tag)} | {name: short(None if x is None else float(x)) for name, x in numbers.items()}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One page of samples: an evaluation's responses, or a stored iteration."""
+
+    number: int  # step or iteration
+    place: int  # among all of them, from 0
+    of: int
+    lines: tuple[str, ...]
+
+
+class Samples(Text):
+    """Responses step by step; where there are none, stored samples, iteration by iteration."""
+
+    class Loaded(Message):
+        """A thread has read what is to be shown."""
+
+        def __init__(self, moment: Moment | str, numbers: Sequence[int]) -> None:
+            super().__init__()
+            self.moment, self.numbers = moment, numbers
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.numbers: Sequence[int] = ()  # the moments there are, ascending
+        self.at: int | None = None  # the chosen one; None: always the newest
+        self.moment: Moment | None = None
+
+    def look(self, entry: Entry) -> None:
+        if entry.foreign:
+            self.say(FOREIGN)
+            return
+        run, width = Run(entry.path), self.scrollable_content_region.width
+        folder = samples.folder_of(run)
+        if width and self.is_news((run.path, _stamp(folder), _stamp(folder / samples.RESPONSES), self.at, width)):
+            self._read(run, self.at, width)
+
+    @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
+    def _read(self, run: Run, at: int | None, width: int) -> None:
+        """Reading and laying out may take long; no key waits for it."""
+        numbers: Sequence[int] = ()
+        try:
+            if responses := samples.read_responses(run):
+                numbers = list(responses)
+                chosen = at if at in responses else numbers[-1]
+                lines = _responses(responses[chosen], width)
+            elif numbers := samples.iterations(run):
+                chosen = at if at in numbers else numbers[-1]
+                lines = _stored(run, chosen, width)
+            else:
+                self.post_message(self.Loaded("Nothing is stored yet: samples come with the first iteration.", ()))
+                return
+            found: Moment | str = Moment(chosen, numbers.index(chosen), len(numbers), tuple(lines))
+        except (UsageError, OSError) as error:
+            found = clean(error)
+        self.post_message(self.Loaded(found, numbers))
+
+    def on_samples_loaded(self, message: Loaded) -> None:
+        message.stop()
+        self.numbers = message.numbers
+        if isinstance(message.moment, str):
+            self.say(message.moment)
+            return
+        turned = self.moment is not None and self.moment.number != message.moment.number
+        self.moment = moment = message.moment
+        head = f"{moment.place + 1} of {moment.of}   {{ older   }} newer{'   (newest)' if self.at is None else ''}"
+        self.say(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
+        if turned:
+            self.scroll_home(animate=False)
+
+    def turn(self, by: int) -> None:
+        """To an older moment (-1) or a newer one (1); beyond the newest, what comes is followed."""
+        if not self.numbers:
+            return
+        place = self.numbers.index(self.at) if self.at in self.numbers else len(self.numbers) - 1
+        place = min(max(0, place + by), len(self.numbers) - 1)
+        self.at = None if place == len(self.numbers) - 1 else self.numbers[place]
+
+
+def _responses(responses: Sequence[Any], width: int) -> list[str]:
+    """Each with its numbers in a line and its texts below, prompt and response first."""
+    lines: list[str] = []
+    for number, response in enumerate(responses, 1):
+        fields = response if isinstance(response, dict) else {"response": response}
+        texts = {name: x for name, x in fields.items() if x is not None and not isinstance(x, int | float)}
+        facts = [f"{name.replace('_', ' ')} {short(x)}" for name, x in fields.items() if isinstance(x, int | float)]
+        lines += ["", clean("   ".join([f"{number} of {len(responses)}", *facts]))]
+        for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:
+            value = texts[name] if isinstance(texts[name], str) else json.dumps(texts[name], ensure_ascii=False)
+            rows = wrapped(value, max(20, width - LABEL))
+            lines += [f"{clean(name) if i == 0 else '':<{LABEL}}{row}" for i, row in enumerate(rows)]
+    return lines
+
+
+def _stored(run: Run, iteration: int, width: int) -> list[str]:
+    """The table that `inspect` prints, of the first samples."""
+    stored = samples.read(run, iteration)
+    there = stored.samples()
+    steps, chosen = 0, 0
+    while chosen < len(there) and (not chosen or steps + len(there[chosen].columns) <= MOST_STEPS):
+        steps += len(there[chosen].columns)
+        chosen += 1
+    lines = picture(run, stored, there, range(chosen), max(40, width), color=False)
+    if chosen < len(there):
+        lines += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
+    return lines
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Changes whenever the file or folder does."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
