@@ -65,7 +65,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("wider", "greater_than_sign", "Wider list", "Give the list more room", "runs"),
     Action("narrower", "less_than_sign", "Wider charts", "Give the charts more room", "runs"),
     Action("metrics", "m", "Metrics", "Show only metrics whose name has one of these words", "charts", footer=True),
-    Action("enlarge", "f", "Enlarge", "One metric on the whole screen, with a table of values", "charts", footer=True),
+    Action("enlarge", "f", "Enlarge", "One metric on the whole screen, with a table of values", "charts"),
     Action("grid", "g", "Grid", "More charts on a page: 1, 2, 4, 6, 9, 16, 25, 36", "charts"),
     Action("grid_less", "G", "Larger charts", "Fewer charts on a page", "charts"),
     Action("page_next", "right_square_bracket", "Next page", "The next page of charts", "charts"),
@@ -131,9 +131,9 @@ ACTIONS: tuple[Action, ...] = (
         "app",
         footer=True,
     ),
+    Action("quit", "q", "Quit", "Leave; running runs go on", "app", footer=True),
     Action("command_palette", "ctrl+p", "Palette", "Find any action by its name", "app", footer=True),
     Action("theme", "T", "Theme", "The next theme: dark, light, and colour-blind safe ones", "app"),
-    Action("quit", "q,ctrl+q", "Quit", "Leave; running runs go on", "app", footer=True),
 )
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from tui.form import Form
 from tui.outside import run_outside
 from tui.palette import Actions
 from tui.picker import Picker
+from tui.plots import MetricScreen, Plots
+from tui.run_page import RunPage
 from tui.runs_view import RunsScreen
 from tui.state import ViewState
 from tui.store import Changes, Entry, Store
@@ -58,7 +61,7 @@ class Terminal(App[None]):
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
         self.store = store or Store(runs)
-        self._closing, self._hurry = threading.Event(), threading.Event()
+        self._leaving, self._hurry = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
@@ -73,7 +76,8 @@ class Terminal(App[None]):
         self.read_on()
 
     def on_unmount(self) -> None:
-        self._closing.set()
+        self.remember()
+        self._leaving.set()
         self._hurry.set()
 
     # reading
@@ -82,7 +86,7 @@ class Terminal(App[None]):
     def read_on(self) -> None:
         """Read what runs write until the program ends. Touches no widget."""
         worker = get_current_worker()
-        while not (worker.is_cancelled or self._closing.is_set()):
+        while not (worker.is_cancelled or self._leaving.is_set()):
             changes = self.store.turn()
             if changes.listed or changes.advanced:
                 with self._lock:
@@ -112,7 +116,7 @@ class Terminal(App[None]):
         if changes.listed:
             self._tell_ends()
         for screen in self.screen_stack:
-            if isinstance(screen, Sees):
+            if isinstance(screen, RunsScreen | RunPage | MetricScreen) and screen.is_mounted:
                 screen.store_changed(changes)
 
     def _tell_ends(self) -> None:
@@ -155,14 +159,14 @@ class Terminal(App[None]):
 
     @work(thread=True, group="control", exit_on_error=False)
     def _work_on(self, work: Callable[[], str], refused: Callable[[str], object]) -> None:
-        self.call_later(self.hurry)
+        self.hurry()
         try:
             answer = work()
         except (UsageError, OSError) as error:
             self.call_from_thread(refused, str(error))
         else:
             self.call_from_thread(self.notify, answer, markup=False)
-        self.call_later(self.hurry)
+        self.hurry()
 
     def open_picker(self) -> None:
         self.push_screen(Picker(self.open_form))
@@ -181,24 +185,31 @@ class Terminal(App[None]):
         self._push_form(target, recipe, typed)
 
     def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
-        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
+        def start(arguments: Sequence[Sequence[str]]) -> None:
+            self.start_runs(arguments, typed)
 
-    def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
-        """Start a process for each list of arguments of `train`, and go back to the list of runs."""
+        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=start))
+
+    def start_runs(self, arguments: Sequence[Sequence[str]], typed: dict[str, str]) -> None:
+        """Start a process for each list of arguments of `train`, and go back to the list of runs.
+
+        What was typed is forgotten when a run has it: `rerun` brings it back.
+        """
         while not isinstance(self.screen, RunsScreen):
             self.pop_screen()
         screen = self.screen
-        for one in arguments:
-            self._start(screen, list(one))
 
-    def _start(self, screen: RunsScreen, arguments: list[str]) -> None:
-        def work() -> str:
-            run = control.start(
-                arguments, self.runs, begun=lambda run: self.call_from_thread(screen.focus_run, run.name)
-            )
+        def begun(run: Run) -> None:
+            typed.clear()
+            screen.focus_run(run.name)
+            self.hurry()
+
+        def work(one: Sequence[str]) -> str:
+            run = control.start(one, self.runs, begun=lambda run: self.call_from_thread(begun, run))
             return f"{clean(run.name)} is training"
 
-        self.in_thread(work)
+        for one in arguments:
+            self.in_thread(partial(work, one))
 
     def renamed(self, key: str, run: Run) -> None:
         """Keep marks and pin of a run that has another name now."""
@@ -209,6 +220,10 @@ class Terminal(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen):
                 screen.focus_run(run.name)
+
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        if not isinstance(self.screen, MetricScreen) and message.plots.screen is self.screen:
+            self.push_screen(MetricScreen(message.plots, message.tag))
 
     def outside(self, command: str, run: Run) -> None:
         """Let another command have the terminal until it ends."""
@@ -229,7 +244,8 @@ class Terminal(App[None]):
     def action_help(self) -> None:
         screen = self.screen
         explain = getattr(screen, "explain", None)
-        text = help_text(self.places(screen), explain() if explain else None, self.allowed)
+        width = min(self.size.width * 96 // 100, 112) - 5  # of the box, without its frame
+        text = help_text(self.places(screen), explain() if explain else None, self.allowed, width)
         self.push_screen(Read("Keys", text))
 
     def action_theme(self) -> None:

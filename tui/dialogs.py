@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from textwrap import wrap
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -103,10 +104,7 @@ class Ask(ModalScreen[str | None]):
 class Read(ModalScreen[None]):
     """Text to read: help, or what two runs differ in."""
 
-    CSS = (
-        _BOX.format(name="Read")
-        + "Read VerticalScroll { width: auto; max-width: 100%; height: auto; max-height: 100%; }"
-    )
+    CSS = _BOX.format(name="Read") + "Read > .box { width: 96%; max-width: 112; scrollbar-size-vertical: 1; }"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1", "dismiss", "Close")]
 
     def __init__(self, title: str, body: Content | str) -> None:
@@ -123,21 +121,24 @@ class Read(ModalScreen[None]):
         self.query_one(VerticalScroll).focus()
 
 
-def help_text(places: Iterable[Place], explained: str | None, allowed: Callable[[Action], bool]) -> Content:
-    """What is under the focus, then every key of the places on screen."""
+def help_text(places: Iterable[Place], explained: str | None, allowed: Callable[[Action], bool], width: int) -> Content:
+    """What is under the focus, then every key of the places on screen, in lines of at most `width` columns."""
     parts: list[Content] = []
     if explained:
         parts += [Content(explained), Content("\n\n")]
     for place in places:
         parts.append(Content.styled(PLACES[place] + "\n", "bold"))
-        parts += [_help_line(action) for action in at(place) if allowed(action)]
+        parts += [_help_line(action, width) for action in at(place) if allowed(action)]
         parts.append(Content("\n"))
     return Content.assemble(*parts).rstrip()
 
 
-def _help_line(action: Action) -> Content:
+def _help_line(action: Action, width: int) -> Content:
     keys = " ".join(key_name(key) for key in action.keys.split(","))
-    return Content.assemble(Content.styled(f"  {keys:<14} ", "bold"), f"{action.label:<16} ", action.help, "\n")
+    head, label = f"  {keys:<14} ", f"{action.label:<14} "
+    indent = " " * len(head + label)
+    told = wrap(action.help, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
+    return Content.assemble(Content.styled(head, "bold"), label, "\n".join(told).lstrip(), "\n")
 
 
 def two_columns(rows: Sequence[tuple[str, str]]) -> str:

@@ -239,7 +239,7 @@ class Plot(Widget, can_focus=True):
         return PaperChart(drawn, painted.view, painted.log_y, self._x_ticks(painted.view, 100))
 
     def _x_ticks(self, view: View, room: int) -> list[Tick]:
-        look, count = self._look, max(1, room // 11)
+        look, count = self._look, max(1, room // 8)
         if look.log_x:
             ticks = chart.log_ticks(view.left, view.right, count)
             if look.axis == "relative":

@@ -60,9 +60,9 @@ class Plots(Widget):
     class Enlarged(Message):
         """A metric is to fill the screen."""
 
-        def __init__(self, tag: str) -> None:
+        def __init__(self, plots: Plots, tag: str) -> None:
             super().__init__()
-            self.tag = tag
+            self.plots, self.tag = plots, tag
 
     class Exported(Message):
         """Files were written."""
@@ -216,7 +216,7 @@ class Plots(Widget):
             plot.set_current(plot is message.plot)
 
     def on_plot_opened(self, message: Plot.Opened) -> None:
-        self.post_message(self.Enlarged(message.plot.tag))
+        self.post_message(self.Enlarged(self, message.plot.tag))
 
     def on_plot_crossed(self, message: Plot.Crossed) -> None:
         if message.x is not None or self._pointed:
@@ -285,7 +285,7 @@ class Plots(Widget):
 
     def action_enlarge(self) -> None:
         if self.current is not None:
-            self.post_message(self.Enlarged(self.current.tag))
+            self.post_message(self.Enlarged(self, self.current.tag))
 
     def action_grid(self) -> None:
         columns, rows = self._shape(self.settings.grid)
@@ -512,7 +512,8 @@ class MetricScreen(Screen[None]):
     def on_plots_changed(self) -> None:
         self.source.settings_changed()
 
-    def on_plots_enlarged(self) -> None:
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        message.stop()
         self.action_back()
 
     def explain(self) -> str | None:

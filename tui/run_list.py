@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from tui.store import Entry
 
 _LONGEST_NAME = 40
-_FLASH = ("running", "starting", "stopping")
+AGEING_S = 5.0  # between two looks at the clock where nothing else changes
 
 
 class Column(NamedTuple):
-    """One column: its head, width (0 = as wide as its cells), how dear it is where room is short (0 = never dropped)."""
+    """One column: its head, width (0 = as wide as its cells), when it goes where room is short (0 = never)."""
 
     head: str
     width: int
@@ -188,6 +188,9 @@ class RunList(ScrollView, can_focus=True):
         self.refresh()
         if again:
             self.post_message(self.Opened())
+
+    def on_mount(self) -> None:
+        self.set_interval(AGEING_S, self.refresh)
 
     def on_resize(self) -> None:
         self._measure()

@@ -19,7 +19,7 @@ from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
 from tui.dialogs import Ask, Read, two_columns
-from tui.plots import MetricScreen, Plots, Settings, Trace, series_colors
+from tui.plots import Plots, Settings, Trace, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import COLUMNS, Look, RunList
 from tui.run_page import RunPage
@@ -43,7 +43,7 @@ class RunsScreen(RunActions):
 
     CSS_PATH = "runs_view.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *bindings("control"), *bindings("charts")]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-stacked"), (170, "-beside")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-stacked"), (170, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("runs", "control", "charts")
 
     def __init__(self, store: Store) -> None:
@@ -55,17 +55,17 @@ class RunsScreen(RunActions):
         yield Static(id="top", markup=False)
         with Container(id="panes"):
             yield RunList(unicode=self.terminal.unicode)
-            yield Plots(Settings.from_dict(self.terminal.state.charts), unicode=self.terminal.unicode)
+            yield Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
         yield Static(id="query", markup=False)
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.list.focus()
+        self.run_list.focus()
         self._share()
         self._relist()
 
     @property
-    def list(self) -> RunList:
+    def run_list(self) -> RunList:
         return self.query_one(RunList)
 
     @property
@@ -74,7 +74,7 @@ class RunsScreen(RunActions):
 
     @property
     def entry(self) -> Entry | None:
-        return self.list.current
+        return self.run_list.current
 
     # what the store says
 
@@ -91,11 +91,12 @@ class RunsScreen(RunActions):
             chosen, problem = matching(everything, parse(state.query)), ""
         except UsageError as error:
             chosen, problem = everything, str(error)
-        runs = self.list
+        runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
         chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._look())
+        self._share()
         self._say(len(everything), len(chosen), problem)
         self._redraw()
 
@@ -133,8 +134,8 @@ class RunsScreen(RunActions):
         """Hand the curves of the drawn runs to the charts."""
         keys = self._drawn()
         self.store.watch(keys)
-        self.list.look = look = self._look()
-        self.list.refresh()
+        self.run_list.look = look = self._look()
+        self.run_list.refresh()
         found = {tag for key in keys for tag in self.store.tags(key)}
         tags = [tag for tag in USUAL if tag in found]
         tags += sorted(found - set(tags))
@@ -183,7 +184,7 @@ class RunsScreen(RunActions):
 
     def action_open(self) -> None:
         if self.entry is not None:
-            plots = Plots(Settings.from_dict(self.plots.settings.to_dict()), unicode=self.terminal.unicode)
+            plots = Plots(Settings.from_dict(self.plots.settings.to_dict()), self.terminal.unicode)
             reference = self.terminal.state.pinned or next(iter(self.terminal.state.marked), None)
             self.app.push_screen(RunPage(self.entry.key, self.store, reference, plots))
 
@@ -192,10 +193,10 @@ class RunsScreen(RunActions):
             key, marked = self.entry.key, self.terminal.state.marked
             marked.remove(key) if key in marked else marked.append(key)
             self._marks_changed()
-            self.list.action_move(1)
+            self.run_list.action_move(1)
 
     def action_mark_all(self) -> None:
-        listed, state = [entry.key for entry in self.list.entries], self.terminal.state
+        listed, state = [entry.key for entry in self.run_list.entries], self.terminal.state
         everything = set(listed) <= set(state.marked)
         state.marked = [key for key in state.marked if key not in listed] + ([] if everything else listed)
         self._marks_changed()
@@ -216,7 +217,7 @@ class RunsScreen(RunActions):
         if state.marked and key not in state.marked:
             state.marked.append(key)
             self.terminal.remember()
-        self.list.move_to(key)
+        self.run_list.move_to(key)
         self._redraw()
 
     def action_filter(self) -> None:
@@ -250,12 +251,16 @@ class RunsScreen(RunActions):
         self._share(-STEP)
 
     def _share(self, by: int = 0) -> None:
-        state = self.terminal.state
-        state.list_share = min(MOST, max(LEAST, state.list_share + by))
+        """Give the list its share of the screen, above the charts no more lines than it has runs."""
+        state, runs = self.terminal.state, self.run_list
+        if by:
+            state.list_share = min(MOST, max(LEAST, state.list_share + by))
+            self.terminal.remember()
         beside = self.has_class("-beside")
-        self.list.styles.width = f"{state.list_share}%" if beside else "100%"
-        self.list.styles.height = "100%" if beside else f"{state.list_share}%"
-        self.terminal.remember()
+        lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + 2
+        share = self.query_one("#panes").size.height * state.list_share // 100
+        runs.styles.width = f"{state.list_share}%" if beside else "100%"
+        runs.styles.height = "100%" if beside else max(4, min(lines, share))
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._share)
