@@ -23,7 +23,6 @@ MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without 
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint8)  # Unicode's braille bits
 _GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
-_BLOCK = 32  # values that `smooth` takes at once
 _DAY = 86400
 _TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
@@ -119,18 +118,12 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """s[t] = weight * s[t - 1] + values[t], block by block: one matrix product inside, the same again between them."""
-    count = len(values)
-    blocks = -(-count // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK)
-    padded[:count] = values
-    lag = np.subtract.outer(np.arange(_BLOCK), np.arange(_BLOCK))
-    inside = np.where(lag >= 0, weight ** np.maximum(lag, 0), 0.0)
-    sums = padded.reshape(blocks, _BLOCK) @ inside.T
-    if blocks > 1:
-        ends = _decaying_sums(sums[:, -1], weight**_BLOCK)
-        sums[1:] += ends[:-1, None] * weight ** np.arange(1, _BLOCK + 1)
-    return sums.reshape(-1)[:count]
+    """s[t] = weight * s[t - 1] + values[t], the sums over the last 1, 2, 4, ... values after each other."""
+    sums, span, decay = values.copy(), 1, weight
+    while span < len(sums) and decay > 1e-20:  # what is further back weighs nothing
+        sums[span:] += decay * sums[:-span]
+        span, decay = 2 * span, decay * decay
+    return sums
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
