@@ -128,6 +128,8 @@ class Plot(Widget, can_focus=True):
         self._drawn: list[Drawn] | None = None
         self._painted: Painted | str | None = None  # a chart, or why there is none
         self._strips: list[Strip] | None = None
+        self._own_inks: Inks | None = None
+        self._colors: list[tuple[str, bool]] = []  # that the inks were made for
         self._grabbed: float | None = None
 
     # what is shown
@@ -151,11 +153,11 @@ class Plot(Widget, can_focus=True):
     def set_current(self, current: bool) -> None:
         """Mark it as the chart that actions are about."""
         if current != self.current:
-            self.current, self._strips = current, None
+            self.current, self._strips, self._own_inks = current, None, None
             self.refresh()
 
     def notify_style_update(self) -> None:
-        self._strips = None
+        self._strips = self._own_inks = None
         super().notify_style_update()
 
     def on_resize(self) -> None:
@@ -171,6 +173,9 @@ class Plot(Widget, can_focus=True):
         if self._drawn is None:
             look = self._look
             self._drawn = prepared(self._traces, look.axis, look.smoothing, look.aggregate)
+            colors = [(one.color, one.band is None) for one in self._drawn]
+            if colors != self._colors:
+                self._colors, self._own_inks = colors, None
         return self._drawn
 
     # drawing
@@ -184,7 +189,7 @@ class Plot(Widget, can_focus=True):
         width, height = self.size
         if self._painted is None:
             self._painted = self._paint()
-        inks = self._inks()
+        inks = self._own_inks = self._own_inks or self._inks()
         if isinstance(self._painted, str):
             why = Strip([Segment(pad(" " * GUTTER + self._painted, width), inks.axis)], width)
             return [self._title(width, False, inks), why, *[Strip.blank(width, inks.base)] * (height - 2)]
