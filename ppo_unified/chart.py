@@ -28,7 +28,7 @@ _TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
     *(60, 120, 300, 600, 900, 1800),
     *(3600, 7200, 10800, 21600, 43200),
-    *(_DAY * days for days in (1, 2, 5, 10, 30, 60, 180, 360)),
+    *(_DAY * days for days in (1, 2, 5, 10, 20, 50, 100)),
 )
 NOTHING, CROSS = -1, -2  # styles that are no layer's
 _BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
@@ -161,7 +161,7 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
     raw = (high - low) / max(1, count)
     if raw < 0.5 or not math.isfinite(raw):
         return [Tick(at, _moment(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
-    step = next((step for step in _TIME_STEPS if step >= raw), _TIME_STEPS[-1])
+    step = next((step for step in _TIME_STEPS if step >= raw), 0) or _DAY * 10 ** math.ceil(math.log10(raw / _DAY))
     zone = time.localtime(low).tm_gmtoff if clock else 0
     first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
     places = [k * step - zone for k in range(first, last + 1)]
@@ -171,7 +171,9 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
 def _moment(at: float, step: float) -> str:
     moment = time.localtime(at)
     midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
-    return time.strftime("%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment)
+    return time.strftime(
+        "%Y-%m" if step > 50 * _DAY else "%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment
+    )
 
 
 def clock(at: float) -> str:
