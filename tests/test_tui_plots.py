@@ -484,7 +484,7 @@ def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
         assert "No curves yet" in str(empty.render())
         app.show()
         await pilot.pause()
-        assert len(plots.plots) >= 6
+        assert len(plots.plots) == plots.settings.grid
         assert not empty.display
         assert lines_of(plots.plots[0])[0].startswith("eval/score")
 
