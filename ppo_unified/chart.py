@@ -23,13 +23,12 @@ MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without 
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint8)  # Unicode's braille bits
 _GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
-_BLOCK = 32  # values that `smooth` takes at once
 _DAY = 86400
 _TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
     *(60, 120, 300, 600, 900, 1800),
     *(3600, 7200, 10800, 21600, 43200),
-    *(_DAY * days for days in (1, 2, 5, 10, 30, 60, 180, 360)),
+    *(_DAY * days for days in (1, 2, 5, 10, 20, 50, 100)),
 )
 NOTHING, CROSS = -1, -2  # styles that are no layer's
 _BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
@@ -119,18 +118,12 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """s[t] = weight * s[t - 1] + values[t], block by block: one matrix product inside, the same again between them."""
-    count = len(values)
-    blocks = -(-count // _BLOCK)
-    padded = np.zeros(blocks * _BLOCK)
-    padded[:count] = values
-    lag = np.subtract.outer(np.arange(_BLOCK), np.arange(_BLOCK))
-    inside = np.where(lag >= 0, weight ** np.maximum(lag, 0), 0.0)
-    sums = padded.reshape(blocks, _BLOCK) @ inside.T
-    if blocks > 1:
-        ends = _decaying_sums(sums[:, -1], weight**_BLOCK)
-        sums[1:] += ends[:-1, None] * weight ** np.arange(1, _BLOCK + 1)
-    return sums.reshape(-1)[:count]
+    """s[t] = weight * s[t - 1] + values[t], the sums over the last 1, 2, 4, ... values after each other."""
+    sums, span, decay = values.copy(), 1, weight
+    while span < len(sums) and decay > 1e-20:  # what is further back weighs nothing
+        sums[span:] += decay * sums[:-span]
+        span, decay = 2 * span, decay * decay
+    return sums
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -168,7 +161,7 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
     raw = (high - low) / max(1, count)
     if raw < 0.5 or not math.isfinite(raw):
         return [Tick(at, _moment(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
-    step = next((step for step in _TIME_STEPS if step >= raw), _TIME_STEPS[-1])
+    step = next((step for step in _TIME_STEPS if step >= raw), 0) or _DAY * 10 ** math.ceil(math.log10(raw / _DAY))
     zone = time.localtime(low).tm_gmtoff if clock else 0
     first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
     places = [k * step - zone for k in range(first, last + 1)]
@@ -178,7 +171,9 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
 def _moment(at: float, step: float) -> str:
     moment = time.localtime(at)
     midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
-    return time.strftime("%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment)
+    return time.strftime(
+        "%Y-%m" if step > 50 * _DAY else "%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment
+    )
 
 
 def clock(at: float) -> str:

@@ -365,9 +365,8 @@ class _Block:
         return others
 
     def _decode_one(self, row: int, payload: bytes) -> None:
-        try:
-            event = Event.FromString(payload)
-        except DecodeError:
+        event = _event(payload)
+        if event is None:
             self.damaged.append(row)
             return
         if event.HasField("session_log") and event.session_log.status == SessionLog.START:
@@ -397,6 +396,14 @@ class _Block:
             _, steps, walls, _ = zip(*self._single[tags[0]], strict=True)
             values = {tag: np.array([point[3] for point in self._single[tag]], np.float32) for tag in tags}
             yield Chunk(np.array(rows, np.int64), np.array(steps, np.int64), np.array(walls, np.float64), values)
+
+
+def _event(payload: bytes) -> Any:
+    """The event in a record; None where its bytes never were one."""
+    try:
+        return Event.FromString(payload)
+    except DecodeError:
+        return None
 
 
 def _layout(payload: bytes) -> Layout | None:

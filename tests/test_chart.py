@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import re
+import time
 
 import numpy as np
 import pytest
 
-from ppo_unified.chart import MARKS, Line, View, columns_minmax, draw, find_view, nice_ticks, smooth
+from ppo_unified.chart import (
+    ASCII,
+    BRAILLE,
+    CROSS,
+    MARKS,
+    NOTHING,
+    Glyphs,
+    Layer,
+    Line,
+    View,
+    columns_minmax,
+    draw,
+    find_view,
+    label_row,
+    log_ticks,
+    nice_ticks,
+    paint,
+    place_ticks,
+    plain_ticks,
+    smooth,
+    span_label,
+    spans,
+    time_ticks,
+)
 from ppo_unified.text import columns_of
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -239,3 +263,106 @@ def test_a_shared_x_range_lines_charts_up() -> None:
     view = find_view([Line("", np.array([1.0]), np.array([2.0]))], (0, 100))
     assert view is not None
     assert (view.left, view.right) == (0, 100)
+
+
+@pytest.mark.parametrize("weight", [0.001, 0.6, 0.9, 0.99, 0.997])
+@pytest.mark.parametrize("points", [0, 1, 2, 33, 5000])
+def test_a_long_moving_average_is_the_recursion_too(points: int, weight: float) -> None:
+    values = np.random.default_rng(points).normal(size=points).astype(np.float32)
+    expected, last = [], 0.0
+    for count, value in enumerate(values.tolist(), 1):
+        last = last * weight + (1 - weight) * value
+        expected.append(last / (1 - weight**count))
+    np.testing.assert_allclose(smooth(values, weight), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 6), (-3.2, 9.7), (0.3, 1.2), (2.0, 2.01), (4.9, 5.1)])
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_ticks_of_a_log_axis_lie_inside_and_say_what_they_are(low: float, high: float, count: int) -> None:
+    ticks = log_ticks(low, high, count)
+    assert ticks
+    assert len(ticks) <= count + 1
+    assert [at for at, _ in ticks] == sorted(at for at, _ in ticks)
+    for at, label in ticks:
+        assert low - 1e-9 <= at <= high + 1e-9
+        number = float(re.sub("[kMGT]", "", label)) * {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(label[-1], 1)
+        assert number == pytest.approx(10**at, rel=0.01)
+    if high - low > 2:
+        assert all(at == round(at) for at, _ in ticks)
+
+
+@pytest.mark.parametrize("clock", [True, False])
+@pytest.mark.parametrize("seconds", [0.4, 7, 100, 5000, 90_000, 3e6, 4e8])
+def test_ticks_of_a_time_axis_are_round_times(seconds: float, clock: bool) -> None:
+    start = 1.79e9 if clock else 0.0
+    ticks = time_ticks(start, start + seconds, 6, clock)
+    assert 1 <= len(ticks) <= 8
+    assert all(start <= at <= start + seconds for at, _ in ticks)
+    if clock and 7 <= seconds < 86400:
+        assert all(label in time.strftime("%m-%d %H:%M:%S", time.localtime(at)) for at, label in ticks)
+    if not clock:
+        assert ticks[0].label.strip("0s") == ""
+
+
+def test_a_time_since_a_start_is_told_in_its_two_largest_units() -> None:
+    told = {0: "0", 45: "45s", 90: "1m30s", 3600: "1h", 5400: "1h30m", 3605: "1h", 190_000: "2d4h"}
+    assert {seconds: span_label(seconds) for seconds in told} == told
+
+
+def test_labels_of_the_x_axis_never_touch() -> None:
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        left, room = float(rng.normal() * 10 ** rng.uniform(-3, 8)), int(rng.integers(4, 150))
+        view = View(left, left + 10 ** rng.uniform(-3, 8), 0, 1)
+        placed = place_ticks(plain_ticks(view.left, view.right, max(1, room // 7)), view, room, 8)
+        row = label_row(placed, room + 9, 8)
+        assert len(row) == room + 9
+        assert re.split("  +", row.strip()) == [label for _, _, label in placed] or not placed
+        assert all(0 <= column < room for column, _, _ in placed)
+
+
+def layers_of(*curves: np.ndarray, sparse: bool = False) -> list[Layer]:
+    return [Layer(y, y, 10 + k, "xyz"[k], sparse) for k, y in enumerate(curves)]
+
+
+@pytest.mark.parametrize("glyphs", [BRAILLE, ASCII])
+def test_the_last_drawn_curve_owns_its_cells(glyphs: Glyphs) -> None:
+    columns = 30 * glyphs.columns
+    rising, falling = np.linspace(0, 1, columns), np.linspace(1, 0, columns)
+    view = View(0, 1, 0, 1)
+    alone = paint(layers_of(rising, falling)[1:], view, 30, 8, glyphs, covering=True, letters=False)
+    both = paint(layers_of(rising, falling), view, 30, 8, glyphs, covering=True, letters=False)
+    own = alone.styles != NOTHING
+    np.testing.assert_array_equal(both.styles[own], alone.styles[own])
+    np.testing.assert_array_equal(both.codes[own], alone.codes[own])
+    assert (both.styles == 10).any()
+
+
+def test_a_sparse_layer_has_half_the_dots_of_a_full_one() -> None:
+    low, high = np.zeros(60), np.ones(60)
+    full, half = (
+        paint([Layer(low, high, 0, ":", sparse)], View(0, 1, 0, 1), 30, 8, BRAILLE, covering=True, letters=False)
+        for sparse in (False, True)
+    )
+    dots = [sum(int(code - 0x2800).bit_count() for code in picture.codes.flat) for picture in (full, half)]
+    assert dots[0] == 60 * 32 == 2 * dots[1]
+
+
+@pytest.mark.parametrize("cross", [None, 0, 17, 29, 30])
+def test_runs_of_one_style_hold_the_whole_picture_and_the_crosshair_behind_it(cross: int | None) -> None:
+    rng = np.random.default_rng(0)
+    curves = [np.where(rng.random(60) < 0.7, rng.random(60), np.nan) for _ in range(3)]
+    picture = paint(layers_of(*curves), View(0, 1, 0, 1), 30, 8, BRAILLE, covering=True, letters=False)
+    for row, runs in enumerate(spans(picture, cross)):
+        assert sum(len(text) for text, _ in runs) == 30
+        column = 0
+        for text, style in runs:
+            for character in text:
+                own = picture.styles[row, column]
+                if own == NOTHING and column == cross:
+                    assert (character, style) == ("│", CROSS)
+                elif own == NOTHING:
+                    assert character == " "
+                else:
+                    assert (ord(character), style) == (picture.codes[row, column], own)
+                column += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import struct
 from html import unescape
@@ -13,6 +14,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+from ppo_unified import events
 from ppo_unified.events import PREFIX, EventReader, EventWriter, _masked_crc, as_table
 
 Points = dict[str, list[tuple[int, str]]]
@@ -327,3 +329,322 @@ def test_a_file_that_vanishes_keeps_its_points_and_one_that_cannot_be_opened_is_
     path.symlink_to(tmp_path / "gone")  # listed, but gone when it is opened
     assert not reader.poll()
     assert "cannot be read (No such file or directory)" in reader.damage[path.name]
+
+
+def framed(event: Event) -> bytes:
+    data: bytes = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data))
+
+
+def one_by_one(folder: Path) -> Points:
+    """What the files of a folder say, by protobuf and lists alone: nothing is decoded together, nothing shared."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for path in sorted(folder.glob(f"*{PREFIX}*")):
+        data = path.read_bytes()
+        for start, end in records(data):
+            event = Event.FromString(data[start + 12 : end - 4])
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [p for p in series if p[0] < event.step] for tag, series in found.items()}
+            for value in event.summary.value:
+                number = events._number(value)
+                if number is not None:
+                    series = found.setdefault(value.tag, [])
+                    if series and event.step < series[-1][0]:
+                        series[:] = [p for p in series if p[0] < event.step]
+                    series.append((event.step, repr(float(np.float32(number)))))
+    return {tag: series for tag, series in found.items() if series}
+
+
+def random_file(folder: Path, seed: int, how: str) -> None:
+    """A file as some program could write it: tags that come and go, steps of all lengths, restarts, odd floats."""
+    rng = np.random.default_rng(seed)
+    tags = [f"{group}/{'x' * int(rng.integers(1, 5))}{k}" for group in ("loss", "eval") for k in range(4)]
+    step, entries = int(rng.choice([0, 1, 120, 16_000, 2**31 - 5, 2**62])), []
+    for _ in range(int(rng.integers(1, 300))):
+        step += int(rng.choice([0, 1, 1, 7, 64]))
+        if rng.random() < 0.02:
+            step = max(0, step - int(rng.integers(1, 200)))
+        chosen = tags if rng.random() < 0.7 else rng.permutation(tags)[: rng.integers(0, len(tags))].tolist()
+        floats = rng.normal(size=len(chosen)) * rng.choice([0.0, 1.0, 1e30, math.nan, math.inf])
+        entries.append((step, dict(zip(chosen, floats.tolist(), strict=True))))
+    WRITERS[how](folder, entries, rng)
+
+
+def write_ours(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    writer = EventWriter(folder, int(rng.integers(0, 3)))
+    for step, values in entries:
+        histograms = {"histogram/a": rng.normal(size=5)} if rng.random() < 0.1 else None
+        writer.scalars(step, values, histograms)
+        if rng.random() < 0.02:
+            writer.text(step, "text", "words")
+        if rng.random() < 0.02:
+            writer._write(Event(wall_time=1.0, step=max(0, step - 20), session_log=SessionLog(status=SessionLog.START)))
+    writer.close()
+
+
+def write_torch(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+    for step, values in entries:
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step, new_style=bool(rng.random() < 0.2))
+    writer.close()
+
+
+def write_tensorboard(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, values in entries:
+        summary = Summary()
+        for tag, value in values.items():
+            if rng.random() < 0.1:
+                summary.value.add(tag=tag).tensor.CopyFrom(_tensor(value))
+            else:
+                summary.value.add(tag=tag, simple_value=value)
+        if rng.random() < 0.05 and values:
+            summary.value.add(tag=next(iter(values)), simple_value=1.0)  # the same tag twice
+        writer.add_event(Event(wall_time=float(rng.integers(0, 2)), step=step, summary=summary))
+    writer.close()
+
+
+def _tensor(value: float) -> object:
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    return make_tensor_proto(np.float32(value))
+
+
+WRITERS = {"ours": write_ours, "torch": write_torch, "tensorboard": write_tensorboard}
+
+
+@pytest.mark.parametrize("how", WRITERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_records_decoded_together_say_what_each_says_alone(
+    tmp_path: Path, seed: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file, the size of the blocks, and the time that a poll has."""
+    random_file(tmp_path, seed, how)
+    expected = one_by_one(tmp_path)
+    for block in (1 << 18, 3000, 1):
+        monkeypatch.setattr(events, "_BLOCK", block)
+        reader = EventReader(tmp_path)
+        reader.poll(0.0)
+        while reader.pending:
+            reader.poll(0.0)
+        assert points(reader) == expected
+        assert not reader.damage
+
+
+def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_path: Path) -> None:
+    """Fields twice, in another order, unknown, with numbers longer than need be; tags that are no UTF-8; floats at
+    every place: a reader of bytes must take none of them for what it knows."""
+    plain = Event(wall_time=1.5, step=300)
+    plain.summary.value.add(tag="a", simple_value=2.0)
+    plain.summary.value.add(tag="b", simple_value=3.0)
+    whole = plain.SerializeToString()
+    wall, step, summary = whole[:9], whole[9:12], whole[12:]
+    value = summary[2:12]
+    spelled = [
+        whole,
+        summary + step + wall,
+        whole + step.replace(b"\xac", b"\xad"),
+        wall + summary,
+        step + summary,
+        wall + step + b"\x2a\x8a\x00" + value,
+        wall + b"\x10\xac\x82\x00" + summary,
+        wall + b"\x10" + b"\xff" * 9 + b"\x01" + summary,
+        wall + step + summary + b"\x2a\x0a" + value,
+        wall + step + b"\x2a\x07\x0a\x05\x15\0\0\x80\x3f",
+        wall + step + b"\x2a\x0a\x0a\x08\x15\0\0\x80\x3f\x0a\x01a",
+        wall + step + summary.replace(b"a\x15", b"\xff\x15"),
+        wall + step + summary + b"\xf8\x07\x01",
+        whole[:-1],
+        b"",
+    ]
+    data = b""
+    for payload in [*spelled, *spelled]:
+        length = struct.pack("<Q", len(payload))
+        data += length + struct.pack("<I", _masked_crc(length)) + payload + struct.pack("<I", _masked_crc(payload))
+    (tmp_path / f"{PREFIX}.1").write_bytes(data)
+    reader = EventReader(tmp_path)
+    reader.poll()
+    readable = [p for start, end in records(data) if events._event(p := data[start + 12 : end - 4]) is not None]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
+    assert points(reader) == one_by_one(alone)
+    assert 2 * len(spelled) - len(readable) == 4
+    assert reader.damage
+
+
+def test_a_torn_file_completed_later_reads_as_if_it_was_never_torn(tmp_path: Path) -> None:
+    """Torn at every third byte, with every kind of record, of which several come at once when the file is whole."""
+    random_file(tmp_path, 3, "ours")
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    data = data[: records(data)[8][1]]
+    path.write_bytes(data)
+    expected = one_by_one(tmp_path)
+    for cut in range(0, len(data), 3):
+        path.unlink()
+        path.write_bytes(data[:cut])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        with open(path, "ab") as file:
+            file.write(data[cut:])
+        reader.poll()
+        assert points(reader) == expected
+        assert not reader.damage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bits_cost_points_and_never_change_one(tmp_path: Path, seed: int) -> None:
+    random_file(tmp_path, seed, "tensorboard")
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    logged_ever = set()
+    for event in map(Event.FromString, _payloads(path)):
+        numbers = [(value.tag, events._number(value)) for value in event.summary.value]
+        logged_ever |= {(tag, event.step, repr(float(np.float32(x)))) for tag, x in numbers if x is not None}
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        place = int(rng.integers(len(data)))
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << int(rng.integers(8)))]) + data[place + 1 :])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        assert list(reader.damage) == [path.name]
+        assert {(tag, *point) for tag, series in points(reader).items() for point in series} <= logged_ever
+
+
+@pytest.mark.parametrize("how", ["shrunk", "replaced"])
+def test_another_file_in_a_files_place_is_read_from_its_start(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path, [(step, {"old": 1.0, "both": 2.0}) for step in range(50)])
+    reader = EventReader(tmp_path)
+    reader.poll()
+    other = tmp_path / "other"
+    other.mkdir()
+    long = [(step, {"new": 1.0, "both": 3.0}) for step in range(1 if how == "shrunk" else 500)]
+    new = write(other, long)
+    if how == "shrunk":
+        path.write_bytes(new.read_bytes())
+    else:
+        new.replace(path)
+    assert reader.poll()
+    assert points(reader) == read(tmp_path)
+    assert set(points(reader)) == {"new", "both"}
+
+
+def test_a_longer_copy_in_a_files_place_is_read_on_where_it_was(tmp_path: Path) -> None:
+    """As rsync does: another inode, the same beginning."""
+    path = write(tmp_path, [(step, {"a": 1.0}) for step in range(50)])
+    reader = EventReader(tmp_path)
+    reader.poll()
+    copy = tmp_path / "copy"
+    more = framed(Event(step=50, summary=Event.FromString(_payloads(path)[-1]).summary))
+    copy.write_bytes(path.read_bytes() + more)
+    copy.replace(path)
+    held = reader.series["a"]
+    assert reader.poll()
+    assert reader.series["a"] is held
+    assert held.steps.tolist() == list(range(51))
+
+
+def _payloads(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    return [data[start + 12 : end - 4] for start, end in records(data)]
+
+
+def test_what_was_handed_out_never_changes(tmp_path: Path) -> None:
+    """Views of a series stay as they are while it grows, is cut and grows again, and cannot be written."""
+    rng = np.random.default_rng(0)
+    writer, reader, step = EventWriter(tmp_path), EventReader(tmp_path), 0
+    held = []
+    for number in range(300):
+        step = max(0, step - int(rng.integers(0, 30))) if rng.random() < 0.1 else step + 1
+        writer.scalars(step, {"a": number} | ({"b": number} if rng.random() < 0.5 else {}))
+        if rng.random() < 0.5:
+            reader.poll()
+            views = reader.series["a"].numpy()
+            held.append((views, [view.copy() for view in views]))
+    writer.close()
+    for views, copies in held:
+        for view, copy in zip(views, copies, strict=True):
+            np.testing.assert_array_equal(view, copy)
+            with pytest.raises(ValueError, match="read-only"):
+                view[:1] = 0
+    reader.poll()
+    assert points(reader) == one_by_one(tmp_path)
+
+
+def test_tags_that_are_logged_together_share_their_steps(tmp_path: Path) -> None:
+    """A million steps of 20 tags are 20 columns of values and one of steps, not 20."""
+    writer = EventWriter(tmp_path)
+    for step in range(1000):
+        writer.scalars(step, {f"tag/{k}": 1.0 * k for k in range(20)} | ({"eval/score": 1.0} if step % 7 == 0 else {}))
+    writer.close()
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert len({id(reader.series[f"tag/{k}"].table) for k in range(20)}) == 1
+    assert reader.nbytes < 2.5 * 1000 * (20 * 4 + 16)
+
+
+def test_a_poll_ends_when_its_time_is_up_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in (0, 2000):
+        write(tmp_path, [(step, {"a": 1.0, "b": 2.0}) for step in range(first, first + 2000)], first)
+    monkeypatch.setattr(events, "_BLOCK", 1 << 14)
+    reader, before, polls = EventReader(tmp_path), -1, 0
+    while not polls or reader.pending:
+        reader.poll(0.0)
+        polls += 1
+        now = len(reader.series["a"])
+        assert before < now <= before + 600 or not reader.pending  # every poll goes on, by a block
+        before = now
+    assert polls > 8
+    assert points(reader) == read(tmp_path)
+    assert not reader.poll(0.0)
+    assert not reader.pending
+
+
+def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.text(1, "long", "x" * 10**6)
+    writer.scalars(2, {"a": 1.0})
+    writer.close()
+    assert read(tmp_path) == {"a": [(2, "1.0")]}
+
+
+def test_a_folder_that_goes_while_it_is_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = write(folder, logged())
+    reader = EventReader(folder)
+    reader.poll()
+    monkeypatch.setattr(os, "listdir", lambda _: [path.name])
+    path.unlink()
+    folder.rmdir()
+    assert not reader.poll()
+    assert points(reader)
+
+
+def test_a_file_that_can_be_read_again_is_no_damage_any_more(tmp_path: Path) -> None:
+    path = tmp_path / f"{PREFIX}.1"
+    path.symlink_to(tmp_path / "later")
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert reader.damage
+    write(tmp_path, logged()).rename(tmp_path / "later")
+    assert reader.poll()
+    assert not reader.damage
+
+
+def test_folders_and_pipes_are_no_event_files(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}.folder").mkdir()
+    os.mkfifo(tmp_path / f"{PREFIX}.pipe")  # opening it would wait for ever
+    reader = EventReader(tmp_path)
+    assert not reader.poll()
+    assert not reader.damage

@@ -36,8 +36,8 @@ class Line(NamedTuple):
     text: str = ""
 
 
-class Lines(ScrollView, can_focus=True):
-    """Draws the lines, and has the focus where there is nothing to type."""
+class Lines(ScrollView, can_focus=True, inherit_bindings=False):
+    """Draws the lines, and has the focus where there is nothing to type. The arrows move the cursor, not the view."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"lines--{part}" for part in ("name", "changed", "value", "description", "section", "problem", "cursor")
@@ -175,7 +175,7 @@ class Fields(Widget):
     def relist(self) -> None:
         """Work out the lines anew; the cursor stays on its option where that is still in sight."""
         line = self.current
-        self.shown = list(self._lines(max(20, self.lines.size.width - INDENT)))
+        self.shown = list(self._lines(max(20, self.lines.scrollable_content_region.width - INDENT)))
         self.cursor = next((i for i, other in enumerate(self.shown) if line is not None and other[:2] == line[:2]), 0)
         self.lines.virtual_size = Size(self.lines.scrollable_content_region.width, len(self.shown))
         self.lines.refresh()

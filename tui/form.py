@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -99,7 +100,10 @@ class Form(Screen[None]):
         with suppress(UsageError):
             found = dict(form.fields(self.target, self.recipe))
             found[SEED] = found[SEED]._replace(description=found[SEED].description + SEVERAL)
-            self.options.lay({NAME: NAME_FIELD, **found})
+            known = {NAME: NAME_FIELD, **found}
+            for option in self.typed.keys() - known.keys() - {RECIPE}:
+                del self.typed[option]  # remembered from another version's schema
+            self.options.lay(known)
 
     # judging
 
@@ -268,23 +272,27 @@ class Recipes(ModalScreen[str | None]):
 
     def __init__(self, known: Sequence[tuple[str, str]], current: str) -> None:
         super().__init__()
-        self.names = ["", *(name for name, _ in known)]
-        self.lines = [
-            "none             the target's own options",
-            *(f"{name:<16} {clean(title)}" for name, title in known),
-        ]
+        self.recipes = [("", "the target's own options"), *known]
         self.current = current
 
     def compose(self) -> ComposeResult:
+        room = min(100, self.app.size.width * 9 // 10 - 6)
         with Vertical(classes="box"):
             yield Static("Lay a known system's options over the target's", classes="title")
-            yield OptionList(*(Option(Content(line)) for line in self.lines), compact=True, markup=False)
+            lines = [_hanging(name or "none", clean(title), room) for name, title in self.recipes]
+            yield OptionList(*(Option(Content(line)) for line in lines), compact=True, markup=False)
             yield Static("Enter: choose    Esc: back", classes="hint")
 
     def on_mount(self) -> None:
+        names = [name for name, _ in self.recipes]
         picks = self.query_one(OptionList)
-        picks.highlighted = self.names.index(self.current) if self.current in self.names else 0
+        picks.highlighted = names.index(self.current) if self.current in names else 0
         picks.focus()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self.names[event.option_index])
+        self.dismiss(self.recipes[event.option_index][0])
+
+
+def _hanging(name: str, title: str, room: int) -> str:
+    """A name, and its title beside it in as many lines as it takes."""
+    return textwrap.fill(title, room, initial_indent=f"{name:<17} ", subsequent_indent=" " * 18)

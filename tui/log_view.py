@@ -108,7 +108,7 @@ class LogView(ScrollView, can_focus=True):
 
     def follow(self) -> None:
         self.follows = True
-        self.scroll_end(animate=False, immediate=True)
+        self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)  # the scrollbar may come later
 
     def _wrap_all(self) -> None:
         self._width = self.scrollable_content_region.width
@@ -125,7 +125,7 @@ class LogView(ScrollView, can_focus=True):
         if following:
             self.follow()
         elif dropped:  # what the user reads stays where it is
-            self.scroll_to(y=self.scroll_y - dropped, animate=False, immediate=True)
+            self.scroll_to(y=self.scroll_y - dropped, animate=False, immediate=True, force=True)
         self.refresh()
 
     def _shown_tail(self) -> list[str]:

@@ -53,6 +53,17 @@ class Painted:
     ticks: list[tuple[int, int, str]]
 
 
+class Inks(NamedTuple):
+    """The styles of a chart's parts, on its background."""
+
+    base: Style
+    title: Style
+    axis: Style
+    cross: Style
+    bright: list[Style]  # of each curve
+    faint: list[Style]
+
+
 class Plot(Widget, can_focus=True):
     """The curves of one metric."""
 
@@ -117,6 +128,8 @@ class Plot(Widget, can_focus=True):
         self._drawn: list[Drawn] | None = None
         self._painted: Painted | str | None = None  # a chart, or why there is none
         self._strips: list[Strip] | None = None
+        self._own_inks: Inks | None = None
+        self._colors: list[tuple[str, bool]] = []  # that the inks were made for
         self._grabbed: float | None = None
 
     # what is shown
@@ -140,11 +153,11 @@ class Plot(Widget, can_focus=True):
     def set_current(self, current: bool) -> None:
         """Mark it as the chart that actions are about."""
         if current != self.current:
-            self.current, self._strips = current, None
+            self.current, self._strips, self._own_inks = current, None, None
             self.refresh()
 
     def notify_style_update(self) -> None:
-        self._strips = None
+        self._strips = self._own_inks = None
         super().notify_style_update()
 
     def on_resize(self) -> None:
@@ -160,6 +173,9 @@ class Plot(Widget, can_focus=True):
         if self._drawn is None:
             look = self._look
             self._drawn = prepared(self._traces, look.axis, look.smoothing, look.aggregate)
+            colors = [(one.color, one.band is None) for one in self._drawn]
+            if colors != self._colors:
+                self._colors, self._own_inks = colors, None
         return self._drawn
 
     # drawing
@@ -173,11 +189,12 @@ class Plot(Widget, can_focus=True):
         width, height = self.size
         if self._painted is None:
             self._painted = self._paint()
+        inks = self._own_inks = self._own_inks or self._inks()
         if isinstance(self._painted, str):
-            axis = self.get_component_rich_style("plot--axis")
-            why = Strip([Segment(pad(" " * GUTTER + self._painted, width), axis)], width)
-            return [self._title(width, False), why, *[Strip.blank(width, self.rich_style)] * (height - 2)]
-        return [self._title(width, self._painted.log_y), *self._body(self._painted), *self._foot(self._painted, height)]
+            why = Strip([Segment(pad(" " * GUTTER + self._painted, width), inks.axis)], width)
+            return [self._title(width, False, inks), why, *[Strip.blank(width, inks.base)] * (height - 2)]
+        head, foot = self._title(width, self._painted.log_y, inks), self._foot(self._painted, height, inks)
+        return [head, *self._body(self._painted, inks), *foot]
 
     def _paint(self) -> Painted | str:
         """The curves inside the window, and the axes around them."""
@@ -249,34 +266,36 @@ class Plot(Widget, can_focus=True):
             return chart.plain_ticks(view.left, view.right, count)
         return chart.time_ticks(view.left, view.right, count, look.axis == "time")
 
-    def _styles(self) -> list[Style]:
-        """Styles of layers, then of CROSS, then of NOTHING: negative styles count from the end."""
+    def _inks(self) -> Inks:
         background, base = self.background_colors[1], self.rich_style
-        styles = []
+        bright, faint = [], []
         for one in self.drawn:
             color = Color.parse(one.color)
-            faint = color.blend(background, BAND if one.band is not None else FAINT)
-            styles += [base + Style(color=color.rich_color), base + Style(color=faint.rich_color)]
-        return [*styles, self.get_component_rich_style("plot--axis"), base]
+            faded = color.blend(background, BAND if one.band is not None else FAINT)
+            bright.append(base + Style(color=color.rich_color))
+            faint.append(base + Style(color=faded.rich_color))
+        title = self.get_component_rich_style("plot--current" if self.current else "plot--title")
+        axis, cross = (self.get_component_rich_style(f"plot--{name}") for name in ("axis", "cross"))
+        return Inks(base, title, axis, cross, bright, faint)
 
-    def _body(self, painted: Painted) -> list[Strip]:
-        axis = self.get_component_rich_style("plot--axis")
-        styles, glyphs, width = self._styles(), self._glyphs, self.size.width
-        assert (CROSS, NOTHING) == (-2, -1)
+    def _body(self, painted: Painted, inks: Inks) -> list[Strip]:
+        glyphs, width = self._glyphs, self.size.width
+        styles = {CROSS: inks.axis, NOTHING: inks.base}
+        styles |= {2 * k: style for k, style in enumerate(inks.bright)}
+        styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
         strips = []
         for row, runs in enumerate(chart.spans(painted.picture, self._cross_column(painted), glyphs.side)):
             label = painted.labels.get(row)
             side = (label or "")[-painted.gutter :].rjust(painted.gutter)
-            segments = [Segment(side + (glyphs.side if label is None else glyphs.tick), axis)]
+            segments = [Segment(side + (glyphs.side if label is None else glyphs.tick), inks.axis)]
             segments += [Segment(text, styles[style]) for text, style in runs]
             strips.append(Strip(segments, width))
         return strips
 
-    def _foot(self, painted: Painted, height: int) -> list[Strip]:
+    def _foot(self, painted: Painted, height: int, inks: Inks) -> list[Strip]:
         """The x axis; at the crosshair, where it stands."""
         width, glyphs, gutter = self.size.width, self._glyphs, painted.gutter
-        axis = self.get_component_rich_style("plot--axis")
-        strips = []
+        axis, strips = inks.axis, []
         if height >= TALL:
             floor = chart.floor_row(painted.ticks, painted.room, glyphs)
             strips.append(Strip([Segment(" " * gutter + glyphs.corner + floor, axis)], width))
@@ -287,8 +306,7 @@ class Plot(Widget, can_focus=True):
         start = max(0, min(gutter + 1 + column - len(text) // 2, width - len(text)))
         free = [tick for tick in painted.ticks if tick[1] >= start + len(text) or tick[1] + len(tick[2]) <= start]
         labels = chart.label_row(free, width, gutter)[:width]
-        cross = self.get_component_rich_style("plot--cross")
-        parts = [Segment(labels[:start], axis), Segment(text, cross), Segment(labels[start + len(text) :], axis)]
+        parts = [Segment(labels[:start], axis), Segment(text, inks.cross), Segment(labels[start + len(text) :], axis)]
         return [*strips, Strip(parts, width)]
 
     def place(self, x: float) -> str:
@@ -298,12 +316,10 @@ class Plot(Widget, can_focus=True):
             return chart.span_label(x)
         return chart.clock(x) if axis == "time" else f"{round(x):,}"
 
-    def _title(self, width: int, log_y: bool) -> Strip:
+    def _title(self, width: int, log_y: bool, inks: Inks) -> Strip:
         """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
         tag = pad(clean(self.tag), min(columns_of(clean(self.tag)), max(0, width - 1)))
-        style = self.get_component_rich_style("plot--current" if self.current else "plot--title")
-        muted = self.get_component_rich_style("plot--axis")
-        head = [Segment(tag, style), Segment(" log" if log_y and columns_of(tag) + 5 < width else "", muted)]
+        head = [Segment(tag, inks.title), Segment(" log" if log_y and columns_of(tag) + 5 < width else "", inks.axis)]
         left = width - sum(columns_of(segment.text) for segment in head)
         drawn = self.drawn
         letters = not self._glyphs.columns > 1 or self.app.no_color
@@ -313,15 +329,15 @@ class Plot(Widget, can_focus=True):
         bare = [f"  {m}{v}" for m, v in zip(marks, values, strict=True)]
         worth = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a lone run is what one looks at anyway
         entries = named if worth and sum(map(columns_of, named)) <= left else bare
-        for number, (entry, one) in reversed(list(enumerate(zip(entries, drawn, strict=True)))):
+        for number, entry in reversed(list(enumerate(entries))):
             more = f"  +{number + 1}"
             if columns_of(entry) + (len(more) if number else 0) > left:
-                head.append(Segment(more[: max(0, left)], muted))
-                left -= len(more[: max(0, left)])
+                head.append(Segment(more[: max(0, left)], inks.axis))
+                left -= len(head[-1].text)
                 break
-            head.append(Segment(entry, self.rich_style + Style.parse(one.color)))
+            head.append(Segment(entry, inks.bright[number]))
             left -= columns_of(entry)
-        return Strip([*head, Segment(" " * left, self.rich_style)], width)
+        return Strip([*head, Segment(" " * left, inks.base)], width)
 
     def values(self) -> list[float | None]:
         """Each curve's value at the crosshair, or its last one; as it was logged, not smoothed."""

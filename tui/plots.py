@@ -191,7 +191,7 @@ class Plots(Widget):
         parts += [f"words: {clean(settings.words)}"] if settings.words else []
         if settings.window is not None:
             parts.append("zoomed, following" if settings.follow else "zoomed")
-        self.query_one(".page", Static).update(pad("  ".join(parts), max(1, self.size.width)))
+        self.query_one(".page", Static).update(pad("  ".join(parts), max(1, self.size.width)), layout=False)
 
     def on_mount(self) -> None:
         self.call_after_refresh(self._arrange)
@@ -472,6 +472,7 @@ class MetricScreen(Screen[None]):
         """`source`: the charts that this one was among; its settings are shared, its curves drawn."""
         super().__init__()
         self.source, self.tag = source, tag
+        self._table_size = (0, 0)
 
     def compose(self) -> ComposeResult:
         yield Static(id="meaning", markup=False)
@@ -507,7 +508,10 @@ class MetricScreen(Screen[None]):
 
     def on_plots_updated(self) -> None:
         traces, settings = list(self.source.traces(self.tag)), self.source.settings
-        self.query_one("#table", Static).update(value_table(traces, settings, self.plots.cross))
+        table = value_table(traces, settings, self.plots.cross)
+        size = (table.cell_length, table.plain.count("\n"))
+        self.query_one("#table", Static).update(table, layout=size != self._table_size)
+        self._table_size = size
 
     def on_plots_changed(self) -> None:
         self.source.settings_changed()

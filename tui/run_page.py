@@ -20,7 +20,7 @@ from ppo_unified.runs import Run
 from ppo_unified.text import clean, duration, short
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
-from tui.plots import Plots, Trace, series_colors
+from tui.plots import MetricScreen, Plots, Trace, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import RunList
 from tui.run_tabs import Events, Options, Samples, System
@@ -180,6 +180,9 @@ class RunPage(RunActions):
             return [Trace(key, clean(key), colors[key], curve, key == pinned, "") for key, curve in curves.items()]
 
         self.plots.show([*usual, *sorted(found - set(usual))], traces)
+
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        self.app.push_screen(MetricScreen(self.plots, message.tag))
 
     def explain(self) -> str | None:
         return self.plots.explain() if self.tab == "curves" else None

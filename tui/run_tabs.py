@@ -196,7 +196,8 @@ def _cells(tag: str, values: Any) -> dict[str, str]:
 class Moment:
     """One page of samples: an evaluation's responses, or a stored iteration."""
 
-    number: int  # step or iteration
+    unit: str  # 'step' or 'iteration'
+    number: int
     place: int  # among all of them, from 0
     of: int
     lines: tuple[str, ...]
@@ -233,16 +234,17 @@ class Samples(Text):
         numbers: Sequence[int] = ()
         try:
             if responses := samples.read_responses(run):
-                numbers = list(responses)
+                unit, numbers = "step", list(responses)
                 chosen = at if at in responses else numbers[-1]
                 lines = _responses(responses[chosen], width)
             elif numbers := samples.iterations(run):
+                unit = "iteration"
                 chosen = at if at in numbers else numbers[-1]
                 lines = _stored(run, chosen, width)
             else:
                 self.post_message(self.Loaded("Nothing is stored yet: samples come with the first iteration.", ()))
                 return
-            found: Moment | str = Moment(chosen, numbers.index(chosen), len(numbers), tuple(lines))
+            found: Moment | str = Moment(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
         except (UsageError, OSError) as error:
             found = clean(error)
         self.post_message(self.Loaded(found, numbers))
@@ -255,7 +257,8 @@ class Samples(Text):
             return
         turned = self.moment is not None and self.moment.number != message.moment.number
         self.moment = moment = message.moment
-        head = f"{moment.place + 1} of {moment.of}   {{ older   }} newer{'   (newest)' if self.at is None else ''}"
+        head = f"{moment.unit} {moment.number:,}, {moment.place + 1} of {moment.of}"
+        head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
         self.say(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
         if turned:
             self.scroll_home(animate=False)

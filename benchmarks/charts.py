@@ -1,0 +1,84 @@
+"""What a page of charts costs the terminal UI: CPU milliseconds to redraw it, all data replaced.
+
+    python benchmarks/charts.py [--repeats 50]
+
+Six charts of three series each in a headless Textual application at 120 x 40, from handing over new arrays to the
+finished lines of the screen; `time.process_time`, median. What a terminal does with the lines is not in it. The last
+column is the same with nothing new: no curve may be painted again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from textual.app import App, ComposeResult
+
+from tui.plots import Plots, Settings, Trace, series_colors
+
+CHARTS, SERIES, SIZE = 6, 3, (120, 40)
+TAGS = [f"group/metric_{number}" for number in range(CHARTS)]
+
+
+class Charts(App[None]):
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.plots = Plots(settings)
+
+    def compose(self) -> ComposeResult:
+        yield self.plots
+
+
+def curves(points: int, seed: int) -> dict[str, list[Trace]]:
+    """New random walks with noise, as a reader would hand them over."""
+    rng = np.random.default_rng(seed)
+    colors = series_colors([f"run-{k}" for k in range(SERIES)])
+    found: dict[str, list[Trace]] = {}
+    for tag in TAGS:
+        for key, color in colors.items():
+            steps = np.arange(points, dtype=np.int64) * 256
+            walls = 1.8e9 + np.arange(points) * 0.5
+            values = (np.cumsum(rng.normal(size=points)) / 20 + rng.normal(size=points)).astype(np.float32)
+            found.setdefault(tag, []).append(Trace(key, key, color, (steps, walls, values)))
+    return found
+
+
+async def measure(points: int, settings: Settings, repeats: int) -> tuple[float, float]:
+    """Median CPU ms of a redraw with new data, and of one without."""
+    app = Charts(settings)
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.pause()
+
+        async def redraw(data: dict[str, list[Trace]]) -> float:
+            begun = time.process_time()
+            app.plots.show(TAGS, lambda tag: data[tag])
+            await pilot.pause()
+            return 1000 * (time.process_time() - begun)
+
+        replaced: Sequence[float] = [await redraw(curves(points, seed)) for seed in range(repeats + 3)][3:]
+        drawings = [plot.drawings for plot in app.plots.plots]
+        data = curves(points, repeats + 2)
+        await redraw(data)
+        same = [await redraw(data) for _ in range(repeats)]
+        assert [plot.drawings for plot in app.plots.plots] == [count + 1 for count in drawings]
+    return statistics.median(replaced), statistics.median(same)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=50)
+    repeats = parser.parse_args().repeats
+    print(f"{CHARTS} charts x {SERIES} series, {SIZE[0]} x {SIZE[1]}, median of {repeats}, CPU ms")
+    print(f"{'points a series':>16} {'smoothing':>10} {'all new':>9} {'nothing new':>12}")
+    for points in (2_000, 100_000):
+        for smoothing in (0.0, 0.9):
+            new, same = asyncio.run(measure(points, Settings(smoothing=smoothing), repeats))
+            print(f"{points:>16,} {smoothing:>10} {new:>9.1f} {same:>12.1f}")
+
+
+if __name__ == "__main__":
+    main()
