@@ -165,10 +165,10 @@ def test_every_tab_is_reached_by_digit_bracket_and_click(tmp_path: Path) -> None
             await pilot.press(str(number))
             assert page.tab == panes.current == tab  # type: ignore[attr-defined]
         for tab in TABS:
-            await pilot.press("right_square_bracket")
+            await pilot.press("greater_than_sign")
             assert page.tab == tab
         for tab in reversed(TABS[:-1]):
-            await pilot.press("left_square_bracket")
+            await pilot.press("less_than_sign")
             assert page.tab == tab
         for place, tab in ((15, "options"), (50, "events"), (2, "curves")):
             await pilot.click(TabBar, offset=(place, 0))

@@ -28,6 +28,10 @@ class RunActions(Screen[None]):
     def terminal(self) -> Terminal:
         return cast("Terminal", self.app)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """--readonly takes actions away from screens, too."""
+        return self.terminal.check_action(action, parameters)
+
     def _ours(self, what: str) -> Entry | None:
         """The run that is meant; None, with a word of why, where there is none or other programs wrote it."""
         entry = self.entry

@@ -40,6 +40,11 @@ def _percent(entry: Entry, _now: float) -> str:
     return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
 
 
+def _remark(entry: Entry) -> str:
+    """What is wrong with a run, or what somebody wrote about it."""
+    return entry.problem or entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+
+
 COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
     "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
@@ -52,7 +57,8 @@ COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
     "eta": Column("ETA", 7, 2, True, lambda e, _: "-" if e.eta_s is None else duration(e.eta_s)),
     "age": Column("age", 7, 5, True, lambda e, now: duration(now - e.status.started) if e.status.started else "-"),
 }
-NOTE = 8  # the note takes what is left, if this much is
+NOTE = 8  # the remark takes what is left, if this much is
+REMARK, DEAR = 20, 4  # where there are remarks, columns from this `drop` on go for that much room
 
 
 @dataclass
@@ -204,8 +210,9 @@ class RunList(ScrollView, can_focus=True):
             cells = [column.cell(entry, now) for entry in self.entries] if not column.width else []
             widest = max(map(columns_of, cells), default=0)
             widths[name] = column.width or max(len(column.head), min(_LONGEST_NAME, widest))
+        remark = REMARK if any(map(_remark, self.entries)) else 0
         for name in sorted((n for n in COLUMNS if COLUMNS[n].drop), key=lambda n: -COLUMNS[n].drop):
-            if self._total(widths) <= room:
+            if self._total(widths) + (remark if COLUMNS[name].drop >= DEAR else 0) <= room:
                 break
             del widths[name]
         if (over := self._total(widths) - room) > 0:
@@ -238,7 +245,7 @@ class RunList(ScrollView, can_focus=True):
             self._heads.append((columns_of(text), columns_of(text) + size - 1, name))
             text += head[-size:] if column.right else head
             text += "  "
-        text += "note" if width - columns_of(text) >= NOTE and any(e.note for e in self.entries) else ""
+        text += "note" if width - columns_of(text) >= NOTE and any(map(_remark, self.entries)) else ""
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 
     def _line(self, entry: Entry, current: bool, width: int) -> Strip:
@@ -259,7 +266,7 @@ class RunList(ScrollView, can_focus=True):
             gap = "" if number == len(self._widths) - 1 else "  "
             segments += [Segment(text, style), Segment(gap, base)]
             used += size + len(gap)
-        rest = entry.problem or entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+        rest = _remark(entry)
         style = (
             base if current else self.get_component_rich_style("run-list--bad" if entry.problem else "run-list--dim")
         )

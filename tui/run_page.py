@@ -190,10 +190,10 @@ class RunPage(RunActions):
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Charts are changed only where they are seen; --readonly holds here too."""
+        """Charts are changed only where they are seen."""
         if action in CHART_ACTIONS and self.tab != "curves":
             return False
-        return self.terminal.check_action(action, parameters)
+        return super().check_action(action, parameters)
 
     def action_back(self) -> None:
         self.app.pop_screen()

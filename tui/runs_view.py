@@ -49,28 +49,22 @@ class RunsScreen(RunActions):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self.store = store
+        self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
         self._groups: dict[str, str] = {}  # run -> its options but for the seed
 
     def compose(self) -> ComposeResult:
-        yield Static(id="top", markup=False)
-        with Container(id="panes"):
-            yield RunList(unicode=self.terminal.unicode)
-            yield Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
-        yield Static(id="query", markup=False)
+        self.run_list = RunList(unicode=self.terminal.unicode)
+        self.plots = Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
+        self._panes = Container(self.run_list, self.plots, id="panes")
+        yield self._top
+        yield self._panes
+        yield self._query
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         self.run_list.focus()
         self._share()
         self._relist()
-
-    @property
-    def run_list(self) -> RunList:
-        return self.query_one(RunList)
-
-    @property
-    def plots(self) -> Plots:
-        return self.query_one(Plots)
 
     @property
     def entry(self) -> Entry | None:
@@ -107,12 +101,11 @@ class RunsScreen(RunActions):
             parts.append(f"{len(self.terminal.state.marked)} marked")
         if self.terminal.readonly:
             parts.append("read-only")
-        self.query_one("#top", Static).update("   ".join(parts))
-        query = self.query_one("#query", Static)
+        self._top.update("   ".join(parts))
         text = self.terminal.state.query
-        query.display = bool(text)
-        query.set_class(bool(problem), "-problem")
-        query.update(clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it")
+        self._query.display = bool(text)
+        self._query.set_class(bool(problem), "-problem")
+        self._query.update(clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it")
 
     # which runs are drawn
 
@@ -258,7 +251,7 @@ class RunsScreen(RunActions):
             self.terminal.remember()
         beside = self.has_class("-beside")
         lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + 2
-        share = self.query_one("#panes").size.height * state.list_share // 100
+        share = self._panes.size.height * state.list_share // 100
         runs.styles.width = f"{state.list_share}%" if beside else "100%"
         runs.styles.height = "100%" if beside else max(4, min(lines, share))
 

@@ -33,7 +33,7 @@ class ViewState:
     def load(cls, runs: Path) -> ViewState:
         state = cls()
         with suppress(OSError, ValueError):
-            table = json.loads(_path(runs).read_text(encoding="utf-8"))
+            table = json.loads(cls.path(runs).read_text(encoding="utf-8"))
             for f in fields(cls) if isinstance(table, dict) else ():
                 if type(table.get(f.name)) is type(getattr(state, f.name)):
                     setattr(state, f.name, table[f.name])
@@ -42,10 +42,11 @@ class ViewState:
     def save(self, runs: Path) -> None:
         """A state that cannot be kept is no reason to disturb anyone."""
         with suppress(OSError):
-            _path(runs).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(_path(runs), json.dumps(asdict(self) | {"runs": str(runs.resolve())}, indent=1))
+            self.path(runs).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path(runs), json.dumps(asdict(self) | {"runs": str(runs.resolve())}, indent=1))
 
-
-def _path(runs: Path) -> Path:
-    name = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
-    return user_state_path("ppo-unified") / "tui" / f"{name}.json"
+    @staticmethod
+    def path(runs: Path) -> Path:
+        """Where a runs folder's view is kept."""
+        name = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
+        return user_state_path("ppo-unified") / "tui" / f"{name}.json"

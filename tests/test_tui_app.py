@@ -1,0 +1,648 @@
+"""The terminal UI as a whole, driven by keys and mouse: the list of runs, launching and stopping real ones, what it
+remembers and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, Static
+
+from ppo_unified.control import write_note
+from ppo_unified.events import EventWriter
+from ppo_unified.launch import stop
+from ppo_unified.runs import Run, Status
+from tui import app as program
+from tui.actions import ACTIONS, Place, at
+from tui.app import Terminal
+from tui.dialogs import Ask, Confirm, Read
+from tui.form import Form
+from tui.palette import Actions
+from tui.picker import Picker
+from tui.plots import MetricScreen, OnePlot, Plots
+from tui.run_list import RunList
+from tui.run_page import RunPage
+from tui.runs_view import RunsScreen
+from tui.state import ViewState
+
+CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
+TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
+Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user's own UI remembers."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+
+
+def made(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any) -> Run:
+    """A run's folder as a trainer leaves it."""
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    run.config.write_text(CONFIG.format(seed=seed, lr=lr), encoding="utf-8")
+    run.command.write_text(f"ppo-unified train cartpole --seed {seed}\n", encoding="utf-8")
+    status = Status(name=name, preset="cartpole", kind="gym", state="finished", step=1000, total_steps=4000)
+    run.write_status(
+        replace(status, **{"started": 1e9 + seed, "heartbeat": 1e9, "seed": seed, "score": 100.0} | changes)
+    )
+    writer = EventWriter(run.path)
+    for step in range(50, 1050, 50):
+        writer.scalars(step, dict.fromkeys(TAGS, seed + step / 100))
+    writer.close()
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three runs of different ends."""
+    folder = tmp_path / "runs"
+    made(folder, "alpha", 1, score=300.0)
+    made(folder, "beta", 2, score=400.0, state="stopped", best_score=450.0)
+    made(folder, "gamma", 3, lr=5e-4, score=None, state="failed", reason="it broke")
+    return folder
+
+
+def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+    """`act` once the list of runs is read."""
+
+    async def session() -> None:
+        app = Terminal(runs, **options)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen) and bool(app.store.folder))
+            if runs.exists():
+                expected = len([path for path in runs.iterdir() if path.is_dir()])
+                await until(pilot, lambda: len(app.store.entries) == expected and len(the_list(app).entries) > 0)
+            await act(pilot, app)
+
+    asyncio.run(session())
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Let the program go on until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+def the_list(app: Terminal) -> RunList:
+    screen = app.screen_stack[1]
+    assert isinstance(screen, RunsScreen)
+    return screen.run_list
+
+
+def the_plots(app: Terminal) -> Plots:
+    screen = app.screen_stack[1]
+    assert isinstance(screen, RunsScreen)
+    return screen.plots
+
+
+def under_the_cursor(app: Terminal) -> str:
+    current = the_list(app).current
+    return "" if current is None else current.key
+
+
+def listed(app: Terminal) -> list[str]:
+    return [entry.key for entry in the_list(app).entries]
+
+
+def drawn(app: Terminal) -> list[str]:
+    """Whose curves are in the first chart, the last one on top."""
+    plots = the_plots(app)
+    return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
+
+
+def said(app: Terminal) -> str:
+    return "\n".join(str(notification.message) for notification in app._notifications)
+
+
+def shown(app: Terminal) -> str:
+    """The text on screen."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+@pytest.mark.parametrize(
+    ("place", "classes"),
+    [
+        ("app", [Terminal]),
+        ("runs", [RunsScreen]),
+        ("control", [RunsScreen, RunPage]),
+        ("charts", [RunsScreen, RunPage, Plots]),
+        ("metric", [MetricScreen]),
+        ("run", [RunPage]),
+        ("picker", [Picker]),
+        ("form", [Form]),
+    ],
+)
+def test_every_action_of_the_table_can_be_done_where_the_table_says(place: Place, classes: list[type]) -> None:
+    for action in at(place):
+        for kind in classes:
+            assert hasattr(kind, f"action_{action.name}"), f"{kind.__name__} has no {action.name}"
+
+
+def test_no_key_means_two_things_at_once() -> None:
+    together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
+    together += [("picker",), ("form",)]
+    for places in together:
+        keys = [key for action in ACTIONS if action.place in places for key in action.keys.split(",")]
+        assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
+
+
+# the list of runs
+
+
+def test_runs_are_listed_newest_first_and_sorted_by_any_column(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert listed(app) == ["gamma", "beta", "alpha"]
+        await pilot.press("O")
+        assert listed(app) == ["alpha", "beta", "gamma"]
+        await pilot.press("o")  # the column after the last is the first
+        assert (app.state.sorted_by, app.state.reverse) == ("name", False)
+        assert listed(app) == ["alpha", "beta", "gamma"]
+        head = "".join(segment.text for segment in the_list(app).render_line(0))
+        await pilot.click(RunList, offset=(head.index("score") + 1, 0))
+        assert app.state.sorted_by == "score"
+        assert listed(app) == ["beta", "alpha", "gamma"]  # the best first, none last
+        await pilot.click(RunList, offset=(head.index("score") + 1, 0))
+        assert listed(app) == ["alpha", "beta", "gamma"]
+
+    drive(runs, act)
+
+
+def test_the_cursor_stays_on_its_run(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("down")
+        assert under_the_cursor(app) == "beta"
+        made(runs, "delta", 9)
+        await until(pilot, lambda: listed(app) == ["delta", "gamma", "beta", "alpha"])
+        assert under_the_cursor(app) == "beta"
+        await pilot.press("O")
+        assert under_the_cursor(app) == "beta"
+        shutil.rmtree(runs / "beta")
+        await until(pilot, lambda: len(listed(app)) == 3)
+        assert under_the_cursor(app)
+
+    drive(runs, act)
+
+
+def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("slash", *"score>350")
+        assert isinstance(app.screen, Ask)
+        await until(pilot, lambda: listed(app) == ["beta"])
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunsScreen)
+        assert "filter: score>350   1 of 3" in shown(app)
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "!failed optim.lr>0.0006"
+        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        await pilot.press("escape")  # back to what it was
+        await until(pilot, lambda: listed(app) == ["beta"])
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "nothing-of-that-name"
+        await until(pilot, lambda: not listed(app))
+        await pilot.press("enter")
+        assert "None of the 3 runs matches." in shown(app)
+
+    drive(runs, act)
+
+
+def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "colour:red"
+        await pilot.press("enter")
+        assert isinstance(app.screen, Ask)
+        assert "colour" in str(app.screen.query_one(".error", Static).content)
+        assert len(listed(app)) == 3
+
+    drive(runs, act)
+
+
+def test_marked_runs_are_drawn_and_the_pinned_one_on_top(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: drawn(app) == ["gamma"])  # the one under the cursor
+        await pilot.press("down")
+        await until(pilot, lambda: drawn(app) == ["beta"])
+        await pilot.press("space", "space")
+        await until(pilot, lambda: drawn(app) == ["beta", "alpha"])
+        colors = {trace.key: trace.color for trace in the_plots(app).traces("eval/score")}
+        assert len(set(colors.values())) == 2
+        await pilot.press("home", "p")
+        await until(pilot, lambda: drawn(app) == ["beta", "alpha", "gamma"])
+        pinned = the_plots(app).traces("eval/score")[-1]
+        assert pinned.pinned
+        assert pinned.color.lower() == "#ffffff"
+        for trace in the_plots(app).traces("eval/score")[:-1]:
+            assert trace.color == colors[trace.key]  # no colour changes because another run is drawn
+        await pilot.press("a")
+        assert set(app.state.marked) == {"alpha", "beta", "gamma"}
+        await pilot.press("a", "p")
+        assert app.state.marked == []
+        assert app.state.pinned == ""
+
+    drive(runs, act)
+
+
+def test_usual_metrics_come_first(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: len(the_plots(app).tags) == len(TAGS))
+        assert the_plots(app).tags[:3] == ["eval/score", "episode/return", "policy/kl"]
+        assert the_plots(app).tags[-1] == "custom/thing"
+
+    drive(runs, act)
+
+
+def test_the_options_in_which_runs_differ(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("c")
+        assert "Mark at least two runs" in said(app)
+        await pilot.press("a", "c")
+        assert isinstance(app.screen, Read)
+        assert "optim.lr" in shown(app)
+        assert "gamma: 0.0005" in shown(app)
+        assert "env_id" not in shown(app)
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunsScreen)
+
+    drive(runs, act)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_drawn_as_one(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("a", "A")
+        await until(pilot, lambda: len(drawn(app)) == 3)
+        groups = {trace.key: trace.group for trace in the_plots(app).traces("eval/score")}
+        assert groups["alpha"] == groups["beta"] != groups["gamma"]
+
+    drive(runs, act)
+
+
+def test_list_and_charts_share_the_screen_as_one_likes(runs: Path) -> None:
+    for number in range(20):
+        made(runs, f"more-{number}", 10 + number)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.pause()
+        before = the_list(app).size.height
+        await pilot.press("greater_than_sign")
+        await until(pilot, lambda: the_list(app).size.height > before)
+        await pilot.press("less_than_sign", "less_than_sign")
+        await until(pilot, lambda: the_list(app).size.height < before)
+        await pilot.resize_terminal(200, 60)
+        await until(pilot, lambda: the_list(app).size.width < 110 and the_plots(app).size.height > 50)
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: the_list(app).size.width == 80)
+
+    drive(runs, act)
+
+
+def test_enter_and_a_second_click_open_a_run(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunPage)
+        assert app.screen.key == "gamma"
+        await pilot.press("escape")
+        await pilot.click(RunList, offset=(5, 2), times=2)
+        await until(pilot, lambda: isinstance(app.screen, RunPage))
+        assert app.screen.key == "beta"
+
+    drive(runs, act)
+
+
+def test_one_metric_fills_the_screen_from_list_and_page(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: the_plots(app).current is not None)
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        assert len([screen for screen in app.screen_stack if isinstance(screen, MetricScreen)]) == 1
+        await pilot.press("n", "l", "f")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        assert the_plots(app).settings.log_y
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and app.screen.plots.current is not None)
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await until(pilot, lambda: bool(app.screen.query_one(OnePlot).tags))
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunPage)
+
+    drive(runs, act)
+
+
+def test_another_programs_logs_are_listed_and_drawn(runs: Path) -> None:
+    folder = runs / "CartPole-v1__ppo__1"
+    folder.mkdir()
+    writer = EventWriter(folder)
+    for step in range(10):
+        writer.scalars(step, {"charts/episodic_return": 1.0 * step})
+    writer.close()
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        the_list(app).move_to("CartPole-v1__ppo__1")
+        await until(pilot, lambda: drawn(app) == ["CartPole-v1__ppo__1"])
+        await pilot.press("s")
+        assert "was written by another program" in said(app)
+
+    drive(runs, act)
+
+
+def test_what_runs_wrote_is_text_and_nothing_else(runs: Path) -> None:
+    evil = "[bold red]\x1b[31mname\x1b]0;title\x07[/]"
+    made(runs, "odd", 7, state="failed", reason=evil, preset="[blink]x")
+    write_note(Run(runs / "odd"), evil)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
+        assert "\x1b" not in shown(app)
+        the_list(app).move_to("odd")
+        await pilot.press("enter")
+        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
+
+    drive(runs, act, size=(200, 60))
+
+
+# starting and ending runs
+
+
+def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None:
+    """And a second one, stopped, resumed and deleted by keys: all with real processes."""
+    folder = tmp_path / "runs"
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert "n, Enter, Enter" in shown(app)
+        await pilot.press("n")
+        assert isinstance(app.screen, Picker)
+        await pilot.press("enter")
+        assert isinstance(app.screen, Form)
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunsScreen)
+        await until(pilot, lambda: listed(app) == ["cartpole-s1"])
+        await until(pilot, lambda: drawn(app) == ["cartpole-s1"])
+        await until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
+        await until(pilot, lambda: "cartpole-s1: finished (solved)" in said(app))
+        await until(pilot, lambda: "eval/score" in shown(app))
+
+    drive(folder, act)
+
+
+def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        options = ["cartpole", "--name", "long", "--no-stop-when-solved", "--total-steps", "10000000"]
+        app.start_runs([options], {})
+
+        def state() -> str:
+            return app.store.entries["long"].state if "long" in app.store.entries else ""
+
+        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > 0, 120)
+        await pilot.press("d", "y")
+        assert "stop it before it is deleted" in said(app)
+        await pilot.press("s")
+        await until(pilot, lambda: state() == "stopped", 120)
+        step = app.store.entries["long"].status.step
+        await pilot.press("r")
+        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
+        await pilot.press("K")
+        assert isinstance(app.screen, Confirm)
+        await pilot.press("n")
+        assert state() == "running"
+        await pilot.press("K", "y")
+        await until(pilot, lambda: state() == "crashed", 120)
+        await until(pilot, lambda: "long: crashed" in said(app))
+        await pilot.press("d", "n")
+        assert (folder / "long").exists()
+        await pilot.press("d", "y")
+        await until(pilot, lambda: not listed(app))
+        assert not (folder / "long").exists()
+
+    drive(folder, act)
+
+
+def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    async def begin(pilot: Pilot[None], app: Terminal) -> None:
+        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]], {})
+        await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
+        await pilot.press("q")
+
+    async def come_back(pilot: Pilot[None], app: Terminal) -> None:
+        assert app.store.entries["on"].state == "running"
+
+    drive(folder, begin)
+    try:
+        drive(folder, come_back)
+    finally:
+        assert stop(Run(folder / "on"), kill=False) == "stopped"
+
+
+def test_what_a_process_refuses_is_shown_and_what_was_typed_is_kept(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        typed = {"optim.lr": "0.01"}
+        app.start_runs([["cartpole", "--name", "alpha"]], typed)  # taken
+        await until(pilot, lambda: "exists already" in said(app))
+        assert typed
+
+    drive(runs, act)
+
+
+def test_rename_and_note(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "home", "e")
+        assert isinstance(app.screen, Ask)
+        app.screen.query_one(Input).value = "alpha"
+        await pilot.press("enter")
+        assert isinstance(app.screen, Ask)  # taken
+        app.screen.query_one(Input).value = "omega"
+        await pilot.press("enter")
+        await until(pilot, lambda: "omega" in listed(app))
+        assert app.state.marked == ["omega"]
+        await until(pilot, lambda: under_the_cursor(app) == "omega")
+        await pilot.press("N")
+        app.screen.query_one(Input).value = "learnt to hop"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
+        await until(pilot, lambda: "learnt to hop" in shown(app))
+
+    drive(runs, act, size=(200, 60))
+
+
+def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        the_list(app).move_to("alpha")
+        await pilot.press("r")
+        assert isinstance(app.screen, Ask)
+        app.screen.query_one(Input).value = "900"
+        await pilot.press("enter")
+        assert "a whole number above 1000" in shown(app)
+
+    drive(runs, act)
+
+
+def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("R")
+        assert isinstance(app.screen, Form)
+        assert app.screen.typed["optim.lr"] == "0.0005"
+
+    drive(runs, act)
+
+
+def test_the_command_is_copied(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("y")
+        assert app.clipboard == "ppo-unified train cartpole --seed 3"
+
+    drive(runs, act)
+
+
+def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(program, "run_outside", lambda app, arguments: asked.append(list(arguments)))
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("w", "i")
+        assert asked == [[verb, "gamma", "--runs", str(runs)] for verb in ("play", "inspect")]
+
+    drive(runs, act)
+
+
+# what concerns the whole program
+
+
+def test_readonly_changes_nothing(runs: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert "read-only" in shown(app)
+        for action in ACTIONS:
+            if action.writes:
+                for key in action.keys.split(","):
+                    await pilot.press(key)
+                    assert isinstance(app.screen, RunsScreen), action
+        await pilot.press("enter", "d", "e", "s")
+        assert isinstance(app.screen, RunPage)
+        await pilot.press("question_mark")
+        assert "Delete" not in shown(app)
+
+    drive(runs, act, readonly=True)
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+
+def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: the_plots(app).current is not None)
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, Read)
+        body = str(app.screen.body)
+        assert body.startswith("eval/score:")
+        for place in ("runs", "control", "charts", "app"):
+            for action in at(place):
+                assert action.label in body
+
+    drive(runs, act, size=(80, 24))
+
+
+def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("ctrl+p")
+        await pilot.press(*"reverse")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.state.reverse)
+        provider = Actions(app.screen)
+        hits = [hit async for hit in provider.discover()]
+        names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
+        for place in ("runs", "control", "charts"):
+            assert {action.label for action in at(place)} <= names
+
+    drive(runs, act)
+
+
+def test_themes_change_and_are_remembered_with_the_view(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("T", "space", "p", "o", "l", "f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await pilot.press("escape", "q")
+
+    async def come_back(pilot: Pilot[None], app: Terminal) -> None:
+        assert app.theme == "ppo-light"
+        assert not app.current_theme.dark
+        assert app.state.marked == ["gamma"]
+        assert app.state.pinned == "beta"
+        assert app.state.sorted_by == "name"
+        assert the_plots(app).settings.log_y
+
+    drive(runs, act)
+    drive(runs, come_back)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"marked": 3, "theme": "none such", "charts": {"grid": "x"}, "odd": 1}'])
+def test_a_damaged_memory_is_no_reason_not_to_start(runs: Path, text: str) -> None:
+    ViewState().save(runs)
+    (path,) = Path(str(ViewState.path(runs))).parent.glob("*.json")
+    path.write_text(text, encoding="utf-8")
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert len(listed(app)) == 3
+        assert app.theme == "ppo-dark"
+
+    drive(runs, act)
+
+
+def test_a_folder_that_cannot_remember_or_be_read_does_no_harm(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # as a full disk: nothing can be written there
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "T")
+        shutil.rmtree(runs)
+        await until(pilot, lambda: not listed(app))
+
+    drive(runs, act)
+
+
+def test_without_unicode_the_screen_is_ascii(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space")
+        await until(pilot, lambda: "eval/score" in shown(app))
+        rows = shown(app).splitlines()
+        assert all(row.isascii() for row in rows[:-1]), [row for row in rows if not row.isascii()]
+
+    drive(runs, act, unicode=False)
+
+
+def test_a_clock_that_jumps_back_does_no_harm(runs: Path) -> None:
+    from tui.store import Store
+
+    now = [time.time()]
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        now[0] -= 1e6
+        made(runs, "later", 8)
+        await until(pilot, lambda: "later" in listed(app))
+
+    drive(runs, act, store=Store(runs, clock=lambda: now[0]))
+
+
+def test_a_folder_is_remembered_apart_from_others(runs: Path, tmp_path: Path) -> None:
+    ViewState(query="failed").save(runs)
+    assert ViewState.load(runs).query == "failed"
+    assert ViewState.load(tmp_path).query == ""
+    table = json.loads(ViewState.path(runs).read_text(encoding="utf-8"))
+    assert table["runs"] == str(runs.resolve())
