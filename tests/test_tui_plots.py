@@ -19,6 +19,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
+from ppo_unified.chart import BRAILLE, Layer, columns_minmax, paint
 from ppo_unified.text import columns_of
 from tui.actions import Place, at, bindings
 from tui.chart_settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
@@ -398,6 +399,13 @@ def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
         assert app.plots.settings.smoothing == 0.9
         both = set().union(*({s.style.color for s in plot.render_line(y) if s.style} for y in range(1, 15)))
         assert len(both - single) == 1
+        painted, average = plot._painted, plot.drawn[0]
+        assert isinstance(painted, Painted)
+        low, high = columns_minmax(average.x, average.curve, painted.view, 2 * painted.room)
+        height, width = painted.picture.codes.shape
+        layer = Layer(low, high, 0, "*")
+        alone = paint([layer], painted.view, width, height, BRAILLE, covering=True, letters=False)
+        np.testing.assert_array_equal(painted.picture.styles == 0, alone.styles == 0)  # on top of the raw curve
         assert "smoothing 0.9" in page_line(app.plots)
         value = app.source.curves["run-0", "eval/score"][2][-1]
         assert f"{value:.4g}" in plot.render_line(0).text
@@ -720,6 +728,22 @@ def test_exported_files_hold_every_value_and_overwrite_nothing(tmp_path: Path) -
     long = [path for path in paths if path.count("L") > 100]
     assert len(long) == 6  # raw and smoothed, of three runs
     assert "nan" not in picture.read_text(encoding="utf-8")
+
+
+def test_the_exported_picture_of_seeds_has_the_band(tmp_path: Path) -> None:
+    app = Charts(Source(), Settings(aggregate=True), exports=tmp_path)
+
+    async def test(pilot: Pilot[None]) -> None:
+        app.source.group = "same"
+        app.show()
+        await pilot.pause()
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+
+    drive(app, test)
+    text = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
+    assert ">run (3 seeds)<" in text
+    assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
 
 
 def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) -> None:

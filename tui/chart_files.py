@@ -99,9 +99,9 @@ def _curve(one: Drawn, view: View, plot: tuple[int, int]) -> Iterator[str]:
     color = on_paper(one.color)
     if one.band is not None:
         lower, upper = (_points(one.x, y, view, plot) for y in one.band)
-        whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1]) if len(lower) == len(upper) else None
-        if whole is not None:
-            outline = np.concatenate((lower[whole], upper[whole][::-1]))
+        whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])
+        outline = np.concatenate((lower[whole], upper[whole][::-1]))
+        if len(outline):
             yield f'<path d="{_path(outline)}Z" fill="{color}" fill-opacity="0.2"/>\n'
     elif one.curve is not one.raw:
         yield f'<path d="{_path(_points(one.x, one.raw, view, plot))}" stroke="{color}" stroke-opacity="0.3"/>\n'
