@@ -86,7 +86,10 @@ class Fields(Widget):
     ]
 
     class Typed(Message):
-        """An option has another value, or the cursor is elsewhere."""
+        """An option has another value."""
+
+    class Moved(Message):
+        """The cursor is on another line."""
 
     class Left(Message):
         """The cursor has been moved over the first line (-1) or the last (1)."""
@@ -244,6 +247,7 @@ class Fields(Widget):
         stops = [i for i, line in enumerate(self.shown) if line.kind != "problem"]
         at = stops.index(self.cursor) + by if stops else -1
         if abs(by) == 1 and not 0 <= at < len(stops):
+            self.cursor = 0  # where one comes in again
             self.post_message(self.Left(by))
             return
         self.cursor = stops[max(0, min(at, len(stops) - 1))]
@@ -269,7 +273,7 @@ class Fields(Widget):
         self.place()
         self.screen.set_focus(self.editor if self.editor.display else self.lines)
         self.lines.refresh()
-        self.post_message(self.Typed())
+        self.post_message(self.Moved())
 
     def _into_sight(self) -> None:
         """Scroll so that the option is seen, and what is wrong with it."""

@@ -109,8 +109,10 @@ class Form(Screen[None]):
 
     def on_fields_typed(self) -> None:
         """Judge when the fingers rest."""
-        self._tell_option()
         self._judge_soon()
+
+    def on_fields_moved(self) -> None:
+        self._tell_option()
 
     def _judge_soon(self) -> None:
         if self._timer is not None:
@@ -129,10 +131,15 @@ class Form(Screen[None]):
     def _paint(self) -> None:
         self.options.problems = self.verdict.problems
         self.options.relist()
-        self.query_one("#recipe", Static).update(Content(f"recipe: {self.recipe or 'none'}"))
-        self.query_one("#said", Static).update(self._said())
-        command = f"$ {clean(self.verdict.command)}" if self.verdict.good else ""
-        self.query_one("#command", Static).update(Content(command))
+        self._show("recipe", Content(f"recipe: {clean(self.recipe) or 'none'}"))
+        self._show("said", self._said())
+        self._show("command", Content(f"$ {clean(self.verdict.command)}" if self.verdict.good else ""))
+
+    def _show(self, name: str, content: Content) -> None:
+        """Another text has the whole screen laid out anew, so only where it is another."""
+        place = self.query_one(f"#{name}", Static)
+        if place.content != content:
+            place.update(content)
 
     def _said(self) -> Content:
         """What is wrong, or what differs from the target."""
@@ -165,7 +172,7 @@ class Form(Screen[None]):
     def _tell_option(self) -> None:
         option = self.option
         about = "Enter starts the run; Tab and the arrows go through the options" if option is None else _brief(option)
-        self.query_one("#about", Static).update(Content(about))
+        self._show("about", Content(about))
 
     def explain(self) -> str | None:
         """The focused option, for the page of keys."""
