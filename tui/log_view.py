@@ -101,6 +101,8 @@ class LogView(ScrollView, can_focus=True):
     def on_resize(self) -> None:
         if self._width != self.scrollable_content_region.width:
             self._wrap_all()
+        elif self.follows:
+            self.follow()
 
     def watch_scroll_y(self, old: float, new: float) -> None:
         super().watch_scroll_y(old, new)

@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from ppo_unified.metrics import USUAL
-from ppo_unified.runs import Run
+from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean, duration, short
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
@@ -250,15 +250,14 @@ class RunPage(RunActions):
 def _head(entry: Entry) -> Content:
     """Name, state and numbers; below, the note and what went wrong."""
     status, color = entry.status, COLORS[RunList.STATES.get(entry.state, "dim")]
-    steps = f"{status.step:,}"
+    steps = f"{short(status.step)} steps"
     if status.total_steps:
-        steps += f" of {status.total_steps:,} steps ({min(100, 100 * status.step // status.total_steps)}%)"
-    else:
-        steps += " steps"
+        share = min(100, 100 * status.step // status.total_steps)
+        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({share}%)"
     facts = [steps]
     facts += [f"score {short(status.score)}"] if status.score is not None else []
     facts += [f"best {short(status.best_score)}"] if status.best_score is not None else []
-    facts += [f"{short(entry.speed)} steps/s"] if entry.speed else []
+    facts += [f"{short(entry.speed)} steps/s"] if entry.speed and entry.state in ACTIVE else []
     facts += [f"ETA {duration(entry.eta_s)}"] if entry.eta_s is not None else []
     parts = [Content.styled(clean(entry.key), "bold"), Content.styled(f"  {clean(entry.state)}  ", f"bold {color}")]
     parts.append(Content("   ".join(facts)))

@@ -19,7 +19,7 @@ from textual.widgets import Static
 
 from ppo_unified import control, samples
 from ppo_unified.chart import Line, draw
-from ppo_unified.cli.inspecting import picture
+from ppo_unified.cli.inspecting import parts
 from ppo_unified.config import read_toml
 from ppo_unified.errors import UsageError
 from ppo_unified.metrics import describe
@@ -31,6 +31,7 @@ from ppo_unified.text import clean, duration, short, table
 if TYPE_CHECKING:
     from tui.store import Entry, Store
 
+INDENT = 6  # of what belongs to an event
 LABEL = 12  # columns of 'prompt', 'response', ...
 MOST_STEPS = 400  # of stored samples in one table
 FIRST = ("prompt", "response", "reference")  # of a response's texts
@@ -38,7 +39,7 @@ CHART = (100, 9)  # widest, and rows, of a chart of the system
 FOREIGN = "Another program wrote this folder; there are only its curves."
 
 
-class Text(VerticalScroll, can_focus=True):
+class TextTab(VerticalScroll, can_focus=True):
     """A page of text that scrolls."""
 
     def __init__(self, id: str) -> None:
@@ -57,7 +58,7 @@ class Text(VerticalScroll, can_focus=True):
         return news
 
 
-class Options(Text):
+class Options(TextTab):
     """config.toml, or only what differs from the reference run's."""
 
     def __init__(self, id: str) -> None:
@@ -120,22 +121,30 @@ def _spelled(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else clean(value)
 
 
-class Events(Text):
+class Events(TextTab):
     """What happened to the run, and why it ended."""
 
     def look(self, entry: Entry, store: Store) -> None:
         if entry.foreign:
             self.say(FOREIGN)
             return
-        status = entry.status
-        ends = (status.state, entry.state, status.reason, len(status.resumes), status.best_step, status.solved_step)
-        if self.is_news((entry.path, status.started, status.pid, *ends)):
+        status, width = entry.status, self.scrollable_content_region.width
+        ends = (
+            width,
+            status.state,
+            entry.state,
+            status.reason,
+            len(status.resumes),
+            status.best_step,
+            status.solved_step,
+        )
+        if width and self.is_news((entry.path, status.started, status.pid, *ends)):
             curve = store.curve(entry.key, "eval/score")
-            told = [_event(event, curve) for event in control.events_of(Run(entry.path), status)]
+            told = [_event(event, curve, width) for event in control.events_of(Run(entry.path), status)]
             self.say(Content.assemble(*told).rstrip())
 
 
-def _event(event: control.Event, scores: Any) -> Content:
+def _event(event: control.Event, scores: Any, width: int) -> Content:
     """One line, and below it what belongs to it in full."""
     when = event.time
     if when is None and event.step is not None and scores is not None:  # run.json has the step, the curve the time
@@ -143,14 +152,17 @@ def _event(event: control.Event, scores: Any) -> Content:
         when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when else ""
     step = "" if event.step is None else f"{event.step:,}"
-    first, *more = wrapped(event.text, 0)
+    head, what = f"{stamp:<19}  {step:>11}  ", f"{clean(event.what):<10}  "
+    summary, _, detail = event.text.partition("\n")
+    indent = len(head) + len(what)
+    first, *further = wrapped(summary, max(20, width - indent))
+    lines = [" " * indent + line for line in further]
+    lines += [" " * INDENT + line for line in wrapped(detail, max(20, width - INDENT)) if detail]
     style = "bold $text-error" if event.what in ("failed", "crashed") else "bold"
-    head = f"{stamp:<19}  {step:>13}  "
-    lines = "".join(f"{' ' * 6}{line}\n" for line in more)
-    return Content.assemble(head, (f"{clean(event.what):<10}", style), f"  {first}\n", lines)
+    return Content.assemble(head, (what, style), first, "\n", *(line + "\n" for line in lines))
 
 
-class System(Text):
+class System(TextTab):
     """Where it runs, and what it takes."""
 
     def look(self, entry: Entry, store: Store, unicode: bool) -> None:
@@ -168,7 +180,7 @@ class System(Text):
         for tag, curve in curves.items():
             if tag.startswith("system/") and len(curve.steps) > 1:
                 line = Line(tag, curve.steps, curve.values)
-                lines += ["", *draw([line], min(width, CHART[0]), CHART[1], describe(tag) or tag, unicode=unicode)]
+                lines += ["", *draw([line], min(width, CHART[0]), CHART[1], f"{tag}: {describe(tag)}", unicode=unicode)]
         self.say("\n".join(lines).lstrip("\n"))
 
 
@@ -203,7 +215,7 @@ class Moment:
     lines: tuple[str, ...]
 
 
-class Samples(Text):
+class Samples(TextTab):
     """Responses step by step; where there are none, stored samples, iteration by iteration."""
 
     class Loaded(Message):
@@ -295,10 +307,10 @@ def _stored(run: Run, iteration: int, width: int) -> list[str]:
     while chosen < len(there) and (not chosen or steps + len(there[chosen].columns) <= MOST_STEPS):
         steps += len(there[chosen].columns)
         chosen += 1
-    lines = picture(run, stored, there, range(chosen), max(40, width), color=False)
+    heading, meanings, tables = parts(run, stored, there, range(chosen), max(40, width))
     if chosen < len(there):
-        lines += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
-    return lines
+        tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
+    return [*heading, *tables, "", *meanings]
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ def inspect(options: argparse.Namespace) -> int:
         say(to_json(about | ({"each": each} if options.sample == "all" else each[0]), indent=None))
     else:
         width = shutil.get_terminal_size().columns
-        say("\n".join(picture(run, stored, there, chosen, width, can_color(sys.stdout))))
+        say("\n".join(_picture(run, stored, there, chosen, width, can_color(sys.stdout))))
     return 0
 
 
@@ -76,34 +76,47 @@ def _chosen(asked: str, count: int, iteration: int) -> Sequence[int]:
     return [int(asked)]
 
 
-def picture(
+def _picture(
     run: Run, stored: Stored, there: Sequence[Sample], chosen: Sequence[int], width: int, color: bool
 ) -> list[str]:
-    """What the numbers are, then a table for each chosen sample, within `width` as far as the narrowest columns fit."""
+    heading, meanings, tables = parts(run, stored, there, chosen, width, color)
+    return [*heading, *meanings, *tables]
+
+
+def parts(
+    run: Run, stored: Stored, there: Sequence[Sample], chosen: Sequence[int], width: int, color: bool = False
+) -> tuple[list[str], list[str], list[str]]:
+    """What the numbers are, what the columns mean, and a table for each chosen sample, each as lines within `width` as
+    far as the narrowest columns fit."""
     steps = {number: stored.steps_of(there[number]) for number in chosen}
     spelled = _spelled([step for rows in steps.values() for step in rows])
     sums = {number: {name: _sum(rows, name) for name in spelled} for number, rows in steps.items()}
     shown, hidden = _fitting(
         {name: [*cells, *(x[name] for x in sums.values())] for name, cells in spelled.items()}, width
     )
-    lines = _heading(run, stored, width)
-    headers = [_about(name).header for name in shown]
-    indent = " " * (4 + max(map(len, headers)))
-    for name, header in zip(shown, headers, strict=True):
-        lines += textwrap.wrap(f"  {header}".ljust(len(indent)) + _about(name).meaning, width, subsequent_indent=indent)
-    if hidden:
-        names = ", ".join(_about(name).header for name in hidden)
-        lines += textwrap.wrap(f"Not shown for lack of room: {names}. A wider terminal or --json shows them.", width)
+    meanings, tables = _meanings(shown, hidden, width), list[str]()
     start = 0
     for number, rows in steps.items():
         cells = [{name: spelled[name][start + i] for name in shown} for i in range(len(rows))]
         start += len(rows)
         cells.append({name: sums[number][name] for name in shown})
-        lines += ["", *textwrap.wrap(_title(number, there, rows), width)]
+        tables += ["", *textwrap.wrap(_title(number, there, rows), width)]
         if before := stored.text_before(there[number]):
             line = f"After {clean(json.dumps(before, ensure_ascii=False))}:"
-            lines.append(pad(line, min(width, columns_of(line))))
-        lines += table([{_about(name).header: cell for name, cell in row.items()} for row in cells], color)
+            tables.append(pad(line, min(width, columns_of(line))))
+        tables += table([{_about(name).header: cell for name, cell in row.items()} for row in cells], color)
+    return _heading(run, stored, width), meanings, tables
+
+
+def _meanings(shown: Sequence[str], hidden: Sequence[str], width: int) -> list[str]:
+    headers = [_about(name).header for name in shown]
+    indent = " " * (4 + max(map(len, headers)))
+    lines: list[str] = []
+    for name, header in zip(shown, headers, strict=True):
+        lines += textwrap.wrap(f"  {header}".ljust(len(indent)) + _about(name).meaning, width, subsequent_indent=indent)
+    if hidden:
+        names = ", ".join(_about(name).header for name in hidden)
+        lines += textwrap.wrap(f"Not shown for lack of room: {names}. A wider terminal or --json shows them.", width)
     return lines
 
 
