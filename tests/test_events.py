@@ -461,6 +461,7 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
         wall + step + b"\x2a\x0a\x0a\x08\x15\0\0\x80\x3f\x0a\x01a",
         wall + step + summary.replace(b"a\x15", b"\xff\x15"),
         wall + step + summary + b"\xf8\x07\x01",
+        wall + b"\x10\x05\x02" + summary,
         whole[:-1],
         b"",
     ]
@@ -476,7 +477,7 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
     alone.mkdir()
     (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
     assert points(reader) == one_by_one(alone)
-    assert 2 * len(spelled) - len(readable) == 4
+    assert 2 * len(spelled) - len(readable) == 6
     assert reader.damage
 
 
