@@ -131,7 +131,7 @@ class Store:
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
-        left = [key for key in keys if key in self._left] or keys
+        left = [key for key in keys if key in self._left] or list(keys)
         while left:
             remaining = deadline - time.monotonic()
             if self._read_one(left[0], remaining / len(left)):
