@@ -35,7 +35,8 @@ _FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
 _BLOCK = 1 << 18  # bytes read at once, unless one record is longer
 _HEAD = 1 << 10  # bytes at a file's start by which it is known again
-_MOST_HEADERS, _MOST_LAYOUTS = 4096, 64  # kept: headers whose checksum was right, and layouts of one length
+_MOST_HEADERS = 4096  # kept: those whose checksum was right
+_MOST_LAYOUTS, _MOST_LENGTHS = 64, 512  # kept: layouts of one length, and lengths
 _LONGEST_LAYOUT = 1 << 16  # bytes; longer records are not compared byte by byte
 _LONGEST_CELL = 2000  # characters of a table's cell; longer ones are cut
 _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; other ones as U+FFFD
@@ -278,7 +279,7 @@ class EventReader:
                 elif len(data) < size:
                     return
                 else:
-                    size = max(2 * size, records.needed)
+                    size = records.needed
 
     def _records(self, data: bytes) -> _Records:
         frames = self._frames
@@ -309,6 +310,8 @@ class EventReader:
 
     def _take(self, name: str, offset: int, records: _Records) -> bool:
         """Add the events of a block at `offset` of its file; whether there were any."""
+        if len(self._layouts) > _MOST_LENGTHS:
+            self._layouts.clear()
         block = _Block(self._layouts)
         lengths, rows = records.lengths, np.flatnonzero(records.intact)
         rows = rows[np.argsort(lengths[rows], kind="stable")]

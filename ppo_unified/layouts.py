@@ -12,7 +12,6 @@ _WALL, _STEP, _SUMMARY = 0x09, 0x10, 0x2A  # in an Event
 _VALUE = 0x0A  # in a Summary
 _TAG, _SIMPLE_VALUE = 0x0A, 0x15  # in a Summary.Value
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
-_LONGEST_STEP = 9  # bytes of a varint that int64 holds as a positive number
 
 
 class Layout:
@@ -23,14 +22,10 @@ class Layout:
         self._wall: int | None = None
         self._step: slice | None = None
         self._floats: dict[str, int] = {}  # tag -> offset
-        seen = set()
         for key, start, end in _fields(payload, 0, len(payload)):
-            if key in seen:
-                raise ValueError("a field twice")
-            seen.add(key)
-            if key == _WALL:
+            if key == _WALL:  # of a field that is there twice, the last one counts
                 self._wall = start
-            elif key == _STEP and end - start <= _LONGEST_STEP:
+            elif key == _STEP:
                 self._step = slice(start, end)
             elif key == _SUMMARY:
                 self._add_values(payload, start, end)

@@ -283,6 +283,16 @@ def test_other_programs_that_step_back_without_a_start_draw_one_curve_too(tmp_pa
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (4, "4.0")]}
 
 
+def test_restarts_whose_records_differ_in_length_are_taken_in_their_order(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for restart, step in ((None, 90), (None, 250), (200, 260), (100, 110), (None, 300), (280, 290)):
+        if restart is not None:
+            writer._write(Event(wall_time=1.0, step=restart, session_log=SessionLog(status=SessionLog.START)))
+        writer.scalars(step, {"a": step, "b": step})
+    writer.close()
+    assert read(tmp_path) == {tag: [(step, f"{step}.0") for step in (90, 110, 290)] for tag in "ab"}
+
+
 def test_every_file_opens_with_a_version_and_a_start(tmp_path: Path) -> None:
     data = write(tmp_path, [], first_step=77).read_bytes()
     version, start = (Event.FromString(data[a + 12 : b - 4]) for a, b in records(data))
@@ -461,6 +471,7 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
         wall + step + b"\x2a\x0a\x0a\x08\x15\0\0\x80\x3f\x0a\x01a",
         wall + step + summary.replace(b"a\x15", b"\xff\x15"),
         wall + step + summary + b"\xf8\x07\x01",
+        wall + b"\x10\x05\x02" + summary,
         whole[:-1],
         b"",
     ]
@@ -476,7 +487,7 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
     alone.mkdir()
     (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
     assert points(reader) == one_by_one(alone)
-    assert 2 * len(spelled) - len(readable) == 4
+    assert 2 * len(spelled) - len(readable) == 6
     assert reader.damage
 
 

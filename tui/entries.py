@@ -74,9 +74,11 @@ def _percent(entry: Entry) -> float | None:
     return entry.status.step / entry.status.total_steps if entry.status.total_steps else None
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """'run-10' after 'run-9': digits compare as numbers."""
-    return [(int(digits or -1), word) for digits, word in re.findall(r"(\d{1,18})|(\D+)", text.casefold())]
+def _natural(text: str) -> list[tuple[float, str]]:
+    """'run-10' after 'run-9': digits compare as numbers, and stand before words."""
+    return [
+        (int(digits) if digits else math.inf, word) for digits, word in re.findall(r"(\d{1,18})|(\D+)", text.casefold())
+    ]
 
 
 Key: TypeAlias = Callable[[Entry], Any]

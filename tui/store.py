@@ -74,7 +74,7 @@ class Store:
         self._logs: dict[str, Entry] = {}
         self._watched: tuple[str, ...] = ()
         self._kept: tuple[str, ...] = ()  # what was watched when the cache was last cut
-        self._first = 0  # which of the watched is read first
+        self._left: frozenset[str] = frozenset()  # of the watched, those that the last turn had no time for
         self._readers: OrderedDict[str, EventReader] = OrderedDict()  # the longest unwatched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
@@ -127,27 +127,33 @@ class Store:
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
         """Read on in the watched runs, each for its share of the time; which had something, and whether there is more.
 
-        Who had no share in this turn is the first in the next.
+        Those that this turn has no time for are the next turn's.
         """
+        deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
-        deadline, advanced, pending = time.monotonic() + budget_s, set(), False
-        first = self._first % len(keys) if keys else 0
-        for number, key in enumerate(keys[first:] + keys[:first]):
-            left = deadline - time.monotonic()
-            if left <= 0 and number:
-                self._first, pending = first + number, True
+        left = [key for key in keys if key in self._left] or list(keys)
+        while left:
+            remaining = deadline - time.monotonic()
+            if self._read_one(left[0], remaining / len(left)):
+                advanced.add(left[0])
+            del left[0]
+            if remaining <= 0:
                 break
-            if key not in self._readers:
-                self._readers[key] = EventReader(self.folder / key)
-            reader = self._readers[key]
-            self._readers.move_to_end(key)
-            if reader.poll(left / (len(keys) - number)):
-                advanced.add(key)
-                self._curves[key] = {tag: Curve(*series.numpy()) for tag, series in reader.series.items()}
-                if key in self._logs:
-                    self._logs[key] = _with_curves(self._logs[key], self._curves[key])
-            pending = pending or reader.pending
-        return advanced, pending
+        self._left = frozenset(left)
+        return advanced, bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
+
+    def _read_one(self, key: str, budget_s: float) -> bool:
+        """Read on in one run; whether it had something."""
+        if key not in self._readers:
+            self._readers[key] = EventReader(self.folder / key)
+        reader = self._readers[key]
+        self._readers.move_to_end(key)
+        if not reader.poll(budget_s):
+            return False
+        self._curves[key] = {tag: Curve(*series.numpy()) for tag, series in reader.series.items()}
+        if key in self._logs:
+            self._logs[key] = _with_curves(self._logs[key], self._curves[key])
+        return True
 
     def _forget(self) -> None:
         """Drop the curves that were watched longest ago until the unwatched ones fit into the cache."""
