@@ -221,10 +221,6 @@ class Terminal(App[None]):
             if isinstance(screen, RunsScreen):
                 screen.focus_run(run.name)
 
-    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
-        if not isinstance(self.screen, MetricScreen) and message.plots.screen is self.screen:
-            self.push_screen(MetricScreen(message.plots, message.tag))
-
     def outside(self, command: str, run: Run) -> None:
         """Let another command have the terminal until it ends."""
         run_outside(self, [command, run.name, "--runs", str(run.path.parent)])

@@ -256,7 +256,7 @@ class Plot(Widget, can_focus=True):
         return PaperChart(drawn, painted.view, painted.log_y, self._x_ticks(painted.view, 100))
 
     def _x_ticks(self, view: View, room: int) -> list[Tick]:
-        look, count = self._look, max(1, room // 8)
+        look, count = self._look, max(2, room // (7 if self._look.axis == "step" else 10))
         if look.log_x:
             ticks = chart.log_ticks(view.left, view.right, count)
             if look.axis == "relative":

@@ -559,7 +559,7 @@ def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None
     heads = ["last", "average", "lowest", "highest", "at step", "here"]
     rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
-    name = min(28, max((columns_of(label) for label, _, _ in rows), default=0))
+    name = min(28, max(3, *(columns_of(label) for label, _, _ in rows)) if rows else 3)
     widths = [max(len(heads[k]), *(len(numbers[k]) for _, _, numbers in rows), 0) for k in shown]
 
     def line(cells: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, check_name
 from ppo_unified.text import clean
 from tui.dialogs import Ask, Confirm
+from tui.plots import MetricScreen, Plots
 
 if TYPE_CHECKING:
     from tui.app import Terminal
@@ -27,6 +28,9 @@ class RunActions(Screen[None]):
     @property
     def terminal(self) -> Terminal:
         return cast("Terminal", self.app)
+
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        self.app.push_screen(MetricScreen(message.plots, message.tag))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """--readonly takes actions away from screens, too."""

@@ -181,9 +181,6 @@ class RunPage(RunActions):
 
         self.plots.show([*usual, *sorted(found - set(usual))], traces)
 
-    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
-        self.app.push_screen(MetricScreen(self.plots, message.tag))
-
     def explain(self) -> str | None:
         return self.plots.explain() if self.tab == "curves" else None
 
