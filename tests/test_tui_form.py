@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from tui.form import Form, Recipes
 from tui.picker import Picker, matching
 from tui.themes import OURS
 
+ROOT = Path(__file__).resolve().parents[1]
 SIZES = ((80, 24), (120, 40))
 
 
@@ -455,30 +458,33 @@ def test_help_tells_the_focused_option(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_every_option_is_reached_and_edited_by_keys_alone(tmp_path: Path) -> None:
-    """Down through every section, opened on the way; then up again and out to the search."""
+def test_every_option_is_in_sight_when_the_cursor_is_on_it(tmp_path: Path) -> None:
+    """Down through every section, opened, then out to Start; up from the first one to the search."""
 
     async def work(pilot: Pilot[None], app: Host) -> None:
-        screen = await app.open_form()
-        options, visited = screen.options, set()
+        screen = await app.open_form("llm")
+        options = screen.options
+        visited: set[str] = set()
         await pilot.press("tab", "tab")
-        while app.focused in (options.lines, options.editor):
+        options.opened |= set(options.sections)
+        options.relist()
+        while options.cursor or not visited:
             line = options.current
             assert line is not None
-            if line.kind == "section":
-                await pilot.press("enter")
-            else:
-                visited.add(line.name)
-                top = round(options.lines.scroll_y)
-                assert top <= options.cursor < top + options.lines.size.height
-                assert options.editor.display == (options.fields[line.name].kind not in ("bool", "choice"))
-            await pilot.press("down")
-        assert visited == set(options.fields)
+            visited.add(line.name)
+            await pilot.pause()
+            top, size = round(options.lines.scroll_y), options.lines.size
+            assert top <= options.cursor < top + size.height
+            if line.kind == "option":
+                typing = options.fields[line.name].kind not in ("bool", "choice")
+                assert app.focused is (options.editor if typing else options.lines)
+                assert not typing or options.editor.region.y == options.lines.region.y + options.cursor - top
+            options.action_move(1)
+        assert visited == {*options.fields, *options.sections}
         assert app.typed == {}
-        await pilot.press("tab", "tab")
-        for _ in range(20):
-            await pilot.press("pageup")
-        await pilot.press("up")
+        await pilot.pause()
+        assert app.focused is screen.query_one("#start")
+        await pilot.press("tab", "tab", "pagedown", "pageup", "up")
         assert app.focused is screen.query_one("#search")
 
     drive(work, tmp_path)
@@ -508,6 +514,12 @@ def test_keys_typed_ahead_land_in_the_field_they_were_meant_for(tmp_path: Path) 
         assert app.typed == {"name": "ones", "seed": "17", "total_steps": "60009"}
 
     drive(work, tmp_path)
+
+
+def test_the_screens_import_nothing_heavy() -> None:
+    code = "import sys, tui.form, tui.picker; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "gymnasium", "transformers", "tyro"} & set(process.stdout.split())
 
 
 @pytest.mark.parametrize("name", [action.name for place in ("picker", "form") for action in at(place)])
