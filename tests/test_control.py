@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ppo_unified import control, launch
+from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, Status
 
@@ -276,3 +278,19 @@ def test_a_crash_tells_the_end_of_the_log(tmp_path: Path) -> None:
     assert last.what == "crashed"
     assert last.text.splitlines()[-1] == "line 4999"
     assert len(last.text.splitlines()) < 30
+
+
+def test_the_same_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path)
+    where = ["--runs", str(tmp_path)]
+    assert main(["rename", "a", "b", *where]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'b'}\n"
+    assert main(["note", "b", "good\x1b[2J", *where]) == main(["note", "b", *where]) == 0
+    assert capsys.readouterr().out == "good\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert main(["delete", "b", *where]) == 2
+    assert "add --yes" in capsys.readouterr().err
+    assert main(["delete", "b", "--yes", *where]) == 0
+    assert not (tmp_path / "b").exists()

@@ -25,6 +25,7 @@ BANNED = {
     "ppo_unified.flags": {"torch", *WORLDS},
     "ppo_unified.events": {"torch", *WORLDS},
     "ppo_unified.launch": {"torch", *WORLDS},
+    "ppo_unified.control": {"torch", *WORLDS},
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.ppo, ppo_unified.batch, ppo_unified.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.runner": WORLDS,

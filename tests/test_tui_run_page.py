@@ -554,9 +554,10 @@ def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -
 
 
 LENDING = """
-import sys
+import os, sys
 from textual.app import App
 from tui.outside import run_outside
+sys.executable = os.environ.get("EXECUTABLE", sys.executable)
 class Lender(App):
     def on_mount(self): self.call_after_refresh(self.lend)
     def lend(self):
@@ -569,10 +570,10 @@ Lender().run()
 class Lender:
     """The app above in a pseudo-terminal of its own."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **more: str) -> None:
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
-        environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | more
         self.process = subprocess.Popen(
             [sys.executable, "-c", LENDING, *arguments],
             stdin=self.slave,
@@ -616,11 +617,19 @@ def test_what_a_command_printed_stays_until_enter_is_pressed(arguments: list[str
     assert lender.close() == lender.before
 
 
-def test_a_command_that_is_killed_gives_the_terminal_back(tmp_path: Path) -> None:
-    """It dies amid its pictures; the screen and the line discipline are what they were."""
-    (tmp_path / "sitecustomize.py").write_text("", encoding="utf-8")
-    lender = Lender("play", "nothing")
-    lender.until(b"no run 'nothing'")
+def test_ctrl_c_goes_back_as_well() -> None:
+    lender = Lender("inspect", "nothing")
     lender.until(b"Press Enter to go back.")
-    lender.type(b"\x03")  # Ctrl-C goes back as well
+    lender.type(b"\x03")
+    assert lender.close() == lender.before
+
+
+def test_a_command_that_is_killed_in_raw_mode_gives_the_terminal_back(tmp_path: Path) -> None:
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
+    dying.chmod(0o755)
+    lender = Lender("play", "a", EXECUTABLE=str(dying))
+    lender.until(b"Press Enter to go back.")
+    assert b"\x1b[?1049l" in lender.said[lender.said.rindex(b"\x1b[?1049h") :]
+    lender.type(b"\r\n")
     assert lender.close() == lender.before

@@ -32,12 +32,11 @@ def run_outside(app: App[Any], arguments: Sequence[str]) -> None:
 
 
 def _have_terminal(arguments: Sequence[str]) -> None:
-    with _kept_attributes():
+    with _kept_attributes(), _interrupts_ignored():
         began = time.monotonic()
         try:
-            with _interrupts_ignored():
-                command = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
-                code = subprocess.run(command, check=False).returncode
+            command = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
+            code = subprocess.run(command, check=False).returncode
         except OSError as error:
             print(f"ppo-unified {shlex.join(arguments)}: cannot be started ({error.strerror})", file=sys.stderr)
             code = 1
@@ -55,12 +54,15 @@ def _leaves_something_to_read(arguments: Sequence[str], code: int, seconds: floa
 
 
 def _await_enter() -> None:
-    with suppress(OSError, ValueError, KeyboardInterrupt):
-        termios.tcflush(sys.__stdin__, termios.TCIFLUSH)  # type: ignore[arg-type]  # what was typed ahead was not for us
-        print("\nPress Enter to go back.", end="", flush=True)
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C goes back as well."""
+    terminal: Any = sys.__stdin__
+    before = signal.getsignal(signal.SIGINT)
+    with suppress(OSError, ValueError, termios.error, KeyboardInterrupt):
         try:
-            sys.__stdin__.readline()  # type: ignore[union-attr]  # there is one: the UI had it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            termios.tcflush(terminal, termios.TCIFLUSH)  # what was typed ahead was not for us
+            print("\nPress Enter to go back.", end="", flush=True)
+            terminal.readline()
         finally:
             signal.signal(signal.SIGINT, before)
 

@@ -69,6 +69,21 @@ def _stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kill", action="store_true", help="end it at once, without a checkpoint")
 
 
+def _rename(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("name", help="the new name of the run's folder")
+
+
+def _note(parser: argparse.ArgumentParser) -> None:
+    _run(parser)
+    parser.add_argument("text", nargs="?", help="what to write; '' removes the note; without it the note is printed")
+
+
+def _delete(parser: argparse.ArgumentParser) -> None:
+    _run(parser, many="+")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def _runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "query",
@@ -191,6 +206,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train a preset, a TOML file or a Gymnasium id", "training", _train),
     "resume": Command("go on with a run in the same folder", "training", _resume),
     "stop": Command("checkpoint and stop a run", "training", _stop),
+    "rename": Command("give a run another name", "changing", _rename),
+    "note": Command("write a line about a run, or print it", "changing", _note),
+    "delete": Command("delete runs for good", "changing", _delete),
     "runs": Command("list runs, filtered by a query", "looking", _runs),
     "show": Command("curves in plain text, for pipes and CI", "looking", _show),
     "eval": Command("score a run's policy on fresh episodes", "policies", _eval),
