@@ -43,7 +43,7 @@ def read(folder: Path) -> str:
     """Read it all; a line of a table with what that took."""
     process = psutil.Process()
     before = most = process.memory_info().rss
-    reader, started, longest = EventReader(folder), time.perf_counter(), 0.0
+    reader, started, began, longest = EventReader(folder), time.perf_counter(), time.process_time(), 0.0
     polls = 0
     while not polls or reader.pending:
         polled = time.perf_counter()
@@ -51,12 +51,13 @@ def read(folder: Path) -> str:
         polls += 1
         longest = max(longest, time.perf_counter() - polled)
         most = max(most, process.memory_info().rss)
-    seconds = time.perf_counter() - started
+    seconds, cpu_s = time.perf_counter() - started, time.process_time() - began
     points = sum(map(len, reader.series.values()))
     memory = (most - before) / 2**20
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-    cells = f"{points:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{points / seconds:,.0f}", f"{longest * 1e3:.0f}"
-    return " | ".join([*cells, f"{memory:,.0f}"])
+    cells = [f"{points:,}", f"{size:,.0f}", f"{seconds:.2f}", f"{cpu_s:.2f}", f"{points / seconds:,.0f}"]
+    cells += [f"{points / cpu_s:,.0f}", f"{longest * 1e3:.0f}", f"{memory:,.0f}"]
+    return " | ".join(cells)
 
 
 def main() -> int:
@@ -69,7 +70,8 @@ def main() -> int:
         print(read(options.read))
         return 0
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}\n")
-    print("| file | points | MiB | s | points/s | longest turn, ms | memory, MiB |\n|---|---|---|---|---|---|---|")
+    heads = ("file", "points", "MiB", "s", "CPU s", "points/s", "points/CPU s", "longest turn, ms", "memory, MiB")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name in ("together", "apart"):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), options.steps, options.tags, name == "together")

@@ -269,9 +269,8 @@ class EventReader:
                     file.offset, size = file.offset + records.end, _BLOCK
                     yield has_events
                 elif not records.needed:
-                    if not _is_blank(
-                        opened, file.offset
-                    ):  # blank: the file grew before its bytes, which may still come
+                    # zeros to the end: the file grew before its bytes arrived, and they may still come
+                    if not _is_blank(opened, file.offset):
                         file.ended = True
                         where = f"damaged at byte {file.offset}; the rest of this file is not shown"
                         self.damage[name] = f"{self.folder / name}: {where}"
