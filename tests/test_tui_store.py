@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_unified import events
 from ppo_unified.events import PREFIX, EventWriter
@@ -767,3 +768,23 @@ def test_equals_keep_their_order(reverse: bool) -> None:
     entries = [entry(key, score=1.0) for key in "cab"] + [entry(key) for key in "zxy"]
     for column in ("score", "best", "state", "preset", "eta"):
         assert keys_of(sorted_entries(entries, column, reverse)) == list("cabzxy")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])
+def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: str, tag: str) -> None:
+    """Files that stable-baselines3 and TRL wrote, against what TensorBoard's own reader finds in them."""
+    shutil.copytree(Path(__file__).parent / "golden" / "logs" / name, tmp_path / name)
+    it = Store(tmp_path)
+    it.watch([name])
+    while it.turn().pending:
+        pass
+    theirs = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0})
+    theirs.Reload()
+    assert it.entries[name].state == "log"
+    assert tag in it.tags(name)
+    assert it.tags(name) == sorted(theirs.Tags()["scalars"])
+    for known in it.tags(name):
+        curve = it.curve(name, known)
+        assert curve is not None
+        points = [(point.step, point.wall_time, np.float32(point.value)) for point in theirs.Scalars(known)]
+        assert list(zip(*(column.tolist() for column in curve), strict=True)) == points

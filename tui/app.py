@@ -27,7 +27,7 @@ from tui.form import Form
 from tui.outside import run_outside
 from tui.palette import Actions
 from tui.picker import Picker
-from tui.plots import MetricScreen, Plots
+from tui.plots import MetricScreen
 from tui.run_page import RunPage
 from tui.runs_view import RunsScreen
 from tui.state import ViewState

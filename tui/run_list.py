@@ -104,6 +104,7 @@ class RunList(ScrollView, can_focus=True):
         "stalled": "warn",
         "failed": "bad",
         "crashed": "bad",
+        "unreadable": "bad",
     }
 
     class Moved(Message):

@@ -20,7 +20,7 @@ from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean, duration, short
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
-from tui.plots import MetricScreen, Plots, Trace, series_colors
+from tui.plots import Plots, Trace, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import RunList
 from tui.run_tabs import Events, Options, Samples, System

@@ -103,9 +103,15 @@ class RunsScreen(RunActions):
             parts.append("read-only")
         self._top.update("   ".join(parts))
         text = self.terminal.state.query
-        self._query.display = bool(text)
+        problem = problem or self.store.problem or self._damage()
+        self._query.display = bool(text or problem)
         self._query.set_class(bool(problem), "-problem")
         self._query.update(clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it")
+
+    def _damage(self) -> str:
+        """What of the drawn runs' files cannot be read."""
+        found = [text for key, text in self.store.damage.items() if key in self._drawn()]
+        return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
 
     # which runs are drawn
 
