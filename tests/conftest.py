@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def pytest_configure(config: pytest.Config) -> None:
     found = Path(spec.origin).resolve().parent if spec and spec.origin else None
     if found != ROOT / "ppo_unified":
         raise pytest.UsageError(f"`import ppo_unified` finds {found}, not {ROOT / 'ppo_unified'}: make install")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: no child could be stopped
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from ppo_unified.shadowing import shadowed_packages
 
     problems = shadowed_packages(ROOT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import io
@@ -262,6 +263,7 @@ def open_terminal() -> tuple[int, int]:
 
 def read_until(terminal: int, text: str, already: str = "") -> str:
     """What is written up to and including `text`, or up to the closing of the other end."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode  # a piece may end inside a character
     while text not in already:
         try:
             piece = os.read(terminal, 1 << 16)
@@ -269,7 +271,7 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
             break
         if not piece:
             break
-        already += piece.decode()
+        already += decode(piece)
     return already
 
 

@@ -155,12 +155,13 @@ class Terminal:
     def read(self) -> str:
         """What was written since; the picture follows it."""
         os.set_blocking(self.master, False)
-        text = ""
+        written = b""
         while True:
             try:
-                text += os.read(self.master, 1 << 16).decode()
+                written += os.read(self.master, 1 << 16)
             except BlockingIOError:
                 break
+        text = written.decode()  # at the end: a piece may end inside a character
         self._obey(text)
         return text
 
