@@ -28,6 +28,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, Status, create
 
 DETACHED = "PPO_UNIFIED_DETACHED"  # in the environment of a process that `detach` started: where it tells its folder
+LEAVING_S = 10.0  # that an ended trainer may take to leave its folder
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -58,7 +59,13 @@ def default_name(config: RunConfig) -> str:
 
 
 def reopen(run: Run) -> Status:
-    """The status of an existing run, locked by this process for going on. Raises UsageError if another trains there."""
+    """The status of an existing run, locked by this process for going on. Raises UsageError if another trains there.
+
+    A trainer that has written how it ended holds the lock for a moment more.
+    """
+    deadline = time.monotonic() + LEAVING_S
+    while run.read_status().state not in ACTIVE and run.locked() and time.monotonic() < deadline:
+        time.sleep(0.02)
     run.acquire()
     status = run.read_status()
     status.resumes.append({"time": time.time(), "step": status.step, "from_state": status.state})

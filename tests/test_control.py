@@ -294,3 +294,23 @@ def test_the_same_from_the_command_line(
     assert "add --yes" in capsys.readouterr().err
     assert main(["delete", "b", "--yes", *where]) == 0
     assert not (tmp_path / "b").exists()
+
+
+def test_a_run_can_be_resumed_while_its_trainer_is_still_leaving(tmp_path: Path) -> None:
+    """It has written that it stopped, and holds the lock a moment longer."""
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    run.write_status(Status(name="a", state="stopped", step=7))
+    holder = f"""
+import sys, time
+from pathlib import Path
+from ppo_unified.runs import Run
+Run(Path({str(run.path)!r})).acquire()
+print("held", flush=True)
+time.sleep(0.5)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert launch.reopen(run).step == 7
+    run.release()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
@@ -91,7 +92,7 @@ async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: fl
     """Let the program go on until something holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, f"it never came to that; said: {said(pilot.app)}"
         await pilot.pause(0.02)
     await pilot.pause()
 
@@ -123,7 +124,7 @@ def drawn(app: Terminal) -> list[str]:
     return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
 
 
-def said(app: Terminal) -> str:
+def said(app: App[Any]) -> str:
     return "\n".join(str(notification.message) for notification in app._notifications)
 
 
@@ -387,8 +388,7 @@ def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None
         await pilot.press("enter")
         assert isinstance(app.screen, Form)
         await pilot.press("enter")
-        assert isinstance(app.screen, RunsScreen)
-        await until(pilot, lambda: listed(app) == ["cartpole-s1"])
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and listed(app) == ["cartpole-s1"])
         await until(pilot, lambda: drawn(app) == ["cartpole-s1"])
         await until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
         await until(pilot, lambda: "cartpole-s1: finished (solved)" in said(app))
@@ -402,7 +402,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         options = ["cartpole", "--name", "long", "--no-stop-when-solved", "--total-steps", "10000000"]
-        app.start_runs([options], {})
+        app.start_runs([options])
 
         def state() -> str:
             return app.store.entries["long"].state if "long" in app.store.entries else ""
@@ -435,7 +435,7 @@ def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) 
     folder = tmp_path / "runs"
 
     async def begin(pilot: Pilot[None], app: Terminal) -> None:
-        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]], {})
+        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]])
         await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
         await pilot.press("q")
 
@@ -449,14 +449,23 @@ def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) 
         assert stop(Run(folder / "on"), kill=False) == "stopped"
 
 
-def test_what_a_process_refuses_is_shown_and_what_was_typed_is_kept(runs: Path) -> None:
-    async def act(pilot: Pilot[None], app: Terminal) -> None:
-        typed = {"optim.lr": "0.01"}
-        app.start_runs([["cartpole", "--name", "alpha"]], typed)  # taken
-        await until(pilot, lambda: "exists already" in said(app))
-        assert typed
+def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(tmp_path: Path) -> None:
+    """An environment that is not there is known only to the process that was started."""
 
-    drive(runs, act)
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("n", *"NoSuchWorld-v7", "enter")
+        assert isinstance(app.screen, Form)
+        form: Form = app.screen
+        form.typed["optim.lr"] = "0.01"
+        await pilot.press("enter", "enter")  # the second one starts nothing more
+        await until(pilot, lambda: not form.waiting)
+        assert app.screen is form
+        assert "NoSuchWorld" in str(form.query_one("#said", Static).content)
+        assert "one run of" not in str(form.query_one("#said", Static).content)
+        assert form.typed == {"optim.lr": "0.01"}
+        assert not app.store.entries
+
+    drive(tmp_path / "runs", act)
 
 
 def test_rename_and_note(runs: Path) -> None:

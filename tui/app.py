@@ -53,6 +53,13 @@ class Terminal(App[None]):
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, Terminal.Found)
 
+    class News(Message):
+        """A thread has something for a function that touches widgets. Where the user has left, nobody hears it."""
+
+        def __init__(self, take: Callable[[Any], object], what: object) -> None:
+            super().__init__()
+            self.take, self.what = take, what
+
     def __init__(
         self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
     ) -> None:
@@ -150,23 +157,31 @@ class Terminal(App[None]):
         try:
             work()
         except (UsageError, OSError) as error:
-            self.notify(str(error), severity="error", timeout=15, markup=False)
+            self.complain(str(error))
         self.hurry()
 
-    def in_thread(self, work: Callable[[], str]) -> None:
-        """Do something slow to a run; what it answers, or why it was refused, is shown."""
-        self._work_on(work, lambda refused: self.notify(refused, severity="error", timeout=15, markup=False))
+    def in_thread(self, work: Callable[[], str], refused: Callable[[str], object] | None = None) -> None:
+        """Do something slow to a run; what it answers is shown, and so is why it was refused, unless `refused` does.
 
-    @work(thread=True, group="control", exit_on_error=False)
-    def _work_on(self, work: Callable[[], str], refused: Callable[[str], object]) -> None:
+        The program does not wait for it when the user leaves: what was begun goes on in a process of its own.
+        """
+        threading.Thread(target=self._do, args=(work, refused or self.complain), daemon=True).start()
         self.hurry()
+
+    def _do(self, work: Callable[[], str], refused: Callable[[str], object]) -> None:
         try:
             answer = work()
         except (UsageError, OSError) as error:
-            self.call_from_thread(refused, str(error))
+            self.post_message(self.News(refused, str(error)))
         else:
-            self.call_from_thread(self.notify, answer, markup=False)
+            self.post_message(self.News(partial(self.notify, markup=False), answer))
         self.hurry()
+
+    def on_terminal_news(self, message: Terminal.News) -> None:
+        message.take(message.what)
+
+    def complain(self, text: str) -> None:
+        self.notify(text, severity="error", timeout=15, markup=False)
 
     def open_picker(self) -> None:
         self.push_screen(Picker(self.open_form))
@@ -180,36 +195,37 @@ class Terminal(App[None]):
         try:
             target, recipe, typed = arguments_of(run)
         except UsageError as error:
-            self.notify(str(error), severity="error", timeout=15, markup=False)
+            self.complain(str(error))
             return
         self._push_form(target, recipe, typed)
 
     def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
-        def start(arguments: Sequence[Sequence[str]]) -> None:
-            self.start_runs(arguments, typed)
+        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
 
-        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=start))
-
-    def start_runs(self, arguments: Sequence[Sequence[str]], typed: dict[str, str]) -> None:
-        """Start a process for each list of arguments of `train`, and go back to the list of runs.
-
-        What was typed is forgotten when a run has it: `rerun` brings it back.
-        """
-        while not isinstance(self.screen, RunsScreen):
-            self.pop_screen()
-        screen = self.screen
+    def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
+        """Start a process for each list of arguments of `train`. The form they come from stays until a run begins, and
+        shows why one does not; what was typed there is forgotten with it: `rerun` brings it back."""
+        form = self.screen if isinstance(self.screen, Form) else None
 
         def begun(run: Run) -> None:
-            typed.clear()
-            screen.focus_run(run.name)
+            if form is not None and form in self.screen_stack:
+                form.typed.clear()
+                while not isinstance(self.screen, RunsScreen):
+                    self.pop_screen()
+            for screen in self.screen_stack:
+                if isinstance(screen, RunsScreen):
+                    screen.focus_run(run.name)
             self.hurry()
 
+        def refused(text: str) -> None:
+            form.refused(text) if form is not None and form in self.screen_stack else self.complain(text)
+
         def work(one: Sequence[str]) -> str:
-            run = control.start(one, self.runs, begun=lambda run: self.call_from_thread(begun, run))
+            run = control.start(one, self.runs, begun=lambda run: self.post_message(self.News(begun, run)))
             return f"{clean(run.name)} is training"
 
         for one in arguments:
-            self.in_thread(partial(work, one))
+            self.in_thread(partial(work, one), refused)
 
     def renamed(self, key: str, run: Run) -> None:
         """Keep marks and pin of a run that has another name now."""

@@ -52,7 +52,7 @@ class Form(Screen[None]):
     CSS_PATH = "form.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("form"),
-        Binding("slash", "search", "Search", show=False),
+        Binding("q", "cancel", show=False),  # with the focus on Start it must not end the program
         Binding("up", "app.focus_previous", "Field before", show=False),
         Binding("down", "app.focus_next", "Next field", show=False),
     ]
@@ -72,6 +72,7 @@ class Form(Screen[None]):
         self.recipe = recipe or typed.get(RECIPE, "")
         self.options = Fields(typed)
         self.verdict = Verdict({}, (), (), None, (), "")
+        self.waiting = False  # for a process that was started to show itself, or to refuse
         self._refused = ""
         self._timer: Timer | None = None
 
@@ -156,8 +157,9 @@ class Form(Screen[None]):
 
     def refused(self, text: str) -> None:
         """Show why the process that was started has refused; it stands until something changes."""
-        self._refused = text
+        self._refused, self.waiting = text, False
         self._paint()
+        self.app.bell()
 
     # what is under the focus
 
@@ -185,9 +187,13 @@ class Form(Screen[None]):
         self.action_start()
 
     def action_start(self) -> None:
-        """Start what was typed, or go to the first field that is wrong."""
+        """Start what was typed, once, or go to the first field that is wrong."""
+        if self.waiting:
+            return
         self.judge()
         if self.verdict.good:
+            self.waiting = True
+            self._show("about", Content("starting ..."))
             self.start(form.arguments(self.target, self.recipe, self.typed))
             return
         order = [*self.options.above, *chain(*self.options.sections.values())]

@@ -68,7 +68,9 @@ class RunsScreen(RunActions):
 
     @property
     def entry(self) -> Entry | None:
-        return self.run_list.current
+        """The run under the cursor as it is now: the list may be half a second behind."""
+        current = self.run_list.current
+        return None if current is None else self.store.entries.get(current.key)
 
     # what the store says
 
@@ -76,6 +78,11 @@ class RunsScreen(RunActions):
         if changes.listed:
             self._relist()
         elif changes.advanced & set(self._drawn()):
+            self._redraw()
+
+    def on_screen_resume(self) -> None:
+        """Another screen had other curves read."""
+        if self.is_mounted:
             self._redraw()
 
     def _relist(self) -> None:
