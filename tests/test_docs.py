@@ -10,6 +10,7 @@ import pytest
 from ppo_unified.adapters import config_model
 from ppo_unified.config import known_options
 from ppo_unified.metrics import METRICS
+from tui.actions import PLACES, at, key_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,4 +63,20 @@ def test_the_annotated_tree_names_real_files() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = page.split("ppo_unified/         the engine")[1].split("```")[0]
     for name in re.findall(r"\b(\w+\.py)\b", tree):
-        assert any((ROOT / folder / name).exists() for folder in ("ppo_unified", "envs", "envs/gym", "envs/llm")), name
+        assert any(
+            (ROOT / folder / name).exists() for folder in ("ppo_unified", "envs", "envs/gym", "envs/llm", "tui")
+        ), name
+
+
+def test_the_page_of_the_terminal_ui_has_every_key() -> None:
+    page = (ROOT / "docs" / "tui.md").read_text(encoding="utf-8")
+    for place, title in PLACES.items():
+        part = page.split(f"### {title}\n")[1].split("\n#")[0]
+        told = [line for line in part.splitlines() if line.startswith("| `")]
+        wanted = [
+            f"| {' '.join(f'`{key_name(key)}`' for key in action.keys.split(','))} | {action.label} | "
+            + action.help.replace("|", "\\|")
+            + " |"
+            for action in at(place)
+        ]
+        assert told == wanted
