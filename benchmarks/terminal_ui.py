@@ -206,7 +206,9 @@ class Screen:
 
 
 @contextmanager
-def program(runs: Path, view: ViewState, command: Sequence[str] = ("-m", "ppo_unified", "tui", "--runs")) -> Iterator[Screen]:
+def program(
+    runs: Path, view: ViewState, command: Sequence[str] = ("-m", "ppo_unified", "tui", "--runs")
+) -> Iterator[Screen]:
     """The terminal UI over a folder of runs, as a user left it with `view`."""
     with tempfile.TemporaryDirectory() as state:
         before = os.environ.get("XDG_STATE_HOME")
@@ -280,9 +282,16 @@ def starts(runs: Path, repeats: int) -> Iterator[Row]:
             listed.append(screen.until(b"run-000") - begun)
             drawn.append(screen.until(b"4321") - begun)
     how = f"median of {repeats}; {RUNS} runs x {METRICS_EACH} metrics x {POINTS:,} points"
-    yield Row("first paint: the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, imports done; {how}")
+    yield Row(
+        "first paint: the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, imports done; {how}"
+    )
     yield Row("first paint: the curves of the first run, too", "1 s", f"{statistics.median(drawn):.2f} s", "the same")
-    yield Row("first paint from the process's start", "-", f"{statistics.median(whole):.2f} s", "`ppo-unified tui`: interpreter and imports, too")
+    yield Row(
+        "first paint from the process's start",
+        "-",
+        f"{statistics.median(whole):.2f} s",
+        "`ppo-unified tui`: interpreter and imports, too",
+    )
 
 
 def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
@@ -297,7 +306,12 @@ def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
         walking, charting = latencies(screen, steps_down(names, 80)), latencies(screen, chart_keys(60))
     how = f"{WRITERS} processes write into {WRITERS} marked runs of {RUNS}"
     yield Row("key to screen: cursor in the list", "50 ms at the 95th percentile", spread(walking), how)
-    yield Row("key to screen: six charts drawn anew", "50 ms at the 95th percentile", spread(charting), f"smoothing, x axis, log y; {how}")
+    yield Row(
+        "key to screen: six charts drawn anew",
+        "50 ms at the 95th percentile",
+        spread(charting),
+        f"smoothing, x axis, log y; {how}",
+    )
     yield Row("written to the terminal", "60 kB/s", f"{rate:.0f} kB/s", f"15 s without a key; {how}")
     yield Row("processor time meanwhile", "-", f"{share:.1%} of a core", "the same 15 s")
     yield Row("memory, 200 runs", "500 MB", f"{screen.peak / 1e6:.0f} MB", "most resident memory of the UI's process")
@@ -310,7 +324,12 @@ def idle(runs: Path, seconds: float = 20) -> Iterator[Row]:
         before, received = screen.cpu_s(), len(screen.output)
         screen.read_for(seconds)
         share, rate = (screen.cpu_s() - before) / seconds, (len(screen.output) - received) / seconds
-    yield Row("processor time when nothing moves", "2 % of a core", f"{share:.1%}", f"{RUNS} ended runs, {seconds:.0f} s; {rate:,.0f} bytes/s to the terminal")
+    yield Row(
+        "processor time when nothing moves",
+        "2 % of a core",
+        f"{share:.1%}",
+        f"{RUNS} ended runs, {seconds:.0f} s; {rate:,.0f} bytes/s to the terminal",
+    )
 
 
 def big(repeats: int) -> Iterator[Row]:
@@ -330,7 +349,12 @@ def big(repeats: int) -> Iterator[Row]:
                 screen.read_for(1)
                 peak = max(peak, screen.peak)
     how = f"{BIG:,} steps x {METRICS_EACH} metrics with smoothing, median of {repeats}"
-    yield Row("a large run, drawn to its end", "25 s", f"{statistics.median(seconds):.1f} s", f"from the list on screen to the last value; {how}")
+    yield Row(
+        "a large run, drawn to its end",
+        "25 s",
+        f"{statistics.median(seconds):.1f} s",
+        f"from the list on screen to the last value; {how}",
+    )
     yield Row("key to screen meanwhile", "50 ms at the 95th percentile", spread(pressed), "cursor in the list")
     yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
 
