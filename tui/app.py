@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -75,6 +76,11 @@ class Terminal(App[None]):
         self.push_screen(RunsScreen(self.store))
         self.read_on()
 
+    def on_ready(self) -> None:
+        """Spare the garbage collector what stays until the end: looking through it held keys up for 70 ms."""
+        if not self.is_headless:  # a test's process makes many applications
+            gc.freeze()
+
     def on_unmount(self) -> None:
         self.remember()
         self._leaving.set()
@@ -99,7 +105,8 @@ class Terminal(App[None]):
             self._hurry.clear()
 
     def hurry(self) -> None:
-        """Let the reader look at once: something was started or asked for."""
+        """Let the reader look at once, and show what it finds: something was started or asked for."""
+        self._painted = 0.0
         self._hurry.set()
 
     def on_terminal_found(self) -> None:
