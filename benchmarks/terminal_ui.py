@@ -5,7 +5,7 @@
 Made-up folders of runs are watched by `ppo-unified tui` in a terminal of 120 x 40; a key's time is from writing it to
 the terminal to reading the bytes of its effect from it. Between keys pass 50 to 250 ms, so that they fall on every
 part of a refresh. Writers are processes that hold a run's lock and write 20 events of 20 metrics a second and
-run.json once a second. Charts and reader are measured as `benchmarks/charts.py` and `benchmarks/reader.py` do.
+run.json once a second. Charts alone are measured as `benchmarks/charts.py` does.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ from datetime import date
 from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 from charts import measure
-from reader import read
-from reader import write as write_numbers
 
 from ppo_unified.events import EventReader, EventWriter
 from ppo_unified.metrics import METRICS, USUAL
@@ -70,19 +68,37 @@ class Row(NamedTuple):
 # folders of runs
 
 
+class Repeater(EventWriter):
+    """Keeps events and writes them again with other steps: to make a million anew would take minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kept: list[Any] | None = None
+        super().__init__(folder)
+
+    def _write(self, event: Any) -> None:
+        if self.kept is None:
+            super()._write(event)
+        else:
+            self.kept.append(event)
+
+    def repeat(self, points: int) -> None:
+        """Write the kept events in turn, the last one only at the end."""
+        kept, self.kept = self.kept or [], None
+        began = time.time() - points * 0.05
+        for point in range(points):
+            event = kept[point % (len(kept) - 1)] if point < points - 1 else kept[-1]
+            event.step, event.wall_time = 256 * (point + 1), began + 0.05 * point
+            self._write(event)
+
+
 def write_events(folder: Path, points: int) -> None:
-    """One run's event file as a run writes it. Values repeat after 256 events: making them anew would take minutes."""
-    writer = EventWriter(folder)
-    rng, found = np.random.default_rng(0), []
-    keep, writer._write = writer._write, found.append  # type: ignore[method-assign]  # to get events and not files
-    for values in rng.normal(size=(256, METRICS_EACH)).tolist():
+    """One run's event file as a run writes it, but that values repeat after 256 events."""
+    writer = Repeater(folder)
+    writer.kept = []
+    for values in np.random.default_rng(0).normal(size=(256, METRICS_EACH)).tolist():
         writer.scalars(0, dict(zip(TAGS, values, strict=True)))
     writer.scalars(0, dict.fromkeys(TAGS, LAST))
-    began = time.time() - points * 0.05
-    for point in range(points):
-        event = found[point % 256] if point < points - 1 else found[-1]
-        event.step, event.wall_time = 256 * (point + 1), began + 0.05 * point
-        keep(event)
+    writer.repeat(points)
     writer.close()
 
 
@@ -359,6 +375,44 @@ def big(repeats: int) -> Iterator[Row]:
     yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
 
 
+def charts(repeats: int) -> Iterator[Row]:
+    new, grown, same = asyncio.run(measure(2_000, Settings(), repeats))
+    how = f"six of three series at {WIDTH} x {HEIGHT}, headless; median of {repeats}; with nothing new {same:.0f} ms"
+    yield Row(
+        "redraw of six charts, 2,000 points a series", "15 ms of CPU", f"{grown:.1f} ms, all data new {new:.1f} ms", how
+    )
+    new, grown, same = asyncio.run(measure(100_000, Settings(smoothing=0.9), repeats))
+    how = f"the same; with nothing new {same:.0f} ms"
+    measured = f"{grown:.1f} ms, all data new {new:.1f} ms"
+    yield Row("redraw, 100,000 points a series, smoothing", "40 ms of CPU", measured, how)
+
+
+def reading(repeats: int) -> Iterator[Row]:
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_events(Path(folder), 100_000)
+        for _ in range(repeats):
+            reader, began = EventReader(Path(folder)), time.perf_counter()
+            reader.poll()
+            rates.append(sum(map(len, reader.series.values())) / (time.perf_counter() - began))
+    how = f"a run's file of 100,000 events, checksums included; median of {repeats}"
+    yield Row("reader", "1,000,000 points/s", f"{statistics.median(rates):,.0f} points/s", how)
+
+
+def table() -> Iterator[Row]:
+    yield Row("what", "target", "measured", "how")
+    yield Row(*["---"] * 4)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        names = make_runs(runs, RUNS)
+        yield from starts(runs, 5)
+        yield from idle(runs)
+        yield from keys_while_writing(runs, names)
+    yield from big(3)
+    yield from charts(30)
+    yield from reading(5)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table here too")
@@ -367,14 +421,24 @@ def main() -> int:
     options = parser.parse_args()
     if options.write_on:
         write_on(options.write_on)
-    elif options.start_only:
+        return 0
+    if options.start_only:
         start_only(options.start_only)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            names = make_runs(Path(folder), RUNS)
-            for rows in (starts(Path(folder), 3), idle(Path(folder)), keys_while_writing(Path(folder), names), big(1)):
-                for row in rows:
-                    print(row, flush=True)
+        return 0
+    loads, lines = [os.getloadavg()[0]], []
+    for row in table():
+        lines.append(str(row))
+        loads.append(os.getloadavg()[0])
+        print(row, flush=True)
+    if options.out:
+        packages = ", ".join(f"{package} {version(package)}" for package in ("textual", "rich", "numpy"))
+        machine = (
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        head = f"# The terminal UI\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
+        head += f"Command: `python benchmarks/terminal_ui.py`; {date.today()}; {machine}, {packages}; "
+        head += f"load average {min(loads):.1f} to {max(loads):.1f}, this script's own processes included.\n\n"
+        options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 

@@ -81,7 +81,7 @@ class Store:
     # for any thread
 
     def watch(self, keys: Iterable[str]) -> bool:
-        """Read the curves of these runs from now on, and of no others; whether there is a new one with nothing read yet."""
+        """Read the curves of these runs from now on, and of no others; whether a new one has yet to be read."""
         before, self._watched = self._watched, tuple(dict.fromkeys(keys))
         return any(key not in before and key not in self._curves for key in self._watched)
 
