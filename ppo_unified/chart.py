@@ -96,6 +96,9 @@ class View:
     high: float
 
 
+_BLOCK = 32  # values that a moving average takes in at once
+
+
 def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
     """TensorBoard's exponential moving average [P], without its bias towards 0 at the start.
 
@@ -122,12 +125,17 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """s[t] = weight * s[t - 1] + values[t], the sums over the last 1, 2, 4, ... values after each other."""
-    sums, span, decay = values.copy(), 1, weight
-    while span < len(sums) and decay > 1e-20:  # what is further back weighs nothing
-        sums[span:] += decay * sums[:-span]
-        span, decay = 2 * span, decay * decay
-    return sums
+    """s[t] = weight * s[t - 1] + values[t]: inside blocks as one product, then what each block takes over."""
+    count = -(-len(values) // _BLOCK)
+    blocks = np.zeros(count * _BLOCK)
+    blocks[: len(values)] = values
+    apart = np.arange(_BLOCK) - np.arange(_BLOCK)[:, None]  # from the value of a row to the sum of a column
+    sums = blocks.reshape(count, _BLOCK) @ np.where(apart >= 0, weight ** np.maximum(apart, 0.0), 0.0)
+    if count > 1:
+        before = _decaying_sums(sums[:-1, -1], weight**_BLOCK)
+        sums[1:] += before[:, None] * weight ** np.arange(1.0, _BLOCK + 1)
+    flat: np.ndarray = sums.reshape(-1)[: len(values)]
+    return flat
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
