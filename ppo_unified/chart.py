@@ -96,9 +96,6 @@ class View:
     high: float
 
 
-_BLOCK = 32  # values that a moving average takes in at once
-
-
 def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
     """TensorBoard's exponential moving average [P], without its bias towards 0 at the start.
 
@@ -125,17 +122,12 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """s[t] = weight * s[t - 1] + values[t]: inside blocks as one product, then what each block takes over."""
-    count = -(-len(values) // _BLOCK)
-    blocks = np.zeros(count * _BLOCK)
-    blocks[: len(values)] = values
-    apart = np.arange(_BLOCK) - np.arange(_BLOCK)[:, None]  # from the value of a row to the sum of a column
-    sums = blocks.reshape(count, _BLOCK) @ np.where(apart >= 0, weight ** np.maximum(apart, 0.0), 0.0)
-    if count > 1:
-        before = _decaying_sums(sums[:-1, -1], weight**_BLOCK)
-        sums[1:] += before[:, None] * weight ** np.arange(1.0, _BLOCK + 1)
-    flat: np.ndarray = sums.reshape(-1)[: len(values)]
-    return flat
+    """s[t] = weight * s[t - 1] + values[t], the sums over the last 1, 2, 4, ... values after each other."""
+    sums, span, decay = values.copy(), 1, weight
+    while span < len(sums) and decay > 1e-20:  # what is further back weighs nothing
+        sums[span:] += decay * sums[:-span]
+        span, decay = 2 * span, decay * decay
+    return sums
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -210,14 +202,16 @@ def columns_minmax(x: np.ndarray, y: np.ndarray, view: View, columns: int) -> tu
     """The lowest and highest value of a curve in each of `columns` equal columns of the window, NaN where it is not.
 
     A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
-    x, y [P], x ascending -> two arrays [columns]. The cost grows with the columns, and little with the points.
+    x, y [P], x ascending, whole or floating -> two arrays [columns]. The cost grows with the columns, and little with
+    the points.
     """
     low, high = np.full(columns, np.nan), np.full(columns, np.nan)
     half = (view.right - view.left) / (columns - 1) / 2 if columns > 1 else 0.0
     borders = np.linspace(view.left - half, view.right + half, columns + 1)
     if columns == 1:
         borders[1] = np.nextafter(view.right, np.inf)
-    after = np.searchsorted(x, borders)  # the first point at or right of each border
+    # the first point at or right of each border; numpy would copy whole numbers to compare them with others
+    after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
     start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
     x, y, after = x[start:stop], y[start:stop], after - start
     if not len(x):

@@ -15,6 +15,7 @@ from ppo_unified.chart import smooth
 Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, walls in seconds since the epoch, values; [P]
 
 AXES = ("step", "relative", "time")  # steps, seconds since the run's first value, seconds since the epoch
+_PART = 1 << 14  # values that are smoothed at once: in the processor's cache
 GRID = 1000  # places at which seeds are compared, at most
 
 # Okabe and Ito's colours, which every kind of colour vision tells apart, made lighter or darker for the background
@@ -73,10 +74,10 @@ def on_paper(color: str) -> str:
 
 
 def x_of(curve: Curve, axis: str) -> np.ndarray:
-    """Where a curve's values stand on an axis of AXES, as float64 and never descending."""
+    """Where a curve's values stand on an axis of AXES, never descending; steps as they are, a million is not copied."""
     steps, walls, _ = curve
     if axis == "step" or not len(walls):
-        return np.asarray(steps, np.float64)
+        return steps
     ascending = np.maximum.accumulate(np.asarray(walls, np.float64))  # a clock that was put back
     return ascending - ascending[0] if axis == "relative" else ascending
 
@@ -140,12 +141,12 @@ class _Average:
         """The averages [P] of values that begin with the known ones."""
         known, size = len(self._values), len(values)
         if size > len(self._averages):
-            larger = np.empty(size + size // 4)
+            larger = np.empty(2 * size)
             larger[:known] = self._averages[:known]
             self._averages = larger
-        if size > known:
-            averages = smooth(values[known:], self._weight, self._count, self._last)
-            self._averages[known:size] = averages
+        for start in range(known, size, _PART):
+            part = slice(start, min(start + _PART, size))
+            self._averages[part] = averages = smooth(values[part], self._weight, self._count, self._last)
             there = np.flatnonzero(np.isfinite(averages))
             if len(there):
                 self._count, self._last = self._count + len(there), float(averages[there[-1]])
