@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench mutants clean
+.PHONY: install demo test check format learn bench bench-tui mutants clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,9 @@ learn: install  ## the learning tables: every preset over seeds (about three qua
 
 bench: install  ## CartPole from cold start to solved
 	$(BIN)/python benchmarks/cold_start.py
+
+bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, processor time, memory (about 4 minutes)
+	$(BIN)/python benchmarks/terminal_ui.py
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py

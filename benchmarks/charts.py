@@ -3,8 +3,8 @@
     python benchmarks/charts.py [--repeats 50]
 
 Six charts of three series each in a headless Textual application at 120 x 40, from handing over new arrays to the
-finished lines of the screen; `time.process_time`, median. What a terminal does with the lines is not in it. The last
-column is the same with nothing new: no curve may be painted again.
+finished lines of the screen; `time.process_time`, median. What a terminal does with the lines is not in it. Grown:
+every curve has ten points more. The last column is the same with nothing new: no curve may be painted again.
 """
 
 from __future__ import annotations
@@ -47,8 +47,18 @@ def curves(points: int, seed: int) -> dict[str, list[Trace]]:
     return found
 
 
-async def measure(points: int, settings: Settings, repeats: int) -> tuple[float, float]:
-    """Median CPU ms of a redraw with new data, and of one without."""
+def grown(data: dict[str, list[Trace]], points: int) -> dict[str, list[Trace]]:
+    """The curves as they were when they had so many points."""
+
+    def cut(trace: Trace) -> Trace:
+        steps, walls, values = trace.curve
+        return trace._replace(curve=(steps[:points], walls[:points], values[:points]))
+
+    return {tag: [cut(trace) for trace in traces] for tag, traces in data.items()}
+
+
+async def measure(points: int, settings: Settings, repeats: int) -> tuple[float, float, float]:
+    """Median CPU ms of a redraw with other data, with data that have grown, and with the same."""
     app = Charts(settings)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause()
@@ -60,12 +70,15 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
             return 1000 * (time.process_time() - begun)
 
         replaced: Sequence[float] = [await redraw(curves(points, seed)) for seed in range(repeats + 3)][3:]
+        longer = curves(points + 10 * (repeats + 1), repeats + 3)
+        await redraw(grown(longer, points))
+        growing = [await redraw(grown(longer, points + 10 * (k + 1))) for k in range(repeats)]
         drawings = [plot.drawings for plot in app.plots.plots]
         data = curves(points, repeats + 2)
         await redraw(data)
         same = [await redraw(data) for _ in range(repeats)]
         assert [plot.drawings for plot in app.plots.plots] == [count + 1 for count in drawings]
-    return statistics.median(replaced), statistics.median(same)
+    return statistics.median(replaced), statistics.median(growing), statistics.median(same)
 
 
 def main() -> None:
@@ -73,11 +86,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     repeats = parser.parse_args().repeats
     print(f"{CHARTS} charts x {SERIES} series, {SIZE[0]} x {SIZE[1]}, median of {repeats}, CPU ms")
-    print(f"{'points a series':>16} {'smoothing':>10} {'all new':>9} {'nothing new':>12}")
+    print(f"{'points a series':>16} {'smoothing':>10} {'all new':>9} {'grown':>7} {'nothing new':>12}")
     for points in (2_000, 100_000):
         for smoothing in (0.0, 0.9):
-            new, same = asyncio.run(measure(points, Settings(smoothing=smoothing), repeats))
-            print(f"{points:>16,} {smoothing:>10} {new:>9.1f} {same:>12.1f}")
+            new, more, same = asyncio.run(measure(points, Settings(smoothing=smoothing), repeats))
+            print(f"{points:>16,} {smoothing:>10} {new:>9.1f} {more:>7.1f} {same:>12.1f}")
 
 
 if __name__ == "__main__":

@@ -96,10 +96,11 @@ class View:
     high: float
 
 
-def smooth(values: np.ndarray, weight: float) -> np.ndarray:
+def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
     """TensorBoard's exponential moving average [P], without its bias towards 0 at the start.
 
     `weight` in [0, 1): 0 changes nothing. What is not finite stays as it is and does not enter the average.
+    It goes on from an average `last` of `count` finite values that came before.
     """
     smoothed = np.array(values, np.float64)
     if not weight:
@@ -107,10 +108,13 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     finite = np.isfinite(smoothed)
     if not (whole := bool(finite.all())):
         smoothed, every = smoothed[finite], smoothed
-    averages = _decaying_sums((1 - weight) * smoothed, weight)
-    # after `count` values the average has taken up 1 - weight**count of its weight, soon 1 in floating point
-    biased = min(len(averages), math.ceil(-40 / math.log(weight)))
-    averages[:biased] /= -np.expm1(np.arange(1, biased + 1) * math.log(weight))
+    parts, decay = (1 - weight) * smoothed, math.log(weight)
+    # after k values the average has taken up 1 - weight**k of its weight, soon 1 in floating point
+    if len(parts) and count:
+        parts[0] -= weight * last * math.expm1(count * decay)
+    averages = _decaying_sums(parts, weight)
+    biased = max(0, min(len(averages), math.ceil(-40 / decay) - count))
+    averages[:biased] /= -np.expm1(np.arange(count + 1, count + biased + 1) * decay)
     if whole:
         return averages
     every[finite] = averages
@@ -198,14 +202,16 @@ def columns_minmax(x: np.ndarray, y: np.ndarray, view: View, columns: int) -> tu
     """The lowest and highest value of a curve in each of `columns` equal columns of the window, NaN where it is not.
 
     A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
-    x, y [P], x ascending -> two arrays [columns]. The cost grows with the columns, and little with the points.
+    x, y [P], x ascending, whole or floating -> two arrays [columns]. The cost grows with the columns, and little with
+    the points.
     """
     low, high = np.full(columns, np.nan), np.full(columns, np.nan)
     half = (view.right - view.left) / (columns - 1) / 2 if columns > 1 else 0.0
     borders = np.linspace(view.left - half, view.right + half, columns + 1)
     if columns == 1:
         borders[1] = np.nextafter(view.right, np.inf)
-    after = np.searchsorted(x, borders)  # the first point at or right of each border
+    # the first point at or right of each border; numpy would copy whole numbers to compare them with others
+    after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
     start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
     x, y, after = x[start:stop], y[start:stop], after - start
     if not len(x):

@@ -276,6 +276,18 @@ def test_a_long_moving_average_is_the_recursion_too(points: int, weight: float) 
     np.testing.assert_allclose(smooth(values, weight), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("weight", [0.001, 0.6, 0.99, 0.997])
+@pytest.mark.parametrize("parts", [(0, 5), (1, 1, 1), (33, 0, 500), (5000, 7)])
+def test_a_moving_average_goes_on_where_it_stopped(parts: tuple[int, ...], weight: float) -> None:
+    values = np.random.default_rng(1).normal(size=sum(parts)).astype(np.float32)
+    found: list[np.ndarray] = []
+    for part in np.split(values, np.cumsum(parts)[:-1]):
+        count = sum(map(len, found))
+        last = float(np.concatenate(found)[-1]) if count else 0.0
+        found.append(smooth(part, weight, count, last))
+    np.testing.assert_allclose(np.concatenate(found), smooth(values, weight), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 6), (-3.2, 9.7), (0.3, 1.2), (2.0, 2.01), (4.9, 5.1)])
 @pytest.mark.parametrize("count", [2, 5, 12])
 def test_ticks_of_a_log_axis_lie_inside_and_say_what_they_are(low: float, high: float, count: int) -> None:

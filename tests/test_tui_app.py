@@ -33,6 +33,7 @@ from tui.run_list import RunList
 from tui.run_page import RunPage
 from tui.runs_view import RunsScreen
 from tui.state import ViewState
+from tui.store import Store
 
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
@@ -195,6 +196,40 @@ def test_the_cursor_stays_on_its_run(runs: Path) -> None:
         assert under_the_cursor(app)
 
     drive(runs, act)
+
+
+def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path) -> None:
+    """Only lines that changed are drawn: the picture is the one of drawing all."""
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        def picture() -> list[list[Any]]:
+            return [list(strip) for strip in app.screen._compositor.render_strips()]
+
+        for keys in ("down", "space", "space", "up", "p", "o", "O", "a", "a", "end", "p", "down"):
+            await pilot.press(keys)
+            await pilot.pause()
+            partly = picture()
+            the_list(app).refresh()
+            await pilot.pause()
+            assert picture() == partly
+        for step, text in ((1_500, " 1500 "), (2_500, " 2500 ")):
+            run = Run(runs / "beta")
+            run.write_status(replace(run.read_status(), step=step))
+            await until(pilot, lambda step=step: app.store.entries["beta"].status.step == step)  # type: ignore[misc]
+            await until(pilot, lambda text=text: text in shown(app))  # type: ignore[misc]
+
+    drive(runs, act)
+
+
+def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
+    store = Store(runs)
+    store.turn()
+    assert store.watch(["alpha"])
+    assert not store.watch(["alpha"])  # asking again hurries nobody, though it may have nothing to read
+    store.turn(1.0)
+    assert store.watch(["beta", "alpha"])
+    store.turn(1.0)
+    assert not store.watch(["alpha", "beta"])
 
 
 def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:

@@ -19,14 +19,15 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ppo_unified.chart import BRAILLE, Layer, columns_minmax, paint
+from ppo_unified.chart import BRAILLE, Layer, columns_minmax, paint, smooth
 from ppo_unified.text import columns_of
+from tui import traces as tui_traces
 from tui.actions import Place, at, bindings
 from tui.chart_settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
 from tui.dialogs import Ask
 from tui.plot import GUTTER, Painted, Plot
 from tui.plots import MetricScreen, Plots, Trace, explanation, series_colors
-from tui.traces import PINNED_DARK, PINNED_LIGHT, prepared, quartiles_over, value_at, x_of
+from tui.traces import PINNED_DARK, PINNED_LIGHT, Averages, prepared, quartiles_over, value_at, x_of
 from tui.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
 
 NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
@@ -255,6 +256,44 @@ def test_groups_are_one_curve_each_and_the_reference_comes_last() -> None:
     assert [one.label for one in drawn] == ["a (2 seeds)", "b", "c-1", "ref"]
     assert [one.band is not None for one in drawn] == [True, False, False, False]
     assert [one.label for one in prepared(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
+
+
+def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_whole() -> None:
+    rng, averages = np.random.default_rng(0), Averages()
+    values = rng.normal(size=900).astype(np.float32)
+    values[[0, 40, 41, 299, 300, 899]] = np.nan
+    changed = values.copy()
+    changed[200] += 1
+    handed_out = []
+    for now, weight in [
+        *((values[:points], 0.9) for points in (1, 2, 41, 300, 301, 900, 900, 100)),
+        *((array, 0.9) for array in (values.copy(), changed, changed[:0], values)),
+        *((values, weight) for weight in (0.6, 0.99)),
+    ]:
+        found = averages.of(Trace("a", "a", "#ffffff", (np.arange(len(now)), np.arange(len(now)) * 1.0, now)), weight)
+        np.testing.assert_allclose(found, smooth(now, weight), rtol=1e-9, atol=1e-12)
+        handed_out.append((found, found.copy()))
+    for found, then in handed_out:
+        np.testing.assert_array_equal(found, then)
+
+
+def test_a_chart_smooths_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed: list[int] = []
+
+    def counted(values: np.ndarray, *rest: Any) -> np.ndarray:
+        smoothed.append(len(values))
+        return smooth(values, *rest)
+
+    monkeypatch.setattr(tui_traces, "smooth", counted)
+    averages = Averages()
+    steps, walls, values = curve(500)
+    for points in (400, 450, 450, 500):
+        trace = Trace("a", "a", "#ffffff", (steps[:points], walls[:points], values[:points]))
+        prepared([trace], "step", 0.9, False, averages)
+    assert smoothed == [400, 50, 50]
+    prepared([], "step", 0.9, False, averages)
+    prepared([trace], "step", 0.9, False, averages)
+    assert smoothed[3:] == [500]
 
 
 def test_the_x_axis_never_goes_back_even_where_the_clock_did() -> None:

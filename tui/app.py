@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from tui.themes import CYCLE, OURS
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
 REFRESH_S = 0.5  # between two pictures of what the reader found
+REFRESH_SHARE = 20  # a picture takes at most this part of the time: keys come in between
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
@@ -72,7 +74,7 @@ class Terminal(App[None]):
         self._lock = threading.Lock()
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
-        self._painted = 0.0
+        self._painted, self._refresh_s = 0.0, REFRESH_S
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
     def on_mount(self) -> None:
@@ -81,6 +83,11 @@ class Terminal(App[None]):
         self.theme = self.state.theme if self.state.theme in self.available_themes else OURS[0].name
         self.push_screen(RunsScreen(self.store))
         self.read_on()
+
+    def on_ready(self) -> None:
+        """Spare the garbage collector what stays until the end: looking through it held keys up for 70 ms."""
+        if not self.is_headless:  # a test's process makes many applications
+            gc.freeze()
 
     def on_unmount(self) -> None:
         self.remember()
@@ -106,12 +113,13 @@ class Terminal(App[None]):
             self._hurry.clear()
 
     def hurry(self) -> None:
-        """Let the reader look at once: something was started or asked for."""
+        """Let the reader look at once, and show what it finds: something was started or asked for."""
+        self._painted = 0.0
         self._hurry.set()
 
     def on_terminal_found(self) -> None:
-        """Show it, at most every REFRESH_S."""
-        wait = self._painted + REFRESH_S - time.monotonic()
+        """Show it, at most every REFRESH_S, and less often where that takes long."""
+        wait = self._painted + self._refresh_s - time.monotonic()
         if wait > 0:
             self.set_timer(wait, lambda: self.post_message(self.Found()))
             return
@@ -119,12 +127,17 @@ class Terminal(App[None]):
             changes, self._changes = self._changes, Changes(False, frozenset(), False)
         if not (changes.listed or changes.advanced):
             return
-        self._painted = time.monotonic()
+        self._painted, began = time.monotonic(), time.thread_time()
+        self.call_after_refresh(self._pictured, began)
         if changes.listed:
             self._tell_ends()
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen | RunPage | MetricScreen) and screen.is_mounted:
                 screen.store_changed(changes)
+
+    def _pictured(self, began: float) -> None:
+        """A picture that was begun when this thread had used so much time is on screen."""
+        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * (time.thread_time() - began))
 
     def _tell_ends(self) -> None:
         """A word where a run that was seen alive has ended or hangs."""

@@ -11,6 +11,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.color import Color
+from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -19,7 +20,7 @@ from ppo_unified import chart
 from ppo_unified.chart import ASCII, BRAILLE, CROSS, MARKS, NOTHING, Layer, Picture, Tick, View
 from ppo_unified.text import clean, columns_of, pad, short
 from tui.chart_files import PaperChart
-from tui.traces import Drawn, Trace, prepared, value_at
+from tui.traces import Averages, Drawn, Trace, prepared, value_at
 from tui.window import Window
 
 GUTTER = 8  # columns of the y labels: charts above each other line up
@@ -126,6 +127,7 @@ class Plot(Widget, can_focus=True):
         self._look = Look()
         self._data: tuple[object, ...] = ()
         self._drawn: list[Drawn] | None = None
+        self._averages = Averages()
         self._painted: Painted | str | None = None  # a chart, or why there is none
         self._strips: list[Strip] | None = None
         self._own_inks: Inks | None = None
@@ -141,6 +143,8 @@ class Plot(Widget, can_focus=True):
             return
         if data != self._data:
             self._drawn = None
+        if tag != self.tag:
+            self._averages = Averages()
         self.tag, self._traces, self._look, self._data = tag, traces, look, data
         self._repaint()
 
@@ -172,13 +176,21 @@ class Plot(Widget, can_focus=True):
         """The curves as they are drawn."""
         if self._drawn is None:
             look = self._look
-            self._drawn = prepared(self._traces, look.axis, look.smoothing, look.aggregate)
+            self._drawn = prepared(self._traces, look.axis, look.smoothing, look.aggregate, self._averages)
             colors = [(one.color, one.band is None) for one in self._drawn]
             if colors != self._colors:
                 self._colors, self._own_inks = colors, None
         return self._drawn
 
     # drawing
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The lines as they are: around a chart is neither border nor padding, and adding them costs half its time."""
+        strips, background = [self.render_line(y) for y in crop.line_range], self.background_colors[1]
+        for line_filter in self.get_line_filters():
+            strips = [strip.apply_filter(line_filter, background) for strip in strips]
+        first, end = crop.column_span
+        return strips if (first, end) == (0, self.size.width) else [strip.crop(first, end) for strip in strips]
 
     def render_line(self, y: int) -> Strip:
         if self._strips is None:

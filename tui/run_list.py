@@ -128,6 +128,7 @@ class RunList(ScrollView, can_focus=True):
         self._unicode, self._clock = unicode, clock
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # first and last column of each head, and its name
+        self._sight: tuple[object, list[object]] = (None, [])  # what was drawn last: around the lines, and each line
 
     @property
     def current(self) -> Entry | None:
@@ -143,7 +144,26 @@ class RunList(ScrollView, can_focus=True):
         self._measure()
         if moved:
             self._scroll_to_cursor()
-        self.refresh()
+        self._refresh_changed()
+
+    def recolor(self, look: Look) -> None:
+        """Tell runs apart in another way."""
+        self.look = look
+        self._refresh_changed()
+
+    def _refresh_changed(self) -> None:
+        """Draw the lines anew that are others now: most runs have ended long ago."""
+        look, top, size = self.look, round(self.scroll_y), self.size
+        around = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
+        lines: list[object] = [
+            (entry, row == self._row, look.colors.get(entry.key), entry.key in look.marked, entry.key == look.pinned)
+            for row, entry in enumerate(self.entries[top : top + size.height], top)
+        ]
+        before, self._sight = self._sight, (around, lines)
+        if before[0] != around or len(before[1]) != len(lines):
+            self.refresh()
+        elif changed := [y for y, line in enumerate(lines, 1) if line != before[1][y - 1]]:
+            self.refresh(*(Region(0, y, size.width, 1) for y in changed))
 
     def move_to(self, key: str) -> bool:
         """Put the cursor on a run; False where it is not listed."""
@@ -176,7 +196,7 @@ class RunList(ScrollView, can_focus=True):
         if self.entries:
             self._set_row(min(max(0, self._row + by), len(self.entries) - 1))
             self._scroll_to_cursor()
-            self.refresh()
+            self._refresh_changed()
 
     def action_move_page(self, by: int) -> None:
         self.action_move(by * max(1, self.scrollable_content_region.height - 2))

@@ -168,7 +168,8 @@ class RunPage(RunActions):
 
     def _draw(self) -> None:
         keys, pinned = self._drawn(), self.terminal.state.pinned
-        self.store.watch(keys)
+        if self.store.watch(keys):
+            self.terminal.hurry()
         if self.tab != "curves":
             return
         colors = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark)

@@ -108,12 +108,14 @@ class RunsScreen(RunActions):
             parts.append(f"{len(self.terminal.state.marked)} marked")
         if self.terminal.readonly:
             parts.append("read-only")
-        self._top.update("   ".join(parts))
+        self._top.update("   ".join(parts), layout=False)
         text = self.terminal.state.query
         problem = problem or self.store.problem or self._damage()
         self._query.display = bool(text or problem)
         self._query.set_class(bool(problem), "-problem")
-        self._query.update(clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it")
+        line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
+        if line != self._query.content:  # a new layout costs as much as two charts
+            self._query.update(line)
 
     def _damage(self) -> str:
         """What of the drawn runs' files cannot be read."""
@@ -139,9 +141,10 @@ class RunsScreen(RunActions):
     def _redraw(self) -> None:
         """Hand the curves of the drawn runs to the charts."""
         keys = self._drawn()
-        self.store.watch(keys)
-        self.run_list.look = look = self._look()
-        self.run_list.refresh()
+        if self.store.watch(keys):
+            self.terminal.hurry()
+        look = self._look()
+        self.run_list.recolor(look)
         found = {tag for key in keys for tag in self.store.tags(key)}
         tags = [tag for tag in USUAL if tag in found]
         tags += sorted(found - set(tags))

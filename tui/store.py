@@ -80,9 +80,10 @@ class Store:
 
     # for any thread
 
-    def watch(self, keys: Iterable[str]) -> None:
-        """Read the curves of these runs from now on, and of no others."""
-        self._watched = tuple(dict.fromkeys(keys))
+    def watch(self, keys: Iterable[str]) -> bool:
+        """Read the curves of these runs from now on, and of no others; whether a new one has yet to be read."""
+        before, self._watched = self._watched, tuple(dict.fromkeys(keys))
+        return any(key not in before and key not in self._curves for key in self._watched)
 
     def tags(self, key: str) -> list[str]:
         return sorted(self._curves.get(key, ()))

@@ -15,6 +15,7 @@ from ppo_unified.chart import smooth
 Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, walls in seconds since the epoch, values; [P]
 
 AXES = ("step", "relative", "time")  # steps, seconds since the run's first value, seconds since the epoch
+_PART = 1 << 14  # values that are smoothed at once: in the processor's cache
 GRID = 1000  # places at which seeds are compared, at most
 
 # Okabe and Ito's colours, which every kind of colour vision tells apart, made lighter or darker for the background
@@ -73,10 +74,10 @@ def on_paper(color: str) -> str:
 
 
 def x_of(curve: Curve, axis: str) -> np.ndarray:
-    """Where a curve's values stand on an axis of AXES, as float64 and never descending."""
+    """Where a curve's values stand on an axis of AXES, never descending; steps as they are, a million is not copied."""
     steps, walls, _ = curve
     if axis == "step" or not len(walls):
-        return np.asarray(steps, np.float64)
+        return steps
     ascending = np.maximum.accumulate(np.asarray(walls, np.float64))  # a clock that was put back
     return ascending - ascending[0] if axis == "relative" else ascending
 
@@ -101,22 +102,81 @@ def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float]
     return (float(np.log10(low)), float(np.log10(high))) if log else (low, high)
 
 
-def prepared(traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool) -> list[Drawn]:
-    """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`."""
+class Averages:
+    """The moving averages of one metric's curves. Where a curve has only grown, its average is continued."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Average] = {}
+
+    def of(self, trace: Trace, weight: float) -> np.ndarray:
+        """`smooth` of the trace's values [P]; what was handed out before stays as it is."""
+        kept = self._kept.get(trace.key)
+        values = np.asarray(trace.curve[2])
+        if kept is None or not kept.is_of(values, weight):
+            kept = self._kept[trace.key] = _Average(weight)
+        return kept.extended(values)
+
+    def keep(self, traces: Sequence[Trace]) -> None:
+        """Forget all other curves."""
+        keys = {trace.key for trace in traces}
+        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
+
+
+class _Average:
+    """One curve's moving average as far as it is known."""
+
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
+        self._values = np.empty(0, np.float32)  # [P]
+        self._averages = np.empty(0)  # at least [P]
+        self._count, self._last = 0, 0.0  # of finite values, and their average
+
+    def is_of(self, values: np.ndarray, weight: float) -> bool:
+        """Whether these values begin with those that it was made of, to the bit."""
+        known = len(self._values)
+        same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
+        return same and np.array_equal(values[:known].view(np.int32), self._values.view(np.int32))
+
+    def extended(self, values: np.ndarray) -> np.ndarray:
+        """The averages [P] of values that begin with the known ones."""
+        known, size = len(self._values), len(values)
+        if size > len(self._averages):
+            larger = np.empty(2 * size)
+            larger[:known] = self._averages[:known]
+            self._averages = larger
+        for start in range(known, size, _PART):
+            part = slice(start, min(start + _PART, size))
+            self._averages[part] = averages = smooth(values[part], self._weight, self._count, self._last)
+            there = np.flatnonzero(np.isfinite(averages))
+            if len(there):
+                self._count, self._last = self._count + len(there), float(averages[there[-1]])
+        self._values = values
+        return self._averages[:size]
+
+
+def prepared(
+    traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
+) -> list[Drawn]:
+    """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`.
+
+    `averages`: those of the metric's curves as they were before.
+    """
+    averages = averages or Averages()
+    averages.keep(traces)
     groups: dict[str, list[Trace]] = {}
     for number, trace in enumerate(traces):
         if len(trace.curve[0]):
             groups.setdefault(trace.group if aggregate and trace.group else f"\0{number}", []).append(trace)
     drawn = [
-        _one(members[0], axis, smoothing) if len(members) == 1 else _median(members, axis, smoothing)
+        _one(members[0], axis, smoothing, averages) if len(members) == 1 else _median(members, axis, smoothing)
         for members in groups.values()
     ]
     return sorted(drawn, key=lambda one: one.pinned)
 
 
-def _one(trace: Trace, axis: str, smoothing: float) -> Drawn:
+def _one(trace: Trace, axis: str, smoothing: float, averages: Averages) -> Drawn:
     raw = np.asarray(trace.curve[2])
-    curve = smooth(raw, smoothing) if smoothing else raw
+    curve = averages.of(trace, smoothing) if smoothing else raw
     return Drawn(trace.label, trace.color, trace.pinned, x_of(trace.curve, axis), raw, curve)
 
 

@@ -1,0 +1,446 @@
+"""What the terminal UI costs and how fast it answers, as the real program in a pseudo-terminal.
+
+    python benchmarks/terminal_ui.py [--out benchmarks/terminal_ui.md]
+
+Made-up folders of runs are watched by `ppo-unified tui` in a terminal of 120 x 40; a key's time is from writing it to
+the terminal to reading the bytes of its effect from it. Between keys pass 50 to 250 ms, so that they fall on every
+part of a refresh. Writers are processes that hold a run's lock and write 20 events of 20 metrics a second and
+run.json once a second. Charts alone are measured as `benchmarks/charts.py` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import platform
+import pty
+import re
+import select
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from charts import measure
+
+from ppo_unified.events import EventReader, EventWriter
+from ppo_unified.metrics import METRICS, USUAL
+from ppo_unified.runs import Run, Status
+from tui.plots import Settings
+from tui.state import ViewState
+
+WIDTH, HEIGHT = 120, 40
+RUNS, POINTS, METRICS_EACH, BIG = 200, 2_000, 20, 1_000_000
+TAGS = [*USUAL, *(tag for tag in METRICS if tag not in USUAL)][:METRICS_EACH]
+LAST = 4321.0  # the last value of every curve, by which a chart is known to be drawn to its end
+WRITERS = 4
+EVENTS_S = 20  # of a writer
+TIMEOUT_S = 60.0
+STARTED = b"\x1b]0;started\x07"  # a title that the program is given between its imports and its start
+MIB = 2**20
+
+
+class Row(NamedTuple):
+    what: str
+    target: str
+    measured: str
+    how: str
+
+    def __str__(self) -> str:
+        return f"| {' | '.join(self)} |"
+
+
+# folders of runs
+
+
+class Repeater(EventWriter):
+    """Keeps events and writes them again with other steps: to make a million anew would take minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kept: list[Any] | None = None
+        super().__init__(folder)
+
+    def _write(self, event: Any) -> None:
+        if self.kept is None:
+            super()._write(event)
+        else:
+            self.kept.append(event)
+
+    def repeat(self, points: int) -> None:
+        """Write the kept events in turn, the last one only at the end."""
+        kept, self.kept = self.kept or [], None
+        began = time.time() - points * 0.05
+        for point in range(points):
+            event = kept[point % (len(kept) - 1)] if point < points - 1 else kept[-1]
+            event.step, event.wall_time = 256 * (point + 1), began + 0.05 * point
+            self._write(event)
+
+
+def write_events(folder: Path, points: int) -> None:
+    """One run's event file as a run writes it, but that values repeat after 256 events."""
+    writer = Repeater(folder)
+    writer.kept = []
+    for values in np.random.default_rng(0).normal(size=(256, METRICS_EACH)).tolist():
+        writer.scalars(0, dict(zip(TAGS, values, strict=True)))
+    writer.scalars(0, dict.fromkeys(TAGS, LAST))
+    writer.repeat(points)
+    writer.close()
+
+
+def make_run(folder: Path, points: int, events: Path | None = None) -> None:
+    """A run that has ended; with a copy of another one's events where they are given."""
+    folder.mkdir(parents=True)
+    if events is None:
+        write_events(folder, points)
+    else:
+        for path in events.glob("events*"):
+            shutil.copy(path, folder)
+    now = time.time()
+    status = Status(folder.name, "cartpole", "gym", "finished", 256 * points, 256 * points, points, 480.0, 500.0)
+    status.started, status.heartbeat, status.elapsed_s = now - 0.05 * points, now, 0.05 * points
+    Run(folder).write_status(status)
+
+
+def make_runs(folder: Path, count: int) -> list[str]:
+    """Runs run-000, run-001, ... of POINTS points."""
+    names = [f"run-{number:03}" for number in range(count)]
+    for name in names:
+        make_run(folder / name, POINTS, folder / names[0] if name != names[0] else None)
+    return names
+
+
+def write_on(folder: Path) -> None:
+    """Be the trainer of a run until standard input ends."""
+    run = Run(folder)
+    run.acquire()
+    status = run.read_status()
+    status.state, status.pid, status.total_steps = "running", os.getpid(), 10 * status.step
+    writer, rng, beaten = EventWriter(folder, status.step + 1), np.random.default_rng(os.getpid()), 0.0
+    while not select.select([sys.stdin], [], [], 1 / EVENTS_S)[0]:
+        status.step += 256
+        status.iteration += 1
+        writer.scalars(status.step, dict(zip(TAGS, rng.normal(size=METRICS_EACH).tolist(), strict=True)))
+        if time.time() - beaten >= 1:
+            status.heartbeat = beaten = time.time()
+            run.write_status(status)
+
+
+@contextmanager
+def writers(folders: Sequence[Path]) -> Iterator[None]:
+    started = [
+        subprocess.Popen([sys.executable, __file__, "--write-on", str(folder)], stdin=subprocess.PIPE)
+        for folder in folders
+    ]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.communicate()
+
+
+# the program in a terminal
+
+
+class Screen:
+    """The program in a pseudo-terminal whose output is read all the time."""
+
+    def __init__(self, command: Sequence[str], state: Path) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
+        environment = os.environ | {"TERM": "xterm-256color", "XDG_STATE_HOME": str(state), "COLORTERM": "truecolor"}
+        self.started = time.perf_counter()
+        self.process = psutil.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=environment
+        )
+        os.close(slave)
+        self.output = bytearray()
+        self.peak = 0  # bytes of memory
+        self._mark = 0  # where the output since the last key or find starts
+
+    def read_for(self, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        while (left := deadline - time.perf_counter()) > 0:
+            self._read(left)
+
+    def until(self, pattern: bytes) -> float:
+        """The clock when a pattern was read."""
+        deadline = time.perf_counter() + TIMEOUT_S
+        while not (match := re.compile(pattern).search(self.output, self._mark)):
+            if time.perf_counter() > deadline:
+                raise SystemExit(f"{pattern!r} did not come; the last bytes: {self.output[-2000:]!r}")
+            self._read(1.0)
+        self._mark = match.end()
+        return time.perf_counter()
+
+    def press(self, key: str, pattern: bytes) -> float:
+        """Milliseconds from a key to a pattern."""
+        self._read(0)
+        self._mark = len(self.output)
+        pressed = time.perf_counter()
+        os.write(self._master, key.encode())
+        return 1000 * (self.until(pattern) - pressed)
+
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def close(self) -> None:
+        """Leave as a user does."""
+        os.write(self._master, b"q")
+        deadline = time.perf_counter() + 10
+        while self.process.poll() is None and time.perf_counter() < deadline:
+            self._read(0.05)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def _read(self, wait_s: float) -> None:
+        if select.select([self._master], [], [], min(wait_s, 0.1))[0]:
+            try:
+                data = os.read(self._master, 1 << 16)
+            except OSError:  # how a pseudo-terminal says that nobody writes to it any more
+                data = b""
+            self.output += data
+        if self.process.poll() is None:
+            self.peak = max(self.peak, self.process.memory_info().rss)
+
+
+@contextmanager
+def program(
+    runs: Path, view: ViewState, command: Sequence[str] = ("-m", "ppo_unified", "tui", "--runs")
+) -> Iterator[Screen]:
+    """The terminal UI over a folder of runs, as a user left it with `view`."""
+    with tempfile.TemporaryDirectory() as state:
+        before = os.environ.get("XDG_STATE_HOME")
+        os.environ["XDG_STATE_HOME"] = state
+        view.save(runs)
+        os.environ.pop("XDG_STATE_HOME")
+        if before is not None:
+            os.environ["XDG_STATE_HOME"] = before
+        screen = Screen([sys.executable, *command, str(runs)], Path(state))
+        try:
+            yield screen
+        finally:
+            screen.close()
+
+
+def start_only(runs: Path) -> None:
+    """The program with its imports done before the clock starts."""
+    from tui.app import run
+
+    sys.stdout.buffer.write(STARTED)
+    sys.stdout.buffer.flush()
+    run(runs)
+
+
+def named(name: str) -> bytes:
+    """The cursor's line: the only one with a run's name in bold."""
+    return rb"\x1b\[1;[0-9;]*m" + name.encode()
+
+
+def steps_down(names: Sequence[str], count: int) -> list[tuple[str, bytes]]:
+    """Keys that walk down the list, and what each brings."""
+    return [("j", named(name)) for name in names[1 : count + 1]]
+
+
+def steps_up(names: Sequence[str]) -> list[tuple[str, bytes]]:
+    return [("k", named(name)) for name in names[-2::-1]]
+
+
+def chart_keys(count: int) -> list[tuple[str, bytes]]:
+    """Keys that draw every chart anew, and what the line below the charts says then."""
+    once = [(".", b"smoothing 0.6"), ("x", b"x: relative"), (".", b"smoothing 0.9 "), ("x", b"x: time")]
+    once += [(",", b"smoothing 0.6"), ("x", b"x: step"), (".", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
+    once += [("l", b"log y"), (".", b"smoothing 0.9 "), ("l", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
+    return [*once, *once[1:] * (count // len(once))][:count]
+
+
+def latencies(screen: Screen, keys: Sequence[tuple[str, bytes]]) -> list[float]:
+    rng, found = np.random.default_rng(0), []
+    for key, pattern in keys:
+        screen.read_for(rng.uniform(0.05, 0.25))
+        found.append(screen.press(key, pattern))
+    return found
+
+
+def spread(milliseconds: Sequence[float]) -> str:
+    middle, most = np.percentile(milliseconds, [50, 95])
+    return f"{most:.0f} ms (median {middle:.0f}, longest {max(milliseconds):.0f}, {len(milliseconds)} keys)"
+
+
+# the lines of the table
+
+
+def starts(runs: Path, repeats: int) -> Iterator[Row]:
+    view = ViewState(sorted_by="name")
+    whole, listed, drawn, imported = [], [], [], []
+    for _ in range(repeats):
+        with program(runs, view) as screen:
+            whole.append(screen.until(b"run-000") - screen.started)
+        with program(runs, view, (__file__, "--start-only")) as screen:
+            imported.append(begun := screen.until(re.escape(STARTED)))
+            listed.append(screen.until(b"run-000") - begun)
+            drawn.append(screen.until(b"4321") - begun)
+    how = f"median of {repeats}; {RUNS} runs x {METRICS_EACH} metrics x {POINTS:,} points"
+    yield Row(
+        "first paint: the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, imports done; {how}"
+    )
+    yield Row("first paint: the curves of the first run, too", "1 s", f"{statistics.median(drawn):.2f} s", "the same")
+    yield Row(
+        "first paint from the process's start",
+        "-",
+        f"{statistics.median(whole):.2f} s",
+        "`ppo-unified tui`: interpreter and imports, too",
+    )
+
+
+def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
+    view = ViewState(sorted_by="name", marked=list(names[:WRITERS]))
+    with writers([runs / name for name in names[:WRITERS]]), program(runs, view) as screen:
+        screen.until(b"4 running")
+        screen.read_for(2)
+        received, cpu_s, began = len(screen.output), screen.cpu_s(), time.perf_counter()
+        screen.read_for(15)
+        seconds = time.perf_counter() - began
+        rate, share = (len(screen.output) - received) / seconds / 1000, (screen.cpu_s() - cpu_s) / seconds
+        walking, charting = latencies(screen, steps_down(names, 80)), latencies(screen, chart_keys(60))
+    how = f"{WRITERS} processes write into {WRITERS} marked runs of {RUNS}"
+    yield Row("key to screen: cursor in the list", "50 ms at the 95th percentile", spread(walking), how)
+    yield Row(
+        "key to screen: six charts drawn anew",
+        "50 ms at the 95th percentile",
+        spread(charting),
+        f"smoothing, x axis, log y; {how}",
+    )
+    yield Row("written to the terminal", "60 kB/s", f"{rate:.0f} kB/s", f"15 s without a key; {how}")
+    yield Row("processor time meanwhile", "-", f"{share:.1%} of a core", "the same 15 s")
+    yield Row("memory, 200 runs", "500 MB", f"{screen.peak / 1e6:.0f} MB", "most resident memory of the UI's process")
+
+
+def idle(runs: Path, seconds: float = 20) -> Iterator[Row]:
+    with program(runs, ViewState(sorted_by="name")) as screen:
+        screen.until(b"4321")
+        screen.read_for(5)
+        before, received = screen.cpu_s(), len(screen.output)
+        screen.read_for(seconds)
+        share, rate = (screen.cpu_s() - before) / seconds, (len(screen.output) - received) / seconds
+    yield Row(
+        "processor time when nothing moves",
+        "2 % of a core",
+        f"{share:.1%}",
+        f"{RUNS} ended runs, {seconds:.0f} s; {rate:,.0f} bytes/s to the terminal",
+    )
+
+
+def big(repeats: int) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        names = make_runs(runs, 30)
+        make_run(runs / "big", BIG)
+        seconds, pressed, peak = [], [], 0
+        for _ in range(repeats):
+            view = ViewState(sorted_by="name", marked=["big"], charts=Settings(smoothing=0.9).to_dict())
+            with program(runs, view) as screen:
+                begun = screen.until(b"run-000")
+                keys = cycle([*steps_down(["", *names], len(names)), *steps_up(["big", *names])])
+                while b"4321" not in screen.output:
+                    pressed += latencies(screen, [next(keys)])
+                seconds.append(time.perf_counter() - begun)
+                screen.read_for(1)
+                peak = max(peak, screen.peak)
+    how = f"{BIG:,} steps x {METRICS_EACH} metrics with smoothing, median of {repeats}"
+    yield Row(
+        "a large run, drawn to its end",
+        "25 s",
+        f"{statistics.median(seconds):.1f} s",
+        f"from the list on screen to the last value; {how}",
+    )
+    yield Row("key to screen meanwhile", "50 ms at the 95th percentile", spread(pressed), "cursor in the list")
+    yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
+
+
+def charts(repeats: int) -> Iterator[Row]:
+    new, grown, same = asyncio.run(measure(2_000, Settings(), repeats))
+    how = f"six of three series at {WIDTH} x {HEIGHT}, headless; median of {repeats}; with nothing new {same:.0f} ms"
+    yield Row(
+        "redraw of six charts, 2,000 points a series", "15 ms of CPU", f"{grown:.1f} ms, all data new {new:.1f} ms", how
+    )
+    new, grown, same = asyncio.run(measure(100_000, Settings(smoothing=0.9), repeats))
+    how = f"the same; with nothing new {same:.0f} ms"
+    measured = f"{grown:.1f} ms, all data new {new:.1f} ms"
+    yield Row("redraw, 100,000 points a series, smoothing", "40 ms of CPU", measured, how)
+
+
+def reading(repeats: int) -> Iterator[Row]:
+    rates = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_events(Path(folder), 100_000)
+        for _ in range(repeats):
+            reader, began = EventReader(Path(folder)), time.perf_counter()
+            reader.poll()
+            rates.append(sum(map(len, reader.series.values())) / (time.perf_counter() - began))
+    how = f"a run's file of 100,000 events, checksums included; median of {repeats}"
+    yield Row("reader", "1,000,000 points/s", f"{statistics.median(rates):,.0f} points/s", how)
+
+
+def table() -> Iterator[Row]:
+    yield Row("what", "target", "measured", "how")
+    yield Row(*["---"] * 4)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        names = make_runs(runs, RUNS)
+        yield from starts(runs, 5)
+        yield from idle(runs)
+        yield from keys_while_writing(runs, names)
+    yield from big(3)
+    yield from charts(30)
+    yield from reading(5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the table here too")
+    for hidden in ("--write-on", "--start-only"):
+        parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write_on:
+        write_on(options.write_on)
+        return 0
+    if options.start_only:
+        start_only(options.start_only)
+        return 0
+    loads, lines = [os.getloadavg()[0]], []
+    for row in table():
+        lines.append(str(row))
+        loads.append(os.getloadavg()[0])
+        print(row, flush=True)
+    if options.out:
+        packages = ", ".join(f"{package} {version(package)}" for package in ("textual", "rich", "numpy"))
+        machine = (
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        head = f"# The terminal UI\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
+        head += f"Command: `python benchmarks/terminal_ui.py`; {date.today()}; {machine}, {packages}; "
+        head += f"load average {min(loads):.1f} to {max(loads):.1f}, this script's own processes included.\n\n"
+        options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
