@@ -48,6 +48,9 @@ class Host(App[None]):
         self.state, self.store = ViewState(), Store(runs)
         self.asked: list[tuple[str, str]] = []
 
+    def hurry(self) -> None:
+        """The store is asked all the time as it is."""
+
     def attempt(self, work: Callable[[], object]) -> None:
         try:
             work()
