@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from textual import work
 from textual.app import App
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 from textual.worker import get_current_worker
@@ -21,9 +21,10 @@ from ppo_unified import control
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import can_unicode, clean
-from tui.actions import Action, Place, bindings, writes
+from tui.actions import Action, Place, bindings, key_name, writes
 from tui.dialogs import Read, help_text
 from tui.form import Form
+from tui.no_color import Plain
 from tui.outside import run_outside
 from tui.palette import Actions
 from tui.picker import Picker
@@ -57,6 +58,8 @@ class Terminal(App[None]):
         self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
     ) -> None:
         super().__init__()
+        if self.no_color:  # Textual's own filter for it leaves greys
+            self._filters[1:] = [Plain()]
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
@@ -243,6 +246,15 @@ class Terminal(App[None]):
         width = min(self.size.width * 96 // 100, 112) - 5  # of the box, without its frame
         text = help_text(self.places(screen), explain() if explain else None, self.allowed, width)
         self.push_screen(Read("Keys", text))
+
+    def action_help_quit(self) -> None:
+        """Ctrl-C, which ends other programs."""
+        self.notify("q in the list, or Ctrl-Q anywhere, leaves; running runs go on.", markup=False)
+
+    def get_key_display(self, binding: Binding) -> str:
+        """As Textual shows a key, but in ASCII where that is all there is."""
+        display = super().get_key_display(binding)
+        return display if self.unicode or display.isascii() else key_name(binding.key)
 
     def action_theme(self) -> None:
         self.theme = CYCLE[(CYCLE.index(self.theme) + 1) % len(CYCLE)] if self.theme in CYCLE else CYCLE[0]
