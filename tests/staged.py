@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from textual.pilot import Pilot
 
 from ppo_unified import samples
 from ppo_unified.events import EventWriter
 from ppo_unified.presets import load_preset
 from ppo_unified.runs import Run, Status
 from ppo_unified.samples import Stored
+from tui.app import Terminal
+from tui.run_list import RunList
+from tui.store import Store
 
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
@@ -70,9 +75,7 @@ SCENES: Sequence[Scene] = (
         "wide clip: never settles",
         changes={"ppo": {"clip": 0.4}},
     ),
-    Scene(
-        "lunarlander-s1", "lunarlander", "running", 614_400, 271, 270, -262, 231.7, status={"total_steps": 1_000_000}
-    ),
+    Scene("lunarlander-s1", "lunarlander", "running", 368_640, 171, 170, -262, 231.7),
     Scene(
         "pendulum-lr0.1",
         "pendulum",
@@ -218,3 +221,84 @@ def _stored(scene: Scene, rng: np.random.Generator) -> Stored:
     about: dict[str, Any] = {"gamma": 0.98, "lam": 0.8, "clip": 0.2, "clip_high": 0.2, "metrics": {}}
     about |= {"advantage_kind": "gae", "value_target": "lambda"}
     return Stored(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
+
+
+# a walk through the screens
+
+Seen = Callable[[str, Terminal], object]
+SIZES = ((80, 24), (120, 40), (200, 60))
+
+
+async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True) -> None:
+    """Show a staged folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
+    app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
+    app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
+    app.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}
+    async with app.run_test(size=size) as pilot:
+
+        async def look(name: str, *texts: str) -> None:
+            await _until(pilot, lambda: all(text in text_of(app) for text in texts))
+            await _settled(pilot, app)
+            seen(name, app)
+
+        list_ = app.screen_stack[1].query_one(RunList)
+        await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
+        await pilot.press("f")
+        await look("metric", "lowest", "cartpole-clip0.4")
+        await pilot.press("escape", "question_mark")
+        await look("help", "Keys", "Everywhere" if size[1] > 80 else "The list of runs")
+        await pilot.press("escape", "slash", *"score>300")
+        await look("filter", "List only runs")
+        await pilot.press("escape", "n")
+        await look("picker", "what to train", "cartpole")
+        await pilot.press(*"lunarlander", "enter")
+        await look("form", "New run: lunarlander", "less than 1")
+        await pilot.press("ctrl+s")
+        await look("form-error", "ppo.clip", "less than 1")
+        await pilot.press("escape", "escape", "n", *"sentiment", "enter")
+        await look("form-llm", "New run: sentiment")
+        await pilot.press("ctrl+r")
+        await look("recipes", "Lay a known system's options")
+        await pilot.press("escape", "escape", "escape")
+        await _until(pilot, lambda: len(app.screen_stack) == 2)
+        for name, tabs in PAGES.items():
+            list_.move_to(name)
+            await pilot.press("enter")
+            for key, tab, text in tabs:
+                await pilot.press(key)
+                await look(tab, name, text)
+            await pilot.press("escape")
+        await pilot.press("d")
+        await look("delete", "Delete runs/acrobot-s7?")
+        await pilot.press("escape", "q")
+
+
+PAGES = {  # run -> key, name of the picture, what it shows
+    "lunarlander-s1": (("1", "page", "eval/score"), ("2", "options", "minibatches"), ("3", "log", "step"))
+    + (("4", "samples", "Sample 0"), ("5", "system", HOST)),
+    "sentiment-s1": (("4", "responses", "delight"),),
+    "pendulum-lr0.1": (("6", "events", "Traceback"),),
+    "acrobot-s7": (("6", "crashed", "crashed"),),
+}
+
+
+def text_of(app: Terminal) -> str:
+    """What stands on the screen, every line in full."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips(app.size))
+
+
+async def _until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, text_of(cast("Terminal", pilot.app))
+        await pilot.pause(0.02)
+
+
+async def _settled(pilot: Pilot[None], app: Terminal) -> None:
+    """Until the reader has read everything and the screen stays the same."""
+    before, same = "", 0
+    while same < 3:
+        await pilot.pause(0.05)
+        text = text_of(app)
+        same = same + 1 if text == before else 0
+        before = text

@@ -15,6 +15,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
+from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import get_current_worker
 
 from ppo_unified import control
@@ -40,6 +41,13 @@ REFRESH_S = 0.5  # between two pictures of what the reader found
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
+class _AsciiBar(ScrollBarRender):
+    """Without the blocks that tell eighths of a line."""
+
+    VERTICAL_BARS: ClassVar[list[str]] = [" "] * 8
+    HORIZONTAL_BARS: ClassVar[list[str]] = [" "] * 8
+
+
 class Terminal(App[None]):
     """The UI over one runs folder."""
 
@@ -63,6 +71,7 @@ class Terminal(App[None]):
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
+        ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one for all of a program
         self.store = store or Store(runs)
         self._leaving, self._hurry = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -72,6 +81,7 @@ class Terminal(App[None]):
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
     def on_mount(self) -> None:
+        self.set_class(not self.unicode, "-ascii")
         for theme in OURS:
             self.register_theme(theme)
         self.theme = self.state.theme if self.state.theme in self.available_themes else OURS[0].name

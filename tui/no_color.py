@@ -1,4 +1,4 @@
-"""NO_COLOR (no-color.org): no colour leaves the program, not even a grey one. What a cursor marks is reversed instead."""
+"""NO_COLOR (no-color.org): no colour leaves the program, nor a grey. What a cursor marks is reversed instead."""
 
 from __future__ import annotations
 
