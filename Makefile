@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench mutants clean
+.PHONY: install demo test check format learn bench mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,9 @@ bench: install  ## CartPole from cold start to solved
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py
+
+pictures: install  ## the pictures of the terminal UI in docs/
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -10,6 +10,7 @@ import pytest
 from ppo_unified.adapters import config_model
 from ppo_unified.config import known_options
 from ppo_unified.metrics import METRICS
+from tui.actions import PLACES, at, key_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -19,6 +20,18 @@ def test_the_metrics_table_is_the_declaration() -> None:
     page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     for tag, metric in METRICS.items():
         assert f"| `{tag}` | {metric.unit} | {metric.meaning} | {metric.healthy} |" in page
+
+
+def test_the_table_of_keys_is_the_declaration() -> None:
+    page = (ROOT / "docs" / "tui.md").read_text(encoding="utf-8")
+    rows = []
+    for place, title in PLACES.items():
+        for action in at(place):
+            keys = " ".join(f"`{key_name(key)}`" for key in action.keys.split(","))
+            told = action.help.replace("|", r"\|")
+            rows.append(f"| {title} | {keys} | {action.label} | {told} |")
+    table = page.split("|---|---|---|---|\n")[1].split("\n\n")[0]
+    assert table.split("\n") == rows
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -62,4 +75,6 @@ def test_the_annotated_tree_names_real_files() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     tree = page.split("ppo_unified/         the engine")[1].split("```")[0]
     for name in re.findall(r"\b(\w+\.py)\b", tree):
-        assert any((ROOT / folder / name).exists() for folder in ("ppo_unified", "envs", "envs/gym", "envs/llm")), name
+        assert any(
+            (ROOT / folder / name).exists() for folder in ("ppo_unified", "envs", "envs/gym", "envs/llm", "tui")
+        ), name

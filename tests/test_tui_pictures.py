@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from textual.widget import Widget
 from textual.widgets import Footer
 
 from tests.staged import SIZES, stage, text_of, trainers, walk
@@ -70,7 +71,7 @@ def test_every_screen_is_ascii_where_that_is_all_there_is() -> None:
 def _check_scrollbars(app: Terminal, name: str) -> None:
     """There is one only where there is something to scroll to, and never a horizontal one."""
     for widget in app.screen.walk_children():
-        if widget.display and widget.is_scrollable:
+        if isinstance(widget, Widget) and widget.display and widget.is_scrollable:
             assert not (widget.show_horizontal_scrollbar and widget.scrollbar_size_horizontal), f"{name}: {widget}"
             assert not widget.show_vertical_scrollbar or widget.max_scroll_y > 0, f"{name}: {widget}"
 
