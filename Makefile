@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench bench-tui mutants clean
+.PHONY: install demo test check format learn bench bench-tui mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,9 @@ bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, pr
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py
+
+pictures: install  ## the pictures of the terminal UI in docs/
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

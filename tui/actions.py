@@ -133,7 +133,7 @@ ACTIONS: tuple[Action, ...] = (
         footer=True,
     ),
     Action("quit", "q", "Quit", "Leave; running runs go on", "app", footer=True),
-    Action("command_palette", "ctrl+p", "Palette", "Find any action by its name", "app", footer=True),
+    Action("command_palette", "ctrl+p", "Palette", "Find any action by its name", "app"),
     Action("theme", "T", "Theme", "The next theme: dark, light, and colour-blind safe ones", "app"),
 )
 

@@ -13,18 +13,20 @@ from typing import Any, ClassVar
 
 from textual import work
 from textual.app import App
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
+from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import get_current_worker
 
 from ppo_unified import control
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import can_unicode, clean
-from tui.actions import Action, Place, bindings, writes
+from tui.actions import Action, Place, bindings, key_name, writes
 from tui.dialogs import Read, help_text
 from tui.form import Form
+from tui.no_color import Plain
 from tui.outside import run_outside
 from tui.palette import Actions
 from tui.picker import Picker
@@ -39,6 +41,13 @@ BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at 
 REFRESH_S = 0.5  # between two pictures of what the reader found
 REFRESH_SHARE = 20  # a picture takes at most this part of the time: keys come in between
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
+
+
+class _AsciiBar(ScrollBarRender):
+    """Without the blocks that tell eighths of a line."""
+
+    VERTICAL_BARS: ClassVar[list[str]] = [" "] * 8
+    HORIZONTAL_BARS: ClassVar[list[str]] = [" "] * 8
 
 
 class Terminal(App[None]):
@@ -66,9 +75,12 @@ class Terminal(App[None]):
         self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
     ) -> None:
         super().__init__()
+        if self.no_color:  # Textual's own filter for it leaves greys
+            self._filters[1:] = [Plain()]
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
+        ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one for all of a program
         self.store = store or Store(runs)
         self._leaving, self._hurry = threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -78,6 +90,7 @@ class Terminal(App[None]):
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
     def on_mount(self) -> None:
+        self.set_class(not self.unicode, "-ascii")
         for theme in OURS:
             self.register_theme(theme)
         self.theme = self.state.theme if self.state.theme in self.available_themes else OURS[0].name
@@ -272,6 +285,15 @@ class Terminal(App[None]):
         width = min(self.size.width * 96 // 100, 112) - 5  # of the box, without its frame
         text = help_text(self.places(screen), explain() if explain else None, self.allowed, width)
         self.push_screen(Read("Keys", text))
+
+    def action_help_quit(self) -> None:
+        """Ctrl-C, which ends other programs."""
+        self.notify("q in the list, or Ctrl-Q anywhere, leaves; running runs go on.", markup=False)
+
+    def get_key_display(self, binding: Binding) -> str:
+        """As Textual shows a key, but in ASCII where that is all there is."""
+        display = super().get_key_display(binding)
+        return display if self.unicode or display.isascii() else key_name(binding.key)
 
     def action_theme(self) -> None:
         self.theme = CYCLE[(CYCLE.index(self.theme) + 1) % len(CYCLE)] if self.theme in CYCLE else CYCLE[0]

@@ -270,7 +270,7 @@ class RunList(ScrollView, can_focus=True):
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 
     def _line(self, entry: Entry, current: bool, width: int) -> Strip:
-        base = Style.null()
+        base = self.rich_style
         if current:
             base = self.get_component_rich_style("run-list--cursor" if self.has_focus else "run-list--cursor-away")
         now = self._clock()

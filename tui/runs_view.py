@@ -53,7 +53,7 @@ class RunsScreen(RunActions):
         self._groups: dict[str, str] = {}  # run -> its options but for the seed
 
     def compose(self) -> ComposeResult:
-        self.run_list = RunList(unicode=self.terminal.unicode)
+        self.run_list = RunList(self.terminal.unicode, self.store.clock)
         self.plots = Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
         self._panes = Container(self.run_list, self.plots, id="panes")
         yield self._top
@@ -234,7 +234,7 @@ class RunsScreen(RunActions):
             self.terminal.state.query = text
             self._relist()
 
-        hint = "words   key:value   score>400   !failed   stopped|crashed   preset:cartpole ppo.lr<0.001"
+        hint = "words  key:value  score>400  !failed  stopped|crashed  optim.lr<0.001"
         ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
         self.app.push_screen(ask, lambda _: self.terminal.remember())
 

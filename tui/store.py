@@ -66,7 +66,7 @@ class Store:
         self.problem = ""  # why the folder itself cannot be looked through
         self.entries: Mapping[str, Entry] = MappingProxyType({})
         self.damage: Mapping[str, str] = MappingProxyType({})  # key -> what is damaged in its event files
-        self._clock = clock
+        self.clock = clock
         self._folders = Folders(folder)
         self._scanned = self._looked = -math.inf
         self._scan_s = SCAN_S
@@ -95,7 +95,7 @@ class Store:
 
     def turn(self, budget_s: float = 0.05) -> Changes:
         """Look at what is due, then read curves for about `budget_s`. Raises nothing that a folder can cause."""
-        now = self._clock()
+        now = self.clock()
         if _is_due(now, self._scanned, self._scan_s):
             self._scanned = self._looked = now
             self._scan()
@@ -112,7 +112,7 @@ class Store:
         started = time.thread_time()
         found = self._folders.walk()
         self.problem = self._folders.problem
-        runs, logs, now = {}, {}, self._clock()
+        runs, logs, now = {}, {}, self.clock()
         for folder in found:
             if folder.stamp is None:
                 logs[folder.key] = _log_entry(folder, self._logs.get(folder.key))

@@ -1,0 +1,47 @@
+"""Draws docs/pictures/*.svg: screens of the terminal UI over a made-up runs folder, the same at every call.
+
+python docs/pictures.py, or make pictures
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (110, 34)
+DARK = {"runs": "the runs and their curves", "metric": "one metric", "form": "a new run", "page": "one run"}
+LIGHT = {"runs": "the runs and their curves"}
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests.staged import Seen, stage, trainers, walk
+    from tui.app import Terminal
+
+    def painter(kept: dict[str, str], suffix: str) -> Seen:
+        def paint(name: str, app: Terminal) -> None:
+            if name in kept:
+                svg = app.export_screenshot(title=f"ppo-unified: {kept[name]}")
+                (ROOT / "docs" / "pictures" / f"{name}{suffix}.svg").write_text(svg, encoding="utf-8")
+
+        return paint
+
+    (ROOT / "docs" / "pictures").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"XDG_STATE_HOME": f"{folder}/state", "TZ": "UTC"}
+        time.tzset()
+        os.chdir(folder)
+        runs = Path("runs")
+        stage(runs)
+        with trainers(runs):
+            asyncio.run(walk(runs, SIZE, painter(DARK, "")))
+            asyncio.run(walk(runs, SIZE, painter(LIGHT, "-light"), theme="ppo-light"))
+
+
+if __name__ == "__main__":
+    main()

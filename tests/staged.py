@@ -1,0 +1,304 @@
+"""A runs folder as it might look after some days of work, made up: every number, time and name is fixed. For pictures
+of the UI, in tests and in the documentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from textual.pilot import Pilot
+
+from ppo_unified import samples
+from ppo_unified.events import EventWriter
+from ppo_unified.presets import load_preset
+from ppo_unified.runs import Run, Status
+from ppo_unified.samples import Stored
+from tui.app import Terminal
+from tui.run_list import RunList
+from tui.store import Store
+
+NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
+HOST = "workstation"
+VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
+POINTS = 80  # of a finished run's curves
+_HOLD = (
+    "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
+    "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print('held', flush=True); sys.stdin.read()"
+)
+_TRACEBACK = """Traceback (most recent call last):
+  File "ppo_unified/runner.py", line 214, in train
+    update(policy, optimizers, batch, config.ppo, generator)
+  File "ppo_unified/optimizers.py", line 58, in step
+    raise Diverged("the gradient of the policy is not finite")
+Diverged: the gradient of the policy is not finite"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One made-up run."""
+
+    name: str
+    preset: str
+    state: str
+    step: int
+    began_s: float  # before NOW
+    took_s: float
+    low: float  # score at the start
+    high: float  # and in the end
+    seed: int = 1
+    note: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)  # options that differ from the preset's
+    status: Mapping[str, Any] = field(default_factory=dict)  # further entries of run.json
+
+
+SCENES: Sequence[Scene] = (
+    Scene("cartpole-s1", "cartpole", "finished", 24_576, 7 * 3600, 4.1, 22, 500, status={"solved_step": 22_528}),
+    Scene("cartpole-s2", "cartpole", "finished", 26_624, 6.9 * 3600, 4.4, 25, 500, 2, status={"solved_step": 24_576}),
+    Scene("cartpole-s3", "cartpole", "finished", 28_672, 6.8 * 3600, 4.9, 19, 497.5, 3, status={"solved_step": 26_624}),
+    Scene(
+        "cartpole-clip0.4",
+        "cartpole",
+        "stopped",
+        40_960,
+        5 * 3600,
+        7.2,
+        20,
+        318.4,
+        4,
+        "wide clip: never settles",
+        changes={"ppo": {"clip": 0.4}},
+    ),
+    Scene("lunarlander-s1", "lunarlander", "running", 368_640, 171, 170, -262, 231.7),
+    Scene(
+        "pendulum-lr0.1",
+        "pendulum",
+        "failed",
+        12_288,
+        2 * 86400,
+        3.5,
+        -1311,
+        -1187,
+        changes={"optim": {"lr": 0.1}},
+        status={"reason": "the gradient of the policy is not finite", "traceback": _TRACEBACK},
+    ),
+    Scene("sentiment-s1", "sentiment", "finished", 98_304, 26 * 3600, 412, 0.11, 0.94),
+    Scene("acrobot-s7", "acrobot", "crashed", 163_840, 3 * 86400, 51, -500, -84.2, 7, "the laptop went to sleep"),
+)
+RESPONSES = [
+    {"prompt": "the film was", "response": "a quiet delight from start to end", "score": 0.97, "kl": 3.1},
+    {"prompt": "i went in expecting", "response": "little and came out smiling", "score": 0.91, "kl": 2.4},
+    {"prompt": "the second half", "response": "drags, yet the cast is a joy to watch", "score": 0.88, "kl": 4.0},
+]
+
+
+class _Dated(EventWriter):
+    """Writes events of another time."""
+
+    now = NOW
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = self.now
+        super()._write(event)
+
+
+def stage(runs: Path) -> None:
+    """Make the folders of all scenes. Those that are to run need `trainers` as well."""
+    for number, scene in enumerate(SCENES):
+        _make(runs, scene, np.random.default_rng(number))
+
+
+@contextmanager
+def trainers(runs: Path) -> Iterator[None]:
+    """A process that holds the locks of the running scenes, as their trainers would."""
+    locks = [str(runs / scene.name / "run.lock") for scene in SCENES if scene.state == "running"]
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, *locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            yield
+        finally:
+            holder.stdin.close()
+
+
+def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
+    run = Run(runs / scene.name)
+    run.path.mkdir(parents=True)
+    config = load_preset(scene.preset, seed=scene.seed, **scene.changes)
+    run.config.write_text(config.to_toml(), encoding="utf-8")
+    run.command.write_text(f"ppo-unified train {scene.preset} --seed {scene.seed}\n", encoding="utf-8")
+    run.log.write_text("".join(f"step {scene.step * k // 30:>9,}\n" for k in range(1, 31)), encoding="utf-8")
+    if scene.note:
+        run.note.write_text(scene.note + "\n", encoding="utf-8")
+    curves = _curves(scene, rng)
+    steps = np.linspace(scene.step / POINTS, scene.step, POINTS).astype(int)
+    started = NOW - scene.began_s
+    writer = _Dated(run.path)
+    for k, step in enumerate(steps):
+        writer.now = started + scene.took_s * (k + 1) / POINTS
+        evaluated = k % 4 == 3  # as often as a run is evaluated
+        row = {tag: float(values[k]) for tag, values in curves.items() if evaluated or not tag.startswith("eval/")}
+        writer.scalars(int(step), row)
+    writer.close()
+    _write_status(run, scene, config.kind, config.total_steps, curves["eval/score"][3::4], steps[3::4])
+    if config.kind == "llm":
+        for k, step in enumerate(steps[3::40]):
+            samples.append_responses(run, int(step), 4 + 40 * k, RESPONSES)
+    else:
+        samples.write(run, _stored(scene, rng))
+
+
+def _write_status(run: Run, scene: Scene, kind: str, total: int, scores: np.ndarray, steps: np.ndarray) -> None:
+    best, started = int(np.argmax(scores)), NOW - scene.began_s
+    state = "running" if scene.state == "crashed" else scene.state
+    status = Status(name=scene.name, preset=scene.preset, kind=kind, state=state, step=scene.step, total_steps=total)
+    status.score, status.best_score, status.best_step = float(scores[-1]), float(scores[best]), int(steps[best])
+    status.started, status.heartbeat, status.elapsed_s = started, started + scene.took_s, scene.took_s
+    status.host, status.pid, status.device, status.seed = HOST, 4242, "cpu", scene.seed
+    status.versions, status.iteration = VERSIONS, POINTS
+    status.reason = "solved" if "solved_step" in scene.status else ""
+    for name, value in scene.status.items():
+        setattr(status, name, value)
+    run.write_status(status)
+
+
+def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What a run logs, [POINTS] each: a score that rises, and the rest in keeping with it."""
+    x = np.linspace(0, 1, POINTS)
+    spread = scene.high - scene.low
+    risen = 1 / (1 + np.exp(-9 * (x - 0.4 - 0.02 * scene.seed)))
+    risen = (risen - risen[0]) / (risen[-1] - risen[0])
+    noise = rng.normal(0, 0.045, POINTS) * np.minimum(1, 4 * risen * (1 - risen) + 0.15)
+    score = np.minimum(scene.low + spread * (risen + noise), max(scene.low, scene.high))
+    score[-1] = scene.high
+    back = scene.low + spread * (risen + rng.normal(0, 0.05, POINTS)) * 0.96
+    cpu, speed = rng.normal(97, 1.5, POINTS), scene.step / scene.took_s
+    return {
+        "eval/score": score,
+        "episode/return": back,
+        "episode/length": np.abs(back) + 20,
+        "policy/kl": np.abs(rng.normal(0.009, 0.004, POINTS)) * (1.4 - x),
+        "policy/entropy": 0.69 * np.exp(-1.1 * x) + rng.normal(0, 0.008, POINTS),
+        "policy/clip_fraction": np.abs(rng.normal(0.12, 0.03, POINTS)) * (1.3 - x),
+        "value/explained_variance": np.clip(1 - 1.2 * np.exp(-5 * x) + rng.normal(0, 0.04, POINTS), -0.3, 0.99),
+        "loss/value": 90 * np.exp(-4 * x) * np.exp(rng.normal(0, 0.25, POINTS)) + 1.5,
+        "loss/policy": rng.normal(-0.008, 0.003, POINTS),
+        "optim/lr": 1e-3 * (1 - x),
+        "system/cpu": cpu,
+        "system/memory_gb": 0.41 + 0.02 * x,
+        "time/steps_per_second": speed * (1 + rng.normal(0, 0.02, POINTS)),
+    }
+
+
+def _stored(scene: Scene, rng: np.random.Generator) -> Stored:
+    """Two short episodes of the last iteration."""
+    shape = (2, 12)
+    value = rng.normal(20, 2, shape)
+    reward, following = np.ones(shape), np.hstack([value[:, 1:], np.zeros((2, 1))])
+    delta = reward + 0.98 * following - value
+    columns = {
+        "mask": np.ones(shape, bool),
+        "continues": np.hstack([np.ones((2, 11), bool), np.zeros((2, 1), bool)]),
+        "action": rng.integers(0, 2, shape),
+        "reward": reward,
+        "value": value,
+        "next_value": following,
+        "delta": delta,
+        "advantage": delta * 1.5,
+        "return": value + delta * 1.5,
+        "logprob_old": rng.normal(-0.6, 0.1, shape),
+        "ratio": rng.normal(1, 0.05, shape),
+    }
+    about: dict[str, Any] = {"gamma": 0.98, "lam": 0.8, "clip": 0.2, "clip_high": 0.2, "metrics": {}}
+    about |= {"advantage_kind": "gae", "value_target": "lambda"}
+    return Stored(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
+
+
+# a walk through the screens
+
+Seen = Callable[[str, Terminal], object]
+SIZES = ((80, 24), (120, 40), (200, 60))
+
+
+async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True) -> None:
+    """Show a staged folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
+    app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
+    app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
+    app.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}
+    async with app.run_test(size=size) as pilot:
+
+        async def look(name: str, *texts: str) -> None:
+            await _until(pilot, lambda: all(text in text_of(app) for text in texts))
+            await _settled(pilot, app)
+            seen(name, app)
+
+        list_ = app.screen_stack[1].query_one(RunList)
+        await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
+        await pilot.press("f")
+        await look("metric", "lowest", "cartpole-clip0.4")
+        await pilot.press("escape", "question_mark")
+        await look("help", "Keys", "Everywhere" if size[1] > 80 else "The list of runs")
+        await pilot.press("escape", "slash", *"score>300")
+        await look("filter", "List only runs")
+        await pilot.press("escape", "n")
+        await look("picker", "what to train", "cartpole")
+        await pilot.press(*"lunarlander", "enter")
+        await look("form", "New run: lunarlander", "less than 1")
+        await pilot.press("ctrl+s")
+        await look("form-error", "ppo.clip", "less than 1")
+        await pilot.press("escape", "escape", "n", *"sentiment", "enter")
+        await look("form-llm", "New run: sentiment")
+        await pilot.press("ctrl+r")
+        await look("recipes", "Lay a known system's options")
+        await pilot.press("escape", "escape", "escape")
+        await _until(pilot, lambda: len(app.screen_stack) == 2)
+        for name, tabs in PAGES.items():
+            list_.move_to(name)
+            await pilot.press("enter")
+            for key, tab, text in tabs:
+                await pilot.press(key)
+                await look(tab, name, text)
+            await pilot.press("escape")
+        await pilot.press("d")
+        await look("delete", "Delete runs/acrobot-s7?")
+        await pilot.press("escape", "q")
+
+
+PAGES = {  # run -> key, name of the picture, what it shows
+    "lunarlander-s1": (("1", "page", "eval/score"), ("2", "options", "minibatches"), ("3", "log", "step"))
+    + (("4", "samples", "Sample 0"), ("5", "system", HOST)),
+    "sentiment-s1": (("4", "responses", "delight"),),
+    "pendulum-lr0.1": (("6", "events", "Traceback"),),
+    "acrobot-s7": (("6", "crashed", "crashed"),),
+}
+
+
+def text_of(app: Terminal) -> str:
+    """What stands on the screen, every line in full."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips(app.size))
+
+
+async def _until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, text_of(cast("Terminal", pilot.app))
+        await pilot.pause(0.02)
+
+
+async def _settled(pilot: Pilot[None], app: Terminal) -> None:
+    """Until the reader has read everything and the screen stays the same."""
+    before, same = "", 0
+    while same < 3:
+        await pilot.pause(0.05)
+        text = text_of(app)
+        same = same + 1 if text == before else 0
+        before = text
