@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -122,6 +123,13 @@ USUAL = (  # what one looks at first
     "value/explained_variance",
     "loss/value",
 )
+
+
+def usual_first(tags: Iterable[str]) -> list[str]:
+    """In the order in which one looks at them, then by name."""
+    found = set(tags)
+    usual = [tag for tag in USUAL if tag in found]
+    return usual + sorted(found - set(usual))
 
 
 def describe(tag: str) -> str:

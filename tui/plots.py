@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from textual import work
@@ -542,16 +542,20 @@ class MetricScreen(Screen[None]):
             self._turn_to(tags[(here + by) % len(tags)])
 
 
-def _forward(name: str) -> Callable[[MetricScreen], Awaitable[None]]:
-    async def action(self: MetricScreen) -> None:
-        await self.plots.run_action(name)
+def forward(screen: type[Screen[Any]], names: Iterable[str]) -> None:
+    """Give a screen these actions of charts; its `plots` does them, whatever has the focus."""
 
-    return action
+    def made(name: str) -> Callable[[Any], Awaitable[None]]:
+        async def action(self: Any) -> None:
+            await self.plots.run_action(name)
+
+        return action
+
+    for name in names:
+        setattr(screen, f"action_{name}", made(name))
 
 
-for _action in at("charts"):
-    if _action.name not in OTHERWISE:
-        setattr(MetricScreen, f"action_{_action.name}", _forward(_action.name))
+forward(MetricScreen, (action.name for action in at("charts") if action.name not in OTHERWISE))
 
 
 def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:

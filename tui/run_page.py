@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,12 +15,12 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
-from ppo_unified.metrics import USUAL
+from ppo_unified.metrics import usual_first
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean, duration, short
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
-from tui.plots import Plots, Trace, series_colors
+from tui.plots import Plots, Trace, forward, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import RunList
 from tui.run_tabs import Events, Options, Samples, System
@@ -173,14 +173,12 @@ class RunPage(RunActions):
         if self.tab != "curves":
             return
         colors = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark)
-        found = set(self.store.tags(self.key))
-        usual = [tag for tag in USUAL if tag in found]
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
             return [Trace(key, clean(key), colors[key], curve, key == pinned, "") for key, curve in curves.items()]
 
-        self.plots.show([*usual, *sorted(found - set(usual))], traces)
+        self.plots.show(usual_first(self.store.tags(self.key)), traces)
 
     def explain(self) -> str | None:
         return self.plots.explain() if self.tab == "curves" else None
@@ -274,12 +272,4 @@ def _inode(entry: Entry | None) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found is not None else None
 
 
-def _forward(name: str) -> Callable[[RunPage], Awaitable[None]]:
-    async def action(self: RunPage) -> None:
-        await self.plots.run_action(name)
-
-    return action
-
-
-for _action in at("charts"):
-    setattr(RunPage, f"action_{_action.name}", _forward(_action.name))
+forward(RunPage, (action.name for action in at("charts")))

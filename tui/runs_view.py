@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
@@ -13,13 +14,13 @@ from textual.widgets import Footer, Static
 
 from ppo_unified.config import read_toml
 from ppo_unified.errors import UsageError
-from ppo_unified.metrics import USUAL
+from ppo_unified.metrics import usual_first
 from ppo_unified.query import flatten, parse
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
 from tui.dialogs import Ask, Read, two_columns
-from tui.plots import Plots, Settings, Trace, series_colors
+from tui.plots import Plots, Settings, Trace, forward, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import COLUMNS, Look, RunList
 from tui.run_page import RunPage
@@ -50,7 +51,7 @@ class RunsScreen(RunActions):
         super().__init__()
         self.store = store
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
-        self._groups: dict[str, str] = {}  # run -> its options but for the seed
+        self._groups: dict[tuple[Path, float], str] = {}  # folder and start of a run -> its options but for the seed
 
     def compose(self) -> ComposeResult:
         self.run_list = RunList(self.terminal.unicode, self.store.clock)
@@ -145,9 +146,7 @@ class RunsScreen(RunActions):
             self.terminal.hurry()
         look = self._look()
         self.run_list.recolor(look)
-        found = {tag for key in keys for tag in self.store.tags(key)}
-        tags = [tag for tag in USUAL if tag in found]
-        tags += sorted(found - set(tags))
+        tags = usual_first(tag for key in keys for tag in self.store.tags(key))
         aggregate = self.plots.settings.aggregate
 
         def traces(tag: str) -> Sequence[Trace]:
@@ -163,15 +162,16 @@ class RunsScreen(RunActions):
 
     def _group(self, key: str) -> str:
         """What runs that differ in nothing but the seed have in common."""
-        if key not in self._groups:
-            entry = self.store.entries[key]
+        entry = self.store.entries[key]
+        known = entry.path, entry.status.started
+        if known not in self._groups:
             try:
                 options = flatten(read_toml(Run(entry.path).config))
             except UsageError:
                 options = {"": key}
             options.pop("seed", None)
-            self._groups[key] = json.dumps(options, sort_keys=True, default=str)
-        return self._groups[key]
+            self._groups[known] = json.dumps(options, sort_keys=True, default=str)
+        return self._groups[known]
 
     def theme_changed(self) -> None:
         self._redraw()
@@ -310,12 +310,4 @@ def _differences(tables: dict[str, dict[str, Any]]) -> str:
     return two_columns(rows) or "The options are the same."
 
 
-def _forward(name: str) -> Callable[[RunsScreen], Awaitable[None]]:
-    async def action(self: RunsScreen) -> None:
-        await self.plots.run_action(name)
-
-    return action
-
-
-for _action in at("charts"):
-    setattr(RunsScreen, f"action_{_action.name}", _forward(_action.name))
+forward(RunsScreen, (action.name for action in at("charts")))
