@@ -21,7 +21,10 @@ from ppo_unified.presets import load_preset
 from ppo_unified.runs import Run, Status
 from ppo_unified.samples import Stored
 from tui.app import Terminal
+from tui.plot import Plot
 from tui.run_list import RunList
+from tui.run_page import RunPage
+from tui.runs_view import RunsScreen
 from tui.store import Store
 
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
@@ -295,10 +298,21 @@ async def _until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
 
 
 async def _settled(pilot: Pilot[None], app: Terminal) -> None:
-    """Until the reader has read everything and the screen stays the same."""
+    """Until every curve is read and drawn in full, and the screen stays the same."""
+
+    def drawn() -> bool:
+        plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]
+        screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
+        keys = screen._drawn() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
+        lengths = [[len(one.raw) for one in plot.drawn] for plot in plots]
+        if any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
+            return False
+        return all(len(found) == len(keys) and set(found) <= {POINTS, POINTS // 4} for found in lengths)
+
+    await _until(pilot, drawn)
     before, same = "", 0
     while same < 3:
-        await pilot.pause(0.05)
+        await pilot.pause(0.03)
         text = text_of(app)
         same = same + 1 if text == before else 0
         before = text

@@ -129,6 +129,7 @@ class Events(TextTab):
             self.say(FOREIGN)
             return
         status, width = entry.status, self.scrollable_content_region.width
+        curve = store.curve(entry.key, "eval/score")
         ends = (
             width,
             status.state,
@@ -137,9 +138,9 @@ class Events(TextTab):
             len(status.resumes),
             status.best_step,
             status.solved_step,
+            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
         )
         if width and self.is_news((entry.path, status.started, status.pid, *ends)):
-            curve = store.curve(entry.key, "eval/score")
             told = [_event(event, curve, width) for event in control.events_of(Run(entry.path), status)]
             self.say(Content.assemble(*told).rstrip())
 
