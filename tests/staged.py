@@ -305,7 +305,8 @@ async def _settled(pilot: Pilot[None], app: Terminal) -> None:
         screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
         keys = screen._drawn() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
         lengths = [[len(one.raw) for one in plot.drawn] for plot in plots]
-        if any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
+        shown = not (app._changes.listed or app._changes.advanced)
+        if not shown or any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
             return False
         return all(len(found) == len(keys) and set(found) <= {POINTS, POINTS // 4} for found in lengths)
 
