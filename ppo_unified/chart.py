@@ -166,14 +166,22 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
     if raw < 0.5 or not math.isfinite(raw):
         return [Tick(at, _moment(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
     step = next((step for step in _TIME_STEPS if step >= raw), 0) or _DAY * 10 ** math.ceil(math.log10(raw / _DAY))
-    zone = time.localtime(low).tm_gmtoff if clock else 0
+    zone = local_time(low).tm_gmtoff if clock else 0
     first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
     places = [k * step - zone for k in range(first, last + 1)]
     return [Tick(at, _moment(at, step) if clock else span_label(at)) for at in places]
 
 
+def local_time(at: float) -> time.struct_time:
+    """A moment in seconds since the epoch; 1970 for what no calendar has, such as nanoseconds taken for seconds."""
+    try:
+        return time.localtime(at)
+    except (ValueError, OverflowError, OSError):
+        return time.gmtime(0)
+
+
 def _moment(at: float, step: float) -> str:
-    moment = time.localtime(at)
+    moment = local_time(at)
     midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
     return time.strftime(
         "%Y-%m" if step > 50 * _DAY else "%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment
@@ -182,7 +190,7 @@ def _moment(at: float, step: float) -> str:
 
 def clock(at: float) -> str:
     """A moment as local date and time."""
-    return time.strftime("%m-%d %H:%M:%S", time.localtime(at))
+    return time.strftime("%m-%d %H:%M:%S", local_time(at))
 
 
 def span_label(seconds: float) -> str:

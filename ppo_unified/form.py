@@ -4,6 +4,7 @@ what was typed makes a configuration, and the command line that says the same. T
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -121,7 +122,7 @@ def recipes_for(target: str) -> list[tuple[str, str]]:
 
 def _load(target: str, recipe: str) -> _Target:
     path = _presets().get(target, Path(target))
-    return _loaded(target, recipe, path.stat().st_mtime_ns if path.is_file() else 0)
+    return _loaded(target, recipe, path.stat().st_mtime_ns if presets.is_file(path) else 0)
 
 
 @lru_cache(maxsize=1)
@@ -322,7 +323,7 @@ class _Judgement:
         try:
             for own in run_names(name, self.seeds) if name else ():
                 check_name(own)
-                if (runs / own).exists():
+                if os.path.lexists(runs / own):
                     raise UsageError(f"{runs / own} exists already")
         except UsageError as error:
             self.problems[NAME] = str(error)
@@ -379,12 +380,14 @@ def _differences(base: _Target, config: RunConfig) -> Iterator[Difference]:
             yield Difference(option, spelled(before[option]), spelled(after[option]))
 
 
-def arguments(target: str, recipe: str, typed: Mapping[str, str], seeds: Sequence[int] = ()) -> list[list[str]]:
+def arguments(
+    target: str, recipe: str, typed: Mapping[str, str], seeds: Sequence[int] = (), runs: Path = RUNS
+) -> list[list[str]]:
     """What follows `ppo-unified train`, one list for each seed: of `seeds`, else of what was typed as seed.
 
     Raises UsageError where the options make no run.
     """
-    verdict = judge(target, recipe, typed)
+    verdict = judge(target, recipe, typed, runs)
     if verdict.config is None:
         raise UsageError("\n".join([*verdict.problems.values(), *verdict.general]))
     base, config, name = _load(target, recipe), verdict.config, typed.get(NAME, "")

@@ -247,12 +247,18 @@ def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
     Raises UsageError where there is no such trainer, or it does not end in time.
     """
     process = verified_process(run, run.read_status())
-    if kill:
-        for child in process.children(recursive=True):
-            child.kill()
-        process.kill()
-    else:
-        process.terminate()
+    try:
+        if kill:
+            for child in process.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+            process.kill()
+        else:
+            process.terminate()
+    except psutil.NoSuchProcess:
+        pass  # it has ended meanwhile
+    except psutil.AccessDenied:
+        raise UsageError(f"{run.name}: process {process.pid} belongs to another user; nothing was signalled") from None
     deadline = time.monotonic() + patience_s
     while run.locked():
         if time.monotonic() > deadline:

@@ -35,13 +35,21 @@ def abouts() -> Iterator[About]:
         yield About(name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", ""))
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; False where the file system refuses to look, as for a name too long for it."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def load_target(target: str) -> RunConfig:
     """The configuration of a preset, a TOML file, or what an adapter recognises, such as a Gymnasium id; its `preset`
     says what it began as, which names its runs. Raises UsageError with the nearest name."""
     presets = preset_files()
     if target in presets:
         return _named(target, from_file(presets[target]))
-    if target.endswith(".toml") or Path(target).is_file():
+    if target.endswith(".toml") or is_file(target):
         path = Path(target)
         config = from_file(path)
         return _named(

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
+from ppo_unified import control
 from ppo_unified.control import write_note
 from ppo_unified.events import EventWriter
 from ppo_unified.launch import stop
@@ -634,7 +636,14 @@ def test_themes_change_and_are_remembered_with_the_view(runs: Path) -> None:
     drive(runs, come_back)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"marked": 3, "theme": "none such", "charts": {"grid": "x"}, "odd": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '{"marked": 3, "theme": "none such", "sorted_by": "x", "typed": {"a": 1}, "charts": {"grid": "x"}, "odd": 1}',
+    ],
+)
 def test_a_damaged_memory_is_no_reason_not_to_start(runs: Path, text: str) -> None:
     ViewState().save(runs)
     (path,) = Path(str(ViewState.path(runs))).parent.glob("*.json")
@@ -690,3 +699,97 @@ def test_a_folder_is_remembered_apart_from_others(runs: Path, tmp_path: Path) ->
     assert ViewState.load(tmp_path).query == ""
     table = json.loads(ViewState.path(runs).read_text(encoding="utf-8"))
     assert table["runs"] == str(runs.resolve())
+
+
+def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "up")  # gamma is marked
+        the_list(app).move_to("alpha")
+        await pilot.press("enter")
+        page = app.screen
+        assert isinstance(page, RunPage)
+        made(runs, "another", 9)  # the list behind is told of it
+        await until(pilot, lambda: "another" in app.store.entries)
+        writer = EventWriter(runs / "alpha", 1001)
+        writer.scalars(1100, dict.fromkeys(TAGS, 7.0))
+        writer.close()
+        await until(pilot, lambda: page.plots.traces("eval/score")[0].curve.steps[-1] == 1100)
+        await pilot.press("escape")
+        await until(pilot, lambda: drawn(app) == ["gamma"])
+
+    drive(runs, act)
+
+
+def test_a_deleted_run_is_forgotten(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "home", "p", "d", "y")
+        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        assert app.state.marked == []
+        assert app.state.pinned == ""
+        await until(pilot, lambda: len(drawn(app)) == 1)
+
+    drive(runs, act)
+
+
+def test_a_renamed_run_in_a_folder_of_its_own_keeps_its_mark(runs: Path) -> None:
+    made(runs / "group", "one", 5)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: "group/one" in listed(app))
+        the_list(app).move_to("group/one")
+        await pilot.press("space")
+        the_list(app).move_to("group/one")
+        await pilot.press("e")
+        app.screen.query_one(Input).value = "alpha"  # there is another one of that name above
+        await pilot.press("enter")
+        await until(pilot, lambda: under_the_cursor(app) == "group/alpha")
+        assert app.state.marked == ["group/alpha"]
+
+    drive(runs, act)
+
+
+def test_names_and_times_of_any_kind_are_shown(runs: Path) -> None:
+    """A folder's name that is no text, times that no calendar has."""
+    made(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("home", "x", "x")
+        await until(pilot, lambda: bool(drawn(app)))
+        await pilot.press("enter", "6")
+        await until(pilot, lambda: "started" in shown(app))
+
+    drive(runs, act)
+
+
+def test_nothing_that_is_typed_into_picker_and_form_ends_the_program(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("n")
+        app.screen.query_one(Input).value = "x" * 5000
+        await pilot.pause()
+        app.screen.query_one(Input).value = "cartpole"
+        await pilot.press("enter", "slash", *"zzz", "down", "pagedown", "pageup", "up")
+        assert isinstance(app.screen, Form)
+
+    drive(runs, act)
+
+
+def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the default folder has a run of that name."""
+    made(runs.parent / "runs", "taken", 4)
+    other = runs.parent / "other"
+    started: list[list[str]] = []
+    monkeypatch.chdir(runs.parent)
+
+    def start(arguments: Sequence[str], folder: Path, begun: object) -> Run:
+        started.append(list(arguments))
+        return Run(folder / "taken")
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        app.typed["cartpole"] = {"name": "taken"}
+        await pilot.press("n", "enter", "enter")
+        await until(pilot, lambda: bool(started))
+
+    drive(other, act)
+    assert started == [["cartpole", "--name", "taken"]]

@@ -128,6 +128,7 @@ class Terminal(App[None]):
     def hurry(self) -> None:
         """Let the reader look at once, and show what it finds: something was started or asked for."""
         self._painted = 0.0
+        self.store.look_again()
         self._hurry.set()
 
     def on_terminal_found(self) -> None:
@@ -157,7 +158,7 @@ class Terminal(App[None]):
         entries = self.store.entries
         for key, entry in entries.items():
             before = self._states.get(key)
-            if before in ACTIVE and entry.state in MESSAGES and entry.state != before:
+            if before in (*ACTIVE, "stalled") and entry.state in MESSAGES and entry.state != before:
                 self._tell(entry)
         self._states = {key: entry.state for key, entry in entries.items()}
 
@@ -207,7 +208,7 @@ class Terminal(App[None]):
         message.take(message.what)
 
     def complain(self, text: str) -> None:
-        self.notify(text, severity="error", timeout=15, markup=False)
+        self.notify("\n".join(map(clean, text.splitlines())), severity="error", timeout=15, markup=False)
 
     def open_picker(self) -> None:
         self.push_screen(Picker(self.open_form))
@@ -223,19 +224,18 @@ class Terminal(App[None]):
         except UsageError as error:
             self.complain(str(error))
             return
-        self._push_form(target, recipe, typed)
+        self._push_form(target, recipe, self.typed.setdefault(f"again: {run.name}", typed))
 
     def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
         self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
 
     def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
         """Start a process for each list of arguments of `train`. The form they come from stays until a run begins, and
-        shows why one does not; what was typed there is forgotten with it: `rerun` brings it back."""
+        shows why one does not. What was typed there is forgotten when a run trains: `rerun` brings it back."""
         form = self.screen if isinstance(self.screen, Form) else None
 
         def begun(run: Run) -> None:
             if form is not None and form in self.screen_stack:
-                form.typed.clear()
                 while not isinstance(self.screen, RunsScreen):
                     self.pop_screen()
             for screen in self.screen_stack:
@@ -248,20 +248,29 @@ class Terminal(App[None]):
 
         def work(one: Sequence[str]) -> str:
             run = control.start(one, self.runs, begun=lambda run: self.post_message(self.News(begun, run)))
+            if form is not None:
+                self.post_message(self.News(lambda _: form.typed.clear(), None))
             return f"{clean(run.name)} is training"
 
         for one in arguments:
             self.in_thread(partial(work, one), refused)
 
     def renamed(self, key: str, run: Run) -> None:
-        """Keep marks and pin of a run that has another name now."""
-        state = self.state
-        state.marked = [run.name if name == key else name for name in state.marked]
-        state.pinned = run.name if state.pinned == key else state.pinned
+        """Keep marks, pin and cursor of a run that has another name now."""
+        state, new = self.state, str(Path(key).with_name(run.name))
+        state.marked = [new if name == key else name for name in state.marked]
+        state.pinned = new if state.pinned == key else state.pinned
         self.remember()
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen):
-                screen.focus_run(run.name)
+                screen.run_list.move_to(new)
+
+    def deleted(self, key: str) -> None:
+        """Forget marks and pin of a run that is gone: another one may get its name."""
+        state = self.state
+        state.marked = [name for name in state.marked if name != key]
+        state.pinned = "" if state.pinned == key else state.pinned
+        self.remember()
 
     def outside(self, command: str, run: Run) -> None:
         """Let another command have the terminal until it ends."""

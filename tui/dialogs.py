@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
+from ppo_unified.text import clean
 from tui.actions import PLACES, Action, Place, at, key_name
 
 _BOX = """
@@ -68,7 +69,7 @@ class Ask(ModalScreen[str | None]):
     ) -> None:
         """`live` hears every change, and the first text again where the user goes back."""
         super().__init__()
-        self.question, self.value, self.hint, self.check, self.live = title, value, hint, check, live
+        self.question, self.value, self.hint, self.check, self.live = title, clean(value), hint, check, live
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box"):
@@ -87,7 +88,7 @@ class Ask(ModalScreen[str | None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         problem = self._problem(event.value)
-        self.query_one(".error", Static).update(Content(problem))
+        self.query_one(".error", Static).update(Content(clean(problem)))
         if self.live is not None and not problem:
             self.live(event.value)
 

@@ -246,7 +246,7 @@ class Fields(Widget):
         """To another option or section; beyond the ends, out of here."""
         stops = [i for i, line in enumerate(self.shown) if line.kind != "problem"]
         at = stops.index(self.cursor) + by if stops else -1
-        if abs(by) == 1 and not 0 <= at < len(stops):
+        if not stops or (abs(by) == 1 and not 0 <= at < len(stops)):
             self.cursor = 0  # where one comes in again
             self.post_message(self.Left(by))
             return

@@ -194,7 +194,7 @@ class Form(Screen[None]):
         if self.verdict.good:
             self.waiting = True
             self._show("about", Content("starting ..."))
-            self.start(form.arguments(self.target, self.recipe, self.typed))
+            self.start(form.arguments(self.target, self.recipe, self.typed, runs=self.runs))
             return
         order = [*self.options.above, *chain(*self.options.sections.values())]
         wrong = [option for option in order if option in self.verdict.problems]
@@ -269,13 +269,13 @@ def _expectation(about: form.Pick) -> str:
 
 def _brief(field: Field) -> str:
     bounds = f" ({field.bounds})" if field.bounds else ""
-    return f"{field.name}: {field.description}{bounds}. Unchanged: {field.default or 'none'}"
+    return f"{field.name}: {field.description}{bounds}. Unchanged: {clean(field.default) or 'none'}"
 
 
 def _whole(field: Field) -> str:
     lines = [field.name, f"  {field.description}", f"  {TYPES[field.kind]}"]
     lines[-1] += f": {', '.join(field.choices)}" if field.choices else f", {field.bounds}" if field.bounds else ""
-    return "\n".join([*lines, f"  unchanged: {field.default or 'none'}"])
+    return "\n".join([*lines, f"  unchanged: {clean(field.default) or 'none'}"])
 
 
 class Recipes(ModalScreen[str | None]):

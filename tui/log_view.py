@@ -13,7 +13,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from ppo_unified.replies import wrapped
-from ppo_unified.text import pad
+from ppo_unified.text import clean, pad
 
 MOST_LINES = 5_000  # kept
 LONGEST_LINE = 4_000  # characters; what is longer is cut
@@ -142,7 +142,7 @@ class LogView(ScrollView, can_focus=True):
         style = self.rich_style
         if self._heading() and row == 0:
             style = self.get_component_rich_style("log-view--dim")
-            text = f"(earlier lines: {self.tail.path})" if self.tail.skipped else "Nothing was printed yet."
+            text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "Nothing was printed yet."
         else:
             rows = row - self._heading()
             after = self._shown_tail() if rows >= len(self._rows) else []

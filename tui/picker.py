@@ -17,6 +17,7 @@ from textual.widgets.option_list import Option
 from ppo_unified import form
 from ppo_unified.errors import UsageError
 from ppo_unified.form import Pick
+from ppo_unified.presets import is_file
 from ppo_unified.text import clean, pad
 from tui.actions import Place, bindings
 
@@ -131,7 +132,7 @@ def matching(picks: list[Pick], text: str) -> list[Pick]:
     found.sort(key=lambda pick: bool(words) and not pick.target.startswith(text.lower()))
     if not found:
         found = [pick for pick in picks if pick.target and _has_in_order(pick.target, "".join(words))]
-    if text not in [pick.target for pick in found] and (form.is_target(text) or (text and Path(text).is_file())):
+    if text not in [pick.target for pick in found] and (form.is_target(text) or (text and is_file(text))):
         found.insert(0, Pick(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
     return found
 

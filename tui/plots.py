@@ -41,7 +41,8 @@ SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
 ZOOM, PAN = 0.7, 0.25  # of the window, at a key press
 
 
-OTHERWISE = {"enlarge", "page_next", "page_previous"}  # keys and meaning differ on the page of one metric
+# keys that mean something else, or nothing, on the page of one metric
+OTHERWISE = {"enlarge", "page_next", "page_previous", "grid", "grid_less", "group"}
 
 
 class Plots(Widget):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, cast
 
 from textual.screen import Screen
@@ -50,6 +51,9 @@ class RunActions(Screen[None]):
     def action_stop(self) -> None:
         if entry := self._ours("stop"):
             run = Run(entry.path)
+            if entry.state not in (*ACTIVE, "stalled"):
+                self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to stop.", markup=False)
+                return
             self.notify(f"{clean(run.name)} writes a checkpoint and stops ...", markup=False)
             self.terminal.in_thread(lambda: f"{clean(run.name)} is {launch.stop(run, kill=False)}")
 
@@ -109,7 +113,7 @@ class RunActions(Screen[None]):
             def check(text: str) -> None:
                 if text != run.name:
                     check_name(text)
-                    if (run.path.parent / text).exists():
+                    if os.path.lexists(run.path.parent / text):
                         raise UsageError(f"{text} exists already")
 
             def answered(text: str | None) -> None:
@@ -133,8 +137,12 @@ class RunActions(Screen[None]):
             run = Run(entry.path)
 
             def answered(yes: bool | None) -> None:
+                def delete() -> None:
+                    control.delete(run)
+                    self.terminal.deleted(entry.key)
+
                 if yes:
-                    self.terminal.attempt(lambda: control.delete(run))
+                    self.terminal.attempt(delete)
 
             detail = f"Curves, checkpoints and samples of {entry.status.step:,} steps go with it, for good."
             self.app.push_screen(Confirm(f"Delete {clean(run.path)}?", detail), answered)
@@ -151,9 +159,9 @@ class RunActions(Screen[None]):
         if entry := self._ours("copy the command of"):
             path: Any = Run(entry.path).command
             try:
-                command = path.read_text(encoding="utf-8").strip()
+                command = path.read_text(encoding="utf-8", errors="replace").strip()
             except OSError as error:
-                self.notify(f"{path}: cannot be read ({error.strerror})", severity="error", markup=False)
+                self.terminal.complain(f"{path}: cannot be read ({error.strerror})")
                 return
             self.app.copy_to_clipboard(command)
             self.notify(f"Copied: {clean(command)}", markup=False)

@@ -125,6 +125,7 @@ class RunList(ScrollView, can_focus=True):
         self.sorted_by, self.reverse = "age", False
         self.empty: str = ""  # what is said where no run is listed
         self._key, self._row = "", 0
+        self._awaited = ""  # a run that the cursor goes to as soon as it is listed
         self._unicode, self._clock = unicode, clock
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # first and last column of each head, and its name
@@ -139,6 +140,8 @@ class RunList(ScrollView, can_focus=True):
         self.entries, self.look = entries, look
         rows = {entry.key: row for row, entry in enumerate(entries)}
         row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
+        if self._awaited in rows:
+            row, self._awaited = rows[self._awaited], ""
         moved = row != self._row
         self._set_row(row)
         self._measure()
@@ -173,7 +176,7 @@ class RunList(ScrollView, can_focus=True):
                 self._scroll_to_cursor()
                 self.refresh()
                 return True
-        self._key = key  # as soon as it is listed
+        self._awaited = key
         return False
 
     def _set_row(self, row: int) -> None:
@@ -194,6 +197,7 @@ class RunList(ScrollView, can_focus=True):
 
     def action_move(self, by: int) -> None:
         if self.entries:
+            self._awaited = ""  # the user goes elsewhere
             self._set_row(min(max(0, self._row + by), len(self.entries) - 1))
             self._scroll_to_cursor()
             self._refresh_changed()

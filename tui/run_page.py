@@ -131,7 +131,8 @@ class RunPage(RunActions):
             self.app.pop_screen()
 
     def _log(self) -> Path:
-        return Run(self.entry.path if self.entry is not None else Path(self.key)).log
+        entry = self.entry
+        return Run(entry.path if entry is not None else Path(self.key)).log
 
     def _look_at_files(self) -> None:
         if self.app.screen is self and self.tab in ("options", "log", "samples"):
@@ -156,8 +157,8 @@ class RunPage(RunActions):
                 self.query_one(Events).look(entry, self.store)
 
     def _say(self) -> None:
-        if self.entry is not None:
-            self.query_one("#head", Static).update(_head(self.entry))
+        if entry := self.entry:
+            self.query_one("#head", Static).update(_head(entry))
 
     # curves
 

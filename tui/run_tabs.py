@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ppo_unified import control, samples
-from ppo_unified.chart import Line, draw
+from ppo_unified.chart import Line, draw, local_time
 from ppo_unified.cli.inspecting import parts
 from ppo_unified.config import read_toml
 from ppo_unified.errors import UsageError
@@ -151,7 +151,7 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
     if when is None and event.step is not None and scores is not None:  # run.json has the step, the curve the time
         at = int(np.searchsorted(scores.steps, event.step))
         when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) if when else ""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", local_time(when)) if when else ""
     step = "" if event.step is None else f"{event.step:,}"
     head, what = f"{stamp:<19}  {step:>11}  ", f"{clean(event.what):<10}  "
     summary, _, detail = event.text.partition("\n")
@@ -181,7 +181,10 @@ class System(TextTab):
         for tag, curve in curves.items():
             if tag.startswith("system/") and len(curve.steps) > 1:
                 line = Line(tag, curve.steps, curve.values)
-                lines += ["", *draw([line], min(width, CHART[0]), CHART[1], f"{tag}: {describe(tag)}", unicode=unicode)]
+                lines += [
+                    "",
+                    *draw([line], min(width, CHART[0]), CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode),
+                ]
         self.say("\n".join(lines).lstrip("\n"))
 
 
@@ -222,15 +225,16 @@ class Samples(TextTab):
     class Loaded(Message):
         """A thread has read what is to be shown."""
 
-        def __init__(self, moment: Moment | str, numbers: Sequence[int]) -> None:
+        def __init__(self, asked: object, moment: Moment | str, numbers: Sequence[int]) -> None:
             super().__init__()
-            self.moment, self.numbers = moment, numbers
+            self.asked, self.moment, self.numbers = asked, moment, numbers
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
         self.numbers: Sequence[int] = ()  # the moments there are, ascending
         self.at: int | None = None  # the chosen one; None: always the newest
         self.moment: Moment | None = None
+        self._asked: object = None  # what the last thread was sent for: an earlier one may come back later
 
     def look(self, entry: Entry) -> None:
         if entry.foreign:
@@ -239,10 +243,11 @@ class Samples(TextTab):
         run, width = Run(entry.path), self.scrollable_content_region.width
         folder = samples.folder_of(run)
         if width and self.is_news((run.path, _stamp(folder), _stamp(folder / samples.RESPONSES), self.at, width)):
-            self._read(run, self.at, width)
+            self._asked = object()
+            self._read(run, self.at, width, self._asked)
 
     @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
-    def _read(self, run: Run, at: int | None, width: int) -> None:
+    def _read(self, run: Run, at: int | None, width: int, asked: object) -> None:
         """Reading and laying out may take long; no key waits for it."""
         numbers: Sequence[int] = ()
         try:
@@ -255,15 +260,19 @@ class Samples(TextTab):
                 chosen = at if at in numbers else numbers[-1]
                 lines = _stored(run, chosen, width)
             else:
-                self.post_message(self.Loaded("Nothing is stored yet: samples come with the first iteration.", ()))
+                self.post_message(
+                    self.Loaded(asked, "Nothing is stored yet: samples come with the first iteration.", ())
+                )
                 return
             found: Moment | str = Moment(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
         except (UsageError, OSError) as error:
             found = clean(error)
-        self.post_message(self.Loaded(found, numbers))
+        self.post_message(self.Loaded(asked, found, numbers))
 
     def on_samples_loaded(self, message: Loaded) -> None:
         message.stop()
+        if message.asked is not self._asked:
+            return
         self.numbers = message.numbers
         if isinstance(message.moment, str):
             self.say(message.moment)

@@ -105,8 +105,8 @@ class RunsScreen(RunActions):
     def _say(self, total: int, listed: int, problem: str) -> None:
         active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
         parts = [f"ppo-unified   {self.terminal.runs}", f"{total} run{'s' * (total != 1)}", f"{active} running"]
-        if self.terminal.state.marked:
-            parts.append(f"{len(self.terminal.state.marked)} marked")
+        if marked := self._marked():
+            parts.append(f"{len(marked)} marked")
         if self.terminal.readonly:
             parts.append("read-only")
         self._top.update("   ".join(parts), layout=False)
@@ -125,12 +125,15 @@ class RunsScreen(RunActions):
 
     # which runs are drawn
 
+    def _marked(self) -> list[str]:
+        """The marked runs that are there."""
+        return [key for key in self.terminal.state.marked if key in self.store.entries]
+
     def _drawn(self) -> list[str]:
         """Marked runs, or the one under the cursor where none is; the pinned one last, on top of them all."""
-        state, entries = self.terminal.state, self.store.entries
-        keys = [key for key in state.marked if key in entries]
-        if not keys and self.entry is not None:
-            keys = [self.entry.key]
+        state, entries, keys = self.terminal.state, self.store.entries, self._marked()
+        if not keys and (entry := self.entry) is not None:
+            keys = [entry.key]
         pinned = [state.pinned] if state.pinned in entries else []
         return [key for key in keys if key not in pinned] + pinned
 
@@ -141,6 +144,8 @@ class RunsScreen(RunActions):
 
     def _redraw(self) -> None:
         """Hand the curves of the drawn runs to the charts."""
+        if any(isinstance(screen, RunPage) for screen in self.app.screen_stack):
+            return  # that page says which curves are read; `on_screen_resume` comes back here
         keys = self._drawn()
         if self.store.watch(keys):
             self.terminal.hurry()
@@ -162,7 +167,9 @@ class RunsScreen(RunActions):
 
     def _group(self, key: str) -> str:
         """What runs that differ in nothing but the seed have in common."""
-        entry = self.store.entries[key]
+        entry = self.store.entries.get(key)
+        if entry is None:  # gone meanwhile
+            return key
         known = entry.path, entry.status.started
         if known not in self._groups:
             try:
@@ -179,7 +186,7 @@ class RunsScreen(RunActions):
     # actions on the list
 
     def on_run_list_moved(self) -> None:
-        if not self.terminal.state.marked:
+        if not self._marked():
             self._redraw()
 
     def on_run_list_opened(self) -> None:
@@ -192,14 +199,15 @@ class RunsScreen(RunActions):
         self.terminal.open_picker()
 
     def action_open(self) -> None:
-        if self.entry is not None:
+        if entry := self.entry:
             plots = Plots(Settings.from_dict(self.plots.settings.to_dict()), self.terminal.unicode)
-            reference = self.terminal.state.pinned or next(iter(self.terminal.state.marked), None)
-            self.app.push_screen(RunPage(self.entry.key, self.store, reference, plots))
+            others = [key for key in (self.terminal.state.pinned, *self._marked()) if key != entry.key]
+            reference = next((key for key in others if key in self.store.entries), None)
+            self.app.push_screen(RunPage(entry.key, self.store, reference, plots))
 
     def action_mark(self) -> None:
-        if self.entry is not None:
-            key, marked = self.entry.key, self.terminal.state.marked
+        if entry := self.entry:
+            key, marked = entry.key, self.terminal.state.marked
             marked.remove(key) if key in marked else marked.append(key)
             self._marks_changed()
             self.run_list.action_move(1)
@@ -207,13 +215,13 @@ class RunsScreen(RunActions):
     def action_mark_all(self) -> None:
         listed, state = [entry.key for entry in self.run_list.entries], self.terminal.state
         everything = set(listed) <= set(state.marked)
-        state.marked = [key for key in state.marked if key not in listed] + ([] if everything else listed)
+        state.marked = [key for key in self._marked() if key not in listed] + ([] if everything else listed)
         self._marks_changed()
 
     def action_pin(self) -> None:
-        if self.entry is not None:
+        if entry := self.entry:
             state = self.terminal.state
-            state.pinned = "" if state.pinned == self.entry.key else self.entry.key
+            state.pinned = "" if state.pinned == entry.key else entry.key
             self._marks_changed()
 
     def _marks_changed(self) -> None:
@@ -223,7 +231,7 @@ class RunsScreen(RunActions):
     def focus_run(self, key: str) -> None:
         """Put the cursor on a run, as soon as it is there, and draw it."""
         state = self.terminal.state
-        if state.marked and key not in state.marked:
+        if self._marked() and key not in state.marked:
             state.marked.append(key)
             self.terminal.remember()
         self.run_list.move_to(key)
@@ -280,9 +288,10 @@ class RunsScreen(RunActions):
             self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
             return
         try:
-            tables = {key: flatten(read_toml(Run(self.store.entries[key].path).config)) for key in keys}
+            paths = {key: entry.path for key in keys if (entry := self.store.entries.get(key))}
+            tables = {key: flatten(read_toml(Run(path).config)) for key, path in paths.items()}
         except UsageError as error:
-            self.notify(str(error), severity="error", markup=False)
+            self.terminal.complain(str(error))
             return
         self.app.push_screen(Read("Options in which they differ", _differences(tables)))
 

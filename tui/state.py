@@ -13,6 +13,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from ppo_unified.runs import write_atomically
+from tui.run_list import COLUMNS
 
 
 @dataclass
@@ -37,6 +38,9 @@ class ViewState:
             for f in fields(cls) if isinstance(table, dict) else ():
                 if type(table.get(f.name)) is type(getattr(state, f.name)):
                     setattr(state, f.name, table[f.name])
+        state.marked = [key for key in state.marked if isinstance(key, str)]
+        state.sorted_by = state.sorted_by if state.sorted_by in COLUMNS else "age"
+        state.typed = {target: _texts(options) for target, options in state.typed.items() if isinstance(options, dict)}
         return state
 
     def save(self, runs: Path) -> None:
@@ -50,3 +54,7 @@ class ViewState:
         """Where a runs folder's view is kept."""
         name = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
         return user_state_path("ppo-unified") / "tui" / f"{name}.json"
+
+
+def _texts(options: dict[str, Any]) -> dict[str, str]:
+    return {option: text for option, text in options.items() if isinstance(text, str)}

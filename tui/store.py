@@ -91,6 +91,10 @@ class Store:
     def curve(self, key: str, tag: str) -> Curve | None:
         return self._curves.get(key, {}).get(tag)
 
+    def look_again(self) -> None:
+        """Let the next turn look through the folder, whatever the time: something was started or changed there."""
+        self._scanned = -math.inf
+
     # for the reader's thread alone
 
     def turn(self, budget_s: float = 0.05) -> Changes:

@@ -1,5 +1,5 @@
 """Colours of the UI. The curves' own colours (Okabe and Ito's, told apart by every kind of colour vision) are in
-`plots`; these are what surrounds them."""
+`traces`; these are what surrounds them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> d
         if key == pinned:
             colors[key] = PINNED_DARK if dark else PINNED_LIGHT
             continue
-        first = zlib.crc32(key.encode()) % len(palette)
+        first = zlib.crc32(key.encode("utf-8", "surrogateescape")) % len(palette)
         turns = [(first + k) % len(palette) for k in range(len(palette))]
         number = next((n for n in turns if n not in taken), first)
         taken.add(number)
