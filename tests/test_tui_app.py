@@ -706,14 +706,14 @@ def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) 
         await pilot.press("space", "up")  # gamma is marked
         the_list(app).move_to("alpha")
         await pilot.press("enter")
-        page = app.screen
-        assert isinstance(page, RunPage)
+        assert isinstance(app.screen, RunPage)
+        page: RunPage = app.screen
         made(runs, "another", 9)  # the list behind is told of it
         await until(pilot, lambda: "another" in app.store.entries)
         writer = EventWriter(runs / "alpha", 1001)
         writer.scalars(1100, dict.fromkeys(TAGS, 7.0))
         writer.close()
-        await until(pilot, lambda: page.plots.traces("eval/score")[0].curve.steps[-1] == 1100)
+        await until(pilot, lambda: page.plots.traces("eval/score")[0].curve[0][-1] == 1100)
         await pilot.press("escape")
         await until(pilot, lambda: drawn(app) == ["gamma"])
 

@@ -66,6 +66,12 @@ class Host(App[None]):
     def open_rerun(self, run: Run) -> None:
         self.asked.append(("rerun", run.name))
 
+    def deleted(self, key: str) -> None:
+        self.asked.append(("deleted", key))
+
+    def complain(self, text: str) -> None:
+        self.notify(text, severity="error")
+
     def renamed(self, key: str, run: Run) -> None:
         self.asked.append((key, run.name))
 

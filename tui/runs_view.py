@@ -104,11 +104,10 @@ class RunsScreen(RunActions):
 
     def _say(self, total: int, listed: int, problem: str) -> None:
         active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
-        parts = [f"ppo-unified   {self.terminal.runs}", f"{total} run{'s' * (total != 1)}", f"{active} running"]
+        title = "ppo-unified   read-only" if self.terminal.readonly else "ppo-unified"
+        parts = [title, str(self.terminal.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
         if marked := self._marked():
             parts.append(f"{len(marked)} marked")
-        if self.terminal.readonly:
-            parts.append("read-only")
         self._top.update("   ".join(parts), layout=False)
         text = self.terminal.state.query
         problem = problem or self.store.problem or self._damage()
