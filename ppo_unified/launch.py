@@ -229,16 +229,22 @@ def _last_line(path: Path) -> str:
 
 
 def verified_process(run: Run, status: Status) -> psutil.Process:
-    """The run's trainer, proved to be it by host, process id and start time. Raises UsageError otherwise."""
+    """The run's trainer: on this host, named by run.json and holding the lock. Raises UsageError otherwise.
+
+    Start times are not compared: both are reckoned from the system's clock, which may have been set meanwhile.
+    """
     if status.host != socket.gethostname():
         raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")
-    if status.state not in ACTIVE or not run.locked():
+    holder = run.holder()
+    if status.state not in ACTIVE or holder is None:
         raise UsageError(f"{run.name} is not running (it is {run.state(status)})")
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(status.pid)
-        if abs(process.create_time() - status.pid_started) < 1.0:
+        if holder == status.pid:
             return process
-    raise UsageError(f"{run.name}: process {status.pid} is not the trainer that run.json names; nothing was signalled")
+    raise UsageError(
+        f"{run.name}: run.json names process {status.pid}, but {holder} trains there; nothing was signalled"
+    )
 
 
 def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:

@@ -127,12 +127,16 @@ class Run:
 
     def locked(self) -> bool:
         """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
+        return self.holder() is not None
+
+    def holder(self) -> int | None:
+        """The process that trains here, by the kernel's own word; None where there is none but perhaps this one."""
         try:
             with open(self.path / "run.lock", "rb") as file:
-                answer = fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK))
+                kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK)))
         except OSError:
-            return False
-        return _flock_type(answer) != fcntl.F_UNLCK
+            return None
+        return None if kind == fcntl.F_UNLCK else pid
 
 
 def _flock(kind: int) -> bytes:
@@ -142,8 +146,12 @@ def _flock(kind: int) -> bytes:
     return struct.pack("hhqqi", kind, 0, 0, 0, 0)
 
 
-def _flock_type(packed: bytes) -> int:
-    return int(struct.unpack("qqihh", packed)[3] if sys.platform == "darwin" else struct.unpack("hhqqi", packed)[0])
+def _kind_and_pid(packed: bytes) -> tuple[int, int]:
+    if sys.platform == "darwin":
+        _, _, pid, kind, _ = struct.unpack("qqihh", packed)
+    else:
+        kind, _, _, _, pid = struct.unpack("hhqqi", packed)
+    return kind, pid
 
 
 @cache

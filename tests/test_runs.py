@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from ppo_unified import launch
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import STALLED_S, Run, Status, all_runs, check_name, create, find, free_name
 
@@ -113,6 +115,23 @@ def test_the_lock_keeps_other_processes_out_while_its_holder_lives(run: Run) -> 
     assert "another process is training" in second.stderr
     run.release()
     subprocess.run(command, input="\n", text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
+    """Whatever run.json says of times: a clock that was set since makes every start time look wrong."""
+    with process(HOLD, run.path) as child, process("input()", run.path) as bystander:
+        assert line_from(child) == "held"
+        assert run.holder() == child.pid
+        named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
+        run.write_status(named)
+        with pytest.raises(UsageError, match=f"names process {bystander.pid}, but {child.pid} trains there"):
+            launch.stop(run, kill=True)
+        assert (child.poll(), bystander.poll()) == (None, None)
+        run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
+        assert launch.stop(run, kill=True) == "crashed"
+        assert child.wait() == -signal.SIGKILL
+        assert bystander.poll() is None
+    assert run.holder() is None
 
 
 def test_kill_9_frees_the_lock_also_when_a_forked_worker_survives(run: Run) -> None:

@@ -86,7 +86,8 @@ def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: An
             if runs.exists():
                 expected = len([path for path in runs.iterdir() if path.is_dir()])
                 await until(pilot, lambda: len(app.store.entries) == expected and len(the_list(app).entries) > 0)
-            await act(pilot, app)
+            async with asyncio.timeout(240):  # a hang shows what was waited for
+                await act(pilot, app)
 
     asyncio.run(session())
 

@@ -75,6 +75,7 @@ class Terminal(App[None]):
         self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
     ) -> None:
         super().__init__()
+        self.animation_level = "none"  # over ssh every frame of one is bytes, and a key waits for it
         if self.no_color:  # Textual's own filter for it leaves greys
             self._filters[1:] = [Plain()]
         self.runs, self.readonly = runs, readonly
