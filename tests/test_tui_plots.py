@@ -20,13 +20,13 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ppo_unified.chart import BRAILLE, Layer, columns_minmax, paint, smooth
-from ppo_unified.text import columns_of
+from ppo_unified.text import columns_of, short
 from tui import traces as tui_traces
 from tui.actions import Place, at, bindings
 from tui.chart_settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
 from tui.dialogs import Ask
 from tui.plot import GUTTER, Painted, Plot
-from tui.plots import MetricScreen, Plots, Trace, explanation, series_colors
+from tui.plots import MetricScreen, Plots, Trace, explanation, series_colors, value_table
 from tui.traces import PINNED_DARK, PINNED_LIGHT, Averages, prepared, quartiles_over, value_at, x_of
 from tui.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
 
@@ -384,6 +384,38 @@ def test_nothing_is_drawn_again_where_nothing_changed() -> None:
         assert [plot.drawings for plot in plots] == [n + (k == 2) for k, n in enumerate(before)]
 
     drive(app, test)
+
+
+def test_new_data_are_drawn_one_chart_a_frame_and_a_key_brings_all_at_once() -> None:
+    source = Source()
+    app = Charts(source)
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots.plots
+        assert len(plots) > 2
+        for points, arranged in ((310, False), (320, True)):
+            before = [plot.drawings for plot in plots]
+            for tag in TAGS:
+                source.grow(tag, points)
+            app.show()
+            waiting = [plot._painted is None for plot in plots]
+            assert waiting == [True] + [False] * (len(plots) - 1)
+            if arranged:
+                app.plots.settings_changed()
+                assert all(plot._painted is None for plot in plots)
+            await pilot.pause()
+            assert [plot.drawings for plot in plots] == [n + 1 for n in before]
+
+    drive(app, test, (120, 40))
+
+
+def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
+    trace = Trace("a", "a", "#ffffff", curve(30_000), True, "")
+    values = trace.curve[2]
+    values[[5, -3]] = np.nan
+    for weight in (0.6, 0.997):
+        table = value_table([trace], Settings(smoothing=weight), None)
+        assert f"  {short(float(smooth(values, weight)[-1]))}  " in table.plain
 
 
 def test_without_unicode_everything_is_ascii_and_letters_tell_curves_apart() -> None:

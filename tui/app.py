@@ -38,6 +38,7 @@ from tui.store import Changes, Entry, Store
 from tui.themes import CYCLE, OURS
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
+SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 REFRESH_SHARE = 20  # a picture takes at most this part of the time: keys come in between
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
@@ -319,6 +320,7 @@ def run(runs: Path, readonly: bool = False) -> int:
     """Run the UI until the user leaves; its exit code."""
     from tui.terminal import restored
 
+    sys.setswitchinterval(SWITCH_S)
     with restored():
         app = Terminal(runs, readonly)
         app.run()

@@ -136,17 +136,18 @@ class Plot(Widget, can_focus=True):
 
     # what is shown
 
-    def show(self, tag: str, traces: Sequence[Trace], look: Look) -> None:
-        """Draw these curves, at the next refresh; nothing happens where they are the same as before."""
+    def show(self, tag: str, traces: Sequence[Trace], look: Look) -> bool:
+        """Draw these curves at the next refresh; whether they are other ones than before."""
         data = (tag, look.axis, look.log_x, look.smoothing, look.aggregate, [_identity(trace) for trace in traces])
         if data == self._data and look == self._look:
-            return
+            return False
         if data != self._data:
             self._drawn = None
         if tag != self.tag:
             self._averages = Averages()
         self.tag, self._traces, self._look, self._data = tag, traces, look, data
         self._repaint()
+        return True
 
     def set_cross(self, x: float | None) -> None:
         """Show the values at a place of the x axis; None: the last ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,6 +40,7 @@ __all__ = ["MetricScreen", "Plots", "Settings", "Trace", "series_colors"]
 
 SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
 ZOOM, PAN = 0.7, 0.25  # of the window, at a key press
+FORGOTTEN = 40.0  # a moving average knows nothing of values whose weight is exp(-40)
 
 
 # keys that mean something else, or nothing, on the page of one metric
@@ -89,6 +91,7 @@ class Plots(Widget):
         self._chosen = ""  # the tag of the current chart
         self._pointed = False  # the mouse holds the crosshair
         self._whole: Window | None = None  # the x axis of the charts in sight
+        self._due: dict[Plot, Callable[[], bool]] = {}  # charts that wait for a frame of their own
 
     def compose(self) -> ComposeResult:
         yield Container(classes="charts")
@@ -96,9 +99,12 @@ class Plots(Widget):
         yield Static(classes="page", markup=False)
 
     def show(self, tags: list[str], traces: Callable[[str], Sequence[Trace]]) -> None:
-        """Chart these metrics; `traces` is asked for those in sight."""
+        """Chart these metrics; `traces` is asked for those in sight.
+
+        Where the same charts have new data, each is drawn in a frame of its own: keys come in between.
+        """
         self.tags, self.traces = tags, traces
-        self._arrange()
+        self._arrange(spread=True)
         self.renewed.publish(None)
 
     # which charts
@@ -147,7 +153,7 @@ class Plots(Widget):
             self.settings.page = matching.index(tag) // (columns * rows)
         self._arrange()
 
-    def _arrange(self) -> None:
+    def _arrange(self, spread: bool = False) -> None:
         """Bring what is on screen up to date. Charts that stay the same are not drawn again."""
         if not self.is_mounted:
             return
@@ -160,15 +166,26 @@ class Plots(Widget):
             area.mount(*fresh)
         traces = {tag: list(self.traces(tag)) for tag in sight}
         look = self._look([trace for some in traces.values() for trace in some])
+        spread = spread and [plot.tag for plot in self.plots] == sight
         for number, plot in enumerate(self._pool):
             plot.display = number < len(sight)
-            if plot.display:
-                plot.show(sight[number], traces[sight[number]], look)
-                plot.set_cross(self.cross)
-        for plot in self.plots:
+        plots = self.plots
+        show = {plot: partial(plot.show, tag, traces[tag], look) for plot, tag in zip(plots, sight, strict=True)}
+        self._due = {plot: show[plot] for plot in (*self._due, *plots) if plot in show}  # who waited is first
+        self._show_due(spread)
+        for plot in plots:
+            plot.set_cross(self.cross)
             plot.set_current(plot is self.current)
         self._say(bool(sight), line)
         self.post_message(self.Updated())
+
+    def _show_due(self, spread: bool) -> None:
+        """Draw the charts that are due; if `spread`, one of them, and the next after the screen was refreshed."""
+        while self._due:
+            plot = next(iter(self._due))
+            if self._due.pop(plot)() and spread:
+                self.call_after_refresh(self._show_due, spread)
+                return
 
     def _look(self, traces: Sequence[Trace]) -> Look:
         settings = self.settings
@@ -581,7 +598,9 @@ def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]
     finite = np.isfinite(values)
     if not finite.any():
         return [short(float(values[-1])) if len(values) else "-", *["-"] * 5]
-    average = smooth(values, settings.smoothing)[-1] if settings.smoothing else values[-1]
+    weight = settings.smoothing
+    reach = math.ceil(-FORGOTTEN / math.log(weight)) if weight else 1
+    average = smooth(values[finite][-reach:], weight)[-1] if weight else values[-1]
     lowest = float(np.fmin.reduce(values[finite]))
     best = int(np.argmax(np.where(finite, values, -np.inf)))
     here = None if cross is None else value_at(x_of(trace.curve, settings.x_axis), values, cross)
