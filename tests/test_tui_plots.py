@@ -403,7 +403,8 @@ def test_new_data_are_drawn_one_chart_a_frame_and_a_key_brings_all_at_once() -> 
             if arranged:
                 app.plots.settings_changed()
                 assert all(plot._painted is None for plot in plots)
-            await pilot.pause()
+            while app.plots._due or any(plot._painted is None for plot in plots):
+                await pilot.pause()
             assert [plot.drawings for plot in plots] == [n + 1 for n in before]
 
     drive(app, test, (120, 40))
