@@ -169,7 +169,7 @@ class Plots(Widget):
         spread = spread and [plot.tag for plot in self.plots] == sight
         for number, plot in enumerate(self._pool):
             plot.display = number < len(sight)
-        plots = self.plots
+        plots = self._pool[: len(sight)]
         show = {plot: partial(plot.show, tag, traces[tag], look) for plot, tag in zip(plots, sight, strict=True)}
         self._due = {plot: show[plot] for plot in (*self._due, *plots) if plot in show}  # who waited is first
         self._show_due(spread)
