@@ -37,7 +37,7 @@ def trained(run: Run, stop: StopRequest | None = None) -> None:
 
 @contextmanager
 def dying(where: str, number: int) -> Iterator[None]:
-    """Inside the block the `number`-th call of a place, 'before ' or 'after ' one of PLACES, is the trainer's last deed.
+    """Inside the block the `number`-th call of a place, 'before ' or 'after ' one of PLACES, is the trainer's last.
 
     What follows in the same process (the status of a failed run, the log) is kept from the disk, as a kill would.
     """

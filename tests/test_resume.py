@@ -10,12 +10,13 @@ import pytest
 
 from envs.llm.options import LLMConfig
 from ppo_unified import checkpoint, durable
+from ppo_unified.cli import main
 from ppo_unified.config import RunConfig
 from ppo_unified.launch import StopRequest
 from ppo_unified.runner import Trainer
 from ppo_unified.runs import Run
 from tests.models import save_model
-from tests.resuming import begin, differences, killed, trained
+from tests.resuming import begin, curves, differences, killed, trained
 
 PROMPTS = ["1+2=", "a", "12", "xy", "7*8 is"]
 
@@ -142,7 +143,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
     run = begin(tokens(folder), tmp_path, "full")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(RuntimeError, match="the last checkpoint could not be written: .*No space left"):
+        with pytest.raises(RuntimeError, match=r"the last checkpoint could not be written: .*No space left"):
             trained(run)
     assert run.read_status().state == "failed"
     trained(run)
@@ -160,3 +161,36 @@ def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
     assert str(newest) in capsys.readouterr().err
     assert not differences(whole, run)
     assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
+
+
+def test_changed_options_are_used_recorded_or_refused_with_the_reason(
+    folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(tokens(folder), tmp_path, "changed")
+    assert killed(run, "after pruning", 3)
+    run.release()
+    written = run.config.read_text(encoding="utf-8")
+
+    def resumed(*flags: str) -> int:
+        return main(["resume", "changed", "--runs", str(tmp_path), *flags])
+
+    refused = {
+        "--seed": ("2", "it made what was trained"),
+        "--llm.kl-coef": ("1", "it made what was trained"),
+        "--optim.no-joint": ("", "the state of one optimizer does not fit two"),
+        "--ppo.clp": ("1", "did you mean --ppo.clip"),
+    }
+    for flag, (value, why) in refused.items():
+        assert resumed(*[flag, value][: 2 if value else 1]) == 2
+        assert why in capfd.readouterr().err
+    assert run.config.read_text(encoding="utf-8") == written
+    assert resumed("--optim.lr", "1e-6", "--optim.no-anneal", "--total-iterations", "7") == 0
+    changes = run.read_status().resumes[-1]["changed"]
+    assert changes.pop("optim.lr")[1] == 1e-6
+    assert changes == {"total_iterations": [5, 7], "optim.anneal": [True, False]}
+    assert "lr = 1e-06" in run.config.read_text(encoding="utf-8")
+    assert run.begun.read_text(encoding="utf-8") == written
+    rates = curves(run)["optim/lr"][1]
+    assert len(rates) == 7
+    assert rates[:2] == curves(whole)["optim/lr"][1][:2]
+    assert rates[2:] == pytest.approx([1e-6] * 5)
