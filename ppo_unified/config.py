@@ -129,8 +129,10 @@ class Log(Section):
     )
 
 
-CHANGEABLE = ("total_steps", "total_iterations", "device", "threads", "stop_when_solved", "ppo", "optim")
-CHANGEABLE += ("checkpoint", "eval", "log")  # options and sections that a run may be resumed with other values of
+CHANGEABLE = frozenset(  # options and sections that a run may be resumed with other values of
+    ["total_steps", "total_iterations", "device", "threads", "stop_when_solved"]
+    + ["ppo", "optim", "checkpoint", "eval", "log"]
+)
 
 
 class RunConfig(Section):

@@ -119,9 +119,13 @@ def packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         flat = kept[name].detach().cpu().contiguous().reshape(-1)
-        yield memoryview(
-            flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()
-        )  # of one element any stride will do
+        yield _bytes(flat.as_strided(flat.shape, (1,)))  # of one element any stride will do
+
+
+def _bytes(numbers: Tensor) -> memoryview:
+    """The memory of numbers [n] that stand side by side."""
+    array: Any = numbers.view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -32,14 +32,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
     (path / "prompts.jsonl").write_text(lines, encoding="utf-8")
     (path / "texts.txt").write_text("one two\nthree four five\nsix\nseven eight\n", encoding="utf-8")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     save_model(path / "lm", **small)
     return path
 
 
 def tokens(folder: Path, **llm: Any) -> RunConfig:
     """Every part that has a state: prompts in order, an adapting KL coefficient, running scores, pretraining texts."""
-    options = {"model": str(folder / "lm"), "prompts": str(folder / "prompts.jsonl"), "reward": f"{__name__}:vowels"}
+    options: dict[str, Any] = {
+        "model": str(folder / "lm"),
+        "prompts": str(folder / "prompts.jsonl"),
+        "reward": f"{__name__}:vowels",
+    }
     options |= {"max_new_tokens": 4, "rollout_batch": 3, "kl_coef": 0.1, "kl_target": 2.0, "kl_horizon": 100}
     options |= {"score_normalize": "running", "ptx_coef": 0.1, "ptx_data": str(folder / "texts.txt"), "ptx_batch": 2}
     table: dict[str, Any] = {"total_steps": 0, "total_iterations": 5, "threads": 1, "llm": options | llm}
