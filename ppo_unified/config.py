@@ -129,6 +129,12 @@ class Log(Section):
     )
 
 
+CHANGEABLE = frozenset(  # options and sections that a run may be resumed with other values of
+    ["total_steps", "total_iterations", "device", "threads", "stop_when_solved"]
+    + ["ppo", "optim", "checkpoint", "eval", "log"]
+)
+
+
 class RunConfig(Section):
     """Everything a run needs, but for what its adapter adds."""
 
@@ -189,6 +195,17 @@ class RunConfig(Section):
             if ignored and not owner.is_default(name):
                 raise ValueError(f"{option} = {getattr(owner, name)!r} has no effect with {why}; drop one of the two")
         return self
+
+    def fixed(self, option: str) -> str:
+        """Why a run that has begun can't change an option; empty where it can."""
+        section, _, name = option.rpartition(".")
+        if option == "optim.joint":
+            return "the state of one optimizer does not fit two"
+        if option == "ppo.penalty_coef" and self.ppo.penalty_target:
+            return "with ppo.penalty_target it has adapted since"
+        if (section or name) in CHANGEABLE:
+            return ""
+        return "it made what was trained and what it is trained on"
 
     @property
     def origin(self) -> str:

@@ -40,13 +40,14 @@ def start(arguments: Sequence[str], runs: Path, begun: Callable[[Run], object] |
     return run
 
 
-def resume(run: Run, **further: int) -> Run:
-    """Go on with a run in the background and wait until it trains; `further`: total_steps or total_iterations.
+def resume(run: Run, options: Sequence[str] = (), **further: int) -> Run:
+    """Go on with a run in the background and wait until it trains; `further`: total_steps or total_iterations,
+    and any other flags in `options`.
 
     Raises UsageError with what the process said if it refused.
     """
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in further.items()]
-    launch.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
+    launch.detach(["resume", str(run.path.resolve()), *flags, *options], resumed=run)
     return run
 
 
@@ -140,6 +141,9 @@ def _resumed(entry: dict[str, object]) -> Event:
     when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
     known = isinstance(when, int | float), isinstance(step, int)
     text = "without a word before" if before in ACTIVE else f"it had {before}" if before else ""
+    changed = entry.get("changed")
+    if isinstance(changed, dict):
+        text += "".join(f"\n{name}: {short(values)}" for name, values in changed.items())
     return Event(when if known[0] else None, step if known[1] else None, "resumed", text)  # type: ignore[arg-type]
 
 

@@ -54,7 +54,7 @@ def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
 
 
 class EventWriter:
-    """Appends to one event file in `folder`; every call is on disk (not fsynced) when it returns."""
+    """Appends to one event file in `folder`; every call is in the system's hands when it returns."""
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
@@ -94,6 +94,10 @@ class EventWriter:
 
         plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in options.items()}
         self._write(Event(wall_time=time.time(), summary=hparams_pb(plain, trial_id=self.folder.name)))
+
+    def sync(self) -> None:
+        """Push what was written to the disk. Raises OSError."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 
-from ppo_unified import checkpoint, launch, samples
+from ppo_unified import checkpoint, launch, restoring, samples
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
@@ -98,15 +98,14 @@ def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]
     torch.set_num_threads(config.threads)
     step, device = checkpoint.choose(run, which), resolve_device(config)
     adapter: Adapter = load(adapter_spec(config.kind).build)(config, device)
-    restore_policy(adapter, run, step, device)
+    restore_policy(adapter, run, step, checkpoint.load_policy(run, step, device))
     return adapter, step
 
 
-def restore_policy(adapter: Adapter, run: Run, step: int, device: torch.device) -> None:
+def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any]) -> None:
     """Put a checkpoint's weights into the policy. Raises UsageError where config.toml describes another network."""
-    state = checkpoint.load_policy(run, step, device)
     try:
-        adapter.policy.load_state_dict(state)
+        adapter.policy.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise UsageError(f"{run.config} does not fit checkpoint {step}; was it edited? ({first})") from None
@@ -124,37 +123,34 @@ class Trainer:
         self.optimizers = make_optimizers(self.adapter.policy, config.optim)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
-        self.resumed = self._restore() if checkpoint.steps(run) else False
+        self.evaluated = -1  # the step of the last evaluation
+        self.kept = (-1, -1)  # step and last evaluation of the newest checkpoint: what one of them holds
+        self.unsaved = ""  # why the last checkpoint could not be written
+        self.resumed = self._restore()
         self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
-        samples.cut(run, self.progress.iteration)
+        samples.cut(run, self.progress.iteration, self.evaluated if self.resumed else -1)
         if not self.resumed:
             self.events.hyperparameters(config.flat())
         self.process = psutil.Process()
         self.began, self.elapsed_before = time.time(), status.elapsed_s
         self.steps_before = self.progress.steps
         self.checkpointed = self.beaten = self.measured = time.monotonic()
-        self.evaluated = -1  # the step of the last evaluation
         status.device = str(self.device)
 
     def _restore(self) -> bool:
-        """Take up the newest checkpoint."""
-        step = checkpoint.choose(self.run, "latest")
-        state = checkpoint.load_trainer(self.run, step)
-        restore_policy(self.adapter, self.run, step, self.device)
-        self.adapter.load_state_dict(state["adapter"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.generator.set_state(state["generator"])
-        totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
-        self.progress = Progress(**state["progress"] | totals)
-        status = self.status
-        status.elapsed_s = state["elapsed_s"]
-        try:  # run.json lags behind by a heartbeat
-            status.best_step, status.best_score = checkpoint.best(self.run) or (None, None)
-        except UsageError as error:
-            print(f"{error}; run.json's best score is taken", file=sys.stderr)
-        if status.solved_step is not None and status.solved_step > step:
-            status.solved_step = None  # not reached by what was kept; it will be judged again
+        """Take up the newest checkpoint, if there is one, and forget what run.json knows of later."""
+        checkpoint.sweep(self.run)
+        found = checkpoint.newest(self.run, self.device)
+        if found is None:
+            restoring.forget(self.status)
+            return False
+        restore_policy(self.adapter, self.run, found.meta.step, found.policy)
+        self.adapter.load_state_dict(found.trainer["adapter"])
+        restoring.restore_optimizers(self.optimizers, found.trainer["optimizers"])
+        self.generator.set_state(found.trainer["generator"])
+        self.progress = restoring.progress_of(found, self.config)
+        self.evaluated = restoring.restore_status(self.status, found, self.run, self.config)
+        self.kept = self.progress.steps, self.evaluated
         return True
 
     def loop(self, stop: launch.StopRequest) -> None:
@@ -163,21 +159,22 @@ class Trainer:
         status.state = "running"
         self._update_status()
         self.run.write_status(status)
-        if self.config.eval.at_start and not self.resumed:
-            self._evaluate()
-            self.run.write_status(status)
+        if self.config.eval.at_start and self.progress.steps == 0:
+            self._evaluate_apart()
         if not self._is_over(stop):
             self._iterate(stop)
-        stopped = bool(stop)  # asked once: a request during the last evaluation comes too late
+        stopped = not self._has_ended()  # a request during the last update or evaluation comes too late
         if stopped:
             status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
         elif self._has_solved():
             status.reason = "solved"
         else:
-            self._evaluate()
+            self._evaluate_apart()
             reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
             status.reason = "total_steps reached" if reached else "total_iterations reached"
         self._checkpoint()
+        if self.unsaved:
+            raise RuntimeError(f"the last checkpoint could not be written: {self.unsaved}")
         status.state = "stopped" if stopped else "finished"
         self._update_status()
         self.run.write_status(status)
@@ -187,24 +184,32 @@ class Trainer:
             self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
         )
         for iteration in iterations:
-            self._after(iteration, stop)
+            self._after(iteration)
             if self._is_over(stop):
                 break
 
     def _is_over(self, stop: launch.StopRequest) -> bool:
         """Whether no iteration follows."""
-        return bool(stop) or self._has_solved() or self.progress.remaining <= 0
+        return bool(stop) or self._has_ended()
+
+    def _has_ended(self) -> bool:
+        """Whether the run has come to its own end, asked to stop or not."""
+        return self._has_solved() or self.progress.remaining <= 0
 
     def _has_solved(self) -> bool:
         return self.config.stop_when_solved and self.status.solved_step is not None
 
-    def _after(self, iteration: Iteration, stop: launch.StopRequest) -> None:
-        """Everything that follows an iteration, each at its own interval."""
+    def _after(self, iteration: Iteration) -> None:
+        """Everything that follows an iteration, each at its own interval.
+
+        The checkpoint comes last: what is logged of a step that it holds is complete, what comes after is cut by the
+        run that goes on from it.
+        """
         self._update_status()
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
         if self._evaluation_due(int(iteration.batch.mask.sum())):
-            metrics |= self._evaluate(log=False)
-        self._log(metrics, iteration, last=self._is_over(stop))
+            metrics |= self._evaluate()
+        self._log(metrics, iteration)
         if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
@@ -212,16 +217,16 @@ class Trainer:
                 f"{self.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree"
             )
         now = time.monotonic()
-        if now - self.checkpointed >= self.config.checkpoint.every_s:
+        if self._is_best() or now - self.checkpointed >= self.config.checkpoint.every_s:
             self._checkpoint()
         if now - self.beaten >= HEARTBEAT_S:
             self.beaten = now
             self.run.write_status(self.status)
         self.report(self.status, metrics)
 
-    def _log(self, metrics: dict[str, float], iteration: Iteration, last: bool) -> None:
+    def _log(self, metrics: dict[str, float], iteration: Iteration) -> None:
         number, every, histograms = self.progress.iteration, self.config.log.samples_every, None
-        if every and (number == 1 or number % every == 0 or last):
+        if every and (number == 1 or number % every == 0 or self._has_ended()):
             histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
             self.events.scalars(self.progress.steps, metrics, histograms)
@@ -251,14 +256,23 @@ class Trainer:
         return seen.histograms
 
     def _evaluation_due(self, learned: int) -> bool:
-        """Whether the `learned` steps of an iteration passed a multiple of eval.every_steps, resumed or not."""
+        """Whether the `learned` steps of an iteration passed a multiple of eval.every_steps, resumed or not, or were
+        the last."""
         every, steps = self.config.eval.every_steps, self.progress.steps
-        return bool(every) and steps // every > (steps - learned) // every
+        passed = bool(every) and steps // every > (steps - learned) // every
+        return passed or self.progress.remaining <= 0
 
-    def _evaluate(self, log: bool = True) -> dict[str, float]:
-        """Score the greedy policy, keep it if it is the best so far, and see whether the task is solved."""
+    def _evaluate_apart(self) -> None:
+        """Evaluate where no iteration follows or went before; nothing if that was done at this step already."""
         if self.evaluated == self.progress.steps:
-            return {}
+            return
+        self.events.scalars(self.progress.steps, self._evaluate())
+        if self._is_best():
+            self._checkpoint()
+        self.run.write_status(self.status)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Score the greedy policy and see whether it is the best so far and whether the task is solved."""
         self.evaluated = self.progress.steps
         options, status = self.config.eval, self.status
         score = float(np.mean(self.adapter.score(options.episodes, self.config.seed + 1, True)))
@@ -269,15 +283,14 @@ class Trainer:
             score = float(np.mean(scores))
         status.score = score
         if solved or status.best_score is None or score > status.best_score:
-            self._checkpoint()
-            checkpoint.mark_best(self.run, self.progress.steps, score)
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
-        metrics = self._reported() | dict.fromkeys(("eval/score", self.spec.score_tag), score)
-        if log:
-            self.events.scalars(self.progress.steps, metrics)
-        return metrics
+        return self._reported() | dict.fromkeys(("eval/score", self.spec.score_tag), score)
+
+    def _is_best(self) -> bool:
+        """Whether this very step was evaluated, as the best so far."""
+        return self.evaluated == self.status.best_step == self.progress.steps
 
     def _reported(self) -> dict[str, float]:
         """What the adapter adds to an evaluation: its metrics; its texts go into the run folder and to TensorBoard."""
@@ -292,18 +305,34 @@ class Trainer:
     def _confirmation(self, number: int) -> float:
         return float(np.mean(self.adapter.score(CONFIRMATION_EPISODES, self.config.seed + number, True)))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, adapter_state: dict[str, Any] | None = None) -> None:
+        """Keep all that going on from here needs, unless it is kept already; `adapter_state` where the adapter has
+        moved on. One that can't be written costs the run a message: the next interval tries again."""
         self.checkpointed = time.monotonic()
+        holds, self.unsaved = (self.progress.steps, self.evaluated), ""
+        if holds == self.kept:
+            return
         trainer = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "generator": self.generator.get_state(),
-            "adapter": self.adapter.state_dict(),
+            "adapter": self.adapter.state_dict() if adapter_state is None else adapter_state,
             "elapsed_s": self.status.elapsed_s,
+            "evaluation": restoring.evaluation_of(self.status, self.evaluated, self.config),
         }
-        meta = {"iteration": self.progress.iteration, "time": time.time()}
-        checkpoint.save(self.run, self.progress.steps, self.adapter.policy.state_dict(), trainer, meta)
-        checkpoint.prune(self.run, self.config.checkpoint.keep)
+        score = self.status.score if self.evaluated == self.progress.steps else None
+        progress, versions = self.progress, self.status.versions
+        meta = checkpoint.Meta(progress.steps, progress.iteration, time.time(), score, self._is_best(), versions)
+        try:
+            self.events.sync()
+            checkpoint.save(self.run, self.adapter.policy.state_dict(), trainer, meta)
+            self.kept = holds
+            checkpoint.prune(self.run, self.config.checkpoint.keep)
+        except (OSError, checkpoint.Damaged) as error:
+            self.unsaved = "" if self.kept == holds else str(error)
+            what = "older checkpoints could not be removed" if self.kept == holds else "was not written"
+            message = f"checkpoint of step {holds[0]}: {what} ({error}); training goes on"
+            print(f"{self.run.checkpoints}: {message}", file=sys.stderr)
 
     def _update_status(self) -> None:
         status = self.status

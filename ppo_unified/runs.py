@@ -67,6 +67,7 @@ class Run:
         self.path = path
         self.name = path.name
         self.config = path / "config.toml"
+        self.begun = path / "config.begun.toml"  # as it was before the first change
         self.command = path / "command.txt"
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"

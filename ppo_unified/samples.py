@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, to_json
+from ppo_unified.runs import Run, to_json, write_atomically
 from ppo_unified.text import clean
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
@@ -170,11 +170,26 @@ def read(run: Run, iteration: int) -> Stored:
     return Stored(**single, columns=found)
 
 
-def cut(run: Run, iteration: int) -> None:
-    """Remove the samples of later iterations: a resumed run writes them again."""
+def cut(run: Run, iteration: int, evaluated: int) -> None:
+    """Remove the samples of later iterations and the responses of evaluations after the step `evaluated`: a resumed run
+    writes them again."""
     for later in iterations(run):
         if later > iteration:
             path_of(run, later).unlink(missing_ok=True)
+    path = folder_of(run) / RESPONSES
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= evaluated]
+        if kept != lines:
+            write_atomically(path, b"".join(kept).decode("ascii"))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of an evaluation's line; None for one that was left unfinished."""
+    try:
+        return int(json.loads(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:

@@ -246,15 +246,16 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert command("train", "cartpole", "--name", "a", *QUICK, cwd=tmp_path).returncode == 0
     run = Run(tmp_path / "runs" / "a")
     before = run.read_status()
-    next(run.checkpoints.glob("*/trainer.pt")).write_bytes(b"torn")
+    for path in run.checkpoints.glob("*/trainer.json"):
+        path.write_bytes(b"torn")
     done = command("resume", "a", "--total-steps", "9000", cwd=tmp_path)
     assert done.returncode == 2
-    assert "to go on from the one before" in done.stderr
+    assert "trainer.json: has 4 bytes" in done.stderr
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
     detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
     assert detached.returncode == 2
-    assert "to go on from the one before" in detached.stderr
+    assert "trainer.json: has 4 bytes" in detached.stderr
     assert run.read_status() == before
 
 

@@ -24,7 +24,7 @@ from envs.llm.reward_model import Settings
 from envs.llm.rewards import load_reward
 from envs.llm.scoring import ScoringModel, SharedScoringModel
 from envs.llm.scoring_adapter import WEIGHTS, read_adapter
-from ppo_unified import load_preset, runner
+from ppo_unified import checkpoint, load_preset, runner
 from ppo_unified import run as train
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
@@ -168,13 +168,10 @@ def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, t
     one = config(folder).model_copy(update={"total_iterations": 1})
     train(one, tmp_path, "parts")
     assert main(["resume", "parts", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
-    weights = [torch.load(newest(tmp_path / name), weights_only=True) for name in ("whole", "parts")]
+    kept = [checkpoint.newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
+    weights = [found.policy for found in kept if found]
     assert whole.state == "finished"
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-
-
-def newest(run: Path) -> Path:
-    return max((run / "checkpoints").rglob("policy.pt"), key=lambda path: path.stat().st_mtime_ns)
 
 
 @pytest.mark.parametrize("options", [{"model": "other"}, {"lora_rank": 0}])

@@ -115,34 +115,10 @@ def test_a_resumed_run_knows_its_best_though_run_json_lags_behind(tmp_path: Path
     assert checkpoint.best(kept) == (after.best_step, after.best_score)
 
 
-def test_a_damaged_best_marker_costs_no_checkpoint(tmp_path: Path) -> None:
-    kept = Run(run(quick(checkpoint={"every_s": 1e-6, "keep": 9}), tmp_path).path)
-    before = checkpoint.steps(kept)
-    (kept.checkpoints / "best.json").write_text("{", encoding="utf-8")
-    checkpoint.prune(kept, 1)
-    assert checkpoint.steps(kept) == before
-    with pytest.raises(UsageError, match=r"best\.json: cannot be read"):
-        checkpoint.choose(kept, "best")
-
-
 def test_a_configuration_that_does_not_fit_its_checkpoint_is_named(tmp_path: Path) -> None:
     kept = Run(run(quick(), tmp_path).path)
     with pytest.raises(UsageError, match="does not fit checkpoint"):
         load_adapter(kept, quick(policy={"hidden": [32]}), "latest")
-
-
-class _Payload:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('executed')",))
-
-
-def test_loading_a_checkpoint_executes_nothing(tmp_path: Path) -> None:
-    config = quick()
-    result = run(config, tmp_path)
-    step = checkpoint.steps(Run(result.path))[-1]
-    torch.save({"policy": _Payload()}, checkpoint.folder_of(Run(result.path), step) / "policy.pt")
-    with pytest.raises(UsageError, match="cannot be loaded as a checkpoint"):
-        load_adapter(Run(result.path), config, "latest")
 
 
 def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,7 @@ COMMANDS: dict[str, Command] = {
     "envs": Command("what can be trained: presets, expected score and time", "looking", _json),
     "recipes": Command("how known systems set PPO up: list, show or compare", "recipes", _recipes),
     "train": Command("train a preset, a TOML file or a Gymnasium id", "training", _train),
-    "resume": Command("go on with a run in the same folder", "training", _resume),
+    "resume": Command("go on with a run in the same folder; --section.key VALUE changes options", "training", _resume),
     "stop": Command("checkpoint and stop a run", "training", _stop),
     "rename": Command("give a run another name", "changing", _rename),
     "note": Command("write a line about a run, or print it", "changing", _note),
@@ -222,7 +222,7 @@ COMMANDS: dict[str, Command] = {
     "tensorboard": Command("start TensorBoard on 127.0.0.1", "tools", _tensorboard),
     "doctor": Command("what is installed, what is missing, and the remedy", "tools", _json),
 }
-WITH_OPTIONS = ("train",)  # these take --section.key flags on top
+WITH_OPTIONS = ("train", "resume")  # these take --section.key flags on top
 
 
 def build_parser() -> Parser:
@@ -230,9 +230,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ppo-unified {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
-        sub = subparsers.add_parser(
-            name, help=command.help, description=command.help, add_help=name not in WITH_OPTIONS
-        )
+        sub = subparsers.add_parser(name, help=command.help, description=command.help, add_help=name != "train")
         command.arguments(sub)
         sub.set_defaults(parser=sub)
         if name not in ("envs", "recipes", "reward-model", "prove", "doctor"):

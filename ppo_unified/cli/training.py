@@ -20,6 +20,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.recipes import laid_over
 from ppo_unified.runs import Run, find, write_atomically
 
+TOTALS = ("total_steps", "total_iterations")
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
 
@@ -67,32 +68,24 @@ def _train_detached(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def resume(options: argparse.Namespace) -> int:
+def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Go on from the newest checkpoint; from the start where there is none yet."""
     run = find(options.run, options.folder)
-    further = {
-        name: value for name in ("total_steps", "total_iterations") if (value := getattr(options, name)) is not None
-    }
+    totals = {name: getattr(options, name) for name in TOTALS}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
     if options.detach:
-        print(control.resume(run, **further).path)
+        print(control.resume(run, [*flags, *rest]).path)
         return 0
-    config, status = presets.from_file(run.config), run.read_status()
-    solved = config.stop_when_solved and status.solved_step is not None
-    if further and solved:
-        further["stop_when_solved"] = False
-    if status.state == "finished" and not further:
-        how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
-        raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
-    config = presets.changed(config, further, "resume")
-    if config.total_steps and status.step >= config.total_steps and further:
-        raise UsageError(
-            f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
-        )
+    config, changes = _changed(run, [*flags, *rest])
     stop = launch.StopRequest()
     with stop.installed():
         before, written, status = run.read_status(), run.config.read_text(encoding="utf-8"), launch.reopen(run)
+        if changes:
+            status.resumes[-1]["changed"] = changes
+            if not run.begun.exists():
+                write_atomically(run.begun, written)
         run.write_status(launch.claimed(status, config))
-        if further:
+        if changes:
             write_atomically(run.config, config.to_toml())
         if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
             print(f"{run.name} has no checkpoint: it starts at step 0", file=sys.stderr)
@@ -102,6 +95,38 @@ def resume(options: argparse.Namespace) -> int:
             run.write_status(before)
             write_atomically(run.config, written)
             raise
+
+
+def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
+    """A run's configuration with flags laid over it, and what that changes: {option: [from, to]}.
+
+    Raises UsageError for an option that a run which has begun can't change, and where it has ended already.
+    """
+    from ppo_unified.flags import parse_flags
+
+    begun, status = presets.from_file(run.config), run.read_status()
+    about = f"Options of {run.name} and their values now."
+    config = parse_flags(begun, flags, f"ppo-unified resume {run.name}", about) if flags else begun
+    further = any(getattr(config, name) != getattr(begun, name) for name in TOTALS)
+    solved = begun.stop_when_solved and status.solved_step is not None
+    if status.state == "finished" and not further:
+        how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
+        raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
+    if further and solved:
+        config = presets.changed(config, {"stop_when_solved": False}, "resume")
+    if further and config.total_steps and status.step >= config.total_steps:
+        raise UsageError(
+            f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
+        )
+    old, new = begun.flat(), config.flat()
+    changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
+    for option, (was, _) in changes.items():
+        if why := begun.fixed(option):
+            raise UsageError(
+                f"{run.name}: {option} = {was!r} can't change any more: {why}; begin anew with: ppo-unified train "
+                f"{run.config} --{option.replace('_', '-')} ..."
+            )
+    return config, changes
 
 
 def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:

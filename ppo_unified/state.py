@@ -1,0 +1,153 @@
+"""A trainer's nested state as tensors and JSON: nothing that is loaded from either can execute.
+
+Tensors go into the safetensors format, everything else stays where it was in a JSON document, each tensor replaced by
+its name. What JSON has no word for is an object with one key that begins with '$'.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_TENSOR, _TUPLE, _FLOAT, _ITEMS = "$tensor", "$tuple", "$float", "$items"
+_METADATA = "__metadata__"  # the one name that safetensors keeps for itself
+_NAMES = {  # of types, in a safetensors header
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """(a document that JSON can hold, the tensors in `state` by name). Raises TypeError for anything that is no tensor,
+    number, string, boolean, None, list, tuple or dict, naming where it stands."""
+    tensors: dict[str, Tensor] = {}
+    return _split(state, "", tensors), tensors
+
+
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = path
+        while name in tensors or name in ("", _METADATA):
+            name += "_"
+        tensors[name] = value
+        return {_TENSOR: name}
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
+    if isinstance(value, list | tuple):
+        items = [_split(x, f"{path}/{number}", tensors) for number, x in enumerate(value)]
+        return items if isinstance(value, list) else {_TUPLE: items}
+    if isinstance(value, Mapping):
+        pairs = [(_split(key, "", {}), _split(x, f"{path}/{key}", tensors)) for key, x in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return dict(pairs)
+        return {_ITEMS: [list(pair) for pair in pairs]}
+    raise TypeError(
+        f"state{path}: a {type(value).__name__} can't be kept; make it a tensor, number, string, list or dict"
+    )
+
+
+def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `split` was given. Raises ValueError for a document that it can't have made."""
+    if isinstance(document, list):
+        return [join(x, tensors) for x in document]
+    if not isinstance(document, dict):
+        return document
+    marks = [key for key in document if key.startswith("$")]
+    if not marks:
+        return {key: join(x, tensors) for key, x in document.items()}
+    mark, content = marks[0], document[marks[0]]
+    if mark == _TENSOR and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if mark == _TUPLE and isinstance(content, list):
+        return tuple(join(x, tensors) for x in content)
+    if mark == _FLOAT and content in ("nan", "inf", "-inf"):
+        return float(content)
+    if mark == _ITEMS and isinstance(content, list):
+        return {_hashable(join(key, tensors)): join(x, tensors) for key, x in content}
+    raise ValueError(f"{mark} = {str(content)[:100]!r} means nothing")
+
+
+def _hashable(key: Any) -> Any:
+    if isinstance(key, list | dict | Tensor):
+        raise ValueError(f"{str(key)[:100]} can't be a key")
+    return key
+
+
+def packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, piece by piece: one tensor at a time is in memory beside the rest.
+
+    Written here because the library either makes the whole file in memory or writes it where no short write is seen.
+    A tensor that is another one under a second name (tied weights) is stored once and named in the header's metadata,
+    as `safetensors.torch.save_model` does; overlapping tensors of different shape become two.
+    """
+    kept, aliases = _without_aliases(tensors)
+    order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # so that each is aligned to its type
+    header: dict[str, Any] = {_METADATA: aliases}
+    end = 0
+    for name in order:
+        x = kept[name]
+        if x.dtype not in _NAMES or x.layout is not torch.strided:
+            raise TypeError(f"{name}: a tensor of {x.dtype}, {x.layout} can't be kept")
+        start, end = end, end + x.numel() * x.element_size()
+        header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in order:
+        flat = kept[name].detach().cpu().contiguous().reshape(-1)
+        yield _bytes(flat.as_strided(flat.shape, (1,)))  # of one element any stride will do
+
+
+def _bytes(numbers: Tensor) -> memoryview:
+    """The memory of numbers [n] that stand side by side."""
+    array: Any = numbers.view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that differ, and for each further name of one of them the name it is kept under."""
+    seen: dict[Any, str] = {}
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for name, x in tensors.items():
+        place = (x.device, x.data_ptr(), x.dtype, x.shape, x.stride()) if x.numel() else name
+        first = seen.setdefault(place, name)
+        if first == name:
+            kept[name] = x
+        else:
+            aliases[name] = first
+    return kept, aliases
+
+
+def unpacked(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises OSError, ValueError or safetensors' SafetensorError."""
+    with safe_open(path, framework="pt", device=str(device)) as file:  # copies: the file may be removed
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        aliases = file.metadata() or {}
+    if any(first not in tensors for first in aliases.values()):
+        raise ValueError("its header names a tensor that it does not hold")
+    return tensors | {name: tensors[first] for name, first in aliases.items()}

@@ -1,0 +1,140 @@
+"""A run that dies and is resumed, beside one that never stopped, and what must be equal between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_unified import checkpoint, launch, presets, runner, samples
+from ppo_unified.config import RunConfig
+from ppo_unified.events import EventReader, EventWriter
+from ppo_unified.launch import StopRequest
+from ppo_unified.runs import Run
+
+FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
+
+
+class Killed(BaseException):
+    """The trainer is gone: nothing that it would have done any more has an effect."""
+
+
+def begin(config: RunConfig, runs: Path, name: str) -> Run:
+    return launch.prepare(config, runs, name)
+
+
+def trained(run: Run, stop: StopRequest | None = None) -> None:
+    """Train in a folder from its newest checkpoint, to the end or until a stop."""
+    if run._lock is None:
+        run.acquire()
+    runner.train_in(run, presets.from_file(run.config), stop or StopRequest())
+
+
+@contextmanager
+def dying(where: str, number: int) -> Iterator[None]:
+    """Inside the block the `number`-th call of a place, 'before ' or 'after ' one of PLACES, is the trainer's last.
+
+    What follows in the same process (the status of a failed run, the log) is kept from the disk, as a kill would.
+    """
+    when, _, place = where.partition(" ")
+    owner, name = PLACES[place]
+    real, calls = getattr(owner, name), [0]
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] != number:
+            return real(*arguments, **options)
+        if when == "after":
+            real(*arguments, **options)
+        patch.setattr(Run, "write_status", lambda self, status: None)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield
+
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "event": (EventWriter, "scalars"),
+    "checkpoint": (checkpoint, "save"),
+    "pruning": (checkpoint, "prune"),
+    "sample": (samples, "write"),
+    "responses": (samples, "append_responses"),
+    "status": (Run, "write_status"),
+}
+
+
+def killed(run: Run, where: str, number: int) -> bool:
+    """Train until that place; whether it was reached before the run's end."""
+    try:
+        with dying(where, number):
+            trained(run)
+    except Killed:
+        return True
+    return False
+
+
+def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
+    """Steps and values of every metric that has to repeat."""
+    reader = EventReader(run.path)
+    reader.poll()
+    assert not reader.damage
+    return {
+        tag: (series.steps.tolist(), series.values.tolist())
+        for tag, series in sorted(reader.series.items())
+        if not tag.startswith(FREE)
+    }
+
+
+def stored(run: Run) -> dict[str, Any]:
+    """Everything in samples/ but the metrics' times."""
+    found: dict[str, Any] = {}
+    for path in sorted(samples.folder_of(run).iterdir()):
+        if path.suffix == ".npz":
+            one = samples.read(run, int(path.stem))
+            metrics = {tag: x for tag, x in one.metrics.items() if not tag.startswith(FREE)}
+            found[path.name] = vars(one) | {"metrics": metrics}
+        else:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the bit, through dicts, lists, arrays and tensors."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, np.ndarray | torch.Tensor):
+        return bool(a.dtype == b.dtype and a.shape == b.shape and np.array_equal(np.asarray(a), np.asarray(b)))
+    return bool(a == b)
+
+
+def differences(whole: Run, other: Run) -> list[str]:
+    """What two runs that must be alike differ in; no step of a curve is there twice."""
+    found = []
+    for tag, (steps, _) in curves(other).items():
+        if steps != sorted(set(steps)):
+            found.append(f"{tag}: its steps do not rise: {steps}")
+    parts: dict[str, Callable[[Run], dict[str, Any]]] = {"curve": curves, "sample": stored, "final": final}
+    for what, read in parts.items():
+        ours, theirs = read(whole), read(other)
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        found += [f"{what} {key}" for key in keys if not same(ours.get(key), theirs.get(key))]
+    return found
+
+
+def final(run: Run) -> dict[str, Any]:
+    """The last checkpoint, and what run.json says that does not depend on the clock."""
+    loaded = checkpoint.newest(run, torch.device("cpu"))
+    assert loaded is not None
+    status = run.read_status()
+    told = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}
+    told |= {"best": (status.best_step, status.best_score), "kept best": checkpoint.best(run)}
+    trainer = {name: x for name, x in loaded.trainer.items() if name != "elapsed_s"}
+    return told | {"policy": loaded.policy, "trainer": trainer}
