@@ -22,6 +22,7 @@ from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
+from ppo_unified.health import Health
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
 from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
@@ -31,6 +32,7 @@ from ppo_unified.runs import Run, Status
 HEARTBEAT_S = 1.0
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
 RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
+HEALTH = "health/events"  # tag of the texts that say which checks fire and heal
 
 Report = Callable[[Status, dict[str, float]], None]
 
@@ -124,7 +126,9 @@ class Trainer:
         self.optimizers = make_optimizers(self.adapter.policy, config.optim)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
+        self.health = Health(has_critic=any(True for _ in self.adapter.policy.critic_parameters()))
         self.resumed = self._restore() if checkpoint.steps(run) else False
+        status.health = self.health.firing()
         self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
         samples.cut(run, self.progress.iteration)
         if not self.resumed:
@@ -145,6 +149,8 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
+        if "health" in state:  # checkpoints of before there were checks have none
+            self.health.load_state_dict(state["health"])
         totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
         self.progress = Progress(**state["progress"] | totals)
         status = self.status
@@ -204,6 +210,7 @@ class Trainer:
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
         if self._evaluation_due(int(iteration.batch.mask.sum())):
             metrics |= self._evaluate(log=False)
+        self._judge(metrics)
         self._log(metrics, iteration, last=self._is_over(stop))
         if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
@@ -225,6 +232,13 @@ class Trainer:
             histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
             self.events.scalars(self.progress.steps, metrics, histograms)
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Put the iteration before the health checks; what changes goes into TensorBoard and run.json."""
+        for line in self.health.update(self.progress.steps, metrics):
+            self.events.text(self.progress.steps, HEALTH, line)
+        self.status.health = self.health.firing()
+        metrics["health/warnings"] = float(len(self.status.health))
 
     def _keep_sample(self, metrics: dict[str, float], iteration: Iteration) -> dict[str, np.ndarray]:
         """Store every quantity of the iteration's steps, add what its updates did to `metrics`; the histograms."""
@@ -300,6 +314,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "adapter": self.adapter.state_dict(),
             "elapsed_s": self.status.elapsed_s,
+            "health": self.health.state_dict(),
         }
         meta = {"iteration": self.progress.iteration, "time": time.time()}
         checkpoint.save(self.run, self.progress.steps, self.adapter.policy.state_dict(), trainer, meta)
