@@ -389,6 +389,17 @@ class Health:
         self._verdicts |= known
 
 
+def as_table(checks: Iterable[Check] = CHECKS) -> list[str]:
+    """The lines of docs/health.md's table."""
+    lines = ["| check | reads | fires when | meaning | what to change | source of the limit |", "|---|---|---|---|---|---|"]
+    for check in checks:
+        reads = " ".join(f"`{tag}`" for tag in check.reads)
+        rule = f"{check.rule}: {'above' if check.is_high else 'below'} {check.limit:g}"
+        name = f"**{check.name}**" if check.severe else check.name
+        lines.append(f"| {name} | {reads} | {rule} | {check.meaning} | {check.advice} | {check.source} |")
+    return lines
+
+
 def sentence(check: Check) -> str:
     """What a check says where it fires."""
     return f"{check.meaning} {check.advice}".replace("`", "")
