@@ -120,11 +120,11 @@ def _rise(track: Track) -> float:
 
 
 def _gold_lost(proxy: Track, gold: Track) -> float | None:
-    """How much of the gold score's rise is gone again, in rises; while the proxy score is near its best."""
+    """How much of the gold score's rise is gone again, in rises (at least 3 deviations); while the proxy is near its best."""
     risen = proxy.peak - proxy.then
     if risen <= 0 or proxy.now < proxy.then + 0.8 * risen:
         return None
-    noise = float(np.std(gold.start)) + 1e-6
+    noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
     return (gold.peak - gold.now) / max(gold.peak - gold.then, 3 * noise)
 
 
@@ -200,7 +200,7 @@ CHECKS: tuple[Check, ...] = (
         "dead_critic",
         CRITIC,
         _dead,
-        0.02,
+        0.05,
         False,
         f"largest size of the explained variance in {WINDOW} iterations, after {SETTLED}, with a value loss that has "
         "not fallen by a tenth",
@@ -391,7 +391,10 @@ class Health:
 
 def as_table(checks: Iterable[Check] = CHECKS) -> list[str]:
     """The lines of docs/health.md's table."""
-    lines = ["| check | reads | fires when | meaning | what to change | source of the limit |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| check | reads | fires when | meaning | what to change | source of the limit |",
+        "|---|---|---|---|---|---|",
+    ]
     for check in checks:
         reads = " ".join(f"`{tag}`" for tag in check.reads)
         rule = f"{check.rule}: {'above' if check.is_high else 'below'} {check.limit:g}"
