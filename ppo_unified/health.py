@@ -120,7 +120,7 @@ def _rise(track: Track) -> float:
 
 
 def _gold_lost(proxy: Track, gold: Track) -> float | None:
-    """The part of the gold score's rise (at least 3 deviations) that is gone, while the proxy score is near its best."""
+    """Part of the gold score's rise (at least 3 deviations) that is gone, while the proxy score is near its best."""
     risen = proxy.peak - proxy.then
     if risen <= 0 or proxy.now < proxy.then + 0.8 * risen:
         return None
