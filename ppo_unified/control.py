@@ -9,14 +9,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ppo_unified import launch
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, write_atomically
+from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, warnings_of, write_atomically
 from ppo_unified.text import short
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
@@ -133,7 +133,15 @@ def events_of(run: Run, status: Status) -> list[Event]:
     if status.solved_step is not None:
         middle.append(Event(None, status.solved_step, "solved", "both further evaluations reached the threshold"))
     middle.sort(key=lambda event: event.step or 0)
+    middle.extend(_warnings(status))
+    middle.sort(key=lambda event: event.step or 0)
     return [Event(status.started or None, 0, "started", began), *middle, *_end(run, status)]
+
+
+def _warnings(status: Status) -> Iterator[Event]:
+    """The health checks that fire, each from the step on at which it began."""
+    for warning in warnings_of(status):
+        yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
 def _resumed(entry: dict[str, object]) -> Event:

@@ -83,6 +83,7 @@ METRICS: dict[str, Metric] = {
     "ref/kl_coef": Metric("", "weight of the KL penalty"),
     "response/length": Metric("tokens", "mean length of a response"),
     "response/eos_rate": Metric("share", "responses that ended by themselves"),
+    "response/repetition": Metric("share", "token triples that a response had used before", "near 0"),
     "optim/lr": Metric("", "learning rate of the policy"),
     "optim/grad_norm": Metric("", "gradient norm before clipping, mean over the iteration's optimizer steps"),
     "optim/steps": Metric(
@@ -103,6 +104,7 @@ METRICS: dict[str, Metric] = {
     "invariant/optimizer_steps_error": Metric(
         "", "optimizer steps missing from epochs x minibatches, early stops apart", "0"
     ),
+    "health/warnings": Metric("", "health checks that fire; which ones and why: docs/health.md", "0"),
     "system/cpu": Metric("%", "CPU use of this process, 100 = one core"),
     "system/memory_gb": Metric("GB", "resident memory of this process"),
     "system/gpu": Metric("%", "utilisation of the GPU"),

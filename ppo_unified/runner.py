@@ -22,6 +22,7 @@ from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
+from ppo_unified.health import Health
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
 from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
@@ -31,6 +32,7 @@ from ppo_unified.runs import Run, Status
 HEARTBEAT_S = 1.0
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
 RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
+HEALTH = "health/events"  # tag of the texts that say which checks fire and heal
 
 Report = Callable[[Status, dict[str, float]], None]
 
@@ -126,7 +128,9 @@ class Trainer:
         self.evaluated = -1  # the step of the last evaluation
         self.kept = (-1, -1)  # step and last evaluation of the newest checkpoint: what one of them holds
         self.unsaved = ""  # why the last checkpoint could not be written
+        self.health = Health(has_critic=any(True for _ in self.adapter.policy.critic_parameters()))
         self.resumed = self._restore()
+        status.health = self.health.firing()
         self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
         samples.cut(run, self.progress.iteration, self.evaluated if self.resumed else -1)
         if not self.resumed:
@@ -150,6 +154,8 @@ class Trainer:
         self.generator.set_state(found.trainer["generator"])
         self.progress = restoring.progress_of(found, self.config)
         self.evaluated = restoring.restore_status(self.status, found, self.run, self.config)
+        if "health" in found.trainer:  # checkpoints of before there were checks have none
+            self.health.load_state_dict(found.trainer["health"])
         self.kept = self.progress.steps, self.evaluated
         return True
 
@@ -209,6 +215,7 @@ class Trainer:
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
         if self._evaluation_due(int(iteration.batch.mask.sum())):
             metrics |= self._evaluate()
+        self._judge(metrics)
         self._log(metrics, iteration)
         if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
@@ -230,6 +237,13 @@ class Trainer:
             histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
             self.events.scalars(self.progress.steps, metrics, histograms)
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Put the iteration before the health checks; what changes goes into TensorBoard and run.json."""
+        for line in self.health.update(self.progress.steps, metrics):
+            self.events.text(self.progress.steps, HEALTH, line)
+        self.status.health = self.health.firing()
+        metrics["health/warnings"] = float(len(self.status.health))
 
     def _keep_sample(self, metrics: dict[str, float], iteration: Iteration) -> dict[str, np.ndarray]:
         """Store every quantity of the iteration's steps, add what its updates did to `metrics`; the histograms."""
@@ -319,6 +333,7 @@ class Trainer:
             "adapter": self.adapter.state_dict() if adapter_state is None else adapter_state,
             "elapsed_s": self.status.elapsed_s,
             "evaluation": restoring.evaluation_of(self.status, self.evaluated, self.config),
+            "health": self.health.state_dict(),
         }
         score = self.status.score if self.evaluated == self.progress.steps else None
         progress, versions = self.progress, self.status.versions

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import IO, Any, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ppo_unified.errors import UsageError, nearest
 
@@ -58,6 +58,24 @@ class Status:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     seed: int = 0
+    health: list[dict[str, Any]] = field(default_factory=list)  # of each check that fires: name, since, severe, text
+
+
+class Warned(NamedTuple):
+    """A health check that fires."""
+
+    name: str
+    since: int  # step
+    text: str  # what it means and what to change
+
+
+def warnings_of(status: Status) -> list[Warned]:
+    """The health checks that fire as run.json tells them; entries of another form are passed over."""
+    found = []
+    for entry in status.health:
+        if isinstance(entry, dict) and type(since := entry.get("since")) is int:
+            found.append(Warned(str(entry.get("name", "")), since, str(entry.get("text", ""))))
+    return found
 
 
 class Run:

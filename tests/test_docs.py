@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ppo_unified import health
 from ppo_unified.adapters import config_model
 from ppo_unified.config import known_options
 from ppo_unified.metrics import METRICS
@@ -20,6 +21,16 @@ def test_the_metrics_table_is_the_declaration() -> None:
     page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     for tag, metric in METRICS.items():
         assert f"| `{tag}` | {metric.unit} | {metric.meaning} | {metric.healthy} |" in page
+
+
+def test_the_table_of_health_checks_is_the_declaration() -> None:
+    page = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
+    assert "\n".join(health.as_table()) in page
+    options = known_options(config_model("gym")) | known_options(config_model("llm"))
+    for check in health.CHECKS:
+        assert set(check.reads) <= set(METRICS)
+        for name in re.findall(r"`(\w+\.\w+)`", check.advice):
+            assert name in options, f"{check.name}: {name}"
 
 
 def test_the_table_of_keys_is_the_declaration() -> None:

@@ -21,7 +21,7 @@ from textual.worker import get_current_worker
 
 from ppo_unified import control
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import ACTIVE, Run
+from ppo_unified.runs import ACTIVE, Run, warnings_of
 from ppo_unified.text import can_unicode, clean
 from tui.actions import Action, Place, bindings, key_name, writes
 from tui.dialogs import Read, help_text
@@ -88,6 +88,7 @@ class Terminal(App[None]):
         self._lock = threading.Lock()
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
+        self._warned: dict[str, set[str]] = {}  # names of the health checks that fired then
         self._painted, self._refresh_s = 0.0, REFRESH_S
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
@@ -147,6 +148,7 @@ class Terminal(App[None]):
         self.call_after_refresh(self._pictured, began)
         if changes.listed:
             self._tell_ends()
+            self._tell_warnings()
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen | RunPage | MetricScreen) and screen.is_mounted:
                 screen.store_changed(changes)
@@ -163,6 +165,16 @@ class Terminal(App[None]):
             if before in (*ACTIVE, "stalled") and entry.state in MESSAGES and entry.state != before:
                 self._tell(entry)
         self._states = {key: entry.state for key, entry in entries.items()}
+
+    def _tell_warnings(self) -> None:
+        """A word where a health check of a run that was seen before has begun to fire."""
+        warned = {key: warnings_of(entry.status) for key, entry in self.store.entries.items()}
+        for key, warnings in warned.items():
+            for warning in warnings:
+                if warning.name not in self._warned.get(key, {warning.name}):
+                    text = f"{key}: {warning.name}: {warning.text}"
+                    self.notify(clean(text), severity="warning", timeout=10, markup=False)
+        self._warned = {key: {warning.name for warning in warnings} for key, warnings in warned.items()}
 
     def _tell(self, entry: Entry) -> None:
         status = entry.status

@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from ppo_unified.runs import warnings_of
 from ppo_unified.text import clean, columns_of, duration, pad, short
 
 if TYPE_CHECKING:
@@ -41,8 +42,15 @@ def _percent(entry: Entry, _now: float) -> str:
 
 
 def _remark(entry: Entry) -> str:
-    """What is wrong with a run, or what somebody wrote about it."""
-    return entry.problem or entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+    """What is wrong with a run, which health checks fire, or what somebody wrote about it."""
+    said = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+    return entry.problem or "   ".join(filter(None, (_health(entry), said)))
+
+
+def _health(entry: Entry) -> str:
+    """The health checks that fire, by name."""
+    names = ", ".join(warning.name for warning in warnings_of(entry.status))
+    return f"! {names}" if names else ""
 
 
 COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
@@ -292,9 +300,8 @@ class RunList(ScrollView, can_focus=True):
             segments += [Segment(text, style), Segment(gap, base)]
             used += size + len(gap)
         rest = _remark(entry)
-        style = (
-            base if current else self.get_component_rich_style("run-list--bad" if entry.problem else "run-list--dim")
-        )
+        kind = "bad" if entry.problem else "warn" if _health(entry) else "dim"
+        style = base if current else self.get_component_rich_style(f"run-list--{kind}")
         text = pad("  " + clean(rest), width - used) if width - used >= NOTE and rest else " " * max(0, width - used)
         return Strip([*segments, Segment(text, style)]).crop(0, width)
 

@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from ppo_unified.metrics import usual_first
-from ppo_unified.runs import ACTIVE, Run
+from ppo_unified.runs import ACTIVE, Run, warnings_of
 from ppo_unified.text import clean, duration, short
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
@@ -260,6 +260,8 @@ def _head(entry: Entry) -> Content:
     parts.append(Content("   ".join(facts)))
     wrong = entry.problem or (status.reason if entry.state in ("failed", "crashed") else "")
     parts += [Content.styled(f"\n{clean(wrong)}", "$text-error")] if wrong else []
+    for warning in warnings_of(status):
+        parts.append(Content.styled(f"\n! {clean(warning.name)}: {clean(warning.text)}", "$text-warning"))
     parts += [Content.styled(f"\n{clean(entry.note)}", "$text-muted")] if entry.note else []
     return Content.assemble(*parts)
 

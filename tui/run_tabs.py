@@ -25,7 +25,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.metrics import describe
 from ppo_unified.query import flatten
 from ppo_unified.replies import wrapped
-from ppo_unified.runs import Run
+from ppo_unified.runs import Run, warnings_of
 from ppo_unified.text import clean, duration, short, table
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Events(TextTab):
             entry.state,
             status.reason,
             len(status.resumes),
+            warnings_of(status),
             status.best_step,
             status.solved_step,
             curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
@@ -159,7 +160,8 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
     first, *further = wrapped(summary, max(20, width - indent))
     lines = [" " * indent + line for line in further]
     lines += [" " * INDENT + line for line in wrapped(detail, max(20, width - INDENT)) if detail]
-    style = "bold $text-error" if event.what in ("failed", "crashed") else "bold"
+    colors = {"failed": "bold $text-error", "crashed": "bold $text-error", "warning": "bold $text-warning"}
+    style = colors.get(event.what, "bold")
     return Content.assemble(head, (what, style), first, "\n", *(line + "\n" for line in lines))
 
 

@@ -174,6 +174,7 @@ class LLMAdapter:
             "ref/kl_coef": coef,
             "response/length": float(mask.sum(1).float().mean()),
             "response/eos_rate": float(responses.ended.float().mean()),
+            "response/repetition": responses.repetition(),
         }
 
     def _next_prompts(self) -> Iterator[int]:

@@ -15,7 +15,6 @@ from envs.llm.rewards import score
 from ppo_unified.samples import Report
 
 SHOWN = 8  # held-out prompts whose responses are logged, the same at every evaluation
-NGRAM = 3
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def report(adapter: LLMAdapter, episodes: int, seed: int) -> Report:
         "eval/kl": float(kl.mean()),
         "eval/length": float(mask.sum(1).float().mean()),
         "eval/eos_rate": float(sampled.responses.ended.float().mean()),
-        "eval/repetition": float(
-            np.mean([repetition(sampled.responses.response(row)) for row in range(len(sampled.texts))])
-        ),
+        "eval/repetition": sampled.responses.repetition(),
     }
     if adapter.gold is not None:
         columns = adapter.held_out.columns_of(choose(len(adapter.held_out.texts), episodes, seed))
@@ -112,9 +109,3 @@ def shown(adapter: LLMAdapter) -> list[dict[str, object]]:
         }
         for i in numbers
     ]
-
-
-def repetition(tokens: Sequence[int]) -> float:
-    """Share of a response's n-grams that it has used before, 0 to 1."""
-    grams = [tuple(tokens[i : i + NGRAM]) for i in range(len(tokens) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from envs.llm.model import POLICY, Network
 
 ROOM = 64  # columns that a layer's cache grows by
+NGRAM = 3  # tokens whose return counts as repetition
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Responses:
         """bool [N, S - 1]: column t chooses token t + 1, and the policy did so."""
         column = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
         return (column >= self.prompt_lengths[:, None] - 1) & (column < self.lengths[:, None] - 1)
+
+    def repetition(self) -> float:
+        """Share of a response's n-grams that it has used before, 0 to 1, averaged over responses."""
+        tokens, begins, ends = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
+        rows = zip(tokens, begins, ends, strict=True)
+        return sum(_repeated(row[begin:end]) for row, begin, end in rows) / len(tokens)
+
+
+def _repeated(response: Sequence[int]) -> float:
+    grams = [tuple(response[i : i + NGRAM]) for i in range(len(response) - NGRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 @torch.no_grad()

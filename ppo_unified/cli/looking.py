@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.query import flatten, lookup, parse
-from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, to_json
+from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, to_json, warnings_of
 from ppo_unified.text import (
     DIM,
     GREEN,
@@ -74,7 +74,7 @@ def envs(options: argparse.Namespace) -> int:
     if width_of(table(rows)) <= _width():
         say("\n".join(table(rows, color)))
     else:
-        tasks = [painted(row.pop("task"), DIM if color else "") for row in rows]
+        tasks = [[painted(row.pop("task"), DIM if color else "")] for row in rows]
         say("\n".join(_with_notes(table(rows, color), tasks)))
     say(
         "\nOne of these:               ppo-unified train cartpole"
@@ -106,7 +106,7 @@ def runs(options: argparse.Namespace) -> int:
         )
     elif chosen:
         color = can_color(sys.stdout)
-        say("\n".join(_with_notes(_run_table(chosen, _width(), color), _reasons(chosen, color))))
+        say("\n".join(_with_notes(_run_table(chosen, _width(), color), _remarks(chosen, color, _health_names))))
     elif everything:
         print(f"none of the {len(everything)} runs in {options.folder} matches the query", file=sys.stderr)
     else:
@@ -139,17 +139,32 @@ def _run_cells(seen: Seen) -> dict[str, str]:
     }
 
 
-def _reasons(chosen: Sequence[Seen], color: bool) -> list[str]:
-    """What ended each failed run; empty for the others."""
-    texts = [clean(seen.status.reason) if seen.state == "failed" else "" for seen in chosen]
-    return [painted(text, RED) if color and text else text for text in texts]
+def _remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
+    """For each run a line of what ended it if it failed, and lines of its health; none where all is well."""
+    remarks = []
+    for seen in chosen:
+        lines = [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
+        lines += [(clean(text), YELLOW) for text in health(seen.status)]
+        remarks.append([painted(text, style) if color else text for text, style in lines if text])
+    return remarks
 
 
-def _with_notes(lines: Sequence[str], notes: Sequence[str]) -> list[str]:
-    """A header and its lines, each followed by its note where it has one."""
+def _health_names(status: Status) -> list[str]:
+    """The checks that fire, in one line."""
+    names = ", ".join(warning.name for warning in warnings_of(status))
+    return [f"! health: {names}"] if names else []
+
+
+def _health_lines(status: Status) -> list[str]:
+    """What each check that fires has to say."""
+    return [f"! {one.name} since step {one.since:,}: {one.text}" for one in warnings_of(status)]
+
+
+def _with_notes(lines: Sequence[str], notes: Sequence[Sequence[str]]) -> list[str]:
+    """A header and its lines, each followed by its notes, if it has any."""
     told = [lines[0]]
-    for line, note in zip(lines[1:], notes, strict=True):
-        told += [line, f"  {note}"] if note else [line]
+    for line, own in zip(lines[1:], notes, strict=True):
+        told += [line, *(f"  {note}" for note in own)]
     return told
 
 
@@ -275,7 +290,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> l
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
     seen = [look(one.run) for one in watched]
-    head = _with_notes(_run_table(seen, paper.columns, paper.color, marks), _reasons(seen, paper.color))
+    head = _with_notes(_run_table(seen, paper.columns, paper.color, marks), _remarks(seen, paper.color, _health_lines))
     if not tags:
         return [*head, "", "no metrics yet"]
     across = min(len(tags), 1 if paper.columns < 56 else 2 if paper.columns < 180 else 3)

@@ -8,7 +8,7 @@ import time
 from typing import TextIO
 
 from ppo_unified.cli.screen import is_drawable
-from ppo_unified.runs import Run, Status
+from ppo_unified.runs import Run, Status, warnings_of
 from ppo_unified.text import can_unicode, duration
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
@@ -22,8 +22,10 @@ class Progress:
         self.screen = getattr(sys.stderr, "screen", sys.stderr)  # not the log: a live line is not for keeping
         self.log = log
         self.lived, self.said = 0.0, time.monotonic()  # when the last line of either kind was written
+        self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
+        self._tell_health(status)
         now = time.monotonic()
         if self.terminal and now - self.lived >= LIVE_S:
             self.lived = now
@@ -37,6 +39,16 @@ class Progress:
             if not self.terminal and self.screen is not self.log:
                 self.screen.write(line)
                 self.screen.flush()
+
+    def _tell_health(self, status: Status) -> None:
+        """A line when a health check begins to fire, and when it has healed."""
+        firing = {warning.name: warning.text for warning in warnings_of(status)}
+        lines = [f"warning: {name}: {text}" for name, text in firing.items() if name not in self.warned]
+        lines += [f"{name} is well again" for name in sorted(self.warned - firing.keys())]
+        self.warned = frozenset(firing)
+        for line in lines:
+            self.finish()
+            print(f"step {status.step:,}: {line}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         if self.terminal:
