@@ -12,6 +12,7 @@ import torch
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, write_atomically
+from ppo_unified.untrusted import read_json
 
 POLICY, TRAINER, META, BEST = "policy.pt", "trainer.pt", "meta.json", "best.json"
 
@@ -53,18 +54,18 @@ def steps(run: Run) -> list[int]:
     """The steps of all checkpoints, ascending."""
     if not run.checkpoints.is_dir():
         return []
-    return sorted(int(path.name) for path in run.checkpoints.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in run.checkpoints.iterdir() if len(path.name) > 11 and path.name.isdecimal())
 
 
 def best(run: Run) -> tuple[int, float] | None:
     """Step and score of the best checkpoint, or None before the first evaluation. Raises UsageError if damaged."""
     path = run.checkpoints / BEST
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         return int(table["step"]), float(table["score"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); it says which checkpoint is best") from None
 
 
@@ -87,9 +88,11 @@ def choose(run: Run, which: str) -> int:
     if which == "best":
         step = best_step(run)
         return step if step in there else there[-1]
-    if which.isdigit() and int(which) in there:
+    if which in map(str, there):
         return int(which)
-    raise UsageError(f"{run.path}: no checkpoint {which!r}; there are best, latest and {', '.join(map(str, there))}")
+    raise UsageError(
+        f"{run.path}: no checkpoint {which[:40]!r}; there are best, latest and {', '.join(map(str, there))}"
+    )
 
 
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:

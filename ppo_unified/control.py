@@ -20,6 +20,7 @@ from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, write_a
 from ppo_unified.text import short
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
+LONGEST_NOTE = 1 << 16  # characters; the rest is not read
 
 
 class Event(NamedTuple):
@@ -108,7 +109,8 @@ def _check_idle(run: Run, what: str) -> None:
 def read_note(run: Run) -> str:
     """What somebody wrote about the run; empty without a note."""
     try:
-        return run.note.read_text(encoding="utf-8", errors="replace").strip()
+        with open(run.note, encoding="utf-8", errors="replace") as file:
+            return file.read(LONGEST_NOTE).strip()
     except OSError:
         return ""
 

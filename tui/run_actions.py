@@ -92,7 +92,7 @@ class RunActions(Screen[None]):
         step = entry.status.step
 
         def check(text: str) -> None:
-            if not text.isdecimal() or int(text) <= step:
+            if not text.isdecimal() or len(text) > 18 or int(text) <= step:
                 raise UsageError(f"a whole number above {step} is expected")
 
         def answered(text: str | None) -> None:
@@ -163,5 +163,5 @@ class RunActions(Screen[None]):
             except OSError as error:
                 self.terminal.complain(f"{path}: cannot be read ({error.strerror})")
                 return
-            self.app.copy_to_clipboard(command)
+            self.app.copy_to_clipboard(clean(command))  # what is pasted into a shell must not bring a line of its own
             self.notify(f"Copied: {clean(command)}", markup=False)
