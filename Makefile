@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench bench-tui mutants pictures clean
+.PHONY: install demo test check format learn bench bench-tui fuzz mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,9 @@ bench: install  ## CartPole from cold start to solved
 
 bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, processor time, memory (about 4 minutes)
 	$(BIN)/python benchmarks/terminal_ui.py
+
+fuzz: install  ## 20,000 inputs that nobody would write for every parser (about an hour)
+	$(BIN)/python -m tests.fuzz --out benchmarks/fuzz.md
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py

@@ -31,6 +31,7 @@ _TIME_STEPS = (
     *(_DAY * days for days in (1, 2, 5, 10, 20, 50, 100)),
 )
 NOTHING, CROSS = -1, -2  # styles that are no layer's
+_LARGEST = 1e250  # drawn; what is larger is drawn as this
 _BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
 
 
@@ -280,7 +281,8 @@ def draw(
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
-    shown = [line._replace(y=log10(line.y) if log_y else np.asarray(line.y, np.float64)) for line in lines]
+    bounded = [(line, _bounded(line.x), _bounded(line.y)) for line in lines]
+    shown = [line._replace(x=x, y=log10(y) if log_y else y) for line, x, y in bounded]
     view = find_view(shown, x_range)
     head = _legend(lines, width, title, color)
     if view is None:
@@ -300,6 +302,15 @@ def draw(
     floor, below = floor_row(ticks, room, glyphs), label_row(ticks, width, gutter)
     axis = [" " * gutter + glyphs.corner + floor, below]
     return rows + [painted(row, DIM) if color else row for row in axis]
+
+
+def _bounded(values: np.ndarray) -> np.ndarray:
+    """Values [P] whose differences can be computed; whole numbers, NaN and infinities as they are."""
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        return values
+    values = values.astype(np.float64)
+    return np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), values)
 
 
 def log10(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,12 +28,14 @@ from ppo_unified.durable import Sum
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json
 from ppo_unified.state import join, packed, split, unpacked
+from ppo_unified.text import tell
+from ppo_unified.untrusted import read_json
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
 FORMAT = 2
 MOST_META = 1 << 20  # bytes of a meta.json
 DAMAGED, ASIDE = ".damaged", ".tmp"  # how the names end of what a trainer found damaged, and of what nobody finished
-_NAME = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?")  # the step, and which writing of that step it is
+_NAME = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # the step, and which writing of that step it is
 
 T = TypeVar("T")
 
@@ -214,12 +215,12 @@ def choose(run: Run, which: str) -> int:
     there = steps(run)
     if not there:
         raise UsageError(f"{run.checkpoints}: there is no checkpoint yet")
-    if which.isdigit() and int(which) in there:
+    if which in map(str, there):
         _check_policy(folder_of(run, int(which)))
         return int(which)
     if which not in ("best", "latest"):
         raise UsageError(
-            f"{run.path}: no checkpoint {which!r}; there are best, latest and {', '.join(map(str, there))}"
+            f"{run.path}: no checkpoint {which[:40]!r}; there are best, latest and {', '.join(map(str, there))}"
         )
     order = there[::-1]
     wanted = best_step(run) if which == "best" else None
@@ -245,7 +246,7 @@ def _first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
             damage.append(str(error))
             continue
         if damage:
-            print(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead", file=sys.stderr)
+            tell(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead")
         return loaded
     raise Damaged(
         f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; put a copy "
@@ -366,7 +367,7 @@ def _load_old(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _old_best(run: Run) -> tuple[int, float] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        table = json.loads((run.checkpoints / "best.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        table = read_json(run.checkpoints / "best.json")
         return int(table["step"]), float(table["score"])
     return None

@@ -6,7 +6,6 @@ Sections are frozen pydantic models; an adapter adds its own by subclassing `Run
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -15,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppo_unified.errors import UsageError, nearest
+from ppo_unified.untrusted import parse_toml, read_bytes
 
 
 class Section(BaseModel):
@@ -286,14 +286,14 @@ def _remedy(model: type[RunConfig], location: list[str]) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file. Raises UsageError when it can't be read, is not text, or is not TOML."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return parse_toml(read_bytes(path).decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}: is not a text file (byte {error.start} is not UTF-8); a TOML configuration is expected"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
 

@@ -20,6 +20,7 @@ from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, warning
 from ppo_unified.text import short
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
+LONGEST_NOTE = 1 << 16  # characters; the rest is not read
 
 
 class Event(NamedTuple):
@@ -40,14 +41,12 @@ def start(arguments: Sequence[str], runs: Path, begun: Callable[[Run], object] |
     return run
 
 
-def resume(run: Run, options: Sequence[str] = (), **further: int) -> Run:
-    """Go on with a run in the background and wait until it trains; `further`: total_steps or total_iterations,
-    and any other flags in `options`.
+def resume(run: Run, *flags: str) -> Run:
+    """Go on with a run in the background and wait until it trains; `flags` as of the command `resume`.
 
     Raises UsageError with what the process said if it refused.
     """
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in further.items()]
-    launch.detach(["resume", str(run.path.resolve()), *flags, *options], resumed=run)
+    launch.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
     return run
 
 
@@ -109,7 +108,8 @@ def _check_idle(run: Run, what: str) -> None:
 def read_note(run: Run) -> str:
     """What somebody wrote about the run; empty without a note."""
     try:
-        return run.note.read_text(encoding="utf-8", errors="replace").strip()
+        with open(run.note, encoding="utf-8", errors="replace") as file:
+            return file.read(LONGEST_NOTE).strip()
     except OSError:
         return ""
 

@@ -15,6 +15,7 @@ import tyro
 
 from ppo_unified.config import RunConfig, Section, known_options, validate
 from ppo_unified.errors import UsageError, closest
+from ppo_unified.untrusted import parse_json
 
 HIDDEN = ("kind", "preset", "recipe")  # they come with the target and --recipe
 
@@ -76,7 +77,7 @@ def _tables(parsed: Any, section: Section) -> dict[str, Any]:
             value = _tables(value, before)
         elif isinstance(before, dict):
             try:
-                value = json.loads(value)
+                value = parse_json(value)
             except ValueError as error:
                 raise UsageError(f"command line: {f.name} = {value!r} is not JSON: {error}") from None
         tables[f.name] = value

@@ -22,6 +22,7 @@ from ppo_unified.config import RunConfig, known_options, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.recipes import RECORDS, all_recipes, laid_over
 from ppo_unified.runs import Run, check_name
+from ppo_unified.untrusted import parse_json
 
 WHERE = "command line"  # a mistake in a form reads as the same mistake in a command
 NAME, SEED, RECIPE = "name", "seed", "recipe"  # of what is typed: the run's name, one seed or several, the recipe
@@ -222,7 +223,7 @@ def _read(text: str, annotation: Any) -> Any:
 
 def _table(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from None
 

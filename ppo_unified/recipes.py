@@ -61,11 +61,14 @@ def load_recipe(name: str) -> Recipe:
 def _read(name: str, path: Path) -> Recipe:
     table = read_toml(path)
     about, kind = table.pop("about", {}), table.pop("kind", "")
-    if not kind:
+    if not kind or not isinstance(kind, str):
         raise UsageError(f'{path}: says no adapter; add a line such as: kind = "llm"')
+    about = about if isinstance(about, dict) else {"title": about}
+    title, source, differs = about.get("title", ""), about.get("source", ""), about.get("differs", [])
+    if not isinstance(differs, list) or not all(isinstance(x, str) for x in (title, source, *differs)):
+        raise UsageError(f"{path}: [about] holds title and source, which are texts, and differs, a list of texts")
     text = path.read_text(encoding="utf-8")
-    differs = tuple(about.get("differs", ()))
-    return Recipe(name, kind, about.get("title", ""), about.get("source", ""), differs, table, remarks(text), text)
+    return Recipe(name, kind, title, source, tuple(differs), table, remarks(text), text)
 
 
 def remarks(text: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import traceback
@@ -28,6 +27,7 @@ from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
 from ppo_unified.runs import Run, Status
+from ppo_unified.text import tell
 
 HEARTBEAT_S = 1.0
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
@@ -347,7 +347,7 @@ class Trainer:
             self.unsaved = "" if self.kept == holds else str(error)
             what = "older checkpoints could not be removed" if self.kept == holds else "was not written"
             message = f"checkpoint of step {holds[0]}: {what} ({error}); training goes on"
-            print(f"{self.run.checkpoints}: {message}", file=sys.stderr)
+            tell(f"{self.run.checkpoints}: {message}")
 
     def _update_status(self) -> None:
         status = self.status
@@ -376,7 +376,7 @@ class Trainer:
         try:
             self.adapter.close()
         except Exception as error:
-            print(f"closing the environment failed: {type(error).__name__}: {error}", file=sys.stderr)
+            tell(f"closing the environment failed: {type(error).__name__}: {error}")
         self.events.close()
 
 

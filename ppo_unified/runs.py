@@ -24,6 +24,7 @@ from types import UnionType
 from typing import IO, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ppo_unified.errors import UsageError, nearest
+from ppo_unified.untrusted import read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
 LATEST = "latest"  # instead of a run's name: the newest
@@ -100,11 +101,11 @@ class Run:
         """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
         path = self.path / "run.json"
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             known = {key: value for key, value in data.items() if key in _kinds()}
             for key, value in known.items():
                 if not _fits(value, _kinds()[key]):
-                    raise ValueError(f"{key} = {value!r} is no {_kinds()[key]}")
+                    raise ValueError(f"{key} = {str(value)[:80]!r} is no {_kinds()[key]}")
             return Status(**known)
         except (OSError, ValueError, AttributeError) as error:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
@@ -180,11 +181,14 @@ def _kinds() -> dict[str, Any]:
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Whether a value from JSON is of a type: a whole number is also a float, true is no number."""
+    """Whether a value from JSON is of a type: a whole number of 64 bits is also a float, true is no number."""
     if isinstance(kind, UnionType):
         return any(_fits(value, option) for option in get_args(kind))
     if kind in (int, float):
-        return type(value) is int or type(value) is kind
+        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
+        return whole or (kind is float and type(value) is float and math.isfinite(value))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(x, get_origin(get_args(kind)[0])) for x in value)
     return isinstance(value, get_origin(kind) or kind)
 
 

@@ -6,8 +6,8 @@ Both are plain data: loading executes nothing. No torch.
 
 from __future__ import annotations
 
-import json
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,6 +20,7 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json, write_atomically
 from ppo_unified.text import clean
+from ppo_unified.untrusted import parse_json
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
 RESPONSES = "responses.jsonl"
@@ -116,6 +117,17 @@ class Stored:
 
 
 SINGLE = tuple(f.name for f in fields(Stored) if f.name != "columns")  # what is no array [N, T] in a file
+MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("iteration", "step", "steps"), (int,)),
+    **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
+    **dict.fromkeys(("advantage_kind", "value_target"), (str,)),
+    "metrics": (dict,),
+}
+_DAMAGE = (  # what numpy and zipfile raise on files of others
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError),
+    *(IndexError, zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 def folder_of(run: Run) -> Path:
@@ -129,7 +141,7 @@ def path_of(run: Run, iteration: int) -> Path:
 def iterations(run: Run) -> list[int]:
     """The iterations whose samples are stored, ascending."""
     folder = folder_of(run)
-    return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdigit()) if folder.is_dir() else []
+    return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
 def kept_rows(mask: np.ndarray) -> int:
@@ -156,18 +168,52 @@ def read(run: Run, iteration: int) -> Stored:
     """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
     path = path_of(run, iteration)
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        single = {name: found.pop(name).item() for name in SINGLE}
-        single["metrics"] = json.loads(single["metrics"])
-        shape = found["mask"].shape
-        if len(shape) != 2 or any(x.shape != shape for x in found.values()):
-            raise ValueError("its arrays differ in shape")
-        if not found["mask"].any() or "continues" not in found:
-            raise ValueError("it holds no steps")
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: cannot be read as samples ({clean(error)}); delete it") from None
+        found = _arrays(path)
+        single = {name: _single(name, found.pop(name)) for name in SINGLE}
+        _check_columns(found)
+    except _DAMAGE as error:
+        raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
     return Stored(**single, columns=found)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"unpacked it would take {size:,} bytes")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def _single(name: str, array: np.ndarray) -> Any:
+    value = array.item()
+    if name == "metrics":
+        value = parse_json(value)
+    if not isinstance(value, _KINDS[name]):
+        raise ValueError(f"its {name} is no {_KINDS[name][0].__name__}")
+    return value
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError, or KeyError for what lacks, unless these are columns as `write` has them."""
+    mask, continues = columns["mask"], columns["continues"]
+    if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
+        raise ValueError("its arrays differ in shape")
+    if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufU" for x in columns.values()):
+        raise ValueError("its arrays are neither numbers nor texts")
+    for name, x in columns.items():
+        if not name.isidentifier() or name == "column":
+            raise ValueError("an array has no name of a column")
+        if (
+            name in QUANTITIES
+            and (name == "text" or QUANTITIES[name].adds_up)
+            and (x.dtype.kind == "U") != (name == "text")
+        ):
+            raise ValueError(f"its {name} is {x.dtype}")
+    if not mask.any():
+        raise ValueError("it holds no steps")
 
 
 def cut(run: Run, iteration: int, evaluated: int) -> None:
@@ -187,7 +233,7 @@ def cut(run: Run, iteration: int, evaluated: int) -> None:
 def _step_of(line: bytes) -> int | None:
     """The step of an evaluation's line; None for one that was left unfinished."""
     try:
-        return int(json.loads(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
+        return int(parse_json(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -212,7 +258,7 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
         return {}
     for line in lines:
         try:
-            table = json.loads(line)
+            table = parse_json(line)
             found[int(table["step"])] = list(table["responses"])
         except (ValueError, KeyError, TypeError):
             continue

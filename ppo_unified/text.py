@@ -21,6 +21,11 @@ def clean(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", str(text))).strip()
 
 
+def clean_lines(text: object) -> str:
+    """The lines of `text`, each made harmless, with their indentation."""
+    return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot keeps the indentation
+
+
 def can_color(stream: TextIO) -> bool:
     """Whether to write ANSI colours: a terminal that is not dumb, and NO_COLOR (no-color.org) is unset or empty."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -39,6 +44,11 @@ def say(text: str) -> None:
     """Print to stdout; characters that its encoding lacks become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
+
+
+def tell(text: str) -> None:
+    """Print a message to stderr; nothing in it can hurt a terminal."""
+    print(clean_lines(text), file=sys.stderr)
 
 
 def painted(text: str, code: str) -> str:

@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, t
         control.resume(trained)
     assert launch.stop(trained, kill=False) == "stopped"
     step = trained.read_status().step
-    control.resume(trained, total_steps=step + 1000)
+    control.resume(trained, f"--total-steps={step + 1000}")
     wait_for(lambda: trained.read_status().state == "finished")
     assert trained.read_status().step >= step + 1000
     with pytest.raises(UsageError, match="train it further with --total-steps"):

@@ -78,11 +78,11 @@ class RunActions(Screen[None]):
             else:
                 self._resume(run)
 
-    def _resume(self, run: Run, **further: int) -> None:
+    def _resume(self, run: Run, *flags: str) -> None:
         self.notify(f"{clean(run.name)} goes on ...", markup=False)
 
         def work() -> str:
-            control.resume(run, **further)
+            control.resume(run, *flags)
             return f"{clean(run.name)} is running"
 
         self.terminal.in_thread(work)
@@ -92,12 +92,12 @@ class RunActions(Screen[None]):
         step = entry.status.step
 
         def check(text: str) -> None:
-            if not text.isdecimal() or int(text) <= step:
+            if not text.isdecimal() or len(text) > 18 or int(text) <= step:
                 raise UsageError(f"a whole number above {step} is expected")
 
         def answered(text: str | None) -> None:
             if text:
-                self._resume(Run(entry.path), total_steps=int(text))
+                self._resume(Run(entry.path), f"--total-steps={text}")
 
         title = f"{clean(entry.key)} has finished after {step:,} steps. Train it on to how many?"
         self.app.push_screen(Ask(title, str(2 * step), check=check), answered)
@@ -163,5 +163,5 @@ class RunActions(Screen[None]):
             except OSError as error:
                 self.terminal.complain(f"{path}: cannot be read ({error.strerror})")
                 return
-            self.app.copy_to_clipboard(command)
+            self.app.copy_to_clipboard(clean(command))  # what is pasted into a shell must not bring a line of its own
             self.notify(f"Copied: {clean(command)}", markup=False)

@@ -13,6 +13,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from ppo_unified.runs import write_atomically
+from ppo_unified.untrusted import read_json
 from tui.run_list import COLUMNS
 
 
@@ -34,7 +35,7 @@ class ViewState:
     def load(cls, runs: Path) -> ViewState:
         state = cls()
         with suppress(OSError, ValueError):
-            table = json.loads(cls.path(runs).read_text(encoding="utf-8"))
+            table = read_json(cls.path(runs))
             for f in fields(cls) if isinstance(table, dict) else ():
                 if type(table.get(f.name)) is type(getattr(state, f.name)):
                     setattr(state, f.name, table[f.name])

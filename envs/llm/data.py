@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.text import clean
+from ppo_unified.untrusted import parse_json
 
 Prompt = str | list[dict[str, str]]  # a text, or a chat: messages with "role" and "content"
 
@@ -176,8 +177,8 @@ def _records(path: Path) -> tuple[list[_Record], str]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return False
     return True
 
@@ -185,12 +186,12 @@ def _is_json(text: str) -> bool:
 def _parse(text: str, where: str, line: int = 0) -> Any:
     """A JSON value; `line` is where it stands if it takes one line of a file, 0 for the whole file."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{where}, line {line or error.lineno}: not JSON ({error.msg} at column {error.colno})"
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number of thousands of digits, thousands of brackets
         at = f"{where}, line {line}" if line else where
         raise UsageError(f"{at}: JSON that cannot be read ({error})") from None
 

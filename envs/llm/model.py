@@ -353,7 +353,8 @@ def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     here = Path(path).is_dir()
     try:
         with quiet():
-            return load(path) if here or _hub_answers() else load(path, local_files_only=True)
+            options = {} if here or _hub_answers() else {"local_files_only": True}
+            return load(path, trust_remote_code=False, **options)  # left out, transformers would ask on the terminal
     except Exception as error:  # damaged files raise whatever their readers raise
         why = clipped(f"{type(error).__name__}: {error}", 200)
         if here:

@@ -176,7 +176,7 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
         raise UsageError(f"--model {name}: {found}; use the tokenizer that the model was trained with")
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            resolve(name), num_labels=1, dtype=torch.float32, output_loading_info=True
+            resolve(name), num_labels=1, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]

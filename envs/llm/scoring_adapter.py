@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ppo_unified.errors import UsageError
+from ppo_unified.untrusted import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "base_model.model.score."
@@ -57,7 +57,7 @@ def read_adapter(source: str) -> ScoringAdapter | None:
     """The scoring adapter in a folder; None for anything else, another kind of adapter included."""
     path = Path(source) / CONFIG
     try:
-        options: Any = json.loads(path.read_text(encoding="utf-8"))
+        options: Any = read_json(path)
         if options["task_type"] != "SEQ_CLS":
             return None
         return ScoringAdapter(Path(source), str(options["base_model_name_or_path"]))

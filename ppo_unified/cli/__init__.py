@@ -15,6 +15,7 @@ from typing import NamedTuple, NoReturn
 
 from ppo_unified import __version__
 from ppo_unified.errors import UsageError, nearest
+from ppo_unified.text import tell
 
 
 class Parser(argparse.ArgumentParser):
@@ -272,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)
         return code
     except UsageError as error:
-        print(error, file=sys.stderr)
+        tell(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -280,5 +281,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a full disk behind stdout, say
-        print(f"ppo-unified: {error}", file=sys.stderr)
+        tell(f"ppo-unified: {error}")
         return 1

@@ -8,11 +8,11 @@ import sys
 from ppo_unified import control
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import find
-from ppo_unified.text import clean
+from ppo_unified.text import clean, clean_lines, say
 
 
 def rename(options: argparse.Namespace) -> int:
-    print(control.rename(find(options.run, options.folder), options.name).path)
+    say(clean(control.rename(find(options.run, options.folder), options.name).path))
     return 0
 
 
@@ -22,7 +22,7 @@ def note(options: argparse.Namespace) -> int:
     if options.text is not None:
         control.write_note(run, options.text)
     elif text := control.read_note(run):
-        print("\n".join(map(clean, text.splitlines())))
+        say(clean_lines(text))
     return 0
 
 

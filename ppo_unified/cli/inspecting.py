@@ -69,9 +69,10 @@ def _chosen(asked: str, count: int, iteration: int) -> Sequence[int]:
     """The numbers of the samples that are meant. Raises UsageError naming the range."""
     if asked == "all":
         return range(count)
-    if not (asked.isascii() and asked.isdigit()) or int(asked) >= count:
+    if not asked.isdecimal() or len(asked) > 9 or int(asked) >= count:
         raise UsageError(
-            f"--sample {clean(asked)}: iteration {iteration} has the samples 0 to {count - 1}; name one of them, or all"
+            f"--sample {clean(asked)[:20]}: iteration {iteration} has the samples 0 to {count - 1}; "
+            "name one of them, or all"
         )
     return [int(asked)]
 

@@ -363,8 +363,8 @@ def _option_table(tables: Mapping[str, Mapping[str, Any]], differing: Sequence[s
         return ["the options are the same"]
     color, width = can_color(sys.stdout), _width()
     cells = {label: {key: _spelled(options.get(key)) for key in differing} for label, options in tables.items()}
-    by_option = [{"option": key} | {label: cells[label][key] for label in cells} for key in differing]
-    by_run = [{"run": label} | row for label, row in cells.items()]
+    by_option = [{"option": clean(key)} | {label: cells[label][key] for label in cells} for key in differing]
+    by_run = [{"run": label} | {clean(key): cell for key, cell in row.items()} for label, row in cells.items()]
     turned = width_of(table(by_option)) > width >= width_of(table(by_run))
     return table(by_run if turned else by_option, color)
 

@@ -29,7 +29,8 @@ from ppo_unified.frames import Frame, Style, draw, write_gif
 from ppo_unified.replies import Chat, Exchange, lay_out
 from ppo_unified.rollout import Adapter
 from ppo_unified.runs import Run, find
-from ppo_unified.text import can_color, clean, say
+from ppo_unified.text import can_color, clean, say, tell
+from ppo_unified.untrusted import read_json
 
 FPS = 30.0  # faster is shown at this
 PAUSE_FRAMES = 30  # on an episode's end
@@ -110,7 +111,7 @@ def _chat(loaded: Loaded, options: Namespace) -> None:
         try:
             _print_exchange(chat.answer(prompt), with_prompt=not typed)
         except UsageError as error:
-            print(error, file=sys.stderr)
+            tell(str(error))
     if not asked and not typed:
         for exchange in chat.examples(options.episodes or 1):
             _print_exchange(exchange, with_prompt=True)
@@ -306,7 +307,7 @@ def _strangers(folder: Path, known: set[str], within: str = "") -> Iterator[str]
 def _exported_files(folder: Path, run: str) -> set[str]:
     """The files of an earlier export of the same run there, which may be replaced."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
         return set(description["files"]) if (description["format"], description["run"]) == (FORMAT, run) else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()

@@ -21,6 +21,7 @@ from ppo_unified.cli.progress import LIVE_S, PLAIN_S
 from ppo_unified.cli.screen import is_drawable
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean, duration, say
+from ppo_unified.untrusted import read_json
 
 DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
 FORMAT = "ppo_unified reward model 1"
@@ -95,7 +96,7 @@ def _check_out(folder: Path) -> None:
 def _earlier(folder: Path) -> set[str]:
     """The files of an earlier scoring model there."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
         ours = description["format"] == FORMAT
         return set(description["files"]) & set(os.listdir(folder)) if ours else set()
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,6 +19,8 @@ from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.recipes import laid_over
 from ppo_unified.runs import Run, find, write_atomically
+from ppo_unified.text import clean, clean_lines, say, tell
+from ppo_unified.untrusted import read_json
 
 TOTALS = ("total_steps", "total_iterations")
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
@@ -62,9 +64,9 @@ def _train_detached(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Leave it to a process of its own, which refuses what can be refused."""
     name = ["--name", options.name] if options.name else []
     run = control.start([*_begun_from(options), *name, *rest], options.folder)
-    print(run.path)
+    say(clean(run.path))
     process = run.read_status().pid
-    print(f"training in the background, process {process}; stop it: {_command('stop', run)}", file=sys.stderr)
+    tell(f"training in the background, process {process}; stop it: {_command('stop', run)}")
     return 0
 
 
@@ -74,7 +76,7 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     totals = {name: getattr(options, name) for name in TOTALS}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
     if options.detach:
-        print(control.resume(run, [*flags, *rest]).path)
+        say(clean(control.resume(run, *flags, *rest).path))
         return 0
     config, changes = _changed(run, [*flags, *rest])
     stop = launch.StopRequest()
@@ -88,7 +90,7 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if changes:
             write_atomically(run.config, config.to_toml())
         if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
-            print(f"{run.name} has no checkpoint: it starts at step 0", file=sys.stderr)
+            tell(f"{run.name} has no checkpoint: it starts at step 0")
         try:
             return _work(run, config, stop)
         except UsageError:  # nothing was trained: the run is what it was
@@ -132,7 +134,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
 def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
     """Train in a claimed folder and say how it ended."""
     with launch.logged(run) as log:
-        print(f"training in {run.path}", file=sys.stderr)
+        tell(f"training in {run.path}")
         from ppo_unified.runner import train_in  # imports torch: the folder and the signal handlers are there by now
 
         progress = Progress(log)
@@ -142,19 +144,19 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
             progress.finish()
             if isinstance(error, UsageError):
                 raise
-            print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr)
+            tell(f"{run.name} failed: {type(error).__name__}: {error}")
             kept = f"; checkpoints are kept: {_command('resume', run)}" if run.checkpoints.is_dir() else ""
-            print(f"the traceback is in {run.log}{kept}", file=sys.stderr)
+            tell(f"the traceback is in {run.log}{kept}")
             return EXIT["failed"]
         progress.finish()
-        print(summary(run, status))
+        say(clean_lines(summary(run, status)))
         spec = adapter(config.kind)
         verb, what = "eval", "score it"
         if status.state == "stopped":
             verb, what = "resume", "go on"
         elif spec.play or spec.chat:
             verb, what = "play", "watch it" if spec.play else "talk to it"
-        print(f"Next: {what} with: {_command(verb, run)}")
+        say(clean(f"Next: {what} with: {_command(verb, run)}"))
     return EXIT[status.state]
 
 
@@ -167,10 +169,7 @@ def _command(verb: str, run: Run) -> str:
 def stop(options: argparse.Namespace) -> int:
     run = find(options.run, options.folder)
     state = launch.stop(run, options.kill)
-    print(
-        f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {_command('resume', run)}",
-        file=sys.stderr,
-    )
+    tell(f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {_command('resume', run)}")
     return 0
 
 
@@ -209,7 +208,7 @@ def regress(options: argparse.Namespace) -> int:
 
 def _read_baseline(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -1,0 +1,108 @@
+"""A share of `make fuzz` in every test run, always the same inputs; and those that once broke something."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ppo_unified.errors import UsageError
+from ppo_unified.text import clean_lines
+from ppo_unified.untrusted import DEEPEST, parse_json, parse_toml
+from tests import fuzz
+
+SHARE = 24  # inputs of each parser
+DEEP = 100_000
+STATUS = {"name": "a", "state": "running"}
+
+
+@pytest.fixture(scope="module")
+def parsers() -> dict[str, fuzz.Parser]:
+    return fuzz.parsers()
+
+
+@pytest.mark.parametrize("name", fuzz.parsers())
+def test_no_input_raises_anything_but_a_usage_error_or_takes_a_second(name: str) -> None:
+    assert fuzz.try_many(name, SHARE if name != "command line" else SHARE // 2).inputs
+
+
+ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input, whether it is refused now
+    "run.json nested 100,000 deep": ("run.json", b"[" * DEEP, True),
+    "run.json with a nested value": (
+        "run.json",
+        json.dumps(STATUS | {"versions": {}})[:-1].encode() + b', "x": ' + b"[" * 900 + b"]" * 900 + b"}",
+        True,
+    ),
+    "run.json with a step of 400 digits": ("run.json", json.dumps(STATUS | {"step": 10**400}).encode(), True),
+    "run.json with an infinite heartbeat": ("run.json", b'{"heartbeat": Infinity}', True),
+    "run.json with resumes that are no objects": ("run.json", b'{"resumes": [1]}', True),
+    "configuration nested 100,000 deep": ("configuration", b"a = " + b"[" * DEEP, True),
+    "configuration with a key of 20,000 parts": ("configuration", b"a" + b".a" * 20_000 + b" = 1", True),
+    "configuration with a number of 5,000 digits": ("configuration", b"a = " + b"9" * 5000, True),
+    "best.json nested 100,000 deep": ("best.json", b"[" * DEEP, True),
+    "best.json with an infinite step": ("best.json", b'{"step": Infinity, "score": 1}', True),
+    "remembered view nested 100,000 deep": ("remembered view", b"[" * DEEP, False),
+    "responses nested 100,000 deep": ("responses", b"[" * DEEP, False),
+    "prompts nested 900 deep": ("prompts", b'{"prompt": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}", True),
+    "samples with a column of dates": ("samples", {"value": np.zeros((2, 3), "M8[s]")}, True),
+    "samples with texts for numbers": ("samples", {"reward": np.full((2, 3), "x")}, True),
+    "samples with a name that paints": ("samples", {"\x1b[31m": np.zeros((2, 3))}, True),
+    "samples with a list for a number": ("samples", {"gamma": [1.0, 2.0]}, True),
+    "samples with a metric text of the wrong kind": ("samples", {"metrics": "[]"}, True),
+    "recipe whose differences are a number": ("recipe", b'kind = "llm"\n[about]\ndiffers = 0\n', True),
+    "recipe about which there is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
+    "recipe of a kind that is a table": ("recipe", b"[kind]\na = 1\n", True),
+    "chart of numbers whose differences overflow": ("chart", ([0.0, 1.0], [-1.7e308, 1.7e308], 40, 8, False), False),
+    "logarithmic chart of the largest number": ("chart", ([0.0], [1.797e308], 0, 0, True), False),
+    "command line with an odd digit for a step": ("command line", ["inspect", "a", "--sample", "\u00b2"], True),
+    "command line with a number of 5,000 digits": ("command line", ["inspect", "a", "--sample", "9" * 5000], True),
+    "form field nested 100,000 deep": ("form field", ("env_kwargs", "[" * DEEP), False),
+}
+
+
+@pytest.mark.parametrize("what", ONCE_FAILED)
+def test_what_once_failed_does_no_harm(parsers: dict[str, fuzz.Parser], what: str) -> None:
+    name, value, refused = ONCE_FAILED[what]
+    if isinstance(value, dict):
+        value = fuzz._packed(fuzz._real_samples()[0] | value)
+    assert fuzz.try_one(parsers[name], value) == refused
+
+
+@pytest.mark.parametrize("parse", [parse_json, parse_toml])
+def test_nesting_is_bounded_just_where_it_is_said(parse: Any) -> None:
+    start = "a = " if parse is parse_toml else ""
+    inner = DEEPEST - 1 if parse is parse_toml else DEEPEST
+    parse(start + "[" * inner + "]" * inner)
+    with pytest.raises(ValueError, match="deep"):
+        parse(start + "[" * (inner + 1) + "]" * (inner + 1))
+    dots = ".a" * DEEPEST
+    if parse is parse_toml:
+        with pytest.raises(ValueError, match="parts"):
+            parse_toml(f"a{dots} = 1")
+        with pytest.raises(ValueError, match="parts"):
+            parse_toml(f"x = {{ a{dots} = 1 }}")
+        assert parse_toml(f"x = 'a{dots}'")
+
+
+def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ppo_unified import samples
+    from ppo_unified.runs import Run
+
+    monkeypatch.setattr(samples, "MOST_BYTES", 1 << 20)
+    folder = samples.folder_of(Run(tmp_path))
+    folder.mkdir()
+    np.savez_compressed(folder / "00000003.npz", value=np.zeros(samples.MOST_BYTES // 8 + 1))
+    assert (folder / "00000003.npz").stat().st_size < 1 << 14
+    with pytest.raises(UsageError, match="unpacked it would take"):
+        samples.read(Run(tmp_path), 3)
+
+
+@pytest.mark.parametrize("text", [*fuzz.WORDS, fuzz.MARKS, "a\r\nb", "  indented\n\ttab", "\x1b]52;c;x"])
+def test_a_message_in_lines_is_harmless_and_keeps_its_indentation(text: str) -> None:
+    assert fuzz.is_harmless(clean_lines(text))
+    assert clean_lines("  a\n    b") == "  a\n    b"

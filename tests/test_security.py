@@ -1,0 +1,436 @@
+"""What no file, name or model may do: leave its folder, run code, reach beyond this machine, or write to a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_unified import checkpoint, control, samples
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+from ppo_unified.events import EventWriter
+from ppo_unified.runs import Run, Status, create, to_json
+from tests.conftest import ROOT
+from tests.fuzz import is_harmless
+
+EVIL = "a\x1b[31m\x1b]52;c;aGk=\x07\x9b1mb\u202ec\u2066\x00[red]x[/red][@click=app.quit]y[/]"
+ESCAPING = (
+    "..",
+    ".",
+    "../a",
+    "/tmp/a",
+    "a/b",
+    "a\x00b",
+    "a\nb",
+    "a\x1b[1m",
+    "latest",
+    ".a",
+    "-a",
+    "a\u202eb",
+    "a\\b",
+    "~a",
+    "",
+)
+Say = pytest.CaptureFixture[str]
+
+
+class Payload:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return (os.mkdir, (str(self.mark),))
+
+
+def make(runs: Path, name: str = "a", /, **status: Any) -> Run:
+    """A finished run with curves."""
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    usual: dict[str, Any] = {"name": name, "kind": "gym", "preset": "cartpole", "state": "finished"}
+    usual |= {"step": 30, "total_steps": 30}
+    run.write_status(Status(**(usual | status)))
+    run.config.write_text('kind = "gym"\npreset = "cartpole"\n', encoding="utf-8")
+    return run
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every path below a folder, and what links mean."""
+    return {str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else "" for p in folder.rglob("*")}
+
+
+# names
+
+
+@pytest.mark.parametrize("name", ESCAPING)
+def test_no_command_makes_or_renames_a_run_outside_its_folder(tmp_path: Path, name: str) -> None:
+    runs = tmp_path / "deep" / "runs"
+    run = make(runs)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="run name"):
+        control.rename(run, name)
+    if name:  # none given: a name is made
+        with pytest.raises(UsageError, match="run name"):
+            create(runs, name, "b")
+    with pytest.raises(UsageError, match="run name"):
+        create(runs, "", name)
+    assert contents(tmp_path) == before
+
+
+def test_the_name_in_run_json_decides_nothing(tmp_path: Path, capsys: Say) -> None:
+    """Only the folder's own name is a run's."""
+    victim, run = make(tmp_path, "victim"), make(tmp_path, "a", name="../victim")
+    assert main(["delete", "a", "--yes", "--runs", str(tmp_path)]) == 0
+    assert victim.path.is_dir()
+    assert not run.path.exists()
+    capsys.readouterr()
+
+
+def test_a_preset_file_cannot_name_a_run_folder_elsewhere(tmp_path: Path) -> None:
+    from ppo_unified.launch import default_name
+    from ppo_unified.presets import load_target
+
+    path = tmp_path / "x.toml"
+    path.write_text('kind = "gym"\npreset = "../../../x\\u0000\\u001b[1m"\n[gym]\nenv_id = "CartPole-v1"\n')
+    run = create(tmp_path / "runs", "", default_name(load_target(str(path))))
+    assert run.path.parent == tmp_path / "runs"
+    assert run.name.isprintable()
+
+
+# links
+
+
+def test_deleting_a_run_removes_links_and_never_what_they_mean(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    (precious / "000000000010").mkdir(parents=True)
+    (precious / "thesis.tex").write_text("x")
+    before = contents(precious)
+    for name in ("checkpoints", "samples", "export", "deep/down"):
+        run = make(tmp_path / "runs", name.replace("/", "-"))
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).symlink_to(precious)
+        control.delete(run)
+        assert not run.path.exists()
+        assert contents(precious) == before
+    target = make(tmp_path / "elsewhere")
+    link = Run(tmp_path / "runs" / "link")
+    link.path.symlink_to(target.path)
+    control.delete(link)
+    assert not link.path.is_symlink()
+    assert (target.path / "run.json").is_file()
+
+
+def test_only_runs_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.jpg").write_text("x")
+    with pytest.raises(UsageError, match="no run"):
+        control.delete(Run(folder))
+    with pytest.raises(UsageError, match="no run"):
+        control.delete(Run(tmp_path / "nothing"))
+    assert contents(folder) == {"a.jpg": ""}
+
+
+def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) -> None:
+    """Nor what a link among them means."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("x")
+    run = make(tmp_path / "runs")
+    (run.checkpoints / "000000000010").mkdir(parents=True)
+    (run.checkpoints / "000000000020").symlink_to(precious)
+    for name in ("2024", "photos", "\u00b2"):
+        (run.checkpoints / name).mkdir()
+    (run.checkpoints / "000000000099").mkdir()
+    checkpoint.prune(run, 1)
+    assert (precious / "thesis.tex").is_file()
+    assert {"2024", "photos", "\u00b2", "000000000099"} <= set(os.listdir(run.checkpoints))
+    folder = samples.folder_of(run)
+    folder.mkdir()
+    (folder / "00000009.npz").symlink_to(precious / "thesis.tex")
+    (folder / "\u00b2.npz").write_text("x")
+    samples.cut(run, 3, 0)
+    assert os.listdir(folder) == ["\u00b2.npz"]
+    assert (precious / "thesis.tex").is_file()
+
+
+def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path) -> None:
+    """policy.json lists what an earlier export wrote; one that lists more moves nothing outside its folder."""
+    from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
+
+    (tmp_path / "thesis.tex").write_text("x")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "deep").symlink_to(tmp_path)
+    files = ["../thesis.tex", str(tmp_path / "thesis.tex"), "deep/thesis.tex", DESCRIPTION]
+    (out / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
+    with pytest.raises(UsageError, match="something else"):
+        _check_target(out, "a")
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+# code
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int, capsys: Say) -> None:
+    """Whatever file of it they pose as, for every command that reads checkpoints."""
+    run, mark = make(tmp_path / "runs", state="stopped"), tmp_path / "executed"
+    folder = checkpoint.folder_of(run, 10)
+    folder.mkdir(parents=True)
+    evil = pickle.dumps(Payload(mark), protocol)
+    suffixes = (".pt", ".safetensors", ".json", ".bin", ".pkl", ".npz")
+    for stem in ("policy", "trainer", "meta", "optimizer", "environment", "state"):
+        for suffix in suffixes:
+            (folder / f"{stem}{suffix}").write_bytes(evil)
+    for path in (samples.folder_of(run) / "00000001.npz", run.checkpoints / "best.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(evil)
+    for command in ("eval", "play", "inspect", "show", "compare", "runs"):
+        arguments = [command, *([] if command == "runs" else [run.name]), "--runs", str(run.path.parent)]
+        if command in ("eval", "play"):
+            arguments += ["--checkpoint", "latest"]
+        assert main(arguments) in (0, 1, 2), command
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    with suppress(UsageError):
+        checkpoint.newest(run, torch.device("cpu"))
+    assert not mark.exists()
+    pickle.loads(evil)
+    assert mark.is_dir(), "the payload itself works"
+
+
+def test_a_model_that_is_a_pickle_executes_nothing(tmp_path: Path) -> None:
+    from envs.llm.model import load_causal_lm, load_scorer
+    from envs.llm.options import LLM
+    from tests.models import save_model
+
+    folder, mark = save_model(tmp_path / "model"), tmp_path / "executed"
+    (folder / "model.safetensors").unlink()
+    torch.save(Payload(mark), folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"llm\.model"):
+        load_causal_lm(str(folder), LLM(), torch.device("cpu"), torch.float32)
+    with pytest.raises(UsageError, match=r"llm\.reward"):
+        load_scorer(str(folder), "llm.reward", torch.float32)
+    assert not mark.exists()
+
+
+def test_a_model_that_brings_its_own_code_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would ask on the terminal whether to run it."""
+    from envs.llm.model import load_config, load_tokenizer
+    from tests.models import save_model
+
+    folder, mark = save_model(tmp_path / "model"), tmp_path / "executed"
+    (folder / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass C: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.C"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["own.C", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    def asked(*_: object) -> str:
+        raise AssertionError("it asked")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(UsageError, match=r"trust_remote_code|custom code"):
+        load_config(str(folder))
+    with suppress(UsageError):
+        load_tokenizer(str(folder))
+    assert not mark.exists()
+
+
+@cache
+def calls() -> list[tuple[str, ast.Call, str]]:
+    """Every call in the packages: where, the call, and what is called."""
+    return [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node, ast.unparse(node.func))
+        for package in ("ppo_unified", "envs", "tui")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def test_nothing_reaches_a_shell_an_evaluation_or_a_pickle() -> None:
+    words = (
+        "pickle.",
+        "marshal.",
+        "shelve.",
+        "dill.",
+        "joblib.",
+        "yaml.",
+        "os.system",
+        "os.popen",
+        "subprocess.getoutput",
+    )
+    wrong = []
+    for where, call, name in calls():
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        wrong += [f"{where}: {name}"] * (name in ("eval", "exec", "compile", "__import__") or name.startswith(words))
+        wrong += [f"{where}: shell"] * ("shell" in given)
+        wrong += [f"{where}: {name}"] * (name == "torch.load" and given.get("weights_only") != "True")
+        wrong += [f"{where}: {name}"] * (name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False")
+        wrong += [f"{where}: {name}"] * (given.get("trust_remote_code", "False") != "False")
+    assert not wrong
+    assert sum(name == "torch.load" for _, _, name in calls()), "the search finds what it looks for"
+
+
+def test_modules_are_imported_by_name_in_few_places() -> None:
+    """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
+    there = {where.partition(":")[0] for where, _, name in calls() if name.endswith("import_module")}
+    ours = {"ppo_unified/adapters.py", "ppo_unified/cli/__init__.py", "ppo_unified/cli/watching.py"}
+    assert there <= ours | {"envs/llm/rewards.py", "envs/gym/options.py"}
+
+
+# the network
+
+
+def test_tensorboard_listens_on_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
+) -> None:
+    from ppo_unified.cli import tools
+
+    served: list[list[str]] = []
+
+    def serve(command: Sequence[str]) -> int:
+        served.append(list(command))
+        return 0
+
+    monkeypatch.setattr(tools, "_serve", serve)
+    make(tmp_path)
+    options = argparse.Namespace(run=["a"], folder=tmp_path, port=0)
+    assert tools.tensorboard(options) == 0
+    (command,) = served
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert not {"--bind_all", "--path_prefix"} & set(command)
+    capsys.readouterr()
+
+
+# the terminal
+
+
+def hostile(runs: Path) -> Run:
+    """A run in which every text is out to hurt."""
+    name = EVIL.replace("\x00", "").replace("/", "")
+    status: dict[str, Any] = {key: EVIL for key, value in asdict(Status()).items() if isinstance(value, str)}
+    status |= {"state": "failed", "kind": "gym", "versions": {EVIL: EVIL}, "resumes": [{"from_state": EVIL, "step": 3}]}
+    run = make(runs, name, **status, started=1.7e9, best_step=3, solved_step=4, score=1.0)
+    run.config.write_text(
+        f'kind = "gym"\npreset = {json.dumps(EVIL)}\n[gym]\n{json.dumps(EVIL)} = {json.dumps(EVIL)}\n'
+    )
+    control.write_note(run, EVIL)
+    for path in (run.log, run.command):
+        path.write_text(f"{EVIL}\n" * 3)
+    events = EventWriter(run.path)
+    for step in (10, 20, 30):
+        events.scalars(step, {EVIL: 0.5, "eval/score": 0.5, f"system/{EVIL}": 1.0})
+    events.close()
+    mask = np.ones((1, 2), bool)
+    columns = {
+        "mask": mask,
+        "continues": ~mask,
+        "reward": np.zeros((1, 2)),
+        "text": np.full((1, 2), EVIL),
+        "own": np.full((1, 2), EVIL),
+    }
+    stored = samples.Stored(1, 3, 2, 0.9, 0.8, 0.2, 0.2, EVIL, EVIL, {EVIL: 1.0}, columns)
+    samples.write(run, stored)
+    samples.append_responses(run, 3, 1, [{"prompt": EVIL, "response": EVIL, EVIL: EVIL}])
+    return run
+
+
+COMMANDS = (
+    ["runs"],
+    ["runs", "reason:x"],
+    ["show", "latest", "--once"],
+    ["show", "latest", "--once", "--metric", EVIL],
+    ["show", "latest", "--metric", "no" + EVIL],
+    ["show", "latest", "--csv"],
+    ["compare", "latest", "b"],
+    ["compare", "latest", "b", "--seeds"],
+    ["inspect", "latest"],
+    ["note", "latest"],
+    ["eval", "latest"],
+    ["play", "latest"],
+    ["resume", "latest"],
+    ["stop", "latest"],
+    ["export", "latest", "--to", "out"],
+    ["rename", "latest", EVIL],
+    ["delete", "latest"],
+    ["train", EVIL],
+    ["train", "cartpole", "--" + EVIL],
+    ["train", "cartpole", "--name", EVIL],
+    ["recipes", EVIL],
+    [EVIL],
+    ["runs", EVIL],
+    ["show", EVIL],
+)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda x: " ".join(x).encode("unicode_escape").decode()[:50])
+def test_no_command_hands_a_foreign_text_to_the_terminal(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(tmp_path / "runs")
+    make(tmp_path / "runs", "b", started=1.0)
+    with suppress(SystemExit):
+        assert main(arguments) in (0, 1, 2)
+    said = capsys.readouterr()
+    assert said.out or said.err
+    for text in (said.out, said.err):
+        assert is_harmless(text), [c for c in text if not is_harmless(c)]
+
+
+def test_a_json_document_holds_foreign_text_escaped(tmp_path: Path, capsys: Say) -> None:
+    hostile(tmp_path)
+    for command in ("runs", "show latest", "inspect latest"):
+        assert main([*command.split(), "--json", "--runs", str(tmp_path)]) == 0
+        document = capsys.readouterr().out
+        assert document.isascii()
+        assert is_harmless(document)
+        assert "\x1b]52" in str(list(json.loads(document))) or "1b" in document
+    assert to_json(EVIL).isascii()
+
+
+def test_the_terminal_ui_shows_foreign_text_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every view of a hostile run: no markup is obeyed, and no control character is among what is drawn."""
+    import asyncio
+
+    from tui.app import Terminal
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    hostile(tmp_path / "runs")
+    drawn: list[str] = []
+
+    async def look() -> None:
+        app = Terminal(tmp_path / "runs")
+        async with app.run_test(size=(120, 40)) as pilot:
+            for keys in ("", "enter", "2", "3", "4", "5", "6"):
+                if keys:
+                    await pilot.press(keys)
+                await pilot.pause(0.05)
+                for line in app.screen._compositor.render_strips():
+                    drawn.append("".join(segment.text for segment in line))
+            assert app.is_running
+
+    asyncio.run(look())
+    assert any("aa" in line or "[red]x" in line for line in drawn), "the run was drawn at all"
+    assert all(is_harmless(line) for line in drawn), [line for line in drawn if not is_harmless(line)][:3]
