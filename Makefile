@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench bench-tui mutants pictures clean
+.PHONY: install demo test check format learn bench bench-tui torture mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -39,6 +39,9 @@ bench: install  ## CartPole from cold start to solved
 
 bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, processor time, memory (about 4 minutes)
 	$(BIN)/python benchmarks/terminal_ui.py
+
+torture: install  ## kill runs at any moment, resume them, and compare (about a quarter of an hour)
+	$(BIN)/python benchmarks/torture.py --out benchmarks/reliability.md
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py
