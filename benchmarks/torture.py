@@ -46,7 +46,9 @@ def kills(cases: Sequence[Case], count: int, seed: int, processes: int, folder: 
     total = Outcome()
     for number, case in enumerate(cases):
         outcome = Outcome()
-        for one in torture(case, -(-count * case.share // shares), seed, processes, folder / f"case-{number}"):
+        for one in torture(
+            case, -(-count * case.share // shares), seed + 10_000 * number, processes, folder / f"case-{number}"
+        ):
             outcome.add(one)
             print(f"{case.name}: {len(outcome.kills)} kills, {len(outcome.complaints)} complaints", file=sys.stderr)
             for complaint in one.complaints:
