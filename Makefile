@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench bench-tui fuzz mutants pictures clean
+.PHONY: install demo test check format learn bench bench-tui fuzz torture mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +42,9 @@ bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, pr
 
 fuzz: install  ## 20,000 inputs that nobody would write for every parser (about an hour)
 	$(BIN)/python -m tests.fuzz --out benchmarks/fuzz.md
+
+torture: install  ## kill runs at any moment, resume them, and compare (about a quarter of an hour)
+	$(BIN)/python benchmarks/torture.py --out benchmarks/reliability.md
 
 mutants: install  ## break the engine one thing at a time: the tests must notice each
 	$(BIN)/python tests/mutants.py

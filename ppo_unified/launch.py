@@ -38,17 +38,16 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
     Raises UsageError, leaving no folder behind, for what the adapter refuses and for names and folders that don't do.
     """
     presets.check(config)
-    run = create(runs, name, default_name(config))
-    try:
+
+    def fill(run: Run, final_name: str) -> None:
         run.acquire()
-    except UsageError:  # a file system without locks
-        discard(run)
-        raise
-    run.config.write_text(config.to_toml(), encoding="utf-8")
-    if command:
-        run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
-    status = Status(name=run.name, preset=config.origin, kind=config.kind, seed=config.seed)
-    run.write_status(claimed(status, config))
+        run.config.write_text(config.to_toml(), encoding="utf-8")
+        if command:
+            run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
+        status = Status(name=final_name, preset=config.origin, kind=config.kind, seed=config.seed)
+        run.write_status(claimed(status, config))
+
+    run = create(runs, name, default_name(config), fill)
     if told := os.environ.get(DETACHED):
         os.write(int(told), os.fsencode(run.path) + b"\0")
     return run

@@ -12,10 +12,12 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 import struct
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -27,6 +29,7 @@ from ppo_unified.errors import UsageError, nearest
 from ppo_unified.untrusted import read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
+LOCK = "run.lock"
 LATEST = "latest"  # instead of a run's name: the newest
 STALLED_S = 60.0  # a living trainer that has not written run.json for this long
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
@@ -121,9 +124,12 @@ class Run:
     def acquire(self) -> None:
         """Become this folder's only trainer until the process ends. Raises UsageError if there is one.
 
-        lockf and not flock: a forked environment worker would keep a flock after the trainer is gone.
+        Whoever is it already stays it. lockf and not flock: a forked environment worker would keep a flock after the
+        trainer is gone.
         """
-        path = self.path / "run.lock"
+        if self._lock is not None:
+            return
+        path = self.path / LOCK
         try:
             file = open(path, "a+")  # noqa: SIM115 - any close of this file in this process drops the lock
         except OSError as error:
@@ -145,6 +151,13 @@ class Run:
             self._lock.close()
             self._lock = None
 
+    def moved(self, path: Path) -> Run:
+        """The run once its folder has another path; the lock goes along. Raises OSError."""
+        self.path.rename(path)
+        run = Run(path)
+        run._lock, self._lock = self._lock, None
+        return run
+
     def locked(self) -> bool:
         """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
         return self.holder() is not None
@@ -152,7 +165,7 @@ class Run:
     def holder(self) -> int | None:
         """The process that trains here, by the kernel's own word; None where there is none but perhaps this one."""
         try:
-            with open(self.path / "run.lock", "rb") as file:
+            with open(self.path / LOCK, "rb") as file:
                 kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK)))
         except OSError:
             return None
@@ -223,46 +236,67 @@ def check_name(name: str) -> None:
         )
 
 
-def create(runs: Path, name: str, default: str) -> Run:
+def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], object] | None = None) -> Run:
     """Make a new run folder: `name`, or if empty the first free of default, default-2, ...
 
+    `fill` is given the folder and the name it will have, and puts in what a run needs to be one. Only then does the
+    folder get its name: whoever is killed meanwhile leaves a hidden folder, never half a run that keeps a name taken.
     Raises UsageError when the name is unfit or taken, or the folder can't be made.
     """
     check_name(name or default)
+    aside = Run(runs / f".{secrets.token_hex(8)}.tmp")
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        aside.path.mkdir(parents=True)
+        (aside.path / LOCK).touch()  # no folder of a run is empty: an empty one could be replaced by a rename
         while True:
             path = runs / (name or free_name(runs, default))
-            try:
-                path.mkdir()
-                return Run(path)
-            except FileExistsError:  # without a name: another process was quicker, and the next free one will do
-                if name:
-                    raise UsageError(
-                        f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name"
-                    ) from None
+            if not os.path.lexists(path):
+                if fill is not None:
+                    fill(aside, path.name)
+                if run := _taken(aside, path):
+                    return run
+            if name:  # without one, the next free one will do
+                raise UsageError(
+                    f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name"
+                )
     except OSError as error:
         raise UsageError(
             f"{runs}: the runs folder cannot be written ({error.strerror}); choose another with --runs DIR"
         ) from None
+    finally:
+        if aside.path.exists():
+            aside.release()
+            shutil.rmtree(aside.path, ignore_errors=True)
+
+
+def _taken(aside: Run, path: Path) -> Run | None:
+    """A new run under its name; None where another process has taken that meanwhile."""
+    try:
+        return aside.moved(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return None
+        raise
 
 
 def free_name(runs: Path, default: str) -> str:
     """The first of default, default-2, ... that is not there; another process may still take it first."""
     number = 1
-    while (runs / (name := default if number == 1 else f"{default}-{number}")).exists():
+    while os.path.lexists(runs / (name := default if number == 1 else f"{default}-{number}")):
         number += 1
     return name
 
 
 def all_runs(runs: Path, damaged: list[str] | None = None) -> Iterator[tuple[Run, Status]]:
-    """Every readable run under `runs`, the newest first; folders without a run.json are passed over.
+    """Every readable run under `runs`, the newest first; hidden folders and those without a run.json are passed over.
 
     What is wrong with a run.json that can't be read is added to `damaged`.
     """
     found = []
     with suppress(OSError):
         for entry in os.scandir(runs):
+            if entry.name.startswith("."):  # `create` is at work there
+                continue
             run = Run(Path(entry.path))
             try:
                 found.append((run, run.read_status()))

@@ -159,6 +159,7 @@ def test_asking_for_the_lock_never_takes_it(run: Run) -> None:
 
 
 def test_a_lock_file_that_cannot_be_opened_is_a_usage_error(run: Run) -> None:
+    (run.path / "run.lock").unlink()
     (run.path / "run.lock").mkdir()
     with pytest.raises(UsageError, match=r"run\.lock: cannot be locked \(Is a directory\)"):
         run.acquire()
@@ -184,7 +185,7 @@ def test_readers_never_see_half_a_status(run: Run) -> None:
             status = run.read_status()
             assert len(status.reason) == status.step % 2 * 20_000
         assert child.returncode == 0
-    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+    assert {path.name for path in run.path.iterdir()} == {"run.json", "run.lock"}
 
 
 def test_a_status_comes_back_as_it_was_written(run: Run) -> None:
@@ -277,10 +278,48 @@ def test_a_default_name_that_is_taken_after_it_was_found_free_is_left_to_the_riv
         name = free_name(runs, default)
         if name in ("a", "a-2"):
             (runs / name).mkdir()
+            (runs / name / "run.lock").touch()
         return name
 
     monkeypatch.setattr("ppo_unified.runs.free_name", beaten)
     assert create(tmp_path, "", "a").name == "a-3"
+
+
+def test_a_run_has_everything_it_needs_before_it_has_its_name(tmp_path: Path) -> None:
+    """Whoever is killed in between leaves nothing that is listed, or that keeps the name taken."""
+    seen: list[tuple[str, list[str]]] = []
+
+    def fill(run: Run, name: str) -> None:
+        run.acquire()
+        run.write_status(Status(name=name))
+        seen.append((name, [found.name for found, _ in all_runs(tmp_path)]))
+        if len(seen) == 1:  # a rival is quicker
+            create(tmp_path, "a", "")
+
+    made = create(tmp_path, "", "a", fill)
+    assert (made.name, made.read_status().name) == ("a-2", "a-2")
+    assert seen == [("a", []), ("a-2", [])]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a-2"}
+    code = (
+        "import sys; from pathlib import Path; from ppo_unified.runs import Run; print(Run(Path(sys.argv[1])).locked())"
+    )
+    asked = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, check=True)
+    assert asked.stdout == "True\n"
+    made.release()
+
+
+def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> None:
+    def fill(run: Run, name: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="cannot be written"):
+        create(tmp_path, "a", "", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
+    assert create(tmp_path, "", "a").name == "a-2"
 
 
 def test_a_runs_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:

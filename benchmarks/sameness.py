@@ -1,0 +1,131 @@
+"""Two questions about a run's folder: can everything in it be read, and does it hold what another one holds?
+
+What depends on the clock alone is left out: metrics under time/ and system/, and the times in run.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo_unified import checkpoint, presets, samples
+from ppo_unified.errors import UsageError
+from ppo_unified.events import EventReader
+from ppo_unified.runs import Run
+from ppo_unified.series import Series
+
+CPU = torch.device("cpu")
+BY_CLOCK = ("time/", "system/")
+STATUS = ("state", "reason", "step", "iteration", "score", "best_score", "best_step", "solved_step")  # of run.json
+
+
+def unreadable(run: Run) -> list[str]:
+    """What in a run's folder can't be read, each with the reason. Unfinished ends of files are no damage."""
+    reader = EventReader(run.path)
+    reader.poll()
+    found = list(reader.damage.values())
+    attempts: list[Callable[[], object]] = [run.read_status, partial(presets.from_file, run.config)]
+    attempts += [partial(samples.read, run, iteration) for iteration in samples.iterations(run)]
+    attempts += [partial(samples.read_responses, run), partial(checkpoint.best, run)]
+    for step in checkpoint.steps(run):
+        attempts.append(partial(checkpoint.check, checkpoint.folder_of(run, step)))
+        attempts.append(partial(checkpoint.load_policy, run, step, CPU))
+    attempts.append(partial(checkpoint.newest, run, CPU))
+    for attempt in attempts:
+        try:
+            attempt()
+        except UsageError as error:
+            found.append(str(error))
+    return found
+
+
+def differences(run: Run, other: Run) -> list[str]:
+    """In what two runs differ, bit for bit; each a few words."""
+    return [*_status(run, other), *_metrics(run, other), *_samples(run, other), *_checkpoints(run, other)]
+
+
+def _status(run: Run, other: Run) -> Iterator[str]:
+    one, two = run.read_status(), other.read_status()
+    for name in STATUS:
+        if getattr(one, name) != getattr(two, name):
+            yield f"run.json: {name} is {getattr(one, name)!r}, not {getattr(two, name)!r}"
+
+
+def _metrics(run: Run, other: Run) -> Iterator[str]:
+    one, two = _curves(run), _curves(other)
+    for tag in sorted(one.keys() | two.keys()):
+        if tag not in one or tag not in two:
+            yield f"{tag}: only in {(run if tag in one else other).name}"
+            continue
+        if np.any(np.diff(one[tag].steps) <= 0):
+            yield f"{tag}: has points twice"
+        if not np.array_equal(one[tag].steps, two[tag].steps):
+            yield f"{tag}: {_first(one[tag].steps, two[tag].steps)} other steps"
+        elif not np.array_equal(one[tag].values, two[tag].values, equal_nan=True):
+            at = int(np.flatnonzero(one[tag].values != two[tag].values)[0])
+            yield f"{tag}: differs from step {one[tag].steps[at]}: {one[tag].values[at]}, not {two[tag].values[at]}"
+
+
+def _first(one: np.ndarray, two: np.ndarray) -> str:
+    only, missing = np.setdiff1d(one, two).tolist(), np.setdiff1d(two, one).tolist()
+    return f"{len(one)} and {len(two)} points, too many at {only[:3]}, too few at {missing[:3]};"
+
+
+def _curves(run: Run) -> Mapping[str, Series]:
+    reader = EventReader(run.path)
+    reader.poll()
+    return {tag: curve for tag, curve in reader.series.items() if not tag.startswith(BY_CLOCK)}
+
+
+def _samples(run: Run, other: Run) -> Iterator[str]:
+    if samples.iterations(run) != samples.iterations(other):
+        yield f"samples: of iterations {samples.iterations(run)}, not {samples.iterations(other)}"
+        return
+    for iteration in samples.iterations(run):
+        one, two = (_contents(samples.read(found, iteration)) for found in (run, other))
+        different = sorted(name for name in one.keys() | two.keys() if not _equal(one.get(name), two.get(name)))
+        if different:
+            yield f"samples of iteration {iteration}: {', '.join(different)}"
+    if samples.read_responses(run) != samples.read_responses(other):
+        yield "samples: other responses"
+
+
+def _contents(stored: samples.Stored) -> dict[str, Any]:
+    single = {name: getattr(stored, name) for name in samples.SINGLE}
+    single["metrics"] = {tag: x for tag, x in stored.metrics.items() if not tag.startswith(BY_CLOCK)}
+    return single | stored.columns
+
+
+def _checkpoints(run: Run, other: Run) -> Iterator[str]:
+    one, two = checkpoint.best(run), checkpoint.best(other)
+    if one != two:
+        yield f"checkpoints: the best is {one}, not {two}"
+    elif one and not _equal(*(checkpoint.load_policy(found, one[0], CPU) for found in (run, other))):
+        yield f"checkpoint {one[0]}, the best: other weights"
+    ours, theirs = checkpoint.newest(run, CPU), checkpoint.newest(other, CPU)
+    if ours is None or theirs is None or ours.meta.step != theirs.meta.step:
+        yield f"checkpoints: the newest is {ours and ours.meta.step}, not {theirs and theirs.meta.step}"
+        return
+    if not _equal(ours.policy, theirs.policy):
+        yield f"checkpoint {ours.meta.step}, the newest: other weights"
+    for key in sorted((ours.trainer.keys() | theirs.trainer.keys()) - {"elapsed_s"}):
+        if not _equal(ours.trainer.get(key), theirs.trainer.get(key)):
+            yield f"checkpoint {ours.meta.step}, the newest: another state of the {key}"
+
+
+def _equal(one: Any, two: Any) -> bool:
+    """Whether two nested structures of tensors, arrays and plain values are the same, bit for bit."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_equal, one, two))
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        return one.dtype == two.dtype and one.shape == two.shape and one.numpy().tobytes() == two.numpy().tobytes()
+    if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
+        return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
+    return type(one) is type(two) and (json.dumps(one) == json.dumps(two) if isinstance(one, float) else one == two)

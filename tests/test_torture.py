@@ -1,0 +1,22 @@
+"""A small share of `make torture`: runs that are killed and resumed end as if nothing had happened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_runs_that_are_killed_at_any_moment_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "torture.py"
+    limits = ("--kills", "6", "--only", "cartpole, a checkpoint", "--crowd", "0", "--stops", "0", "--seed", "5")
+    done = subprocess.run(
+        [sys.executable, str(script), *limits, "--keep", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
