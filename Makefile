@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format learn bench bench-tui fuzz torture mutants pictures clean
+.PHONY: install demo test check exhaustive format learn bench bench-tui fuzz torture mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,9 @@ check: install  ## what a commit must pass: formatting, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+exhaustive: install  ## the cases that `make test` leaves out (minutes)
+	$(BIN)/python -m pytest -n 2 -m exhaustive
 
 format: install
 	$(BIN)/ruff check --fix .
