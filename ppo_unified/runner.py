@@ -141,7 +141,10 @@ class Trainer:
         step = checkpoint.choose(self.run, "latest")
         state = checkpoint.load_trainer(self.run, step)
         restore_policy(self.adapter, self.run, step, self.device)
-        self.adapter.load_state_dict(state["adapter"])
+        if restarted := self.adapter.load_state_dict(state["adapter"]):
+            print(f"resumed at step {step}, not exactly: {restarted}", file=sys.stderr)
+        for resume in self.status.resumes[-1:]:
+            resume["restored"] = restarted or "exact"
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
