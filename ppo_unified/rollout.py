@@ -113,6 +113,6 @@ class Adapter(Protocol):
         """What `load_state_dict` needs, the policy's weights apart: tensors, numbers, strings, lists, dicts."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> str | None: ...  # None, or what could not go on exactly, and why
+    def load_state_dict(self, state: dict[str, Any]) -> str | None: ...  # what starts anew and why, if anything does
 
     def close(self) -> None: ...

@@ -260,8 +260,8 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
     )
     _require(
         bool(restarted) or _same(rollout, _content(source.collect())),
-        "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must hold "
-        "where its world stands, or load_state_dict() must return what starts anew and why",
+        "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must "
+        "hold where its world stands, or load_state_dict() must return what starts anew and why",
     )
 
 

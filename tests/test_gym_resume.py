@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import checkpoint, launch, load_preset, run
 from ppo_unified.rollout import Rollout
 from ppo_unified.runner import train_in
-from ppo_unified.runs import Run
+from ppo_unified.runs import Run, Status
+
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # Box2D's, while it is imported
 
 OPENED: list[GymAdapter] = []  # closed after each test
 
@@ -61,6 +64,7 @@ def go_on(adapter: GymAdapter, state: Any) -> str | None:
 
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "own vector version": ("CartPole-v1", {}),
+    "own vector version, all to be reset": ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 5}, "num_steps": 5}),
     "loop": ("CartPole-v1", {"vectorization": "sync"}),
     "processes": ("tests.worlds:Locks-v0", {"vectorization": "async"}),
     "Acrobot": ("Acrobot-v1", {}),
@@ -68,11 +72,12 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "Pendulum": ("Pendulum-v1", {"normalize_obs": True, "normalize_reward": True}),
     "LunarLander": ("LunarLander-v3", {"num_steps": 50}),
     "continuous LunarLander": ("LunarLander-v3", {"env_kwargs": {"continuous": True}, "num_steps": 50}),
-    "BipedalWalker": ("BipedalWalker-v3", {"num_steps": 60, "num_envs": 1, "vectorization": "sync"}),
+    "BipedalWalker": ("BipedalWalker-v3", {"num_steps": 150, "num_envs": 3, "vectorization": "sync"}),
     "Taxi, a mask in the info": ("Taxi-v4", {"env_kwargs": {"max_episode_steps": 9}}),
     "FrozenLake": ("FrozenLake-v1", {}),
-    "Blackjack": ("Blackjack-v1", {}),
+    "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
     "Dict observation, mask": ("tests.worlds:Locks-v0", {"vectorization": "sync"}),
+    "a vector version that can be put back": ("tests.worlds:KeepsCounters-v0", {"num_steps": 7}),
     "time limit": ("tests.worlds:TimedCounter-v0", {}),
 }
 
@@ -109,13 +114,23 @@ def test_an_end_just_before_the_checkpoint_is_followed_by_its_reset(vectorizatio
 
 @pytest.mark.parametrize("by", ["system", "past"])
 def test_what_cannot_be_repeated_restarts_and_says_so(by: str) -> None:
-    options = {"env_kwargs": {"by": by}, "vectorization": "sync"}
-    stopped, restored = (adapter_of("tests.worlds:Unrepeatable-v0", num_steps=35, **options) for _ in range(2))
+    options: dict[str, Any] = {"env_kwargs": {"by": by}, "vectorization": "sync"}
+    stopped, restored = (adapter_of("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
     why = go_on(restored, saved(stopped))
     assert why == "episodes restarted: tests.worlds:Unrepeatable-v0: a replayed episode showed something else"
     assert not restored.episodes.length.any(), "a new episode counts from 0"
     assert restored.collect().mask[:, 0].all()
+
+
+def test_a_wrapper_with_statistics_over_all_episodes_restarts_and_says_so() -> None:
+    stopped, restored = (
+        adapter_of("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
+        for _ in range(2)
+    )
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
 
 
 def test_a_vector_version_of_which_nothing_is_known_restarts_and_says_so() -> None:
@@ -137,7 +152,7 @@ def test_changed_arrays_are_not_trusted() -> None:
 
 def test_an_episode_too_long_to_replay_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "LONGEST", 10)
-    options = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
+    options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
     stopped, restored = (adapter_of("tests.worlds:Counter-v0", **options) for _ in range(2))
     stopped.collect()
     why = go_on(restored, saved(stopped))
@@ -156,10 +171,18 @@ def test_long_episodes_fit_the_record() -> None:
 def test_a_run_that_stops_and_goes_on_ends_with_the_weights_of_one_that_never_stopped(tmp_path: Path) -> None:
     """Six iterations of CartPole at once, and three and three."""
     gym = {"num_envs": 4, "num_steps": 32, "vectorization": "sync"}
-    iterations = [load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_steps=n * 128) for n in (6, 3)]
-    whole, half = (Run(run(config, tmp_path / str(n)).path) for n, config in enumerate(iterations))
-    status = launch.reopen(half)
-    train_in(half, iterations[0], launch.StopRequest(), status)
+    config = load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_iterations=6)
+    whole, halves = Run(run(config, tmp_path / "whole").path), launch.prepare(config, tmp_path / "halves", "")
+    stop = launch.StopRequest()
+
+    def stop_after_three(status: Status, metrics: dict[str, float]) -> None:
+        if status.iteration == 3:
+            stop.signal = signal.SIGTERM
+
+    assert train_in(halves, config, stop, stop_after_three).iteration == 3
+    halves.write_status(launch.reopen(halves))
+    status = train_in(halves, config, launch.StopRequest())
     assert status.resumes[-1]["restored"] == "exact"
-    ends = [checkpoint.load_policy(x, checkpoint.steps(x)[-1], torch.device("cpu")) for x in (whole, half)]
+    assert status.iteration == 6
+    ends = [checkpoint.load_policy(x, checkpoint.steps(x)[-1], torch.device("cpu")) for x in (whole, halves)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

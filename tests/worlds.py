@@ -85,6 +85,18 @@ class CounterVector(VectorEnv[Any, Any, Any]):
         return self.shown, self.paid, *ends, {}
 
 
+class CounterVectorThatKeeps(CounterVector):
+    """Counters that can be put back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.taken = np.array(state["taken"])
+        self.shown[:, 0] = self.taken
+        return self.shown, {}
+
+
 class Locks(gym.Env[Any, Any]):
     """Two dials; the observation names the right setting of each, a mask forbids one setting of the first.
 
@@ -216,6 +228,7 @@ COUNTER, COUNTERS = "tests.worlds:Counter", "tests.worlds:CounterVector"
 gym.register("Counter-v0", COUNTER, disable_env_checker=True)
 gym.register("TimedCounter-v0", COUNTER, kwargs={"length": 99}, max_episode_steps=3, disable_env_checker=True)
 gym.register("OwnCounter-v0", COUNTER, vector_entry_point=COUNTERS, disable_env_checker=True)
+gym.register("KeepsCounters-v0", vector_entry_point="tests.worlds:CounterVectorThatKeeps")
 gym.register("OnlyVector-v0", vector_entry_point=COUNTERS)
 gym.register("Locks-v0", "tests.worlds:Locks", disable_env_checker=True)
 gym.register("LocksSideBySide-v0", vector_entry_point="tests.worlds:locks_side_by_side")

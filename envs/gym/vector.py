@@ -173,8 +173,8 @@ class GymAdapter:
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Go on from `state`; where the environments can't be put back, with new episodes, seeded by how far the run had
-        come, and the reason as the result."""
+        """Go on from `state`. Where the environments can't be put back: with new episodes, seeded by how far the run
+        had come; the result says why."""
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
         self.episodes.load_state_dict(state["episodes"])
