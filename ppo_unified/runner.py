@@ -149,7 +149,10 @@ class Trainer:
             restoring.forget(self.status)
             return False
         restore_policy(self.adapter, self.run, found.meta.step, found.policy)
-        self.adapter.load_state_dict(found.trainer["adapter"])
+        if restarted := self.adapter.load_state_dict(found.trainer["adapter"]):
+            tell(f"resumed at step {found.meta.step}, not exactly: {restarted}")
+        for resume in self.status.resumes[-1:]:
+            resume["restored"] = restarted or "exact"
         restoring.restore_optimizers(self.optimizers, found.trainer["optimizers"])
         self.generator.set_state(found.trainer["generator"])
         self.progress = restoring.progress_of(found, self.config)

@@ -236,23 +236,29 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
         raise AssertionError(f"state_dict() cannot be kept: {error}") from error
     text, tensors = json.dumps(document, allow_nan=False), {name: x.clone() for name, x in tensors.items()}
 
-    def restored() -> Adapter:
+    def restored() -> tuple[Adapter, str | None]:
         state = join(json.loads(text), {name: x.clone() for name, x in tensors.items()})
         adapter = fresh()
         adapter.collect()  # a state that has to be replaced, not added to
         adapter.collect()
         adapter.policy.load_state_dict(state["policy"])
-        adapter.load_state_dict(state["adapter"])
-        return adapter
+        return adapter, adapter.load_state_dict(state["adapter"])
 
-    first, second = restored(), restored()
+    (first, restarted), (second, _) = restored(), restored()
     loaded = {"adapter": first.state_dict(), "policy": first.policy.state_dict()}
     _require(
-        _same(loaded, saved), "state_dict() after load_state_dict() is not what was loaded; save and load all of it"
+        bool(restarted) or _same(loaded, saved),
+        "state_dict() after load_state_dict() is not what was loaded; save and load all of it",
+    )
+    rollout = _content(first.collect())
+    _require(
+        _same(rollout, _content(second.collect())),
+        "two adapters that loaded the same state collected different rollouts; state_dict() must hold every generator",
     )
     _require(
-        _same(_content(first.collect()), _content(second.collect())),
-        "two adapters that loaded the same state collected different rollouts; state_dict() must hold every generator",
+        bool(restarted) or _same(rollout, _content(source.collect())),
+        "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must "
+        "hold where its world stands, or load_state_dict() must return what starts anew and why",
     )
 
 

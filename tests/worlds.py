@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium as gym
@@ -82,6 +83,18 @@ class CounterVector(VectorEnv[Any, Any, Any]):
         none = np.zeros(self.num_envs, dtype=bool)
         ends = (self.over, none) if self.ends == "terminated" else (none, self.over)
         return self.shown, self.paid, *ends, {}
+
+
+class CounterVectorThatKeeps(CounterVector):
+    """Counters that can be put back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.taken = np.array(state["taken"])
+        self.shown[:, 0] = self.taken
+        return self.shown, {}
 
 
 class Locks(gym.Env[Any, Any]):
@@ -197,13 +210,29 @@ class ForgetsItsMask(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), 0.0, self.taken == 3, False, info
 
 
+class Unrepeatable(Counter):
+    """A Counter that begins where the operating system's randomness, or its own past, says."""
+
+    def __init__(self, by: str = "system") -> None:
+        super().__init__(length=9)
+        self.by, self.episodes = by, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.episodes += 1
+        self.start = int.from_bytes(os.urandom(1)) if self.by == "system" else self.episodes
+        return self._show() + np.float32(self.start), {}
+
+
 COUNTER, COUNTERS = "tests.worlds:Counter", "tests.worlds:CounterVector"
 gym.register("Counter-v0", COUNTER, disable_env_checker=True)
 gym.register("TimedCounter-v0", COUNTER, kwargs={"length": 99}, max_episode_steps=3, disable_env_checker=True)
 gym.register("OwnCounter-v0", COUNTER, vector_entry_point=COUNTERS, disable_env_checker=True)
+gym.register("KeepsCounters-v0", vector_entry_point="tests.worlds:CounterVectorThatKeeps")
 gym.register("OnlyVector-v0", vector_entry_point=COUNTERS)
 gym.register("Locks-v0", "tests.worlds:Locks", disable_env_checker=True)
 gym.register("LocksSideBySide-v0", vector_entry_point="tests.worlds:locks_side_by_side")
 gym.register("Echo-v0", "tests.worlds:Echo", disable_env_checker=True)
 gym.register("Spaces-v0", "tests.worlds:Spaces", disable_env_checker=True)
 gym.register("ForgetsItsMask-v0", "tests.worlds:ForgetsItsMask", disable_env_checker=True)
+gym.register("Unrepeatable-v0", "tests.worlds:Unrepeatable", disable_env_checker=True)

@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.gym.options import Gym, make_single, resolve
+from envs.gym.restore import Memory, Replay, make_repeatable, memory_of
 from envs.gym.spaces import (
     MASK_KEY,
     ObservationLayout,
@@ -58,25 +59,33 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
-def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout]:
-    """`num_envs` environments that reset on the step after an episode's end, and how to read their observations.
+def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Memory]:
+    """`num_envs` environments that reset on the step after an episode's end, how to read their observations, and how to
+    put them back as they were.
 
     Raises UsageError where the environment's own vector version is asked for and resets otherwise or needs flattening.
     """
     own = make_own_vector(config, num_envs)
     if own is not None:
-        return own
+        return *own, memory_of(own[0])
     mode = config.vectorization
     if mode == "auto":
         mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and step_seconds(config) > SLOW_STEP_S else "sync"
     single = make_single(config)
     layout = describe_observations(single.observation_space, config.env_id)
     single.close()
+    envs: VectorEnv[Any, Any, Any]
     if mode == "async":
         workers = [partial(make_in_worker, config) for _ in range(num_envs)]
-        return gym.vector.AsyncVectorEnv(workers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
-    makers = [partial(make_env, config) for _ in range(num_envs)]
-    return gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP), layout
+        envs = gym.vector.AsyncVectorEnv(workers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    else:
+        makers = [partial(make_recorded, config) for _ in range(num_envs)]
+        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return envs, layout, Replay(envs)
+
+
+def make_recorded(config: Gym) -> gym.Env[Any, Any]:
+    return make_repeatable(make_env(config))
 
 
 def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
@@ -107,7 +116,7 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
     """
     if multiprocessing.parent_process() is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return make_env(config)
+    return make_recorded(config)
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:

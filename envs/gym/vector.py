@@ -20,6 +20,7 @@ from envs.gym.eval import play_episodes
 from envs.gym.make import make_vector
 from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
+from envs.gym.restore import NotRestored
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.rollout import Observations, Rollout, map_obs
 
@@ -33,7 +34,7 @@ class GymAdapter:
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         env_seed, policy_seed, action_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.envs, self.observations = make_vector(config.gym, config.gym.num_envs)
+        self.envs, self.observations, self.memory = make_vector(config.gym, config.gym.num_envs)
         self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id)
         initial = torch.Generator().manual_seed(policy_seed)
         size, normalize = self.observations.size, config.gym.normalize_obs
@@ -164,17 +165,40 @@ class GymAdapter:
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
             "episodes": self.episodes.state_dict(),
+            "envs": self.memory.state_dict(),
+            "raw": torch.from_numpy(self.raw.copy()),
+            "ended": torch.from_numpy(self.ended.copy()),
         }
+        state |= {"masks": torch.from_numpy(self.masks.copy())} if self.masks is not None else {}
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state` with fresh episodes, seeded by how far the run had come."""
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Go on from `state`. Where the environments can't be put back: with new episodes, seeded by how far the run
+        had come; the result says why."""
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
         self.episodes.load_state_dict(state["episodes"])
         if self.rewards is not None:
             self.rewards.load_state_dict(state["rewards"])
-        self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
+        try:
+            self._put_back(state)
+        except NotRestored as reason:
+            self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
+            self.episodes.forget()
+            if self.rewards is not None:
+                self.rewards.forget()
+            return f"episodes restarted: {self.config.gym.env_id}: {reason}"
+        return None
+
+    def _put_back(self, state: dict[str, Any]) -> None:
+        """Environments as they were when `state` was saved. Raises NotRestored where they show something else."""
+        raw, info = self.memory.load_state_dict(state["envs"])
+        self.ended = state["ended"].cpu().numpy().copy()
+        self._take(raw, info)
+        if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
+            raise NotRestored("what was put back shows other observations")
+        if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
+            raise NotRestored("what was put back allows other actions")
 
     def close(self) -> None:
         self.envs.close()
@@ -216,12 +240,16 @@ class EpisodeLog:
         return {"episode/return": float(np.mean(self.returns)), "episode/length": float(np.mean(self.lengths))}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"returns": list(self.returns), "lengths": list(self.lengths)}
+        under_way = {"running": self.running.tolist(), "length": self.length.tolist()}
+        return {"returns": list(self.returns), "lengths": list(self.lengths)} | under_way
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up `state`; episodes under way are forgotten."""
-        self.running[:], self.length[:] = 0, 0
+        self.running[:], self.length[:] = state["running"], state["length"]
         self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
+
+    def forget(self) -> None:
+        """Leave the episodes under way out."""
+        self.running[:], self.length[:] = 0, 0
 
 
 class RewardScaler:
@@ -249,8 +277,13 @@ class RewardScaler:
         return clipped
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": float(self.count), "mean": float(self.mean), "m2": float(self.m2)}
+        sums = {"count": float(self.count), "mean": float(self.mean), "m2": float(self.m2)}
+        return sums | {"running": self.running.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]
+        self.running = np.array(state["running"])
+
+    def forget(self) -> None:
+        """Leave the episodes under way out."""
         self.running[:] = 0
