@@ -29,6 +29,7 @@ from ppo_unified.runs import ACTIVE, Run, Status, create
 
 DETACHED = "PPO_UNIFIED_DETACHED"  # in the environment of a process that `detach` started: where it tells its folder
 LEAVING_S = 10.0  # that an ended trainer may take to leave its folder
+SAME_REQUEST_S = 1.0  # in which a further SIGTERM or SIGHUP repeats the first and asks for nothing more
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -103,25 +104,62 @@ def discard(run: Run) -> None:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
+class Interrupted(BaseException):
+    """A request to stop arrived where the work under way can be given up. No Exception: the code of an environment or a
+    reward must not take it for a failure of its own."""
+
+
 class StopRequest:
-    """Set by SIGINT or SIGTERM, looked at between iterations. A second SIGINT ends the process at once; a second
-    SIGTERM does not, so that asking a run twice to stop never costs it its checkpoint."""
+    """Set by SIGINT, SIGTERM or SIGHUP; looked at between iterations, and raised where work may be given up.
+
+    A second signal ends the process at once. Only a SIGTERM or SIGHUP within SAME_REQUEST_S of the first does not:
+    two programs may stop a run at the same moment, and a session that closes sends both.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._first = 0.0  # when the first one came, on the monotonic clock
+        self._interruptible = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def reason(self) -> str:
+        return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            os._exit(130)
-        self.signal = signal.Signals(number)
+        if self.signal is None:
+            self.signal, self._first = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._first >= SAME_REQUEST_S:
+            os._exit(128 + number)
+        if self._interruptible:
+            self._interruptible = False  # once: what cleans up is not interrupted again
+            raise Interrupted
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """In the block a request to stop, an earlier one included, raises Interrupted.
+
+        So does an error that follows the request: the signal may have ended a child process of the work's, too.
+        """
+        self._interruptible = True
+        try:
+            if self:
+                raise Interrupted
+            yield
+        except Exception as error:
+            if self:
+                raise Interrupted from error
+            raise
+        finally:
+            self._interruptible = False
 
     @contextmanager
     def installed(self) -> Iterator[StopRequest]:
-        """Handle both signals inside the block. Only the main thread of a process can."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        """Handle the signals inside the block, SIGHUP unless it is ignored (nohup). Only a main thread can."""
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
         before = [signal.signal(number, self.handle) for number in numbers]
         try:
             yield self
@@ -244,16 +282,18 @@ def verified_process(run: Run, status: Status) -> psutil.Process:
 def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
     """End a run's trainer, with a checkpoint or (`kill`) at once; the state it ended in.
 
+    One that is stopping already is not asked again: a second signal would cost it its checkpoint.
     Raises UsageError where there is no such trainer, or it does not end in time.
     """
-    process = verified_process(run, run.read_status())
+    status = run.read_status()
+    process = verified_process(run, status)
     try:
         if kill:
             for child in process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             process.kill()
-        else:
+        elif status.state != "stopping":
             process.terminate()
     except psutil.NoSuchProcess:
         pass  # it has ended meanwhile

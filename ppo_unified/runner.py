@@ -22,6 +22,7 @@ from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
+from ppo_unified.guard import Guarded
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
 from ppo_unified.optimizers import make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
@@ -67,11 +68,15 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
     """
     status = run.read_status()
     try:
-        trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
+        with stop.interruptible():  # a model may take its time to be made or loaded
+            trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
         try:
             trainer.loop(stop)
         finally:
             trainer.close()
+    except launch.Interrupted:  # nothing was trained since the newest checkpoint, or at all
+        status.state, status.reason = "stopped", f"{stop.reason} before it trained"
+        run.write_status(status)
     except BaseException as error:
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
@@ -124,6 +129,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.adapter.policy, config.optim)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
+        self.owed = False  # an evaluation of the newest iteration was given up; whoever resumes makes up for it
         self.resumed = self._restore() if checkpoint.steps(run) else False
         self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
         samples.cut(run, self.progress.iteration)
@@ -147,6 +153,7 @@ class Trainer:
         self.generator.set_state(state["generator"])
         totals = {"total_steps": self.config.total_steps, "total_iterations": self.config.total_iterations}
         self.progress = Progress(**state["progress"] | totals)
+        self.owed = state.get("evaluation_owed", False)
         status = self.status
         status.elapsed_s = state["elapsed_s"]
         try:  # run.json lags behind by a heartbeat
@@ -163,29 +170,40 @@ class Trainer:
         status.state = "running"
         self._update_status()
         self.run.write_status(status)
-        if self.config.eval.at_start and not self.resumed:
-            self._evaluate()
+        guarded = Guarded(self.adapter, stop)
+        try:
+            end = self._train(guarded, stop)
+        except launch.Interrupted:
+            end = None
+        if end is None:
+            status.state = "stopping"
             self.run.write_status(status)
-        if not self._is_over(stop):
-            self._iterate(stop)
-        stopped = bool(stop)  # asked once: a request during the last evaluation comes too late
-        if stopped:
-            status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
-        elif self._has_solved():
-            status.reason = "solved"
-        else:
-            self._evaluate()
-            reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
-            status.reason = "total_steps reached" if reached else "total_iterations reached"
-        self._checkpoint()
-        status.state = "stopped" if stopped else "finished"
+        status.reason = end or stop.reason
+        self._checkpoint(guarded.before)
+        status.state = "stopped" if end is None else "finished"
         self._update_status()
         self.run.write_status(status)
 
-    def _iterate(self, stop: launch.StopRequest) -> None:
-        iterations = train(
-            self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
-        )
+    def _train(self, guarded: Guarded, stop: launch.StopRequest) -> str | None:
+        """Train until nothing is left to do; why that is, or None where a request to stop came first.
+
+        Raises Interrupted for one that came in a rollout or an evaluation.
+        """
+        if self.owed or (self.config.eval.at_start and not self.resumed):
+            self._evaluate(stop)
+            self.run.write_status(self.status)
+        if not self._is_over(stop):
+            self._iterate(guarded, stop)
+        if stop:
+            return None
+        if self._has_solved():
+            return "solved"
+        self._evaluate(stop)
+        reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
+        return "total_steps reached" if reached else "total_iterations reached"
+
+    def _iterate(self, guarded: Guarded, stop: launch.StopRequest) -> None:
+        iterations = train(guarded, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator)
         for iteration in iterations:
             self._after(iteration, stop)
             if self._is_over(stop):
@@ -202,9 +220,11 @@ class Trainer:
         """Everything that follows an iteration, each at its own interval."""
         self._update_status()
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
-        if self._evaluation_due(int(iteration.batch.mask.sum())):
-            metrics |= self._evaluate(log=False)
-        self._log(metrics, iteration, last=self._is_over(stop))
+        try:
+            if self._evaluation_due(int(iteration.batch.mask.sum())):
+                metrics |= self._evaluate(stop, log=False)
+        finally:  # an evaluation that is given up costs the iteration nothing
+            self._log(metrics, iteration, last=self._is_over(stop))
         if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
@@ -255,18 +275,19 @@ class Trainer:
         every, steps = self.config.eval.every_steps, self.progress.steps
         return bool(every) and steps // every > (steps - learned) // every
 
-    def _evaluate(self, log: bool = True) -> dict[str, float]:
-        """Score the greedy policy, keep it if it is the best so far, and see whether the task is solved."""
+    def _evaluate(self, stop: launch.StopRequest, log: bool = True) -> dict[str, float]:
+        """Score the greedy policy, keep it if it is the best so far, and see whether the task is solved.
+
+        Raises Interrupted, with nothing changed but that an evaluation is owed, where a stop is asked for.
+        """
         if self.evaluated == self.progress.steps:
             return {}
-        self.evaluated = self.progress.steps
-        options, status = self.config.eval, self.status
-        score = float(np.mean(self.adapter.score(options.episodes, self.config.seed + 1, True)))
-        solved = False
-        if options.threshold is not None and status.solved_step is None and score >= options.threshold:
-            scores = [self._confirmation(number) for number in (2, 3)]
-            solved = min(scores) >= options.threshold
-            score = float(np.mean(scores))
+        self.owed = True
+        with stop.interruptible():
+            score, solved = self._scored()
+            report = self._reported()
+        self.owed, self.evaluated = False, self.progress.steps
+        status = self.status
         status.score = score
         if solved or status.best_score is None or score > status.best_score:
             self._checkpoint()
@@ -274,31 +295,43 @@ class Trainer:
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
-        metrics = self._reported() | dict.fromkeys(("eval/score", self.spec.score_tag), score)
+        if report.responses:
+            samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
+            self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
+        metrics = dict(report.metrics) | dict.fromkeys(("eval/score", self.spec.score_tag), score)
         if log:
             self.events.scalars(self.progress.steps, metrics)
         return metrics
 
-    def _reported(self) -> dict[str, float]:
-        """What the adapter adds to an evaluation: its metrics; its texts go into the run folder and to TensorBoard."""
+    def _scored(self) -> tuple[float, bool]:
+        """The greedy policy's mean score, and whether it solves the task: then it is that of the confirmation."""
+        options = self.config.eval
+        score = self._mean_score(options.episodes, 1)
+        if options.threshold is None or self.status.solved_step is not None or score < options.threshold:
+            return score, False
+        scores = [self._mean_score(CONFIRMATION_EPISODES, number) for number in (2, 3)]
+        return float(np.mean(scores)), min(scores) >= options.threshold
+
+    def _mean_score(self, episodes: int, number: int) -> float:
+        """Of fresh episodes, the same for the same `number`."""
+        return float(np.mean(self.adapter.score(episodes, self.config.seed + number, True)))
+
+    def _reported(self) -> samples.Report:
+        """What the adapter adds to an evaluation: metrics and texts."""
         if not self.spec.report:
-            return {}
+            return samples.Report()
         report: samples.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
-        if report.responses:
-            samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
-            self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
-        return dict(report.metrics)
+        return report
 
-    def _confirmation(self, number: int) -> float:
-        return float(np.mean(self.adapter.score(CONFIRMATION_EPISODES, self.config.seed + number, True)))
-
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, adapter_state: dict[str, Any] | None = None) -> None:
+        """Keep the run as it stands; `adapter_state`: the adapter's where it is of another moment than now."""
         self.checkpointed = time.monotonic()
         trainer = {
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "generator": self.generator.get_state(),
-            "adapter": self.adapter.state_dict(),
+            "adapter": self.adapter.state_dict() if adapter_state is None else adapter_state,
+            "evaluation_owed": self.owed,
             "elapsed_s": self.status.elapsed_s,
         }
         meta = {"iteration": self.progress.iteration, "time": time.time()}

@@ -90,7 +90,12 @@ def resume(options: argparse.Namespace) -> int:
         )
     stop = launch.StopRequest()
     with stop.installed():
-        before, written, status = run.read_status(), run.config.read_text(encoding="utf-8"), launch.reopen(run)
+        before, written = run.read_status(), run.config.read_text(encoding="utf-8")
+        try:
+            with stop.interruptible():  # it may have to wait for the run's last trainer
+                status = launch.reopen(run)
+        except launch.Interrupted:
+            return EXIT["stopped"]
         run.write_status(launch.claimed(status, config))
         if further:
             write_atomically(run.config, config.to_toml())
