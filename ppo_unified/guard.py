@@ -1,4 +1,5 @@
-"""An adapter as a run hands it to the engine, which need not know that a rollout can be given up."""
+"""An adapter as a run hands it to the engine: its rollouts can be given up when a stop is asked for, and what is not
+finite is refused before anything is learned from it. The engine knows of neither."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.launch import Interrupted, StopRequest
+from ppo_unified.nonfinite import check_rollout
 from ppo_unified.rollout import ActorCritic, Adapter, Rollout
 
 
@@ -30,7 +32,7 @@ class Guarded:
         return self.adapter.policy
 
     def collect(self) -> Rollout:
-        """Raises Interrupted where a stop is asked for."""
+        """Raises Interrupted where a stop is asked for, NonFiniteError for a rollout that nothing can learn from."""
         self.rollout, self.before = None, copy.deepcopy(self.adapter.state_dict())
         buffers = {name: buffer.clone() for name, buffer in self.policy.named_buffers()}
         try:
@@ -42,6 +44,7 @@ class Guarded:
                     buffer.copy_(buffers[name])
             raise
         self.rollout = rollout
+        check_rollout(rollout)
         self.before = None
         return rollout
 

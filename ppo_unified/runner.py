@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 
-from ppo_unified import checkpoint, launch, samples
+from ppo_unified import checkpoint, launch, nonfinite, samples
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
@@ -24,7 +24,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
 from ppo_unified.guard import Guarded
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
-from ppo_unified.optimizers import make_optimizers
+from ppo_unified.optimizers import NonFiniteError, make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
 from ppo_unified.runs import Run, Status
@@ -203,11 +203,16 @@ class Trainer:
         return "total_steps reached" if reached else "total_iterations reached"
 
     def _iterate(self, guarded: Guarded, stop: launch.StopRequest) -> None:
-        iterations = train(guarded, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator)
-        for iteration in iterations:
-            self._after(iteration, stop)
-            if self._is_over(stop):
-                break
+        config, progress = self.config, self.progress
+        try:
+            for iteration in train(guarded, self.optimizers, config.ppo, config.optim, progress, self.generator):
+                self._after(iteration, stop)
+                if self._is_over(stop):
+                    break
+        except NonFiniteError as error:
+            about = {"iteration": progress.iteration + 1, "step": progress.steps}
+            about |= {"microbatch_columns": config.ppo.microbatch_columns}
+            raise nonfinite.explained(error, self.run, self.adapter.policy, guarded.rollout, about) from error
 
     def _is_over(self, stop: launch.StopRequest) -> bool:
         """Whether no iteration follows."""
