@@ -25,6 +25,7 @@ import psutil
 from ppo_unified import presets
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
+from ppo_unified.keeping import open_log
 from ppo_unified.runs import ACTIVE, Run, Status, create
 
 DETACHED = "PPO_UNIFIED_DETACHED"  # in the environment of a process that `detach` started: where it tells its folder
@@ -176,7 +177,10 @@ class Tee:
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        return self.screen.write(text)
+        try:
+            return self.screen.write(text)
+        except OSError:  # the terminal is gone; the log is not
+            return len(text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.screen, name)
@@ -188,14 +192,14 @@ def logged(run: Run) -> Iterator[TextIO]:
 
     A detached process has no one to show them to: there they go to log.txt alone, whoever writes them.
     """
-    with open(run.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+    before = sys.stdout, sys.stderr
+    with open_log(run.log) as log:
         if os.environ.get(DETACHED):
-            for stream in (sys.stdout, sys.stderr):
+            for stream in before:
                 os.dup2(log.fileno(), stream.fileno())
-            yield sys.stderr
-            return
-        before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)
+            sys.stdout = sys.stderr = log
+        else:
+            sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)
         try:
             yield log
         finally:

@@ -24,6 +24,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
 from ppo_unified.guard import Guarded
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
+from ppo_unified.keeping import Keeping
 from ppo_unified.optimizers import NonFiniteError, make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
@@ -80,9 +81,11 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
     except BaseException as error:
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
-        run.write_status(status)
-        with open(run.log, "a", encoding="utf-8") as log:
-            log.write(status.traceback)
+        with suppress(OSError):  # the error itself is what to tell, though nothing can be written any more
+            if run.holds_lock():
+                run.write_status(status)
+                with open(run.log, "a", encoding="utf-8") as log:
+                    log.write(status.traceback)
         raise
     finally:
         run.release()
@@ -135,8 +138,9 @@ class Trainer:
         samples.cut(run, self.progress.iteration)
         if not self.resumed:
             self.events.hyperparameters(config.flat())
+        self.keeping = Keeping(run)
         self.process = psutil.Process()
-        self.began, self.elapsed_before = time.time(), status.elapsed_s
+        self.began, self.elapsed_before = time.monotonic(), status.elapsed_s
         self.steps_before = self.progress.steps
         self.checkpointed = self.beaten = self.measured = time.monotonic()
         self.evaluated = -1  # the step of the last evaluation
@@ -168,8 +172,7 @@ class Trainer:
         """Train until the end, the threshold, or a request to stop; leaves the final state in run.json."""
         status = self.status
         status.state = "running"
-        self._update_status()
-        self.run.write_status(status)
+        self._write_status()
         guarded = Guarded(self.adapter, stop)
         try:
             end = self._train(guarded, stop)
@@ -177,8 +180,9 @@ class Trainer:
             end = None
         if end is None:
             status.state = "stopping"
-            self.run.write_status(status)
+            self._write_status()
         status.reason = end or stop.reason
+        self.keeping.check_folder()
         self._checkpoint(guarded.before)
         status.state = "stopped" if end is None else "finished"
         self._update_status()
@@ -191,7 +195,7 @@ class Trainer:
         """
         if self.owed or (self.config.eval.at_start and not self.resumed):
             self._evaluate(stop)
-            self.run.write_status(self.status)
+            self._write_status()
         if not self._is_over(stop):
             self._iterate(guarded, stop)
         if stop:
@@ -238,10 +242,11 @@ class Trainer:
             )
         now = time.monotonic()
         if now - self.checkpointed >= self.config.checkpoint.every_s:
+            self.keeping.check_folder()
             self._checkpoint()
         if now - self.beaten >= HEARTBEAT_S:
             self.beaten = now
-            self.run.write_status(self.status)
+            self._write_status()
         self.report(self.status, metrics)
 
     def _log(self, metrics: dict[str, float], iteration: Iteration, last: bool) -> None:
@@ -249,7 +254,8 @@ class Trainer:
         if every and (number == 1 or number % every == 0 or last):
             histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
-            self.events.scalars(self.progress.steps, metrics, histograms)
+            with self.keeping.of("the event file"):
+                self.events.scalars(self.progress.steps, metrics, histograms)
 
     def _keep_sample(self, metrics: dict[str, float], iteration: Iteration) -> dict[str, np.ndarray]:
         """Store every quantity of the iteration's steps, add what its updates did to `metrics`; the histograms."""
@@ -272,7 +278,8 @@ class Trainer:
             metrics=dict(metrics),
             columns=to_arrays(seen.columns, explained, hook),
         )
-        samples.write(self.run, stored)
+        with self.keeping.of("samples/"):
+            samples.write(self.run, stored)
         return seen.histograms
 
     def _evaluation_due(self, learned: int) -> bool:
@@ -295,17 +302,21 @@ class Trainer:
         status = self.status
         status.score = score
         if solved or status.best_score is None or score > status.best_score:
+            self.keeping.check_folder()
             self._checkpoint()
             checkpoint.mark_best(self.run, self.progress.steps, score)
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
         if report.responses:
-            samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
-            self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
+            with self.keeping.of("samples/responses.jsonl"):
+                samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
+            with self.keeping.of("the event file"):
+                self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
         metrics = dict(report.metrics) | dict.fromkeys(("eval/score", self.spec.score_tag), score)
         if log:
-            self.events.scalars(self.progress.steps, metrics)
+            with self.keeping.of("the event file"):
+                self.events.scalars(self.progress.steps, metrics)
         return metrics
 
     def _scored(self) -> tuple[float, bool]:
@@ -343,14 +354,20 @@ class Trainer:
         checkpoint.save(self.run, self.progress.steps, self.adapter.policy.state_dict(), trainer, meta)
         checkpoint.prune(self.run, self.config.checkpoint.keep)
 
+    def _write_status(self) -> None:
+        """Tell how far the run is, where run.json can be written."""
+        self._update_status()
+        with self.keeping.of("run.json"):
+            self.run.write_status(self.status)
+
     def _update_status(self) -> None:
         status = self.status
         status.step, status.iteration = self.progress.steps, self.progress.iteration
         status.heartbeat = time.time()
-        status.elapsed_s = self.elapsed_before + time.time() - self.began
+        status.elapsed_s = self.elapsed_before + time.monotonic() - self.began
 
     def _speed(self) -> float:
-        return (self.progress.steps - self.steps_before) / max(1e-9, time.time() - self.began)
+        return (self.progress.steps - self.steps_before) / max(1e-9, time.monotonic() - self.began)
 
     def _system_metrics(self) -> dict[str, float]:
         """At most once a second: asking the system costs more than a small iteration."""

@@ -124,7 +124,8 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
                 raise
             print(f"{run.name} failed: {type(error).__name__}: {error}", file=sys.stderr)
             kept = f"; checkpoints are kept: {_command('resume', run)}" if run.checkpoints.is_dir() else ""
-            print(f"the traceback is in {run.log}{kept}", file=sys.stderr)
+            if run.log.exists():
+                print(f"the traceback is in {run.log}{kept}", file=sys.stderr)
             return EXIT["failed"]
         progress.finish()
         print(summary(run, status))
