@@ -25,6 +25,7 @@ from ppo_unified.events import EventWriter, as_table
 from ppo_unified.guard import Guarded
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
 from ppo_unified.keeping import Keeping
+from ppo_unified.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from ppo_unified.optimizers import NonFiniteError, make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
@@ -178,6 +179,10 @@ class Trainer:
             end = self._train(guarded, stop)
         except launch.Interrupted:
             end = None
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(error, guarded) from error
+            raise
         if end is None:
             status.state = "stopping"
             self._write_status()
@@ -217,6 +222,11 @@ class Trainer:
             about = {"iteration": progress.iteration + 1, "step": progress.steps}
             about |= {"microbatch_columns": config.ppo.microbatch_columns}
             raise nonfinite.explained(error, self.run, self.adapter.policy, guarded.rollout, about) from error
+
+    def _out_of_memory(self, error: BaseException, guarded: Guarded) -> OutOfMemory:
+        rollout, doing = guarded.rollout, "collecting a rollout" if guarded.before is not None else "updating"
+        columns = rollout.mask.numel() // self.config.ppo.minibatches if rollout is not None else 0
+        return out_of_memory(error, "evaluating" if self.owed else doing, self.config, columns)
 
     def _is_over(self, stop: launch.StopRequest) -> bool:
         """Whether no iteration follows."""
