@@ -87,6 +87,9 @@ class Optim(Section):
         [0.9, 0.999], min_length=2, max_length=2, description="Adam's two decay rates, each in [0, 1)"
     )
     max_grad_norm: float = Field(0.5, ge=0, description="clip the gradient's norm to this; 0 = off")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="what a loss or gradient that is NaN or infinite does: end the run, or skip the minibatch"
+    )
 
     @model_validator(mode="after")
     def _betas_are_decay_rates(self) -> Self:

@@ -9,6 +9,14 @@ from ppo_unified.batch import Batch
 from ppo_unified.rollout import Rollout
 
 
+def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    """Add `terms` to `totals` in place; keep the larger of those named *_max. All stay tensors: reading one waits
+    for the device."""
+    for name, x in terms.items():
+        old = totals.get(name)
+        totals[name] = x if old is None else torch.maximum(old, x) if name.endswith("_max") else old + x
+
+
 def explained_variance(batch: Batch) -> float:
     """1 - Var(target - V_old) / Var(target) over valid steps; 0 where the targets are all alike."""
     returns, values = batch.returns[batch.mask], batch.values[batch.mask]

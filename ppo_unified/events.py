@@ -33,6 +33,7 @@ _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 b
 _CRC = struct.Struct("<I")
 _FLOAT = struct.Struct("<f")
 _LONGEST = 1 << 28  # bytes; a longer record is damage, not data
+_MOST_WAITING = 1 << 24  # bytes of records that wait for room on the disk; later ones are lost
 _BLOCK = 1 << 18  # bytes read at once, unless one record is longer
 _HEAD = 1 << 10  # bytes at a file's start by which it is known again
 _MOST_HEADERS = 4096  # kept: those whose checksum was right
@@ -54,7 +55,10 @@ def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
 
 
 class EventWriter:
-    """Appends to one event file in `folder`; every call is in the system's hands when it returns."""
+    """Appends to one event file in `folder`; every call is in the system's hands when it returns.
+
+    A call that cannot write raises OSError. Its record waits for the next one, and the file ends with a whole record.
+    """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
@@ -62,6 +66,8 @@ class EventWriter:
         self._file: IO[bytes] = open(folder / stamp, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self.folder = folder
         self._described: set[str] = set()
+        self._size = 0  # of the whole records in the file
+        self._waiting = b""  # records that could not be written yet
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
@@ -100,6 +106,9 @@ class EventWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Raises nothing: what still cannot be written is lost."""
+        with suppress(OSError):
+            self._append()
         self._file.close()
 
     def _metadata(self, tag: str) -> SummaryMetadata | None:
@@ -111,7 +120,24 @@ class EventWriter:
     def _write(self, event: Any) -> None:
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
-        self._file.write(length + _CRC.pack(_masked_crc(length)) + data + _CRC.pack(_masked_crc(data)))
+        record = length + _CRC.pack(_masked_crc(length)) + data + _CRC.pack(_masked_crc(data))
+        if len(self._waiting) + len(record) <= _MOST_WAITING:
+            self._waiting += record
+        self._append()
+
+    def _append(self) -> None:
+        """Write what waits, or leave the file as it was: behind a torn record no reader would find another."""
+        if os.fstat(self._file.fileno()).st_size > self._size:
+            self._file.truncate(self._size)  # torn, and could not be cut off at once
+        rest = memoryview(self._waiting)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._size, self._waiting = self._size + len(self._waiting), b""
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -25,10 +25,12 @@ import psutil
 from ppo_unified import presets
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
+from ppo_unified.keeping import open_log
 from ppo_unified.runs import ACTIVE, Run, Status, create
 
 DETACHED = "PPO_UNIFIED_DETACHED"  # in the environment of a process that `detach` started: where it tells its folder
 LEAVING_S = 10.0  # that an ended trainer may take to leave its folder
+SAME_REQUEST_S = 1.0  # in which a further SIGTERM or SIGHUP repeats the first and asks for nothing more
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -102,25 +104,62 @@ def discard(run: Run) -> None:
         shutil.rmtree(run.path, ignore_errors=True)
 
 
+class Interrupted(BaseException):
+    """A request to stop arrived where the work under way can be given up. No Exception: the code of an environment or a
+    reward must not take it for a failure of its own."""
+
+
 class StopRequest:
-    """Set by SIGINT or SIGTERM, looked at between iterations. A second SIGINT ends the process at once; a second
-    SIGTERM does not, so that asking a run twice to stop never costs it its checkpoint."""
+    """Set by SIGINT, SIGTERM or SIGHUP; looked at between iterations, and raised where work may be given up.
+
+    A second signal ends the process at once. Only a SIGTERM or SIGHUP within SAME_REQUEST_S of the first does not:
+    two programs may stop a run at the same moment, and a session that closes sends both.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._first = 0.0  # when the first one came, on the monotonic clock
+        self._interruptible = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def reason(self) -> str:
+        return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            os._exit(130)
-        self.signal = signal.Signals(number)
+        if self.signal is None:
+            self.signal, self._first = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT or time.monotonic() - self._first >= SAME_REQUEST_S:
+            os._exit(128 + number)
+        if self._interruptible:
+            self._interruptible = False  # once: what cleans up is not interrupted again
+            raise Interrupted
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """In the block a request to stop, an earlier one included, raises Interrupted.
+
+        So does an error that follows the request: the signal may have ended a child process of the work's, too.
+        """
+        self._interruptible = True
+        try:
+            if self:
+                raise Interrupted
+            yield
+        except Exception as error:
+            if self:
+                raise Interrupted from error
+            raise
+        finally:
+            self._interruptible = False
 
     @contextmanager
     def installed(self) -> Iterator[StopRequest]:
-        """Handle both signals inside the block. Only the main thread of a process can."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        """Handle the signals inside the block, SIGHUP unless it is ignored (nohup). Only a main thread can."""
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
         before = [signal.signal(number, self.handle) for number in numbers]
         try:
             yield self
@@ -137,7 +176,10 @@ class Tee:
 
     def write(self, text: str) -> int:
         self._log.write(text)
-        return self.screen.write(text)
+        try:
+            return self.screen.write(text)
+        except OSError:  # the terminal is gone; the log is not
+            return len(text)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.screen, name)
@@ -149,14 +191,14 @@ def logged(run: Run) -> Iterator[TextIO]:
 
     A detached process has no one to show them to: there they go to log.txt alone, whoever writes them.
     """
-    with open(run.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+    before = sys.stdout, sys.stderr
+    with open_log(run.log) as log:
         if os.environ.get(DETACHED):
-            for stream in (sys.stdout, sys.stderr):
+            for stream in before:
                 os.dup2(log.fileno(), stream.fileno())
-            yield sys.stderr
-            return
-        before = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)
+            sys.stdout = sys.stderr = log
+        else:
+            sys.stdout, sys.stderr = Tee(before[0], log), Tee(before[1], log)
         try:
             yield log
         finally:
@@ -249,16 +291,18 @@ def verified_process(run: Run, status: Status) -> psutil.Process:
 def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
     """End a run's trainer, with a checkpoint or (`kill`) at once; the state it ended in.
 
+    One that is stopping already is not asked again: a second signal would cost it its checkpoint.
     Raises UsageError where there is no such trainer, or it does not end in time.
     """
-    process = verified_process(run, run.read_status())
+    status = run.read_status()
+    process = verified_process(run, status)
     try:
         if kill:
             for child in process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             process.kill()
-        else:
+        elif status.state != "stopping":
             process.terminate()
     except psutil.NoSuchProcess:
         pass  # it has ended meanwhile

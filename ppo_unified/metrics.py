@@ -89,6 +89,9 @@ METRICS: dict[str, Metric] = {
     "optim/steps": Metric(
         "", "optimizer steps in this iteration", "epochs x minibatches, fewer after an early stop by KL"
     ),
+    "optim/skipped": Metric(
+        "", "minibatches left out for a loss or gradient that was not finite (optim.on_nonfinite = 'skip')", "0"
+    ),
     "optim/epochs": Metric("", "epochs begun in this iteration"),
     "time/steps_per_second": Metric("1/s", "steps per second since the start, everything included"),
     "time/collect_s": Metric("s", "time to collect the rollout"),

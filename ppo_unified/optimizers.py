@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ppo_unified.batch import Batch
 from ppo_unified.config import Optim
 from ppo_unified.rollout import ActorCritic
+
+TERMS = ("policy", "value", "entropy")  # of the loss
 
 
 class Adam(torch.optim.Adam):
@@ -25,7 +29,11 @@ class Adam(torch.optim.Adam):
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite; raised before the optimizer sees it."""
+    """Something is NaN or infinite; raised before the optimizer sees it, with the minibatch where there is one yet."""
+
+    def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(message)
+        self.minibatch, self.sums = minibatch, sums or {}
 
 
 def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
@@ -53,19 +61,30 @@ def set_learning_rates(optimizers: list[Adam], scale: float) -> None:
             group["lr"] = group["initial_lr"] * scale
 
 
-def step(optimizers: list[Adam], max_grad_norm: float) -> Tensor:
-    """Clip each optimizer's gradient norm (0 = don't) and step; the norm of all gradients before clipping.
+def step(
+    optimizers: list[Adam],
+    optim: Optim,
+    minibatch: Batch | None = None,
+    sums: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Tensor:
+    """Clip each optimizer's gradient norm and step; the norm of all gradients before clipping, NaN for a step skipped.
 
-    Raises NonFiniteError, before any weight changes, where a gradient is NaN or infinite.
+    Where a gradient or one of the loss's `sums` is NaN or infinite no weight changes: the step is skipped or, as
+    `optim.on_nonfinite` says, NonFiniteError raised. All are added up, so that the device is waited for once.
     """
     norms = []
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if parameters:  # none of the policy's while the critic warms up alone
-            norms.append(nn.utils.clip_grad_norm_(parameters, max_grad_norm or torch.inf))
+            norms.append(nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm or torch.inf))
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
-    if not torch.isfinite(norm):
-        raise NonFiniteError(f"the gradient norm is {float(norm)}; no weight was changed")
+    if not torch.isfinite(norm + sum(sums[name] for name in TERMS if name in sums)):
+        if optim.on_nonfinite == "skip":
+            return torch.full_like(norm, torch.nan)
+        terms = ", ".join(f"{name} {float(sums[name]):.4g}" for name in TERMS if name in sums)
+        raise NonFiniteError(
+            f"the gradient norm is {float(norm)}; no weight was changed (sums of the loss: {terms})", minibatch, sums
+        )
     for optimizer in optimizers:
         optimizer.step()
     return norm

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppo_unified.batch import Batch, microbatches, minibatches, normalized
 from ppo_unified.config import PPO, Optim
-from ppo_unified.diagnostics import explained_variance, gae_error
+from ppo_unified.diagnostics import accumulate, explained_variance, gae_error
 from ppo_unified.optimizers import Adam, set_learning_rates, step
 from ppo_unified.rollout import ActorCritic, Adapter, Evaluation, Rollout, map_obs
 
@@ -206,14 +206,6 @@ def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, p
     return Loss(policy, value, entropy, sums)
 
 
-def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
-    """Add `terms` to `totals` in place; keep the larger of those named *_max. All stay tensors: reading one waits
-    for the device."""
-    for name, x in terms.items():
-        old = totals.get(name)
-        totals[name] = x if old is None else torch.maximum(old, x) if name.endswith("_max") else old + x
-
-
 def update(
     adapter: Adapter,
     optimizers: list[Adam],
@@ -242,7 +234,8 @@ def update(
             if not warming_up and (extra := adapter.extra_loss(generator)) is not None:
                 extra[0].backward()
                 extras.append(extra[1])
-            norms.append(step(optimizers, optim.max_grad_norm))
+            norms.append(step(optimizers, optim, minibatch, sums))
+    skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
     largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
     mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
     extra_metrics = {name: sum(x[name] for x in extras) / len(extras) for name in (extras[0] if extras else ())}
@@ -260,8 +253,9 @@ def update(
         "policy/kl": mean["kl"],
         "policy/clip_fraction": mean["clip_fraction"],
         "policy/ratio_max": largest["ratio_max"],
-        "optim/grad_norm": float(torch.stack(norms).mean()) if norms else 0.0,
-        "optim/steps": len(norms),
+        "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
+        "optim/steps": len(norms) - skipped,
+        "optim/skipped": skipped,
         "optim/epochs": epoch,
         "invariant/first_ratio_error": first_ratio_error,
         "invariant/optimizer_steps_error": 0.0 if stopped else float(expected - len(norms)),

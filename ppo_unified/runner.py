@@ -15,15 +15,18 @@ import numpy as np
 import psutil
 import torch
 
-from ppo_unified import checkpoint, launch, restoring, samples
+from ppo_unified import checkpoint, launch, nonfinite, restoring, samples
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter, as_table
+from ppo_unified.guard import Guarded
 from ppo_unified.health import Health
 from ppo_unified.hindsight import clip_range, look_back, to_arrays
-from ppo_unified.optimizers import make_optimizers
+from ppo_unified.keeping import Keeping
+from ppo_unified.memory import OutOfMemory, is_out_of_memory, out_of_memory
+from ppo_unified.optimizers import NonFiniteError, make_optimizers
 from ppo_unified.ppo import Iteration, Progress, train
 from ppo_unified.rollout import Adapter
 from ppo_unified.runs import Run, Status
@@ -69,17 +72,23 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
     """
     status = run.read_status()
     try:
-        trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
+        with stop.interruptible():  # a model may take its time to be made or loaded
+            trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
         try:
             trainer.loop(stop)
         finally:
             trainer.close()
+    except launch.Interrupted:  # nothing was trained since the newest checkpoint, or at all
+        status.state, status.reason = "stopped", f"{stop.reason} before it trained"
+        run.write_status(status)
     except BaseException as error:
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
-        run.write_status(status)
-        with open(run.log, "a", encoding="utf-8") as log:
-            log.write(status.traceback)
+        with suppress(OSError):  # the error itself is what to tell, though nothing can be written any more
+            if run.holds_lock():
+                run.write_status(status)
+                with open(run.log, "a", encoding="utf-8") as log:
+                    log.write(status.traceback)
         raise
     finally:
         run.release()
@@ -126,6 +135,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
         self.evaluated = -1  # the step of the last evaluation
+        self.owed = False  # an evaluation at this step was given up; whoever resumes makes up for it
         self.kept = (-1, -1)  # step and last evaluation of the newest checkpoint: what one of them holds
         self.unsaved = ""  # why the last checkpoint could not be written
         self.health = Health(has_critic=any(True for _ in self.adapter.policy.critic_parameters()))
@@ -135,8 +145,9 @@ class Trainer:
         samples.cut(run, self.progress.iteration, self.evaluated if self.resumed else -1)
         if not self.resumed:
             self.events.hyperparameters(config.flat())
+        self.keeping = Keeping(run)
         self.process = psutil.Process()
-        self.began, self.elapsed_before = time.time(), status.elapsed_s
+        self.began, self.elapsed_before = time.monotonic(), status.elapsed_s
         self.steps_before = self.progress.steps
         self.checkpointed = self.beaten = self.measured = time.monotonic()
         status.device = str(self.device)
@@ -159,6 +170,7 @@ class Trainer:
         self.evaluated = restoring.restore_status(self.status, found, self.run, self.config)
         if "health" in found.trainer:  # checkpoints of before there were checks have none
             self.health.load_state_dict(found.trainer["health"])
+        self.owed = found.trainer.get("evaluation_owed", False)
         self.kept = self.progress.steps, self.evaluated
         return True
 
@@ -166,36 +178,60 @@ class Trainer:
         """Train until the end, the threshold, or a request to stop; leaves the final state in run.json."""
         status = self.status
         status.state = "running"
-        self._update_status()
-        self.run.write_status(status)
-        if self.config.eval.at_start and self.progress.steps == 0:
-            self._evaluate_apart()
-        if not self._is_over(stop):
-            self._iterate(stop)
-        stopped = not self._has_ended()  # a request during the last update or evaluation comes too late
-        if stopped:
-            status.reason = f"stopped by {stop.signal.name}" if stop.signal else "stopped"
-        elif self._has_solved():
-            status.reason = "solved"
-        else:
-            self._evaluate_apart()
-            reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
-            status.reason = "total_steps reached" if reached else "total_iterations reached"
-        self._checkpoint()
+        self._write_status()
+        guarded = Guarded(self.adapter, stop)
+        try:
+            end = self._train(guarded, stop)
+        except launch.Interrupted:
+            end = None
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise self._out_of_memory(error, guarded) from error
+            raise
+        if end is None:
+            status.state = "stopping"
+            self._write_status()
+        status.reason = end or stop.reason
+        self._checkpoint(guarded.before)
         if self.unsaved:
             raise RuntimeError(f"the last checkpoint could not be written: {self.unsaved}")
-        status.state = "stopped" if stopped else "finished"
+        status.state = "stopped" if end is None else "finished"
         self._update_status()
         self.run.write_status(status)
 
-    def _iterate(self, stop: launch.StopRequest) -> None:
-        iterations = train(
-            self.adapter, self.optimizers, self.config.ppo, self.config.optim, self.progress, self.generator
-        )
-        for iteration in iterations:
-            self._after(iteration)
-            if self._is_over(stop):
-                break
+    def _train(self, guarded: Guarded, stop: launch.StopRequest) -> str | None:
+        """Train until nothing is left to do; why that is, or None where a request to stop came first.
+
+        Raises Interrupted for one that came in a rollout or an evaluation.
+        """
+        if self.owed or (self.config.eval.at_start and self.progress.steps == 0):
+            self._evaluate_apart(stop)
+        if not self._is_over(stop):
+            self._iterate(guarded, stop)
+        if not self._has_ended():
+            return None
+        if self._has_solved():
+            return "solved"
+        self._evaluate_apart(stop)
+        reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
+        return "total_steps reached" if reached else "total_iterations reached"
+
+    def _iterate(self, guarded: Guarded, stop: launch.StopRequest) -> None:
+        config, progress = self.config, self.progress
+        try:
+            for iteration in train(guarded, self.optimizers, config.ppo, config.optim, progress, self.generator):
+                self._after(iteration, stop)
+                if self._is_over(stop):
+                    break
+        except NonFiniteError as error:
+            about = {"iteration": progress.iteration + 1, "step": progress.steps}
+            about |= {"microbatch_columns": config.ppo.microbatch_columns}
+            raise nonfinite.explained(error, self.run, self.adapter.policy, guarded.rollout, about) from error
+
+    def _out_of_memory(self, error: BaseException, guarded: Guarded) -> OutOfMemory:
+        rollout, doing = guarded.rollout, "collecting a rollout" if guarded.before is not None else "updating"
+        columns = rollout.mask.numel() // self.config.ppo.minibatches if rollout is not None else 0
+        return out_of_memory(error, "evaluating" if self.owed else doing, self.config, columns)
 
     def _is_over(self, stop: launch.StopRequest) -> bool:
         """Whether no iteration follows."""
@@ -208,7 +244,7 @@ class Trainer:
     def _has_solved(self) -> bool:
         return self.config.stop_when_solved and self.status.solved_step is not None
 
-    def _after(self, iteration: Iteration) -> None:
+    def _after(self, iteration: Iteration, stop: launch.StopRequest) -> None:
         """Everything that follows an iteration, each at its own interval.
 
         The checkpoint comes last: what is logged of a step that it holds is complete, what comes after is cut by the
@@ -216,10 +252,12 @@ class Trainer:
         """
         self._update_status()
         metrics = iteration.metrics | {"time/steps_per_second": self._speed()} | self._system_metrics()
-        if self._evaluation_due(int(iteration.batch.mask.sum())):
-            metrics |= self._evaluate()
-        self._judge(metrics)
-        self._log(metrics, iteration)
+        try:
+            if self._evaluation_due(int(iteration.batch.mask.sum())):
+                metrics |= self._evaluate(stop)
+        finally:  # an evaluation that is given up costs the iteration nothing
+            self._judge(metrics)
+            self._log(metrics, iteration)
         if metrics["invariant/first_ratio_error"] > self.config.ratio_tolerance:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
@@ -231,20 +269,22 @@ class Trainer:
             self._checkpoint()
         if now - self.beaten >= HEARTBEAT_S:
             self.beaten = now
-            self.run.write_status(self.status)
+            self._write_status()
         self.report(self.status, metrics)
 
     def _log(self, metrics: dict[str, float], iteration: Iteration) -> None:
         number, every, histograms = self.progress.iteration, self.config.log.samples_every, None
         if every and (number == 1 or number % every == 0 or self._has_ended()):
             histograms = self._keep_sample(metrics, iteration)
-        if number % self.config.log.every == 0 or "eval/score" in metrics or histograms:
-            self.events.scalars(self.progress.steps, metrics, histograms)
+        if number % self.config.log.every == 0 or "eval/score" in metrics or self.owed or histograms:
+            with self.keeping.of("the event file"):
+                self.events.scalars(self.progress.steps, metrics, histograms)
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Put the iteration before the health checks; what changes goes into TensorBoard and run.json."""
         for line in self.health.update(self.progress.steps, metrics):
-            self.events.text(self.progress.steps, HEALTH, line)
+            with self.keeping.of("the event file"):
+                self.events.text(self.progress.steps, HEALTH, line)
         self.status.health = self.health.firing()
         metrics["health/warnings"] = float(len(self.status.health))
 
@@ -269,7 +309,8 @@ class Trainer:
             metrics=dict(metrics),
             columns=to_arrays(seen.columns, explained, hook),
         )
-        samples.write(self.run, stored)
+        with self.keeping.of("samples/"):
+            samples.write(self.run, stored)
         return seen.histograms
 
     def _evaluation_due(self, learned: int) -> bool:
@@ -279,52 +320,68 @@ class Trainer:
         passed = bool(every) and steps // every > (steps - learned) // every
         return passed or self.progress.remaining <= 0
 
-    def _evaluate_apart(self) -> None:
+    def _evaluate_apart(self, stop: launch.StopRequest) -> None:
         """Evaluate where no iteration follows or went before; nothing if that was done at this step already."""
         if self.evaluated == self.progress.steps:
             return
-        self.events.scalars(self.progress.steps, self._evaluate())
+        metrics = self._evaluate(stop)
+        with self.keeping.of("the event file"):
+            self.events.scalars(self.progress.steps, metrics)
         if self._is_best():
             self._checkpoint()
-        self.run.write_status(self.status)
+        self._write_status()
 
-    def _evaluate(self) -> dict[str, float]:
-        """Score the greedy policy and see whether it is the best so far and whether the task is solved."""
-        self.evaluated = self.progress.steps
-        options, status = self.config.eval, self.status
-        score = float(np.mean(self.adapter.score(options.episodes, self.config.seed + 1, True)))
-        solved = False
-        if options.threshold is not None and status.solved_step is None and score >= options.threshold:
-            scores = [self._confirmation(number) for number in (2, 3)]
-            solved = min(scores) >= options.threshold
-            score = float(np.mean(scores))
+    def _evaluate(self, stop: launch.StopRequest) -> dict[str, float]:
+        """Score the greedy policy and see whether it is the best so far and whether the task is solved.
+
+        Raises Interrupted, with nothing changed but that an evaluation is owed, where a stop is asked for.
+        """
+        self.owed = True
+        with stop.interruptible():
+            score, solved = self._scored()
+            report = self._reported()
+        self.owed, self.evaluated = False, self.progress.steps
+        status = self.status
         status.score = score
         if solved or status.best_score is None or score > status.best_score:
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
-        return self._reported() | dict.fromkeys(("eval/score", self.spec.score_tag), score)
+        if report.responses:
+            with self.keeping.of("samples/responses.jsonl"):
+                samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
+            with self.keeping.of("the event file"):
+                self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
+        return dict(report.metrics) | dict.fromkeys(("eval/score", self.spec.score_tag), score)
+
+    def _scored(self) -> tuple[float, bool]:
+        """The greedy policy's mean score, and whether it solves the task: then it is that of the confirmation."""
+        options = self.config.eval
+        score = self._mean_score(options.episodes, 1)
+        if options.threshold is None or self.status.solved_step is not None or score < options.threshold:
+            return score, False
+        scores = [self._mean_score(CONFIRMATION_EPISODES, number) for number in (2, 3)]
+        return float(np.mean(scores)), min(scores) >= options.threshold
+
+    def _mean_score(self, episodes: int, number: int) -> float:
+        """Of fresh episodes, the same for the same `number`."""
+        return float(np.mean(self.adapter.score(episodes, self.config.seed + number, True)))
 
     def _is_best(self) -> bool:
         """Whether this very step was evaluated, as the best so far."""
         return self.evaluated == self.status.best_step == self.progress.steps
 
-    def _reported(self) -> dict[str, float]:
-        """What the adapter adds to an evaluation: its metrics; its texts go into the run folder and to TensorBoard."""
+    def _reported(self) -> samples.Report:
+        """What the adapter adds to an evaluation: metrics and texts."""
         if not self.spec.report:
-            return {}
+            return samples.Report()
         report: samples.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
-        if report.responses:
-            samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
-            self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
-        return dict(report.metrics)
-
-    def _confirmation(self, number: int) -> float:
-        return float(np.mean(self.adapter.score(CONFIRMATION_EPISODES, self.config.seed + number, True)))
+        return report
 
     def _checkpoint(self, adapter_state: dict[str, Any] | None = None) -> None:
         """Keep all that going on from here needs, unless it is kept already; `adapter_state` where the adapter has
         moved on. One that can't be written costs the run a message: the next interval tries again."""
+        self.keeping.check_folder()
         self.checkpointed = time.monotonic()
         holds, self.unsaved = (self.progress.steps, self.evaluated), ""
         if holds == self.kept:
@@ -335,6 +392,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "adapter": self.adapter.state_dict() if adapter_state is None else adapter_state,
             "elapsed_s": self.status.elapsed_s,
+            "evaluation_owed": self.owed,
             "evaluation": restoring.evaluation_of(self.status, self.evaluated, self.config),
             "health": self.health.state_dict(),
         }
@@ -352,14 +410,20 @@ class Trainer:
             message = f"checkpoint of step {holds[0]}: {what} ({error}); training goes on"
             tell(f"{self.run.checkpoints}: {message}")
 
+    def _write_status(self) -> None:
+        """Tell how far the run is, where run.json can be written."""
+        self._update_status()
+        with self.keeping.of("run.json"):
+            self.run.write_status(self.status)
+
     def _update_status(self) -> None:
         status = self.status
         status.step, status.iteration = self.progress.steps, self.progress.iteration
         status.heartbeat = time.time()
-        status.elapsed_s = self.elapsed_before + time.time() - self.began
+        status.elapsed_s = self.elapsed_before + time.monotonic() - self.began
 
     def _speed(self) -> float:
-        return (self.progress.steps - self.steps_before) / max(1e-9, time.time() - self.began)
+        return (self.progress.steps - self.steps_before) / max(1e-9, time.monotonic() - self.began)
 
     def _system_metrics(self) -> dict[str, float]:
         """At most once a second: asking the system costs more than a small iteration."""

@@ -158,6 +158,14 @@ class Run:
         run._lock, self._lock = self._lock, None
         return run
 
+    def holds_lock(self) -> bool:
+        """Whether the folder's lock is the one that this process took: not where the folder was removed or replaced."""
+        try:
+            there = (self.path / "run.lock").stat()
+        except OSError:
+            return False
+        return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
+
     def locked(self) -> bool:
         """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
         return self.holder() is not None
@@ -221,8 +229,13 @@ def _finite(value: Any) -> Any:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file so that readers see the old text or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def check_name(name: str) -> None:

@@ -98,16 +98,14 @@ def test_a_run_stopped_at_every_iteration_is_the_run_that_was_not(
     single, run = begin(config, tmp_path, "single"), begin(config, tmp_path, "stopped")
     trained(single)
     after = Trainer._after
-    stop = StopRequest()
 
-    def stopping(self: Trainer, iteration: Any) -> None:
-        after(self, iteration)
+    def stopping(self: Trainer, iteration: Any, stop: StopRequest) -> None:
+        after(self, iteration, stop)
         stop.handle(15, None)
 
     monkeypatch.setattr(Trainer, "_after", stopping)
     for _ in range(5):
-        stop = StopRequest()
-        trained(run, stop)
+        trained(run, StopRequest())
     assert run.read_status().state == "finished"  # asked to stop, but it was over
     assert not differences(single, run)
 
@@ -163,7 +161,7 @@ def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
     folder: Path, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(tokens(folder), tmp_path, "damaged")
-    assert killed(run, "after status", 4)
+    assert killed(run, "after checkpoint", 3)
     newest = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
     (newest / checkpoint.TENSORS).write_bytes(b"")
     trained(run)

@@ -154,7 +154,7 @@ def test_two_optimizers_clip_two_norms_and_one_clips_one() -> None:
         policy = BanditPolicy(torch.Generator().manual_seed(0))
         for p in policy.parameters():
             p.grad = torch.full_like(p, 3.0)
-        return policy, float(step(make_optimizers(policy, Optim(joint=joint)), max_grad_norm))
+        return policy, float(step(make_optimizers(policy, Optim(joint=joint)), Optim(max_grad_norm=max_grad_norm)))
 
     def norm(parameters: Iterable[nn.Parameter]) -> float:
         return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
@@ -193,7 +193,7 @@ def test_adam_is_as_configured() -> None:
         for policy in (ours, theirs):
             for p in policy.parameters():
                 p.grad = torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (number + 1) * 1e-4
-        step(optimizers, 0)
+        step(optimizers, optim)
         reference.step()
     assert torch.allclose(weights(ours), weights(theirs), rtol=1e-9, atol=1e-12)
 

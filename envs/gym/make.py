@@ -110,12 +110,14 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
 
 
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
-    """One environment in a process of its own, which leaves Ctrl-C to the trainer.
+    """One environment in a process of its own, which leaves Ctrl-C and a closed terminal to the trainer.
 
     AsyncVectorEnv makes one in the trainer's process too, to look at its spaces.
     """
     if multiprocessing.parent_process() is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a fork inherits
     return make_recorded(config)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from envs.gym.eval import play_episodes
@@ -43,6 +44,7 @@ class GymAdapter:
         self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
         self.steps_taken = 0
         self.episodes = EpisodeLog(config.gym.num_envs)
+        self.stepping = False  # a step has not returned: worker processes may be in the middle of it
         self._reset(env_seed)
 
     def _reset(self, seed: int) -> None:
@@ -136,11 +138,14 @@ class GymAdapter:
         return torch.cat([e.logprobs for e in scored]).view(shape), torch.cat([e.values for e in scored]).view(shape)
 
     def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        self.stepping = True
         try:
-            return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
+            stepped = self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
         except (Exception, SystemExit) as error:  # an environment must not end the trainer unnoticed
             where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._when(number)}"
             raise RuntimeError(f"{where}: {error}") from error
+        self.stepping = False
+        return stepped
 
     def _when(self, number: int) -> str:
         return f"{number} steps into the rollout (after {self.steps_taken} environment steps)"
@@ -201,7 +206,17 @@ class GymAdapter:
             raise NotRestored("what was put back allows other actions")
 
     def close(self) -> None:
-        self.envs.close()
+        """Close the environments; worker processes that died or were left in the middle of a step are killed instead:
+        waiting for their answers might never end."""
+        if isinstance(self.envs, AsyncVectorEnv) and (
+            self.stepping or not all(process.is_alive() for process in self.envs.processes)
+        ):
+            for process, pipe in zip(self.envs.processes, self.envs.parent_pipes, strict=True):
+                process.kill()
+                process.join()
+                pipe.close()
+            self.envs.closed = True
+        self.envs.close()  # nothing, where it is closed
 
 
 def build(config: GymConfig, device: torch.device) -> GymAdapter:

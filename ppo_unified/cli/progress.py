@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from ppo_unified.cli.screen import is_drawable
@@ -30,15 +31,13 @@ class Progress:
         if self.terminal and now - self.lived >= LIVE_S:
             self.lived = now
             width = shutil.get_terminal_size().columns - 1
-            self.screen.write("\r\x1b[K" + self._line(status, metrics)[:width])
-            self.screen.flush()
+            self._show("\r\x1b[K" + self._line(status, metrics)[:width])
         if now - self.said >= PLAIN_S:
             self.said = now
             line = self._line(status, metrics) + "\n"
             self.log.write(line)
             if not self.terminal and self.screen is not self.log:
-                self.screen.write(line)
-                self.screen.flush()
+                self._show(line)
 
     def _tell_health(self, status: Status) -> None:
         """A line when a health check begins to fire, and when it has healed."""
@@ -52,7 +51,11 @@ class Progress:
 
     def finish(self) -> None:
         if self.terminal:
-            self.screen.write("\r\x1b[K")
+            self._show("\r\x1b[K")
+
+    def _show(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that was closed must not cost the run its checkpoint
+            self.screen.write(text)
             self.screen.flush()
 
     def _line(self, status: Status, metrics: dict[str, float]) -> str:

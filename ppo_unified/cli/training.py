@@ -81,7 +81,12 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config, changes = _changed(run, [*flags, *rest])
     stop = launch.StopRequest()
     with stop.installed():
-        before, written, status = run.read_status(), run.config.read_text(encoding="utf-8"), launch.reopen(run)
+        before, written = run.read_status(), run.config.read_text(encoding="utf-8")
+        try:
+            with stop.interruptible():  # it may have to wait for the run's last trainer
+                status = launch.reopen(run)
+        except launch.Interrupted:
+            return EXIT["stopped"]
         if changes:
             status.resumes[-1]["changed"] = changes
             if not run.begun.exists():
@@ -146,7 +151,8 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
                 raise
             tell(f"{run.name} failed: {type(error).__name__}: {error}")
             kept = f"; checkpoints are kept: {_command('resume', run)}" if run.checkpoints.is_dir() else ""
-            tell(f"the traceback is in {run.log}{kept}")
+            if run.log.exists():
+                tell(f"the traceback is in {run.log}{kept}")
             return EXIT["failed"]
         progress.finish()
         say(clean_lines(summary(run, status)))
