@@ -149,9 +149,12 @@ def _resumed(entry: dict[str, object]) -> Event:
     when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
     known = isinstance(when, int | float), isinstance(step, int)
     text = "without a word before" if before in ACTIVE else f"it had {before}" if before else ""
-    changed = entry.get("changed")
+    changed, restored = entry.get("changed"), entry.get("restored", "exact")
+    if restored != "exact":
+        text += f"\nnot exactly: {restored}"
     if isinstance(changed, dict):
-        text += "".join(f"\n{name}: {short(values)}" for name, values in changed.items())
+        for name, values in changed.items():
+            text += f"\n{name}: {' -> '.join(map(str, values)) if isinstance(values, list) else values}"
     return Event(when if known[0] else None, step if known[1] else None, "resumed", text)  # type: ignore[arg-type]
 
 

@@ -314,3 +314,17 @@ time.sleep(0.5)
         assert process.stdout.readline() == b"held\n"
         assert launch.reopen(run).step == 7
     run.release()
+
+
+def test_the_story_of_a_resume_says_what_changed_and_what_did_not_go_on_exactly(tmp_path: Path) -> None:
+    entries = [
+        {"time": 1.0, "step": 10, "from_state": "stopped", "restored": "exact"},
+        {"time": 2.0, "step": 20, "from_state": "running", "restored": "episodes restarted: why"},
+        {"time": 3.0, "step": 30, "from_state": "stopped", "restored": "exact", "changed": {"optim.lr": [0.1, 0.2]}},
+    ]
+    run = Run(tmp_path / "a")
+    status = Status(name="a", state="stopped", resumes=entries)
+    told = [event.text for event in control.events_of(run, status) if event.what == "resumed"]
+    assert told[0] == "it had stopped"
+    assert told[1] == "without a word before\nnot exactly: episodes restarted: why"
+    assert told[2] == "it had stopped\noptim.lr: 0.1 -> 0.2"
