@@ -281,8 +281,8 @@ def draw(
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
-    bounded = [(line, _bounded(line.x), _bounded(line.y)) for line in lines]
-    shown = [line._replace(x=x, y=log10(y) if log_y else y) for line, x, y in bounded]
+    bounded = [_placed(line._replace(x=_bounded(line.x), y=_bounded(line.y))) for line in lines]
+    shown = [line._replace(y=log10(line.y)) for line in bounded] if log_y else bounded
     view = find_view(shown, x_range)
     head = _legend(lines, width, title, color)
     if view is None:
@@ -302,6 +302,12 @@ def draw(
     floor, below = floor_row(ticks, room, glyphs), label_row(ticks, width, gutter)
     axis = [" " * gutter + glyphs.corner + floor, below]
     return rows + [painted(row, DIM) if color else row for row in axis]
+
+
+def _placed(line: Line) -> Line:
+    """A curve without the points that are nowhere on the x axis."""
+    placed = np.isfinite(line.x)
+    return line if placed.all() else line._replace(x=line.x[placed], y=line.y[placed])
 
 
 def _bounded(values: np.ndarray) -> np.ndarray:

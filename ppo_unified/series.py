@@ -139,6 +139,8 @@ class Curves:
             alike.setdefault(tuple(numbers), []).append(tag)
         for numbers_key, tags in alike.items():
             steps, walls, values = _merged([chunks[number] for number in numbers_key], tags)
+            if not np.isfinite(walls).all():  # no clock says so, but a file may
+                walls = np.nan_to_num(walls, nan=0.0, posinf=0.0, neginf=0.0)
             for table in self._tables_of(tags):
                 table.append(steps, walls, values)
 

@@ -156,7 +156,11 @@ gym.register("Broken-v0", entry_point=Broken)
 
 @pytest.mark.parametrize(
     ("how", "says"),
-    [("raise", "OverflowError"), ("obs", "non-finite observation"), ("reward", "non-finite reward")],
+    [
+        ("raise", "OverflowError"),
+        pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
+        ("reward", "non-finite reward"),
+    ],
 )
 def test_an_environment_that_breaks_fails_the_run_and_keeps_everything(how: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN_ENVIRONMENT, encoding="utf-8")

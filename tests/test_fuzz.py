@@ -56,6 +56,8 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "recipe about which there is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
     "recipe of a kind that is a table": ("recipe", b"[kind]\na = 1\n", True),
     "chart of numbers whose differences overflow": ("chart", ([0.0, 1.0], [-1.7e308, 1.7e308], 40, 8, False), False),
+    "chart of points at no place": ("chart", ([0.0, float("inf")], [0.0, 0.0], 0, 0, False), False),
+    "chart of one point at no place": ("chart", ([float("nan")], [0.0], 0, 0, False), False),
     "logarithmic chart of the largest number": ("chart", ([0.0], [1.797e308], 0, 0, True), False),
     "command line with an odd digit for a step": ("command line", ["inspect", "a", "--sample", "\u00b2"], True),
     "command line with a number of 5,000 digits": ("command line", ["inspect", "a", "--sample", "9" * 5000], True),

@@ -132,7 +132,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "not JSON at all": ("a.json", "hello\n", "a.json, line 1: not JSON (Expecting value at column 1)"),
     "broken record": ("a.json", '{\n "prompt": "a",\n}', "a.json, line 3: not JSON (Expecting property name"),
     "broken array": ("a.json", '[{"prompt": "a"},\n {"prompt": }]', "a.json, line 2: not JSON (Expecting value at col"),
-    "too deep": ("a.json", "[" * 10**5, "a.json: JSON that cannot be read (maximum recursion depth"),
+    "too deep": ("a.json", "[" * 10**5, "a.json: JSON that cannot be read (it is nested too deep"),
     "long number": ("a.jsonl", P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}", "a.jsonl, line 2: JSON that cannot be"),
     "a list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: a list ([1]), where an object with keys is meant"),
     "a text": ("a.json", '["x"]', "a.json, record 1: the text 'x', where an object with keys is meant"),

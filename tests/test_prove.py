@@ -47,9 +47,7 @@ MUTANTS = {  # and a quantity that gives each away
 }  # fmt: skip
 ALWAYS = {  # the others are tried by `make exhaustive`
     "mask: with the prompt's last token",
-    "bootstrap: a value after the end",
     "kl reward: sign",
-    "alignment: values after the token",
     "engine: sign of the objective",
 }
 # Imports what takes long once, and forks for every folder: each child finds this project's packages in its own folder.

@@ -65,7 +65,12 @@ def whole(folder: Path) -> Run:
     return run
 
 
-WHERE = ["after event", "before sample", "after responses", "before checkpoint", "after checkpoint", "before pruning"]
+WHERE = [
+    "after event",
+    "before checkpoint",
+    "before pruning",
+    *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("before sample", "after responses", "after checkpoint")),
+]
 
 
 @pytest.mark.parametrize("where", WHERE)

@@ -415,6 +415,7 @@ def test_what_runs_wrote_is_text_and_nothing_else(runs: Path) -> None:
 # starting and ending runs
 
 
+@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
 def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None:
     """And a second one, stopped, resumed and deleted by keys: all with real processes."""
     folder = tmp_path / "runs"
@@ -435,6 +436,7 @@ def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None
     drive(folder, act)
 
 
+@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
 def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 

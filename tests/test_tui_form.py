@@ -23,7 +23,7 @@ from tui.picker import Picker, matching
 from tui.themes import OURS
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZES = ((80, 24), (120, 40))
+SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.exhaustive)]
 
 
 class Host(App[None]):

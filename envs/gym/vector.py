@@ -214,7 +214,8 @@ class GymAdapter:
             for process, pipe in zip(self.envs.processes, self.envs.parent_pipes, strict=True):
                 process.kill()
                 process.join()
-                pipe.close()
+                if pipe is not None:  # gymnasium lets go of the pipe of a worker that raised
+                    pipe.close()
             self.envs.closed = True
         self.envs.close()  # nothing, where it is closed
 
