@@ -133,7 +133,7 @@ def read_meta(folder: Path) -> Meta:
         raise Damaged(f"{path}: is missing") from None
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Damaged(f"{path}: is damaged ({_short(error)})") from None
 
 
@@ -337,7 +337,8 @@ def _remove(folder: Path) -> None:
 
 def leftovers(run: Run) -> Iterator[Path]:
     """What killed processes have left unfinished in a run's folders; only its trainer may remove them."""
-    yield from run.path.glob(f".run.json.*{ASIDE}")
+    for name in ("run.json", "config.toml", "config.begun.toml"):
+        yield from run.path.glob(f".{name}.*{ASIDE}")
     yield from (run.path / "samples").glob(f".*{ASIDE}")
     yield from run.checkpoints.glob(f".*{ASIDE}")
 

@@ -102,7 +102,8 @@ class EventWriter:
         self._write(Event(wall_time=time.time(), summary=hparams_pb(plain, trial_id=self.folder.name)))
 
     def sync(self) -> None:
-        """Push what was written to the disk. Raises OSError."""
+        """Push what was written to the disk, and what waits to be. Raises OSError."""
+        self._append()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -19,12 +19,13 @@ class Guarded:
     """See `ppo_unified.rollout.Adapter`; everything but `collect` is the adapter's own.
 
     A rollout that is given up leaves the run where its iteration began: collecting changes nothing of the policy but
-    buffers (statistics of observations, say), which are put back, and `before` is the adapter's state of that moment.
+    buffers (statistics of observations, say), which are put back, and `state` is the adapter's of that moment.
     """
 
     def __init__(self, adapter: Adapter, stop: StopRequest) -> None:
         self.adapter, self.stop = adapter, stop
-        self.before: dict[str, Any] | None = None  # the adapter's state before the rollout under way; None between two
+        self.state = copy.deepcopy(adapter.state_dict())  # after the last whole rollout: workers may be gone by a stop
+        self.is_collecting = False
         self.rollout: Rollout | None = None  # the last whole one
 
     @property
@@ -33,11 +34,12 @@ class Guarded:
 
     def collect(self) -> Rollout:
         """Raises Interrupted where a stop is asked for, NonFiniteError for a rollout that nothing can learn from."""
-        self.rollout, self.before = None, copy.deepcopy(self.adapter.state_dict())
+        self.rollout, self.is_collecting = None, True
         buffers = {name: buffer.clone() for name, buffer in self.policy.named_buffers()}
         try:
             with self.stop.interruptible():
                 rollout = self.adapter.collect()
+                state = copy.deepcopy(self.adapter.state_dict())
         except Interrupted:
             with torch.no_grad():
                 for name, buffer in self.policy.named_buffers():
@@ -45,7 +47,7 @@ class Guarded:
             raise
         self.rollout = rollout
         check_rollout(rollout)
-        self.before = None
+        self.state, self.is_collecting = state, False
         return rollout
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:

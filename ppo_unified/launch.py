@@ -181,6 +181,10 @@ class Tee:
         except OSError:  # the terminal is gone; the log is not
             return len(text)
 
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.screen.flush()
+
     def __getattr__(self, name: str) -> object:
         return getattr(self.screen, name)
 

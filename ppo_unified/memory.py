@@ -38,4 +38,5 @@ def out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: 
             advice.append(f"lower {name} from {value} to {max(1, present // 2)}")
     first, *others = advice or ["use a smaller model"]
     more = f", or {', or '.join(others)}" if others else ""
-    return OutOfMemory(f"memory ran out while {doing}: {first}{more} ({str(error).splitlines()[0][:200]})")
+    said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return OutOfMemory(f"memory ran out while {doing}: {first}{more} ({said})")

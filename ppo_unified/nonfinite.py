@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -138,6 +139,9 @@ def explained(
     at = locate(rollout, error.minibatch, place) if rollout is not None else None
     known = about | place._asdict() | {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
     known["sums"] = {name: float(x) for name, x in error.sums.items()}
-    path = dump(run, about["iteration"], error.minibatch, known)
+    try:
+        kept = f"the minibatch is in {dump(run, about['iteration'], error.minibatch, known)}"
+    except (OSError, SafetensorError) as failure:  # a full disk must not hide what happened
+        kept = f"the minibatch could not be kept ({failure})"
     what = place.quantity + (f" of row {at[0]}, column {at[1]} of the rollout" if at else "")
-    return NonFiniteError(f"{what} is not finite {where}: {error}; the minibatch is in {path}")
+    return NonFiniteError(f"{what} is not finite {where}: {error}; {kept}")

@@ -72,11 +72,12 @@ def step(
     Where a gradient or one of the loss's `sums` is NaN or infinite no weight changes: the step is skipped or, as
     `optim.on_nonfinite` says, NonFiniteError raised. All are added up, so that the device is waited for once.
     """
-    norms = []
+    norms, clipped = [], []
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if parameters:  # none of the policy's while the critic warms up alone
-            norms.append(nn.utils.clip_grad_norm_(parameters, optim.max_grad_norm or torch.inf))
+            norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            clipped.append(parameters)
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
     if not torch.isfinite(norm + sum(sums[name] for name in TERMS if name in sums)):
         if optim.on_nonfinite == "skip":
@@ -85,6 +86,8 @@ def step(
         raise NonFiniteError(
             f"the gradient norm is {float(norm)}; no weight was changed (sums of the loss: {terms})", minibatch, sums
         )
+    for parameters, own_norm in zip(clipped, norms, strict=True):  # not before: NaN would spread to every gradient
+        nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm or torch.inf, own_norm)
     for optimizer in optimizers:
         optimizer.step()
     return norm

@@ -102,7 +102,8 @@ class Adapter(Protocol):
         ...
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """None, or a loss added once per optimizer step (InstructGPT's pretraining term) and its metrics."""
+        """None, or a loss added once per optimizer step (InstructGPT's pretraining term) and its metrics. Draws from
+        `generator` alone, and changes nothing that `state_dict` holds."""
         ...
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:

@@ -179,27 +179,27 @@ class Trainer:
         status = self.status
         status.state = "running"
         self._write_status()
-        guarded = Guarded(self.adapter, stop)
+        self.guarded = Guarded(self.adapter, stop)
         try:
-            end = self._train(guarded, stop)
+            end = self._train(stop)
         except launch.Interrupted:
             end = None
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(error, guarded) from error
+                raise self._out_of_memory(error) from error
             raise
         if end is None:
             status.state = "stopping"
             self._write_status()
         status.reason = end or stop.reason
-        self._checkpoint(guarded.before)
+        self._checkpoint()
         if self.unsaved:
             raise RuntimeError(f"the last checkpoint could not be written: {self.unsaved}")
         status.state = "stopped" if end is None else "finished"
         self._update_status()
         self.run.write_status(status)
 
-    def _train(self, guarded: Guarded, stop: launch.StopRequest) -> str | None:
+    def _train(self, stop: launch.StopRequest) -> str | None:
         """Train until nothing is left to do; why that is, or None where a request to stop came first.
 
         Raises Interrupted for one that came in a rollout or an evaluation.
@@ -207,7 +207,7 @@ class Trainer:
         if self.owed or (self.config.eval.at_start and self.progress.steps == 0):
             self._evaluate_apart(stop)
         if not self._is_over(stop):
-            self._iterate(guarded, stop)
+            self._iterate(stop)
         if not self._has_ended():
             return None
         if self._has_solved():
@@ -216,8 +216,8 @@ class Trainer:
         reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
         return "total_steps reached" if reached else "total_iterations reached"
 
-    def _iterate(self, guarded: Guarded, stop: launch.StopRequest) -> None:
-        config, progress = self.config, self.progress
+    def _iterate(self, stop: launch.StopRequest) -> None:
+        config, progress, guarded = self.config, self.progress, self.guarded
         try:
             for iteration in train(guarded, self.optimizers, config.ppo, config.optim, progress, self.generator):
                 self._after(iteration, stop)
@@ -228,8 +228,8 @@ class Trainer:
             about |= {"microbatch_columns": config.ppo.microbatch_columns}
             raise nonfinite.explained(error, self.run, self.adapter.policy, guarded.rollout, about) from error
 
-    def _out_of_memory(self, error: BaseException, guarded: Guarded) -> OutOfMemory:
-        rollout, doing = guarded.rollout, "collecting a rollout" if guarded.before is not None else "updating"
+    def _out_of_memory(self, error: BaseException) -> OutOfMemory:
+        rollout, doing = self.guarded.rollout, "collecting a rollout" if self.guarded.is_collecting else "updating"
         columns = rollout.mask.numel() // self.config.ppo.minibatches if rollout is not None else 0
         return out_of_memory(error, "evaluating" if self.owed else doing, self.config, columns)
 
@@ -327,8 +327,7 @@ class Trainer:
         metrics = self._evaluate(stop)
         with self.keeping.of("the event file"):
             self.events.scalars(self.progress.steps, metrics)
-        if self._is_best():
-            self._checkpoint()
+        self._checkpoint()
         self._write_status()
 
     def _evaluate(self, stop: launch.StopRequest) -> dict[str, float]:
@@ -378,9 +377,9 @@ class Trainer:
         report: samples.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
         return report
 
-    def _checkpoint(self, adapter_state: dict[str, Any] | None = None) -> None:
-        """Keep all that going on from here needs, unless it is kept already; `adapter_state` where the adapter has
-        moved on. One that can't be written costs the run a message: the next interval tries again."""
+    def _checkpoint(self) -> None:
+        """Keep all that going on from here needs, unless it is kept already. One that can't be written costs the run a
+        message: the next interval tries again."""
         self.keeping.check_folder()
         self.checkpointed = time.monotonic()
         holds, self.unsaved = (self.progress.steps, self.evaluated), ""
@@ -390,7 +389,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "generator": self.generator.get_state(),
-            "adapter": self.adapter.state_dict() if adapter_state is None else adapter_state,
+            "adapter": self.guarded.state,
             "elapsed_s": self.status.elapsed_s,
             "evaluation_owed": self.owed,
             "evaluation": restoring.evaluation_of(self.status, self.evaluated, self.config),

@@ -234,7 +234,7 @@ def _step_of(line: bytes) -> int | None:
     """The step of an evaluation's line; None for one that was left unfinished."""
     try:
         return int(parse_json(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -54,3 +54,7 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
     assert "lower ppo.microbatch_columns from" in said
     assert "set llm.gradient_checkpointing = true" in said
     assert "gym" not in said
+
+
+def test_an_error_without_a_word_is_told_by_its_name() -> None:
+    assert str(out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")

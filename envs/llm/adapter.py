@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -218,6 +218,11 @@ class LLMAdapter:
 
         return answer(self, episodes, seed, greedy).scores
 
+    @cached_property
+    def fingerprint(self) -> float:
+        """Of the reference, whose weights never change."""
+        return self.reference.network.fingerprint()
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "order": self.order.get_state(),
@@ -225,12 +230,12 @@ class LLMAdapter:
             "queue": list(self.queue),
             "kl_coef": self.kl.coef,
             "scores": self.scores.state_dict(),
-            "reference": self.reference.network.fingerprint(),
+            "reference": self.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises UsageError where `llm.model` is not the model that the run began with."""
-        if not math.isclose(state["reference"], self.reference.network.fingerprint(), rel_tol=1e-6):
+        if not math.isclose(state["reference"], self.fingerprint, rel_tol=1e-6):
             raise UsageError(
                 f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would "
                 "be measured to another reference; put the model back, or start a new run"

@@ -91,9 +91,9 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
             status.resumes[-1]["changed"] = changes
             if not run.begun.exists():
                 write_atomically(run.begun, written)
-        run.write_status(launch.claimed(status, config))
         if changes:
             write_atomically(run.config, config.to_toml())
+        run.write_status(launch.claimed(status, config))
         if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
             tell(f"{run.name} has no checkpoint: it starts at step 0")
         try:
