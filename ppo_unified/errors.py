@@ -11,6 +11,10 @@ class UsageError(Exception):
     """A mistake in what was typed or configured. Its text says where, what was found, and what would do."""
 
 
+class Refused(UsageError):
+    """A run that could not begin: nothing was trained."""
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """The known name that `word` most likely means: a part of it ('clip' for 'clip_range'), else the most similar one;
     empty if nothing resembles it."""

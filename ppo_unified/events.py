@@ -8,6 +8,7 @@ are float32.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import struct
@@ -29,6 +30,7 @@ from ppo_unified.metrics import describe
 from ppo_unified.series import Chunk, Curves, Series
 
 PREFIX = "events.out.tfevents"
+_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # files named as ours are
 _HEADER = struct.Struct("<QI")  # length of the payload, masked crc of these 8 bytes
 _CRC = struct.Struct("<I")
 _FLOAT = struct.Struct("<f")
@@ -62,8 +64,8 @@ class EventWriter:
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
         """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
-        stamp = f"{PREFIX}.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file: IO[bytes] = open(folder / stamp, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        name = f"{PREFIX}.{_stamp(folder):.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file: IO[bytes] = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self.folder = folder
         self._described: set[str] = set()
         self._size = 0  # of the whole records in the file
@@ -139,6 +141,12 @@ class EventWriter:
                 self._file.truncate(self._size)
             raise
         self._size, self._waiting = self._size + len(self._waiting), b""
+
+
+def _stamp(folder: Path) -> float:
+    """Now, but after every file that is there: readers take files by name, and the clock may have been put back."""
+    found = [_STAMPED.match(name) for name in os.listdir(folder)]
+    return max([time.time(), *(float(match[1]) + 1e-6 for match in found if match)])
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:

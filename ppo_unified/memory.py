@@ -11,6 +11,12 @@ OPTIONS = {  # what memory grows with while something is under way, the most eff
     "collecting a rollout": ("llm.rollout_batch", "llm.max_new_tokens", "gym.num_steps", "gym.num_envs"),
     "updating": ("ppo.microbatch_columns", "llm.gradient_checkpointing", "gym.num_steps", "llm.rollout_batch"),
     "evaluating": ("llm.rollout_batch", "eval.episodes"),
+    "making the models": ("llm.lora_rank", "llm.dtype", "gym.num_envs"),
+}
+CHEAPER = {  # what an option is to be set to, where it has the value that costs most
+    "llm.gradient_checkpointing": (False, "true"),
+    "llm.lora_rank": (0, "8"),
+    "llm.dtype": ("float32", "bfloat16"),
 }
 
 
@@ -30,9 +36,10 @@ def out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: 
     options, advice = config.flat(), []
     for name in OPTIONS[doing]:
         value = options.get(name)
-        if value is False:
-            advice.append(f"set {name} = true")
-        elif value is not True and value is not None and value > 1:
+        if name in CHEAPER:
+            costly, cheaper = CHEAPER[name]
+            advice += [f"set {name} = {cheaper}"] if value == costly else []
+        elif value is not None and value > 1:
             # a limit above what there was to hold would change nothing at half its size
             present = min(value, columns) if name == "ppo.microbatch_columns" and columns else value
             advice.append(f"lower {name} from {value} to {max(1, present // 2)}")

@@ -19,7 +19,7 @@ from ppo_unified import checkpoint, launch, nonfinite, restoring, samples
 from ppo_unified.adapters import adapter as adapter_spec
 from ppo_unified.adapters import load
 from ppo_unified.config import RunConfig
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import Refused, UsageError
 from ppo_unified.events import EventWriter, as_table
 from ppo_unified.guard import Guarded
 from ppo_unified.health import Health
@@ -60,20 +60,23 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
     prepared = launch.prepare(config, Path(runs), name)
     stop = launch.StopRequest()
     main = threading.current_thread() is threading.main_thread()
-    with stop.installed() if main else nullcontext():
-        status = train_in(prepared, config, stop)
+    try:
+        with stop.installed() if main else nullcontext():
+            status = train_in(prepared, config, stop)
+    finally:
+        prepared.release()
     return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
 
 
 def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Report | None = None) -> Status:
     """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
 
-    Whatever ends the training is in run.json and log.txt when this returns or raises.
+    Whatever ends the training is in run.json and log.txt when this returns or raises; the lock stays.
+    Raises Refused for what cannot even begin.
     """
     status = run.read_status()
     try:
-        with stop.interruptible():  # a model may take its time to be made or loaded
-            trainer = Trainer(run, config, status, report or (lambda status, metrics: None))
+        trainer = _made(run, config, status, stop, report or (lambda status, metrics: None))
         try:
             trainer.loop(stop)
         finally:
@@ -90,9 +93,20 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
                 with open(run.log, "a", encoding="utf-8") as log:
                     log.write(status.traceback)
         raise
-    finally:
-        run.release()
     return status
+
+
+def _made(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, report: Report) -> Trainer:
+    """A trainer with its models. Raises Refused, OutOfMemory, and Interrupted: a model may take its time."""
+    try:
+        with stop.interruptible():
+            return Trainer(run, config, status, report)
+    except UsageError as error:
+        raise Refused(*error.args) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error, "making the models", config) from error
+        raise
 
 
 def resolve_device(config: RunConfig) -> torch.device:

@@ -32,6 +32,8 @@ ACTIVE = ("starting", "running", "stopping")  # states that claim a living train
 LOCK = "run.lock"
 LATEST = "latest"  # instead of a run's name: the newest
 STALLED_S = 60.0  # a living trainer that has not written run.json for this long
+_ABANDONED_S = 86400.0  # a folder that `create` has not finished for so long
+_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what it is called until then
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
 
@@ -257,6 +259,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     Raises UsageError when the name is unfit or taken, or the folder can't be made.
     """
     check_name(name or default)
+    _sweep(runs)
     aside = Run(runs / f".{secrets.token_hex(8)}.tmp")
     try:
         aside.path.mkdir(parents=True)
@@ -280,6 +283,15 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
         if aside.path.exists():
             aside.release()
             shutil.rmtree(aside.path, ignore_errors=True)
+
+
+def _sweep(runs: Path) -> None:
+    """Remove what `create` left where its process was killed: folders of its own names, old, and without a trainer."""
+    for path in runs.glob(".*.tmp"):
+        with suppress(OSError):
+            old = time.time() - path.stat().st_mtime > _ABANDONED_S
+            if old and _ASIDE.fullmatch(path.name) and not Run(path).locked():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _taken(aside: Run, path: Path) -> Run | None:

@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json, write_atomically
 from ppo_unified.text import clean
-from ppo_unified.untrusted import parse_json
+from ppo_unified.untrusted import parse_json, read_lines
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
 RESPONSES = "responses.jsonl"
@@ -253,13 +254,10 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
     """The responses of every evaluation by step, ascending; the last line of a step counts, unfinished lines do not."""
     found: dict[int, list[dict[str, Any]]] = {}
     try:
-        lines = (folder_of(run) / RESPONSES).read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in read_lines(folder_of(run) / RESPONSES):
+            with suppress(ValueError, KeyError, TypeError, OverflowError):
+                table = parse_json(line)
+                found[int(table["step"])] = list(table["responses"])
     except FileNotFoundError:
         return {}
-    for line in lines:
-        try:
-            table = parse_json(line)
-            found[int(table["step"])] = list(table["responses"])
-        except (ValueError, KeyError, TypeError):
-            continue
     return dict(sorted(found.items()))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ def read_bytes(path: Path) -> bytes:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises OSError, and ValueError for whatever is wrong with its content."""
     return parse_json(read_bytes(path).decode("utf-8"))
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """A file's lines, one in memory at a time; those longer than LARGEST are passed over. Raises OSError."""
+    with open(path, "rb") as file:
+        cut = False  # whether what comes next is the rest of a line that is too long
+        while part := file.readline(LARGEST):
+            whole = part.endswith(b"\n") or len(part) < LARGEST
+            if whole and not cut:
+                yield part.decode("utf-8", "replace")
+            cut = not whole
 
 
 def parse_json(text: str) -> Any:

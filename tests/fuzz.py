@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import google_crc32c
 import numpy as np
 import tomli_w
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ppo_unified import checkpoint, control, form, samples
+from ppo_unified.durable import Sum
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, Status, all_runs, to_json
 
@@ -304,6 +307,22 @@ def read_best(content: bytes, folder: Path) -> None:
     checkpoint.choose(run, "best")
 
 
+def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
+    run = Run(folder)
+    for name, written in content.items():
+        put(run.checkpoints / f"{12:012d}", name, written)
+    best = checkpoint.best(run)
+    assert best is None or to_json(best)
+    for which in ("best", "latest"):
+        with suppress(UsageError):
+            step = checkpoint.choose(run, which)
+            checkpoint.load_policy(run, step, torch.device("cpu"))
+    loaded = checkpoint.newest(run, torch.device("cpu"))
+    assert loaded is not None
+    to_json(vars(loaded.meta) | {"files": []})
+    checkpoint.prune(run, 1)
+
+
 def read_samples(content: bytes, folder: Path) -> None:
     from ppo_unified.cli.inspecting import parts
 
@@ -474,6 +493,29 @@ def _payloads(content: bytes) -> list[bytes]:
     return found
 
 
+def _real_checkpoint() -> dict[str, bytes]:
+    trainer = {"progress": {"steps": 12}, "generator": torch.arange(9, dtype=torch.uint8), "optimizers": [{"a": [1.5]}]}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = checkpoint.save(Run(Path(folder)), {"weight": torch.eye(3)}, trainer, _META)
+        return {path.name: path.read_bytes() for path in saved.iterdir()}
+
+
+def _sealed(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
+    others = {name: content for name, content in files.items() if name != checkpoint.META}
+    sums = {name: Sum(len(content), google_crc32c.value(content)) for name, content in others.items()}
+    return others | {checkpoint.META: checkpoint._meta_text(_META, sums)}
+
+
+def _with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
+    """A checkpoint with another meta.json, which has the checksum of itself where it is an object."""
+    with suppress(ValueError, AttributeError, KeyError):
+        table = json.loads(text)
+        table.pop("crc32c")
+        text = json.dumps(table | {"crc32c": checkpoint._own_sum(table)}).encode()
+    return files | {checkpoint.META: text}
+
+
 def _real_samples() -> tuple[dict[str, Any], bytes]:
     mask = np.array([[True, True, False], [True, True, True]])
     floats = np.linspace(-1, 1, 6).reshape(2, 3)
@@ -523,6 +565,23 @@ def _samples() -> st.SearchStrategy[bytes]:
     return st.one_of(*(x.map(lambda new: _packed(arrays | new)) for x in (changed, mild)), files(real))
 
 
+def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
+    real = _real_checkpoint()
+    meta = json.loads(real[checkpoint.META])
+    names = st.sampled_from([name for name in real if name != checkpoint.META])
+    parts = names.flatmap(lambda name: files(real[name]).map(lambda content: real | {name: content}))
+    metas = st.one_of(changed_object(meta), files(real[checkpoint.META]))
+    entries = st.dictionaries(names, st.dictionaries(st.sampled_from(("size", "crc32c", "x")), plain, max_size=3))
+    inner = entries.map(lambda new: json.dumps(meta | {"files": meta["files"] | new}).encode())
+    return st.one_of(
+        parts.map(_sealed),
+        parts.map(_sealed),
+        parts,
+        st.one_of(metas, inner).map(lambda text: _with_meta(real, text)),
+        metas.map(lambda text: real | {checkpoint.META: text}),
+    )
+
+
 def _command_lines() -> st.SearchStrategy[list[str]]:
     from ppo_unified.cli import COMMANDS
 
@@ -567,6 +626,7 @@ def _command_lines() -> st.SearchStrategy[list[str]]:
     return many.map(lambda found: [found[0], *found[1]])
 
 
+_META = checkpoint.Meta(12, 3, 1.7e9, 1.5, True, {"torch": "2.9"})
 _STATUS = asdict(
     Status(name="a", preset="cartpole", kind="gym", state="running", step=5, total_steps=10, score=1.5)
 ) | {
@@ -626,6 +686,7 @@ def parsers() -> dict[str, Parser]:
         "best.json": Parser(
             st.one_of(changed_object({"step": 12, "score": 1.5}), files(b'{"step": 12, "score": 1.5}')), read_best
         ),
+        "checkpoint": Parser(_checkpoints(), read_checkpoint),
         "samples": Parser(_samples(), read_samples),
         "responses": Parser(files(*_RESPONSES), read_responses),
         "remembered view": Parser(st.one_of(changed_object(view), files(json.dumps(view).encode())), read_view),

@@ -108,6 +108,14 @@ def test_a_solved_run_is_resumed_only_further(tmp_path: Path) -> None:
     assert status.step >= steps + 1500
 
 
+def test_a_solved_run_goes_on_for_a_higher_threshold_until_it_reaches_that(tmp_path: Path) -> None:
+    easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
+    assert command("train", "cartpole", "--name", "a", *easy, cwd=tmp_path).returncode == 0
+    higher = command("resume", "a", "--total-steps", "90000", "--eval.threshold", "12", cwd=tmp_path)
+    assert "finished (solved)" in higher.stdout, higher.stderr
+    assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
+
+
 def test_a_killed_run_is_seen_to_be_dead_and_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path).returncode == 0
     run = Run(tmp_path / "runs" / "a")
@@ -177,6 +185,19 @@ def test_an_environment_that_breaks_fails_the_run_and_keeps_everything(how: str,
     assert "Traceback" in status.traceback
     assert "Traceback" in run.log.read_text()
     assert list(run.checkpoints.iterdir())
+
+
+def test_a_mistake_that_shows_only_while_it_trains_fails_the_run_and_keeps_it(tmp_path: Path) -> None:
+    """Only what is refused before it trains leaves nothing."""
+    late = "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT
+    (tmp_path / "broken.py").write_text(late, encoding="utf-8")
+    options = ["--gym.env-kwargs", json.dumps({"how": "raise"}), "--eval.every-steps", "0"]
+    assert command("train", "broken:Broken-v0", "--name", "a", *options, cwd=tmp_path).returncode == 1
+    run = Run(tmp_path / "runs" / "a")
+    assert run.read_status().state == "failed"
+    assert "the bridge fell down" in run.read_status().reason
+    assert command("resume", "a", cwd=tmp_path).returncode == 1
+    assert run.read_status().state == "failed"
 
 
 REFUSED = {
@@ -257,6 +278,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert "trainer.json: has 4 bytes" in done.stderr
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
+    assert not run.begun.exists()
     detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
     assert detached.returncode == 2
     assert "trainer.json: has 4 bytes" in detached.stderr

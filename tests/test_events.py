@@ -278,6 +278,17 @@ def test_a_resumed_run_reads_as_one_that_was_never_interrupted(
     assert points(reader) == read(straight)
 
 
+def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0})])
+    (tmp_path / f"{PREFIX}.of-another-program").touch()
+    monkeypatch.setattr(events.time, "time", lambda: 1.0e9)
+    second = write(tmp_path, [(2, {"a": 2.5}), (3, {"a": 3.0})], first_step=2)
+    assert first.name < second.name
+    assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (3, "3.0")]}
+
+
 def test_other_programs_that_step_back_without_a_start_draw_one_curve_too(tmp_path: Path) -> None:
     write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0}), (2, {"a": 2.5}), (4, {"a": 4.0})])
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (4, "4.0")]}

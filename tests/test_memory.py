@@ -56,5 +56,18 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
     assert "gym" not in said
 
 
+def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_preset("arithmetic")
+    said = str(out_of_memory(MemoryError(), "making the models", config))
+    assert "set llm.lora_rank = 8, or set llm.dtype = bfloat16" in said
+    small = load_preset("arithmetic", llm={"lora_rank": 4, "dtype": "bfloat16"})
+    assert "use a smaller model" in str(out_of_memory(MemoryError(), "making the models", small))
+    monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
+    run = prepare(configured(), tmp_path, "a")
+    with pytest.raises(OutOfMemory, match="while making the models"):
+        train_in(run, configured(), StopRequest())
+    assert run.read_status().state == "failed"
+
+
 def test_an_error_without_a_word_is_told_by_its_name() -> None:
     assert str(out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")

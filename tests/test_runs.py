@@ -317,6 +317,17 @@ def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path: Path) -> None:
+    young, old, foreign = (tmp_path / name for name in (f".{'a' * 16}.tmp", f".{'b' * 16}.tmp", ".mine.tmp"))
+    for folder in (young, old, foreign):
+        folder.mkdir()
+        (folder / "run.lock").touch()
+    for folder in (old, foreign):
+        os.utime(folder, (0, 0))
+    create(tmp_path, "a", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, foreign.name}
+
+
 def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "nowhere")
     assert create(tmp_path, "", "a").name == "a-2"

@@ -16,7 +16,7 @@ from ppo_unified import control, launch, presets
 from ppo_unified.adapters import adapter
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import Refused, UsageError
 from ppo_unified.recipes import laid_over
 from ppo_unified.runs import Run, find, write_atomically
 from ppo_unified.text import clean, clean_lines, say, tell
@@ -51,7 +51,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         run = launch.prepare(config, options.folder, options.name, command)
         try:
             return _work(run, config, stop)
-        except UsageError:
+        except Refused:
             launch.discard(run)
             raise
 
@@ -87,21 +87,25 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
                 status = launch.reopen(run)
         except launch.Interrupted:
             return EXIT["stopped"]
+        first_change = bool(changes) and not run.begun.exists()
+        if first_change:
+            write_atomically(run.begun, written)
         if changes:
             status.resumes[-1]["changed"] = changes
-            if not run.begun.exists():
-                write_atomically(run.begun, written)
-        if changes:
             write_atomically(run.config, config.to_toml())
         run.write_status(launch.claimed(status, config))
         if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
             tell(f"{run.name} has no checkpoint: it starts at step 0")
         try:
             return _work(run, config, stop)
-        except UsageError:  # nothing was trained: the run is what it was
+        except Refused:  # the run is what it was
             run.write_status(before)
             write_atomically(run.config, written)
+            if first_change:
+                run.begun.unlink()
             raise
+        finally:
+            run.release()
 
 
 def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
@@ -119,7 +123,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
     if status.state == "finished" and not further:
         how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
         raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
-    if further and solved:
+    if further and solved and config.eval.threshold == begun.eval.threshold:
         config = presets.changed(config, {"stop_when_solved": False}, "resume")
     if further and config.total_steps and status.step >= config.total_steps:
         raise UsageError(
@@ -147,9 +151,10 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
             status = train_in(run, config, stop, progress)
         except Exception as error:
             progress.finish()
-            if isinstance(error, UsageError):
+            if isinstance(error, Refused):
                 raise
-            tell(f"{run.name} failed: {type(error).__name__}: {error}")
+            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            tell(f"{run.name} failed: {kind}{error}")
             kept = f"; checkpoints are kept: {_command('resume', run)}" if run.checkpoints.is_dir() else ""
             if run.log.exists():
                 tell(f"the traceback is in {run.log}{kept}")
