@@ -60,19 +60,22 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
     prepared = launch.prepare(config, Path(runs), name)
     stop = launch.StopRequest()
     main = threading.current_thread() is threading.main_thread()
-    try:
-        with stop.installed() if main else nullcontext():
-            status = train_in(prepared, config, stop)
-    finally:
-        prepared.release()
+    with stop.installed() if main else nullcontext():
+        status = train_in(prepared, config, stop)
     return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
 
 
-def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Report | None = None) -> Status:
+def train_in(
+    run: Run,
+    config: RunConfig,
+    stop: launch.StopRequest,
+    report: Report | None = None,
+    undo: Callable[[], object] | None = None,
+) -> Status:
     """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
 
-    Whatever ends the training is in run.json and log.txt when this returns or raises; the lock stays.
-    Raises Refused for what cannot even begin.
+    Whatever ends the training is in run.json and log.txt when this returns or raises.
+    Raises Refused for what cannot even begin; then `undo` has been called, with the lock still held.
     """
     status = run.read_status()
     try:
@@ -92,7 +95,11 @@ def train_in(run: Run, config: RunConfig, stop: launch.StopRequest, report: Repo
                 run.write_status(status)
                 with open(run.log, "a", encoding="utf-8") as log:
                     log.write(status.traceback)
+        if undo is not None and isinstance(error, Refused):
+            undo()
         raise
+    finally:
+        run.release()
     return status
 
 

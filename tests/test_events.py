@@ -283,7 +283,7 @@ def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
 ) -> None:
     first = write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0})])
     (tmp_path / f"{PREFIX}.of-another-program").touch()
-    monkeypatch.setattr(events.time, "time", lambda: 1.0e9)
+    monkeypatch.setattr("ppo_unified.events.time.time", lambda: 1.0e9)
     second = write(tmp_path, [(2, {"a": 2.5}), (3, {"a": 3.0})], first_step=2)
     assert first.name < second.name
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (3, "3.0")]}

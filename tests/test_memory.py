@@ -56,6 +56,7 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
     assert "gym" not in said
 
 
+@pytest.mark.usefixtures("sequences")
 def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
     said = str(out_of_memory(MemoryError(), "making the models", config))

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     with stop.installed():
         command = ["ppo-unified", "train", *_begun_from(options), *rest]
         run = launch.prepare(config, options.folder, options.name, command)
-        try:
-            return _work(run, config, stop)
-        except Refused:
-            launch.discard(run)
-            raise
+        return _work(run, config, stop, lambda: launch.discard(run))
 
 
 def _begun_from(options: argparse.Namespace) -> list[str]:
@@ -96,16 +92,14 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
         run.write_status(launch.claimed(status, config))
         if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
             tell(f"{run.name} has no checkpoint: it starts at step 0")
-        try:
-            return _work(run, config, stop)
-        except Refused:  # the run is what it was
+
+        def undo() -> None:
             run.write_status(before)
             write_atomically(run.config, written)
             if first_change:
                 run.begun.unlink()
-            raise
-        finally:
-            run.release()
+
+        return _work(run, config, stop, undo)
 
 
 def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
@@ -140,15 +134,15 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
     return config, changes
 
 
-def _work(run: Run, config: RunConfig, stop: launch.StopRequest) -> int:
-    """Train in a claimed folder and say how it ended."""
+def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[[], object]) -> int:
+    """Train in a claimed folder and say how it ended. Raises Refused, after `undo`, where it can't begin."""
     with launch.logged(run) as log:
         tell(f"training in {run.path}")
         from ppo_unified.runner import train_in  # imports torch: the folder and the signal handlers are there by now
 
         progress = Progress(log)
         try:
-            status = train_in(run, config, stop, progress)
+            status = train_in(run, config, stop, progress, undo)
         except Exception as error:
             progress.finish()
             if isinstance(error, Refused):
