@@ -21,7 +21,10 @@ from ppo_unified.text import BOLD, DIM, columns_of, pad, painted, short
 
 MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
-_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]], np.uint8)  # Unicode's braille bits
+_DOTS = (0x01, 0x02, 0x04, 0x40, 0x08, 0x10, 0x20, 0x80)  # Unicode's braille bits, down the left column, then the right
+_BRAILLE_BITS = np.array(
+    [sum(bit for k, bit in enumerate(_DOTS) if number >> k & 1) for number in range(256)], np.uint8
+)
 _GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
 _DAY = 86400
 _TIME_STEPS = (
@@ -419,12 +422,9 @@ def _bits(layer: Layer, view: View, width: int, height: int, glyphs: Glyphs) -> 
     dots = (row >= top) & (row <= bottom)  # NaN compares false: a gap
     if layer.sparse:
         dots &= (row + np.arange(dots.shape[1])) % 2 == 0
-    parts = dots.reshape(height, glyphs.rows, width, glyphs.columns)
-    bits = np.zeros((height, width), np.uint8)
-    for r in range(glyphs.rows):
-        for c in range(glyphs.columns):
-            bits |= parts[:, r, :, c] * _DOTS[r, c]
-    return bits
+    cells = dots.reshape(height, glyphs.rows, width, glyphs.columns).transpose(0, 2, 3, 1)
+    packed = np.packbits(cells.reshape(height, width, -1), axis=-1, bitorder="little")[..., 0]
+    return _BRAILLE_BITS[packed] if glyphs is BRAILLE else packed
 
 
 def _lone(hit: np.ndarray) -> list[np.ndarray]:

@@ -386,30 +386,6 @@ def test_nothing_is_drawn_again_where_nothing_changed() -> None:
     drive(app, test)
 
 
-def test_new_data_are_drawn_one_chart_a_frame_and_a_key_brings_all_at_once() -> None:
-    source = Source()
-    app = Charts(source)
-
-    async def test(pilot: Pilot[None]) -> None:
-        plots = app.plots.plots
-        assert len(plots) > 2
-        for points, arranged in ((310, False), (320, True)):
-            before = [plot.drawings for plot in plots]
-            for tag in TAGS:
-                source.grow(tag, points)
-            app.show()
-            waiting = [plot._painted is None for plot in plots]
-            assert waiting == [True] + [False] * (len(plots) - 1)
-            if arranged:
-                app.plots.settings_changed()
-                assert all(plot._painted is None for plot in plots)
-            while app.plots._due or any(plot._painted is None for plot in plots):
-                await pilot.pause()
-            assert [plot.drawings for plot in plots] == [n + 1 for n in before]
-
-    drive(app, test, (120, 40))
-
-
 def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
     trace = Trace("a", "a", "#ffffff", curve(30_000), True, "")
     values = trace.curve[2]

@@ -40,7 +40,7 @@ from tui.themes import CYCLE, OURS
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
-REFRESH_SHARE = 20  # a picture takes at most this part of the time: keys come in between
+REFRESH_SHARE = 25  # a picture takes at most this part of the time: fewer than one key in 20 waits for one
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
@@ -144,7 +144,7 @@ class Terminal(App[None]):
             changes, self._changes = self._changes, Changes(False, frozenset(), False)
         if not (changes.listed or changes.advanced):
             return
-        self._painted, began = time.monotonic(), time.thread_time()
+        self._painted = began = time.monotonic()
         self.call_after_refresh(self._pictured, began)
         if changes.listed:
             self._tell_ends()
@@ -154,8 +154,8 @@ class Terminal(App[None]):
                 screen.store_changed(changes)
 
     def _pictured(self, began: float) -> None:
-        """A picture that was begun when this thread had used so much time is on screen."""
-        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * (time.thread_time() - began))
+        """A picture that was begun at this time, on the monotonic clock, is on screen."""
+        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * (time.monotonic() - began))
 
     def _tell_ends(self) -> None:
         """A word where a run that was seen alive has ended or hangs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -91,7 +90,6 @@ class Plots(Widget):
         self._chosen = ""  # the tag of the current chart
         self._pointed = False  # the mouse holds the crosshair
         self._whole: Window | None = None  # the x axis of the charts in sight
-        self._due: dict[Plot, Callable[[], bool]] = {}  # charts that wait for a frame of their own
 
     def compose(self) -> ComposeResult:
         yield Container(classes="charts")
@@ -99,12 +97,9 @@ class Plots(Widget):
         yield Static(classes="page", markup=False)
 
     def show(self, tags: list[str], traces: Callable[[str], Sequence[Trace]]) -> None:
-        """Chart these metrics; `traces` is asked for those in sight.
-
-        Where the same charts have new data, each is drawn in a frame of its own: keys come in between.
-        """
+        """Chart these metrics; `traces` is asked for those in sight."""
         self.tags, self.traces = tags, traces
-        self._arrange(spread=True)
+        self._arrange()
         self.renewed.publish(None)
 
     # which charts
@@ -153,7 +148,7 @@ class Plots(Widget):
             self.settings.page = matching.index(tag) // (columns * rows)
         self._arrange()
 
-    def _arrange(self, spread: bool = False) -> None:
+    def _arrange(self) -> None:
         """Bring what is on screen up to date. Charts that stay the same are not drawn again."""
         if not self.is_mounted:
             return
@@ -166,26 +161,15 @@ class Plots(Widget):
             area.mount(*fresh)
         traces = {tag: list(self.traces(tag)) for tag in sight}
         look = self._look([trace for some in traces.values() for trace in some])
-        spread = spread and [plot.tag for plot in self.plots] == sight
         for number, plot in enumerate(self._pool):
             plot.display = number < len(sight)
-        plots = self._pool[: len(sight)]
-        show = {plot: partial(plot.show, tag, traces[tag], look) for plot, tag in zip(plots, sight, strict=True)}
-        self._due = {plot: show[plot] for plot in (*self._due, *plots) if plot in show}  # who waited is first
-        self._show_due(spread)
-        for plot in plots:
+        for plot, tag in zip(self._pool, sight, strict=False):
+            plot.show(tag, traces[tag], look)
             plot.set_cross(self.cross)
+        for plot in self.plots:
             plot.set_current(plot is self.current)
         self._say(bool(sight), line)
         self.post_message(self.Updated())
-
-    def _show_due(self, spread: bool) -> None:
-        """Draw the charts that are due; if `spread`, one of them, and the next after the screen was refreshed."""
-        while self._due:
-            plot = next(iter(self._due))
-            if self._due.pop(plot)() and spread:
-                self.call_after_refresh(self._show_due, spread)
-                return
 
     def _look(self, traces: Sequence[Trace]) -> Look:
         settings = self.settings
