@@ -28,9 +28,10 @@ from tui.actions import ACTIONS, Place, at
 from tui.app import Terminal
 from tui.dialogs import Ask, Confirm, Read
 from tui.form import Form
+from tui.metric_screen import MetricScreen, OnePlot
 from tui.palette import Actions
 from tui.picker import Picker
-from tui.plots import MetricScreen, OnePlot, Plots
+from tui.plots import Plots
 from tui.run_list import RunList
 from tui.run_page import RunPage
 from tui.runs_view import RunsScreen

@@ -25,8 +25,9 @@ from tui import traces as tui_traces
 from tui.actions import Place, at, bindings
 from tui.chart_settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
 from tui.dialogs import Ask
+from tui.metric_screen import MetricScreen, value_table
 from tui.plot import GUTTER, Painted, Plot
-from tui.plots import MetricScreen, Plots, Trace, explanation, series_colors, value_table
+from tui.plots import Plots, Trace, explanation, series_colors
 from tui.traces import PINNED_DARK, PINNED_LIGHT, Averages, prepared, quartiles_over, value_at, x_of
 from tui.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
 

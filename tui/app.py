@@ -26,11 +26,11 @@ from ppo_unified.text import can_unicode, clean
 from tui.actions import Action, Place, bindings, key_name, writes
 from tui.dialogs import Read, help_text
 from tui.form import Form
+from tui.metric_screen import MetricScreen
 from tui.no_color import Plain
 from tui.outside import run_outside
 from tui.palette import Actions
 from tui.picker import Picker
-from tui.plots import MetricScreen
 from tui.run_page import RunPage
 from tui.runs_view import RunsScreen
 from tui.state import ViewState

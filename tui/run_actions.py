@@ -12,7 +12,8 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, check_name
 from ppo_unified.text import clean
 from tui.dialogs import Ask, Confirm
-from tui.plots import MetricScreen, Plots
+from tui.metric_screen import MetricScreen
+from tui.plots import Plots
 
 if TYPE_CHECKING:
     from tui.app import Terminal
