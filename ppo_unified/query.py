@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from operator import eq, ge, gt, le, lt
 from typing import Any, get_args, get_type_hints
@@ -78,23 +78,24 @@ def parse(text: str) -> Query:
     return Query(tuple(map(tuple, groups)))
 
 
-def lookup(run: Run, status: Status, state: str) -> Lookup:
-    """The values of one run; `state` is the shown one. config.toml is read when the first option is asked for.
-
-    The function returned raises UsageError where config.toml can't be read.
-    """
-    known = asdict(status) | {"state": state}
-
-    @cache
-    def options() -> dict[str, Any]:
-        from ppo_unified.config import read_toml
-
-        return flatten(read_toml(run.config))
+def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
+    """The values of one run; `state` is the shown one. `options`, such as `options_of` the run, is called once, when
+    the first option is asked for; the function returned raises what that raises."""
+    read = cache(options)
 
     def value(key: str) -> Any:
-        return known[key] if key in known else options().get(key)
+        if key == "state":
+            return state
+        return getattr(status, key) if key in _status_kinds() else read().get(key)
 
     return value
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """A run's config.toml as dotted keys. Raises UsageError where it cannot be read."""
+    from ppo_unified.config import read_toml
+
+    return flatten(read_toml(run.config))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -84,6 +84,11 @@ def warnings_of(status: Status) -> list[Warned]:
     return found
 
 
+def percent(status: Status) -> str:
+    """How much of its steps a run has taken: '61%', and '100%' only with the last one; '-' where it has no number."""
+    return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
+
+
 class Run:
     """One run's folder. Making the object touches nothing on disk."""
 

@@ -354,12 +354,12 @@ def read_view(content: bytes, folder: Path) -> None:
 
 
 def read_query(text: str, folder: Path) -> None:
-    from ppo_unified.query import lookup, parse
+    from ppo_unified.query import lookup, options_of, parse
 
     run = Run(folder / "a")
     put(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
     status = Status(name="a", preset="cartpole", step=10**12, score=1e308, reason="\x1b[31mlost")
-    parse(text).matches(lookup(run, status, "failed"))
+    parse(text).matches(lookup(status, "failed", lambda: options_of(run)))
 
 
 def read_field(values: tuple[str, str], folder: Path) -> None:

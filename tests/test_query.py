@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.errors import UsageError
-from ppo_unified.query import flatten, lookup, parse
+from ppo_unified.query import flatten, lookup, options_of, parse
 from ppo_unified.runs import Run, Status
 
 TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:1", "preset=pendulum", "optim.lr<0.002")
@@ -41,7 +42,8 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Stat
 
 def select(population: list[tuple[Run, Status]], text: str) -> set[str]:
     query = parse(text)
-    return {run.name for run, status in population if query.matches(lookup(run, status, status.state))}
+    lookups = {run.name: lookup(status, status.state, partial(options_of, run)) for run, status in population}
+    return {name for name, values in lookups.items() if query.matches(values)}
 
 
 def pairs() -> Iterator[tuple[str, str]]:
@@ -107,14 +109,14 @@ def test_options_are_read_from_config_toml(population: list[tuple[Run, Status]])
 
 
 def test_config_toml_is_not_touched_unless_an_option_is_asked_for(tmp_path: Path) -> None:
-    values = lookup(Run(tmp_path / "gone"), Status(name="a", score=3.0), "finished")
+    values = lookup(Status(name="a", score=3.0), "finished", partial(options_of, Run(tmp_path / "gone")))
     assert parse("a score>2 state:finished").matches(values)
     with pytest.raises(UsageError, match=r"config\.toml: cannot be read"):
         parse("ppo.clip>0").matches(values)
 
 
 def test_the_shown_state_counts(tmp_path: Path) -> None:
-    values = lookup(Run(tmp_path), Status(name="a", state="running"), "crashed")
+    values = lookup(Status(name="a", state="running"), "crashed", dict)
     assert parse("state:crashed crashed").matches(values)
     assert not parse("running").matches(values)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.message import Message
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
@@ -305,13 +306,18 @@ class Terminal(App[None]):
     def action_help(self) -> None:
         screen = self.screen
         explain = getattr(screen, "explain", None)
-        width = min(self.size.width * 96 // 100, 112) - 5  # of the box, without its frame
+        width = Read.room(self.size.width)
         text = help_text(self.places(screen), explain() if explain else None, self.allowed, width)
         self.push_screen(Read("Keys", text))
 
     def action_help_quit(self) -> None:
         """Ctrl-C, which ends other programs."""
         self.notify("q in the list, or Ctrl-Q anywhere, leaves; running runs go on.", markup=False)
+
+    def action_command_palette(self) -> None:
+        """Textual's own, without its three dots: not every terminal has them."""
+        if not CommandPalette.is_open(self):
+            self.push_screen(CommandPalette(placeholder="words of what you want to do", id="--command-palette"))
 
     def get_key_display(self, binding: Binding) -> str:
         """As Textual shows a key, but in ASCII where that is all there is."""

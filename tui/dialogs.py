@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from textwrap import wrap
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
 from tui.actions import PLACES, Action, Place, at, key_name
 
+READABLE = 112  # columns of a page of text at most
 _BOX = """
     {name} {{ align: center middle; }}
     {name} > .box {{
@@ -32,7 +33,7 @@ _BOX = """
 class Confirm(ModalScreen[bool]):
     """A question before something that cannot be taken back."""
 
-    CSS = _BOX.format(name="Confirm")
+    CSS = _BOX.format(name="Confirm") + "Confirm > .box { width: 64; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "answer(True)", "Yes"),
         Binding("n,escape,q", "answer(False)", "No"),
@@ -76,7 +77,9 @@ class Ask(ModalScreen[str | None]):
             yield Static(self.question, markup=False, classes="title")
             yield Input(self.value, compact=True)
             yield Static("", markup=False, classes="error")
-            yield Static(self.hint or "Enter: done    Esc: back", markup=False, classes="hint")
+            if self.hint:
+                yield Static(f"Examples: {self.hint}", markup=False, classes="hint")
+            yield Static("Enter: done    Esc: back", markup=False, classes="hint")
 
     def _problem(self, text: str) -> str:
         try:
@@ -105,8 +108,13 @@ class Ask(ModalScreen[str | None]):
 class Read(ModalScreen[None]):
     """Text to read: help, or what two runs differ in."""
 
-    CSS = _BOX.format(name="Read") + "Read > .box { width: 96%; max-width: 112; scrollbar-size-vertical: 1; }"
+    CSS = _BOX.format(name="Read") + f"Read > .box {{ width: 96%; max-width: {READABLE}; scrollbar-size-vertical: 1; }}"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1", "dismiss", "Close")]
+
+    @staticmethod
+    def room(width: int) -> int:
+        """Columns of text in the box on a screen of this width: without its frame, padding and scrollbar."""
+        return min(width * 96 // 100, READABLE) - 6
 
     def __init__(self, title: str, body: Content | str) -> None:
         super().__init__()
@@ -140,9 +148,3 @@ def _help_line(action: Action, width: int) -> Content:
     indent = " " * len(head + label)
     told = wrap(action.help, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
     return Content.assemble(Content.styled(head, "bold"), label, "\n".join(told).lstrip(), "\n")
-
-
-def two_columns(rows: Sequence[tuple[str, str]]) -> str:
-    """Aligned pairs."""
-    width = max((len(left) for left, _ in rows), default=0)
-    return "\n".join(f"{left:<{width}}  {right}" for left, right in rows)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ppo_unified.config import read_toml
 from ppo_unified.errors import UsageError
-from ppo_unified.query import Query, flatten
+from ppo_unified.query import Lookup, Query, lookup, options_of
 from ppo_unified.runs import Run, Status
+from tui.folders import Stamp, stamp_if_any
 
 LOG, UNREADABLE = "log", "unreadable"  # states beside those of run.json and what `Run.state` makes of them
 
@@ -40,34 +40,25 @@ def matching(entries: Iterable[Entry], query: Query) -> list[Entry]:
     return [entry for entry in entries if query.matches(_lookup(entry))]
 
 
-def _lookup(entry: Entry) -> Callable[[str], Any]:
-    """An entry's value for each key of a query: of run.json with the shown state and name, or of config.toml."""
-
-    def value(key: str) -> Any:
-        if key == "name":
-            return entry.key
-        if key == "state":
-            return entry.state
-        return getattr(entry.status, key) if hasattr(entry.status, key) else _options(entry).get(key)
-
-    return value
+def _lookup(entry: Entry) -> Lookup:
+    """Of an entry under the name that the list shows."""
+    return lookup(replace(entry.status, name=entry.key), entry.state, partial(options_of_entry, entry))
 
 
-def _options(entry: Entry) -> dict[str, Any]:
+def options_of_entry(entry: Entry) -> dict[str, Any]:
+    """An entry's config.toml as dotted keys; empty where it cannot be read or another program wrote the folder."""
     if entry.foreign:
         return {}
-    path = Run(entry.path).config
     try:
-        found = path.stat()
-        return _read_options(path, (found.st_mtime_ns, found.st_ino, found.st_size))
-    except (OSError, UsageError):
+        return _read_options(entry.path, stamp_if_any(Run(entry.path).config))
+    except UsageError:
         return {}
 
 
 @lru_cache(maxsize=4096)
-def _read_options(path: Path, _stamp: tuple[int, int, int]) -> dict[str, Any]:
-    """config.toml as dotted keys; read again when its stamp has changed, as a query is asked twice a second."""
-    return flatten(read_toml(path))
+def _read_options(path: Path, _stamp: Stamp | None) -> dict[str, Any]:
+    """Read again when the file's stamp has changed, as a query is asked twice a second."""
+    return options_of(Run(path))
 
 
 def _percent(entry: Entry) -> float | None:

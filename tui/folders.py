@@ -105,13 +105,21 @@ class Folders:
         return listing
 
 
-def stamp_of(path: str) -> Stamp | None:
+def stamp_of(path: str | Path) -> Stamp | None:
     """A file's stamp; None where there is no file. Raises OSError where its folder cannot be looked into."""
     try:
         found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def stamp_if_any(path: str | Path) -> Stamp | None:
+    """A file's or folder's stamp; None where it cannot be had, for whatever reason."""
+    try:
+        return stamp_of(path)
+    except OSError:
+        return None
 
 
 def _scan(path: str) -> tuple[list[str], float | None]:

@@ -141,6 +141,7 @@ class Form(Screen[None]):
         place = self.query_one(f"#{name}", Static)
         if place.content != content:
             place.update(content)
+            place.set_class(not content.plain, "-empty")
 
     def _said(self) -> Content:
         """What is wrong, or what differs from the target."""
@@ -159,6 +160,7 @@ class Form(Screen[None]):
         """Show why the process that was started has refused; it stands until something changes."""
         self._refused, self.waiting = text, False
         self._paint()
+        self._tell_option()
         self.app.bell()
 
     # what is under the focus

@@ -12,6 +12,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, check_name
 from ppo_unified.text import clean
 from tui.dialogs import Ask, Confirm
+from tui.entries import UNREADABLE
 from tui.metric_screen import MetricScreen
 from tui.plots import Plots
 
@@ -61,6 +62,9 @@ class RunActions(Screen[None]):
     def action_kill(self) -> None:
         if entry := self._ours("kill"):
             run = Run(entry.path)
+            if entry.state not in (*ACTIVE, "stalled", UNREADABLE):
+                self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to kill.", markup=False)
+                return
 
             def answered(yes: bool | None) -> None:
                 if yes:

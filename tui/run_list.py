@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ppo_unified.runs import warnings_of
+from ppo_unified.runs import percent, warnings_of
 from ppo_unified.text import clean, columns_of, duration, pad, short
 
 if TYPE_CHECKING:
@@ -27,18 +27,16 @@ AGEING_S = 5.0  # between two looks at the clock where nothing else changes
 
 
 class Column(NamedTuple):
-    """One column: its head, width (0 = as wide as its cells), when it goes where room is short (0 = never)."""
+    """One column: its head, least width, when it goes where room is short (0 = never).
+
+    A column of text is as wide as its longest cell, one of numbers always the same.
+    """
 
     head: str
     width: int
     drop: int
     right: bool
     cell: Callable[[Entry, float], str]
-
-
-def _percent(entry: Entry, _now: float) -> str:
-    status = entry.status
-    return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
 
 
 def _remark(entry: Entry) -> str:
@@ -58,7 +56,7 @@ COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
     "step": Column("step", 6, 0, True, lambda e, _: short(e.status.step)),
-    "percent": Column("done", 4, 3, True, _percent),
+    "percent": Column("done", 4, 3, True, lambda e, _: percent(e.status)),
     "score": Column("score", 7, 0, True, lambda e, _: short(e.status.score)),
     "best": Column("best", 7, 4, True, lambda e, _: short(e.status.best_score)),
     "speed": Column("steps/s", 7, 6, True, lambda e, _: short(e.speed) if e.speed else "-"),
@@ -70,7 +68,7 @@ REMARK, DEAR = 20, 4  # where there are remarks, columns from this `drop` on go 
 
 
 @dataclass
-class Look:
+class Marks:
     """How runs are told apart in the list and in the charts."""
 
     colors: Mapping[str, str] = field(default_factory=dict)  # of the drawn runs, by key
@@ -83,7 +81,7 @@ class RunList(ScrollView, can_focus=True):
 
     DEFAULT_CSS = """
     RunList { height: 1fr; scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; background: $background; }
-    RunList > .run-list--head { text-style: bold; color: $text-muted; background: $panel; }
+    RunList > .run-list--head { text-style: bold; color: $foreground; background: $panel; }
     RunList > .run-list--cursor { background: $primary; color: $text; text-style: bold; }
     RunList > .run-list--cursor-away { background: $surface-lighten-1; text-style: bold; }
     RunList > .run-list--good { color: $text-success; }
@@ -129,7 +127,7 @@ class RunList(ScrollView, can_focus=True):
     def __init__(self, unicode: bool = True, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self.entries: Sequence[Entry] = ()
-        self.look = Look()
+        self.marks = Marks()
         self.sorted_by, self.reverse = "age", False
         self.empty: str = ""  # what is said where no run is listed
         self._key, self._row = "", 0
@@ -143,9 +141,9 @@ class RunList(ScrollView, can_focus=True):
     def current(self) -> Entry | None:
         return self.entries[self._row] if self._row < len(self.entries) else None
 
-    def show(self, entries: Sequence[Entry], look: Look) -> None:
+    def show(self, entries: Sequence[Entry], marks: Marks) -> None:
         """Draw `entries` in this order; the cursor stays on its run, or on its line where that is gone."""
-        self.entries, self.look = entries, look
+        self.entries, self.marks = entries, marks
         rows = {entry.key: row for row, entry in enumerate(entries)}
         row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
         if self._awaited in rows:
@@ -157,17 +155,17 @@ class RunList(ScrollView, can_focus=True):
             self._scroll_to_cursor()
         self._refresh_changed()
 
-    def recolor(self, look: Look) -> None:
+    def recolor(self, marks: Marks) -> None:
         """Tell runs apart in another way."""
-        self.look = look
+        self.marks = marks
         self._refresh_changed()
 
     def _refresh_changed(self) -> None:
         """Draw the lines anew that are others now: most runs have ended long ago."""
-        look, top, size = self.look, round(self.scroll_y), self.size
+        marks, top, size = self.marks, round(self.scroll_y), self.size
         around = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
         lines: list[object] = [
-            (entry, row == self._row, look.colors.get(entry.key), entry.key in look.marked, entry.key == look.pinned)
+            (entry, row == self._row, marks.colors.get(entry.key), entry.key in marks.marked, entry.key == marks.pinned)
             for row, entry in enumerate(self.entries[top : top + size.height], top)
         ]
         before, self._sight = self._sight, (around, lines)
@@ -238,11 +236,11 @@ class RunList(ScrollView, can_focus=True):
     def _measure(self) -> None:
         """Which columns there is room for, and how wide they are."""
         now, room = self._clock(), self.scrollable_content_region.width
-        widths = {}
+        widths, longest = {}, min(_LONGEST_NAME, room // 3)
         for name, column in COLUMNS.items():
-            cells = [column.cell(entry, now) for entry in self.entries] if not column.width else []
+            cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
             widest = max(map(columns_of, cells), default=0)
-            widths[name] = column.width or max(len(column.head), min(_LONGEST_NAME, widest))
+            widths[name] = max(column.width, len(column.head), min(longest, widest))
         remark = REMARK if any(map(_remark, self.entries)) else 0
         for name in sorted((n for n in COLUMNS if COLUMNS[n].drop), key=lambda n: -COLUMNS[n].drop):
             if self._total(widths) + (remark if COLUMNS[name].drop >= DEAR else 0) <= room:
@@ -252,6 +250,10 @@ class RunList(ScrollView, can_focus=True):
             widths["name"] = max(8, widths["name"] - over)
         self._widths = widths
         self.virtual_size = Size(room, len(self.entries) + 1)
+
+    def has_column(self, name: str) -> bool:
+        """Whether there is room for it."""
+        return name in self._widths
 
     @staticmethod
     def _total(widths: Mapping[str, int]) -> int:
@@ -276,9 +278,9 @@ class RunList(ScrollView, can_focus=True):
             head = column.head + (arrow if name == self.sorted_by else "")
             head = head.rjust(size) if column.right else pad(head, size)
             self._heads.append((columns_of(text), columns_of(text) + size - 1, name))
-            text += head[-size:] if column.right else head
-            text += "  "
+            text += (head[-size:] if column.right else head) + "  "
         text += "note" if width - columns_of(text) >= NOTE and any(map(_remark, self.entries)) else ""
+        text = text.rstrip()
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 
     def _line(self, entry: Entry, current: bool, width: int) -> Strip:
@@ -286,7 +288,7 @@ class RunList(ScrollView, can_focus=True):
         if current:
             base = self.get_component_rich_style("run-list--cursor" if self.has_focus else "run-list--cursor-away")
         now = self._clock()
-        segments = [self._mark(entry, base)]
+        segments = [self._mark(entry)]
         used = 2
         for number, (name, size) in enumerate(self._widths.items()):
             column = COLUMNS[name]
@@ -305,13 +307,14 @@ class RunList(ScrollView, can_focus=True):
         text = pad("  " + clean(rest), width - used) if width - used >= NOTE and rest else " " * max(0, width - used)
         return Strip([*segments, Segment(text, style)]).crop(0, width)
 
-    def _mark(self, entry: Entry, base: Style) -> Segment:
-        key, look = entry.key, self.look
-        sign = "◆" if key == look.pinned else "●" if key in look.marked else "•" if key in look.colors else " "
+    def _mark(self, entry: Entry) -> Segment:
+        """Left of the cursor's bar, on whose colour few curves' colours are seen."""
+        key, marks = entry.key, self.marks
+        sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:
             sign = {"◆": "#", "●": "*", "•": "."}.get(sign, sign)
-        color = look.colors.get(key)
-        return Segment(sign + " ", base + Style(color=color) if color else base)
+        color = marks.colors.get(key)
+        return Segment(sign + " ", self.rich_style + Style(color=color) if color else self.rich_style)
 
     def watch_has_focus(self, value: bool) -> None:
         super().watch_has_focus(value)

@@ -16,21 +16,21 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
 from ppo_unified.metrics import usual_first
-from ppo_unified.runs import ACTIVE, Run, warnings_of
-from ppo_unified.text import clean, duration, short
+from ppo_unified.runs import Run
+from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
 from tui.log_view import LogView
 from tui.plots import Plots, Trace, forward, series_colors
 from tui.run_actions import RunActions
-from tui.run_list import RunList
+from tui.run_head import head
 from tui.run_tabs import Events, Options, Samples, System
+from tui.seeds import Seeds
 
 if TYPE_CHECKING:
     from tui.store import Changes, Entry, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
 LOOK_S = 0.5  # between two looks at files that the store does not watch: log and samples
-COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 CHART_ACTIONS = frozenset(action.name for action in at("charts"))
 
 
@@ -76,6 +76,7 @@ class RunPage(RunActions):
     def __init__(self, key: str, store: Store, reference: str | None, plots: Plots) -> None:
         super().__init__()
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
+        self._seeds, self._among_seeds = Seeds(store), plots.settings.aggregate
         self.tab = TABS[0]
         self._inode = _inode(self.entry)
 
@@ -158,14 +159,31 @@ class RunPage(RunActions):
 
     def _say(self) -> None:
         if entry := self.entry:
-            self.query_one("#head", Static).update(_head(entry))
+            said = self.query_one("#head", Static)
+            told = head(entry, max(20, self.size.width - 2), self.size.height)
+            if told != said.content:
+                said.update(told)
 
     # curves
 
     def _drawn(self) -> list[str]:
-        """This run, and on top of it the pinned one."""
+        """Other seeds of this run where they are asked for, this run, and on top of it the pinned one."""
         pinned = self.terminal.state.pinned
-        return [self.key] + ([pinned] if pinned in self.store.entries and pinned != self.key else [])
+        keys = [*self._others(), self.key]
+        return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
+
+    def _others(self) -> list[str]:
+        """The runs that differ from this one in the seed only, where `A` asks for them."""
+        return self._seeds.siblings(self.key) if self.plots.settings.aggregate else []
+
+    def on_plots_changed(self) -> None:
+        among = self.plots.settings.aggregate
+        if among == self._among_seeds:
+            return
+        self._among_seeds = among
+        if among and not self._others():
+            self.notify(f"No other run differs from {clean(self.key)} in the seed only.", markup=False)
+        self._draw()
 
     def _draw(self) -> None:
         keys, pinned = self._drawn(), self.terminal.state.pinned
@@ -173,11 +191,14 @@ class RunPage(RunActions):
             self.terminal.hurry()
         if self.tab != "curves":
             return
-        colors = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark)
+        colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._others())
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
-            return [Trace(key, clean(key), colors[key], curve, key == pinned, "") for key, curve in curves.items()]
+            return [
+                Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others else "")
+                for key, curve in curves.items()
+            ]
 
         self.plots.show(usual_first(self.store.tags(self.key)), traces)
 
@@ -217,6 +238,7 @@ class RunPage(RunActions):
         self.action_tab(message.tab)
 
     def on_resize(self) -> None:
+        self._say()
         self.call_after_refresh(self._look)
 
     def action_follow(self) -> None:
@@ -242,28 +264,6 @@ class RunPage(RunActions):
         options.differences = self.tab != "options" or not options.differences
         self.action_tab("options")
         self._look()
-
-
-def _head(entry: Entry) -> Content:
-    """Name, state and numbers; below, the note and what went wrong."""
-    status, color = entry.status, COLORS[RunList.STATES.get(entry.state, "dim")]
-    steps = f"{short(status.step)} steps"
-    if status.total_steps:
-        share = min(100, 100 * status.step // status.total_steps)
-        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({share}%)"
-    facts = [steps]
-    facts += [f"score {short(status.score)}"] if status.score is not None else []
-    facts += [f"best {short(status.best_score)}"] if status.best_score is not None else []
-    facts += [f"{short(entry.speed)} steps/s"] if entry.speed and entry.state in ACTIVE else []
-    facts += [f"ETA {duration(entry.eta_s)}"] if entry.eta_s is not None else []
-    parts = [Content.styled(clean(entry.key), "bold"), Content.styled(f"  {clean(entry.state)}  ", f"bold {color}")]
-    parts.append(Content("   ".join(facts)))
-    wrong = entry.problem or (status.reason if entry.state in ("failed", "crashed") else "")
-    parts += [Content.styled(f"\n{clean(wrong)}", "$text-error")] if wrong else []
-    for warning in warnings_of(status):
-        parts.append(Content.styled(f"\n! {clean(warning.name)}: {clean(warning.text)}", "$text-warning"))
-    parts += [Content.styled(f"\n{clean(entry.note)}", "$text-muted")] if entry.note else []
-    return Content.assemble(*parts)
 
 
 def _inode(entry: Entry | None) -> tuple[int, int] | None:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +20,14 @@ from ppo_unified import control, samples
 from ppo_unified.chart import Line, draw, local_time
 from ppo_unified.cli.inspecting import parts
 from ppo_unified.config import read_toml
+from ppo_unified.differences import difference_lines, spelled
 from ppo_unified.errors import UsageError
 from ppo_unified.metrics import describe
-from ppo_unified.query import flatten
+from ppo_unified.query import flatten, options_of
 from ppo_unified.replies import wrapped
 from ppo_unified.runs import Run, warnings_of
 from ppo_unified.text import clean, duration, short, table
+from tui.folders import stamp_if_any
 
 if TYPE_CHECKING:
     from tui.store import Entry, Store
@@ -67,7 +68,8 @@ class Options(TextTab):
 
     def look(self, entry: Entry, reference: Entry | None) -> None:
         paths = [Run(e.path).config for e in (entry, reference) if e is not None]
-        if not self.is_news((self.differences, *((path, _stamp(path)) for path in paths))):
+        width = self.scrollable_content_region.width
+        if not self.is_news((self.differences, width, *((path, stamp_if_any(path)) for path in paths))):
             return
         try:
             if entry.foreign:
@@ -77,7 +79,9 @@ class Options(TextTab):
             elif reference is None or reference.key == entry.key or reference.foreign:
                 self.say("No other run is pinned (p) or marked (space) in the list to compare with.   D: all options")
             else:
-                self.say(_differences(entry, reference, *map(read_toml, paths)))
+                tables = {e.key: options_of(Run(e.path)) for e in (entry, reference)}
+                head = f"What differs from {clean(reference.key)}   D: all options"
+                self.say("\n".join([head, "", *difference_lines(tables, width)]))
         except UsageError as error:
             self.say(clean(error))
 
@@ -95,38 +99,16 @@ def _sections(config: Mapping[str, Any]) -> Content:
     for name, options in groups.items():
         if options:
             parts.append(Content.styled(clean(name) + "\n", "bold"))
-            parts += [Content(f"  {clean(option):<{width}}  {_spelled(value)}\n") for option, value in options.items()]
+            parts += [Content(f"  {clean(option):<{width}}  {spelled(value)}\n") for option, value in options.items()]
     return Content.assemble(*parts).rstrip()
-
-
-def _differences(entry: Entry, reference: Entry, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    ours, theirs = flatten(own), flatten(other)
-    rows = [
-        {
-            "option": clean(option),
-            "here": _spelled(ours.get(option)),
-            clean(reference.key): _spelled(theirs.get(option)),
-        }
-        for option in dict.fromkeys([*ours, *theirs])
-        if ours.get(option) != theirs.get(option)
-    ]
-    head = f"What differs from {clean(reference.key)}   D: all options\n\n"
-    return head + ("\n".join(table(rows)) if rows else "Nothing: the options are the same.")
-
-
-def _spelled(value: Any) -> str:
-    """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
-    if value is None:
-        return "-"
-    return str(value).lower() if isinstance(value, bool) else clean(value)
 
 
 class Events(TextTab):
     """What happened to the run, and why it ended."""
 
     def look(self, entry: Entry, store: Store) -> None:
-        if entry.foreign:
-            self.say(FOREIGN)
+        if entry.foreign or entry.problem:
+            self.say(FOREIGN if entry.foreign else clean(entry.problem))
             return
         status, width = entry.status, self.scrollable_content_region.width
         curve = store.curve(entry.key, "eval/score")
@@ -244,7 +226,8 @@ class Samples(TextTab):
             return
         run, width = Run(entry.path), self.scrollable_content_region.width
         folder = samples.folder_of(run)
-        if width and self.is_news((run.path, _stamp(folder), _stamp(folder / samples.RESPONSES), self.at, width)):
+        stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
+        if width and self.is_news((run.path, stamps, self.at, width)):
             self._asked = object()
             self._read(run, self.at, width, self._asked)
 
@@ -323,12 +306,3 @@ def _stored(run: Run, iteration: int, width: int) -> list[str]:
     if chosen < len(there):
         tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
     return [*heading, *tables, "", *meanings]
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes whenever the file or folder does."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
 from textual.widgets import Footer, Static
 
-from ppo_unified.config import read_toml
+from ppo_unified.differences import difference_lines
 from ppo_unified.errors import UsageError
 from ppo_unified.metrics import usual_first
-from ppo_unified.query import flatten, parse
+from ppo_unified.query import options_of, parse
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
-from tui.dialogs import Ask, Read, two_columns
+from tui.dialogs import Ask, Read
 from tui.plots import Plots, Settings, Trace, forward, series_colors
 from tui.run_actions import RunActions
-from tui.run_list import COLUMNS, Look, RunList
+from tui.run_list import COLUMNS, Marks, RunList
 from tui.run_page import RunPage
+from tui.seeds import Seeds
 from tui.store import matching, sorted_entries
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RunsScreen(RunActions):
         super().__init__()
         self.store = store
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
-        self._groups: dict[tuple[Path, float], str] = {}  # folder and start of a run -> its options but for the seed
+        self._seeds = Seeds(store)
 
     def compose(self) -> ComposeResult:
         self.run_list = RunList(self.terminal.unicode, self.store.clock)
@@ -97,7 +97,7 @@ class RunsScreen(RunActions):
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
         chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
-        runs.show(chosen, self._look())
+        runs.show(chosen, self._marks())
         self._share()
         self._say(len(everything), len(chosen), problem)
         self._redraw()
@@ -108,6 +108,8 @@ class RunsScreen(RunActions):
         parts = [title, str(self.terminal.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
         if marked := self._marked():
             parts.append(f"{len(marked)} marked")
+        if not self.run_list.has_column(self.terminal.state.sorted_by):
+            parts.append(f"sorted by {self.terminal.state.sorted_by}")
         self._top.update("   ".join(parts), layout=False)
         text = self.terminal.state.query
         problem = problem or self.store.problem or self._damage()
@@ -136,10 +138,10 @@ class RunsScreen(RunActions):
         pinned = [state.pinned] if state.pinned in entries else []
         return [key for key in keys if key not in pinned] + pinned
 
-    def _look(self) -> Look:
+    def _marks(self) -> Marks:
         state = self.terminal.state
         colors = series_colors(self._drawn(), pinned=state.pinned, dark=self.app.current_theme.dark)
-        return Look(colors, frozenset(state.marked), state.pinned)
+        return Marks(colors, frozenset(state.marked), state.pinned)
 
     def _redraw(self) -> None:
         """Hand the curves of the drawn runs to the charts."""
@@ -148,8 +150,8 @@ class RunsScreen(RunActions):
         keys = self._drawn()
         if self.store.watch(keys):
             self.terminal.hurry()
-        look = self._look()
-        self.run_list.recolor(look)
+        marks = self._marks()
+        self.run_list.recolor(marks)
         tags = usual_first(tag for key in keys for tag in self.store.tags(key))
         aggregate = self.plots.settings.aggregate
 
@@ -158,26 +160,11 @@ class RunsScreen(RunActions):
             for key in keys:
                 curve = self.store.curve(key, tag)
                 if curve is not None:
-                    group = self._group(key) if aggregate else ""
-                    drawn.append(Trace(key, clean(key), look.colors[key], curve, key == look.pinned, group))
+                    group = self._seeds.group(key) if aggregate else ""
+                    drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
         self.plots.show(tags, traces)
-
-    def _group(self, key: str) -> str:
-        """What runs that differ in nothing but the seed have in common."""
-        entry = self.store.entries.get(key)
-        if entry is None:  # gone meanwhile
-            return key
-        known = entry.path, entry.status.started
-        if known not in self._groups:
-            try:
-                options = flatten(read_toml(Run(entry.path).config))
-            except UsageError:
-                options = {"": key}
-            options.pop("seed", None)
-            self._groups[known] = json.dumps(options, sort_keys=True, default=str)
-        return self._groups[known]
 
     def theme_changed(self) -> None:
         self._redraw()
@@ -199,7 +186,7 @@ class RunsScreen(RunActions):
 
     def action_open(self) -> None:
         if entry := self.entry:
-            plots = Plots(Settings.from_dict(self.plots.settings.to_dict()), self.terminal.unicode)
+            plots = Plots(replace(self.plots.settings, aggregate=False), self.terminal.unicode)
             others = [key for key in (self.terminal.state.pinned, *self._marked()) if key != entry.key]
             reference = next((key for key in others if key in self.store.entries), None)
             self.app.push_screen(RunPage(entry.key, self.store, reference, plots))
@@ -241,7 +228,7 @@ class RunsScreen(RunActions):
             self.terminal.state.query = text
             self._relist()
 
-        hint = "words  key:value  score>400  !failed  stopped|crashed  optim.lr<0.001"
+        hint = "cartpole  preset:taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
         ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
         self.app.push_screen(ask, lambda _: self.terminal.remember())
 
@@ -287,12 +274,12 @@ class RunsScreen(RunActions):
             self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
             return
         try:
-            paths = {key: entry.path for key in keys if (entry := self.store.entries.get(key))}
-            tables = {key: flatten(read_toml(Run(path).config)) for key, path in paths.items()}
+            tables = {key: options_of(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
         except UsageError as error:
             self.terminal.complain(str(error))
             return
-        self.app.push_screen(Read("Options in which they differ", _differences(tables)))
+        lines = difference_lines(tables, Read.room(self.size.width))
+        self.app.push_screen(Read("Options in which they differ", "\n".join(lines)))
 
     # actions on the charts, whichever pane has the focus
 
@@ -304,18 +291,6 @@ class RunsScreen(RunActions):
 
     def explain(self) -> str | None:
         return self.plots.explain()
-
-
-def _differences(tables: dict[str, dict[str, Any]]) -> str:
-    options = dict.fromkeys(option for table in tables.values() for option in table)
-    rows = []
-    for option in options:
-        values = [table.get(option) for table in tables.values()]
-        if any(value != values[0] for value in values):
-            rows.append(
-                (option, "   ".join(f"{clean(key)}: {clean(table.get(option, '-'))}" for key, table in tables.items()))
-            )
-    return two_columns(rows) or "The options are the same."
 
 
 forward(RunsScreen, (action.name for action in at("charts")))

@@ -21,7 +21,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
 from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status
 from tui.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
-from tui.folders import Folder, Folders, Stamp, stamp_of
+from tui.folders import Folder, Folders, Stamp, stamp_if_any
 
 __all__ = ["Changes", "Curve", "Entry", "Store", "matching", "sorted_entries"]
 
@@ -205,7 +205,7 @@ class _Seen:
 
     def has_changed(self, stamp: Stamp) -> bool:
         """Whether to look: its trainer may have died, or run.json, now with this `stamp`, or the note was written."""
-        return self.status.state in ACTIVE or stamp != self._stamp or _stamp(self._note_path) != self._note_stamp
+        return self.status.state in ACTIVE or stamp != self._stamp or stamp_if_any(self._note_path) != self._note_stamp
 
     def look(self, now: float) -> None:
         """Bring the entry up to date.
@@ -249,7 +249,7 @@ class _Seen:
 
     def _read_status(self) -> bool:
         """Read run.json if it is another one than last time; whether it is."""
-        stamp = _stamp(self._status_path)
+        stamp = stamp_if_any(self._status_path)
         if stamp == self._stamp or stamp is None:
             return False
         self._stamp = stamp
@@ -274,7 +274,7 @@ class _Seen:
             pace.popleft()
 
     def _read_note(self) -> None:
-        stamp = _stamp(self._note_path)
+        stamp = stamp_if_any(self._note_path)
         if stamp == self._note_stamp:
             return
         self._note, self._note_stamp = "", stamp
@@ -289,14 +289,6 @@ class _Seen:
 def _is_due(now: float, last: float, interval_s: float) -> bool:
     """Whether an interval is over; it is where the clock was set back, too."""
     return not 0 <= now - last < interval_s
-
-
-def _stamp(path: str) -> Stamp | None:
-    """A file's stamp; None where it cannot be had."""
-    try:
-        return stamp_of(path)
-    except OSError:
-        return None
 
 
 def _log_entry(folder: Folder, before: Entry | None) -> Entry:

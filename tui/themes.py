@@ -7,7 +7,7 @@ from textual.theme import BUILTIN_THEMES, Theme
 
 DARK = Theme(
     name="ppo-dark",
-    primary="#0072B2",
+    primary="#00659E",
     secondary="#56B4E9",
     accent="#E69F00",
     warning="#E69F00",
@@ -34,4 +34,4 @@ LIGHT = Theme(
     dark=False,
 )
 OURS = (DARK, LIGHT)  # blue, orange and green of one palette: safe for colour-blind eyes, in light and in dark
-CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox", "solarized-light") if name in BUILTIN_THEMES))
+CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox") if name in BUILTIN_THEMES))

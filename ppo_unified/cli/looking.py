@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ppo_unified.differences import difference_lines, differing, spelled
 from ppo_unified.errors import UsageError, nearest
-from ppo_unified.query import flatten, lookup, parse
-from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, to_json, warnings_of
+from ppo_unified.query import lookup, options_of, parse
+from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
 from ppo_unified.text import (
     DIM,
     GREEN,
@@ -96,7 +98,7 @@ def runs(options: argparse.Namespace) -> int:
     chosen = []
     for seen in everything:
         try:
-            if query.matches(lookup(*seen)):
+            if query.matches(lookup(seen.status, seen.state, partial(options_of, seen.run))):
                 chosen.append(seen)
         except UsageError as error:  # one unreadable config.toml hides one run, not the list
             print(f"left out: {clean(error)}", file=sys.stderr)
@@ -131,7 +133,7 @@ def _run_cells(seen: Seen) -> dict[str, str]:
         "state": clean(seen.state),
         "preset": clean(status.preset),
         "step": f"{status.step:,}",
-        "done": f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-",
+        "done": percent(status),
         "score": short(status.score),
         "best": short(status.best_score),
         "steps/s": f"{status.step / status.elapsed_s:,.0f}" if status.elapsed_s > 0 else "-",
@@ -326,7 +328,7 @@ def _curve(reader: EventReader, tag: str) -> tuple[np.ndarray, np.ndarray]:
 def compare(options: argparse.Namespace) -> int:
     """Print the options in which runs differ, and how they scored; or statistics over seeds."""
     chosen = {label: look(run) for label, run in _labelled(options).items()}
-    tables = {label: _options_of(seen.run) for label, seen in chosen.items()}
+    tables = {label: options_of(seen.run) for label, seen in chosen.items()}
     if options.seeds:
         groups = _seed_groups(chosen, tables)
         if options.json:
@@ -336,44 +338,14 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     if len(chosen) < 2:
         raise UsageError("ppo-unified compare: name at least two different runs, or group runs by seed with --seeds")
-    differing = _differing(list(tables.values()))
+    chosen_options = differing(list(tables.values()))
     if options.json:
-        by_option = {key: {label: tables[label].get(key) for label in chosen} for key in differing}
+        by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
         print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
         return 0
-    say("\n".join([*_option_table(tables, differing), "", *_score_table(chosen)]))
+    lines = difference_lines(tables, _width(), can_color(sys.stdout))
+    say("\n".join([*lines, "", *_score_table(chosen)]))
     return 0
-
-
-def _options_of(run: Run) -> dict[str, Any]:
-    from ppo_unified.config import read_toml
-
-    return flatten(read_toml(run.config))
-
-
-def _differing(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The options that are not the same in all tables; one that a table lacks differs."""
-    keys = dict.fromkeys(key for options in tables for key in options)
-    return [key for key in keys if any(key not in t or t[key] != tables[0].get(key) for t in tables)]
-
-
-def _option_table(tables: Mapping[str, Mapping[str, Any]], differing: Sequence[str]) -> list[str]:
-    """One line per option, or where that is too wide and the other is not, one per run."""
-    if not differing:
-        return ["the options are the same"]
-    color, width = can_color(sys.stdout), _width()
-    cells = {label: {key: _spelled(options.get(key)) for key in differing} for label, options in tables.items()}
-    by_option = [{"option": clean(key)} | {label: cells[label][key] for label in cells} for key in differing]
-    by_run = [{"run": label} | {clean(key): cell for key, cell in row.items()} for label, row in cells.items()]
-    turned = width_of(table(by_option)) > width >= width_of(table(by_run))
-    return table(by_run if turned else by_option, color)
-
-
-def _spelled(value: Any) -> str:
-    """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
-    if value is None:
-        return "-"
-    return str(value).lower() if isinstance(value, bool) else clean(value)
 
 
 def _scores(seen: Seen) -> dict[str, Any]:
@@ -413,7 +385,7 @@ def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, A
         groups.append(
             {
                 "preset": preset,
-                "options": {key: tables[labels[0]].get(key) for key in _differing(rivals) if key != "seed"},
+                "options": {key: tables[labels[0]].get(key) for key in differing(rivals) if key != "seed"},
                 "runs": labels,
                 "seeds": sorted({status.seed for status in members}),
                 "best_score": _statistics([status.best_score for status in members]),
@@ -433,7 +405,7 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     best, solved = group["best_score"], group["solved_step"]
-    name = " ".join([group["preset"], *(f"{key}={_spelled(value)}" for key, value in group["options"].items())])
+    name = " ".join([group["preset"], *(f"{key}={spelled(value)}" for key, value in group["options"].items())])
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from ppo_unified.cli.screen import is_drawable
-from ppo_unified.runs import Run, Status, warnings_of
+from ppo_unified.runs import Run, Status, percent, warnings_of
 from ppo_unified.text import can_unicode, duration
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
@@ -61,7 +61,7 @@ class Progress:
     def _line(self, status: Status, metrics: dict[str, float]) -> str:
         parts = [f"{status.step:,} steps"]
         if status.total_steps:
-            parts[0] += f" ({min(1.0, status.step / status.total_steps):.0%})"
+            parts[0] += f" ({percent(status)})"
         speed = metrics["time/steps_per_second"]
         if status.total_steps and speed > 0:
             parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
