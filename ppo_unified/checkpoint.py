@@ -29,7 +29,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json
 from ppo_unified.state import join, packed, split, unpacked
 from ppo_unified.text import tell
-from ppo_unified.untrusted import read_json
+from ppo_unified.untrusted import fields_of, parse_json, read_json
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
 FORMAT = 2
@@ -119,22 +119,33 @@ def read_meta(folder: Path) -> Meta:
         text = durable.read_small(path, MOST_META)
         if len(text) > MOST_META:
             raise ValueError(f"it has more than {MOST_META:,} bytes")
-        table = json.loads(text)
-        if "format" not in table and (folder / _OLD_POLICY).exists():
-            return Meta(int(table["step"]), int(table["iteration"]), float(table["time"]))
-        if table.pop("crc32c") != _own_sum(table):
-            raise ValueError("its checksum is not its own")
-        if table["format"] > FORMAT:
-            raise ValueError(f"format {table['format']} was written by a later version of this program")
-        files = {name: Sum(int(entry["size"]), int(entry["crc32c"], 16)) for name, entry in table["files"].items()}
-        known = {key: table[key] for key in ("step", "iteration", "time", "score", "best", "versions")}
-        return Meta(**known, files=files)
+        meta = _meta_of(parse_json(text.decode("ascii")), first_format=(folder / _OLD_POLICY).exists())
+        named = _NAME.fullmatch(folder.name)  # not while it is written
+        if named and int(named[1]) != meta.step:
+            raise ValueError(f"it is of step {meta.step}")
+        return meta
     except FileNotFoundError:
         raise Damaged(f"{path}: is missing") from None
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(f"{path}: is damaged ({_short(error)})") from None
+
+
+def _meta_of(table: Any, first_format: bool) -> Meta:
+    """What a meta.json means. Raises ValueError, KeyError, TypeError or OverflowError where it is none."""
+    known = fields_of(table, Meta)
+    if "format" not in table and first_format:
+        return Meta(known["step"], known["iteration"], known["time"])
+    if table.pop("crc32c") != _own_sum(table):
+        raise ValueError("its checksum is not its own")
+    if table["format"] > FORMAT:
+        raise ValueError(f"format {table['format']} was written by a later version of this program")
+    return Meta(**known | {"files": {name: _sum_of(entry) for name, entry in table["files"].items()}})
+
+
+def _sum_of(entry: Any) -> Sum:
+    return Sum(**fields_of(entry | {"crc32c": int(entry["crc32c"], 16)}, Sum))
 
 
 def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta:
@@ -146,8 +157,10 @@ def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta
         path, expected = folder / name, meta.files.get(name)
         try:
             found = path.stat().st_size
-            if expected is None or found != expected.size:
-                raise Damaged(f"{path}: has {found:,} bytes, not {expected.size if expected else 'any':,}")
+            if expected is None:
+                raise Damaged(f"{path}: is a file that {META} does not name")
+            if found != expected.size:
+                raise Damaged(f"{path}: has {found:,} bytes, not {expected.size:,}")
             if durable.sum_of(path) != expected:
                 raise Damaged(f"{path}: is damaged (its checksum is not the one in {META})")
         except FileNotFoundError:
@@ -295,6 +308,8 @@ def _load(folder: Path, device: torch.device) -> Loaded:
     try:
         document = json.loads((folder / STATE).read_bytes())
         trainer = join(document, _tensors(folder / TENSORS, cpu))
+        if not isinstance(trainer, dict):
+            raise ValueError("it holds no table")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise Damaged(f"{folder / STATE}: cannot be loaded ({_short(error)})") from None
     return Loaded(meta, _tensors(folder / POLICY, device), trainer)

@@ -20,13 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import IO, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import IO, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
-from ppo_unified.untrusted import read_json
+from ppo_unified.untrusted import fields_of, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
 LOCK = "run.lock"
@@ -111,13 +109,8 @@ class Run:
         """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
         path = self.path / "run.json"
         try:
-            data = read_json(path)
-            known = {key: value for key, value in data.items() if key in _kinds()}
-            for key, value in known.items():
-                if not _fits(value, _kinds()[key]):
-                    raise ValueError(f"{key} = {str(value)[:80]!r} is no {_kinds()[key]}")
-            return Status(**known)
-        except (OSError, ValueError, AttributeError) as error:
+            return Status(**fields_of(read_json(path), Status))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 
     def state(self, status: Status) -> str:
@@ -200,24 +193,6 @@ def _kind_and_pid(packed: bytes) -> tuple[int, int]:
     else:
         kind, _, _, _, pid = struct.unpack("hhqqi", packed)
     return kind, pid
-
-
-@cache
-def _kinds() -> dict[str, Any]:
-    """The type of every key of run.json."""
-    return get_type_hints(Status)
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value from JSON is of a type: a whole number of 64 bits is also a float, true is no number."""
-    if isinstance(kind, UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
-    if kind in (int, float):
-        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
-        return whole or (kind is float and type(value) is float and math.isfinite(value))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(isinstance(x, get_origin(get_args(kind)[0])) for x in value)
-    return isinstance(value, get_origin(kind) or kind)
 
 
 def to_json(document: Any, indent: int | None = 1) -> str:

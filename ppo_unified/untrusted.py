@@ -4,11 +4,14 @@ is worth. The standard library alone."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 DEEPEST = 64  # tables and lists in each other; Python's own limit would be met later, anywhere
 LARGEST = 4 << 20  # bytes of a file that is read whole; parsed, they may take twenty times as much
@@ -63,6 +66,39 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deep") from None
     _check_depth(table)
     return table
+
+
+def fields_of(table: Any, cls: type) -> dict[str, Any]:
+    """What a table from a file says of the fields of a class; other keys are left out, fields may be missing.
+
+    Raises ValueError for what is no table, and for a value that is not of its field's type.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"it is no table but {str(table)[:80]!r}")
+    kinds = _kinds(cls)
+    known = {key: value for key, value in table.items() if key in kinds}
+    for key, value in known.items():
+        if not _fits(value, kinds[key]):
+            raise ValueError(f"{key} = {str(value)[:80]!r} is no {kinds[key]}")
+    return known
+
+
+@cache
+def _kinds(cls: type) -> dict[str, Any]:
+    """The type of every field of a class."""
+    return get_type_hints(cls)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value from JSON is of a type: a whole number of 64 bits is also a float, true is no number."""
+    if isinstance(kind, UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if kind in (int, float):
+        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
+        return whole or (kind is float and type(value) is float and math.isfinite(value))
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(x, get_origin(get_args(kind)[0])) for x in value)
+    return isinstance(value, get_origin(kind) or kind)
 
 
 def _check_depth(value: Any) -> None:

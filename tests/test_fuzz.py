@@ -3,33 +3,58 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean_lines
 from ppo_unified.untrusted import DEEPEST, parse_json, parse_toml
-from tests import fuzz
+from tests.fuzz import real, running
+from tests.fuzz.__main__ import report, rows_of
+from tests.fuzz.inputs import MARKS, WORDS
+from tests.fuzz.parsers import Parser
+from tests.fuzz.parsers import parsers as all_parsers
+from tests.fuzz.readers import is_harmless
+from tests.fuzz.running import try_many, try_one
 
 SHARE = 24  # inputs of each parser
 DEEP = 100_000
+NESTED = json.loads("[" * 900 + "]" * 900)
+SUM = {"size": 1, "crc32c": "0"}
 STATUS = {"name": "a", "state": "running"}
 
 
 @pytest.fixture(scope="module")
-def parsers() -> dict[str, fuzz.Parser]:
-    return fuzz.parsers()
+def parsers() -> dict[str, Parser]:
+    return all_parsers()
 
 
-@pytest.mark.parametrize("name", fuzz.parsers())
+@pytest.mark.parametrize("name", all_parsers())
 def test_no_input_raises_anything_but_a_usage_error_or_takes_a_second(name: str) -> None:
-    assert fuzz.try_many(name, SHARE if name != "command line" else SHARE // 2).inputs
+    assert try_many(name, SHARE if name != "command line" else SHARE // 2).inputs
 
 
-ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input, whether it is refused now
+def samples(changes: dict[str, Any]) -> bytes:
+    return real.packed(real.sample_arrays() | changes)
+
+
+def checkpoint(changes: dict[str, Any]) -> dict[str, bytes]:
+    """One whose meta.json says something else, with a checksum of its own that is right."""
+    whole = real.checkpoint_files()
+    return real.with_meta(whole, json.dumps(json.loads(whole["meta.json"]) | changes).encode())
+
+
+def sealed_checkpoint(trainer: bytes) -> dict[str, bytes]:
+    """One with another trainer.json, all of whose checksums are right."""
+    return real.sealed(real.checkpoint_files() | {"trainer.json": trainer})
+
+
+ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input or what makes it, refused now?
     "run.json nested 100,000 deep": ("run.json", b"[" * DEEP, True),
     "run.json with a nested value": (
         "run.json",
@@ -47,11 +72,17 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "remembered view nested 100,000 deep": ("remembered view", b"[" * DEEP, False),
     "responses nested 100,000 deep": ("responses", b"[" * DEEP, False),
     "prompts nested 900 deep": ("prompts", b'{"prompt": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}", True),
-    "samples with a column of dates": ("samples", {"value": np.zeros((2, 3), "M8[s]")}, True),
-    "samples with texts for numbers": ("samples", {"reward": np.full((2, 3), "x")}, True),
-    "samples with a name that paints": ("samples", {"\x1b[31m": np.zeros((2, 3))}, True),
-    "samples with a list for a number": ("samples", {"gamma": [1.0, 2.0]}, True),
-    "samples with a metric text of the wrong kind": ("samples", {"metrics": "[]"}, True),
+    "checkpoint of no step": ("checkpoint", partial(checkpoint, {"step": None}), True),
+    "checkpoint of another step": ("checkpoint", partial(checkpoint, {"step": 3}), True),
+    "checkpoint whose score is a text": ("checkpoint", partial(checkpoint, {"score": "x"}), True),
+    "checkpoint that names another file": ("checkpoint", partial(checkpoint, {"files": {"x": SUM}}), True),
+    "checkpoint nested 900 deep": ("checkpoint", partial(checkpoint, {"versions": NESTED}), True),
+    "checkpoint of a trainer that is a list": ("checkpoint", partial(sealed_checkpoint, b"[]"), True),
+    "samples with a column of dates": ("samples", partial(samples, {"value": np.zeros((2, 3), "M8[s]")}), True),
+    "samples with texts for numbers": ("samples", partial(samples, {"reward": np.full((2, 3), "x")}), True),
+    "samples with a name that paints": ("samples", partial(samples, {"\x1b[31m": np.zeros((2, 3))}), True),
+    "samples with a list for a number": ("samples", partial(samples, {"gamma": [1.0, 2.0]}), True),
+    "samples with a metric text of the wrong kind": ("samples", partial(samples, {"metrics": "[]"}), True),
     "recipe whose differences are a number": ("recipe", b'kind = "llm"\n[about]\ndiffers = 0\n', True),
     "recipe about which there is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
     "recipe of a kind that is a table": ("recipe", b"[kind]\na = 1\n", True),
@@ -66,11 +97,29 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
 
 
 @pytest.mark.parametrize("what", ONCE_FAILED)
-def test_what_once_failed_does_no_harm(parsers: dict[str, fuzz.Parser], what: str) -> None:
+def test_what_once_failed_does_no_harm(parsers: dict[str, Parser], what: str) -> None:
     name, value, refused = ONCE_FAILED[what]
-    if isinstance(value, dict):
-        value = fuzz._packed(fuzz._real_samples()[0] | value)
-    assert fuzz.try_one(parsers[name], value) == refused
+    assert try_one(parsers[name], value() if callable(value) else value).refused == refused
+
+
+def test_an_input_beyond_the_limits_fails_where_a_second_try_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+    once_slow = Parser(st.integers(), lambda value, _: tries.append(value))
+    assert not try_one(once_slow, 1, warm=False).refused
+    assert tries == [1, 1]
+    monkeypatch.setattr(running, "SLOWEST_S", 0.0)
+    with pytest.raises(AssertionError, match="it took"):
+        try_one(once_slow, 2)
+    assert tries == [1, 1, 2, 2]
+
+
+def test_a_report_keeps_the_lines_of_other_runs() -> None:
+    rows = {"chart": "| chart | 20,000 | 0 | 5 ms | +1 MB | 1 |", "query": "| query | 9 | 1 | 5 ms | +1 MB | 2 |"}
+    written = report(rows, ["query", "recipe", "chart"])
+    assert rows_of(written) == rows
+    assert written.index("| query") < written.index("| chart")
+    assert "ended well yet: recipe." in written
+    assert "yet" not in report(rows, ["query", "chart"])
 
 
 @pytest.mark.parametrize("parse", [parse_json, parse_toml])
@@ -104,7 +153,7 @@ def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
         samples.read(Run(tmp_path), 3)
 
 
-@pytest.mark.parametrize("text", [*fuzz.WORDS, fuzz.MARKS, "a\r\nb", "  indented\n\ttab", "\x1b]52;c;x"])
+@pytest.mark.parametrize("text", [*WORDS, MARKS, "a\r\nb", "  indented\n\ttab", "\x1b]52;c;x"])
 def test_a_message_in_lines_is_harmless_and_keeps_its_indentation(text: str) -> None:
-    assert fuzz.is_harmless(clean_lines(text))
+    assert is_harmless(clean_lines(text))
     assert clean_lines("  a\n    b") == "  a\n    b"

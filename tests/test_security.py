@@ -24,7 +24,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
 from ppo_unified.runs import Run, Status, create, to_json
 from tests.conftest import ROOT
-from tests.fuzz import is_harmless
+from tests.fuzz.readers import is_harmless
 
 EVIL = "a\x1b[31m\x1b]52;c;aGk=\x07\x9b1mb\u202ec\u2066\x00[red]x[/red][@click=app.quit]y[/]"
 ESCAPING = (

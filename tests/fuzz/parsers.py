@@ -1,0 +1,137 @@
+"""Which inputs each reader gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from ppo_unified import checkpoint
+from tests.fuzz import readers, real
+from tests.fuzz.inputs import WORDS, changed_object, changed_tables, edits, files, mutated, plain, records, texts
+
+
+class Parser(NamedTuple):
+    """One reader of other people's input."""
+
+    inputs: st.SearchStrategy[Any]
+    read: Callable[[Any, Path], object]  # what is tried: an input, and a folder of its own
+
+
+def _events() -> st.SearchStrategy[bytes]:
+    whole = real.event_files()
+    payloads = st.sampled_from([payload for content in whole for payload in real.payloads_in(content)][:60])
+    odd = st.lists(st.builds(mutated, payloads, st.lists(edits, max_size=3)), max_size=6).map(real.framed)
+    return st.one_of(files(*whole), odd, odd, st.lists(st.binary(max_size=60), max_size=4).map(real.framed))
+
+
+def _samples() -> st.SearchStrategy[bytes]:
+    arrays = real.sample_arrays()
+    values = st.one_of(plain.filter(lambda x: not isinstance(x, (dict, list))), st.just(np.zeros((2, 3), "M8[s]")))
+    shapes = st.sampled_from(((2, 3), (0, 3), (6,), (3, 2), ()))
+    odd = st.builds(np.zeros, shapes, st.sampled_from(("?", "i1", "u8", "f2", "f8", "c8", "U3", "S3", "M8[s]", "V4")))
+    full = st.builds(np.array([[1, 0, 7], [3, 2, 1]]).astype, st.sampled_from(("?", "i1", "f4", "U9")))
+    floats = st.lists(st.floats(), min_size=6, max_size=6).map(lambda x: np.array(x).reshape(2, 3))
+    more = st.sampled_from(("column", "x", "\x1b[31m", "kl", "file", "score"))
+    names = st.one_of(st.sampled_from(list(arrays)), more)
+    changed = st.dictionaries(names, st.one_of(values, odd, full, floats), max_size=3)
+    few = st.sampled_from(("reward", "value", "ratio", "action", "x", "kl"))
+    mild = st.dictionaries(few, st.one_of(floats, full), max_size=3)
+    odd_ones = [new.map(lambda new: real.packed(arrays | new)) for new in (changed, mild)]
+    return st.one_of(*odd_ones, files(real.packed(arrays)))
+
+
+def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
+    whole = real.checkpoint_files()
+    meta = json.loads(whole[checkpoint.META])
+    names = st.sampled_from([name for name in whole if name != checkpoint.META])
+    parts = names.flatmap(lambda name: files(whole[name]).map(lambda content: whole | {name: content}))
+    metas = st.one_of(changed_object(meta), files(whole[checkpoint.META]))
+    entries = st.dictionaries(names, st.dictionaries(st.sampled_from(("size", "crc32c", "x")), plain, max_size=3))
+    inner = entries.map(lambda new: json.dumps(meta | {"files": meta["files"] | new}).encode())
+    return st.one_of(
+        parts.map(real.sealed),
+        parts.map(real.sealed),
+        parts,
+        st.one_of(metas, inner).map(lambda text: real.with_meta(whole, text)),
+        metas.map(lambda text: whole | {checkpoint.META: text}),
+    )
+
+
+_ARGUMENTS = ("a", "latest", "cartpole", "Acrobot-v1", "llm", "tiny", "..", "../a", "score>1", "1", "all", "{}")
+_LOOKING = ("--json", "--once", "--csv", "--metric", "--seeds", "--iteration", "--sample")
+_FLAGS = (*_LOOKING, "--help", "--version", "--yes")
+_ENVIRONMENT = ("--gym.env-kwargs", "--gym.env-id")
+_OPTIONS = ("--ppo.clip", "--ppo.lr", "--optim.lr=1e-3", *_ENVIRONMENT, "--seed", "--seed=2", "-h")
+
+
+def _command_lines() -> st.SearchStrategy[list[str]]:
+    from ppo_unified.cli import COMMANDS
+
+    argument = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
+    words = st.sampled_from([x for x in WORDS if "\x00" not in x and "\\ud800" not in x])
+    word = st.one_of(st.sampled_from(_ARGUMENTS), words, st.sampled_from(_FLAGS), argument)
+    looking = st.sampled_from(("runs", "show", "inspect", "compare", "envs", "recipes"))
+    command = st.one_of(st.sampled_from(sorted(COMMANDS)), looking, argument)
+    short = st.builds(lambda name, rest: [name, *rest], command, st.lists(word, max_size=4))
+    several = st.lists(st.one_of(st.sampled_from(_OPTIONS), word), max_size=4)
+    train = several.map(lambda rest: ["train", "cartpole", *rest])
+    return st.integers(0, 99).flatmap(lambda n: train if n == 0 else short)  # tyro takes its time
+
+
+def _statuses() -> st.SearchStrategy[bytes]:
+    """run.json files in which each value has its own kind."""
+    kinds = {str: texts, int: st.integers(-(2**63), 2**63 - 1), float: st.floats(allow_nan=False, allow_infinity=False)}
+    resumes = st.lists(st.dictionaries(st.sampled_from(("time", "step", "from_state", "x")), plain), max_size=3)
+    more = {"resumes": resumes, "versions": st.dictionaries(texts, plain, max_size=2)}
+    values = {name: kinds[type(x)] for name, x in real.STATUS.items() if type(x) in kinds} | more
+    few = st.fixed_dictionaries({}, optional=values)
+    return few.map(lambda new: json.dumps(real.STATUS | new).encode())
+
+
+def _views() -> st.SearchStrategy[bytes]:
+    from tui.state import ViewState
+
+    view = asdict(ViewState(charts={"grid": 4}, marked=["a"], typed={"x": {"a": "1"}}))
+    return st.one_of(changed_object(view), files(json.dumps(view).encode()))
+
+
+def _queries() -> st.SearchStrategy[str]:
+    terms = st.sampled_from(("score>=1", "!failed", "|", 'reason:"x', "ppo.clip=0.3", "step<1e400"))
+    return st.lists(st.one_of(texts, terms), max_size=4).map(" ".join)
+
+
+def _charts() -> st.SearchStrategy[tuple[list[float], list[float], int, int, bool]]:
+    arrays, sizes = st.lists(st.floats(), max_size=30), st.integers(-5, 300)
+    return st.tuples(arrays, arrays, sizes, sizes, st.booleans())
+
+
+def parsers() -> dict[str, Parser]:
+    """Every parser by name."""
+    configs, recipes, status = real.configs(), real.recipes(), json.dumps(real.STATUS).encode()
+    best = {"step": 12, "score": 1.5}
+    options = st.sampled_from(("env_kwargs", "betas", "lr", "seed", "hidden"))
+    prompts, pairs = (records("prompt"), records("prompt", "answer")), records("prompt", "chosen", "rejected")
+    return {
+        "configuration": Parser(st.one_of(changed_tables(*configs), files(*configs)), readers.read_config),
+        "recipe": Parser(st.one_of(changed_tables(*recipes), files(*recipes)), readers.read_recipe),
+        "prompts": Parser(st.one_of(*prompts, files(*real.PROMPTS)), readers.read_prompts),
+        "preference pairs": Parser(st.one_of(pairs, files(*real.PAIRS)), readers.read_pairs),
+        "event file": Parser(_events(), readers.read_events),
+        "run.json": Parser(st.one_of(changed_object(real.STATUS), _statuses(), files(status)), readers.read_status),
+        "note and log": Parser(files(b"step 1\nstep 2\r50%\r\x1b[31mred\n"), readers.read_notes),
+        "best.json": Parser(st.one_of(changed_object(best), files(json.dumps(best).encode())), readers.read_best),
+        "checkpoint": Parser(_checkpoints(), readers.read_checkpoint),
+        "samples": Parser(_samples(), readers.read_samples),
+        "responses": Parser(files(*real.RESPONSES), readers.read_responses),
+        "remembered view": Parser(_views(), readers.read_view),
+        "query": Parser(_queries(), readers.read_query),
+        "form field": Parser(st.tuples(options, st.one_of(texts, plain.map(str))), readers.read_field),
+        "chart": Parser(_charts(), readers.draw_chart),
+        "command line": Parser(_command_lines(), readers.run_command),
+    }

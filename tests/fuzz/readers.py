@@ -1,0 +1,263 @@
+"""What is tried: each reader is given an input and a folder of its own, and checks what came of it.
+
+A reader raises UsageError where the input is refused, and AssertionError where something else went wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from ppo_unified import checkpoint, control, form, samples
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import Run, Status, all_runs, to_json
+
+STUB = "stub_of_the_fuzzer"  # the module of commands that are not to be run
+
+
+def put(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def is_harmless(text: str) -> bool:
+    """Whether a terminal shows a text and does nothing else; a line's end is all right."""
+    return all(c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
+
+
+def read_config(content: bytes, folder: Path) -> None:
+    from ppo_unified.config import read_toml
+    from ppo_unified.presets import from_file
+    from ppo_unified.query import flatten
+
+    path = put(folder, "config.toml", content)
+    flatten(read_toml(path))
+    config = from_file(path)
+    put(folder, "again.toml", config.to_toml().encode())
+    assert from_file(folder / "again.toml") == config
+
+
+def read_recipe(content: bytes, folder: Path) -> None:
+    from ppo_unified import recipes
+
+    path = put(folder, "recipe.toml", content)
+    recipe = recipes._read("recipe", path)
+    recipes.settings(recipe)
+
+
+def read_prompts(content: bytes, folder: Path) -> None:
+    from envs.llm import data
+
+    for reader in (data.read_prompts, data.read_texts):
+        for ending in (".jsonl", ".txt"):
+            with suppress(UsageError):
+                reader(put(folder, "prompts" + ending, content))
+    data.read_prompts(folder / "prompts.jsonl", "prompt")
+
+
+def read_pairs(content: bytes, folder: Path) -> None:
+    from envs.llm.data import read_pairs
+
+    read_pairs(put(folder, "pairs.json", content))
+
+
+def read_events(content: bytes, folder: Path) -> None:
+    from ppo_unified.chart import Line, draw
+    from ppo_unified.events import EventReader
+    from ppo_unified.text import clean
+
+    path = put(folder, "events.out.tfevents.1", content)
+    reader = EventReader(folder)
+    reader.poll()
+    for tag, series in list(reader.series.items())[:20]:
+        steps, _, values = series.numpy()
+        assert all(map(is_harmless, draw([Line("", steps, values)], 40, 8, clean(tag))))
+    with open(path, "ab") as file:
+        file.write(content[:50])
+    reader.poll()
+
+
+def read_status(content: bytes, folder: Path) -> None:
+    from ppo_unified.cli import looking
+    from tui.store import Store
+
+    run = Run(folder / "runs" / "a")
+    put(run.path, "run.json", content)
+    put(run.path, "config.toml", b'kind = "gym"')
+    store = Store(folder / "runs")
+    store.turn()
+    status = run.read_status()
+    to_json(asdict(status))
+    control.events_of(run, status)
+    seen = [looking.Seen(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
+    remarks = looking._remarks(seen, False, looking._health_lines)
+    shown = looking._with_notes(looking._run_table(seen, 80, False), remarks)
+    assert all(map(is_harmless, shown))
+
+
+def read_notes(content: bytes, folder: Path) -> None:
+    from ppo_unified.text import clean_lines
+    from tui.log_view import Tail
+
+    run = Run(folder)
+    put(folder, "note.txt", content)
+    put(folder, "log.txt", content)
+    assert is_harmless(clean_lines(control.read_note(run)))
+    assert is_harmless(clean_lines(control.last_lines(run.log)))
+    tail = Tail(run.log)
+    tail.poll()
+    with open(run.log, "ab") as file:
+        file.write(content)
+    tail.poll()
+
+
+def read_best(content: bytes, folder: Path) -> None:
+    run = Run(folder)
+    put(run.checkpoints, "best.json", content)
+    (run.checkpoints / f"{12:012d}").mkdir(exist_ok=True)
+    checkpoint.choose(run, "best")
+
+
+def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
+    run = Run(folder)
+    for name, written in content.items():
+        put(run.checkpoints / f"{12:012d}", name, written)
+    best = checkpoint.best(run)
+    assert best is None or to_json(best)
+    for which in ("best", "latest"):
+        with suppress(UsageError):
+            step = checkpoint.choose(run, which)
+            checkpoint.load_policy(run, step, torch.device("cpu"))
+    loaded = checkpoint.newest(run, torch.device("cpu"))
+    assert loaded is not None
+    assert loaded.meta.step == 12
+    assert isinstance(loaded.trainer, dict)
+    to_json(vars(loaded.meta) | {"files": []})
+    checkpoint.prune(run, 1)
+
+
+def read_samples(content: bytes, folder: Path) -> None:
+    from ppo_unified.cli.inspecting import parts
+
+    run = Run(folder)
+    put(samples.folder_of(run), f"{3:08d}.npz", content)
+    stored = samples.read(run, 3)
+    there = stored.samples()
+    for lines in parts(run, stored, there, range(min(2, len(there))), 100):
+        assert all(map(is_harmless, lines))
+    to_json([stored.steps_of(sample) for sample in there])
+
+
+def read_responses(content: bytes, folder: Path) -> None:
+    run = Run(folder)
+    put(samples.folder_of(run), samples.RESPONSES, content)
+    to_json(samples.read_responses(run))
+
+
+def read_view(content: bytes, folder: Path) -> None:
+    from tui.chart_settings import Settings
+    from tui.state import ViewState
+
+    with patch.object(ViewState, "path", staticmethod(lambda _: folder / "view.json")):
+        put(folder, "view.json", content)
+        state = ViewState.load(folder)
+        Settings.from_dict(state.charts)
+        state.save(folder)
+        assert ViewState.load(folder) == state
+
+
+def read_query(text: str, folder: Path) -> None:
+    from ppo_unified.query import lookup, options_of, parse
+
+    run = Run(folder / "a")
+    put(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
+    status = Status(name="a", preset="cartpole", step=10**12, score=1e308, reason="\x1b[31mlost")
+    parse(text).matches(lookup(status, "failed", lambda: options_of(run)))
+
+
+def read_field(values: tuple[str, str], folder: Path) -> None:
+    """A form of the terminal UI with something typed into a field."""
+    from ppo_unified.presets import load_target
+
+    option, text = values
+    config = load_target("cartpole")
+    kind = {"env_kwargs": dict[str, Any], "betas": list[float], "lr": float, "seed": int, "hidden": list[int]}[option]
+    try:
+        form._read(text, kind)
+    except ValueError as error:
+        assert is_harmless(str(error).replace("\t", " "))
+    assert config.seed == 1
+
+
+def draw_chart(values: tuple[list[float], list[float], int, int, bool], folder: Path) -> None:
+    from ppo_unified.chart import Line, draw, time_ticks
+
+    xs, ys, width, height, log_y = values
+    count = min(len(xs), len(ys))
+    x, y = np.sort(np.array(xs[:count], np.float64)), np.array(ys[:count])
+    lines = draw([Line("a", x, y)], width, height, "title", log_y=log_y)
+    assert all(map(is_harmless, lines))
+    if count > 1 and np.isfinite([x[0], x[-1]]).all():
+        time_ticks(float(x[0]), float(x[-1]), 5, clock=True)
+
+
+def run_command(arguments: list[str], folder: Path) -> None:
+    """A command line, up to the point where it would train, serve or change something."""
+    from ppo_unified import cli
+
+    put(folder / "runs" / "a", "run.json", to_json(asdict(Status(name="a", state="finished"))).encode())
+    put(folder / "runs" / "a", "config.toml", b'kind = "gym"\n')
+    said, told = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with _only_looking(folder), redirect_stdout(said), redirect_stderr(told):
+        try:
+            code = cli.main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    assert code in (0, 2), (code, told.getvalue())
+    assert is_harmless(told.getvalue())
+    said.seek(0)
+    if "--json" not in arguments:
+        assert is_harmless(said.read().replace("\t", ""))
+    if code == 2:
+        raise UsageError(told.getvalue())
+
+
+@contextmanager
+def _only_looking(folder: Path) -> Iterator[None]:
+    """Inside the block, commands that would do more than look end where they have understood their arguments."""
+    from ppo_unified import cli
+
+    harmless = ("envs", "recipes", "runs", "show", "inspect", "compare", "train")
+    stubs = {name: command._replace(module="looking") for name, command in cli.COMMANDS.items() if name not in harmless}
+
+    class Stub:
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            return lambda *_: 0
+
+    def imported(name: str) -> Any:
+        return sys.modules.get(name) or __import__(name, fromlist=["x"])
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise UsageError("it would train")
+
+    with (
+        patch.object(cli, "import_module", imported),
+        patch.dict(cli.COMMANDS, {name: command._replace(module=STUB) for name, command in stubs.items()}),
+        patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
+        patch("ppo_unified.launch.prepare", refused),
+        patch("ppo_unified.control.start", refused),
+        patch("pathlib.Path.cwd", lambda: folder),
+    ):
+        yield

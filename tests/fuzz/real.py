@@ -1,0 +1,133 @@
+"""The real files that accidents happen to, and how to put together what has the right checksums."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import google_crc32c
+import numpy as np
+import torch
+
+from ppo_unified import checkpoint
+from ppo_unified.durable import Sum
+from ppo_unified.runs import Run, Status
+
+META = checkpoint.Meta(12, 3, 1.7e9, 1.5, True, {"torch": "2.9"})
+_RUNNING = Status(name="a", preset="cartpole", kind="gym", state="running", step=5, total_steps=10, score=1.5)
+_MACHINE = {"started": 1.7e9, "heartbeat": 1.7e9, "elapsed_s": 3.0, "pid": 4242, "host": "here"}
+_RESUMED = {"resumes": [{"time": 1.7e9, "step": 3, "from_state": "running"}], "versions": {"torch": "2.9"}}
+STATUS: dict[str, Any] = asdict(_RUNNING) | _MACHINE | _RESUMED
+PROMPTS = (
+    b'{"prompt": "a b", "answer": 3}\n{"prompt": "c", "answer": null}\n',
+    b'[{"messages": [{"role": "user", "content": "hi"}]}, {"messages": [{"role": "system", "content": "x"}]}]',
+    "\ufeffplain\nline\u2028two\n".encode(),
+    b'{"question": "\\ud800", "x": 1e999}\r\n',
+)
+PAIRS = (b'[{"prompt": "a", "chosen": "b", "rejected": ""}]', b'{"query": "q", "chosen": "b", "rejected": "c"}\n' * 3)
+RESPONSES = (b'{"step": 3, "iteration": 1, "responses": [{"prompt": "a", "response": "b", "score": 1}]}\n' * 2,)
+
+
+def configs() -> list[bytes]:
+    from ppo_unified.presets import load_target, preset_files
+
+    whole = [load_target(name).to_toml().encode() for name in ("cartpole", "sentiment")]
+    return whole + [path.read_bytes() for path in preset_files().values()]
+
+
+def recipes() -> list[bytes]:
+    from ppo_unified.recipes import recipe_files
+
+    return [path.read_bytes() for path in recipe_files().values()]
+
+
+def event_files() -> list[bytes]:
+    from ppo_unified.events import EventWriter
+
+    with tempfile.TemporaryDirectory() as temporary, patch("time.time", lambda: 1.7e9):
+        folder = Path(temporary, "run")  # its name is in the file
+        folder.mkdir()
+        writer = EventWriter(folder)
+        for step in range(20):
+            writer.scalars(step, {"eval/score": step / 3, "policy/kl": float("nan")}, {"h": np.arange(5.0)})
+        writer.hyperparameters({"b": "x"})  # of two, the order would differ
+        writer.close()
+        found = [path.read_bytes() for path in folder.iterdir()]
+    golden = Path(__file__).parents[1] / "golden" / "logs"
+    return found + [path.read_bytes()[:4096] for path in sorted(golden.rglob("events.out.*"))]
+
+
+def framed(payloads: list[bytes]) -> bytes:
+    """Records whose checksums are right, whatever is in them."""
+    from ppo_unified.events import _CRC, _masked_crc
+
+    content = b""
+    for payload in payloads:
+        length = len(payload).to_bytes(8, "little")
+        content += length + _CRC.pack(_masked_crc(length)) + payload + _CRC.pack(_masked_crc(payload))
+    return content
+
+
+def payloads_in(content: bytes) -> list[bytes]:
+    """What the records of an event file hold."""
+    found, at = [], 0
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        found.append(content[at + 12 : at + 12 + size])
+        at += size + 16
+    return found
+
+
+def checkpoint_files() -> dict[str, bytes]:
+    """The files of a whole checkpoint by name."""
+    trainer = {"progress": {"steps": 12}, "generator": torch.arange(9, dtype=torch.uint8), "optimizers": [{"a": [1.5]}]}
+    with tempfile.TemporaryDirectory() as folder:
+        saved = checkpoint.save(Run(Path(folder)), {"weight": torch.eye(3)}, trainer, META)
+        return {path.name: path.read_bytes() for path in saved.iterdir()}
+
+
+def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
+    """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
+    others = {name: content for name, content in files.items() if name != checkpoint.META}
+    sums = {name: Sum(len(content), google_crc32c.value(content)) for name, content in others.items()}
+    return others | {checkpoint.META: checkpoint._meta_text(META, sums)}
+
+
+def with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
+    """A checkpoint with another meta.json, which has the checksum of itself where it is an object."""
+    with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        table = json.loads(text)
+        table.pop("crc32c")
+        text = json.dumps(table | {"crc32c": checkpoint._own_sum(table)}).encode()
+    return files | {checkpoint.META: text}
+
+
+def sample_arrays() -> dict[str, Any]:
+    """What an archive of stored samples holds, by name."""
+    mask = np.array([[True, True, False], [True, True, True]])
+    floats = np.linspace(-1, 1, 6).reshape(2, 3)
+    columns = dict.fromkeys(("reward", "value", "advantage", "ratio", "own"), floats)
+    columns |= {"mask": mask, "continues": ~mask, "clipped": mask, "action": mask.astype(np.int64)}
+    columns["text"] = np.array([["a", "\x1b[31m", "\n"], ["b", "[red]", "é"]])
+    single: dict[str, Any] = {"iteration": 3, "step": 90, "steps": 5}
+    single |= {"gamma": 0.9, "lam": 0.8, "clip": 0.2, "clip_high": 0.2}
+    single |= {"advantage_kind": "gae", "value_target": "lambda", "metrics": '{"a": 1.5}'}
+    return {**columns, **single}
+
+
+def packed(arrays: dict[str, Any]) -> bytes:
+    """An archive of arrays, pickled ones too."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, value in arrays.items():
+            inner = io.BytesIO()
+            np.lib.format.write_array(inner, np.asarray(value), allow_pickle=True)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), inner.getvalue())
+    return file.getvalue()

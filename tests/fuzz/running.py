@@ -1,0 +1,135 @@
+"""One input, or many in a process, within limits of time and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from ppo_unified.errors import UsageError
+from ppo_unified.text import clean_lines
+from tests.fuzz.parsers import Parser, parsers
+from tests.fuzz.readers import is_harmless
+
+SLOWEST_S, LARGEST_MB = 1.0, 200
+HANGS_S = 20  # of wall time, after which an input is given up
+
+
+class Tried(NamedTuple):
+    """What became of one input."""
+
+    refused: bool  # by a UsageError
+    took_s: float  # of processor time
+    grown_mb: float  # how far the process's memory grew above what it was before
+
+    def within_limits(self) -> bool:
+        return self.took_s < SLOWEST_S and self.grown_mb < LARGEST_MB
+
+
+class Outcome(NamedTuple):
+    """What became of the inputs of one parser."""
+
+    inputs: int
+    refused: int
+    slowest_s: float
+    grown_mb: float
+
+
+def try_one(parser: Parser, value: Any, warm: bool = True) -> Tried:
+    """What becomes of an input. Raises what the parser should not, and AssertionError beyond the limits.
+
+    One beyond the limits is tried again, and so is each of a parser that is not `warm`: the first input of its kind
+    also pays for what is imported for it.
+    """
+    tried = _try(parser, value)
+    if not warm or not tried.within_limits():
+        tried = _try(parser, value)
+    assert tried.within_limits(), f"it took {tried.took_s:.2f} s and {tried.grown_mb:.0f} MB"
+    return tried
+
+
+def _try(parser: Parser, value: Any) -> Tried:
+    refused = False
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        before, began = _memory_mb(anew=True), time.process_time()
+        try:
+            parser.read(value, Path(folder))
+        except UsageError as error:
+            assert is_harmless(clean_lines(error))
+            assert len(str(error)) < 100_000, "an error as long as a book"
+            refused = True
+        return Tried(refused, time.process_time() - began, _memory_mb() - before)
+
+
+def try_many(name: str, count: int, number: int | None = None) -> Outcome:
+    """Run a parser on generated inputs; the same ones each time for the same `number`, and where it is None."""
+    parser = parsers()[name]
+    found: list[Tried] = []
+
+    def each(value: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, HANGS_S)
+        try:
+            found.append(try_one(parser, value, warm=bool(found)))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    options = settings(
+        max_examples=count,
+        derandomize=number is None,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        print_blob=False,
+    )
+    test = options(given(parser.inputs)(each))
+    (test if number is None else seed(number)(test))()
+    refused, took, grown = zip(*found, strict=True)
+    return Outcome(len(found), sum(refused), max(took), max(grown))
+
+
+def _memory_mb(anew: bool = False) -> float:
+    """The most memory that this process has had; `anew`: from now on. Linux tells, elsewhere it is 0."""
+    if sys.platform != "linux":
+        return 0.0
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def in_child(name: str, count: int, number: int) -> Outcome | str:
+    """`try_many` in a process of its own; what went wrong there, where something did."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_child, args=(name, count, number, theirs))
+    child.start()
+    theirs.close()
+    try:
+        answer: Outcome | str = ours.recv()
+    except EOFError:
+        answer = "its process died"
+    child.join()
+    return answer
+
+
+def _child(name: str, count: int, number: int, answer: Any) -> None:
+    signal.signal(signal.SIGALRM, _hung)
+    try:
+        with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", TMPDIR=folder):
+            answer.send(try_many(name, count, number))
+    except BaseException as error:
+        notes = "\n".join(getattr(error, "__notes__", []))
+        answer.send(f"{type(error).__name__}: {str(error)[:500]}\n{notes[:3000]}")
+        raise
+
+
+def _hung(*_: Any) -> None:
+    raise TimeoutError(f"an input took more than {HANGS_S} s")
