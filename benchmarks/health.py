@@ -2,7 +2,8 @@
 
 python benchmarks/health.py [PRESET=SEEDS ...] [--runs DIR] [--out benchmarks/health.md]
 
-Trains presets as they stand and the provoking runs below into DIR, where runs that are there already are only read.
+Trains presets as they stand and the runs of sick.py into DIR, where runs that are there already are only read. Exit
+code 1 where a healthy run makes a check fire, or a check has no run that does.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from sick import SICK
 
 from ppo_unified import load_preset, run
+from ppo_unified.config import RunConfig
 from ppo_unified.events import EventReader
 from ppo_unified.health import CHECKS, Health
+from ppo_unified.runs import Run
 
-HEALTHY = ("cartpole=5", "lunarlander=2", "arithmetic=2")
-SICK: dict[str, tuple[str, dict[str, Any]]] = {  # name -> preset and the options that make it go wrong
-    "hacking": ("sentiment", {"llm": {"kl_coef": 0.0}}),
-    "high-lr": ("cartpole", {"optim": {"lr": 0.1}, "total_steps": 20_000}),
-    "dead-critic": ("cartpole", {"optim": {"joint": False, "critic_lr": 1e-9}}),
-}
+HEALTHY = ("cartpole=5", "lunarlander=1", "arithmetic=2", "sentiment=1")
 
 
 class Judged(NamedTuple):
     """What the checks made of a run."""
 
+    state: str  # of the run: one in progress is judged as far as it is
     iterations: int
     nearest: Mapping[str, float]  # by check, the value nearest to the limit or farthest beyond
-    fired: Sequence[str]  # check and iteration, in the order in which they began
+    fired: Mapping[str, int]  # by check, the iteration at which it first began, in that order
 
 
 def history(folder: Path) -> Iterator[dict[str, float]]:
@@ -51,8 +52,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def judge(folder: Path) -> Judged:
-    health, nearest, fired, number = Health(), dict[str, float](), list[str](), 0
-    before: set[str] = set()
+    health, nearest, fired, number = Health(), dict[str, float](), dict[str, int](), 0
     for number, metrics in enumerate(history(folder), 1):
         health.update(number, metrics)
         for check in health.checks:
@@ -60,29 +60,78 @@ def judge(folder: Path) -> Judged:
             if value is not None:
                 worse = max if check.is_high else min
                 nearest[check.name] = worse(value, nearest.get(check.name, value))
-        now = {warning["name"] for warning in health.firing()}
-        fired += [f"{name} at {number}" for name in sorted(now - before)]
-        before = now
-    return Judged(number, nearest, fired)
+        for warning in health.firing():
+            fired.setdefault(warning["name"], number)
+    return Judged(Run(folder).read_status().state, number, nearest, fired)
 
 
-def trained(folder: Path, name: str, preset: str, options: Mapping[str, Any]) -> Judged:
-    if not (folder / name / "run.json").exists():
-        run(load_preset(preset, **options), runs=folder, name=name)
-    return judge(folder / name)
+def trained(folder: Path, config: RunConfig) -> Judged:
+    """Train `config` in `folder`, or only read what is there. Exits where that is a run of other options."""
+    written = folder / "config.toml"
+    if not written.exists():
+        run(config, runs=folder.parent, name=folder.name)
+    elif written.read_text(encoding="utf-8") != config.to_toml():
+        sys.exit(f"{written} has other options than the run {folder.name} has now; delete the folder, or name another")
+    return judge(folder)
 
 
-def report(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
-    lines = ["| check | limit | nearest in healthy runs | in run |", "|---|---|---|---|"]
+def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, Judged]:
+    """By name, runs of `presets`, each PRESET=SEEDS, as they stand."""
+    judged = {}
+    for given in presets:
+        preset, _, seeds = given.partition("=")
+        for seed in range(1, int(seeds or 1) + 1):
+            judged[f"{preset}-{seed}"] = trained(folder / f"{preset}-{seed}", load_preset(preset, seed=seed))
+    return judged
+
+
+def train_sick(folder: Path) -> dict[str, Judged]:
+    judged = {}
+    for name, sick in SICK.items():
+        with sick.broken():
+            judged[name] = trained(folder / name, sick.config())
+    return judged
+
+
+def failures(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+    """What the runs do not show, a line each."""
+    provoked = {check for kind in SICK.values() for check in kind.provokes}
+    return [
+        *(f"{name} is healthy and fires {', '.join(judged.fired)}" for name, judged in healthy.items() if judged.fired),
+        *(
+            f"{name} does not fire {check}"
+            for name in sick
+            for check in SICK[name].provokes
+            if check not in sick[name].fired
+        ),
+        *(f"no run is to provoke {check.name}" for check in CHECKS if check.name not in provoked),
+    ]
+
+
+def checks_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+    lines = [
+        "| check | limit | nearest in healthy runs | in run | provoked by | fires at iteration | farthest there |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for check in CHECKS:
         values = {name: judged.nearest[check.name] for name, judged in healthy.items() if check.name in judged.nearest}
         worst = (max if check.is_high else min)(values, key=values.__getitem__) if values else ""
         limit = f"{'above' if check.is_high else 'below'} {check.limit:g}"
-        lines.append(f"| {check.name} | {limit} | {f'{values[worst]:.3g}' if worst else '-'} | {worst or '-'} |")
-    lines += ["", "| run | meant to be | iterations | fired |", "|---|---|---|---|"]
-    for kind, judged_runs in (("healthy", healthy), ("sick", sick)):
-        for name, judged in judged_runs.items():
-            lines.append(f"| {name} | {kind} | {judged.iterations} | {', '.join(judged.fired) or 'nothing'} |")
+        nearest = f"{values[worst]:.3g} | {worst}" if worst else "- | -"
+        provoking = [name for name in sick if check.name in SICK[name].provokes]
+        fires = ", ".join(str(sick[name].fired.get(check.name, "never")) for name in provoking)
+        farthest = ", ".join(f"{sick[name].nearest[check.name]:.3g}" for name in provoking)
+        lines.append(f"| {check.name} | {limit} | {nearest} | {', '.join(provoking)} | {fires} | {farthest} |")
+    return lines
+
+
+def runs_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+    lines = ["| run | meant to be | preset, and what is done to it | iterations | fires |", "|---|---|---|---|---|"]
+    for name, judged in [*healthy.items(), *sick.items()]:
+        kind = f"sick | {SICK[name].preset}: {SICK[name].how}" if name in sick else "healthy | as it stands"
+        fired = ", ".join(f"{check} at {number}" for check, number in judged.fired.items())
+        so_far = "" if judged.state == "finished" else f" ({judged.state})"
+        lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'nothing'} |")
     return lines
 
 
@@ -92,13 +141,7 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/health"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    healthy = {}
-    for given in options.presets:
-        preset, _, seeds = given.partition("=")
-        for seed in range(1, int(seeds or 1) + 1):
-            name = f"{preset}-{seed}"
-            healthy[name] = trained(options.runs, name, preset, {"seed": seed})
-    sick = {name: trained(options.runs, name, preset, given) for name, (preset, given) in SICK.items()}
+    healthy, sick = train_healthy(options.runs, options.presets), train_sick(options.runs)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "gymnasium", "transformers"))
     head = [
         "# Health checks: healthy and sick runs",
@@ -107,11 +150,13 @@ def main() -> int:
         f"{platform.python_version()}, {versions}",
         "",
     ]
-    text = "\n".join([*head, *report(healthy, sick)]) + "\n"
+    text = "\n".join([*head, *checks_table(healthy, sick), "", *runs_table(healthy, sick)]) + "\n"
     print(text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
-    return 1 if any(judged.fired for judged in healthy.values()) else 0
+    not_shown = failures(healthy, sick)
+    print(*not_shown, sep="\n", end="\n" if not_shown else "", file=sys.stderr)
+    return 1 if not_shown else 0
 
 
 if __name__ == "__main__":

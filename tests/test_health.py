@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +193,29 @@ def test_other_logprobs_than_those_acted_by_are_told() -> None:
 def test_gradients_in_bursts_are_told() -> None:
     plain = PPO(epochs=1, minibatches=1, normalize_advantages="none")
     assert "grad_norm" in ever_fired(run_engine(Bursts(), 60, plain))
+
+
+@pytest.fixture
+def sick(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+    """The runs of benchmarks/health.py that go wrong, by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    runs: Mapping[str, Any] = import_module("sick").SICK
+    return runs
+
+
+def test_the_benchmark_has_a_run_for_every_check_and_each_can_be_made(sick: Mapping[str, Any]) -> None:
+    assert {name for run in sick.values() for name in run.provokes} == {check.name for check in CHECKS}
+    assert all(run.config().total_iterations for run in sick.values())
+
+
+@pytest.mark.parametrize("name", ["lazy", "baseless"])
+def test_a_defect_of_the_engine_is_told(name: str, sick: Mapping[str, Any]) -> None:
+    def fired() -> set[str]:
+        return ever_fired(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
+
+    with sick[name].broken():
+        assert fired() >= set(sick[name].provokes)
+    assert not fired() & set(sick[name].provokes)
 
 
 def test_a_run_that_goes_well_is_left_in_peace() -> None:
