@@ -316,7 +316,7 @@ class Terminal(App[None]):
 
     def action_command_palette(self) -> None:
         """Textual's own, without its three dots: not every terminal has them."""
-        if not CommandPalette.is_open(self):
+        if not CommandPalette.is_open(self):  # type: ignore[arg-type] # it reads the screens, not the result
             self.push_screen(CommandPalette(placeholder="words of what you want to do", id="--command-palette"))
 
     def get_key_display(self, binding: Binding) -> str:
