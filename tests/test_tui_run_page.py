@@ -165,6 +165,27 @@ def test_the_head_says_how_the_run_stands(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
+def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: Path) -> None:
+    made(tmp_path)
+    for number, name in enumerate(("b", "c"), 2):
+        run = made(tmp_path, name)
+        run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", f"seed = {number}"), encoding="utf-8")
+    made(tmp_path, "d", clip=0.3)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        def drawn() -> list[str]:
+            return [one.label for one in page.plots.plots[0].drawn]
+
+        assert drawn() == ["a"]
+        await pilot.press("A")
+        await until(pilot, lambda: len(drawn()) == 2)
+        assert any("2 seeds" in label for label in drawn())
+        await pilot.press("A")
+        await until(pilot, lambda: drawn() == ["a"])
+
+    drive(Host(tmp_path), act)
+
+
 def test_every_tab_is_reached_by_digit_bracket_and_click(tmp_path: Path) -> None:
     made(tmp_path)
 

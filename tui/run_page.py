@@ -112,8 +112,8 @@ class RunPage(RunActions):
             self._say()
         if changes.listed or self.key in changes.advanced:
             self._look()
-            if self.tab == "curves" and changes.advanced & set(self._drawn()):
-                self._draw()
+        if self.tab == "curves" and changes.advanced & set(self._drawn()):
+            self._draw()
 
     def on_screen_resume(self) -> None:
         """A question over this page was answered, or another program had the terminal."""

@@ -228,7 +228,7 @@ class RunsScreen(RunActions):
             self.terminal.state.query = text
             self._relist()
 
-        hint = "cartpole  preset:taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
+        hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
         ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
         self.app.push_screen(ask, lambda _: self.terminal.remember())
 
