@@ -158,7 +158,7 @@ def test_three_keys_from_an_empty_folder_to_a_solved_cartpole(terminal: Open) ->
     assert "eval/score" in one.screen()
     one.keys("q")
     one.until(lambda: not one.programs())
-    assert one.modes() == "0 0 1"
+    one.until(lambda: one.modes() == "0 0 1")
 
 
 def test_stop_resume_leave_and_come_back(terminal: Open) -> None:
@@ -193,7 +193,7 @@ def test_a_killed_ui_leaves_its_runs_and_the_next_one_mends_the_terminal(termina
     one.shows("long", "running", "New run")
     one.keys("q")
     one.until(lambda: not one.programs())
-    assert one.modes() == "0 0 1"
+    one.until(lambda: one.modes() == "0 0 1")
     assert not {"-icanon", "-echo", "-isig", "-opost", "-icrnl"} & set(one.line_modes().replace(";", " ").split())
     one.keys("C-c")
     one.type("echo a$((1+1))b")  # as a person sees it
@@ -230,7 +230,7 @@ def test_watching_a_policy_takes_the_terminal_and_gives_it_back(terminal: Open) 
     one.shows("short", "finished", "New run")
     one.keys("Down", "q")
     one.until(lambda: not one.programs())
-    assert one.modes() == "0 0 1"
+    one.until(lambda: one.modes() == "0 0 1")
 
 
 def test_where_there_is_no_terminal_it_says_so_in_one_line(terminal: Open) -> None:

@@ -20,7 +20,7 @@ GRID = 1000  # places at which seeds are compared, at most
 
 # Okabe and Ito's colours, which every kind of colour vision tells apart, made lighter or darker for the background
 DARK = ("#E69F00", "#56B4E9", "#2FBF94", "#F0E442", "#4C86F0", "#E8743B", "#CC79A7", "#A48CFF")
-LIGHT = ("#B87A00", "#1F8FD0", "#007A5A", "#948700", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
+LIGHT = ("#946100", "#1473AD", "#007A5A", "#746A00", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
 PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
 
 
