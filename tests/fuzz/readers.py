@@ -21,6 +21,7 @@ import torch
 from ppo_unified import checkpoint, control, form, samples
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, Status, all_runs, to_json
+from tests.fuzz import real
 
 STUB = "stub_of_the_fuzzer"  # the module of commands that are not to be run
 
@@ -124,10 +125,12 @@ def read_notes(content: bytes, folder: Path) -> None:
 
 
 def read_best(content: bytes, folder: Path) -> None:
+    """Beside a checkpoint of the first format, which is chosen whatever best.json says."""
     run = Run(folder)
+    for name, written in real.first_format(12).items():
+        put(run.checkpoints / f"{12:012d}", name, written)
     put(run.checkpoints, "best.json", content)
-    (run.checkpoints / f"{12:012d}").mkdir(exist_ok=True)
-    checkpoint.choose(run, "best")
+    assert checkpoint.choose(run, "best") == 12
 
 
 def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:

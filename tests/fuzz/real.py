@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -91,6 +92,15 @@ def checkpoint_files() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         saved = checkpoint.save(Run(Path(folder)), {"weight": torch.eye(3)}, trainer, META)
         return {path.name: path.read_bytes() for path in saved.iterdir()}
+
+
+@cache
+def first_format(step: int) -> dict[str, bytes]:
+    """The files of a checkpoint by name as the first versions wrote it, without a trainer's state."""
+    policy = io.BytesIO()
+    torch.save({"weight": torch.eye(3)}, policy)
+    meta = {"step": step, "iteration": 3, "time": 1.7e9}
+    return {"policy.pt": policy.getvalue(), checkpoint.META: json.dumps(meta).encode()}
 
 
 def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
