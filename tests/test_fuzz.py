@@ -72,6 +72,7 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "remembered view nested 100,000 deep": ("remembered view", b"[" * DEEP, False),
     "responses nested 100,000 deep": ("responses", b"[" * DEEP, False),
     "prompts nested 900 deep": ("prompts", b'{"prompt": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}", True),
+    "preference pairs with a key as long as a book": ("preference pairs", b'[{"%s": "a"}]' % (b"a" * DEEP), True),
     "checkpoint of no step": ("checkpoint", partial(checkpoint, {"step": None}), True),
     "checkpoint of another step": ("checkpoint", partial(checkpoint, {"step": 3}), True),
     "checkpoint whose score is a text": ("checkpoint", partial(checkpoint, {"score": "x"}), True),

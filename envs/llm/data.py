@@ -205,7 +205,7 @@ def _key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 
 def _missing(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
-    found = ", ".join(map(repr, record.values)) or "none"
+    found = clipped(", ".join(map(repr, record.values)), 200) or "none"
     similar = next(filter(None, (nearest(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
     return f"{record.where}: no key {', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]} (found: {found}){then}"
