@@ -2,8 +2,9 @@
 
 python benchmarks/health.py [PRESET=SEEDS ...] [--runs DIR] [--out benchmarks/health.md]
 
-Trains presets as they stand and the runs of sick.py into DIR, where runs that are there already are only read. Exit
-code 1 where a healthy run makes a check fire, or a check has no run that does.
+Trains presets as they stand and the runs of sick.py into DIR, where runs that are there already are only read: remove
+those whose defect is another one now. Exit code 1 where a run has not come to its end, a healthy run makes a check
+fire, or a check has no run that does.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sick import SICK
+from sick import BRIEF, SICK
 
 from ppo_unified import load_preset, run
 from ppo_unified.config import RunConfig
 from ppo_unified.events import EventReader
 from ppo_unified.health import CHECKS, Health
+from ppo_unified.query import flatten
 from ppo_unified.runs import Run
 
 HEALTHY = ("cartpole=5", "lunarlander=1", "arithmetic=2", "sentiment=1")
@@ -47,7 +49,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
     for tag in read:
         steps, _, values = reader.series[tag].numpy()
         columns[tag] = dict(zip(steps.tolist(), values.tolist(), strict=True))
-    for step in reader.series["policy/kl"].steps.tolist():
+    for step in reader.series["policy/kl"].steps.tolist() if "policy/kl" in reader.series else ():
         yield {tag: values[step] for tag, values in columns.items() if step in values}
 
 
@@ -97,6 +99,7 @@ def failures(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[
     """What the runs do not show, a line each."""
     provoked = {check for kind in SICK.values() for check in kind.provokes}
     return [
+        *(f"{name} is {one.state}" for name, one in [*healthy.items(), *sick.items()] if one.state != "finished"),
         *(f"{name} is healthy and fires {', '.join(judged.fired)}" for name, judged in healthy.items() if judged.fired),
         *(
             f"{name} does not fire {check}"
@@ -120,19 +123,25 @@ def checks_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> l
         nearest = f"{values[worst]:.3g} | {worst}" if worst else "- | -"
         provoking = [name for name in sick if check.name in SICK[name].provokes]
         fires = ", ".join(str(sick[name].fired.get(check.name, "never")) for name in provoking)
-        farthest = ", ".join(f"{sick[name].nearest[check.name]:.3g}" for name in provoking)
+        farthest = ", ".join(f"{sick[name].nearest.get(check.name, float('nan')):.3g}" for name in provoking)
         lines.append(f"| {check.name} | {limit} | {nearest} | {', '.join(provoking)} | {fires} | {farthest} |")
     return lines
 
 
 def runs_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
-    lines = ["| run | meant to be | preset, and what is done to it | iterations | fires |", "|---|---|---|---|---|"]
+    lines = ["| run | meant to be | preset | options | iterations | fires |", "|---|---|---|---|---|---|"]
     for name, judged in [*healthy.items(), *sick.items()]:
-        kind = f"sick | {SICK[name].preset}: {SICK[name].how}" if name in sick else "healthy | as it stands"
+        kind = f"healthy | {name.rpartition('-')[0]} | "
+        if name in sick:
+            kind = f"sick: {SICK[name].how} | {SICK[name].preset} | {_spelled(SICK[name].options)}"
         fired = ", ".join(f"{check} at {number}" for check, number in judged.fired.items())
         so_far = "" if judged.state == "finished" else f" ({judged.state})"
         lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'nothing'} |")
     return lines
+
+
+def _spelled(options: Mapping[str, Any]) -> str:
+    return " ".join(f"`{option}={value}`" for option, value in flatten(options).items())
 
 
 def main() -> int:
@@ -148,6 +157,8 @@ def main() -> int:
         "",
         f"`{shlex.join(['python', *sys.argv])}`, {date.today()}, {platform.machine()}, Python "
         f"{platform.python_version()}, {versions}",
+        "",
+        f"Every sick run also has {_spelled(BRIEF)}: it is trained for its metrics alone.",
         "",
     ]
     text = "\n".join([*head, *checks_table(healthy, sick), "", *runs_table(healthy, sick)]) + "\n"

@@ -134,13 +134,16 @@ def read_meta(folder: Path) -> Meta:
 
 def _meta_of(table: Any, first_format: bool) -> Meta:
     """What a meta.json means. Raises ValueError, KeyError, TypeError or OverflowError where it is none."""
-    known = fields_of(table, Meta)
+    if not isinstance(table, dict):
+        raise TypeError("it is no table")
     if "format" not in table and first_format:
+        known = fields_of(table, Meta)
         return Meta(known["step"], known["iteration"], known["time"])
     if table.pop("crc32c") != _own_sum(table):
         raise ValueError("its checksum is not its own")
-    if table["format"] > FORMAT:
+    if table["format"] > FORMAT:  # first of all: a later version may mean other things by other kinds
         raise ValueError(f"format {table['format']} was written by a later version of this program")
+    known = fields_of(table, Meta)
     return Meta(**known | {"files": {name: _sum_of(entry) for name, entry in table["files"].items()}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,18 @@ Options = Mapping[str, Any]  # dotted keys, as `query.flatten` makes them
 
 
 def differing(tables: Sequence[Options]) -> list[str]:
-    """The options that are not the same in all tables; one that a table lacks differs."""
+    """The options that are not the same in all tables; a text that a table lacks is the same as an empty one."""
     keys = dict.fromkeys(key for options in tables for key in options)
-    return [key for key in keys if any(key not in t or t[key] != tables[0].get(key) for t in tables)]
+    return [key for key in keys if any(_value(table, key) != _value(tables[0], key) for table in tables)]
+
+
+def _value(options: Options, key: str) -> Any:
+    return None if (value := options.get(key)) == "" else value
+
+
+def but_for_seed(options: Options) -> str:
+    """What runs that differ in nothing but the seed have in common."""
+    return json.dumps({key: value for key, value in options.items() if key != "seed"}, sort_keys=True, default=str)
 
 
 def difference_lines(tables: Mapping[str, Options], width: int, color: bool = False) -> list[str]:
@@ -24,19 +34,29 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
     chosen = differing(list(tables.values()))
     if not chosen:
         return ["the options are the same"]
-    cells = {clean(run): {clean(key): spelled(options.get(key)) for key in chosen} for run, options in tables.items()}
-    names = [clean(key) for key in chosen]
-    by_option = [{"option": name} | {run: row[name] for run, row in cells.items()} for name in names]
-    by_run = [{"run": run} | row for run, row in cells.items()]
+    option_head, *runs = _distinct(["option", *map(clean, tables)])
+    run_head, *names = _distinct(["run", *map(clean, chosen)])
+    values = [[spelled(options.get(key)) for key in chosen] for options in tables.values()]
+    cells = {run: dict(zip(names, row, strict=True)) for run, row in zip(runs, values, strict=True)}
+    by_option = [{option_head: key} | {run: row[key] for run, row in cells.items()} for key in names]
+    by_run = [{run_head: run} | row for run, row in cells.items()]
     for rows in (by_option, by_run):
         if width_of(table(rows)) <= width:
             return table(rows, color)
     widest = width_of(list(cells))
     lines = []
-    for name in names:
-        lines.append(painted(name, BOLD if color else ""))
-        lines += [f"  {run}{' ' * (widest - width_of([run]))}  {row[name]}" for run, row in cells.items()]
+    for key in names:
+        lines.append(painted(key, BOLD if color else ""))
+        lines += [f"  {run}{' ' * (widest - width_of([run]))}  {row[key]}" for run, row in cells.items()]
     return lines
+
+
+def _distinct(heads: Sequence[str]) -> list[str]:
+    """Heads of columns, each unlike those before it: a run may be called as a column is."""
+    taken: list[str] = []
+    for head in heads:
+        taken.append(next(name for k in range(len(heads)) if (name := head + "'" * k) not in taken))
+    return taken
 
 
 def spelled(value: Any) -> str:

@@ -99,9 +99,9 @@ def discard(run: Run) -> None:
 
     A detached process leaves that to whoever started it and has yet to read why.
     """
-    run.release()
     if not run.checkpoints.exists() and not os.environ.get(DETACHED):
         shutil.rmtree(run.path, ignore_errors=True)
+    run.release()
 
 
 class Interrupted(BaseException):

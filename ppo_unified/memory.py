@@ -11,12 +11,11 @@ OPTIONS = {  # what memory grows with while something is under way, the most eff
     "collecting a rollout": ("llm.rollout_batch", "llm.max_new_tokens", "gym.num_steps", "gym.num_envs"),
     "updating": ("ppo.microbatch_columns", "llm.gradient_checkpointing", "gym.num_steps", "llm.rollout_batch"),
     "evaluating": ("llm.rollout_batch", "eval.episodes"),
-    "making the models": ("llm.lora_rank", "llm.dtype", "gym.num_envs"),
+    "making the models": ("llm.lora_rank", "gym.num_envs"),
 }
 CHEAPER = {  # what an option is to be set to, where it has the value that costs most
     "llm.gradient_checkpointing": (False, "true"),
     "llm.lora_rank": (0, "8"),
-    "llm.dtype": ("float32", "bfloat16"),
 }
 
 

@@ -96,7 +96,8 @@ def train_in(
                 with open(run.log, "a", encoding="utf-8") as log:
                     log.write(status.traceback)
         if undo is not None and isinstance(error, Refused):
-            undo()
+            with suppress(OSError):
+                undo()
         raise
     finally:
         run.release()

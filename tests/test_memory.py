@@ -60,8 +60,8 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
 def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
     said = str(out_of_memory(MemoryError(), "making the models", config))
-    assert "set llm.lora_rank = 8, or set llm.dtype = bfloat16" in said
-    small = load_preset("arithmetic", llm={"lora_rank": 4, "dtype": "bfloat16"})
+    assert "making the models: set llm.lora_rank = 8 (" in said
+    small = load_preset("arithmetic", llm={"lora_rank": 4})
     assert "use a smaller model" in str(out_of_memory(MemoryError(), "making the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
     run = prepare(configured(), tmp_path, "a")

@@ -318,14 +318,17 @@ def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> N
 
 
 def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path: Path) -> None:
-    young, old, foreign = (tmp_path / name for name in (f".{'a' * 16}.tmp", f".{'b' * 16}.tmp", ".mine.tmp"))
-    for folder in (young, old, foreign):
+    names = (f".{'a' * 16}.tmp", f".{'b' * 16}.tmp", f".{'c' * 16}.tmp", ".mine.tmp")
+    young, old, held, foreign = (tmp_path / name for name in names)
+    for folder in (young, old, held, foreign):
         folder.mkdir()
         (folder / "run.lock").touch()
-    for folder in (old, foreign):
-        os.utime(folder, (0, 0))
-    create(tmp_path, "a", "")
-    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, foreign.name}
+    with process(HOLD, held) as child:
+        assert line_from(child) == "held"
+        for folder in (old, held, foreign):
+            os.utime(folder, (0, 0))
+        create(tmp_path, "a", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, held.name, foreign.name}
 
 
 def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ppo_unified.differences import but_for_seed
 from ppo_unified.errors import UsageError
 from ppo_unified.query import Lookup, Query, lookup, options_of
 from ppo_unified.runs import Run, Status
@@ -53,6 +54,21 @@ def options_of_entry(entry: Entry) -> dict[str, Any]:
         return _read_options(entry.path, stamp_if_any(Run(entry.path).config))
     except UsageError:
         return {}
+
+
+def common_of_entry(entry: Entry) -> str:
+    """What an entry has in common with those that differ from it in the seed only; empty where it has no options."""
+    if entry.foreign:
+        return ""
+    try:
+        return _read_common(entry.path, stamp_if_any(Run(entry.path).config))
+    except UsageError:
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _read_common(path: Path, stamp: Stamp | None) -> str:
+    return but_for_seed(_read_options(path, stamp))
 
 
 @lru_cache(maxsize=4096)

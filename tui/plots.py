@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import work
 from textual.app import ComposeResult
@@ -27,9 +27,6 @@ from tui.dialogs import Ask
 from tui.plot import Look, Plot
 from tui.traces import AXES, Trace, series_colors, x_ends
 from tui.window import Window, followed, inside, panned, touches_end, zoomed
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Plots", "Settings", "Trace", "series_colors"]
 

@@ -12,7 +12,6 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, check_name
 from ppo_unified.text import clean
 from tui.dialogs import Ask, Confirm
-from tui.entries import UNREADABLE
 from tui.metric_screen import MetricScreen
 from tui.plots import Plots
 
@@ -53,8 +52,8 @@ class RunActions(Screen[None]):
     def action_stop(self) -> None:
         if entry := self._ours("stop"):
             run = Run(entry.path)
-            if entry.state not in (*ACTIVE, "stalled"):
-                self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to stop.", markup=False)
+            if not _trains(entry):
+                self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to stop.", markup=False)
                 return
             self.notify(f"{clean(run.name)} writes a checkpoint and stops ...", markup=False)
             self.terminal.in_thread(lambda: f"{clean(run.name)} is {launch.stop(run, kill=False)}")
@@ -62,8 +61,8 @@ class RunActions(Screen[None]):
     def action_kill(self) -> None:
         if entry := self._ours("kill"):
             run = Run(entry.path)
-            if entry.state not in (*ACTIVE, "stalled", UNREADABLE):
-                self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to kill.", markup=False)
+            if not _trains(entry):
+                self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to kill.", markup=False)
                 return
 
             def answered(yes: bool | None) -> None:
@@ -170,3 +169,7 @@ class RunActions(Screen[None]):
                 return
             self.app.copy_to_clipboard(clean(command))  # what is pasted into a shell must not bring a line of its own
             self.notify(f"Copied: {clean(command)}", markup=False)
+
+
+def _trains(entry: Entry) -> bool:
+    return entry.state in (*ACTIVE, "stalled")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tui.store import Entry
 
 GAP = 2  # columns between two facts
-SHARE = 8  # below the facts, at most this part of the screen's lines: a health check may have much to say
+SHARE = 8  # remarks that take more than this part of the screen's lines become a line each
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 UNEXPLAINED = {  # states whose reason nobody could write down
     "crashed": "Its process is gone and left no reason; 6 shows the end of its log.",
@@ -27,14 +27,19 @@ UNEXPLAINED = {  # states whose reason nobody could write down
 def head(entry: Entry, width: int, height: int) -> Content:
     """In lines of `width` columns, for a screen of `height` lines."""
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
-    state, name = clean(entry.state), clean(entry.key)
-    name = pad(name, min(columns_of(name), max(8, width - GAP - len(state))))
-    facts = _fitting(_facts(entry), width - columns_of(name) - GAP - len(state))
-    below = [] if facts else [(line, "") for line in [_joined(_fitting(_facts(entry), width + GAP))]]
+    state, name = _cut(clean(entry.state), width // 2), clean(entry.key)
+    name = _cut(name, max(8, width - GAP - columns_of(state)))
+    facts = _fitting(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
+    beneath = _fitting(_facts(entry), width + GAP)
+    below = [(_joined(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
     parts += [Content(" " * GAP + _joined(facts))] if facts else []
     parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *_remarks(entry, width, height // SHARE)]]
     return Content.assemble(*parts)
+
+
+def _cut(text: str, most: int) -> str:
+    return pad(text, min(columns_of(text), most))
 
 
 def _facts(entry: Entry) -> list[tuple[int, str]]:
@@ -54,7 +59,7 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
 def _fitting(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
     """Those that have room, each behind a gap."""
     kept = list(facts)
-    while sum(GAP + len(text) for _, text in kept) > room:
+    while kept and sum(GAP + len(text) for _, text in kept) > room:
         kept.remove(max(kept))
     return kept
 

@@ -24,7 +24,7 @@ from tui.plots import Plots, Trace, forward, series_colors
 from tui.run_actions import RunActions
 from tui.run_head import head
 from tui.run_tabs import Events, Options, Samples, System
-from tui.seeds import Seeds
+from tui.seeds import siblings
 
 if TYPE_CHECKING:
     from tui.store import Changes, Entry, Store
@@ -76,7 +76,7 @@ class RunPage(RunActions):
     def __init__(self, key: str, store: Store, reference: str | None, plots: Plots) -> None:
         super().__init__()
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
-        self._seeds, self._among_seeds = Seeds(store), plots.settings.aggregate
+        self._among_seeds = plots.settings.aggregate
         self.tab = TABS[0]
         self._inode = _inode(self.entry)
 
@@ -174,7 +174,7 @@ class RunPage(RunActions):
 
     def _others(self) -> list[str]:
         """The runs that differ from this one in the seed only, where `A` asks for them."""
-        return self._seeds.siblings(self.key) if self.plots.settings.aggregate else []
+        return siblings(self.store, self.key) if self.plots.settings.aggregate else []
 
     def on_plots_changed(self) -> None:
         among = self.plots.settings.aggregate
@@ -196,7 +196,7 @@ class RunPage(RunActions):
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
             return [
-                Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others else "")
+                Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others - {pinned} else "")
                 for key, curve in curves.items()
             ]
 

@@ -23,7 +23,7 @@ from tui.plots import Plots, Settings, Trace, forward, series_colors
 from tui.run_actions import RunActions
 from tui.run_list import COLUMNS, Marks, RunList
 from tui.run_page import RunPage
-from tui.seeds import Seeds
+from tui.seeds import group_of
 from tui.store import matching, sorted_entries
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class RunsScreen(RunActions):
         super().__init__()
         self.store = store
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
-        self._seeds = Seeds(store)
 
     def compose(self) -> ComposeResult:
         self.run_list = RunList(self.terminal.unicode, self.store.clock)
@@ -160,7 +159,7 @@ class RunsScreen(RunActions):
             for key in keys:
                 curve = self.store.curve(key, tag)
                 if curve is not None:
-                    group = self._seeds.group(key) if aggregate else ""
+                    group = group_of(self.store, key) if aggregate else ""
                     drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
@@ -266,7 +265,8 @@ class RunsScreen(RunActions):
         runs.styles.height = "100%" if beside else max(4, min(lines, share))
 
     def on_resize(self) -> None:
-        self.call_after_refresh(self._share)
+        self._share()
+        self.call_after_refresh(self._relist)  # once the list knows which columns it has
 
     def action_compare(self) -> None:
         keys = self._drawn()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import shutil
 import sys
@@ -15,7 +14,7 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppo_unified.differences import difference_lines, differing, spelled
+from ppo_unified.differences import but_for_seed, difference_lines, differing, spelled
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.query import lookup, options_of, parse
 from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
@@ -375,8 +374,7 @@ def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, A
     """Runs that differ in nothing but the seed, together; each group with what tells it from others of its preset."""
     alike: dict[str, list[str]] = {}
     for label, options in tables.items():
-        same = json.dumps({key: x for key, x in options.items() if key != "seed"}, sort_keys=True, default=str)
-        alike.setdefault(same, []).append(label)
+        alike.setdefault(but_for_seed(options), []).append(label)
     groups = []
     for labels in alike.values():
         preset = chosen[labels[0]].status.preset

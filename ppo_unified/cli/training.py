@@ -77,12 +77,12 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config, changes = _changed(run, [*flags, *rest])
     stop = launch.StopRequest()
     with stop.installed():
-        before, written = run.read_status(), run.config.read_text(encoding="utf-8")
         try:
             with stop.interruptible():  # it may have to wait for the run's last trainer
                 status = launch.reopen(run)
         except launch.Interrupted:
             return EXIT["stopped"]
+        before, written = run.read_status(), run.config.read_text(encoding="utf-8")
         first_change = bool(changes) and not run.begun.exists()
         if first_change:
             write_atomically(run.begun, written)
