@@ -195,7 +195,10 @@ def test_a_killed_ui_leaves_its_runs_and_the_next_one_mends_the_terminal(termina
     one.until(lambda: not one.programs())
     one.until(lambda: one.modes() == "0 0 1")
     assert not {"-icanon", "-echo", "-isig", "-opost", "-icrnl"} & set(one.line_modes().replace(";", " ").split())
+    one.until(lambda: one.screen().rstrip().endswith("ready>"))
+    prompts = one.screen().count("ready>")
     one.keys("C-c")
+    one.until(lambda: one.screen().count("ready>") > prompts)  # the shell would throw away what was typed before
     one.type("echo a$((1+1))b")  # as a person sees it
     one.shows("a2b")
 
