@@ -255,6 +255,8 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
     found: dict[int, list[dict[str, Any]]] = {}
     try:
         for line in read_lines(folder_of(run) / RESPONSES):
+            if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
+                continue
             with suppress(ValueError, KeyError, TypeError, OverflowError):
                 table = parse_json(line)
                 found[int(table["step"])] = list(table["responses"])
