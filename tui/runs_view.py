@@ -285,7 +285,7 @@ class RunsScreen(RunActions):
 
     def on_plots_changed(self) -> None:
         self.terminal.state.charts = self.plots.settings.to_dict()
-        self.terminal.remember()
+        self.call_after_refresh(self.terminal.remember)  # a file is written: what the key asked for comes first
         if self.plots.settings.aggregate:
             self._redraw()
 
