@@ -41,6 +41,7 @@ from tui.themes import CYCLE, OURS
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
+LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
 REFRESH_SHARE = 25  # a picture takes at most this part of the time: fewer than one key in 20 waits for one
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
@@ -86,6 +87,8 @@ class Terminal(App[None]):
         ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one for all of a program
         self.store = store or Store(runs)
         self._leaving, self._hurry = threading.Event(), threading.Event()
+        self._undisturbed = threading.Event()  # nothing is being drawn: two threads at once would take twice as long
+        self._undisturbed.set()
         self._lock = threading.Lock()
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
@@ -118,6 +121,7 @@ class Terminal(App[None]):
         """Read what runs write until the program ends. Touches no widget."""
         worker = get_current_worker()
         while not (worker.is_cancelled or self._leaving.is_set()):
+            self._undisturbed.wait(LONGEST_PICTURE_S)
             changes = self.store.turn()
             if changes.listed or changes.advanced:
                 with self._lock:
@@ -146,6 +150,7 @@ class Terminal(App[None]):
         if not (changes.listed or changes.advanced):
             return
         self._painted = began = time.monotonic()
+        self._undisturbed.clear()
         self.call_after_refresh(self._pictured, began)
         if changes.listed:
             self._tell_ends()
@@ -156,6 +161,7 @@ class Terminal(App[None]):
 
     def _pictured(self, began: float) -> None:
         """A picture that was begun at this time, on the monotonic clock, is on screen."""
+        self._undisturbed.set()
         self._refresh_s = max(REFRESH_S, REFRESH_SHARE * (time.monotonic() - began))
 
     def _tell_ends(self) -> None:
