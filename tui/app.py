@@ -42,7 +42,7 @@ BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at 
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
-REFRESH_SHARE = 25  # a picture takes at most this part of the time: fewer than one key in 20 waits for one
+REFRESH_SHARE = 40  # a picture takes at most this part of the time: few keys wait for one
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
