@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from functools import partial
 from pathlib import Path
@@ -104,19 +105,31 @@ def test_what_once_failed_does_no_harm(parsers: dict[str, Parser], what: str) ->
     assert try_one(parsers[name], value() if callable(value) else value).refused == refused
 
 
-def test_an_input_beyond_the_limits_fails_where_a_second_try_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[int] = []
-    once_slow = Parser(st.integers(), lambda value, _: tries.append(value))
-    assert not try_one(once_slow, 1, warm=False).refused
-    assert tries == [1, 1]
+def test_an_input_beyond_the_limits_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = Parser(st.integers(), lambda value, _: bytearray(value << 20))
+    assert not try_one(parser, 1).refused
+    with pytest.raises(AssertionError, match=r"it took .* and 3\d\d MB"):
+        try_one(parser, 300)
     monkeypatch.setattr(running, "SLOWEST_S", 0.0)
     with pytest.raises(AssertionError, match="it took"):
-        try_one(once_slow, 2)
-    assert tries == [1, 1, 2, 2]
+        try_one(parser, 1)
+
+
+def test_the_fuzzers_own_memory_costs_a_parser_nothing() -> None:
+    passes: list[int] = []
+
+    def read(_: int, __: object) -> None:
+        gc.collect()
+        passes.append(gc.get_freeze_count())
+
+    own = [[k] for k in range(10_000)]
+    try_one(Parser(st.integers(), read), 1)
+    assert passes[0] > len(own)
+    assert not gc.get_freeze_count()
 
 
 def test_a_report_keeps_the_lines_of_other_runs() -> None:
-    rows = {"chart": "| chart | 20,000 | 0 | 5 ms | +1 MB | 1 |", "query": "| query | 9 | 1 | 5 ms | +1 MB | 2 |"}
+    rows = {name: f"| {name} | 9 | 1 | 5 ms | +1 MB | 1 | 2026-11-28 |" for name in ("query", "chart")}
     written = report(rows, ["query", "recipe", "chart"])
     assert rows_of(written) == rows
     assert written.index("| query") < written.index("| chart")

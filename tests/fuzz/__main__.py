@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 import math
+import platform
 import sys
 from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 from tests import fuzz
 from tests.fuzz.parsers import parsers
 from tests.fuzz.running import Outcome, in_child
 
-_HEAD = """| input | tried | refused | slowest | memory | seed |
-|:--|--:|--:|--:|--:|--:|"""
+_HEAD = """| input | tried | refused | slowest | memory | seed | date |
+|:--|--:|--:|--:|--:|--:|:--|"""
 _REPORT = """# Fuzzing: inputs that nobody would write
 
 `make fuzz`: random inputs, and real files and command lines with a few things changed, through every reader of what
 others wrote. *Refused* are those that ended in a one-line error; the others were read as documented. None ended in a
 traceback. Limits that fail the run: a second of processor time for one input, 200 MB of memory above what the process
-took before it; an input beyond them is tried once more, as the first one also pays for what is imported for it. A small
-share runs in every test run (`tests/test_fuzz.py`). Each line is the last run of its reader, in a process of its own.
+took before it. Each reader has a process of its own, in which some usual inputs come first: what it imports is not
+counted, nor is the garbage collector's work on what the fuzzer keeps. A small share runs in every test run
+(`tests/test_fuzz.py`).
 
 {table}
-{missing}"""
+{missing}
+The last reader ran with {versions}.
+"""
 
 
 def main() -> int:
@@ -55,7 +61,7 @@ def main() -> int:
 
 def _row(name: str, found: Outcome, seed: int) -> str:
     slowest, memory = f"{1000 * found.slowest_s:.0f} ms", f"+{math.ceil(found.grown_mb)} MB"
-    return f"| {name} | {found.inputs:,} | {found.refused:,} | {slowest} | {memory} | {seed} |"
+    return f"| {name} | {found.inputs:,} | {found.refused:,} | {slowest} | {memory} | {seed} | {date.today()} |"
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -68,7 +74,13 @@ def report(rows: Mapping[str, str], names: list[str]) -> str:
     """A report of some lines, in the order of the parsers; those that have none are named."""
     table = "\n".join([_HEAD, *(rows[name] for name in names if name in rows)])
     without = ", ".join(name for name in names if name not in rows)
-    return _REPORT.format(table=table, missing=f"\nNo run of these has ended well yet: {without}.\n" if without else "")
+    missing = f"\nNo run of these has ended well yet: {without}.\n" if without else ""
+    return _REPORT.format(table=table, missing=missing, versions=_versions())
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("hypothesis", "numpy", "torch"))
+    return f"{packages}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ class Parser(NamedTuple):
 
     inputs: st.SearchStrategy[Any]
     read: Callable[[Any, Path], object]  # what is tried: an input, and a folder of its own
+    usual: Sequence[Any] = ()  # inputs as people write them, which bring in all that the reader imports
 
 
 def _events() -> st.SearchStrategy[bytes]:
@@ -84,6 +85,15 @@ def _command_lines() -> st.SearchStrategy[list[str]]:
     return st.integers(0, 99).flatmap(lambda n: train if n == 0 else short)  # tyro takes its time
 
 
+def _usual_command_lines() -> list[list[str]]:
+    """Every command with its help, and those that are run with what they need."""
+    from ppo_unified.cli import COMMANDS
+
+    looking = ["runs a", "show a --once", "inspect a", "compare a a", "envs --json", "recipes", "recipes zephyr"]
+    training = ["train cartpole --help", "train cartpole --ppo.clip 2", "train cartpole", "train tiny", "train llm"]
+    return [[name, "--help"] for name in COMMANDS] + [line.split() for line in (*looking, *training)]
+
+
 def _statuses() -> st.SearchStrategy[bytes]:
     """run.json files in which each value has its own kind."""
     kinds = {str: texts, int: st.integers(-(2**63), 2**63 - 1), float: st.floats(allow_nan=False, allow_infinity=False)}
@@ -115,23 +125,27 @@ def parsers() -> dict[str, Parser]:
     """Every parser by name."""
     configs, recipes, status = real.configs(), real.recipes(), json.dumps(real.STATUS).encode()
     best = {"step": 12, "score": 1.5}
+    encoded, log = json.dumps(best).encode(), b"step 1\nstep 2\r50%\r\x1b[31mred\n"
+    fields = [("lr", "1e-3"), ("env_kwargs", "{}")]
     options = st.sampled_from(("env_kwargs", "betas", "lr", "seed", "hidden"))
     prompts, pairs = (records("prompt"), records("prompt", "answer")), records("prompt", "chosen", "rejected")
     return {
-        "configuration": Parser(st.one_of(changed_tables(*configs), files(*configs)), readers.read_config),
-        "recipe": Parser(st.one_of(changed_tables(*recipes), files(*recipes)), readers.read_recipe),
-        "prompts": Parser(st.one_of(*prompts, files(*real.PROMPTS)), readers.read_prompts),
-        "preference pairs": Parser(st.one_of(pairs, files(*real.PAIRS)), readers.read_pairs),
-        "event file": Parser(_events(), readers.read_events),
-        "run.json": Parser(st.one_of(changed_object(real.STATUS), _statuses(), files(status)), readers.read_status),
-        "note and log": Parser(files(b"step 1\nstep 2\r50%\r\x1b[31mred\n"), readers.read_notes),
-        "best.json": Parser(st.one_of(changed_object(best), files(json.dumps(best).encode())), readers.read_best),
-        "checkpoint": Parser(_checkpoints(), readers.read_checkpoint),
-        "samples": Parser(_samples(), readers.read_samples),
-        "responses": Parser(files(*real.RESPONSES), readers.read_responses),
-        "remembered view": Parser(_views(), readers.read_view),
-        "query": Parser(_queries(), readers.read_query),
-        "form field": Parser(st.tuples(options, st.one_of(texts, plain.map(str))), readers.read_field),
-        "chart": Parser(_charts(), readers.draw_chart),
-        "command line": Parser(_command_lines(), readers.run_command),
+        "configuration": Parser(st.one_of(changed_tables(*configs), files(*configs)), readers.read_config, configs),
+        "recipe": Parser(st.one_of(changed_tables(*recipes), files(*recipes)), readers.read_recipe, recipes),
+        "prompts": Parser(st.one_of(*prompts, files(*real.PROMPTS)), readers.read_prompts, real.PROMPTS),
+        "preference pairs": Parser(st.one_of(pairs, files(*real.PAIRS)), readers.read_pairs, real.PAIRS),
+        "event file": Parser(_events(), readers.read_events, real.event_files()),
+        "run.json": Parser(
+            st.one_of(changed_object(real.STATUS), _statuses(), files(status)), readers.read_status, [status]
+        ),
+        "note and log": Parser(files(log), readers.read_notes, [log]),
+        "best.json": Parser(st.one_of(changed_object(best), files(encoded)), readers.read_best, [encoded]),
+        "checkpoint": Parser(_checkpoints(), readers.read_checkpoint, [real.checkpoint_files()]),
+        "samples": Parser(_samples(), readers.read_samples, [real.packed(real.sample_arrays())]),
+        "responses": Parser(files(*real.RESPONSES), readers.read_responses, real.RESPONSES),
+        "remembered view": Parser(_views(), readers.read_view, [b"{}"]),
+        "query": Parser(_queries(), readers.read_query, ["ppo.clip=0.3 score>1"]),
+        "form field": Parser(st.tuples(options, st.one_of(texts, plain.map(str))), readers.read_field, fields),
+        "chart": Parser(_charts(), readers.draw_chart, [([0.0, 1.0], [1.0, 2.0], 40, 8, True)]),
+        "command line": Parser(_command_lines(), readers.run_command, _usual_command_lines()),
     }
