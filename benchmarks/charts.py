@@ -64,9 +64,11 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
         await pilot.pause()
 
         async def redraw(data: dict[str, list[Trace]]) -> float:
+            drawn = asyncio.Event()
             begun = time.process_time()
             app.plots.show(TAGS, lambda tag: data[tag])
-            await pilot.pause()
+            app.screen.call_after_refresh(drawn.set)
+            await drawn.wait()
             return 1000 * (time.process_time() - begun)
 
         replaced: Sequence[float] = [await redraw(curves(points, seed)) for seed in range(repeats + 3)][3:]
@@ -74,6 +76,7 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
         await redraw(grown(longer, points))
         growing = [await redraw(grown(longer, points + 10 * (k + 1))) for k in range(repeats)]
         drawings = [plot.drawings for plot in app.plots.plots]
+        assert drawings == [2 * repeats + 4] * CHARTS, "a redraw had not ended where its time was taken"
         data = curves(points, repeats + 2)
         await redraw(data)
         same = [await redraw(data) for _ in range(repeats)]

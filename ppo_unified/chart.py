@@ -1,6 +1,6 @@
 """Curves in character cells: braille dots where the terminal has them, ASCII otherwise. Pure functions over numpy.
 
-`draw` writes plain text for commands; the terminal UI uses the parts: `columns_minmax`, `paint`, `spans`, labels.
+`draw` writes plain text for commands; the terminal UI uses the parts: `Columns`, `paint`, `spans`, labels.
 
 Every curve is reduced to one interval per dot column, from its lowest to its highest value there, so a spike of a
 single point survives however many points share its column. The cost does not depend on the zoom.
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple, TypeAlias
 
@@ -21,10 +22,6 @@ from ppo_unified.text import BOLD, DIM, columns_of, pad, painted, short
 
 MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
-_DOTS = (0x01, 0x02, 0x04, 0x40, 0x08, 0x10, 0x20, 0x80)  # Unicode's braille bits, down the left column, then the right
-_BRAILLE_BITS = np.array(
-    [sum(bit for k, bit in enumerate(_DOTS) if number >> k & 1) for number in range(256)], np.uint8
-)
 _GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
 _DAY = 86400
 _TIME_STEPS = (
@@ -76,8 +73,7 @@ Span: TypeAlias = tuple[str, int]  # text and its style
 class Glyphs(NamedTuple):
     """The characters of a chart and the dots that one of them holds."""
 
-    rows: int
-    columns: int
+    dots: tuple[tuple[int, ...], ...]  # column by column, each dot's bit in the number of a cell
     point: str
     side: str
     tick: str
@@ -85,9 +81,17 @@ class Glyphs(NamedTuple):
     floor: str
     notch: str
 
+    @property
+    def rows(self) -> int:
+        return len(self.dots[0])
 
-BRAILLE = Glyphs(4, 2, "•", "│", "┤", "└", "─", "┴")
-ASCII = Glyphs(1, 1, "*", "|", "+", "+", "-", "+")
+    @property
+    def columns(self) -> int:
+        return len(self.dots)
+
+
+BRAILLE = Glyphs(((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)), "•", "│", "┤", "└", "─", "┴")
+ASCII = Glyphs(((1,),), "*", "|", "+", "+", "-", "+")
 
 
 @dataclass(frozen=True)
@@ -210,39 +214,57 @@ def span_label(seconds: float) -> str:
     return "".join(parts[:2]) or "0"
 
 
-def columns_minmax(x: np.ndarray, y: np.ndarray, view: View, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and highest value of a curve in each of `columns` equal columns of the window, NaN where it is not.
+class Columns:
+    """Where the points of an x axis fall in `columns` equal columns of a window; of use to every curve over it.
 
-    A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
-    x, y [P], x ascending, whole or floating -> two arrays [columns]. The cost grows with the columns, and little with
-    the points.
+    x [P] ascending, whole or floating. The cost grows with the columns, and little with the points.
     """
-    low, high = np.full(columns, np.nan), np.full(columns, np.nan)
-    half = (view.right - view.left) / (columns - 1) / 2 if columns > 1 else 0.0
-    borders = np.linspace(view.left - half, view.right + half, columns + 1)
-    if columns == 1:
-        borders[1] = np.nextafter(view.right, np.inf)
-    # the first point at or right of each border; numpy would copy whole numbers to compare them with others
-    after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
-    start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
-    x, y, after = x[start:stop], y[start:stop], after - start
-    if not len(x):
-        return low, high
-    if not (finite := np.isfinite(y)).all():
-        y = np.where(finite, y, np.nan)
-    if len(inside := np.flatnonzero(after[1:] > after[:-1])):
-        starts, points = after[inside], y[: after[-1]]
-        low[inside], high[inside] = np.fmin.reduceat(points, starts), np.fmax.reduceat(points, starts)
 
-    crossing = np.full(columns + 1, np.nan)
-    crossed = (after > 0) & (after < len(x))
-    right = after[crossed]
-    left = right - 1
-    share = (borders[crossed] - x[left]) / (x[right] - x[left])
-    crossing[crossed] = y[left] + share * (y[right] - y[left])
-    low = np.fmin(low, np.fmin(crossing[:-1], crossing[1:]))
-    high = np.fmax(high, np.fmax(crossing[:-1], crossing[1:]))
-    return low, high
+    def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
+        borders = _borders(view.left, view.right, columns)
+        # the first point at or right of each border; numpy would copy whole numbers to compare them with others
+        after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
+        start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
+        self._part, self._size, self._points = slice(start, stop), columns, stop - start
+        x, after = x[start:stop], after - start
+        self._inside = np.flatnonzero(after[1:] > after[:-1])
+        self._starts, self._end = after[self._inside], int(after[-1])
+        first, last = np.searchsorted(after, (1, self._points))  # the borders with a point on either side
+        self._crossed, self._right = slice(int(first), int(last)), after[first:last]
+        before = x[self._right - 1]
+        self._share = (borders[first:last] - before) / (x[self._right] - before)
+
+    def minmax(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and highest value of a curve in each column, NaN where it is not; of its logarithms if `log_y`.
+
+        A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
+        y [P] -> two arrays [columns].
+        """
+        low, high, crossing = (np.full(self._size + more, np.nan) for more in (0, 0, 1))
+        if not self._points:
+            return low, high
+        y = log10(y[self._part]) if log_y else y[self._part]
+        if not (finite := np.isfinite(y)).all():
+            y = np.where(finite, y, np.nan)
+        if len(self._inside):
+            points = y[: self._end]
+            low[self._inside] = np.fmin.reduceat(points, self._starts)
+            high[self._inside] = np.fmax.reduceat(points, self._starts)
+        before = y[self._right - 1]
+        crossing[self._crossed] = before + self._share * (y[self._right] - before)
+        for ends in (crossing[:-1], crossing[1:]):
+            low, high = np.fmin(low, ends, out=low), np.fmax(high, ends, out=high)
+        return low, high
+
+
+@lru_cache(maxsize=8)  # the curves of a page share their window
+def _borders(left: float, right: float, columns: int) -> np.ndarray:
+    """Where `columns` columns begin and end whose middles go from `left` to `right` [columns + 1]."""
+    half = (right - left) / (columns - 1) / 2 if columns > 1 else 0.0
+    borders = np.linspace(left - half, right + half, columns + 1)
+    if columns == 1:
+        borders[1] = np.nextafter(right, np.inf)
+    return borders
 
 
 def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None) -> View | None:
@@ -369,7 +391,7 @@ def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: 
     """The rows of the plot itself, each `width` columns."""
     layers = []
     for number, line in enumerate(lines):
-        low, high = columns_minmax(line.x, line.y, view, width * glyphs.columns)
+        low, high = Columns(line.x, view, width * glyphs.columns).minmax(line.y)
         layers.append(Layer(low, high, number, MARKS[number % len(MARKS)] if len(lines) > 1 else glyphs.point))
     picture = paint(layers, view, width, height, glyphs, covering=color, letters=len(lines) > 1)
     if not color:
@@ -393,8 +415,7 @@ def paint(
     owner = np.full((height, width), NOTHING, np.int16)
     marks: list[tuple[np.ndarray, str, int]] = []
     curves = [number for number, layer in enumerate(layers) if not layer.sparse]
-    for number, layer in enumerate(layers):
-        own = _bits(layer, view, width, height, glyphs)
+    for number, (layer, own) in enumerate(zip(layers, _bits(layers, view, width, height, glyphs), strict=True)):
         hit = own > 0
         bits = np.where(hit, own if covering else bits | own, bits)
         owner[hit] = number
@@ -411,20 +432,39 @@ def paint(
     return Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
 
 
-def _bits(layer: Layer, view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
-    """Which dots of each cell a layer covers, as one number [height, width]."""
-    rows = height * glyphs.rows
-    scale = (rows - 1) / (view.high - view.low)
+def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+    """Which dots of each cell the layers cover, as one number [layers, height, width]."""
+    size, rows = glyphs.rows, height * glyphs.rows
+    ends = np.array([(layer.high, layer.low) for layer in layers]).reshape(-1, 2, width * glyphs.columns)
     half = 0.5 + 1e-9  # what lies between two dots goes down, whatever the last bit says
-    top = np.floor((view.high - layer.high) * scale + half)
-    bottom = np.floor((view.high - layer.low) * scale + half)
-    row = np.arange(rows)[:, None]  # row 0 is the top
-    dots = (row >= top) & (row <= bottom)  # NaN compares false: a gap
-    if layer.sparse:
-        dots &= (row + np.arange(dots.shape[1])) % 2 == 0
-    cells = dots.reshape(height, glyphs.rows, width, glyphs.columns).transpose(0, 2, 3, 1)
-    packed = np.packbits(cells.reshape(height, width, -1), axis=-1, bitorder="little")[..., 0]
-    return _BRAILLE_BITS[packed] if glyphs is BRAILLE else packed
+    ends = np.floor((view.high - ends) * ((rows - 1) / (view.high - view.low)) + half)  # rows of dots, 0 is the top
+    ends[:, 1] += 1  # the first one that is free again
+    ends = np.where(np.isnan(ends).any(axis=1, keepdims=True), 0, np.clip(ends, 0, rows)).astype(np.int16)
+    cells = np.arange(0, rows, size, dtype=np.int16)[:, None]
+    first, free = (np.minimum(np.maximum(ends[:, k, None] - cells, 0), size) for k in (0, 1))
+    kinds = first * np.int16(size + 1) + free
+    bits = np.zeros((len(layers), height, width), np.uint8)
+    for column, numbers in enumerate(_numbers(glyphs)):
+        bits |= numbers.take(kinds[..., column :: glyphs.columns])
+    for number, layer in enumerate(layers):
+        if layer.sparse:
+            bits[number] &= _every_other(width, height, glyphs)
+    return bits
+
+
+@cache
+def _numbers(glyphs: Glyphs) -> np.ndarray:
+    """By column of a cell's dots, the numbers of the dots from one row to before another [columns, rows x rows]."""
+    rows = range(glyphs.rows + 1)
+    return np.array([[sum(column[a:b]) for a in rows for b in rows] for column in glyphs.dots], np.uint8)
+
+
+def _every_other(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+    """Every other dot, like the fields of one colour on a chessboard, as numbers [height, width]."""
+    dots = [(row + column, dot) for column, own in enumerate(glyphs.dots) for row, dot in enumerate(own)]
+    numbers = np.array([sum(dot for place, dot in dots if place % 2 == odd) for odd in (0, 1)], np.uint8)
+    odd = (glyphs.rows * np.arange(height)[:, None] + glyphs.columns * np.arange(width)) % 2
+    return np.take(numbers, odd)
 
 
 def _lone(hit: np.ndarray) -> list[np.ndarray]:

@@ -14,11 +14,11 @@ from ppo_unified.chart import (
     CROSS,
     MARKS,
     NOTHING,
+    Columns,
     Glyphs,
     Layer,
     Line,
     View,
-    columns_minmax,
     draw,
     find_view,
     label_row,
@@ -54,7 +54,7 @@ def test_columns_hold_the_extremes_of_the_joined_curve(points: int, columns: int
     """Against brute force: the piecewise linear curve, sampled densely, and each sample put into its column."""
     x, y = noise(points, seed=points)
     view = View(x[0], x[-1], 0, 0)
-    low, high = columns_minmax(x, y, view, columns)
+    low, high = Columns(x, view, columns).minmax(y)
     dense = np.unique(np.r_[np.linspace(x[0], x[-1], 200_000), x])
     values = np.interp(dense, x, y)
     column = np.floor((dense - x[0]) / (x[-1] - x[0]) * (columns - 1) + 0.5).astype(int)
@@ -66,10 +66,10 @@ def test_columns_hold_the_extremes_of_the_joined_curve(points: int, columns: int
 def test_a_window_shows_the_same_curve_as_the_points_inside_and_one_beyond_either_edge() -> None:
     x, y = noise(500)
     view = View(x[100], x[300], 0, 0)
-    everything, cut = (columns_minmax(x[s], y[s], view, 80) for s in (slice(None), slice(99, 302)))
+    everything, cut = (Columns(x[s], view, 80).minmax(y[s]) for s in (slice(None), slice(99, 302)))
     np.testing.assert_array_equal(everything, cut)
     sparse = np.arange(0.0, 100, 10)
-    low, high = columns_minmax(sparse, sparse, View(14, 36, 0, 0), 23)  # both edges between two points
+    low, high = Columns(sparse, View(14, 36, 0, 0), 23).minmax(sparse)  # both edges between two points
     np.testing.assert_allclose(low, np.arange(13.5, 36))
     np.testing.assert_allclose(high, np.arange(14.5, 37))
 
@@ -78,7 +78,7 @@ def test_a_window_shows_the_same_curve_as_the_points_inside_and_one_beyond_eithe
 def test_a_spike_of_one_point_survives(where: int) -> None:
     y = np.zeros(10_000)
     y[where] = 700.0
-    _, high = columns_minmax(np.arange(10_000.0), y, View(0, 9_999, 0, 700), 60)
+    _, high = Columns(np.arange(10_000.0), View(0, 9_999, 0, 700), 60).minmax(y)
     assert np.nanmax(high) == 700.0
     top_row = draw([Line("", np.arange(10_000), y)], 60, 10)[1]
     assert top_row.startswith("     700┤")
@@ -89,7 +89,7 @@ def test_a_spike_of_one_point_survives(where: int) -> None:
 def test_what_is_not_finite_leaves_a_gap(bad: float) -> None:
     x, y = np.arange(101.0), np.ones(101)
     y[40:61] = bad
-    low, high = columns_minmax(x, y, View(0, 100, 0, 2), 101)
+    low, high = Columns(x, View(0, 100, 0, 2), 101).minmax(y)
     empty = np.isnan(low)
     np.testing.assert_array_equal(empty, np.isnan(high))
     assert set(np.flatnonzero(empty)) == set(range(40, 61))
@@ -109,7 +109,7 @@ def test_exponential_decay_is_straight_on_a_log_axis_and_what_is_not_positive_is
     assert decay[1].startswith("       1┤")
     holes = np.where(x % 500 < 250, np.exp(-x), -1.0)
     lows = np.isnan(
-        columns_minmax(x, np.log10(holes, out=np.full(1000, np.nan), where=holes > 0), View(0, 999, 0, 1), 50)[0]
+        Columns(x, View(0, 999, 0, 1), 50).minmax(np.log10(holes, out=np.full(1000, np.nan), where=holes > 0))[0]
     )
     drawn = cells(draw([Line("", x, holes)], 59, 12, log_y=True, unicode=False)).split("\n")
     columns = np.array([[c != " " for c in row] for row in drawn]).any(axis=0)

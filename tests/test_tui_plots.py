@@ -19,7 +19,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ppo_unified.chart import BRAILLE, Layer, columns_minmax, paint, smooth
+from ppo_unified.chart import BRAILLE, Columns, Layer, paint, smooth
 from ppo_unified.text import columns_of, short
 from tui import traces as tui_traces
 from tui.actions import Place, at, bindings
@@ -450,7 +450,7 @@ def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
         assert len(both - single) == 1
         painted, average = plot._painted, plot.drawn[0]
         assert isinstance(painted, Painted)
-        low, high = columns_minmax(average.x, average.curve, painted.view, 2 * painted.room)
+        low, high = Columns(average.x, painted.view, 2 * painted.room).minmax(average.curve)
         height, width = painted.picture.codes.shape
         layer = Layer(low, high, 0, "*")
         alone = paint([layer], painted.view, width, height, BRAILLE, covering=True, letters=False)

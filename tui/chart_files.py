@@ -115,7 +115,7 @@ def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> 
     part = slice(max(0, int(start) - 1), int(stop) + 1)
     x, y = x[part], np.asarray(y[part], np.float64)
     if len(x) > 2 * width:
-        low, high = chart.columns_minmax(x, y, view, width)
+        low, high = chart.Columns(x, view, width).minmax(y)
         x = np.repeat(np.linspace(view.left, view.right, width), 2)
         y = np.stack((low, high), axis=1)
         y[1::2] = y[1::2, ::-1]  # up and down by turns: neighbours are joined where they are near

@@ -245,23 +245,16 @@ class Plot(Widget, can_focus=True):
 
     def _layers(self, lines: Sequence[Drawn], span: View, columns: int, log_y: bool) -> list[Layer]:
         """Bands at the bottom, then raw curves, then the bright ones; styles are 2 k, and 2 k + 1 where faint."""
-
-        def ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if log_y:
-                start, stop = np.searchsorted(x, (span.left, span.right))
-                part = slice(max(0, int(start) - 1), int(stop) + 2)
-                x, y = x[part], chart.log10(y[part])
-            return chart.columns_minmax(x, y, span, columns)
-
         bands, raws, curves = [], [], []
         for k, one in enumerate(lines):
+            places = chart.Columns(one.x, span, columns)
             if one.band is not None:
-                lower, upper = ends(one.x, one.band[0])[0], ends(one.x, one.band[1])[1]
+                lower, upper = places.minmax(one.band[0], log_y)[0], places.minmax(one.band[1], log_y)[1]
                 bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True))
             elif one.curve is not one.raw:
-                raws.append(Layer(*ends(one.x, one.raw), 2 * k + 1, "."))
+                raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, "."))
             mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
-            curves.append(Layer(*ends(one.x, one.curve), 2 * k, mark))
+            curves.append(Layer(*places.minmax(one.curve, log_y), 2 * k, mark))
         return [*bands, *reversed(raws), *curves]  # the raw curve of the reference, dense and grey, at the bottom
 
     def for_paper(self) -> PaperChart | None:

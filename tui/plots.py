@@ -78,11 +78,12 @@ class Plots(Widget):
         self._chosen = ""  # the tag of the current chart
         self._pointed = False  # the mouse holds the crosshair
         self._whole: Window | None = None  # the x axis of the charts in sight
+        self._charts = Container(classes="charts")
+        self._empty, self._line = (Static(classes=name, markup=False) for name in ("empty", "page"))
+        self._said = ""  # on the line below the charts
 
     def compose(self) -> ComposeResult:
-        yield Container(classes="charts")
-        yield Static(classes="empty", markup=False)
-        yield Static(classes="page", markup=False)
+        yield from (self._charts, self._empty, self._line)
 
     def show(self, tags: list[str], traces: Callable[[str], Sequence[Trace]]) -> None:
         """Chart these metrics; `traces` is asked for those in sight."""
@@ -141,12 +142,11 @@ class Plots(Widget):
         if not self.is_mounted:
             return
         sight, (columns, rows), line = self._page()
-        area = self.query_one(".charts")
-        area.styles.grid_size_columns, area.styles.grid_size_rows = columns, rows
+        self._charts.styles.grid_size_columns, self._charts.styles.grid_size_rows = columns, rows
         if len(sight) > len(self._pool):
             fresh = [Plot(self.unicode) for _ in range(len(sight) - len(self._pool))]
             self._pool += fresh
-            area.mount(*fresh)
+            self._charts.mount(*fresh)
         traces = {tag: list(self.traces(tag)) for tag in sight}
         look = self._look([trace for some in traces.values() for trace in some])
         for number, plot in enumerate(self._pool):
@@ -169,10 +169,10 @@ class Plots(Widget):
         return Look(settings.x_axis, log_x, settings.log_y, settings.smoothing, settings.aggregate, window)
 
     def _say(self, some: bool, line: str) -> None:
-        settings, empty = self.settings, self.query_one(".empty", Static)
-        self.query_one(".charts").display, empty.display = some, not some
+        settings = self.settings
+        self._charts.display, self._empty.display = some, not some
         if not some:
-            empty.update("No metric matches: m changes the words, v the group." if self.tags else "No curves yet.")
+            self._empty.update("No metric matches: m changes the words, v the group." if self.tags else "No curves yet.")
         parts = [line, f"x: {settings.x_axis}{' log' if settings.log_x and settings.x_axis != 'time' else ''}"]
         parts += [f"smoothing {settings.smoothing:g}"] if settings.smoothing else []
         parts += ["log y"] if settings.log_y else []
@@ -181,7 +181,10 @@ class Plots(Widget):
         parts += [f"words: {clean(settings.words)}"] if settings.words else []
         if settings.window is not None:
             parts.append("zoomed, following" if settings.follow else "zoomed")
-        self.query_one(".page", Static).update(pad("  ".join(parts), max(1, self.size.width)), layout=False)
+        said = pad("  ".join(parts), max(1, self.size.width))
+        if said != self._said:
+            self._said = said
+            self._line.update(said, layout=False)
 
     def on_mount(self) -> None:
         self.call_after_refresh(self._arrange)
