@@ -9,29 +9,20 @@ import numpy as np
 import pytest
 
 from ppo_unified.chart import (
-    ASCII,
-    BRAILLE,
-    CROSS,
     MARKS,
-    NOTHING,
-    Columns,
-    Glyphs,
-    Layer,
     Line,
-    View,
     draw,
     find_view,
     label_row,
     log_ticks,
     nice_ticks,
-    paint,
     place_ticks,
     plain_ticks,
     smooth,
     span_label,
-    spans,
     time_ticks,
 )
+from ppo_unified.dots import ASCII, BRAILLE, CROSS, NOTHING, Columns, Glyphs, Layer, View, paint, spans
 from ppo_unified.text import columns_of
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")

@@ -19,7 +19,8 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ppo_unified.chart import BRAILLE, Columns, Layer, paint, smooth
+from ppo_unified.chart import smooth
+from ppo_unified.dots import BRAILLE, Columns, Layer, paint
 from ppo_unified.text import columns_of, short
 from tui import traces as tui_traces
 from tui.actions import Place, at, bindings

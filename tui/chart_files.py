@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified import chart
-from ppo_unified.chart import Tick, View
+from ppo_unified.chart import Tick
+from ppo_unified.dots import Columns, View
 from ppo_unified.text import clean
 from tui.traces import Drawn, Trace, on_paper
 
@@ -115,7 +116,7 @@ def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> 
     part = slice(max(0, int(start) - 1), int(stop) + 1)
     x, y = x[part], np.asarray(y[part], np.float64)
     if len(x) > 2 * width:
-        low, high = chart.Columns(x, view, width).minmax(y)
+        low, high = Columns(x, view, width).minmax(y)
         x = np.repeat(np.linspace(view.left, view.right, width), 2)
         y = np.stack((low, high), axis=1)
         y[1::2] = y[1::2, ::-1]  # up and down by turns: neighbours are joined where they are near

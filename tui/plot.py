@@ -17,8 +17,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ppo_unified import chart
-from ppo_unified.chart import ASCII, BRAILLE, CROSS, MARKS, NOTHING, Layer, Picture, Tick, View
+from ppo_unified import chart, dots
+from ppo_unified.chart import MARKS, Tick
+from ppo_unified.dots import ASCII, BRAILLE, CROSS, NOTHING, Layer, Picture, View
 from ppo_unified.text import clean, columns_of, pad, short
 from tui.chart_files import PaperChart
 from tui.traces import Averages, Drawn, Trace, prepared, value_at
@@ -239,7 +240,7 @@ class Plot(Widget, can_focus=True):
         view = chart.with_room(View(*look.window, low, high))
         labels = chart.y_labels((low, high), view, rows, log_y, glyphs)
         letters = len(lines) > 1 and (not self._glyphs.columns > 1 or self.app.no_color)
-        picture = chart.paint(layers, view, room, rows, glyphs, covering=True, letters=letters)
+        picture = dots.paint(layers, view, room, rows, glyphs, covering=True, letters=letters)
         ticks = chart.place_ticks(self._x_ticks(view, room), view, room, GUTTER)
         return Painted(picture, view, log_y, GUTTER, room, labels, ticks)
 
@@ -247,7 +248,7 @@ class Plot(Widget, can_focus=True):
         """Bands at the bottom, then raw curves, then the bright ones; styles are 2 k, and 2 k + 1 where faint."""
         bands, raws, curves = [], [], []
         for k, one in enumerate(lines):
-            places = chart.Columns(one.x, span, columns)
+            places = dots.Columns(one.x, span, columns)
             if one.band is not None:
                 lower, upper = places.minmax(one.band[0], log_y)[0], places.minmax(one.band[1], log_y)[1]
                 bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True))
@@ -299,7 +300,7 @@ class Plot(Widget, can_focus=True):
         styles |= {2 * k: style for k, style in enumerate(inks.bright)}
         styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
         strips = []
-        for row, runs in enumerate(chart.spans(painted.picture, self._cross_column(painted), glyphs.side)):
+        for row, runs in enumerate(dots.spans(painted.picture, self._cross_column(painted), glyphs.side)):
             label = painted.labels.get(row)
             side = (label or "")[-painted.gutter :].rjust(painted.gutter)
             segments = [Segment(side + (glyphs.side if label is None else glyphs.tick), inks.axis)]
@@ -381,9 +382,9 @@ class Plot(Widget, can_focus=True):
         return painted.view.left + share * (painted.view.right - painted.view.left)
 
     def _share(self, painted: Painted, column: float) -> float:
-        dots = self._glyphs.columns
+        columns = self._glyphs.columns  # of dots in a cell
         inside = column - painted.gutter - 1
-        return (inside * dots + (dots - 1) / 2) / max(1, painted.room * dots - 1)
+        return (inside * columns + (columns - 1) / 2) / max(1, painted.room * columns - 1)
 
     def stepped(self, by: int) -> float | None:
         """The place some columns beside the crosshair; beside the right end where there is none."""
@@ -455,6 +456,6 @@ def _logged(one: Drawn) -> Drawn:
 
 
 def _log_y(one: Drawn) -> Drawn:
-    raw = chart.log10(one.raw)
-    band = None if one.band is None else (chart.log10(one.band[0]), chart.log10(one.band[1]))
-    return one._replace(raw=raw, curve=raw if one.curve is one.raw else chart.log10(one.curve), band=band)
+    raw = dots.log10(one.raw)
+    band = None if one.band is None else (dots.log10(one.band[0]), dots.log10(one.band[1]))
+    return one._replace(raw=raw, curve=raw if one.curve is one.raw else dots.log10(one.curve), band=band)

@@ -18,7 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from ppo_unified import chart
-from ppo_unified.chart import View
+from ppo_unified.dots import View
 from ppo_unified.metrics import METRICS
 from ppo_unified.text import clean, pad
 from tui.chart_files import PaperChart, new_files, write_csv, write_svg
@@ -172,7 +172,8 @@ class Plots(Widget):
         settings = self.settings
         self._charts.display, self._empty.display = some, not some
         if not some:
-            self._empty.update("No metric matches: m changes the words, v the group." if self.tags else "No curves yet.")
+            why = "No metric matches: m changes the words, v the group." if self.tags else "No curves yet."
+            self._empty.update(why)
         parts = [line, f"x: {settings.x_axis}{' log' if settings.log_x and settings.x_axis != 'time' else ''}"]
         parts += [f"smoothing {settings.smoothing:g}"] if settings.smoothing else []
         parts += ["log y"] if settings.log_y else []

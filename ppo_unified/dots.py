@@ -1,0 +1,238 @@
+"""Curves as dots in character cells: which dots a curve covers, and what covers what. Pure functions over numpy.
+
+Every curve is reduced to one interval per dot column, from its lowest to its highest value there, so a spike of a
+single point survives however many points share its column. The cost does not depend on the zoom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+NOTHING, CROSS = -1, -2  # styles that are no layer's
+_BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
+
+
+class Layer(NamedTuple):
+    """What is drawn in one style: in each column of dots all from `low` to `high`, nothing where they are NaN."""
+
+    low: np.ndarray  # [columns]
+    high: np.ndarray  # [columns]
+    style: int
+    mark: str  # stands for the layer in ASCII, and along its curve where letters tell curves apart
+    sparse: bool = False  # every other dot: a band behind its curve
+
+
+class Picture(NamedTuple):
+    """A painted plot: code points and styles [rows, columns]."""
+
+    codes: np.ndarray
+    styles: np.ndarray
+
+
+Span: TypeAlias = tuple[str, int]  # text and its style
+
+
+class Glyphs(NamedTuple):
+    """The characters of a chart and the dots that one of them holds."""
+
+    dots: tuple[tuple[int, ...], ...]  # column by column, each dot's bit in the number of a cell
+    point: str
+    side: str
+    tick: str
+    corner: str
+    floor: str
+    notch: str
+
+    @property
+    def rows(self) -> int:
+        return len(self.dots[0])
+
+    @property
+    def columns(self) -> int:
+        return len(self.dots)
+
+
+BRAILLE = Glyphs(((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)), "•", "│", "┤", "└", "─", "┴")
+ASCII = Glyphs(((1,),), "*", "|", "+", "+", "-", "+")
+
+
+@dataclass(frozen=True)
+class View:
+    """The window of the data that a chart shows."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+
+class Columns:
+    """Where the points of an x axis fall in `columns` equal columns of a window; of use to every curve over it.
+
+    x [P] ascending, whole or floating. The cost grows with the columns, and little with the points.
+    """
+
+    def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
+        borders = _borders(view.left, view.right, columns)
+        # the first point at or right of each border; numpy would copy whole numbers to compare them with others
+        after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
+        start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
+        self._part, self._size, self._points = slice(start, stop), columns, stop - start
+        x, after = x[start:stop], after - start
+        self._inside = np.flatnonzero(after[1:] > after[:-1])
+        self._starts, self._end = after[self._inside], int(after[-1])
+        first, last = np.searchsorted(after, (1, self._points))  # the borders with a point on either side
+        self._crossed, self._right = slice(int(first), int(last)), after[first:last]
+        before = x[self._right - 1]
+        self._share = (borders[first:last] - before) / (x[self._right] - before)
+
+    def minmax(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and highest value of a curve in each column, NaN where it is not; of its logarithms if `log_y`.
+
+        A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
+        y [P] -> two arrays [columns].
+        """
+        low, high, crossing = (np.full(self._size + more, np.nan) for more in (0, 0, 1))
+        if not self._points:
+            return low, high
+        y = log10(y[self._part]) if log_y else y[self._part]
+        if not (finite := np.isfinite(y)).all():
+            y = np.where(finite, y, np.nan)
+        if len(self._inside):
+            points = y[: self._end]
+            low[self._inside] = np.fmin.reduceat(points, self._starts)
+            high[self._inside] = np.fmax.reduceat(points, self._starts)
+        before = y[self._right - 1]
+        crossing[self._crossed] = before + self._share * (y[self._right] - before)
+        for ends in (crossing[:-1], crossing[1:]):
+            low, high = np.fmin(low, ends, out=low), np.fmax(high, ends, out=high)
+        return low, high
+
+
+@lru_cache(maxsize=8)  # the curves of a page share their window
+def _borders(left: float, right: float, columns: int) -> np.ndarray:
+    """Where `columns` columns begin and end whose middles go from `left` to `right` [columns + 1]."""
+    half = (right - left) / (columns - 1) / 2 if columns > 1 else 0.0
+    borders = np.linspace(left - half, right + half, columns + 1)
+    if columns == 1:
+        borders[1] = np.nextafter(right, np.inf)
+    return borders
+
+
+def log10(values: np.ndarray) -> np.ndarray:
+    """Logarithms [P], NaN where a value is not above 0."""
+    values = np.asarray(values)
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    logs = np.full(len(values), np.nan, values.dtype)
+    np.log10(values, out=logs, where=values > 0)
+    return logs
+
+
+def paint(
+    layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs, *, covering: bool, letters: bool
+) -> Picture:
+    """Layers over each other, the first one at the bottom.
+
+    `covering`: the last one owns its cells alone, for a cell has one colour; else the dots of all are kept.
+    `letters`: each layer that is not sparse bears its mark every so often. A curve of a single cell always does.
+    """
+    bits = np.zeros((height, width), np.uint8)
+    owner = np.full((height, width), NOTHING, np.int16)
+    marks: list[tuple[np.ndarray, str, int]] = []
+    curves = [number for number, layer in enumerate(layers) if not layer.sparse]
+    for number, (layer, own) in enumerate(zip(layers, _bits(layers, view, width, height, glyphs), strict=True)):
+        hit = own > 0
+        bits = np.where(hit, own if covering else bits | own, bits)
+        owner[hit] = number
+        if layer.sparse:
+            continue
+        places = _mark_places(hit, curves.index(number), len(curves)) if letters else _lone(hit)
+        marks += [(place, layer.mark if letters else glyphs.point, number) for place in places]
+    if glyphs is BRAILLE:
+        codes = np.where(owner >= 0, bits + np.uint32(0x2800), np.uint32(32))
+    else:
+        codes = np.array([*(ord(layer.mark) for layer in layers), 32], np.uint32)[owner]
+    for place, mark, number in marks:
+        codes[tuple(place)], owner[tuple(place)] = ord(mark), number
+    return Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
+
+
+def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+    """Which dots of each cell the layers cover, as one number [layers, height, width]."""
+    size, rows = glyphs.rows, height * glyphs.rows
+    ends = np.array([(layer.high, layer.low) for layer in layers]).reshape(-1, 2, width * glyphs.columns)
+    half = 0.5 + 1e-9  # what lies between two dots goes down, whatever the last bit says
+    ends = np.floor((view.high - ends) * ((rows - 1) / (view.high - view.low)) + half)  # rows of dots, 0 is the top
+    ends[:, 1] += 1  # the first one that is free again
+    ends = np.where(np.isnan(ends).any(axis=1, keepdims=True), 0, np.clip(ends, 0, rows)).astype(np.int16)
+    cells = np.arange(0, rows, size, dtype=np.int16)[:, None]
+    first, free = (np.minimum(np.maximum(ends[:, k, None] - cells, 0), size) for k in (0, 1))
+    kinds = first * np.int16(size + 1) + free
+    bits = np.zeros((len(layers), height, width), np.uint8)
+    for column, numbers in enumerate(_numbers(glyphs)):
+        bits |= numbers.take(kinds[..., column :: glyphs.columns])
+    for number, layer in enumerate(layers):
+        if layer.sparse:
+            bits[number] &= _every_other(width, height, glyphs)
+    return bits
+
+
+@cache
+def _numbers(glyphs: Glyphs) -> np.ndarray:
+    """By column of a cell's dots, the numbers of the dots from one row to before another [columns, rows x rows]."""
+    rows = range(glyphs.rows + 1)
+    return np.array([[sum(column[a:b]) for a in rows for b in rows] for column in glyphs.dots], np.uint8)
+
+
+def _every_other(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+    """Every other dot, like the fields of one colour on a chessboard, as numbers [height, width]."""
+    dots = [(row + column, dot) for column, own in enumerate(glyphs.dots) for row, dot in enumerate(own)]
+    numbers = np.array([sum(dot for place, dot in dots if place % 2 == odd) for odd in (0, 1)], np.uint8)
+    odd = (glyphs.rows * np.arange(height)[:, None] + glyphs.columns * np.arange(width)) % 2
+    return np.take(numbers, odd)
+
+
+def _lone(hit: np.ndarray) -> list[np.ndarray]:
+    """The cell of a curve that has but one: a dot alone is easily missed."""
+    return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
+
+
+def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
+    """Cells of a curve that bear its letter: every so often, each curve at other columns; once at least."""
+    columns = np.flatnonzero(hit.any(axis=0))
+    if not len(columns):
+        return []
+    every = max(_BETWEEN_MARKS, 3 * count)
+    chosen = [c for c in columns if c % every == (2 * number + 1) * every // (2 * count)] or [columns[-1]]
+    rows = [np.flatnonzero(hit[:, c]) for c in chosen]
+    return [np.array([own[len(own) // 2], c]) for c, own in zip(chosen, rows, strict=True)]
+
+
+def spans(picture: Picture, cross: int | None = None, line: str = BRAILLE.side) -> list[list[Span]]:
+    """The rows of a picture as runs of one style; `cross` is a column where `line` stands behind the curves.
+
+    A blank has the style of what is left of it: fewer runs, the same look.
+    """
+    codes, styles = picture
+    height, width = codes.shape
+    if cross is not None and 0 <= cross < width:
+        codes, styles = codes.copy(), styles.copy()
+        free = styles[:, cross] == NOTHING
+        codes[free, cross], styles[free, cross] = ord(line), CROSS
+    column = np.where(styles == NOTHING, 0, np.arange(width))
+    styles = np.take_along_axis(styles, np.maximum.accumulate(column, axis=1), axis=1)
+    begins = np.ones((height, width), bool)
+    begins[:, 1:] = styles[:, 1:] != styles[:, :-1]
+    text = codes.astype("<u4").tobytes().decode("utf-32-le")
+    starts = np.flatnonzero(begins)
+    rows: list[list[Span]] = [[] for _ in range(height)]
+    ends = [*starts[1:].tolist(), height * width]
+    for start, end, style in zip(starts.tolist(), ends, styles.reshape(-1)[starts].tolist(), strict=True):
+        rows[start // width].append((text[start:end], style))
+    return rows
