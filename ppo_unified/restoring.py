@@ -6,7 +6,9 @@ may be ahead of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -14,10 +16,29 @@ from torch.optim import Optimizer
 from ppo_unified import checkpoint
 from ppo_unified.checkpoint import Loaded
 from ppo_unified.config import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.memory import is_out_of_memory
 from ppo_unified.ppo import Progress
 from ppo_unified.runs import Run, Status
 
+_UNLIKE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)  # raised by what has another structure
 OPTIONS = ("initial_lr", "lr", "betas", "eps")  # of an optimizer's groups: from config.toml
+
+
+@contextmanager
+def taking_up(run: Run, step: int) -> Iterator[None]:
+    """Inside the block a checkpoint's state is taken up; UsageError where it is not what this version would write."""
+    try:
+        yield
+    except _UNLIKE as error:
+        if is_out_of_memory(error):
+            raise
+        place, found = traceback.extract_tb(error.__traceback__)[-1], f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"{checkpoint.folder_of(run, step)} is whole, but not what this version writes: {found} ({place.filename}:"
+            f"{place.lineno}); resume it with the versions in its {checkpoint.META}, or move the folder away to go on "
+            "from the one before"
+        ) from error
 
 
 def restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[str, Any]]) -> None:

@@ -182,6 +182,12 @@ class Trainer:
             restoring.forget(self.status)
             return False
         restore_policy(self.adapter, self.run, found.meta.step, found.policy)
+        with restoring.taking_up(self.run, found.meta.step):
+            self._take_up(found)
+        return True
+
+    def _take_up(self, found: checkpoint.Loaded) -> None:
+        """Go on where a checkpoint was, its weights apart."""
         if restarted := self.adapter.load_state_dict(found.trainer["adapter"]):
             tell(f"resumed at step {found.meta.step}, not exactly: {restarted}")
         for resume in self.status.resumes[-1:]:
@@ -194,7 +200,6 @@ class Trainer:
             self.health.load_state_dict(found.trainer["health"])
         self.owed = found.trainer.get("evaluation_owed", False)
         self.kept = self.progress.steps, self.evaluated
-        return True
 
     def loop(self, stop: launch.StopRequest) -> None:
         """Train until the end, the threshold, or a request to stop; leaves the final state in run.json."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from envs.llm.options import LLMConfig
 from ppo_unified import checkpoint, durable
@@ -173,6 +174,24 @@ def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
     assert str(newest) in capsys.readouterr().err
     assert not differences(whole, run)
     assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
+
+
+@pytest.mark.parametrize("part", ["optimizers", "progress", "adapter"])
+def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_run_stays_as_it_was(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
+) -> None:
+    run = begin(tokens(folder), tmp_path, "odd")
+    assert killed(run, "after pruning", 2)
+    run.release()
+    found = checkpoint.newest(run, torch.device("cpu"))
+    assert found is not None
+    checkpoint.save(run, found.policy, dict(found.trainer) | {part: {"x": [1]}}, found.meta)
+    before = run.read_status()
+    assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert f"{checkpoint.folder_of(run, found.meta.step)} is whole, but not what this version writes" in said
+    assert run.read_status() == before
 
 
 def test_changed_options_are_used_recorded_or_refused_with_the_reason(
