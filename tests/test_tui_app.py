@@ -25,7 +25,7 @@ from ppo_unified.events import EventWriter
 from ppo_unified.launch import stop
 from ppo_unified.runs import Run, Status
 from tui import app as program
-from tui.actions import ACTIONS, Place, at
+from tui.actions import ACTIONS, PLACES, Place, at
 from tui.app import Terminal
 from tui.dialogs import Ask, Confirm, Read
 from tui.form import Form
@@ -605,6 +605,23 @@ def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
                 assert action.label in body
 
     drive(runs, act, size=(80, 24))
+
+
+def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("enter")
+        for tab, charts in (("1", True), ("3", False), ("1", True)):
+            await pilot.press(tab, "question_mark")
+            assert isinstance(app.screen, Read)
+            body = str(app.screen.body)
+            assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
+            assert "Next tab" in body
+            assert "Rename" not in body
+            await pilot.press("escape")
+            labels = {str(hit.prompt) async for hit in Actions(app.screen).discover() if hasattr(hit, "prompt")}
+            assert any(label.startswith("Smoother") for label in labels) == charts
+
+    drive(runs, act, readonly=True)
 
 
 def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:

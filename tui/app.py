@@ -6,7 +6,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from ppo_unified import control
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, Run, warnings_of
 from ppo_unified.text import can_unicode, clean
-from tui.actions import Action, Place, bindings, key_name, writes
+from tui.actions import Action, Place, at, bindings, key_name, writes
 from tui.dialogs import Read, help_text
 from tui.form import Form
 from tui.metric_screen import MetricScreen
@@ -300,11 +300,13 @@ class Terminal(App[None]):
 
     # actions
 
-    def places(self, screen: Screen[Any]) -> tuple[Place, ...]:
-        return (*getattr(screen, "places", ()), "app")
-
-    def allowed(self, action: Action) -> bool:
-        return not (self.readonly and action.writes)
+    def offered(self, screen: Screen[Any]) -> Iterator[tuple[Place, list[Action]]]:
+        """By place, the actions that a screen takes now: not those of a hidden tab, nor what --readonly forbids."""
+        for place in (*getattr(screen, "places", ()), "app"):
+            owner = self if place == "app" else screen
+            taken = [action for action in at(place) if owner.check_action(action.name, ()) is not False]
+            if taken:
+                yield place, taken
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return not (self.readonly and writes(action))
@@ -313,7 +315,7 @@ class Terminal(App[None]):
         screen = self.screen
         explain = getattr(screen, "explain", None)
         width = Read.room(self.size.width)
-        text = help_text(self.places(screen), explain() if explain else None, self.allowed, width)
+        text = help_text(self.offered(screen), explain() if explain else None, width)
         self.push_screen(Read("Keys", text))
 
     def action_help_quit(self) -> None:

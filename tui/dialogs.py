@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
-from tui.actions import PLACES, Action, Place, at, key_name
+from tui.actions import PLACES, Action, Place, key_name
 
 READABLE = 112  # columns of a page of text at most
 _BOX = """
@@ -130,14 +130,14 @@ class Read(ModalScreen[None]):
         self.query_one(VerticalScroll).focus()
 
 
-def help_text(places: Iterable[Place], explained: str | None, allowed: Callable[[Action], bool], width: int) -> Content:
-    """What is under the focus, then every key of the places on screen, in lines of at most `width` columns."""
+def help_text(offered: Iterable[tuple[Place, Iterable[Action]]], explained: str | None, width: int) -> Content:
+    """What is under the focus, then the keys of the places on screen, in lines of at most `width` columns."""
     parts: list[Content] = []
     if explained:
         parts += [Content(explained), Content("\n\n")]
-    for place in places:
+    for place, actions in offered:
         parts.append(Content.styled(PLACES[place] + "\n", "bold"))
-        parts += [_help_line(action, width) for action in at(place) if allowed(action)]
+        parts += [_help_line(action, width) for action in actions]
         parts.append(Content("\n"))
     return Content.assemble(*parts).rstrip()
 

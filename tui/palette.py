@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui.actions import Action, at, key_name
+from tui.actions import Action, key_name
 
 if TYPE_CHECKING:
     from tui.app import Terminal
@@ -19,9 +19,9 @@ class Actions(Provider):
 
     def _actions(self) -> Iterator[tuple[str, Action]]:
         terminal = cast("Terminal", self.app)
-        for place in terminal.places(self.screen):
-            for action in at(place):
-                if terminal.allowed(action) and action.name != "command_palette":
+        for _, actions in terminal.offered(self.screen):
+            for action in actions:
+                if action.name != "command_palette":
                     yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action
 
     async def discover(self) -> Hits:
