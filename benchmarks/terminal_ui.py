@@ -51,6 +51,7 @@ LAST = 4321.0  # the last value of every curve, by which a chart is known to be 
 WRITERS = 4
 EVENTS_S = 20  # of a writer
 TIMEOUT_S = 60.0
+DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # of a curve
 STARTED = b"\x1b]0;started\x07"  # a title that the program is given between its imports and its start
 MIB = 2**20
 
@@ -190,10 +191,14 @@ class Screen:
     def press(self, key: str, pattern: bytes) -> float:
         """Milliseconds from a key to a pattern."""
         self._read(0)
-        self._mark = len(self.output)
+        self.forget()
         pressed = time.perf_counter()
         os.write(self._master, key.encode())
         return 1000 * (self.until(pattern) - pressed)
+
+    def forget(self) -> None:
+        """What was read so far answers no `until` any more."""
+        self._mark = len(self.output)
 
     def cpu_s(self) -> float:
         times = self.process.cpu_times()
@@ -375,6 +380,28 @@ def big(repeats: int) -> Iterator[Row]:
     yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
 
 
+def launching(repeats: int) -> Iterator[Row]:
+    drawn, moved, solved = [], [], []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder, program(Path(folder), ViewState()) as screen:
+            screen.until(b"New run")
+            screen.press("n", b"what to train")
+            screen.press("\r", rb"\$ ppo-unified train cartpole")
+            screen.press("\r", b"cartpole-s1")
+            drawn.append(screen.until(DOTS) - screen.started)
+            screen.read_for(0.1)  # the rest of that picture
+            screen.forget()
+            moved.append(screen.until(DOTS) - screen.started)
+            solved.append(screen.until(b"solved") - screen.started)
+    yield Row(
+        "from the command to a CartPole whose curve moves",
+        "4 keys and 5 s",
+        f"3 keys, {statistics.median(moved):.1f} s (longest {max(moved):.1f})",
+        f"an empty folder; each key as soon as its screen is there; median of {repeats}; its first picture at "
+        f"{statistics.median(drawn):.1f} s, solved on screen at {statistics.median(solved):.1f} s",
+    )
+
+
 def charts(repeats: int) -> Iterator[Row]:
     new, grown, same = asyncio.run(measure(2_000, Settings(), repeats))
     how = f"six of three series at {WIDTH} x {HEIGHT}, headless; median of {repeats}; with nothing new {same:.0f} ms"
@@ -408,6 +435,7 @@ def table() -> Iterator[Row]:
         yield from starts(runs, 5)
         yield from idle(runs)
         yield from keys_while_writing(runs, names)
+    yield from launching(5)
     yield from big(3)
     yield from charts(30)
     yield from reading(5)

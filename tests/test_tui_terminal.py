@@ -4,6 +4,7 @@ program leaves the terminal behind."""
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shutil
 import signal
@@ -279,3 +280,27 @@ def test_another_size_while_it_runs_keeps_everything_inside(terminal: Open) -> N
 
         one.until(fits)
         assert max(map(len, one.screen().splitlines())) <= columns
+
+
+def test_a_ui_whose_terminal_is_gone_ends_though_no_signal_tells_it(tmp_path: Path) -> None:
+    """Without a controlling terminal there is no SIGHUP."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_unified", "tui", "--runs", str(tmp_path)],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
+    )
+    os.close(its)
+    said = b""
+    while b"New run" not in said:
+        said += os.read(ours, 65536)
+    assert process.poll() is None
+    os.close(ours)
+    try:
+        assert process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()

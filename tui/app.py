@@ -108,6 +108,12 @@ class Terminal(App[None]):
         """Spare the garbage collector what stays until the end: looking through it held keys up for 70 ms."""
         if not self.is_headless:  # a test's process makes many applications
             gc.freeze()
+            self.set_interval(1, self._end_without_terminal)
+
+    def _end_without_terminal(self) -> None:
+        """Nobody sees or types anything any more. SIGHUP tells it first, where it isn't ignored as under nohup."""
+        if not sys.stdin.isatty():
+            self.exit(return_code=1)
 
     def on_unmount(self) -> None:
         self.remember()
