@@ -2,9 +2,9 @@
 
 python benchmarks/health.py [PRESET=FIRST-LAST ...] [--runs DIR] [--out benchmarks/health.md]
 
-Trains presets as they stand and the runs of sick.py into DIR, where runs that are there already are only read: remove
-those whose defect is another one now. Exit code 1 where a run has not come to its end, a healthy run makes a check
-fire, or a check has no run that does.
+Trains presets to the end of their steps, past solved, and the runs of sick.py into DIR, where runs that are there
+already are only read: remove those whose defect is another one now. Exit code 1 where a run has not come to its end, a
+healthy run makes a check fire, or a check has no run that does.
 """
 
 from __future__ import annotations
@@ -78,13 +78,14 @@ def trained(folder: Path, config: RunConfig) -> Judged:
 
 
 def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, Judged]:
-    """By name, runs of `presets` as they stand, each PRESET=FIRST or PRESET=FIRST-LAST of its seeds."""
+    """By name, runs of `presets` to the end of their steps, each PRESET=FIRST or PRESET=FIRST-LAST of its seeds."""
     judged = {}
     for given in presets:
         preset, _, seeds = given.partition("=")
         first, _, last = seeds.partition("-")
         for seed in range(int(first), int(last or first) + 1):
-            judged[f"{preset}-{seed}"] = trained(folder / f"{preset}-{seed}", load_preset(preset, seed=seed))
+            config = load_preset(preset, seed=seed).model_copy(update={"stop_when_solved": False})
+            judged[f"{preset}-{seed}"] = trained(folder / f"{preset}-{seed}", config)
     return judged
 
 

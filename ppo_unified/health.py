@@ -22,6 +22,7 @@ LONG = 50  # last iterations, whose median is what is usual
 PERSIST = 5  # iterations in a row that turn a verdict
 SETTLED = 30  # iterations after which a critic should have learned something
 SPIKES = 3  # of the last WINDOW iterations
+EXACT = 0.01  # share of the mean value by which a critic that is right errs
 
 
 @dataclass
@@ -135,6 +136,16 @@ def _spikes(track: Track) -> float | None:
     return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
 
 
+def _explained(explained: Track, loss: Track, values: Track) -> float | None:
+    """The mean share explained where the critic is not right already, as on a solved task whose returns are all alike:
+    what is left to explain there is rounding. None where it is right in half of the window."""
+    recent = (track.recent[-WINDOW:] for track in (explained, loss, values))
+    wrong = [
+        share for share, cost, mean in zip(*recent, strict=False) if math.sqrt(2 * max(0.0, cost)) > EXACT * abs(mean)
+    ]
+    return fmean(wrong) if 2 * len(wrong) > WINDOW else None
+
+
 def _dead(explained: Track, loss: Track) -> float | None:
     """The largest share explained in the window; None where the value loss is falling or was nothing to begin with."""
     is_stuck = loss.then > 1e-6 and loss.now > 0.9 * loss.then
@@ -187,11 +198,12 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "explained_variance",
-        ("value/explained_variance",),
-        _mean,
+        (*CRITIC, "value/mean"),
+        _explained,
         -0.1,
         False,
-        f"mean of {WINDOW} iterations, after {SETTLED}",
+        f"mean of {WINDOW} iterations, after {SETTLED}, those apart where the critic errs by under {EXACT:.0%} of the "
+        "mean value",
         "The critic foresees less than a constant would, so advantages are noisier than without it.",
         "Lower `optim.critic_lr` (with `optim.joint` off), raise `ppo.value_coef`, or set `ppo.critic_warmup`.",
         "below 0 is worse than predicting nothing (https://stable-baselines3.readthedocs.io/en/master/common/logger.html)",

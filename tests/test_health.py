@@ -24,6 +24,7 @@ WELL = {
     "policy/entropy": 1.0,
     "value/explained_variance": 0.5,
     "loss/value": 1.0,
+    "value/mean": 5.0,
     "invariant/first_ratio_error": 1e-7,
     "invariant/optimizer_steps_error": 0.0,
     "invariant/gae_error": 1e-6,
@@ -80,6 +81,14 @@ def test_one_bad_iteration_is_no_illness(name: str) -> None:
     """However bad: a mean may need the window to forget it, so only as bad as the illness is."""
     one = history(ILL[name], well_again=TURN + 1)
     assert not ever_fired(one)
+
+
+def test_a_critic_that_is_right_has_nothing_left_to_explain() -> None:
+    """CartPole once it is solved: all returns are alike, and the explained variance is one of rounding errors."""
+    solved = {"value/explained_variance": -2.0, "loss/value": 1e-6, "value/mean": 50.0}
+    assert not ever_fired(history(solved))
+    assert ever_fired(history(solved | {"loss/value": 1.0})) == {"explained_variance"}
+    assert ever_fired(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
 
 
 def test_it_says_once_when_it_begins_and_once_when_it_has_healed() -> None:
