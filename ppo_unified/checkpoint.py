@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from safetensors import SafetensorError
 from ppo_unified import durable
 from ppo_unified.durable import Sum
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, to_json
+from ppo_unified.runs import CHECKPOINT, Run, to_json
 from ppo_unified.state import join, packed, split, unpacked
 from ppo_unified.text import tell
 from ppo_unified.untrusted import fields_of, parse_json, read_json
@@ -35,7 +34,6 @@ POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "tra
 FORMAT = 2
 MOST_META = 1 << 20  # bytes of a meta.json
 DAMAGED, ASIDE = ".damaged", ".tmp"  # how the names end of what a trainer found damaged, and of what nobody finished
-_NAME = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # the step, and which writing of that step it is
 
 T = TypeVar("T")
 
@@ -75,7 +73,7 @@ def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: 
     if not run.checkpoints.is_dir():
         run.checkpoints.mkdir()
         durable.sync_folder(run.path)
-    last = max((writing for step, writing, _ in _folders(run) if step == meta.step), default=-1)
+    last = max((writing for step, writing, _ in run.checkpoint_folders() if step == meta.step), default=-1)
     final = run.checkpoints / (f"{meta.step:012d}" + (f".{last + 1}" if last >= 0 else ""))
     aside = run.checkpoints / f".{final.name}.{os.getpid()}{ASIDE}"
     try:
@@ -120,7 +118,7 @@ def read_meta(folder: Path) -> Meta:
         if len(text) > MOST_META:
             raise ValueError(f"it has more than {MOST_META:,} bytes")
         meta = _meta_of(parse_json(text.decode("ascii")), first_format=(folder / _OLD_POLICY).exists())
-        named = _NAME.fullmatch(folder.name)  # not while it is written
+        named = CHECKPOINT.fullmatch(folder.name)  # not while it is written
         if named and int(named[1]) != meta.step:
             raise ValueError(f"it is of step {meta.step}")
         return meta
@@ -176,29 +174,20 @@ def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta
 # which there are
 
 
-def _folders(run: Run) -> list[tuple[int, int, Path]]:
-    """(step, writing, folder) of all checkpoints, the oldest first; of one step the last writing is the valid one."""
-    try:
-        named = [(_NAME.fullmatch(path.name), path) for path in run.checkpoints.iterdir()]
-    except FileNotFoundError:  # any other error is one: a run is not to start anew because its folder can't be read
-        return []
-    return sorted((int(found[1]), int(found[2] or 0), path) for found, path in named if found)
-
-
 def steps(run: Run) -> list[int]:
     """The steps of all checkpoints, ascending."""
-    return sorted({step for step, _, _ in _folders(run)})
+    return sorted({step for step, _, _ in run.checkpoint_folders()})
 
 
 def folder_of(run: Run, step: int) -> Path:
     """The folder of a step's checkpoint, whether it is there or not."""
-    own = [path for number, _, path in _folders(run) if number == step]
+    own = [path for number, _, path in run.checkpoint_folders() if number == step]
     return own[-1] if own else run.checkpoints / f"{step:012d}"
 
 
 def best(run: Run) -> tuple[int, float] | None:
     """Step and score of the best checkpoint that is there; None where none was evaluated. Damaged ones are left out."""
-    return _best_of(_metas({step: path for step, _, path in _folders(run)})) or _old_best(run)
+    return _best_of(_metas({step: path for step, _, path in run.checkpoint_folders()})) or _old_best(run)
 
 
 def _metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
@@ -290,7 +279,7 @@ def newest(run: Run, device: torch.device) -> Loaded | None:
     if not there:
         return None
     loaded = _first_whole(run, there[::-1], lambda folder: _load(folder, device))
-    for step, _, path in _folders(run):
+    for step, _, path in run.checkpoint_folders():
         if step > loaded.meta.step:
             _set_aside(path)
     return loaded
@@ -333,15 +322,15 @@ def prune(run: Run, keep: int) -> None:
 
     One whose meta.json can't be read is kept: it may be the best. Raises OSError.
     """
-    there = {step: path for step, _, path in _folders(run)}
+    there = {step: path for step, _, path in run.checkpoint_folders()}
     readable = _metas(there)  # read once: what can't be read now isn't taken for unimportant a moment later
     newest_ones, best_one = list(there)[-keep:], _best_of(readable) or _old_best(run)
     unneeded = {there[step] for step in readable if step not in newest_ones and (not best_one or step != best_one[0])}
-    for step, _, path in _folders(run):
+    for step, _, path in run.checkpoint_folders():
         if path in unneeded or path != there.get(step, path):
             _remove(path)
     for path in run.checkpoints.glob(f"*{DAMAGED}"):
-        found = _NAME.fullmatch(path.name.removesuffix(DAMAGED))
+        found = CHECKPOINT.fullmatch(path.name.removesuffix(DAMAGED))
         if found and newest_ones and int(found[1]) <= newest_ones[-1]:
             _remove(path)
 

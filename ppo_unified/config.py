@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.untrusted import parse_toml, read_bytes
 
+LARGEST_WHOLE = 2**63 - 1  # that files and other programs take for a whole number
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys, NaN and infinity are refused; values never change after validation."""
@@ -148,9 +150,14 @@ class RunConfig(Section):
     recipe: str = Field("", description="the recipe whose options were laid over it; '' = none")
     seed: int = Field(1, ge=0, le=2**31 - 1, description="seeds the weights, the sampling and the environments")
     total_steps: int = Field(
-        500_000, ge=0, description="environment steps or tokens after which the run ends; 0 = no limit"
+        500_000,
+        ge=0,
+        le=LARGEST_WHOLE,
+        description="environment steps or tokens after which the run ends; 0 = no limit",
     )
-    total_iterations: int = Field(0, ge=0, description="iterations after which the run ends; 0 = no limit")
+    total_iterations: int = Field(
+        0, ge=0, le=LARGEST_WHOLE, description="iterations after which the run ends; 0 = no limit"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto is what the adapter thinks best for the size of the model"
     )

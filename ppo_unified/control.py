@@ -10,13 +10,23 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ppo_unified import launch
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, warnings_of, write_atomically
+from ppo_unified.runs import (
+    ACTIVE,
+    LOCK,
+    STALLED_S,
+    Run,
+    Status,
+    check_name,
+    name_aside,
+    warnings_of,
+    write_atomically,
+)
 from ppo_unified.text import short
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
@@ -56,21 +66,21 @@ def rename(run: Run, name: str) -> Run:
     Raises UsageError while it is trained, and where the name is unfit or taken.
     """
     check_name(name)
-    _check_idle(run, "renamed")
     path = run.path.with_name(name)
-    if os.path.lexists(path):
-        raise UsageError(f"{path} exists already; choose another name")
-    linked = run.path.is_symlink()
-    try:
-        run.path.rename(path)
-    except OSError as error:
-        raise UsageError(f"{run.path}: cannot be renamed ({error.strerror})") from None
-    renamed = Run(path)
-    if not linked:
-        with suppress(UsageError):  # a damaged run.json stays as it is
-            status = renamed.read_status()
-            status.name = name
-            renamed.write_status(status)
+    with _idle(run, "renamed"):
+        if os.path.lexists(path):
+            raise UsageError(f"{path} exists already; choose another name")
+        linked = run.path.is_symlink()
+        try:
+            run.path.rename(path)
+        except OSError as error:
+            raise UsageError(f"{run.path}: cannot be renamed ({error.strerror})") from None
+        renamed = Run(path)
+        if not linked:
+            with suppress(UsageError):  # a damaged run.json stays as it is
+                status = renamed.read_status()
+                status.name = name
+                renamed.write_status(status)
     return renamed
 
 
@@ -81,17 +91,43 @@ def delete(run: Run) -> None:
     """
     if not (run.path / "run.json").is_file():
         raise UsageError(f"{run.path}: holds no run.json, so it is not taken for a run; nothing was deleted")
-    _check_idle(run, "deleted")
+    with _idle(run, "deleted"):
+        try:
+            if run.path.is_symlink():
+                run.path.unlink()
+            else:
+                _remove(run.path)
+        except OSError as error:
+            raise UsageError(f"{error.filename or run.path}: cannot be deleted ({error.strerror})") from None
+
+
+def _remove(path: Path) -> None:
+    """Remove a run's folder, out of sight: nobody finds half a run. Raises OSError; what is left is a run again."""
+    aside = path.with_name(name_aside())
+    path.rename(aside)
     try:
-        if run.path.is_symlink():
-            run.path.unlink()
-            return
-        for entry in list(os.scandir(run.path)):
-            if entry.name != "run.json":  # goes last: what is left of a failed deletion can be deleted again
+        for entry in list(os.scandir(aside)):
+            if entry.name not in ("run.json", LOCK):  # go last: what is left of a failed deletion is still a run
                 shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else Path(entry).unlink()
-        shutil.rmtree(run.path)
+        shutil.rmtree(aside)
     except OSError as error:
-        raise UsageError(f"{error.filename or run.path}: cannot be deleted ({error.strerror})") from None
+        with suppress(OSError):
+            aside.rename(path)
+            error.filename = str(error.filename).replace(str(aside), str(path))
+        raise
+
+
+@contextmanager
+def _idle(run: Run, what: str) -> Iterator[None]:
+    """Inside the block nobody can begin to train the run. Raises UsageError where somebody does."""
+    _check_idle(run, what)
+    held = Run(run.path)
+    if not (run.path / LOCK).is_symlink():  # nobody trains where the lock leads elsewhere
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def _check_idle(run: Run, what: str) -> None:

@@ -62,11 +62,13 @@ def default_name(config: RunConfig) -> str:
 def reopen(run: Run) -> Status:
     """The status of an existing run, locked by this process for going on. Raises UsageError if another trains there.
 
-    A trainer that has written how it ended holds the lock for a moment more.
+    A trainer that has written how it ended holds the lock for a moment more. Where it was killed before a change of
+    options was in config.toml, that change is no longer told.
     """
     deadline = time.monotonic() + LEAVING_S
     while run.read_status().state not in ACTIVE and run.locked() and time.monotonic() < deadline:
         time.sleep(0.02)
+    run.check_no_links()
     run.acquire()
     status = run.read_status()
     status.resumes.append({"time": time.time(), "step": status.step, "from_state": status.state})
@@ -120,6 +122,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._first = 0.0  # when the first one came, on the monotonic clock
         self._interruptible = False
+        self._run: Run | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -128,9 +131,17 @@ class StopRequest:
     def reason(self) -> str:
         return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
 
+    def shown_in(self, run: Run) -> None:
+        """Let the run that this process trains tell others of a request, so that nobody repeats it unknowingly."""
+        self._run = run
+        if self:
+            run.mark_stopping()
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal, self._first = signal.Signals(number), time.monotonic()
+            if self._run is not None:
+                self._run.mark_stopping()
         elif number == signal.SIGINT or time.monotonic() - self._first >= SAME_REQUEST_S:
             os._exit(128 + number)
         if self._interruptible:
@@ -306,7 +317,7 @@ def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             process.kill()
-        elif status.state != "stopping":
+        elif not run.is_stopping():
             process.terminate()
     except psutil.NoSuchProcess:
         pass  # it has ended meanwhile

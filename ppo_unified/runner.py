@@ -78,6 +78,7 @@ def train_in(
     Raises Refused for what cannot even begin; then `undo` has been called, with the lock still held.
     """
     status = run.read_status()
+    stop.shown_in(run)
     try:
         trainer = _made(run, config, status, stop, report or (lambda status, metrics: None))
         try:

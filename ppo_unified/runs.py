@@ -30,8 +30,10 @@ ACTIVE = ("starting", "running", "stopping")  # states that claim a living train
 LOCK = "run.lock"
 LATEST = "latest"  # instead of a run's name: the newest
 STALLED_S = 60.0  # a living trainer that has not written run.json for this long
-_ABANDONED_S = 86400.0  # a folder that `create` has not finished for so long
-_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what it is called until then
+_WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # to what a link would lead outside
+_ABANDONED_S = 86400.0  # a folder aside that nobody has touched for so long
+_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what `name_aside` gives
+CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # a folder: the step, and which writing of that step it is
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
 
@@ -102,6 +104,14 @@ class Run:
         self.note = path / "note.txt"  # written by people
         self._lock: IO[str] | None = None
 
+    def checkpoint_folders(self) -> list[tuple[int, int, Path]]:
+        """(step, writing, folder) of all checkpoints, the oldest first; of one step the last writing is valid."""
+        try:
+            named = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir()]
+        except FileNotFoundError:  # any other error is one: a run is not to start anew because its folder can't be read
+            return []
+        return sorted((int(found[1]), int(found[2] or 0), path) for found, path in named if found)
+
     def write_status(self, status: Status) -> None:
         write_atomically(self.path / "run.json", to_json(asdict(status)))
 
@@ -145,6 +155,29 @@ class Run:
             ) from None
         self._lock = file
 
+    def mark_stopping(self) -> None:
+        """Tell other processes that this trainer was asked to stop. Safe in a signal handler, and on a full disk.
+
+        The lock covers every byte that the file might have; from now on it covers the first alone.
+        """
+        if self._lock is not None:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN, 0, 1)
+
+    def is_stopping(self) -> bool:
+        """Whether another process trains here and was asked to stop."""
+        return self.holder() is not None and self._holder_from(1) is None
+
+    def check_no_links(self) -> None:
+        """Raises UsageError where a trainer would write through a symbolic link: a folder from somebody else may hold
+        one that leads anywhere."""
+        for name in _WRITTEN:
+            path = self.path / name
+            if path.is_symlink():
+                raise UsageError(
+                    f"{path} is a symbolic link to {str(path.readlink())!r}, and nothing is written through one; put "
+                    "what it leads to in its place, or let the run's whole folder be the link"
+                )
+
     def release(self) -> None:
         """Give the folder up."""
         if self._lock is not None:
@@ -172,19 +205,23 @@ class Run:
 
     def holder(self) -> int | None:
         """The process that trains here, by the kernel's own word; None where there is none but perhaps this one."""
+        return self._holder_from(0)
+
+    def _holder_from(self, byte: int) -> int | None:
+        """The other process that has the lock's bytes from one on, or some of them."""
         try:
             with open(self.path / LOCK, "rb") as file:
-                kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK)))
+                kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK, byte)))
         except OSError:
             return None
         return None if kind == fcntl.F_UNLCK else pid
 
 
-def _flock(kind: int) -> bytes:
-    """struct flock over the whole file, as this system lays it out."""
+def _flock(kind: int, first: int) -> bytes:
+    """struct flock over a file's bytes from one on, as this system lays it out."""
     if sys.platform == "darwin":
-        return struct.pack("qqihh", 0, 0, 0, kind, 0)
-    return struct.pack("hhqqi", kind, 0, 0, 0, 0)
+        return struct.pack("qqihh", first, 0, 0, kind, 0)
+    return struct.pack("hhqqi", kind, 0, first, 0, 0)
 
 
 def _kind_and_pid(packed: bytes) -> tuple[int, int]:
@@ -240,7 +277,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     """
     check_name(name or default)
     _sweep(runs)
-    aside = Run(runs / f".{secrets.token_hex(8)}.tmp")
+    aside = Run(runs / name_aside())
     try:
         aside.path.mkdir(parents=True)
         (aside.path / LOCK).touch()  # no folder of a run is empty: an empty one could be replaced by a rename
@@ -265,8 +302,13 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
             shutil.rmtree(aside.path, ignore_errors=True)
 
 
+def name_aside() -> str:
+    """A name for a folder that is not yet a run, or no longer: what a kill leaves under it is swept a day later."""
+    return f".{secrets.token_hex(8)}.tmp"
+
+
 def _sweep(runs: Path) -> None:
-    """Remove what `create` left where its process was killed: folders of its own names, old, and without a trainer."""
+    """Remove what was left aside where a process was killed: folders of such names, old, and without a trainer."""
     for path in runs.glob(".*.tmp"):
         with suppress(OSError):
             old = time.time() - path.stat().st_mtime > _ABANDONED_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified.cli import main
+from ppo_unified import launch
+from ppo_unified.cli import main, training
 from ppo_unified.events import EventReader
+from ppo_unified.presets import load_preset
 from ppo_unified.runs import Run
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
@@ -283,6 +286,85 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert detached.returncode == 2
     assert "trainer.json: has 4 bytes" in detached.stderr
     assert run.read_status() == before
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that `resume` takes up and does not train."""
+    run = launch.prepare(load_preset("cartpole"), tmp_path, "a")
+    status = run.read_status()
+    status.state, status.step = "stopped", 4000
+    run.write_status(status)
+    run.release()
+    monkeypatch.setattr(training, "_work", lambda run, *_: run.release() or 0)
+    return run
+
+
+FASTER = ("resume", "a", "--total-steps", "9000", "--optim.lr", "1e-5")
+
+
+def test_a_resume_that_is_killed_before_its_change_is_made_can_be_repeated(
+    stopped: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*FASTER, "--runs", str(stopped.path.parent)]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_atomically", killed)
+        with pytest.raises(Killed):
+            main(arguments)
+    assert "lr = 1e-05" not in stopped.config.read_text()
+    assert main(arguments) == 0
+    first, second = stopped.read_status().resumes
+    assert "changed" not in first
+    assert second["changed"]["optim.lr"] == [0.002, 1e-5]
+    assert "lr = 1e-05" in stopped.config.read_text()
+    assert main(["resume", "a", "--runs", str(stopped.path.parent)]) == 0
+    assert stopped.read_status().resumes[1]["changed"] == second["changed"]
+
+
+def test_a_resume_that_cannot_be_written_leaves_the_run_as_it_was(
+    stopped: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stopped.read_status(), stopped.config.read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(training, "write_atomically", full)
+    assert main([*FASTER, "--runs", str(stopped.path.parent)]) == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert (stopped.read_status(), stopped.config.read_text()) == before
+
+
+def test_who_starts_at_step_0_is_told_and_what_lies_there_instead_of_checkpoints(
+    stopped: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = ["resume", "a", "--runs", str(stopped.path.parent)]
+    for names, told in (
+        ((), "a has no checkpoint: it starts at step 0"),
+        ((".000000004000.12.tmp",), "a has no checkpoint: it starts at step 0"),
+        (("000000004000.bak",), "holds 000000004000.bak): it starts at step 0"),
+        (("000000004000",), ""),
+    ):
+        for name in names:
+            (stopped.checkpoints / name).mkdir(parents=True)
+        assert main(again) == 0
+        said = capsys.readouterr().err
+        assert told in said
+        assert bool(told) == ("step 0" in said)
+
+
+def test_more_steps_than_a_whole_number_holds_are_refused(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stopped.read_status()
+    assert main(["resume", "a", "--total-steps", "9" * 25, "--runs", str(stopped.path.parent)]) == 2
+    assert "total_steps" in capsys.readouterr().err.replace("-", "_")
+    assert stopped.read_status() == before
 
 
 def test_modules_of_the_current_folder_do_not_shadow_the_trainers(tmp_path: Path) -> None:

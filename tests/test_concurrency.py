@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from ppo_unified import control, launch
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
-from ppo_unified.runs import Run, all_runs
+from ppo_unified.runs import Run, Status, all_runs
 
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 SHORT = ("--total-steps", "1000", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "1")
@@ -92,6 +93,46 @@ def test_two_that_stop_a_run_at_once_both_see_it_stopped(trained: Run) -> None:
     assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
     assert trained.read_status().state == "stopped"
     assert list(trained.checkpoints.iterdir())
+
+
+UPDATING = """
+import sys, time
+from pathlib import Path
+from ppo_unified.launch import StopRequest
+from ppo_unified.runs import Run
+run, stop = Run(Path(sys.argv[1])), StopRequest()
+run.acquire()
+status = run.read_status()
+with stop.installed():
+    stop.shown_in(run)
+    print("updating", flush=True)
+    while not (run.path / "updated").exists():  # run.json says `running` all the while
+        time.sleep(0.02)
+    status.state = "stopped" if stop else "running"
+    run.write_status(status)
+"""
+
+
+def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path) -> None:
+    """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    with subprocess.Popen([sys.executable, "-c", UPDATING, str(run.path)], stdout=subprocess.PIPE) as trainer:
+        run.write_status(Status(state="running", host=socket.gethostname(), pid=trainer.pid, heartbeat=time.time()))
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline()
+        assert not run.is_stopping()
+        with pytest.raises(UsageError, match="has not stopped within 0 s"):
+            launch.stop(run, kill=False, patience_s=0.0)
+        wait_for(run.is_stopping)
+        time.sleep(launch.SAME_REQUEST_S + 0.1)
+        assert run.read_status().state == "running"
+        again = begin("stop", "a", "--runs", str(tmp_path), folder=tmp_path)
+        time.sleep(1.0)
+        (run.path / "updated").touch()
+        assert "a is stopped" in again.communicate()[1]
+    assert trainer.returncode == 0
+    assert not run.is_stopping()
 
 
 def test_of_two_that_resume_a_run_at_once_one_trains(trained: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,6 +232,27 @@ def test_what_cannot_be_deleted_can_be_deleted_again(tmp_path: Path, monkeypatch
             control.delete(run)
     control.delete(run)
     assert not run.path.exists()
+
+
+def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path, state="stopped")
+    run.checkpoints.mkdir()
+    seen: list[str] = []
+    real = shutil.rmtree
+    look = "import sys; from pathlib import Path; from ppo_unified.runs import Run, all_runs"
+    look += "; found = next(Path(sys.argv[1]).iterdir())"
+    look += "; print(found.name, Run(found).locked(), *all_runs(found.parent))"
+
+    def looked(path: Any) -> None:
+        seen.append(subprocess.check_output([sys.executable, "-c", look, str(tmp_path)], text=True))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", looked)
+    control.delete(run)
+    assert not list(tmp_path.iterdir())
+    name, locked = seen[0].split()
+    assert name.startswith(".")
+    assert locked == "True"
 
 
 def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ppo_unified import checkpoint, control, samples
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
+from ppo_unified.presets import load_preset
 from ppo_unified.runs import Run, Status, create, to_json
 from tests.conftest import ROOT
 from tests.fuzz.readers import is_harmless
@@ -132,6 +133,18 @@ def test_deleting_a_run_removes_links_and_never_what_they_mean(tmp_path: Path) -
     control.delete(link)
     assert not link.path.is_symlink()
     assert (target.path / "run.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "run.lock", "checkpoints", "samples", "nonfinite", "export"])
+def test_a_foreign_run_is_not_resumed_through_a_link(tmp_path: Path, capsys: Say, name: str) -> None:
+    run = make(tmp_path / "runs", state="stopped")
+    run.config.write_text(load_preset("cartpole").to_toml(), encoding="utf-8")
+    (tmp_path / "precious").mkdir()
+    (run.path / name).symlink_to(tmp_path / "precious" / "bashrc")
+    before = contents(tmp_path)
+    assert main(["resume", "a", "--runs", str(run.path.parent)]) == 2
+    assert f"{run.path / name} is a symbolic link" in capsys.readouterr().err
+    assert contents(tmp_path) == before
 
 
 def test_only_runs_are_deleted(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import Refused, UsageError
 from ppo_unified.recipes import laid_over
-from ppo_unified.runs import Run, find, write_atomically
+from ppo_unified.runs import Run, Status, find, to_json, write_atomically
 from ppo_unified.text import clean, clean_lines, say, tell
 from ppo_unified.untrusted import read_json
 
@@ -82,24 +83,60 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
                 status = launch.reopen(run)
         except launch.Interrupted:
             return EXIT["stopped"]
-        before, written = run.read_status(), run.config.read_text(encoding="utf-8")
-        first_change = bool(changes) and not run.begun.exists()
+        try:
+            undo = _claim(run, config, status, changes)
+        except BaseException:
+            run.release()
+            raise
+        if not run.checkpoint_folders():
+            found = [clean(path.name) for path in run.checkpoints.glob("*") if not path.name.startswith(".")]
+            beside = f" ({run.checkpoints} holds {', '.join(sorted(found))})" if found else ""
+            tell(f"{run.name} has no checkpoint{beside}: it starts at step 0")
+        return _work(run, config, stop, undo)
+
+
+def _claim(run: Run, config: RunConfig, status: Status, changes: dict[str, list[Any]]) -> Callable[[], object]:
+    """Make a locked run's files those of a run that goes on with `config`; what takes that back.
+
+    run.json first, so that no change is ever made that it does not tell. Raises UsageError, with nothing changed, where
+    they cannot be written.
+    """
+    before, written = run.read_status(), run.config.read_text(encoding="utf-8")
+    _forget_unmade(status, presets.from_file(run.config))
+    first_change = bool(changes) and not run.begun.exists()
+
+    def undo() -> None:
+        run.write_status(before)
+        write_atomically(run.config, written)
+        if first_change:
+            run.begun.unlink(missing_ok=True)
+
+    if changes:
+        status.resumes[-1]["changed"] = changes
+    try:
+        run.write_status(launch.claimed(status, config))
         if first_change:
             write_atomically(run.begun, written)
         if changes:
-            status.resumes[-1]["changed"] = changes
             write_atomically(run.config, config.to_toml())
-        run.write_status(launch.claimed(status, config))
-        if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
-            tell(f"{run.name} has no checkpoint: it starts at step 0")
+    except OSError as error:
+        with suppress(OSError):
+            undo()
+        raise UsageError(f"{run.path}: cannot be written ({error.strerror})") from None
+    return undo
 
-        def undo() -> None:
-            run.write_status(before)
-            write_atomically(run.config, written)
-            if first_change:
-                run.begun.unlink()
 
-        return _work(run, config, stop, undo)
+def _forget_unmade(status: Status, config: RunConfig) -> None:
+    """Take back what the resume before told of a change, where it was killed before `config` had it."""
+    options = config.flat()
+    for entry in status.resumes[-2:-1]:
+        told = entry.get("changed")
+        if isinstance(told, dict) and any(
+            to_json(options.get(option)) != to_json(values[-1])
+            for option, values in told.items()
+            if isinstance(values, list) and values
+        ):
+            del entry["changed"]
 
 
 def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
@@ -136,6 +173,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
 
 def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[[], object]) -> int:
     """Train in a claimed folder and say how it ended. Raises Refused, after `undo`, where it can't begin."""
+    stop.shown_in(run)
     with launch.logged(run) as log:
         tell(f"training in {run.path}")
         from ppo_unified.runner import train_in  # imports torch: the folder and the signal handlers are there by now
