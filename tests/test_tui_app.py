@@ -26,7 +26,7 @@ from ppo_unified.launch import stop
 from ppo_unified.runs import Run, Status
 from tui import app as program
 from tui.actions import ACTIONS, PLACES, Place, at
-from tui.app import Terminal
+from tui.app import REFRESH_S, REFRESH_SHARE, Terminal
 from tui.dialogs import Ask, Confirm, Read
 from tui.form import Form
 from tui.metric_screen import MetricScreen, OnePlot
@@ -591,6 +591,20 @@ def test_readonly_changes_nothing(runs: Path) -> None:
 
     drive(runs, act, readonly=True)
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+
+def test_a_single_long_picture_holds_the_next_one_up_no_longer(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(_: Pilot[None], app: Terminal) -> None:
+        now = 100.0
+        with monkeypatch.context() as patch:
+            patch.setattr("time.monotonic", lambda: now)
+            found = []
+            for took in (0.001, 0.2, 0.001, 0.2, 0.1):
+                app._pictured(now - took)
+                found.append(app._refresh_s)
+        assert found == [REFRESH_S, REFRESH_S, REFRESH_S, REFRESH_S, pytest.approx(0.1 * REFRESH_SHARE)]
+
+    drive(runs, act)
 
 
 def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:

@@ -788,3 +788,27 @@ def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: st
         assert curve is not None
         points = [(point.step, point.wall_time, np.float32(point.value)) for point in theirs.Scalars(known)]
         assert list(zip(*(column.tolist() for column in curve), strict=True)) == points
+
+
+def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, "a", state="running", heartbeat=time.time())
+    alive = True
+    monkeypatch.setattr(Run, "locked", lambda _: alive)
+    shown = Store(tmp_path, clock := Clock())
+    shown.turn()
+    assert not shown.is_eager()  # not drawn
+    shown.watch(["a"])
+    shown.turn()
+    assert shown.is_eager()
+    alive = False
+    clock.now += 10
+    shown.turn()
+    assert not shown.is_eager()  # crashed
+    alive = True
+    writer = EventWriter(run.path)
+    writer.scalars(1, {"eval/score": 1.0})
+    writer.close()
+    clock.now += 10
+    shown.turn()
+    assert shown.tags("a")
+    assert not shown.is_eager()

@@ -39,6 +39,7 @@ from tui.store import Changes, Entry, Store
 from tui.themes import CYCLE, OURS
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
+EAGER_S = 0.1  # while a run that trains has yet to write its first point
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
@@ -93,7 +94,7 @@ class Terminal(App[None]):
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
         self._warned: dict[str, set[str]] = {}  # names of the health checks that fired then
-        self._painted, self._refresh_s = 0.0, REFRESH_S
+        self._painted, self._refresh_s, self._took = 0.0, REFRESH_S, 0.0
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
     def on_mount(self) -> None:
@@ -136,7 +137,7 @@ class Terminal(App[None]):
                         before.listed or changes.listed, before.advanced | changes.advanced, changes.pending
                     )
                 self.post_message(self.Found())
-            self._hurry.wait(BUSY_S if changes.pending else QUIET_S)
+            self._hurry.wait(BUSY_S if changes.pending else EAGER_S if self.store.is_eager() else QUIET_S)
             self._hurry.clear()
 
     def hurry(self) -> None:
@@ -166,9 +167,13 @@ class Terminal(App[None]):
                 screen.store_changed(changes)
 
     def _pictured(self, began: float) -> None:
-        """A picture that was begun at this time, on the monotonic clock, is on screen."""
+        """A picture that was begun at this time, on the monotonic clock, is on screen.
+
+        A single long one, such as the first with other charts, says nothing about the next.
+        """
         self._undisturbed.set()
-        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * (time.monotonic() - began))
+        before, self._took = self._took, time.monotonic() - began
+        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * min(before, self._took))
 
     def _tell_ends(self) -> None:
         """A word where a run that was seen alive has ended or hangs."""

@@ -112,6 +112,11 @@ class Store:
         self._forget()
         return Changes(self._publish(), frozenset(advanced), pending)
 
+    def is_eager(self) -> bool:
+        """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
+        bare = [self.entries[key] for key in self._watched if key in self.entries and not self.tags(key)]
+        return any(entry.state in ACTIVE for entry in bare)
+
     def _scan(self) -> None:
         started = time.thread_time()
         found = self._folders.walk()
