@@ -51,7 +51,8 @@ LAST = 4321.0  # the last value of every curve, by which a chart is known to be 
 WRITERS = 4
 EVENTS_S = 20  # of a writer
 TIMEOUT_S = 60.0
-DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # of a curve
+DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # of a curve; a single point is none
+IMPORT = "import time; begun = time.perf_counter(); import torch; print(time.perf_counter() - begun)"
 STARTED = b"\x1b]0;started\x07"  # a title that the program is given between its imports and its start
 MIB = 2**20
 
@@ -381,7 +382,7 @@ def big(repeats: int) -> Iterator[Row]:
 
 
 def launching(repeats: int) -> Iterator[Row]:
-    drawn, moved, solved = [], [], []
+    drawn, moved, solved, imported = [], [], [], []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder, program(Path(folder), ViewState()) as screen:
             screen.until(b"New run")
@@ -393,12 +394,14 @@ def launching(repeats: int) -> Iterator[Row]:
             screen.forget()
             moved.append(screen.until(DOTS) - screen.started)
             solved.append(screen.until(b"solved") - screen.started)
+        imported.append(float(subprocess.check_output([sys.executable, "-c", IMPORT])))
     yield Row(
         "from the command to a CartPole whose curve moves",
         "4 keys and 5 s",
         f"3 keys, {statistics.median(moved):.1f} s (longest {max(moved):.1f})",
-        f"an empty folder; each key as soon as its screen is there; median of {repeats}; its first picture at "
-        f"{statistics.median(drawn):.1f} s, solved on screen at {statistics.median(solved):.1f} s",
+        f"an empty folder; each key as soon as its screen is there; median of {repeats}; drawn at "
+        f"{statistics.median(drawn):.1f} s, solved on screen at {statistics.median(solved):.1f} s; of it "
+        f"{statistics.median(imported):.1f} s for `import torch` in the trainer",
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from textual.app import App
+from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
@@ -26,7 +27,7 @@ from ppo_unified.launch import stop
 from ppo_unified.runs import Run, Status
 from tui import app as program
 from tui.actions import ACTIONS, PLACES, Place, at
-from tui.app import REFRESH_S, REFRESH_SHARE, Terminal
+from tui.app import REFRESH_S, TYPING_S, Terminal
 from tui.dialogs import Ask, Confirm, Read
 from tui.form import Form
 from tui.metric_screen import MetricScreen, OnePlot
@@ -593,16 +594,22 @@ def test_readonly_changes_nothing(runs: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
 
-def test_a_single_long_picture_holds_the_next_one_up_no_longer(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def act(_: Pilot[None], app: Terminal) -> None:
         now = 100.0
         with monkeypatch.context() as patch:
             patch.setattr("time.monotonic", lambda: now)
             found = []
-            for took in (0.001, 0.2, 0.001, 0.2, 0.1):
+            for took in (0.001, 0.2, 0.001, 0.2, 0.1):  # a single long one holds nothing up
                 app._pictured(now - took)
-                found.append(app._refresh_s)
-        assert found == [REFRESH_S, REFRESH_S, REFRESH_S, REFRESH_S, pytest.approx(0.1 * REFRESH_SHARE)]
+                found.append(app._refresh_s())
+            assert found == [REFRESH_S, REFRESH_S, REFRESH_S, REFRESH_S, pytest.approx(1.0)]
+            await app.on_event(Key("z", "z"))
+            assert app._refresh_s() == pytest.approx(4.0)
+            now += TYPING_S
+            assert app._refresh_s() == pytest.approx(1.0)
 
     drive(runs, act)
 

@@ -15,6 +15,7 @@ from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
+from textual.events import Event, InputEvent
 from textual.message import Message
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
@@ -43,7 +44,8 @@ EAGER_S = 0.1  # while a run that trains has yet to write its first point
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
-REFRESH_SHARE = 40  # a picture takes at most this part of the time: few keys wait for one
+REFRESH_SHARE = {True: 40, False: 10}  # a picture takes at most this part of the time; while one types: few keys wait
+TYPING_S = 3.0  # after a key or the mouse
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
@@ -94,7 +96,8 @@ class Terminal(App[None]):
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
         self._warned: dict[str, set[str]] = {}  # names of the health checks that fired then
-        self._painted, self._refresh_s, self._took = 0.0, REFRESH_S, 0.0
+        self._painted, self._took, self._usual = 0.0, 0.0, 0.0  # the last picture: when, how long; and what is usual
+        self._touched = 0.0  # when a key or the mouse was last heard of, on the monotonic clock
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
     def on_mount(self) -> None:
@@ -129,8 +132,11 @@ class Terminal(App[None]):
         worker = get_current_worker()
         while not (worker.is_cancelled or self._leaving.is_set()):
             self._undisturbed.wait(LONGEST_PICTURE_S)
+            awaited = self.store.is_eager()
             changes = self.store.turn()
             if changes.listed or changes.advanced:
+                if awaited and not self.store.is_eager():
+                    self._painted = 0.0  # the first curves are shown at once
                 with self._lock:
                     before = self._changes
                     self._changes = Changes(
@@ -148,7 +154,7 @@ class Terminal(App[None]):
 
     def on_terminal_found(self) -> None:
         """Show it, at most every REFRESH_S, and less often where that takes long."""
-        wait = self._painted + self._refresh_s - time.monotonic()
+        wait = self._painted + self._refresh_s() - time.monotonic()
         if wait > 0:
             self.set_timer(wait, lambda: self.post_message(self.Found()))
             return
@@ -173,7 +179,17 @@ class Terminal(App[None]):
         """
         self._undisturbed.set()
         before, self._took = self._took, time.monotonic() - began
-        self._refresh_s = max(REFRESH_S, REFRESH_SHARE * min(before, self._took))
+        self._usual = min(before, self._took)
+
+    def _refresh_s(self) -> float:
+        """Between two pictures."""
+        typing = time.monotonic() - self._touched < TYPING_S
+        return max(REFRESH_S, REFRESH_SHARE[typing] * self._usual)
+
+    async def on_event(self, event: Event) -> None:
+        if isinstance(event, InputEvent):
+            self._touched = time.monotonic()
+        await super().on_event(event)
 
     def _tell_ends(self) -> None:
         """A word where a run that was seen alive has ended or hangs."""
