@@ -22,6 +22,7 @@ from ppo_unified import checkpoint, control, samples
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
+from ppo_unified.keeping import Keeping
 from ppo_unified.runs import Run, Status, create, to_json
 from tests.conftest import ROOT
 from tests.fuzz.readers import is_harmless
@@ -397,6 +398,34 @@ def test_no_command_hands_a_foreign_text_to_the_terminal(
     assert said.out or said.err
     for text in (said.out, said.err):
         assert is_harmless(text), [c for c in text if not is_harmless(c)]
+
+
+@pytest.mark.parametrize("arguments", [["runs", "--runs", "a"], ["runs", "x", "--runs", "b"], ["doctor"]], ids=" ".join)
+def test_nor_the_name_of_a_folder(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    folder = tmp_path / EVIL.replace("\x00", "").replace("/", "")
+    make(folder / "b")
+    monkeypatch.chdir(folder)
+    assert main([str(folder / word) if word in ("a", "b") else word for word in arguments]) == 0
+    said = capsys.readouterr()
+    assert "[red]" in said.out + said.err
+    assert is_harmless(said.out + said.err)
+
+
+def test_nor_what_a_run_says_of_its_own_folder(tmp_path: Path, capsys: Say) -> None:
+    run = make(tmp_path / EVIL.replace("\x00", "").replace("/", ""))
+    run.acquire()
+    keeping = Keeping(run)
+    with keeping.of("run.json"):
+        raise OSError(EVIL)
+    with keeping.of("run.json"):
+        pass
+    run.release()
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert "can be written again" in said
+    assert is_harmless(said)
 
 
 def test_a_json_document_holds_foreign_text_escaped(tmp_path: Path, capsys: Say) -> None:

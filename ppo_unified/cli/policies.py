@@ -66,7 +66,7 @@ def eval(options: Namespace) -> int:
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")
     if video:
-        print(f"video: {video}")
+        say(clean(f"video: {video}"))
     return 0
 
 
@@ -188,7 +188,7 @@ def export(options: Namespace) -> int:
             why = error.strerror or error
             raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
     for name in files:
-        print(folder / name)
+        say(clean(folder / name))
     return 0
 
 
