@@ -115,11 +115,16 @@ def read_note(run: Run) -> str:
 
 
 def write_note(run: Run, text: str) -> None:
-    """Keep `text` beside the run; an empty one removes the note."""
-    if text.strip():
-        write_atomically(run.note, text.strip() + "\n")
-    else:
-        run.note.unlink(missing_ok=True)
+    """Keep `text` beside the run; an empty one removes the note. Raises UsageError where it cannot be written."""
+    try:
+        if text.strip():
+            write_atomically(run.note, text.strip() + "\n")
+        else:
+            run.note.unlink(missing_ok=True)
+    except UnicodeEncodeError:
+        raise UsageError(f"{run.name}: the note is no UTF-8 text; nothing was written") from None
+    except OSError as error:
+        raise UsageError(f"{run.note}: cannot be written ({error.strerror})") from None
 
 
 def events_of(run: Run, status: Status) -> list[Event]:

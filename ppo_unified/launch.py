@@ -45,7 +45,7 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
         run.acquire()
         run.config.write_text(config.to_toml(), encoding="utf-8")
         if command:
-            run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
+            run.command.write_text(shlex.join(command) + "\n", encoding="utf-8", errors="surrogateescape")
         status = Status(name=final_name, preset=config.origin, kind=config.kind, seed=config.seed)
         run.write_status(claimed(status, config))
 

@@ -209,12 +209,15 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that readers see the old text or the new, never a part."""
+    """Replace a file so that readers see the old text or the new, never a part.
+
+    Raises OSError, and UnicodeEncodeError for text that is none; either way the old text stays, and nothing else.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise

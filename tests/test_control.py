@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified import control, launch
+from ppo_unified import control, launch, load_preset
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, Status
@@ -230,6 +230,25 @@ def test_what_cannot_be_deleted_can_be_deleted_again(tmp_path: Path, monkeypatch
             control.delete(run)
     control.delete(run)
     assert not run.path.exists()
+
+
+def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+    """What Python makes of bytes on a command line that are not UTF-8."""
+    run = made(tmp_path)
+    control.write_note(run, "before")
+    there = sorted(os.listdir(run.path))
+    with pytest.raises(UsageError, match="no UTF-8 text"):
+        control.write_note(run, os.fsdecode(b"caf\xe9"))
+    assert control.read_note(run) == "before"
+    assert sorted(os.listdir(run.path)) == there
+
+
+def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
+    run = launch.prepare(
+        load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]
+    )
+    assert run.command.read_bytes() == b"ppo-unified train 'r\xe9sum\xe9.toml'\n"
+    run.release()
 
 
 def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from ppo_unified import checkpoint, control, samples
 from ppo_unified.cli import main
+from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
 from ppo_unified.keeping import Keeping
@@ -171,8 +172,6 @@ def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) ->
 
 def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path) -> None:
     """policy.json lists what an earlier export wrote; one that lists more moves nothing outside its folder."""
-    from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
-
     (tmp_path / "thesis.tex").write_text("x")
     out = tmp_path / "out"
     out.mkdir()
@@ -182,6 +181,22 @@ def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path
     with pytest.raises(UsageError, match="something else"):
         _check_target(out, "a")
     assert (tmp_path / "thesis.tex").is_file()
+
+
+@pytest.mark.parametrize("files", [[1], [None, DESCRIPTION], 1, "deep/a"])
+def test_an_export_beside_a_description_of_another_form_is_refused(tmp_path: Path, files: Any) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").touch()
+    (tmp_path / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
+    with pytest.raises(UsageError, match="something else"):
+        _check_target(tmp_path, "a")
+
+
+def test_an_export_to_a_path_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """torch would end the process over it."""
+    with pytest.raises(UsageError, match="not UTF-8"):
+        _check_target(tmp_path / os.fsdecode(b"ex\xff"), "a")
+    assert not contents(tmp_path)
 
 
 # code
