@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from ppo_unified import launch
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status, check_name, warnings_of, write_atomically
 from ppo_unified.text import short
+from ppo_unified.untrusted import open_file
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
 LONGEST_NOTE = 1 << 16  # characters; the rest is not read
@@ -108,7 +110,7 @@ def _check_idle(run: Run, what: str) -> None:
 def read_note(run: Run) -> str:
     """What somebody wrote about the run; empty without a note."""
     try:
-        with open(run.note, encoding="utf-8", errors="replace") as file:
+        with TextIOWrapper(open_file(run.note), encoding="utf-8", errors="replace") as file:
             return file.read(LONGEST_NOTE).strip()
     except OSError:
         return ""
@@ -181,7 +183,7 @@ def _end(run: Run, status: Status) -> list[Event]:
 
 def last_lines(path: Path) -> str:
     """The last lines of a text file, however long it is; empty where there is none."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
     return ""
