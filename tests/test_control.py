@@ -243,6 +243,22 @@ def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(run.path)) == there
 
 
+@pytest.mark.parametrize("told", ["x", "57", "-1", "1", "9" * 30])
+def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
+    tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in the environment; what it starts does not even see it."""
+    monkeypatch.setenv(launch.DETACHED, told)
+    launch.detached.cache_clear()
+    run = launch.prepare(load_preset("cartpole"), tmp_path)
+    assert launch.DETACHED not in os.environ
+    with launch.logged(run):
+        print("for people")
+    assert capsys.readouterr().out == "for people\n"
+    launch.discard(run)
+    assert not run.path.exists()
+
+
 def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
     run = launch.prepare(
         load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]

@@ -123,9 +123,10 @@ def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
         assert line_from(child) == "held"
         assert run.holder() == child.pid
         named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
-        run.write_status(named)
-        with pytest.raises(UsageError, match=f"names process {bystander.pid}, but {child.pid} trains there"):
-            launch.stop(run, kill=True)
+        for pid in (bystander.pid, -1, 1 << 40):
+            run.write_status(replace(named, pid=pid))
+            with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
+                launch.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
         assert launch.stop(run, kill=True) == "crashed"
