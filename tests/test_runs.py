@@ -250,6 +250,22 @@ def test_names_that_stay_inside_are_made(tmp_path: Path, name: str) -> None:
         create(tmp_path, name, "")
 
 
+def test_a_name_that_the_file_system_finds_too_long_is_refused_as_such(tmp_path: Path) -> None:
+    """A hundred characters are fine, three hundred bytes are not."""
+    with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
+        create(tmp_path, "\u6f22" * 100, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_nobody_typed_is_refused_with_the_way_to_type_one(tmp_path: Path) -> None:
+    """It comes from a file's name, say."""
+    with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
+        create(tmp_path, "", "_my-s1")
+    with pytest.raises(UsageError, match="'_my-s1'") as refused:
+        create(tmp_path, "_my-s1", "a")
+    assert "give another" not in str(refused.value)
+
+
 def test_processes_that_want_the_same_default_name_get_different_folders(tmp_path: Path) -> None:
     children = [
         subprocess.Popen(
