@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from ppo_unified.runs import (
     write_atomically,
 )
 from ppo_unified.text import short
+from ppo_unified.untrusted import open_file
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
 LONGEST_NOTE = 1 << 16  # characters; the rest is not read
@@ -144,18 +146,23 @@ def _check_idle(run: Run, what: str) -> None:
 def read_note(run: Run) -> str:
     """What somebody wrote about the run; empty without a note."""
     try:
-        with open(run.note, encoding="utf-8", errors="replace") as file:
+        with TextIOWrapper(open_file(run.note), encoding="utf-8", errors="replace") as file:
             return file.read(LONGEST_NOTE).strip()
     except OSError:
         return ""
 
 
 def write_note(run: Run, text: str) -> None:
-    """Keep `text` beside the run; an empty one removes the note."""
-    if text.strip():
-        write_atomically(run.note, text.strip() + "\n")
-    else:
-        run.note.unlink(missing_ok=True)
+    """Keep `text` beside the run; an empty one removes the note. Raises UsageError where it cannot be written."""
+    try:
+        if text.strip():
+            write_atomically(run.note, text.strip() + "\n")
+        else:
+            run.note.unlink(missing_ok=True)
+    except UnicodeEncodeError:
+        raise UsageError(f"{run.name}: the note is no UTF-8 text; nothing was written") from None
+    except OSError as error:
+        raise UsageError(f"{run.note}: cannot be written ({error.strerror})") from None
 
 
 def events_of(run: Run, status: Status) -> list[Event]:
@@ -212,7 +219,7 @@ def _end(run: Run, status: Status) -> list[Event]:
 
 def last_lines(path: Path) -> str:
     """The last lines of a text file, however long it is; empty where there is none."""
-    with suppress(OSError), open(path, "rb") as file:
+    with suppress(OSError), open_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedWriter, FileIO, TextIOWrapper
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ppo_unified.runs import Run
+from ppo_unified.text import tell
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -43,15 +43,12 @@ class Keeping:
             self.check_folder()
             if what not in self.failing:
                 self.failing.add(what)
-                print(
-                    f"{self.run.path}: {what} cannot be written ({error.strerror or error}); training goes on, and "
-                    "tries again",
-                    file=sys.stderr,
-                )
+                why = error.strerror or error
+                tell(f"{self.run.path}: {what} cannot be written ({why}); training goes on, and tries again")
         else:
             if what in self.failing:
                 self.failing.discard(what)
-                print(f"{self.run.path}: {what} can be written again", file=sys.stderr)
+                tell(f"{self.run.path}: {what} can be written again")
 
 
 class _Forgiving(FileIO):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -39,20 +41,34 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
 
     Raises UsageError, leaving no folder behind, for what the adapter refuses and for names and folders that don't do.
     """
+    told = detached()
     presets.check(config)
 
     def fill(run: Run, final_name: str) -> None:
         run.acquire()
         run.config.write_text(config.to_toml(), encoding="utf-8")
         if command:
-            run.command.write_text(shlex.join(command) + "\n", encoding="utf-8")
+            run.command.write_text(shlex.join(command) + "\n", encoding="utf-8", errors="surrogateescape")
         status = Status(name=final_name, preset=config.origin, kind=config.kind, seed=config.seed)
         run.write_status(claimed(status, config))
 
     run = create(runs, name, default_name(config), fill)
-    if told := os.environ.get(DETACHED):
-        os.write(int(told), os.fsencode(run.path) + b"\0")
+    if told is not None:
+        os.write(told, os.fsencode(run.path) + b"\0")
     return run
+
+
+@cache
+def detached() -> int | None:
+    """The file in which whoever started this process in the background looks for its folder; None where nobody did.
+
+    Out of the environment it is taken at once: a process that this one starts would take the word for its own.
+    """
+    told = os.environ.pop(DETACHED, "")
+    with suppress(OSError, ValueError, OverflowError):
+        if (number := int(told)) > 2 and stat.S_ISREG(os.fstat(number).st_mode):
+            return number
+    return None
 
 
 def default_name(config: RunConfig) -> str:
@@ -101,7 +117,7 @@ def discard(run: Run) -> None:
 
     A detached process leaves that to whoever started it and has yet to read why.
     """
-    if not run.checkpoints.exists() and not os.environ.get(DETACHED):
+    if not run.checkpoints.exists() and detached() is None:
         shutil.rmtree(run.path, ignore_errors=True)
     run.release()
 
@@ -208,7 +224,7 @@ def logged(run: Run) -> Iterator[TextIO]:
     """
     before = sys.stdout, sys.stderr
     with open_log(run.log) as log:
-        if os.environ.get(DETACHED):
+        if detached() is not None:
             for stream in before:
                 os.dup2(log.fileno(), stream.fileno())
             sys.stdout = sys.stderr = log
@@ -294,10 +310,9 @@ def verified_process(run: Run, status: Status) -> psutil.Process:
     holder = run.holder()
     if status.state not in ACTIVE or holder is None:
         raise UsageError(f"{run.name} is not running (it is {run.state(status)})")
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(status.pid)
-        if holder == status.pid:
-            return process
+    if holder == status.pid:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(holder)
     raise UsageError(
         f"{run.name}: run.json names process {status.pid}, but {holder} trains there; nothing was signalled"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -361,6 +362,7 @@ class Trainer:
     def _evaluate(self, stop: launch.StopRequest) -> dict[str, float]:
         """Score the greedy policy and see whether it is the best so far and whether the task is solved.
 
+        A score that is not finite is neither: nothing could beat a NaN, and it says nothing of the policy.
         Raises Interrupted, with nothing changed but that an evaluation is owed, where a stop is asked for.
         """
         self.owed = True
@@ -370,7 +372,7 @@ class Trainer:
         self.owed, self.evaluated = False, self.progress.steps
         status = self.status
         status.score = score
-        if solved or status.best_score is None or score > status.best_score:
+        if solved or (math.isfinite(score) and (status.best_score is None or score > status.best_score)):
             status.best_score, status.best_step = score, self.progress.steps
         if solved:
             status.solved_step = self.progress.steps
@@ -383,16 +385,23 @@ class Trainer:
 
     def _scored(self) -> tuple[float, bool]:
         """The greedy policy's mean score, and whether it solves the task: then it is that of the confirmation."""
-        options = self.config.eval
-        score = self._mean_score(options.episodes, 1)
-        if options.threshold is None or self.status.solved_step is not None or score < options.threshold:
+        threshold = self.config.eval.threshold
+        score = self._mean_score(self.config.eval.episodes, 1)
+        if threshold is None or self.status.solved_step is not None or not threshold <= score < math.inf:
             return score, False
         scores = [self._mean_score(CONFIRMATION_EPISODES, number) for number in (2, 3)]
-        return float(np.mean(scores)), min(scores) >= options.threshold
+        return float(np.mean(scores)), all(threshold <= score < math.inf for score in scores)
 
     def _mean_score(self, episodes: int, number: int) -> float:
-        """Of fresh episodes, the same for the same `number`."""
-        return float(np.mean(self.adapter.score(episodes, self.config.seed + number, True)))
+        """Of fresh episodes, the same for the same `number`; stderr says where one of them is not finite."""
+        scores = np.array(self.adapter.score(episodes, self.config.seed + number, True), dtype=float)
+        wrong = np.flatnonzero(~np.isfinite(scores))
+        if wrong.size:
+            first = f"the score of {wrong.size} of {len(scores)} episodes is not finite, first of episode {wrong[0]}"
+            what = "it counts neither as best nor as solved; training goes on"
+            tell(f"{self.run.path}: evaluation at step {self.progress.steps}: {first} ({scores[wrong[0]]}); {what}")
+        with np.errstate(invalid="ignore"):  # of inf and -inf
+            return float(np.mean(scores))
 
     def _is_best(self) -> bool:
         """Whether this very step was evaluated, as the best so far."""

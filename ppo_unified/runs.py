@@ -246,12 +246,15 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that readers see the old text or the new, never a part."""
+    """Replace a file so that readers see the old text or the new, never a part.
+
+    Raises OSError, and UnicodeEncodeError for text that is none; either way the old text stays, and nothing else.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
@@ -275,7 +278,11 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     folder get its name: whoever is killed meanwhile leaves a hidden folder, never half a run that keeps a name taken.
     Raises UsageError when the name is unfit or taken, or the folder can't be made.
     """
-    check_name(name or default)
+    try:
+        check_name(name or default)
+    except UsageError as error:
+        typed = "" if name else "; it comes from what is trained: give another with --name NAME"
+        raise UsageError(f"{error}{typed}") from None
     _sweep(runs)
     aside = Run(runs / name_aside())
     try:
@@ -317,12 +324,18 @@ def _sweep(runs: Path) -> None:
 
 
 def _taken(aside: Run, path: Path) -> Run | None:
-    """A new run under its name; None where another process has taken that meanwhile."""
+    """A new run under its name; None where another process has taken that meanwhile. Raises UsageError for a name too
+    long: how long one may be, in bytes, depends on the file system."""
     try:
         return aside.moved(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             return None
+        if error.errno == errno.ENAMETOOLONG:
+            size = len(os.fsencode(path.name))
+            raise UsageError(
+                f"run name {path.name!r}: has {size} bytes, too long for this file system; choose a shorter --name"
+            ) from None
         raise
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, to_json, write_atomically
 from ppo_unified.text import clean
-from ppo_unified.untrusted import parse_json, read_lines
+from ppo_unified.untrusted import open_file, parse_json, read_lines
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
 RESPONSES = "responses.jsonl"
@@ -178,7 +178,7 @@ def read(run: Run, iteration: int) -> Stored:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         with zipfile.ZipFile(file) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > MOST_BYTES:

@@ -3,12 +3,16 @@ is worth. The standard library alone."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from io import BufferedReader
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -21,9 +25,19 @@ _PART = r"""(?:[\w-]+|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE)
 
 
+def open_file(path: Path) -> BufferedReader:
+    """An ordinary file, open for reading. Raises OSError, also for a pipe or a device: who waits for what nobody writes
+    waits forever."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+    return file
+
+
 def read_bytes(path: Path) -> bytes:
     """A file's content. Raises OSError, and ValueError where it is longer than LARGEST."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"it is longer than {LARGEST >> 20} MB")
@@ -37,7 +51,7 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> Iterator[str]:
     """A file's lines, one in memory at a time; those longer than LARGEST are passed over. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         cut = False  # whether what comes next is the rest of a line that is too long
         while part := file.readline(LARGEST):
             whole = part.endswith(b"\n") or len(part) < LARGEST

@@ -194,6 +194,15 @@ def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
         assert (width >= 80) == all(word in header.split() for word in ("r", "V", "V'", "delta", "A", "ratio", "clip"))
 
 
+def test_where_nothing_fits_the_first_column_is_shown(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    code, out, err = command(runs, capsys, "inspect", "pole")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "sum"
+
+
 @pytest.mark.usefixtures("sequences")
 def test_texts_are_shown_as_one_harmless_cell_and_sums_below(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

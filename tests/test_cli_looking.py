@@ -175,6 +175,14 @@ def test_runs_without_any_run_says_how_to_start_one(say: Any, tmp_path: Path) ->
     assert "none of the 5 runs" in err
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&- nothing-matches", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_an_empty_file(folder: Path, closed: str) -> None:
+    words = [sys.executable, "-m", "ppo_unified", "runs", "--runs", str(folder)]
+    script = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_runs_refuses_a_bad_query_in_one_line(say: Any) -> None:
     code, out, err = say("runs", "scor>3")
     assert (code, out) == (2, "")

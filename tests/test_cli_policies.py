@@ -38,6 +38,7 @@ from ppo_unified.cli import main
 from ppo_unified.cli.screen import ENTER, LEAVE
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run
+from tests.fuzz.readers import is_harmless
 
 ROOT = Path(__file__).parents[1]
 
@@ -205,6 +206,23 @@ def test_eval_saves_a_video_of_an_episode(runs: Path, capsys: pytest.CaptureFixt
         assert gif.info["loop"] == 0
     assert [int(np.argmax(picture[5] > 128)) for picture in pictures] == list(range(13))
     assert all(entry.suffix == ".gif" for entry in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("eval", "dot", "--episodes", "1", "--video"), ("export", "pole", "--to", "")])
+def test_no_folder_name_reaches_the_terminal_as_it_is(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(gym_export, "export", lambda adapter, folder, about: {})  # which takes its time
+    folder = tmp_path / "a\x1b[31mb"
+    folder.symlink_to(runs)
+    code, out, _ = command(folder, capsys, *(word or str(folder / "out") for word in arguments))
+    assert code == 0
+    assert str(tmp_path / "ab") in out
+    assert is_harmless(out)
 
 
 def test_json_with_a_video_stays_one_document(runs: Path) -> None:

@@ -410,6 +410,18 @@ def test_help_is_quick_to_reach_and_lists_what_there_is(capsys: pytest.CaptureFi
     assert "(default: 0.98)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["5", "null", "[1]", '{"cartpole": 5}', '{"cartpole": {"seeds": 1}}', "{", ""])
+def test_what_is_no_baseline_is_refused_in_one_line(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    assert main(["regress", "--baseline", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: is not a baseline file (")
+    assert said.count("\n") == 1
+
+
 def test_regress_measures_against_a_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

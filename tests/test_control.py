@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from ppo_unified import control, launch
+from ppo_unified import control, launch, load_preset
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import Run, Status
@@ -253,6 +253,41 @@ def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monk
     name, locked = seen[0].split()
     assert name.startswith(".")
     assert locked == "True"
+
+
+def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+    """What Python makes of bytes on a command line that are not UTF-8."""
+    run = made(tmp_path)
+    control.write_note(run, "before")
+    there = sorted(os.listdir(run.path))
+    with pytest.raises(UsageError, match="no UTF-8 text"):
+        control.write_note(run, os.fsdecode(b"caf\xe9"))
+    assert control.read_note(run) == "before"
+    assert sorted(os.listdir(run.path)) == there
+
+
+@pytest.mark.parametrize("told", ["x", "57", "-1", "1", "9" * 30])
+def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
+    tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in the environment; what it starts does not even see it."""
+    monkeypatch.setenv(launch.DETACHED, told)
+    launch.detached.cache_clear()
+    run = launch.prepare(load_preset("cartpole"), tmp_path)
+    assert launch.DETACHED not in os.environ
+    with launch.logged(run):
+        print("for people")
+    assert capsys.readouterr().out == "for people\n"
+    launch.discard(run)
+    assert not run.path.exists()
+
+
+def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
+    run = launch.prepare(
+        load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]
+    )
+    assert run.command.read_bytes() == b"ppo-unified train 'r\xe9sum\xe9.toml'\n"
+    run.release()
 
 
 def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,40 @@ def test_an_end_just_before_the_checkpoint_is_followed_by_its_reset(vectorizatio
     rollout = restored.collect()
     assert not rollout.mask[:, 0].any()
     assert equal(rollout, unbroken.collect())
+
+
+@pytest.mark.parametrize("num_envs", [2, 11])
+def test_another_number_of_environments_restarts_episodes_and_keeps_the_rest(num_envs: int) -> None:
+    """What a run that was out of memory is told to lower. In processes, in a loop and with arrays of their own alike:
+    the environments are not even asked."""
+    options: dict[str, Any] = {"num_steps": 30, "normalize_obs": True, "normalize_reward": True}
+    stopped, restored = (adapter_of("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    now = f"there were 8 environments, now gym.num_envs is {num_envs}"
+    assert why == f"episodes restarted: CartPole-v1: {now}"
+    assert torch.equal(restored.generator.get_state(), stopped.generator.get_state())
+    assert restored.steps_taken == stopped.steps_taken
+    assert restored.episodes.returns == stopped.episodes.returns != deque()
+    assert restored.rewards is not None
+    assert stopped.rewards is not None
+    before, after = stopped.rewards.state_dict(), restored.rewards.state_dict()
+    assert after == before | {"running": [0.0] * num_envs}
+    rollout = restored.collect()
+    assert rollout.mask.shape == (num_envs, 30)
+    assert rollout.mask[:, 0].all()
+
+
+def test_a_run_goes_on_with_fewer_environments(tmp_path: Path) -> None:
+    """As after running out of memory: lowered in config.toml, then resumed."""
+    config = load_preset("cartpole", gym={"num_envs": 8}, eval={"episodes": 1}, total_iterations=2)
+    kept = Run(run(config, tmp_path).path)
+    fewer = load_preset("cartpole", gym={"num_envs": 2}, eval={"episodes": 1}, total_iterations=3)
+    kept.config.write_text(fewer.to_toml())
+    kept.write_status(launch.reopen(kept))
+    status = train_in(kept, fewer, launch.StopRequest())
+    assert (status.state, status.iteration) == ("finished", 3)
+    assert "there were 8 environments" in status.resumes[-1]["restored"]
 
 
 @pytest.mark.parametrize("by", ["system", "past"])

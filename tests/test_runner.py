@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from ppo_unified import checkpoint, load_preset, run
 from ppo_unified.config import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
-from ppo_unified.launch import StopRequest
+from ppo_unified.launch import StopRequest, prepare
 from ppo_unified.metrics import METRICS
 from ppo_unified.runner import load_adapter, train_in
 from ppo_unified.runs import Run
+from tests.sequences import SequenceAdapter, configured, sequences
+
+__all__ = ["sequences"]  # a fixture, used by name
 
 
 def quick(**changes: Any) -> RunConfig:
@@ -89,6 +93,26 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypat
     assert checkpoint.choose(kept, "latest") == checkpoint.steps(kept)[-1]
     with pytest.raises(UsageError, match="no checkpoint '7'"):
         checkpoint.choose(kept, "7")
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_told_and_neither_best_nor_solved(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not at first, not in a confirmation, not in the end; a finite one between them is the best."""
+    scores = iter([[1.0, wrong], [30.0], [500.0], [500.0, wrong], [500.0], [500.0], [500.0], [wrong, 1.0]])
+    monkeypatch.setattr(SequenceAdapter, "score", lambda self, n, seed, greedy: next(scores, [wrong, -wrong]))
+    options = {"every_steps": 1, "threshold": 490.0}
+    config = configured(eval=options, checkpoint={"keep": 1}, log={"samples_every": 0}, total_iterations=5)
+    kept = prepare(config, tmp_path, "a")
+    result = train_in(kept, config, StopRequest())
+    assert (result.best_score, result.solved_step, result.state) == (30.0, None, "finished")
+    assert checkpoint.best(kept) == (result.best_step, 30.0)
+    assert json.loads((kept.path / "run.json").read_text(), parse_constant=pytest.fail)["score"] is None
+    said = capsys.readouterr().err
+    assert "1 of 2 episodes is not finite, first of episode 1" in said
+    assert f"step {result.step}: the score of 2 of 2 episodes is not finite, first of episode 0 ({wrong})" in said
 
 
 def test_a_checkpoint_scores_as_it_did_in_training(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
         assert line_from(child) == "held"
         assert run.holder() == child.pid
         named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
-        run.write_status(named)
-        with pytest.raises(UsageError, match=f"names process {bystander.pid}, but {child.pid} trains there"):
-            launch.stop(run, kill=True)
+        for pid in (bystander.pid, -1, 1 << 40):
+            run.write_status(replace(named, pid=pid))
+            with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
+                launch.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
         assert launch.stop(run, kill=True) == "crashed"
@@ -247,6 +248,22 @@ def test_names_that_stay_inside_are_made(tmp_path: Path, name: str) -> None:
     assert create(tmp_path, name, "").path == tmp_path / name
     with pytest.raises(UsageError, match="exists already; resume it"):
         create(tmp_path, name, "")
+
+
+def test_a_name_that_the_file_system_finds_too_long_is_refused_as_such(tmp_path: Path) -> None:
+    """A hundred characters are fine, three hundred bytes are not."""
+    with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
+        create(tmp_path, "\u6f22" * 100, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_nobody_typed_is_refused_with_the_way_to_type_one(tmp_path: Path) -> None:
+    """It comes from a file's name, say."""
+    with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
+        create(tmp_path, "", "_my-s1")
+    with pytest.raises(UsageError, match="'_my-s1'") as refused:
+        create(tmp_path, "_my-s1", "a")
+    assert "give another" not in str(refused.value)
 
 
 def test_processes_that_want_the_same_default_name_get_different_folders(tmp_path: Path) -> None:

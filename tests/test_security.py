@@ -20,8 +20,10 @@ import torch
 
 from ppo_unified import checkpoint, control, samples
 from ppo_unified.cli import main
+from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
+from ppo_unified.keeping import Keeping
 from ppo_unified.presets import load_preset
 from ppo_unified.runs import Run, Status, create, to_json
 from tests.conftest import ROOT
@@ -183,8 +185,6 @@ def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) ->
 
 def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path) -> None:
     """policy.json lists what an earlier export wrote; one that lists more moves nothing outside its folder."""
-    from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
-
     (tmp_path / "thesis.tex").write_text("x")
     out = tmp_path / "out"
     out.mkdir()
@@ -194,6 +194,22 @@ def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path
     with pytest.raises(UsageError, match="something else"):
         _check_target(out, "a")
     assert (tmp_path / "thesis.tex").is_file()
+
+
+@pytest.mark.parametrize("files", [[1], [None, DESCRIPTION], 1, "deep/a"])
+def test_an_export_beside_a_description_of_another_form_is_refused(tmp_path: Path, files: Any) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a").touch()
+    (tmp_path / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
+    with pytest.raises(UsageError, match="something else"):
+        _check_target(tmp_path, "a")
+
+
+def test_an_export_to_a_path_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """torch would end the process over it."""
+    with pytest.raises(UsageError, match="not UTF-8"):
+        _check_target(tmp_path / os.fsdecode(b"ex\xff"), "a")
+    assert not contents(tmp_path)
 
 
 # code
@@ -410,6 +426,34 @@ def test_no_command_hands_a_foreign_text_to_the_terminal(
     assert said.out or said.err
     for text in (said.out, said.err):
         assert is_harmless(text), [c for c in text if not is_harmless(c)]
+
+
+@pytest.mark.parametrize("arguments", [["runs", "--runs", "a"], ["runs", "x", "--runs", "b"], ["doctor"]], ids=" ".join)
+def test_nor_the_name_of_a_folder(
+    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    folder = tmp_path / EVIL.replace("\x00", "").replace("/", "")
+    make(folder / "b")
+    monkeypatch.chdir(folder)
+    assert main([str(folder / word) if word in ("a", "b") else word for word in arguments]) == 0
+    said = capsys.readouterr()
+    assert "[red]" in said.out + said.err
+    assert is_harmless(said.out + said.err)
+
+
+def test_nor_what_a_run_says_of_its_own_folder(tmp_path: Path, capsys: Say) -> None:
+    run = make(tmp_path / EVIL.replace("\x00", "").replace("/", ""))
+    run.acquire()
+    keeping = Keeping(run)
+    with keeping.of("run.json"):
+        raise OSError(EVIL)
+    with keeping.of("run.json"):
+        pass
+    run.release()
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert "can be written again" in said
+    assert is_harmless(said)
 
 
 def test_a_json_document_holds_foreign_text_escaped(tmp_path: Path, capsys: Say) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
 from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status
+from ppo_unified.untrusted import read_bytes
 from tui.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
 from tui.folders import Folder, Folders, Stamp, stamp_if_any
 
@@ -285,8 +286,8 @@ class _Seen:
         self._note, self._note_stamp = "", stamp
         if stamp is not None:
             try:
-                lines = Path(self._note_path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            except OSError:
+                lines = read_bytes(Path(self._note_path)).decode("utf-8", "replace").strip().splitlines()
+            except (OSError, ValueError):
                 return
             self._note = lines[0] if lines else ""
 

@@ -189,14 +189,17 @@ class GymAdapter:
             self._put_back(state)
         except NotRestored as reason:
             self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
-            self.episodes.forget()
+            self.episodes.forget(self.config.gym.num_envs)
             if self.rewards is not None:
-                self.rewards.forget()
+                self.rewards.forget(self.config.gym.num_envs)
             return f"episodes restarted: {self.config.gym.env_id}: {reason}"
         return None
 
     def _put_back(self, state: dict[str, Any]) -> None:
         """Environments as they were when `state` was saved. Raises NotRestored where they show something else."""
+        before, now = len(state["ended"]), self.config.gym.num_envs
+        if before != now:
+            raise NotRestored(f"there were {before} environments, now gym.num_envs is {now}")
         raw, info = self.memory.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
         self._take(raw, info)
@@ -235,7 +238,7 @@ class EpisodeLog:
     """Returns and lengths of the last 100 finished training episodes."""
 
     def __init__(self, num_envs: int) -> None:
-        self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+        self.forget(num_envs)
         self.returns: deque[float] = deque(maxlen=100)
         self.lengths: deque[int] = deque(maxlen=100)
 
@@ -260,12 +263,12 @@ class EpisodeLog:
         return {"returns": list(self.returns), "lengths": list(self.lengths)} | under_way
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.running[:], self.length[:] = state["running"], state["length"]
+        self.running, self.length = np.array(state["running"]), np.array(state["length"])
         self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
 
-    def forget(self) -> None:
-        """Leave the episodes under way out."""
-        self.running[:], self.length[:] = 0, 0
+    def forget(self, num_envs: int) -> None:
+        """Leave the episodes under way out: those of `num_envs` environments begin."""
+        self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
 
 class RewardScaler:
@@ -300,6 +303,6 @@ class RewardScaler:
         self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]
         self.running = np.array(state["running"])
 
-    def forget(self) -> None:
-        """Leave the episodes under way out."""
-        self.running[:] = 0
+    def forget(self, num_envs: int) -> None:
+        """Leave the episodes under way out: those of `num_envs` environments begin."""
+        self.running = np.zeros(num_envs)

@@ -7,6 +7,7 @@ Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -246,8 +247,19 @@ def build_parser() -> Parser:
     return parser
 
 
+def _open_streams() -> None:
+    """Put an empty file in for each standard stream that was closed before this process began.
+
+    The first file that is opened takes the number of such a stream: this one, and not a run's lock.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the process's life
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:

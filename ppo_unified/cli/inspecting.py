@@ -188,13 +188,16 @@ def _text(value: str) -> str:
 
 
 def _fitting(spelled: Mapping[str, Sequence[str]], width: int) -> tuple[list[str], list[str]]:
-    """The names of the columns that fit side by side, the most wanted first to be taken, and those left out."""
+    """The names of the columns that fit side by side, the most wanted first to be taken, and those left out.
+
+    The first is taken however narrow it is.
+    """
     widths = {name: max(map(columns_of, (_about(name).header, *cells))) + 2 for name, cells in spelled.items()}
     texts = [name for name in spelled if name not in (NUMBER, *WANTED)]
     order = [NUMBER, *dict.fromkeys(["text", *WANTED, *texts])]
     taken: list[str] = []
     for name in order:
-        if name in spelled and sum(widths[x] for x in taken) + widths[name] - 2 <= width:
+        if name in spelled and (not taken or sum(widths[x] for x in taken) + widths[name] - 2 <= width):
             taken.append(name)
     return [name for name in spelled if name in taken], [name for name in spelled if name not in taken]
 

@@ -31,6 +31,7 @@ from ppo_unified.text import (
     say,
     short,
     table,
+    tell,
     width_of,
 )
 
@@ -109,9 +110,9 @@ def runs(options: argparse.Namespace) -> int:
         color = can_color(sys.stdout)
         say("\n".join(_with_notes(_run_table(chosen, _width(), color), _remarks(chosen, color, _health_names))))
     elif everything:
-        print(f"none of the {len(everything)} runs in {options.folder} matches the query", file=sys.stderr)
+        tell(f"none of the {len(everything)} runs in {options.folder} matches the query")
     else:
-        print(f"no runs in {options.folder} yet; start one with: ppo-unified train cartpole", file=sys.stderr)
+        tell(f"no runs in {options.folder} yet; start one with: ppo-unified train cartpole")
     return 0
 
 

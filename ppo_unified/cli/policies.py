@@ -66,7 +66,7 @@ def eval(options: Namespace) -> int:
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")
     if video:
-        print(f"video: {video}")
+        say(clean(f"video: {video}"))
     return 0
 
 
@@ -188,7 +188,7 @@ def export(options: Namespace) -> int:
             why = error.strerror or error
             raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
     for name in files:
-        print(folder / name)
+        say(clean(folder / name))
     return 0
 
 
@@ -285,6 +285,10 @@ def _check_target(folder: Path, run: str, aside: str = "") -> None:
     """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what; the entry
     `aside` is ours too."""
     try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:  # what writes models takes nothing else, and ends the process over it
+        raise UsageError(f"--to {folder}: this path is not UTF-8; choose another") from None
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(_strangers(folder, _exported_files(folder, run) | {aside}))
     except OSError as error:
@@ -308,7 +312,8 @@ def _exported_files(folder: Path, run: str) -> set[str]:
     """The files of an earlier export of the same run there, which may be replaced."""
     try:
         description = read_json(folder / DESCRIPTION)
-        return set(description["files"]) if (description["format"], description["run"]) == (FORMAT, run) else set()
+        ours = (description["format"], description["run"]) == (FORMAT, run)
+        return {name for name in description["files"] if isinstance(name, str)} if ours else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

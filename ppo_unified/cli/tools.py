@@ -29,7 +29,7 @@ from ppo_unified.cli.screen import style_for
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import find
 from ppo_unified.shadowing import DISTRIBUTION, shadowed_packages
-from ppo_unified.text import can_unicode, clean
+from ppo_unified.text import can_unicode, clean, say
 
 HOST = "127.0.0.1"
 EXTRAS = {  # our extra: the module that it brings, and what needs it
@@ -134,7 +134,7 @@ def doctor(options: Namespace) -> int:
     width = max(len(check.name) for check in checks)
     for check in checks:
         remedy = f"; {check.remedy}" if check.remedy else ""
-        print(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}")
+        say(clean(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}"))
     print(f"broken: {', '.join(check.name for check in broken)}" if broken else "everything that is required is there")
     return 1 if broken else 0
 

@@ -25,6 +25,7 @@ from ppo_unified.untrusted import read_json
 
 TOTALS = ("total_steps", "total_iterations")
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
+FIGURES = ("seeds", "solved", "median_steps", "worst_steps")  # of a preset in a baseline file
 SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
 
 
@@ -255,12 +256,20 @@ def regress(options: argparse.Namespace) -> int:
 
 def _read_baseline(path: Path) -> dict[str, Any]:
     try:
-        table: dict[str, Any] = read_json(path)
+        table = read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UsageError(f"{path}: is not a baseline file ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(table, dict) or not all(_are_figures(known) for known in table.values()):
+        raise UsageError(f"{path}: is not a baseline file (one holds {', '.join(FIGURES)} for each preset)")
     return table
+
+
+def _are_figures(known: object) -> bool:
+    return isinstance(known, dict) and all(type(known.get(name)) in (int, float) for name in FIGURES)
 
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
