@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from textual.widgets import Input, Static
 
 from ppo_unified import control
 from ppo_unified.control import write_note
+from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
 from ppo_unified.launch import stop
 from ppo_unified.runs import Run, Status
@@ -508,6 +510,48 @@ def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(
         assert not app.store.entries
 
     drive(tmp_path / "runs", act)
+
+
+def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed for a run that is refused after all comes back."""
+    goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        started.append(list(arguments))
+        begun(run := made(folder, f"new-{len(started)}", 9))
+        assert goes_on.wait(60)
+        if refusals:
+            raise UsageError(refusals[0])
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def start_with(lr: str) -> None:
+            assert isinstance(app.screen, Form)
+            app.screen.typed["optim.lr"] = lr
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await pilot.press("n", "enter")
+        await start_with("0.5")
+        await pilot.press("n", "enter")
+        assert isinstance(app.screen, Form)
+        assert app.screen.typed == {}
+        app.screen.typed["optim.lr"] = "0.25"
+        goes_on.set()
+        await until(pilot, lambda: "new-1 is training" in said(app))
+        assert app.screen.typed == {"optim.lr": "0.25"}
+        goes_on.clear()
+        refusals.append("no such luck")
+        await start_with("0.125")
+        assert app.typed == {}
+        goes_on.set()
+        await until(pilot, lambda: refusals[0] in said(app))
+        assert app.typed == {"cartpole": {"optim.lr": "0.125"}}
+
+    drive(runs, act)
+    assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
 
 
 def test_rename_and_note(runs: Path) -> None:

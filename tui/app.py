@@ -241,7 +241,7 @@ class Terminal(App[None]):
         self.push_screen(Picker(self.open_form))
 
     def open_form(self, target: str) -> None:
-        self._push_form(target, "", self.typed.setdefault(target, {}))
+        self._push_form(target, "", target, {})
 
     def open_rerun(self, run: Run) -> None:
         from ppo_unified.form import arguments_of
@@ -251,32 +251,41 @@ class Terminal(App[None]):
         except UsageError as error:
             self.complain(str(error))
             return
-        self._push_form(target, recipe, self.typed.setdefault(f"again: {run.name}", typed))
+        self._push_form(target, recipe, f"again: {run.name}", typed)
 
-    def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
-        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
+    def _push_form(self, target: str, recipe: str, kept: str, typed: dict[str, str]) -> None:
+        """Open a form over what is kept under this name, or over `typed` where nothing is."""
+        typed, start = self.typed.setdefault(kept, typed), partial(self.start_runs, kept=kept)
+        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=start))
 
-    def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
+    def _is_being_typed(self, texts: dict[str, str] | None) -> bool:
+        return any(isinstance(screen, Form) and screen.typed is texts for screen in self.screen_stack)
+
+    def start_runs(self, arguments: Sequence[Sequence[str]], kept: str = "") -> None:
         """Start a process for each list of arguments of `train`. The form they come from stays until a run begins, and
-        shows why one does not. What was typed there is forgotten when a run trains: `rerun` brings it back."""
+        shows why one does not. What was typed there, kept under this name, is then let go of: `rerun` brings it back,
+        and a refusal does. Another form may have been opened meanwhile; what is typed there stays as it is."""
         form = self.screen if isinstance(self.screen, Form) else None
 
         def begun(run: Run) -> None:
             if form is not None and form in self.screen_stack:
                 while not isinstance(self.screen, RunsScreen):
                     self.pop_screen()
+            if form is not None and self.typed.get(kept) is form.typed and not self._is_being_typed(form.typed):
+                del self.typed[kept]
             for screen in self.screen_stack:
                 if isinstance(screen, RunsScreen):
                     screen.focus_run(run.name)
             self.hurry()
 
         def refused(text: str) -> None:
+            newer = self.typed.get(kept)
+            if form is not None and not newer and not self._is_being_typed(newer):
+                self.typed[kept] = form.typed
             form.refused(text) if form is not None and form in self.screen_stack else self.complain(text)
 
         def work(one: Sequence[str]) -> str:
             run = control.start(one, self.runs, begun=lambda run: self.post_message(self.News(begun, run)))
-            if form is not None:
-                self.post_message(self.News(lambda _: form.typed.clear(), None))
             return f"{clean(run.name)} is training"
 
         for one in arguments:
