@@ -596,6 +596,44 @@ def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
     drive(runs, act)
 
 
+def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        begun(run := made(folder, "new", 0))
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def rerun_of(key: str, lr: str, then: str) -> None:
+            the_list(app).move_to(key)
+            await pilot.press("R")
+            assert isinstance(app.screen, Form)
+            assert app.screen.typed.get("optim.lr") == lr
+            app.screen.typed["optim.lr"] = "0.03"
+            await pilot.press(then)
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await rerun_of("gamma", "0.0005", "ctrl+s")
+        await until(pilot, lambda: "new is training" in said(app) and "new" in listed(app))
+        await rerun_of("gamma", "0.0005", "escape")
+        the_list(app).move_to("gamma")
+        await pilot.press("e", "end", "2", "enter")
+        await until(pilot, lambda: "gamma2" in listed(app))
+        await rerun_of("gamma2", "0.03", "escape")
+        shutil.rmtree(runs / "gamma2")  # as from another terminal
+        made(runs, "gamma2", 8, lr=4e-3)
+        await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
+        await rerun_of("gamma2", "0.004", "escape")
+        assert len(app.typed) == 1
+        the_list(app).move_to("gamma2")
+        await pilot.press("d", "y")
+        assert app.typed == {}
+
+    drive(runs, act)
+
+
 def test_the_command_is_copied(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("y")

@@ -33,7 +33,7 @@ from tui.outside import run_outside
 from tui.plots import Plots, Settings
 from tui.run_page import TABS, RunPage, TabBar
 from tui.state import ViewState
-from tui.store import Changes, Store
+from tui.store import Changes, Entry, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_id = "CartPole-v1"\nwrappers = []\n'
@@ -63,8 +63,8 @@ class Host(App[None]):
     def outside(self, command: str, run: Run) -> None:
         self.asked.append((command, run.name))
 
-    def open_rerun(self, run: Run) -> None:
-        self.asked.append(("rerun", run.name))
+    def open_rerun(self, entry: Entry) -> None:
+        self.asked.append(("rerun", entry.key))
 
     def deleted(self, key: str) -> None:
         self.asked.append(("deleted", key))

@@ -243,15 +243,23 @@ class Terminal(App[None]):
     def open_form(self, target: str) -> None:
         self._push_form(target, "", target, {})
 
-    def open_rerun(self, run: Run) -> None:
+    def open_rerun(self, entry: Entry) -> None:
+        """What is typed into its form is kept for this run; another one that gets its name has its own options."""
         from ppo_unified.form import arguments_of
 
         try:
-            target, recipe, typed = arguments_of(run)
+            target, recipe, typed = arguments_of(Run(entry.path))
         except UsageError as error:
             self.complain(str(error))
             return
-        self._push_form(target, recipe, f"again: {run.name}", typed)
+        kept = _rerun_of(entry.key, entry.status.started)
+        for other in self._reruns(entry.key) - {kept}:
+            del self.typed[other]
+        self._push_form(target, recipe, kept, typed)
+
+    def _reruns(self, key: str) -> set[str]:
+        """Under what names texts are kept of forms that were to start runs like this one."""
+        return {name for name in self.typed if name.rpartition(" ")[0] == _rerun_of(key)}
 
     def _push_form(self, target: str, recipe: str, kept: str, typed: dict[str, str]) -> None:
         """Open a form over what is kept under this name, or over `typed` where nothing is."""
@@ -292,8 +300,10 @@ class Terminal(App[None]):
             self.in_thread(partial(work, one), refused)
 
     def renamed(self, key: str, run: Run) -> None:
-        """Keep marks, pin and cursor of a run that has another name now."""
+        """Keep marks, pin, cursor and what was typed to rerun it of a run that has another name now."""
         state, new = self.state, str(Path(key).with_name(run.name))
+        for name in self._reruns(key):
+            self.typed[_rerun_of(new, name.rpartition(" ")[2])] = self.typed.pop(name)
         state.marked = [new if name == key else name for name in state.marked]
         state.pinned = new if state.pinned == key else state.pinned
         self.remember()
@@ -302,8 +312,10 @@ class Terminal(App[None]):
                 screen.run_list.move_to(new)
 
     def deleted(self, key: str) -> None:
-        """Forget marks and pin of a run that is gone: another one may get its name."""
+        """Forget marks, pin and what was typed to rerun it of a run that is gone: another one may get its name."""
         state = self.state
+        for name in self._reruns(key):
+            del self.typed[name]
         state.marked = [name for name in state.marked if name != key]
         state.pinned = "" if state.pinned == key else state.pinned
         self.remember()
@@ -355,6 +367,11 @@ class Terminal(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen) and screen.is_mounted:
                 self.call_after_refresh(screen.theme_changed)
+
+
+def _rerun_of(key: str, *started: object) -> str:
+    """Under what name texts are kept of the form that is to start a run like this one, started then."""
+    return " ".join(["again:", key, *map(str, started)])
 
 
 def run(runs: Path, readonly: bool = False) -> int:

@@ -108,7 +108,7 @@ class RunActions(Screen[None]):
 
     def action_rerun(self) -> None:
         if entry := self._ours("rerun"):
-            self.terminal.open_rerun(Run(entry.path))
+            self.terminal.open_rerun(entry)
 
     def action_rename(self) -> None:
         if entry := self._ours("rename"):
