@@ -502,6 +502,7 @@ def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
         await until(pilot, lambda: page.key == "b")
         assert pilot.app.screen is page
         await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
+        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.drawn] == ["b"])
 
     drive(host, act)
 

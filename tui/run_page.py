@@ -126,6 +126,7 @@ class RunPage(RunActions):
             if self._inode is not None and _inode(entry) == self._inode:
                 self.key = key
                 self.query_one(LogView).read(self._log())
+                self._draw()
                 return
         if self.app.screen is self:
             self.notify(f"{clean(self.key)} is gone.", markup=False)
