@@ -334,6 +334,23 @@ def test_a_log_read_in_any_pieces_has_the_same_lines(seed: int, tmp_path: Path) 
     assert tails[0].rest == tails[1].rest
 
 
+@pytest.mark.parametrize("later", [[b"one\n", b"two\n"], [b"\n", b"one\n", b"two\n"]], ids=["ended", "a progress bar"])
+def test_of_a_log_that_is_read_from_inside_a_line_that_line_alone_is_left_out(
+    later: list[bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.txt"
+    bar = b"".join(b"\r%5d of 9000 .........." % k for k in range(9000))
+    path.write_bytes(bar + b"\n" * (3 - len(later)))
+    tail = Tail(path)
+    tail.poll()
+    assert tail.rest.startswith(" 8999") == (len(later) == 3)
+    for lines in later:
+        with open(path, "ab") as file:
+            file.write(lines)
+        tail.poll()
+    assert list(tail.lines) == ["one", "two"]
+
+
 def test_a_log_that_is_replaced_shrinks_or_goes_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     tail = Tail(path)
