@@ -824,6 +824,23 @@ def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) 
     drive(runs, act)
 
 
+def test_damage_of_a_drawn_runs_files_is_told_as_long_as_it_is_drawn_and_on_its_page(runs: Path) -> None:
+    (found,) = (runs / "beta").glob("events*")
+    found.write_bytes(found.read_bytes()[:-1] + b"\0")
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: drawn(app) == ["gamma"])
+        assert "damaged" not in shown(app)
+        await pilot.press("down")
+        await until(pilot, lambda: "damaged" in shown(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in shown(app))
+        await pilot.press("escape", "down")
+        await until(pilot, lambda: drawn(app) == ["alpha"] and "damaged" not in shown(app))
+
+    drive(runs, act)
+
+
 def test_a_deleted_run_is_forgotten(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "p", "d", "y")

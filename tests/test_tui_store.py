@@ -639,9 +639,11 @@ def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
     (run.path / f"{PREFIX}.1").write_bytes(b"\xff" * 100)
     it = Store(tmp_path)
-    it.watch(["a"])
     it.turn()
+    it.watch(["a"])
+    assert it.turn().listed  # though no entry changes
     assert "damaged at byte 0" in it.damage["a"]
+    assert not it.turn().listed
 
 
 def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,8 @@ class RunPage(RunActions):
     def _say(self) -> None:
         if entry := self.entry:
             said = self.query_one("#head", Static)
-            told = head(entry, max(20, self.size.width - 2), self.size.height)
+            damage = self.store.damage.get(self.key, "")
+            told = head(entry, max(20, self.size.width - 2), self.size.height, damage)
             if told != said.content:
                 said.update(told)
 

@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 class Changes(NamedTuple):
     """What a turn found."""
 
-    listed: bool  # an entry came, went or changed
+    listed: bool  # an entry came, went or changed, or what is damaged in event files did
     advanced: frozenset[str]  # keys whose curves have new points
     pending: bool  # there is more to read at once
 
@@ -179,13 +179,13 @@ class Store:
         self._curves.pop(key, None)
 
     def _publish(self) -> bool:
-        """Hand out what was found; whether an entry changed."""
+        """Hand out what was found; whether an entry changed, or what is damaged."""
         damage = {key: "; ".join(reader.damage.values()) for key, reader in self._readers.items() if reader.damage}
-        if damage != self.damage:
+        if damaged := damage != self.damage:
             self.damage = MappingProxyType(damage)
         entries = {key: seen.entry for key, seen in self._runs.items()} | self._logs
         if entries == self.entries:
-            return False
+            return damaged
         self.entries = MappingProxyType(dict(sorted(entries.items())))
         return True
 
