@@ -257,6 +257,8 @@ class _Seen:
             self.status, self._problem = self._run.read_status(), ""
         except UsageError as error:
             self._problem = str(error)
+            if isinstance(error.__context__, OSError):  # what the system refuses now it may allow without a trace
+                self._stamp = None
             if not self.status.started:
                 self.status = replace(self.status, started=stamp[0] / 1e9)
         self._keep_pace()
@@ -282,6 +284,7 @@ class _Seen:
             try:
                 lines = Path(self._note_path).read_text(encoding="utf-8", errors="replace").strip().splitlines()
             except OSError:
+                self._note_stamp = None
                 return
             self._note = lines[0] if lines else ""
 
