@@ -865,6 +865,8 @@ def test_the_actions_of_one_metric_and_its_way_back() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "cross_left", 3)
+        assert app.plots.cross is not None
         await act(pilot, "enlarge")
         screen = app.screen
         assert isinstance(screen, MetricScreen)
@@ -891,6 +893,7 @@ def test_the_actions_of_one_metric_and_its_way_back() -> None:
         assert app.screen is app.page
         assert app.plots.current is not None
         assert app.plots.current.tag == TAGS[6]
+        assert app.plots.cross is None  # it was on another axis
         assert settings.page == 1
         await act(pilot, "enlarge")
         await act(pilot, "enlarge")  # the same key leads back
