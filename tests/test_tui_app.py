@@ -571,6 +571,15 @@ def test_rename_and_note(runs: Path) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
         await until(pilot, lambda: "learnt to hop" in shown(app))
+        note = Run(runs / "omega").note
+        write_note(Run(runs / "omega"), "first\nsecond\tline")
+        before = note.stat().st_ino
+        await pilot.press("N", "enter", "N")
+        assert isinstance(app.screen, Ask)
+        assert note.stat().st_ino == before  # nothing was changed, so nothing is written
+        await pilot.press("end", "!", "enter")
+        await until(pilot, lambda: app.store.entries["omega"].note == "first!")
+        assert note.read_text(encoding="utf-8") == "first!\nsecond\tline\n"
 
     drive(runs, act, size=(200, 60))
 
