@@ -241,6 +241,12 @@ def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
 
 def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert under_the_cursor(app) == "gamma"
+        await pilot.press("slash", *"alp")
+        await until(pilot, lambda: listed(app) == ["alpha"])
+        await pilot.press("escape")
+        await until(pilot, lambda: len(listed(app)) == 3)
+        assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
         await pilot.press("slash", *"score>350")
         assert isinstance(app.screen, Ask)
         await until(pilot, lambda: listed(app) == ["beta"])

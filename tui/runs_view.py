@@ -231,13 +231,21 @@ class RunsScreen(RunActions):
         self._redraw()
 
     def action_filter(self) -> None:
+        before = self.entry
+
         def live(text: str) -> None:
             self.terminal.state.query = text
             self._relist()
 
         hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
         ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
-        self.app.push_screen(ask, lambda _: self.terminal.remember())
+
+        def answered(text: str | None) -> None:
+            self.terminal.remember()
+            if text is None and before is not None and before.key in self.store.entries:
+                self.run_list.move_to(before.key)
+
+        self.app.push_screen(ask, answered)
 
     def action_sort(self) -> None:
         names = list(COLUMNS)
