@@ -250,18 +250,40 @@ def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
     return text + " " * (width - used)
 
 
-def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs) -> dict[int, str]:
-    """Row -> label: the lowest and the highest value as they are, round numbers between them where there is room."""
+def y_labels(
+    ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs, most: int = 0
+) -> dict[int, str]:
+    """Row -> label: the lowest and the highest value as they are, round numbers between them where there is room.
+
+    With `most` (at least 8) no label has more columns; different values then look different where that allows it.
+    """
     ticks = [t for t in nice_ticks(view.low, view.high, rows // 2) if not log_y or t == round(t)]
     constant = not view.low == ends[0] < ends[1] == view.high
     wanted = [ends[0]] if constant or rows == 1 else [*ends, *ticks]
     resolution = 0.0 if log_y or constant else (view.high - view.low) / 10
-    labels: dict[int, str] = {}
+    values: dict[int, float] = {}
     for value in wanted:
         row = round((view.high - value) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows
-        if value in ends or not {row - 1, row, row + 1} & labels.keys():
-            labels[row] = short(10.0**value if log_y else value, resolution)
+        if value in ends or not {row - 1, row, row + 1} & values.keys():
+            values[row] = 10.0**value if log_y else value
+    labels = {row: short(value, resolution) for row, value in values.items()}
+    if most and (max(map(len, labels.values())) > most or len(set(labels.values())) < len(labels)):
+        return {row: _fitted(value, most) for row, value in values.items()}
     return labels
+
+
+def _fitted(value: float, most: int) -> str:
+    """A number with as many digits as fit into `most` columns, at least 8."""
+    for count in range(most, 0, -1):
+        text = f"{value:.{count}g}"
+        mantissa, _, exponent = text.partition("e")
+        if exponent and 1e3 <= abs(value) < 1e15:
+            text = short(value, abs(value) / 10.0 ** (count - 1))
+        elif exponent:
+            text = f"{mantissa}e{int(exponent)}"
+        if len(text) <= most:
+            return text
+    return ""  # no float needs more than 8 columns: -1e-300
 
 
 def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:

@@ -21,6 +21,7 @@ from ppo_unified.chart import (
     smooth,
     span_label,
     time_ticks,
+    y_labels,
 )
 from ppo_unified.dots import ASCII, BRAILLE, CROSS, NOTHING, Columns, Glyphs, Layer, View, paint, spans
 from ppo_unified.text import columns_of
@@ -177,6 +178,30 @@ def test_labels_of_a_narrow_range_differ() -> None:
     chart = draw([Line("", np.arange(100), np.linspace(500.01, 500.02, 100))], 60, 11)
     labels = [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row]
     assert len(labels) == len(set(labels)) > 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_in_little_room_keep_sign_and_size_and_differ_where_that_allows_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for exponent in range(-30, 31, 3):
+        low = float(rng.uniform(-1, 1) * 10.0**exponent)
+        high = low + abs(low) * float(rng.choice([1, 1e-1, 1e-2, 1e-4]) * rng.uniform(0.1, 1))
+        view = View(0, 1, low, high)
+        labels = y_labels((low, high), view, 10, False, BRAILLE, 8)
+        assert max(map(len, labels.values())) <= 8
+        for at, label in ((low, labels[9]), (high, labels[0])):
+            assert at_label(label) == pytest.approx(at, rel=0.06)
+        if high - low >= 0.05 * abs(low):
+            assert at_label(labels[9]) < at_label(labels[0])
+    assert y_labels((-0.001234, -0.0052), View(0, 1, -0.0052, -0.001234), 2, False, BRAILLE, 8)[0] == "-0.00123"
+    near = View(0, 1, -1234.57, -1234.56)
+    assert set(y_labels((near.low, near.high), near, 2, False, BRAILLE, 8).values()) == {"-1234.57", "-1234.56"}
+
+
+def at_label(label: str) -> float:
+    """The number that a label says."""
+    units = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    return float(label.rstrip("kMGT")) * units.get(label[-1], 1)
 
 
 @pytest.mark.parametrize("unicode", [True, False])

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from textual.widgets import Input, Static
 
 from ppo_unified import control
 from ppo_unified.control import write_note
+from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
 from ppo_unified.launch import stop
 from ppo_unified.runs import Run, Status
@@ -240,6 +242,12 @@ def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
 
 def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert under_the_cursor(app) == "gamma"
+        await pilot.press("slash", *"alp")
+        await until(pilot, lambda: listed(app) == ["alpha"])
+        await pilot.press("escape")
+        await until(pilot, lambda: len(listed(app)) == 3)
+        assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
         await pilot.press("slash", *"score>350")
         assert isinstance(app.screen, Ask)
         await until(pilot, lambda: listed(app) == ["beta"])
@@ -511,6 +519,48 @@ def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(
     drive(tmp_path / "runs", act)
 
 
+def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed for a run that is refused after all comes back."""
+    goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        started.append(list(arguments))
+        begun(run := made(folder, f"new-{len(started)}", 9))
+        assert goes_on.wait(60)
+        if refusals:
+            raise UsageError(refusals[0])
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def start_with(lr: str) -> None:
+            assert isinstance(app.screen, Form)
+            app.screen.typed["optim.lr"] = lr
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await pilot.press("n", "enter")
+        await start_with("0.5")
+        await pilot.press("n", "enter")
+        assert isinstance(app.screen, Form)
+        assert app.screen.typed == {}
+        app.screen.typed["optim.lr"] = "0.25"
+        goes_on.set()
+        await until(pilot, lambda: "new-1 is training" in said(app))
+        assert app.screen.typed == {"optim.lr": "0.25"}
+        goes_on.clear()
+        refusals.append("no such luck")
+        await start_with("0.125")
+        assert app.typed == {}
+        goes_on.set()
+        await until(pilot, lambda: refusals[0] in said(app))
+        assert app.typed == {"cartpole": {"optim.lr": "0.125"}}
+
+    drive(runs, act)
+    assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
+
+
 def test_rename_and_note(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "e")
@@ -528,6 +578,15 @@ def test_rename_and_note(runs: Path) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
         await until(pilot, lambda: "learnt to hop" in shown(app))
+        note = Run(runs / "omega").note
+        write_note(Run(runs / "omega"), "first\nsecond\tline")
+        before = note.stat().st_ino
+        await pilot.press("N", "enter", "N")
+        assert isinstance(app.screen, Ask)
+        assert note.stat().st_ino == before  # nothing was changed, so nothing is written
+        await pilot.press("end", "!", "enter")
+        await until(pilot, lambda: app.store.entries["omega"].note == "first!")
+        assert note.read_text(encoding="utf-8") == "first!\nsecond\tline\n"
 
     drive(runs, act, size=(200, 60))
 
@@ -549,6 +608,44 @@ def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
         await pilot.press("R")
         assert isinstance(app.screen, Form)
         assert app.screen.typed["optim.lr"] == "0.0005"
+
+    drive(runs, act)
+
+
+def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        begun(run := made(folder, "new", 0))
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def rerun_of(key: str, lr: str, then: str) -> None:
+            the_list(app).move_to(key)
+            await pilot.press("R")
+            assert isinstance(app.screen, Form)
+            assert app.screen.typed.get("optim.lr") == lr
+            app.screen.typed["optim.lr"] = "0.03"
+            await pilot.press(then)
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await rerun_of("gamma", "0.0005", "ctrl+s")
+        await until(pilot, lambda: "new is training" in said(app) and "new" in listed(app))
+        await rerun_of("gamma", "0.0005", "escape")
+        the_list(app).move_to("gamma")
+        await pilot.press("e", "end", "2", "enter")
+        await until(pilot, lambda: "gamma2" in listed(app))
+        await rerun_of("gamma2", "0.03", "escape")
+        shutil.rmtree(runs / "gamma2")  # as from another terminal
+        made(runs, "gamma2", 8, lr=4e-3)
+        await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
+        await rerun_of("gamma2", "0.004", "escape")
+        assert len(app.typed) == 1
+        the_list(app).move_to("gamma2")
+        await pilot.press("d", "y")
+        assert app.typed == {}
 
     drive(runs, act)
 
@@ -759,6 +856,23 @@ def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) 
         await until(pilot, lambda: page.plots.traces("eval/score")[0].curve[0][-1] == 1100)
         await pilot.press("escape")
         await until(pilot, lambda: drawn(app) == ["gamma"])
+
+    drive(runs, act)
+
+
+def test_damage_of_a_drawn_runs_files_is_told_as_long_as_it_is_drawn_and_on_its_page(runs: Path) -> None:
+    (found,) = (runs / "beta").glob("events*")
+    found.write_bytes(found.read_bytes()[:-1] + b"\0")
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: drawn(app) == ["gamma"])
+        assert "damaged" not in shown(app)
+        await pilot.press("down")
+        await until(pilot, lambda: "damaged" in shown(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in shown(app))
+        await pilot.press("escape", "down")
+        await until(pilot, lambda: drawn(app) == ["alpha"] and "damaged" not in shown(app))
 
     drive(runs, act)
 

@@ -313,6 +313,8 @@ def test_a_recipe_is_laid_over_and_taken_away(size: tuple[int, int], tmp_path: P
         await pilot.press("ctrl+r", "home", "enter")
         await until(pilot, lambda: screen.recipe == "")
         assert screen.options.editor.value == "0.0005"
+        await pilot.press("escape")
+        assert (await app.open_form("sentiment", "trl-early")).recipe == ""  # what was chosen, not what a run had
 
     drive(work, tmp_path, size)
 

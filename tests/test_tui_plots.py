@@ -572,11 +572,12 @@ def test_log_axes() -> None:
     source = Source(1, 1000)
     steps, walls, _ = curve(1000)
     source.curves["run-0", "eval/score"] = (steps, walls, (1e-6 * steps.astype(float) ** 2).astype(np.float32))
-    source.curves["run-0", "episode/return"] = (steps, walls, -steps.astype(np.float32))
+    source.curves["run-0", "episode/return"] = (steps, walls, (-1.234e-7 * steps).astype(np.float32))
     app = Charts(source)
 
     async def test(pilot: Pilot[None]) -> None:
         plots = app.plots
+        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 has no room
         await act(pilot, "log_y")
         assert lines_of(plots.plots[0])[0].startswith("eval/score log")
         assert not lines_of(plots.plots[1])[0].startswith("episode/return log")  # nothing above 0: stays linear
@@ -864,6 +865,8 @@ def test_the_actions_of_one_metric_and_its_way_back() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "cross_left", 3)
+        assert app.plots.cross is not None
         await act(pilot, "enlarge")
         screen = app.screen
         assert isinstance(screen, MetricScreen)
@@ -890,6 +893,7 @@ def test_the_actions_of_one_metric_and_its_way_back() -> None:
         assert app.screen is app.page
         assert app.plots.current is not None
         assert app.plots.current.tag == TAGS[6]
+        assert app.plots.cross is None  # it was on another axis
         assert settings.page == 1
         await act(pilot, "enlarge")
         await act(pilot, "enlarge")  # the same key leads back

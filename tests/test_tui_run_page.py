@@ -33,7 +33,7 @@ from tui.outside import run_outside
 from tui.plots import Plots, Settings
 from tui.run_page import TABS, RunPage, TabBar
 from tui.state import ViewState
-from tui.store import Changes, Store
+from tui.store import Changes, Entry, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_id = "CartPole-v1"\nwrappers = []\n'
@@ -63,8 +63,8 @@ class Host(App[None]):
     def outside(self, command: str, run: Run) -> None:
         self.asked.append((command, run.name))
 
-    def open_rerun(self, run: Run) -> None:
-        self.asked.append(("rerun", run.name))
+    def open_rerun(self, entry: Entry) -> None:
+        self.asked.append(("rerun", entry.key))
 
     def deleted(self, key: str) -> None:
         self.asked.append(("deleted", key))
@@ -334,6 +334,23 @@ def test_a_log_read_in_any_pieces_has_the_same_lines(seed: int, tmp_path: Path) 
     assert tails[0].rest == tails[1].rest
 
 
+@pytest.mark.parametrize("later", [[b"one\n", b"two\n"], [b"\n", b"one\n", b"two\n"]], ids=["ended", "a progress bar"])
+def test_of_a_log_that_is_read_from_inside_a_line_that_line_alone_is_left_out(
+    later: list[bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.txt"
+    bar = b"".join(b"\r%5d of 9000 .........." % k for k in range(9000))
+    path.write_bytes(bar + b"\n" * (3 - len(later)))
+    tail = Tail(path)
+    tail.poll()
+    assert tail.rest.startswith(" 8999") == (len(later) == 3)
+    for lines in later:
+        with open(path, "ab") as file:
+            file.write(lines)
+        tail.poll()
+    assert list(tail.lines) == ["one", "two"]
+
+
 def test_a_log_that_is_replaced_shrinks_or_goes_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     tail = Tail(path)
@@ -502,6 +519,7 @@ def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
         await until(pilot, lambda: page.key == "b")
         assert pilot.app.screen is page
         await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
+        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.drawn] == ["b"])
 
     drive(host, act)
 

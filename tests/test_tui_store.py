@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import random
@@ -15,12 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_unified import events
+from ppo_unified import events, runs
+from ppo_unified.control import write_note
 from ppo_unified.events import PREFIX, EventWriter
 from ppo_unified.query import parse
 from ppo_unified.runs import STALLED_S, Run, Status
@@ -164,6 +167,24 @@ def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clo
     clock.now += 1
     it.turn()
     assert (it.entries["torn"].problem, it.entries["torn"].status.step) == ("", 7)
+
+
+def test_what_the_system_refuses_is_read_as_soon_as_it_allows_it(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **options: object) -> Any:  # as it does to anyone but root
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write_note(make(tmp_path, "a"), "a note")
+    it = Store(tmp_path, clock)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(runs, "read_json", refuse)
+        refusing.setattr(Path, "read_text", refuse)
+        it.turn()
+        assert "Permission denied" in it.entries["a"].problem
+    clock.now += 1
+    it.turn()
+    assert (it.entries["a"].state, it.entries["a"].problem, it.entries["a"].note) == ("finished", "", "a note")
 
 
 def test_folders_of_other_programs_are_logs_down_to_a_depth_and_never_inside_a_run(
@@ -639,9 +660,11 @@ def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
     (run.path / f"{PREFIX}.1").write_bytes(b"\xff" * 100)
     it = Store(tmp_path)
-    it.watch(["a"])
     it.turn()
+    it.watch(["a"])
+    assert it.turn().listed  # though no entry changes
     assert "damaged at byte 0" in it.damage["a"]
+    assert not it.turn().listed
 
 
 def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

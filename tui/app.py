@@ -262,50 +262,69 @@ class Terminal(App[None]):
         self.push_screen(Picker(self.open_form))
 
     def open_form(self, target: str) -> None:
-        self._push_form(target, "", self.typed.setdefault(target, {}))
+        self._push_form(target, "", target, {})
 
-    def open_rerun(self, run: Run) -> None:
+    def open_rerun(self, entry: Entry) -> None:
+        """What is typed into its form is kept for this run; another one that gets its name has its own options."""
         from ppo_unified.form import arguments_of
 
         try:
-            target, recipe, typed = arguments_of(run)
+            target, recipe, typed = arguments_of(Run(entry.path))
         except UsageError as error:
             self.complain(str(error))
             return
-        self._push_form(target, recipe, self.typed.setdefault(f"again: {run.name}", typed))
+        kept = _rerun_of(entry.key, entry.status.started)
+        for other in self._reruns(entry.key) - {kept}:
+            del self.typed[other]
+        self._push_form(target, recipe, kept, typed)
 
-    def _push_form(self, target: str, recipe: str, typed: dict[str, str]) -> None:
-        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=self.start_runs))
+    def _reruns(self, key: str) -> set[str]:
+        """Under what names texts are kept of forms that were to start runs like this one."""
+        return {name for name in self.typed if name.rpartition(" ")[0] == _rerun_of(key)}
 
-    def start_runs(self, arguments: Sequence[Sequence[str]]) -> None:
+    def _push_form(self, target: str, recipe: str, kept: str, typed: dict[str, str]) -> None:
+        """Open a form over what is kept under this name, or over `typed` where nothing is."""
+        typed, start = self.typed.setdefault(kept, typed), partial(self.start_runs, kept=kept)
+        self.push_screen(Form(target, recipe=recipe, typed=typed, runs=self.runs, start=start))
+
+    def _is_being_typed(self, texts: dict[str, str] | None) -> bool:
+        return any(isinstance(screen, Form) and screen.typed is texts for screen in self.screen_stack)
+
+    def start_runs(self, arguments: Sequence[Sequence[str]], kept: str = "") -> None:
         """Start a process for each list of arguments of `train`. The form they come from stays until a run begins, and
-        shows why one does not. What was typed there is forgotten when a run trains: `rerun` brings it back."""
+        shows why one does not. What was typed there, kept under this name, is then let go of: `rerun` brings it back,
+        and a refusal does. Another form may have been opened meanwhile; what is typed there stays as it is."""
         form = self.screen if isinstance(self.screen, Form) else None
 
         def begun(run: Run) -> None:
             if form is not None and form in self.screen_stack:
                 while not isinstance(self.screen, RunsScreen):
                     self.pop_screen()
+            if form is not None and self.typed.get(kept) is form.typed and not self._is_being_typed(form.typed):
+                del self.typed[kept]
             for screen in self.screen_stack:
                 if isinstance(screen, RunsScreen):
                     screen.focus_run(run.name)
             self.hurry()
 
         def refused(text: str) -> None:
+            newer = self.typed.get(kept)
+            if form is not None and not newer and not self._is_being_typed(newer):
+                self.typed[kept] = form.typed
             form.refused(text) if form is not None and form in self.screen_stack else self.complain(text)
 
         def work(one: Sequence[str]) -> str:
             run = control.start(one, self.runs, begun=lambda run: self.post_message(self.News(begun, run)))
-            if form is not None:
-                self.post_message(self.News(lambda _: form.typed.clear(), None))
             return f"{clean(run.name)} is training"
 
         for one in arguments:
             self.in_thread(partial(work, one), refused)
 
     def renamed(self, key: str, run: Run) -> None:
-        """Keep marks, pin and cursor of a run that has another name now."""
+        """Keep marks, pin, cursor and what was typed to rerun it of a run that has another name now."""
         state, new = self.state, str(Path(key).with_name(run.name))
+        for name in self._reruns(key):
+            self.typed[_rerun_of(new, name.rpartition(" ")[2])] = self.typed.pop(name)
         state.marked = [new if name == key else name for name in state.marked]
         state.pinned = new if state.pinned == key else state.pinned
         self.remember()
@@ -314,8 +333,10 @@ class Terminal(App[None]):
                 screen.run_list.move_to(new)
 
     def deleted(self, key: str) -> None:
-        """Forget marks and pin of a run that is gone: another one may get its name."""
+        """Forget marks, pin and what was typed to rerun it of a run that is gone: another one may get its name."""
         state = self.state
+        for name in self._reruns(key):
+            del self.typed[name]
         state.marked = [name for name in state.marked if name != key]
         state.pinned = "" if state.pinned == key else state.pinned
         self.remember()
@@ -367,6 +388,11 @@ class Terminal(App[None]):
         for screen in self.screen_stack:
             if isinstance(screen, RunsScreen) and screen.is_mounted:
                 self.call_after_refresh(screen.theme_changed)
+
+
+def _rerun_of(key: str, *started: object) -> str:
+    """Under what name texts are kept of the form that is to start a run like this one, started then."""
+    return " ".join(["again:", key, *map(str, started)])
 
 
 def run(runs: Path, readonly: bool = False) -> int:

@@ -69,7 +69,7 @@ class Form(Screen[None]):
     ) -> None:
         super().__init__()
         self.target, self.typed, self.runs, self.start = target, typed, runs, start
-        self.recipe = recipe or typed.get(RECIPE, "")
+        self.recipe = typed.get(RECIPE, recipe)  # "" there is none, chosen
         self.options = Fields(typed)
         self.verdict = Verdict({}, (), (), None, (), "")
         self.waiting = False  # for a process that was started to show itself, or to refuse

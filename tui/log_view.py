@@ -30,6 +30,7 @@ class Tail:
         self.rest = ""  # a last line that has no end yet
         self._bytes = b""  # of `rest`
         self._offset, self._inode = 0, 0
+        self._inside = False  # reading began inside a line, whose end has not come yet
 
     def poll(self) -> list[str] | None:
         """The lines that came since the last call; None where what was read before no longer counts."""
@@ -51,15 +52,18 @@ class Tail:
         return None if replaced else new
 
     def _start(self, inode: int, offset: int) -> None:
-        self._inode, self._offset, self.skipped = inode, offset, offset > 0
+        self._inode, self._offset = inode, offset
+        self.skipped = self._inside = offset > 0
         self._bytes, self.rest = b"", ""
         self.lines.clear()
 
     def _divide(self, block: bytes) -> list[str]:
         whole = (self._bytes + block).split(b"\n")
         self._bytes = whole.pop()[-LONGEST_LINE * 4 :]
-        first_is_cut = self.skipped and not self.lines
-        new = [_readable(line) for line in whole[1 if first_is_cut else 0 :]]
+        if self._inside and whole:
+            del whole[0]
+            self._inside = False
+        new = [_readable(line) for line in whole]
         if len(self.lines) + len(new) > MOST_LINES:
             self.skipped = True
         self.lines.extend(new)

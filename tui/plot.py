@@ -238,7 +238,7 @@ class Plot(Widget, can_focus=True):
         if not np.isfinite(high - low):
             return "no finite value here"
         view = chart.with_room(View(*look.window, low, high))
-        labels = chart.y_labels((low, high), view, rows, log_y, glyphs)
+        labels = chart.y_labels((low, high), view, rows, log_y, glyphs, GUTTER)
         letters = len(lines) > 1 and (not self._glyphs.columns > 1 or self.app.no_color)
         picture = dots.paint(layers, view, room, rows, glyphs, covering=True, letters=letters)
         ticks = chart.place_ticks(self._x_ticks(view, room), view, room, GUTTER)
@@ -302,7 +302,7 @@ class Plot(Widget, can_focus=True):
         strips = []
         for row, runs in enumerate(dots.spans(painted.picture, self._cross_column(painted), glyphs.side)):
             label = painted.labels.get(row)
-            side = (label or "")[-painted.gutter :].rjust(painted.gutter)
+            side = (label or "").rjust(painted.gutter)
             segments = [Segment(side + (glyphs.side if label is None else glyphs.tick), inks.axis)]
             segments += [Segment(text, styles[style]) for text, style in runs]
             strips.append(Strip(segments, width))

@@ -75,6 +75,7 @@ class Plots(Widget):
         self.cross: float | None = None  # on the x axis of all charts
         self.renewed: Signal[None] = Signal(self, "renewed")  # `show` was called: for the page of one metric
         self._pool: list[Plot] = []
+        self._crossed = settings.x_axis  # the axis that `cross` is on
         self._chosen = ""  # the tag of the current chart
         self._pointed = False  # the mouse holds the crosshair
         self._whole: Window | None = None  # the x axis of the charts in sight
@@ -141,6 +142,8 @@ class Plots(Widget):
         """Bring what is on screen up to date. Charts that stay the same are not drawn again."""
         if not self.is_mounted:
             return
+        if self.settings.x_axis != self._crossed:  # the page of one metric shares the settings
+            self._crossed, self.cross = self.settings.x_axis, None
         sight, (columns, rows), line = self._page()
         self._charts.styles.grid_size_columns, self._charts.styles.grid_size_rows = columns, rows
         if len(sight) > len(self._pool):
@@ -322,7 +325,7 @@ class Plots(Widget):
     def action_x_axis(self) -> None:
         settings = self.settings
         settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
-        settings.window, self.cross = None, None  # places of another axis
+        settings.window = None  # of another axis
         self.settings_changed()
 
     def action_log_y(self) -> None:

@@ -108,7 +108,7 @@ class RunActions(Screen[None]):
 
     def action_rerun(self) -> None:
         if entry := self._ours("rerun"):
-            self.terminal.open_rerun(Run(entry.path))
+            self.terminal.open_rerun(entry)
 
     def action_rename(self) -> None:
         if entry := self._ours("rename"):
@@ -129,12 +129,14 @@ class RunActions(Screen[None]):
     def action_note(self) -> None:
         if entry := self._ours("write about"):
             run = Run(entry.path)
+            first, end, others = control.read_note(run).partition("\n")
+            ask = Ask(f"A note on {clean(run.name)}{': its first line' if others else ''}", first)
 
             def answered(text: str | None) -> None:
-                if text is not None:
-                    self.terminal.attempt(lambda: control.write_note(run, text))
+                if text is not None and text != ask.value:
+                    self.terminal.attempt(lambda: control.write_note(run, text + end + others))
 
-            self.app.push_screen(Ask(f"A note on {clean(run.name)}", control.read_note(run)), answered)
+            self.app.push_screen(ask, answered)
 
     def action_delete(self) -> None:
         if entry := self._ours("delete"):

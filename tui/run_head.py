@@ -24,8 +24,8 @@ UNEXPLAINED = {  # states whose reason nobody could write down
 }
 
 
-def head(entry: Entry, width: int, height: int) -> Content:
-    """In lines of `width` columns, for a screen of `height` lines."""
+def head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
+    """In lines of `width` columns, for a screen of `height` lines; `damage`: of its event files."""
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _cut(clean(entry.state), width // 2), clean(entry.key)
     name = _cut(name, max(8, width - GAP - columns_of(state)))
@@ -34,7 +34,8 @@ def head(entry: Entry, width: int, height: int) -> Content:
     below = [(_joined(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
     parts += [Content(" " * GAP + _joined(facts))] if facts else []
-    parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *_remarks(entry, width, height // SHARE)]]
+    remarks = _remarks(entry, width, height // SHARE, damage)
+    parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *remarks]]
     return Content.assemble(*parts)
 
 
@@ -68,7 +69,7 @@ def _joined(facts: Sequence[tuple[int, str]]) -> str:
     return (" " * GAP).join(text for _, text in facts)
 
 
-def _remarks(entry: Entry, width: int, most: int) -> list[tuple[str, str]]:
+def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str, str]]:
     """Lines and styles: what went wrong, what health checks say, what somebody wrote.
 
     Where they take more than `most` lines, a line each: the tab of events has them in full.
@@ -78,6 +79,7 @@ def _remarks(entry: Entry, width: int, most: int) -> list[tuple[str, str]]:
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
     warnings, note = warnings_of(status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
+    first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
     told = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
     lines = [(line, color) for text, color in told for line in wrapped(clean(text), width)]
     if len(lines) <= most:

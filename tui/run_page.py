@@ -126,6 +126,7 @@ class RunPage(RunActions):
             if self._inode is not None and _inode(entry) == self._inode:
                 self.key = key
                 self.query_one(LogView).read(self._log())
+                self._draw()
                 return
         if self.app.screen is self:
             self.notify(f"{clean(self.key)} is gone.", markup=False)
@@ -160,7 +161,8 @@ class RunPage(RunActions):
     def _say(self) -> None:
         if entry := self.entry:
             said = self.query_one("#head", Static)
-            told = head(entry, max(20, self.size.width - 2), self.size.height)
+            damage = self.store.damage.get(self.key, "")
+            told = head(entry, max(20, self.size.width - 2), self.size.height, damage)
             if told != said.content:
                 said.update(told)
 

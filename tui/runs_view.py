@@ -50,6 +50,7 @@ class RunsScreen(RunActions):
     def __init__(self, store: Store) -> None:
         super().__init__()
         self.store = store
+        self._misread = ""  # what is wrong with the query
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -89,19 +90,21 @@ class RunsScreen(RunActions):
         """Filter, sort and show the runs, then the curves."""
         state, everything = self.terminal.state, list(self.store.entries.values())
         try:
-            chosen, problem = matching(everything, parse(state.query)), ""
+            chosen, self._misread = matching(everything, parse(state.query)), ""
         except UsageError as error:
-            chosen, problem = everything, str(error)
+            chosen, self._misread = everything, str(error)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
         chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
         self._share()
-        self._say(len(everything), len(chosen), problem)
+        self._say()
         self._redraw()
 
-    def _say(self, total: int, listed: int, problem: str) -> None:
+    def _say(self) -> None:
+        """What stands above the list and below the charts."""
+        total = len(self.store.entries)
         active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
         title = "ppo-unified   read-only" if self.terminal.readonly else "ppo-unified"
         parts = [title, str(self.terminal.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
@@ -110,8 +113,12 @@ class RunsScreen(RunActions):
         if not self.run_list.has_column(self.terminal.state.sorted_by):
             parts.append(f"sorted by {self.terminal.state.sorted_by}")
         self._top.update("   ".join(parts), layout=False)
-        text = self.terminal.state.query
-        problem = problem or self.store.problem or self._damage()
+        self._say_below()
+
+    def _say_below(self) -> None:
+        """What is wrong with the query, the folder or the drawn runs' files; else the query, where there is one."""
+        text, total, listed = self.terminal.state.query, len(self.store.entries), len(self.run_list.entries)
+        problem = self._misread or self.store.problem or self._damage()
         self._query.display = bool(text or problem)
         self._query.set_class(bool(problem), "-problem")
         line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
@@ -173,6 +180,7 @@ class RunsScreen(RunActions):
     def on_run_list_moved(self) -> None:
         if not self._marked():
             self._redraw()
+            self._say_below()
 
     def on_run_list_opened(self) -> None:
         self.action_open()
@@ -223,13 +231,21 @@ class RunsScreen(RunActions):
         self._redraw()
 
     def action_filter(self) -> None:
+        before = self.entry
+
         def live(text: str) -> None:
             self.terminal.state.query = text
             self._relist()
 
         hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
         ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
-        self.app.push_screen(ask, lambda _: self.terminal.remember())
+
+        def answered(text: str | None) -> None:
+            self.terminal.remember()
+            if text is None and before is not None and before.key in self.store.entries:
+                self.run_list.move_to(before.key)
+
+        self.app.push_screen(ask, answered)
 
     def action_sort(self) -> None:
         names = list(COLUMNS)

@@ -54,7 +54,7 @@ class Curve(NamedTuple):
 class Changes(NamedTuple):
     """What a turn found."""
 
-    listed: bool  # an entry came, went or changed
+    listed: bool  # an entry came, went or changed, or what is damaged in event files did
     advanced: frozenset[str]  # keys whose curves have new points
     pending: bool  # there is more to read at once
 
@@ -185,13 +185,13 @@ class Store:
         self._curves.pop(key, None)
 
     def _publish(self) -> bool:
-        """Hand out what was found; whether an entry changed."""
+        """Hand out what was found; whether an entry changed, or what is damaged."""
         damage = {key: "; ".join(reader.damage.values()) for key, reader in self._readers.items() if reader.damage}
-        if damage != self.damage:
+        if damaged := damage != self.damage:
             self.damage = MappingProxyType(damage)
         entries = {key: seen.entry for key, seen in self._runs.items()} | self._logs
         if entries == self.entries:
-            return False
+            return damaged
         self.entries = MappingProxyType(dict(sorted(entries.items())))
         return True
 
@@ -263,6 +263,8 @@ class _Seen:
             self.status, self._problem = self._run.read_status(), ""
         except UsageError as error:
             self._problem = str(error)
+            if isinstance(error.__context__, OSError):  # what the system refuses now it may allow without a trace
+                self._stamp = None
             if not self.status.started:
                 self.status = replace(self.status, started=stamp[0] / 1e9)
         self._keep_pace()
@@ -287,7 +289,10 @@ class _Seen:
         if stamp is not None:
             try:
                 lines = read_bytes(Path(self._note_path)).decode("utf-8", "replace").strip().splitlines()
-            except (OSError, ValueError):
+            except ValueError:
+                return
+            except OSError:
+                self._note_stamp = None
                 return
             self._note = lines[0] if lines else ""
 
