@@ -10,9 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 from ppo_unified import __version__
 from ppo_unified.errors import UsageError, nearest
@@ -254,7 +255,13 @@ def _open_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the process's life
+            setattr(sys, name, _empty(mode))
+
+
+@cache
+def _empty(mode: str) -> IO[str]:
+    """A file with nothing in it, open as long as the process lives."""
+    return open(os.devnull, mode, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
