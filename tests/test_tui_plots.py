@@ -20,16 +20,17 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ppo_unified.chart import smooth
-from ppo_unified.dots import BRAILLE, Columns, Layer, paint
+from ppo_unified.dots import BRAILLE, Columns, Layer, View, paint
 from ppo_unified.text import columns_of, short
 from tui import traces as tui_traces
 from tui.actions import Place, at, bindings
+from tui.chart_files import PaperChart, write_svg
 from tui.chart_settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
 from tui.dialogs import Ask
 from tui.metric_screen import MetricScreen, value_table
 from tui.plot import GUTTER, Painted, Plot
 from tui.plots import Plots, Trace, explanation, series_colors
-from tui.traces import PINNED_DARK, PINNED_LIGHT, Averages, prepared, quartiles_over, value_at, x_of
+from tui.traces import PINNED_DARK, PINNED_LIGHT, Averages, Drawn, prepared, quartiles_over, value_at, x_of
 from tui.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
 
 NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
@@ -814,6 +815,20 @@ def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) ->
     curve_path = max(re.findall(r'd="([^"]+)"', text), key=len)
     assert min(float(pair.split()[1]) for pair in re.split("[ML]", curve_path)[1:]) == pytest.approx(0, abs=0.1)
     assert len(curve_path) < 50_000
+
+
+def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
+    x = np.arange(3.0)
+    drawn = [Drawn(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
+    write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
+    svg = ET.parse(tmp_path / "a.svg").getroot()
+    _, _, width, height = map(float, svg.get("viewBox", "").split())
+    names = [text for text in svg.iter("{http://www.w3.org/2000/svg}text") if "name" in (text.text or "")]
+    places = [(float(text.get("x", "")), float(text.get("y", ""))) for text in names]
+    assert len(set(places)) == 12
+    assert all(left + 7 * len("a rather long name 11") <= width for left, _ in places)
+    top = next(g for g in svg.iter("{http://www.w3.org/2000/svg}g")).get("transform", "")
+    assert max(y for _, y in places) < float(top.rstrip(")").split()[1]) < height
 
 
 def test_an_export_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 from ppo_unified import chart
 from ppo_unified.chart import Tick
 from ppo_unified.dots import Columns, View
-from ppo_unified.text import clean
+from ppo_unified.text import clean, columns_of
 from tui.traces import Drawn, Trace, on_paper
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
+LINE = 18  # pixels of a line of the legend
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
@@ -58,15 +59,17 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
     drawn, view, log_y, ticks = picture
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     title = f"{clean(tag)} (log)" if log_y else clean(tag)
+    places = _places(drawn)
+    more = LINE * places[-1][1]  # pixels for further lines of the legend
     with open(path, "x", encoding="utf-8") as file:
         file.write(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-            f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + more}" font-family="sans-serif" '
+            f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT + more}" fill="#ffffff"/>\n'
             f'<clipPath id="plot"><rect width="{plot[0]}" height="{plot[1]}"/></clipPath>\n'
             f'<text x="{LEFT}" y="22" font-size="16" font-weight="bold">{escape(title)}</text>\n'
         )
-        file.writelines(_legend(drawn))
-        file.write(f'<g transform="translate({LEFT} {TOP})">\n')
+        file.writelines(_legend(drawn, places))
+        file.write(f'<g transform="translate({LEFT} {TOP + more})">\n')
         file.writelines(_axes(view, log_y, ticks, plot))
         file.write('<g clip-path="url(#plot)" fill="none" stroke-width="1.5" stroke-linejoin="round">\n')
         for one in drawn:
@@ -74,13 +77,23 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
         file.write("</g>\n</g>\n</svg>\n")
 
 
-def _legend(drawn: Sequence[Drawn]) -> Iterator[str]:
-    x = float(LEFT)
+def _places(drawn: Sequence[Drawn]) -> list[tuple[int, int]]:
+    """Where each entry of the legend stands: its left end in pixels, and its line."""
+    x, line, places = LEFT, 0, []
     for one in drawn:
-        label = escape(clean(one.label))
-        yield f'<rect x="{x:.0f}" y="34" width="12" height="4" fill="{on_paper(one.color)}"/>\n'
-        yield f'<text x="{x + 17:.0f}" y="41">{label}</text>\n'
-        x += 17 + 7 * len(one.label) + 20
+        size = 17 + 7 * columns_of(clean(one.label))  # about what a letter takes
+        if x > LEFT and x + size > WIDTH - RIGHT:
+            x, line = LEFT, line + 1
+        places.append((x, line))
+        x += size + 20
+    return places
+
+
+def _legend(drawn: Sequence[Drawn], places: Sequence[tuple[int, int]]) -> Iterator[str]:
+    for one, (x, line) in zip(drawn, places, strict=True):
+        y = 34 + LINE * line
+        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{on_paper(one.color)}"/>\n'
+        yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
 
 
 def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int]) -> Iterator[str]:
