@@ -9,7 +9,7 @@ import io
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,6 @@ def _only_looking(folder: Path) -> Iterator[None]:
         patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
         patch("ppo_unified.launch.prepare", refused),
         patch("ppo_unified.control.start", refused),
-        patch("pathlib.Path.cwd", lambda: folder),
+        chdir(folder),
     ):
         yield
