@@ -6,9 +6,11 @@ import gc
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 from textual import work
@@ -40,7 +42,7 @@ from tui.store import Changes, Entry, Store
 from tui.themes import CYCLE, OURS
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
-EAGER_S = 0.1  # while a run that trains has yet to write its first point
+EAGER_S, EAGER_FOR_S = 0.1, 3.0  # while a run that trains has yet to write its first point; and after it
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
@@ -96,7 +98,9 @@ class Terminal(App[None]):
         self._changes = Changes(False, frozenset(), False)  # found since the last picture
         self._states: dict[str, str] = {}  # as last told of
         self._warned: dict[str, set[str]] = {}  # names of the health checks that fired then
-        self._painted, self._took, self._usual = 0.0, 0.0, 0.0  # the last picture: when, how long; and what is usual
+        self._painted = 0.0  # when the last picture was, on the monotonic clock
+        self._took = deque((0.0, 0.0, 0.0), maxlen=3)  # seconds of the last pictures
+        self._eager_until = 0.0  # while first curves grow
         self._touched = 0.0  # when a key or the mouse was last heard of, on the monotonic clock
         self.typed: dict[str, dict[str, str]] = self.state.typed
 
@@ -135,15 +139,16 @@ class Terminal(App[None]):
             awaited = self.store.is_eager()
             changes = self.store.turn()
             if changes.listed or changes.advanced:
-                if awaited and not self.store.is_eager():
-                    self._painted = 0.0  # the first curves are shown at once
+                if awaited and not self.store.is_eager():  # the first curves are shown at once
+                    self._painted, self._eager_until = 0.0, time.monotonic() + EAGER_FOR_S
                 with self._lock:
                     before = self._changes
                     self._changes = Changes(
                         before.listed or changes.listed, before.advanced | changes.advanced, changes.pending
                     )
                 self.post_message(self.Found())
-            self._hurry.wait(BUSY_S if changes.pending else EAGER_S if self.store.is_eager() else QUIET_S)
+            eager = self.store.is_eager() or time.monotonic() < self._eager_until
+            self._hurry.wait(BUSY_S if changes.pending else EAGER_S if eager else QUIET_S)
             self._hurry.clear()
 
     def hurry(self) -> None:
@@ -178,13 +183,13 @@ class Terminal(App[None]):
         A single long one, such as the first with other charts, says nothing about the next.
         """
         self._undisturbed.set()
-        before, self._took = self._took, time.monotonic() - began
-        self._usual = min(before, self._took)
+        self._took.append(time.monotonic() - began)
 
     def _refresh_s(self) -> float:
         """Between two pictures."""
-        typing = time.monotonic() - self._touched < TYPING_S
-        return max(REFRESH_S, REFRESH_SHARE[typing] * self._usual)
+        now = time.monotonic()
+        least = REFRESH_S / 2 if now < self._eager_until else REFRESH_S
+        return max(least, REFRESH_SHARE[now - self._touched < TYPING_S] * median(self._took))
 
     async def on_event(self, event: Event) -> None:
         if isinstance(event, InputEvent):
