@@ -46,8 +46,8 @@ EAGER_S, EAGER_FOR_S = 0.1, 3.0  # while a run that trains has yet to write its 
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
-REFRESH_SHARE = {True: 40, False: 10}  # a picture takes at most this part of the time; while one types: few keys wait
-TYPING_S = 3.0  # after a key or the mouse
+IDLE_SHARE, TYPING_SHARE = 10, 40  # pictures take at most this part of the time; while one types, few keys wait for one
+TYPING_S = 2.0  # after a key or the mouse
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
 
@@ -178,18 +178,17 @@ class Terminal(App[None]):
                 screen.store_changed(changes)
 
     def _pictured(self, began: float) -> None:
-        """A picture that was begun at this time, on the monotonic clock, is on screen.
-
-        A single long one, such as the first with other charts, says nothing about the next.
-        """
+        """A picture that was begun at this time, on the monotonic clock, is on screen."""
         self._undisturbed.set()
         self._took.append(time.monotonic() - began)
 
     def _refresh_s(self) -> float:
-        """Between two pictures."""
+        """Between two pictures. A single long one, such as the first with other charts, tells little of the next."""
         now = time.monotonic()
         least = REFRESH_S / 2 if now < self._eager_until else REFRESH_S
-        return max(least, REFRESH_SHARE[now - self._touched < TYPING_S] * median(self._took))
+        if now - self._touched < TYPING_S:
+            return max(least, TYPING_SHARE * self._took[-1])
+        return max(least, IDLE_SHARE * median(self._took))
 
     async def on_event(self, event: Event) -> None:
         if isinstance(event, InputEvent):
