@@ -705,7 +705,7 @@ def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
                 found.append(app._refresh_s())
             assert found == [REFRESH_S, REFRESH_S, pytest.approx(1.0), pytest.approx(1.0)]
             await app.on_event(Key("z", "z"))
-            assert app._refresh_s() == pytest.approx(4.0)
+            assert app._refresh_s() == pytest.approx(6.0)
             now += TYPING_S
             assert app._refresh_s() == pytest.approx(1.0)
 

@@ -46,7 +46,7 @@ EAGER_S, EAGER_FOR_S = 0.1, 3.0  # while a run that trains has yet to write its 
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
-IDLE_SHARE, TYPING_SHARE = 10, 40  # pictures take at most this part of the time; while one types, few keys wait for one
+IDLE_SHARE, TYPING_SHARE = 10, 60  # pictures take at most this part of the time; while one types, few keys wait for one
 TYPING_S = 2.0  # after a key or the mouse
 MESSAGES = {"finished": "information", "failed": "error", "crashed": "error", "stalled": "warning"}
 
