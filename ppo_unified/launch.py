@@ -76,10 +76,11 @@ def default_name(config: RunConfig) -> str:
 
 
 def reopen(run: Run) -> Status:
-    """The status of an existing run, locked by this process for going on. Raises UsageError if another trains there.
+    """The status of an existing run, locked by this process for going on.
 
-    A trainer that has written how it ended holds the lock for a moment more. Where it was killed before a change of
-    options was in config.toml, that change is no longer told.
+    Raises UsageError if another trains there, or where it would write through a symbolic link.
+
+    A trainer that has written how it ended holds the lock for a moment more.
     """
     deadline = time.monotonic() + LEAVING_S
     while run.read_status().state not in ACTIVE and run.locked() and time.monotonic() < deadline:
