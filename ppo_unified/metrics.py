@@ -129,6 +129,8 @@ USUAL = (  # what one looks at first
     "loss/value",
 )
 
+AWAITED = (*USUAL[1:], "episode/length")  # what one looks at until a run was evaluated: its first page of charts
+
 
 def usual_first(tags: Iterable[str]) -> list[str]:
     """In the order in which one looks at them, then by name."""

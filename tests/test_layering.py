@@ -100,3 +100,26 @@ def test_no_module_of_ours_imports_against_the_direction() -> None:
                 for name in names:
                     against = [b for b in banned if name == b or name.startswith(b + ".")]
                     assert not against, f"{path.relative_to(ROOT)} imports {name}"
+
+
+PRELOAD = """
+import gc, sys
+from ppo_unified.cli.preload import preload
+before, seen = gc.get_freeze_count(), []
+gc.callbacks.append(lambda phase, info: seen.append(phase))
+preload(sys.argv[1])
+collected, frozen = len(seen), gc.get_freeze_count() - before
+preload(sys.argv[1])
+again = gc.get_freeze_count() - before - frozen
+try:
+    preload("no_such_module")
+except ModuleNotFoundError:
+    pass
+print(collected, frozen > 10_000, again, gc.isenabled(), sys.argv[1] in sys.modules)
+"""
+
+
+def test_nothing_is_collected_while_a_module_is_preloaded_and_what_it_made_is_left_alone_later() -> None:
+    command = [sys.executable, "-c", PRELOAD, "pydantic.types"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["0", "True", "0", "True", "True"]

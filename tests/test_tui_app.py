@@ -26,6 +26,7 @@ from ppo_unified.control import write_note
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventWriter
 from ppo_unified.launch import stop
+from ppo_unified.metrics import AWAITED
 from ppo_unified.runs import Run, Status
 from tui import app as program
 from tui.actions import ACTIONS, PLACES, Place, at
@@ -448,6 +449,39 @@ def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None
 
 
 @pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every action on charts is one that empty ones bear."""
+    run = made(runs, "omega", 9, state="starting", step=0)
+    for path in run.path.glob("events*"):
+        path.unlink()
+    monkeypatch.setattr(Run, "locked", lambda self: self.path == run.path)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        plots = the_plots(app)
+        the_list(app).move_to("omega")
+        await until(pilot, lambda: plots.tags == list(AWAITED))
+        for action in at("charts"):
+            if action.name not in ("enlarge", "metrics", "group", "zoom_reset"):
+                await plots.run_action(action.name)
+        for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
+            await plots.run_action(name)
+        assert "has no points yet" in said(app)  # instead of a file
+        widgets = list(plots.plots)
+        assert shown(app).count("no points yet") == len(widgets) > 1
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        assert "no points yet" in shown(app)
+        await pilot.press("escape")
+        writer = EventWriter(run.path)
+        for step in (100, 200):
+            writer.scalars(step, dict.fromkeys(AWAITED, 0.5))
+        writer.close()
+        await until(pilot, lambda: "no points yet" not in shown(app))
+        assert plots.plots == widgets
+
+    drive(runs, act)
+
+
 def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 

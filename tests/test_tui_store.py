@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ppo_unified import events, runs
 from ppo_unified.control import write_note
 from ppo_unified.events import PREFIX, EventWriter
+from ppo_unified.metrics import AWAITED
 from ppo_unified.query import parse
 from ppo_unified.runs import STALLED_S, Run, Status
 from tui import folders, store
@@ -835,3 +836,22 @@ def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, mo
     shown.turn()
     assert shown.tags("a")
     assert not shown.is_eager()
+
+
+def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "ended")
+    run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
+    monkeypatch.setattr(Run, "locked", lambda _: True)
+    shown = Store(tmp_path, clock := Clock())
+    shown.watch(["begun", "ended"])
+    shown.turn()
+    assert shown.charted([]) == shown.charted(["ended"]) == shown.charted(["unknown"]) == []
+    assert shown.charted(["begun"]) == shown.charted(["ended", "begun"]) == list(AWAITED)
+    writer = EventWriter(run.path)
+    writer.scalars(1, {"loss/value": 1.0, "zoo/animals": 2.0, "eval/score": 3.0})
+    writer.close()
+    clock.now += 10
+    shown.turn()
+    assert shown.charted(["ended", "begun"]) == ["eval/score", "loss/value", "zoo/animals"]

@@ -42,7 +42,7 @@ from tui.store import Changes, Entry, Store
 from tui.themes import CYCLE, OURS
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two turns of the reader: more to read at once, or nothing new
-EAGER_S, EAGER_FOR_S = 0.1, 3.0  # while a run that trains has yet to write its first point; and after it
+EAGER_S, EAGER_FOR_S = 0.05, 3.0  # while a run that trains has yet to write its first point; and after it
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 REFRESH_S = 0.5  # between two pictures of what the reader found
 LONGEST_PICTURE_S = 1.0  # that the reader waits for at most
@@ -185,7 +185,7 @@ class Terminal(App[None]):
     def _refresh_s(self) -> float:
         """Between two pictures. A single long one, such as the first with other charts, tells little of the next."""
         now = time.monotonic()
-        least = REFRESH_S / 2 if now < self._eager_until else REFRESH_S
+        least = REFRESH_S / 4 if now < self._eager_until else REFRESH_S
         if now - self._touched < TYPING_S:
             return max(least, TYPING_SHARE * self._took[-1])
         return max(least, IDLE_SHARE * median(self._took))

@@ -389,8 +389,12 @@ class Plots(Widget):
 
     def action_export(self) -> None:
         plot = self.current
-        if plot is not None:
-            self._export(plot.tag, list(self.traces(plot.tag)), plot.for_paper())
+        if plot is None:
+            return
+        if traces := list(self.traces(plot.tag)):
+            self._export(plot.tag, traces, plot.for_paper())
+        else:
+            self.notify(f"{clean(plot.tag)} has no points yet.", markup=False)
 
     @work(thread=True, group="export")
     def _export(self, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> None:

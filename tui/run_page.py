@@ -15,7 +15,6 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Footer, Static
 
-from ppo_unified.metrics import usual_first
 from ppo_unified.runs import Run
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
@@ -202,7 +201,7 @@ class RunPage(RunActions):
                 for key, curve in curves.items()
             ]
 
-        self.plots.show(usual_first(self.store.tags(self.key)), traces)
+        self.plots.show(self.store.charted([self.key]), traces)
 
     def explain(self) -> str | None:
         return self.plots.explain() if self.tab == "curves" else None

@@ -13,7 +13,6 @@ from textual.widgets import Footer, Static
 
 from ppo_unified.differences import difference_lines
 from ppo_unified.errors import UsageError
-from ppo_unified.metrics import usual_first
 from ppo_unified.query import options_of, parse
 from ppo_unified.runs import ACTIVE, Run
 from ppo_unified.text import clean
@@ -158,7 +157,6 @@ class RunsScreen(RunActions):
             self.terminal.hurry()
         marks = self._marks()
         self.run_list.recolor(marks)
-        tags = usual_first(tag for key in keys for tag in self.store.tags(key))
         aggregate = self.plots.settings.aggregate
 
         def traces(tag: str) -> Sequence[Trace]:
@@ -170,7 +168,7 @@ class RunsScreen(RunActions):
                     drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
-        self.plots.show(tags, traces)
+        self.plots.show(self.store.charted(keys), traces)
 
     def theme_changed(self) -> None:
         self._redraw()

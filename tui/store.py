@@ -19,6 +19,7 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.events import EventReader
+from ppo_unified.metrics import AWAITED, usual_first
 from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status
 from ppo_unified.untrusted import read_bytes
 from tui.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
@@ -89,6 +90,13 @@ class Store:
     def tags(self, key: str) -> list[str]:
         return sorted(self._curves.get(key, ()))
 
+    def charted(self, keys: Iterable[str]) -> list[str]:
+        """The metrics of these runs, in the order in which one looks at them; while one of them trains and none has a
+        point, those that it will log first."""
+        keys = list(keys)
+        known = {tag for key in keys for tag in self._curves.get(key, ())}
+        return usual_first(known or (AWAITED if self._is_awaited(keys) else ()))
+
     def curve(self, key: str, tag: str) -> Curve | None:
         return self._curves.get(key, {}).get(tag)
 
@@ -115,7 +123,11 @@ class Store:
 
     def is_eager(self) -> bool:
         """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
-        bare = [self.entries[key] for key in self._watched if key in self.entries and not self.tags(key)]
+        return self._is_awaited(self._watched)
+
+    def _is_awaited(self, keys: Iterable[str]) -> bool:
+        """Whether one of these runs trains and has no point yet."""
+        bare = [self.entries[key] for key in keys if key in self.entries and not self._curves.get(key)]
         return any(entry.state in ACTIVE for entry in bare)
 
     def _scan(self) -> None:

@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
 from ppo_unified import __version__
+from ppo_unified.cli.preload import preload
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.text import tell
 
@@ -288,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(f"--runs {folder}: is a file; the runs folder was expected")
         command = COMMANDS[options.command]
-        function = getattr(import_module(f"ppo_unified.cli.{command.module}"), options.command.replace("-", "_"))
+        module = preload(f"ppo_unified.cli.{command.module}")
+        function = getattr(module, options.command.replace("-", "_"))
         code: int = function(options, rest) if options.command in WITH_OPTIONS else function(options)
         return code
     except UsageError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ppo_unified import control, launch, presets
 from ppo_unified.adapters import adapter
+from ppo_unified.cli.preload import preload
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import C, RunConfig
 from ppo_unified.errors import Refused, UsageError
@@ -181,7 +182,8 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[
     stop.shown_in(run)
     with launch.logged(run) as log:
         tell(f"training in {run.path}")
-        from ppo_unified.runner import train_in  # imports torch: the folder and the signal handlers are there by now
+        preload("ppo_unified.runner")  # imports torch: the folder and the signal handlers are there by now
+        from ppo_unified.runner import train_in
 
         progress = Progress(log)
         try:
@@ -274,6 +276,7 @@ def _are_figures(known: object) -> bool:
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
     """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
+    preload("ppo_unified.runner")
     from ppo_unified.runner import run
 
     steps, solved = [], 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from importlib import import_module
 
+from ppo_unified.cli.preload import preload
 from ppo_unified.cli.screen import is_drawable
 from ppo_unified.errors import UsageError
 
@@ -16,5 +16,5 @@ def tui(options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and is_drawable(sys.stdout)):
         found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "input or output is no terminal"
         raise UsageError(f"ppo-unified tui: needs a terminal ({found}); elsewhere: ppo-unified runs, ppo-unified show")
-    code: int = import_module("tui.app").run(options.folder, options.readonly)
+    code: int = preload("tui.app").run(options.folder, options.readonly)
     return code
