@@ -23,7 +23,7 @@ test: install  ## all tests
 check: install  ## what a commit must pass: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 exhaustive: install  ## the cases that `make test` leaves out (minutes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,3 +32,22 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # to look through all that torch brought takes a tenth of a second each time
+    gc.set_threshold(20_000, 20, 100)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal UI looks and draws as often as it can: tests wait for what it shows, not for its pauses."""
+    from tui import app, run_page, store
+
+    for module, name in (
+        (app, "QUIET_S"),
+        (app, "REFRESH_S"),
+        (store, "SCAN_S"),
+        (store, "LOOK_S"),
+        (run_page, "LOOK_S"),
+    ):
+        monkeypatch.setattr(module, name, 0.05)
+    monkeypatch.setattr(app, "TYPING_SHARE", 2)
+    monkeypatch.setattr(app, "IDLE_SHARE", 2)

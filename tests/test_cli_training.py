@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,25 @@ QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps",
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 
 
+Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
+
+
 def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
     whole = [sys.executable, "-m", "ppo_unified", *arguments]
     return subprocess.run(whole, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """A command without a process of its own, in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code, said = main(arguments), capsys.readouterr()
+        return code, said.out, said.err
+
+    return call
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:
@@ -52,9 +68,9 @@ def test_train_leaves_a_whole_run_folder_and_says_what_to_do_next(tmp_path: Path
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path) -> None:
-    assert command("train", "cartpole", "--name", "a", *QUICK, cwd=tmp_path).returncode == 0
-    assert command("train", "runs/a/config.toml", "--name", "b", cwd=tmp_path).returncode == 0
+def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path, called: Call) -> None:
+    assert called("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    assert called("train", "runs/a/config.toml", "--name", "b")[0] == 0
     curves = []
     for name in ("a", "b"):
         reader = EventReader(tmp_path / "runs" / name)
@@ -96,26 +112,25 @@ def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> Non
     assert command("stop", "a", cwd=tmp_path).returncode == 2
 
 
-def test_a_solved_run_is_resumed_only_further(tmp_path: Path) -> None:
+def test_a_solved_run_is_resumed_only_further(tmp_path: Path, called: Call) -> None:
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
-    solved = command("train", "cartpole", "--name", "a", *easy, cwd=tmp_path)
-    assert "finished (solved)" in solved.stdout
+    assert "finished (solved)" in called("train", "cartpole", "--name", "a", *easy)[1]
     run = Run(tmp_path / "runs" / "a")
     steps = run.read_status().step
-    refused = command("resume", "a", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "was solved at" in refused.stderr
-    assert command("resume", "a", "--total-steps", str(steps + 1500), cwd=tmp_path).returncode == 0
+    code, _, error = called("resume", "a")
+    assert code == 2
+    assert "was solved at" in error
+    assert called("resume", "a", "--total-steps", str(steps + 1500))[0] == 0
     status = run.read_status()
     assert (status.reason, status.solved_step) == ("total_steps reached", steps)
     assert status.step >= steps + 1500
 
 
-def test_a_solved_run_goes_on_for_a_higher_threshold_until_it_reaches_that(tmp_path: Path) -> None:
+def test_a_solved_run_goes_on_for_a_higher_threshold_until_it_reaches_that(tmp_path: Path, called: Call) -> None:
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
-    assert command("train", "cartpole", "--name", "a", *easy, cwd=tmp_path).returncode == 0
-    higher = command("resume", "a", "--total-steps", "90000", "--eval.threshold", "12", cwd=tmp_path)
-    assert "finished (solved)" in higher.stdout, higher.stderr
+    assert called("train", "cartpole", "--name", "a", *easy)[0] == 0
+    _, output, error = called("resume", "a", "--total-steps", "90000", "--eval.threshold", "12")
+    assert "finished (solved)" in output, error
     assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
 
 
@@ -270,15 +285,15 @@ def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(tmp_path: Path)
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    assert command("train", "cartpole", "--name", "a", *QUICK, cwd=tmp_path).returncode == 0
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, called: Call) -> None:
+    assert called("train", "cartpole", "--name", "a", *QUICK)[0] == 0
     run = Run(tmp_path / "runs" / "a")
     before = run.read_status()
     for path in run.checkpoints.glob("*/trainer.json"):
         path.write_bytes(b"torn")
-    done = command("resume", "a", "--total-steps", "9000", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "trainer.json: has 4 bytes" in done.stderr
+    code, _, error = called("resume", "a", "--total-steps", "9000")
+    assert code == 2
+    assert "trainer.json: has 4 bytes" in error
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
     assert not run.begun.exists()
@@ -431,6 +446,9 @@ def test_regress_measures_against_a_baseline(
     measured = json.loads(baseline.read_text())["cartpole"]
     assert measured["solved"] == 1
     capsys.readouterr()
+    monkeypatch.setattr(training, "_measure", lambda preset, seeds: measured)  # it was measured for good once
+    assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["good"] is True
     baseline.write_text(json.dumps({"cartpole": measured | {"worst_steps": measured["worst_steps"] // 2}}))
     assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["good"] is False

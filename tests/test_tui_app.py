@@ -30,7 +30,7 @@ from ppo_unified.metrics import AWAITED
 from ppo_unified.runs import Run, Status
 from tui import app as program
 from tui.actions import ACTIONS, PLACES, Place, at
-from tui.app import REFRESH_S, TYPING_S, Terminal
+from tui.app import TYPING_S, Terminal
 from tui.dialogs import Ask, Confirm, Read
 from tui.form import Form
 from tui.metric_screen import MetricScreen, OnePlot
@@ -45,6 +45,9 @@ from tui.store import Store
 
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
+PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test that is about them
+pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = pytest.mark.usefixtures("impatient")
 Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
 
 
@@ -732,12 +735,14 @@ def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
         now = 100.0
         with monkeypatch.context() as patch:
             patch.setattr("time.monotonic", lambda: now)
+            for name, value in PAUSES.items():
+                patch.setattr(program, name, value)
             found = []
             app._took.extend((0.001, 0.001, 0.001))
             for took in (0.2, 0.001, 0.1, 0.1):  # a single long one holds nothing up
                 app._pictured(now - took)
                 found.append(app._refresh_s())
-            assert found == [REFRESH_S, REFRESH_S, pytest.approx(1.0), pytest.approx(1.0)]
+            assert found == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
             await app.on_event(Key("z", "z"))
             assert app._refresh_s() == pytest.approx(6.0)
             now += TYPING_S

@@ -255,7 +255,7 @@ def _only_looking(folder: Path) -> Iterator[None]:
         raise UsageError("it would train")
 
     with (
-        patch.object(cli, "import_module", imported),
+        patch.object(cli, "preload", imported),
         patch.dict(cli.COMMANDS, {name: command._replace(module=STUB) for name, command in stubs.items()}),
         patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
         patch("ppo_unified.launch.prepare", refused),
