@@ -86,7 +86,8 @@ def disturbed(adapter: LLMAdapter) -> LLMAdapter:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapter_keeps_the_contract(folder: Path, kind: str) -> None:
+def test_adapter_keeps_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # responses, for each of the adapters that it makes
     check_adapter(lambda: disturbed(make(folder, kind)), tolerance=2e-5)
 
 

@@ -460,11 +460,12 @@ def test_help_tells_the_focused_option(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_every_option_is_in_sight_when_the_cursor_is_on_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cartpole", pytest.param("llm", marks=pytest.mark.exhaustive)])
+def test_every_option_is_in_sight_when_the_cursor_is_on_it(target: str, tmp_path: Path) -> None:
     """Down through every section, opened, then out to Start; up from the first one to the search."""
 
     async def work(pilot: Pilot[None], app: Host) -> None:
-        screen = await app.open_form("llm")
+        screen = await app.open_form(target)
         options = screen.options
         visited: set[str] = set()
         await pilot.press("tab", "tab")
