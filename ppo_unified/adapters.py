@@ -95,7 +95,7 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 @cache
 def _installed(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of packages on this `sys.path`: looking through all of them takes 10 ms."""
+    """The entry points of packages on this `sys.path`, as they are at first: looking through them takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 

@@ -129,7 +129,14 @@ USUAL = (  # what one looks at first
     "loss/value",
 )
 
-AWAITED = (*USUAL[1:], "episode/length")  # what one looks at until a run was evaluated: its first page of charts
+AWAITED = (  # what the engine logs of every iteration, whatever it trains: charted before there is a point
+    "policy/kl",
+    "policy/entropy",
+    "value/explained_variance",
+    "loss/value",
+    "loss/policy",
+    "policy/clip_fraction",
+)
 
 
 def usual_first(tags: Iterable[str]) -> list[str]:

@@ -104,7 +104,7 @@ def test_no_module_of_ours_imports_against_the_direction() -> None:
 
 PRELOAD = """
 import gc, sys
-from ppo_unified.cli.preload import preload
+from ppo_unified.cli.imports import preload
 before, seen = gc.get_freeze_count(), []
 gc.callbacks.append(lambda phase, info: seen.append(phase))
 preload(sys.argv[1])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppo_unified.config import PPO, Optim
 from ppo_unified.diagnostics import explained_variance
+from ppo_unified.metrics import AWAITED
 from ppo_unified.optimizers import NonFiniteError, make_optimizers, step
 from ppo_unified.ppo import Progress, make_batch, train
 from ppo_unified.rollout import Observations, Rollout
@@ -36,6 +37,11 @@ def test_optimizer_steps_are_epochs_times_minibatches(epochs: int, count: int, j
         assert iteration.metrics["invariant/optimizer_steps_error"] == 0
         assert [taken_steps(o) for o in optimizers] == [number * epochs * count] * (1 if joint else 2)
     assert number == progress.iteration == 2
+
+
+def test_what_is_charted_before_there_is_a_point_is_logged_of_every_iteration() -> None:
+    for metrics in run_engine(BanditAdapter(), 2):
+        assert set(AWAITED) <= metrics.keys()
 
 
 def test_the_run_ends_with_the_first_total_and_counts_valid_steps() -> None:

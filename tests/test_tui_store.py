@@ -845,8 +845,11 @@ def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
     run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
     monkeypatch.setattr(Run, "locked", lambda _: True)
     shown = Store(tmp_path, clock := Clock())
-    shown.watch(["begun", "ended"])
     shown.turn()
+    assert shown.charted(["begun"]) == []  # nobody has looked for its points
+    shown.watch(["begun", "ended"])
+    assert shown.turn().advanced == {"begun", "ended"}
+    assert not shown.turn().advanced
     assert shown.charted([]) == shown.charted(["ended"]) == shown.charted(["unknown"]) == []
     assert shown.charted(["begun"]) == shown.charted(["ended", "begun"]) == list(AWAITED)
     writer = EventWriter(run.path)

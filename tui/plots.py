@@ -175,7 +175,8 @@ class Plots(Widget):
         settings = self.settings
         self._charts.display, self._empty.display = some, not some
         if not some:
-            why = "No metric matches: m changes the words, v the group." if self.tags else "No curves yet."
+            there = any(map(self.traces, self.tags))
+            why = "No metric matches: m changes the words, v the group." if there else "No curves yet."
             self._empty.update(why)
         parts = [line, f"x: {settings.x_axis}{' log' if settings.log_x and settings.x_axis != 'time' else ''}"]
         parts += [f"smoothing {settings.smoothing:g}"] if settings.smoothing else []

@@ -111,7 +111,8 @@ class RunPage(RunActions):
             self._say()
         if changes.listed or self.key in changes.advanced:
             self._look()
-        if self.tab == "curves" and changes.advanced & set(self._drawn()):
+        awaited = changes.listed and not self.store.tags(self.key)  # whether it has charts is a matter of its state
+        if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn())):
             self._draw()
 
     def on_screen_resume(self) -> None:

@@ -56,7 +56,7 @@ class Changes(NamedTuple):
     """What a turn found."""
 
     listed: bool  # an entry came, went or changed, or what is damaged in event files did
-    advanced: frozenset[str]  # keys whose curves have new points
+    advanced: frozenset[str]  # keys whose curves have new points, or are known now to have none
     pending: bool  # there is more to read at once
 
 
@@ -92,10 +92,16 @@ class Store:
 
     def charted(self, keys: Iterable[str]) -> list[str]:
         """The metrics of these runs, in the order in which one looks at them; while one of them trains and none has a
-        point, those that it will log first."""
+        point, those that the engine will log."""
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
-        return usual_first(known or (AWAITED if self._is_awaited(keys) else ()))
+        return usual_first(known or (AWAITED if self._is_awaited(keys, (*ACTIVE, "stalled")) else ()))
+
+    def _is_awaited(self, keys: Iterable[str], states: Iterable[str]) -> bool:
+        """Whether one of these runs is in one of these states and, as far as its files were read, has no point yet."""
+        entries, readers = self.entries, self._readers
+        bare = [entries[key] for key in keys if key in entries and key in readers and not self._curves.get(key)]
+        return any(entry.state in states for entry in bare)
 
     def curve(self, key: str, tag: str) -> Curve | None:
         return self._curves.get(key, {}).get(tag)
@@ -123,12 +129,7 @@ class Store:
 
     def is_eager(self) -> bool:
         """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
-        return self._is_awaited(self._watched)
-
-    def _is_awaited(self, keys: Iterable[str]) -> bool:
-        """Whether one of these runs trains and has no point yet."""
-        bare = [self.entries[key] for key in keys if key in self.entries and not self._curves.get(key)]
-        return any(entry.state in ACTIVE for entry in bare)
+        return self._is_awaited(self._watched, ACTIVE)
 
     def _scan(self) -> None:
         started = time.thread_time()
@@ -166,13 +167,14 @@ class Store:
         return advanced, bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
 
     def _read_one(self, key: str, budget_s: float) -> bool:
-        """Read on in one run; whether it had something."""
-        if key not in self._readers:
+        """Read on in one run; whether it had something, or was looked at for the first time."""
+        new = key not in self._readers
+        if new:
             self._readers[key] = EventReader(self.folder / key)
         reader = self._readers[key]
         self._readers.move_to_end(key)
         if not reader.poll(budget_s):
-            return False
+            return new
         self._curves[key] = {tag: Curve(*series.numpy()) for tag, series in reader.series.items()}
         if key in self._logs:
             self._logs[key] = _with_curves(self._logs[key], self._curves[key])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
 from ppo_unified import __version__
-from ppo_unified.cli.preload import preload
+from ppo_unified.cli.imports import preload
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.text import tell
 

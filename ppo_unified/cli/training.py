@@ -15,7 +15,7 @@ from typing import Any
 
 from ppo_unified import control, launch, presets
 from ppo_unified.adapters import adapter
-from ppo_unified.cli.preload import preload
+from ppo_unified.cli.imports import preload
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import C, RunConfig
 from ppo_unified.errors import Refused, UsageError

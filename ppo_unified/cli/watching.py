@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from ppo_unified.cli.preload import preload
+from ppo_unified.cli.imports import preload
 from ppo_unified.cli.screen import is_drawable
 from ppo_unified.errors import UsageError
 

@@ -11,9 +11,9 @@ from types import ModuleType
 def preload(name: str) -> ModuleType:
     """A module, imported with all that it imports if it isn't there yet.
 
-    Meanwhile nothing is collected: what modules make stays until the process ends, and the collector would look through
-    it again and again, for a tenth to a fifth of the time that torch takes. It never will: all objects that are there
-    by then are left out of later collections, which is why only the command line does this.
+    While it is imported nothing is collected: what modules make stays until the process ends, and the collector would
+    look through it again and again, for a tenth to a fifth of the time that torch takes. It never will: all objects
+    that are there by then, the caller's too, are left out of later collections. So only the command line does this.
     """
     if name in sys.modules or not gc.isenabled():
         return import_module(name)
