@@ -41,7 +41,7 @@ bench: install  ## CartPole from cold start to solved
 	$(BIN)/python benchmarks/cold_start.py
 
 bench-tui: install  ## the terminal UI in a pseudo-terminal: answers to keys, processor time, memory (about 4 minutes)
-	$(BIN)/python benchmarks/terminal_ui.py
+	$(BIN)/python benchmarks/terminal_ui.py --out benchmarks/tui.md
 
 fuzz: install  ## 20,000 inputs that nobody would write for every parser (about an hour)
 	$(BIN)/python -m tests.fuzz --out benchmarks/fuzz.md

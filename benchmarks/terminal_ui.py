@@ -1,6 +1,6 @@
 """What the terminal UI costs and how fast it answers, as the real program in a pseudo-terminal.
 
-    python benchmarks/terminal_ui.py [--out benchmarks/terminal_ui.md]
+    python benchmarks/terminal_ui.py [--out benchmarks/tui.md]
 
 Made-up folders of runs are watched by `ppo-unified tui` in a terminal of 120 x 40; a key's time is from writing it to
 the terminal to reading the bytes of its effect from it. Between keys pass 50 to 250 ms, so that they fall on every
