@@ -19,6 +19,11 @@ from ppo_unified.untrusted import parse_json
 
 HIDDEN = ("kind", "preset", "recipe")  # they come with the target and --recipe
 
+_MISREAD = {  # what Python says of a text that is no such number, and what it should be
+    r"invalid literal for int\(\) with base 10": "a whole number, in digits",
+    "could not convert string to float": "a number",
+}
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -109,4 +114,7 @@ def _one_line(box: str) -> str:
         if re.match(r"^[│|]?\s*[─-]{5,}|^[╰└]", line):
             break
         lines.append(line.strip("│| "))
-    return "command line: " + " ".join(" ".join(lines).split())
+    sentence = " ".join(" ".join(lines).split())
+    for theirs, ours in _MISREAD.items():
+        sentence = re.sub(rf"Error parsing (--\S+): {theirs}: (.*)", rf"\1 \2: should be {ours}", sentence)
+    return f"command line: {sentence}"

@@ -21,9 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"`import ppo_unified` finds {found}, not {ROOT / 'ppo_unified'}: make install")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: no child could be stopped
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # of the processes that tests start, too: two test files run at a time
+    # of the processes that tests start, too: two test files run at a time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ppo_unified.shadowing import shadowed_packages
 
     problems = shadowed_packages(ROOT)

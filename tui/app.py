@@ -158,7 +158,7 @@ class Terminal(App[None]):
         self._hurry.set()
 
     def on_terminal_found(self) -> None:
-        """Show it, at most every REFRESH_S, and less often where that takes long."""
+        """Show it, no sooner after the last picture than `_refresh_s` says."""
         wait = self._painted + self._refresh_s() - time.monotonic()
         if wait > 0:
             self.set_timer(wait, lambda: self.post_message(self.Found()))
