@@ -19,9 +19,9 @@ import torch
 from sameness import differences, unreadable
 from victims import Order, Victim
 
-from ppo_unified import checkpoint
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, all_runs
+from ppo_unified.runs.folder import Run, all_runs
+from ppo_unified.training import checkpoint
 
 STEPS = 20_000  # of a run in the crowd
 KILLED = 0.48  # share of the crowd

@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 from sick import BRIEF, SICK
 
 from ppo_unified import load_preset, run
-from ppo_unified.config import RunConfig
-from ppo_unified.events import EventReader
-from ppo_unified.health import CHECKS, Health
-from ppo_unified.query import flatten
-from ppo_unified.runs import Run
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.query import flatten
+from ppo_unified.training.health import CHECKS, Health
 
 HEALTHY = ("cartpole=11-20", "lunarlander=11-12", "arithmetic=11-14", "sentiment=11-12")  # no limit was chosen by these
 

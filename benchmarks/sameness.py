@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppo_unified import checkpoint, presets, samples
+from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
-from ppo_unified.events import EventReader
-from ppo_unified.runs import Run
-from ppo_unified.series import Series
+from ppo_unified.runs import samples
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.series import Series
+from ppo_unified.training import checkpoint
 
 CPU = torch.device("cpu")
 BY_CLOCK = ("time/", "system/")

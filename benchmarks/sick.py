@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ppo_unified import load_preset
-from ppo_unified.batch import Batch, minibatches
-from ppo_unified.config import RunConfig, overlay
-from ppo_unified.ppo import gae
-from ppo_unified.rollout import Rollout
+from ppo_unified.config.schema import RunConfig, overlay
+from ppo_unified.engine.batch import Batch, minibatches
+from ppo_unified.engine.ppo import gae
+from ppo_unified.engine.rollout import Rollout
 
 BRIEF = {  # a sick run is trained for its metrics alone
     "total_steps": 0,
@@ -66,7 +66,7 @@ def lazy() -> AbstractContextManager[Any]:
     def all_but_one(batch: Batch, count: int, *rest: Any) -> Iterator[Batch]:
         return islice(minibatches(batch, count, *rest), count - 1)
 
-    return patch("ppo_unified.ppo.minibatches", all_but_one)
+    return patch("ppo_unified.engine.ppo.minibatches", all_but_one)
 
 
 def baseless() -> AbstractContextManager[Any]:
@@ -75,7 +75,7 @@ def baseless() -> AbstractContextManager[Any]:
     def without_values(rollout: Rollout, gamma: float, lam: float) -> Tensor:
         return gae(replace(rollout, values=torch.zeros_like(rollout.values)), gamma, lam)
 
-    return patch("ppo_unified.ppo.gae", without_values)
+    return patch("ppo_unified.engine.ppo.gae", without_values)
 
 
 SICK: dict[str, Sick] = {  # by the run's name

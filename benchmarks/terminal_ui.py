@@ -38,10 +38,10 @@ import numpy as np
 import psutil
 from charts import measure
 
-from ppo_unified.events import EventReader, EventWriter
-from ppo_unified.metrics import METRICS, USUAL
-from ppo_unified.runs import Run, Status
-from tui.plots import Settings
+from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.metrics import METRICS, USUAL
+from tui.charts.plots import Settings
 from tui.state import ViewState
 
 WIDTH, HEIGHT = 120, 40

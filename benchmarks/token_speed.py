@@ -155,8 +155,8 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     import torch
 
     from envs.llm.adapter import build
-    from ppo_unified.optimizers import make_optimizers
-    from ppo_unified.ppo import Progress, train
+    from ppo_unified.engine.optimizers import make_optimizers
+    from ppo_unified.engine.ppo import Progress, train
 
     imported = resident_mb()
     torch.set_num_threads(threads)

@@ -16,7 +16,7 @@ from sameness import differences, unreadable
 from victims import KINDS, WHENS, Death, Order, Victim, read_ledger
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import ACTIVE, Run
+from ppo_unified.runs.folder import ACTIVE, Run
 
 MOST_KILLS = 6  # of one run
 PATIENCE_S = 300.0  # a run that takes longer hangs

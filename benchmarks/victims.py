@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
-from ppo_unified.adapters import adapter, load
+from ppo_unified.config.registry import adapter, load
 
 KINDS = ("checkpoints", "samples", "run.json", "events", "log", "start")  # of files, as `kind_of` tells them apart
 WHENS = ("before", "within", "after")

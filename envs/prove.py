@@ -32,10 +32,10 @@ from envs.llm.options import LLM, LLMConfig, TokenPPO
 from envs.llm.policy import TokenPolicy
 from envs.llm.quiet import quiet
 from envs.token_mdp import Logprobs, read
-from ppo_unified.batch import Batch, minibatches
-from ppo_unified.config import PPO, Optim
-from ppo_unified.ppo import Progress, backward, make_batch, ppo_loss
-from ppo_unified.rollout import ActorCritic, Evaluation, Observations, Rollout
+from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.engine.batch import Batch, minibatches
+from ppo_unified.engine.ppo import Progress, backward, make_batch, ppo_loss
+from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations, Rollout
 
 TOLERANCE = 1e-5  # of one number computed in two ways in float32; of large ones, relative to the largest of their kind
 CPU = torch.device("cpu")

@@ -8,17 +8,17 @@ __version__ = "0.1.0"
 __all__ = ["load_preset", "run"]
 
 if TYPE_CHECKING:
-    from ppo_unified.presets import load_preset
-    from ppo_unified.runner import run
+    from ppo_unified.config.presets import load_preset
+    from ppo_unified.training.trainer import run
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_preset":
-        from ppo_unified.presets import load_preset
+        from ppo_unified.config.presets import load_preset
 
         return load_preset
     if name == "run":
-        from ppo_unified.runner import run
+        from ppo_unified.training.trainer import run
 
         return run
     raise AttributeError(f"module 'ppo_unified' has no attribute {name!r}")

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_unified.batch import Batch
-from ppo_unified.config import PPO
-from ppo_unified.ppo import make_batch, ppo_loss
-from ppo_unified.rollout import ActorCritic, Adapter, Evaluation, Observations, Rollout, map_obs
-from ppo_unified.state import join, split
+from ppo_unified.config.schema import PPO
+from ppo_unified.engine.batch import Batch
+from ppo_unified.engine.ppo import make_batch, ppo_loss
+from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Observations, Rollout, map_obs
+from ppo_unified.training.tensor_json import join, split
 
 
 def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:

@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # of the processes that tests start, too: two test files run at a time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from ppo_unified.shadowing import shadowed_packages
+    from ppo_unified.cli.shadowing import shadowed_packages
 
     problems = shadowed_packages(ROOT)
     if problems:
@@ -43,7 +43,8 @@ def _light() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal UI looks and draws as often as it can: tests wait for what it shows, not for its pauses."""
-    from tui import app, run_page, store
+    from tui import app, store
+    from tui.runs import run_page
 
     for module, name in (
         (app, "QUIET_S"),

@@ -36,7 +36,7 @@ class Mutant(NamedTuple):
     new: str
 
 
-PPO, BATCH, OPTIMIZERS = "ppo_unified/ppo.py", "ppo_unified/batch.py", "ppo_unified/optimizers.py"
+PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
 NEAREST = {VECTOR: "test_gym.py", SPACES: "test_gym.py", POLICY: "test_policy.py"}  # which tests to run first
 

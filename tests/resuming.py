@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_unified import checkpoint, launch, presets, runner, samples
-from ppo_unified.config import RunConfig
-from ppo_unified.events import EventReader, EventWriter
-from ppo_unified.launch import StopRequest
-from ppo_unified.runs import Run
+from ppo_unified.config import presets
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.runs import launch, samples
+from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.launch import StopRequest
+from ppo_unified.training import checkpoint, trainer
 
 FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
 
@@ -32,7 +34,7 @@ def trained(run: Run, stop: StopRequest | None = None) -> None:
     """Train in a folder from its newest checkpoint, to the end or until a stop."""
     if run._lock is None:
         run.acquire()
-    runner.train_in(run, presets.from_file(run.config), stop or StopRequest())
+    trainer.train_in(run, presets.from_file(run.config), stop or StopRequest())
 
 
 @contextmanager

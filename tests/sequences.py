@@ -11,11 +11,11 @@ import pytest
 import torch
 from pydantic import Field
 
-from ppo_unified import adapters
-from ppo_unified.adapters import AdapterSpec
-from ppo_unified.config import RunConfig, Section
-from ppo_unified.rollout import Evaluation, Observations, Rollout
-from ppo_unified.samples import Report
+from ppo_unified.config import registry
+from ppo_unified.config.registry import AdapterSpec
+from ppo_unified.config.schema import RunConfig, Section
+from ppo_unified.engine.rollout import Evaluation, Observations, Rollout
+from ppo_unified.runs.samples import Report
 from ppo_unified.testing import BanditAdapter, BanditPolicy
 
 ROWS, COLUMNS, HALF = 6, 12, 7  # the second episode of a row begins at column 7
@@ -100,7 +100,7 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = AdapterSpec(
         config=f"{here}:SequenceConfig", build=f"{here}:build", report=f"{here}:report", explain=f"{here}:explain"
     )
-    monkeypatch.setitem(adapters.BUILT_IN, "sequences", spec)
+    monkeypatch.setitem(registry.BUILT_IN, "sequences", spec)
 
 
 def configured(**changes: Any) -> SequenceConfig:

@@ -15,16 +15,16 @@ from typing import Any, cast
 import numpy as np
 from textual.pilot import Pilot
 
-from ppo_unified import samples
-from ppo_unified.events import EventWriter
-from ppo_unified.presets import load_preset
-from ppo_unified.runs import Run, Status
-from ppo_unified.samples import Stored
+from ppo_unified.config.presets import load_preset
+from ppo_unified.runs import samples
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.samples import Stored
 from tui.app import Terminal
-from tui.plot import Plot
-from tui.run_list import RunList
-from tui.run_page import RunPage
-from tui.runs_view import RunsScreen
+from tui.charts.plot import Plot
+from tui.runs.run_list import RunList
+from tui.runs.run_page import RunPage
+from tui.runs.runs_view import RunsScreen
 from tui.store import Store
 
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
@@ -36,9 +36,9 @@ _HOLD = (
     "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print('held', flush=True); sys.stdin.read()"
 )
 _TRACEBACK = """Traceback (most recent call last):
-  File "ppo_unified/runner.py", line 214, in train
+  File "ppo_unified/training/trainer.py", line 214, in train
     update(policy, optimizers, batch, config.ppo, generator)
-  File "ppo_unified/optimizers.py", line 58, in step
+  File "ppo_unified/engine/optimizers.py", line 58, in step
     raise Diverged("the gradient of the policy is not finite")
 Diverged: the gradient of the policy is not finite"""
 

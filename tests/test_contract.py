@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs.gym.options import GymConfig
 from envs.gym.vector import GymAdapter
-from ppo_unified.rollout import Adapter, Evaluation, Observations, Rollout
+from ppo_unified.engine.rollout import Adapter, Evaluation, Observations, Rollout
 from ppo_unified.testing import BanditAdapter, BanditPolicy, check_adapter
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified import health
-from ppo_unified.adapters import config_model
-from ppo_unified.config import known_options
-from ppo_unified.metrics import METRICS
+from ppo_unified.config.registry import config_model
+from ppo_unified.config.schema import known_options
+from ppo_unified.runs.metrics import METRICS
+from ppo_unified.training import health
 from tui.actions import PLACES, at, key_name
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import strategies as st
 
 from ppo_unified.errors import UsageError
+from ppo_unified.parsing import DEEPEST, parse_json, parse_toml
 from ppo_unified.text import clean_lines
-from ppo_unified.untrusted import DEEPEST, parse_json, parse_toml
 from tests.fuzz import real, running
 from tests.fuzz.__main__ import report, rows_of
 from tests.fuzz.inputs import MARKS, WORDS
@@ -156,8 +156,8 @@ def test_nesting_is_bounded_just_where_it_is_said(parse: Any) -> None:
 def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ppo_unified import samples
-    from ppo_unified.runs import Run
+    from ppo_unified.runs import samples
+    from ppo_unified.runs.folder import Run
 
     monkeypatch.setattr(samples, "MOST_BYTES", 1 << 20)
     folder = samples.folder_of(Run(tmp_path))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified.presets import load_preset
-from ppo_unified.runner import load_adapter, run
-from ppo_unified.runs import Run
+from ppo_unified.config.presets import load_preset
+from ppo_unified.runs.folder import Run
+from ppo_unified.training.trainer import load_adapter, run
 
 
 @pytest.mark.learning

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_unified import checkpoint, control, samples
 from ppo_unified.cli import main
 from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
+from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
-from ppo_unified.events import EventWriter
-from ppo_unified.keeping import Keeping
-from ppo_unified.presets import load_preset
-from ppo_unified.runs import Run, Status, create, to_json
+from ppo_unified.runs import control, samples
+from ppo_unified.runs.best_effort import Keeping
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status, create, to_json
+from ppo_unified.training import checkpoint
 from tests.conftest import ROOT
 from tests.fuzz.readers import is_harmless
 
@@ -104,8 +105,8 @@ def test_the_name_in_run_json_decides_nothing(tmp_path: Path, capsys: Say) -> No
 
 
 def test_a_preset_file_cannot_name_a_run_folder_elsewhere(tmp_path: Path) -> None:
-    from ppo_unified.launch import default_name
-    from ppo_unified.presets import load_target
+    from ppo_unified.config.presets import load_target
+    from ppo_unified.runs.launch import default_name
 
     path = tmp_path / "x.toml"
     path.write_text('kind = "gym"\npreset = "../../../x\\u0000\\u001b[1m"\n[gym]\nenv_id = "CartPole-v1"\n')
@@ -325,7 +326,7 @@ def test_modules_are_imported_by_name_in_few_places() -> None:
     """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
     there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
     ours = {f"ppo_unified/cli/{name}.py" for name in ("__init__", "imports", "training", "watching")}
-    assert there <= ours | {"ppo_unified/adapters.py", "envs/llm/rewards.py", "envs/gym/options.py"}
+    assert there <= ours | {"ppo_unified/config/registry.py", "envs/llm/rewards/functions.py", "envs/gym/options.py"}
 
 
 # the network

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_unified.config import PPO, Optim
-from ppo_unified.optimizers import make_optimizers
-from ppo_unified.ppo import Progress, backward, train
-from ppo_unified.rollout import ActorCritic, Adapter, Observations, Rollout
+from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.engine.optimizers import make_optimizers
+from ppo_unified.engine.ppo import Progress, backward, train
+from ppo_unified.engine.rollout import ActorCritic, Adapter, Observations, Rollout
 from ppo_unified.testing import BanditPolicy
 
 

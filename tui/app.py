@@ -23,20 +23,20 @@ from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import get_current_worker
 
-from ppo_unified import control
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import ACTIVE, Run, warnings_of
+from ppo_unified.runs import control
+from ppo_unified.runs.folder import ACTIVE, Run, warnings_of
 from ppo_unified.text import can_unicode, clean
 from tui.actions import Action, Place, at, bindings, key_name, writes
+from tui.charts.metric_screen import MetricScreen
 from tui.dialogs import Read, help_text
-from tui.form import Form
-from tui.metric_screen import MetricScreen
+from tui.external_command import run_outside
+from tui.new_run.form import Form
+from tui.new_run.picker import Picker
 from tui.no_color import Plain
-from tui.outside import run_outside
 from tui.palette import Actions
-from tui.picker import Picker
-from tui.run_page import RunPage
-from tui.runs_view import RunsScreen
+from tui.runs.run_page import RunPage
+from tui.runs.runs_view import RunsScreen
 from tui.state import ViewState
 from tui.store import Changes, Entry, Store
 from tui.themes import CYCLE, OURS
@@ -270,7 +270,7 @@ class Terminal(App[None]):
 
     def open_rerun(self, entry: Entry) -> None:
         """What is typed into its form is kept for this run; another one that gets its name has its own options."""
-        from ppo_unified.form import arguments_of
+        from tui.new_run.form_model import arguments_of
 
         try:
             target, recipe, typed = arguments_of(Run(entry.path))

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.events import EventReader
-from ppo_unified.metrics import AWAITED, usual_first
-from ppo_unified.runs import ACTIVE, STALLED_S, Run, Status
-from ppo_unified.untrusted import read_bytes
-from tui.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
+from ppo_unified.parsing import read_bytes
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
+from ppo_unified.runs.metrics import AWAITED, usual_first
 from tui.folders import Folder, Folders, Stamp, stamp_if_any
+from tui.runs.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
 
 __all__ = ["Changes", "Curve", "Entry", "Store", "matching", "sorted_entries"]
 

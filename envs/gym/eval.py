@@ -24,7 +24,7 @@ from envs.gym.spaces import (
     single_action,
     to_env_actions,
 )
-from ppo_unified.rollout import Observations
+from ppo_unified.engine.rollout import Observations
 
 AT_ONCE = 16  # single environments played side by side
 ENDLESS = 10_000  # steps of an episode that nothing else ends

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.gym.vector import GymAdapter
-from ppo_unified.rollout import Rollout
+from ppo_unified.engine.rollout import Rollout
 
 
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:

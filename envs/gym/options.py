@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ppo_unified.config import RunConfig, Section
+from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError, nearest
 
 

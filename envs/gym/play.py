@@ -17,7 +17,7 @@ from envs.gym.options import Gym, resolve
 from envs.gym.spaces import ActionLayout, join_infos, single_action
 from envs.gym.vector import GymAdapter
 from ppo_unified.errors import UsageError
-from ppo_unified.frames import Frame
+from ppo_unified.terminal.frames import Frame
 
 RENDER_MODES = {"picture": "rgb_array", "text": "ansi"}  # what a viewer can show, and Gymnasium's name for it
 FPS = 30.0  # of environments that name none

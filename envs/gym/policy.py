@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout
-from ppo_unified.rollout import ActorCritic, Evaluation, Observations
+from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 CLIP = 10.0  # of normalised observations, in standard deviations

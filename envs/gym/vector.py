@@ -23,14 +23,14 @@ from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import NotRestored
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
-from ppo_unified.rollout import Observations, Rollout, map_obs
+from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 
 REWARD_CLIP = 10.0  # of scaled rewards
 CHUNK = 1 << 16  # observations scored in one forward pass after collecting
 
 
 class GymAdapter:
-    """A policy acting in a vector of environments. See `ppo_unified.rollout.Adapter`."""
+    """A policy acting in a vector of environments. See `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device

@@ -25,19 +25,19 @@ from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_tokeniz
 from envs.llm.options import LLMConfig
 from envs.llm.policy import AdapterCritic, Comparison, Critic, Reference, TokenPolicy
 from envs.llm.prompts import PtxTexts, end_tokens, load_prompts
-from envs.llm.rewards import Reward, find_function, load_reward, score
-from envs.llm.scores import Scores
-from envs.llm.scoring import SharedScoringModel, shares_base
-from ppo_unified.batch import packed
+from envs.llm.rewards.functions import Reward, find_function, load_reward, score
+from envs.llm.rewards.reward_model import SharedScoringModel, shares_base
+from envs.llm.rewards.score_transforms import Scores
+from ppo_unified.engine.batch import packed
+from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
-from ppo_unified.rollout import Rollout
 
 REWARD, GOLD = "reward", "gold"  # names of the low-rank adapters that are not trained
 CALIBRATION = 256  # responses of the reference whose scores set llm.score_normalize = "reference"
 
 
 class LLMAdapter:
-    """A causal language model that answers prompts. See `ppo_unified.rollout.Adapter`."""
+    """A causal language model that answers prompts. See `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: LLMConfig, device: torch.device) -> None:
         self.config, self.device = config, device

@@ -10,7 +10,7 @@ import torch
 from envs.llm.model import context_of, load_config, load_tokenizer
 from envs.llm.options import LLM, LLMConfig
 from envs.llm.prompts import PtxTexts, load_prompts
-from envs.llm.rewards import check_columns, check_reward, find_function, scoring_model
+from envs.llm.rewards.functions import check_columns, check_reward, find_function, scoring_model
 from ppo_unified.errors import UsageError
 
 

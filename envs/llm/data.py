@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
+from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
-from ppo_unified.untrusted import parse_json
 
 Prompt = str | list[dict[str, str]]  # a text, or a chat: messages with "role" and "content"
 

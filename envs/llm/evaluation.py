@@ -11,8 +11,8 @@ import torch
 from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
 from envs.llm.model import POLICY, Network
-from envs.llm.rewards import score
-from ppo_unified.samples import Report
+from envs.llm.rewards.functions import score
+from ppo_unified.runs.samples import Report
 
 SHOWN = 8  # held-out prompts whose responses are logged, the same at every evaluation
 

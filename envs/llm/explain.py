@@ -11,7 +11,7 @@ import torch
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.kl import kl_estimates, last_steps
-from ppo_unified.rollout import Rollout
+from ppo_unified.engine.rollout import Rollout
 
 _UNDECODABLE = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's token in vocabularies that fall back to bytes

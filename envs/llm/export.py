@@ -23,7 +23,7 @@ from envs.llm.options import LLM
 from envs.llm.policy import AdapterCritic, Critic
 from envs.llm.prompts import encode
 from envs.llm.quiet import quiet, quiet_peft
-from envs.llm.scoring_adapter import read_adapter
+from envs.llm.rewards.lora_reward_model import read_adapter
 from ppo_unified.errors import UsageError
 
 README = "README.md"

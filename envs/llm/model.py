@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from envs.llm.data import clipped
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import quiet, quiet_peft
-from envs.llm.scoring_adapter import ScoringAdapter, read_adapter, trunk_fingerprint
+from envs.llm.rewards.lora_reward_model import ScoringAdapter, read_adapter, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
 POLICY, CRITIC = "policy", "critic"  # names of the low-rank adapters that are trained

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ppo_unified.config import PPO, Checkpoint, Optim, RunConfig, Section
+from ppo_unified.config.schema import PPO, Checkpoint, Optim, RunConfig, Section
 from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the model that the project makes itself

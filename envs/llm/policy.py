@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from envs.llm.model import CRITIC, Network
-from ppo_unified.rollout import ActorCritic, Evaluation, Observations
+from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits held at once, in numbers
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ppo_unified import control
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import find
+from ppo_unified.runs import control
+from ppo_unified.runs.folder import find
 from ppo_unified.text import clean, clean_lines, say
 
 

@@ -11,10 +11,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppo_unified import samples
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, find, to_json
-from ppo_unified.samples import QUANTITIES, Quantity, Sample, Stored
+from ppo_unified.runs import samples
+from ppo_unified.runs.folder import Run, find, to_json
+from ppo_unified.runs.samples import QUANTITIES, Quantity, Sample, Stored
 from ppo_unified.text import can_color, clean, columns_of, pad, say, table
 
 NUMBER = "#"  # the table's first column

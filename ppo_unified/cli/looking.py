@@ -14,10 +14,10 @@ from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppo_unified.differences import but_for_seed, difference_lines, differing, spelled
 from ppo_unified.errors import UsageError, nearest
-from ppo_unified.query import lookup, options_of, parse
-from ppo_unified.runs import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
+from ppo_unified.runs.folder import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
+from ppo_unified.runs.query import lookup, options_of, parse
+from ppo_unified.terminal.option_diff import but_for_seed, difference_lines, differing, spelled
 from ppo_unified.text import (
     DIM,
     GREEN,
@@ -38,7 +38,7 @@ from ppo_unified.text import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from ppo_unified.events import EventReader
+    from ppo_unified.runs.events import EventReader
 
 REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
 _ALIVE = (*ACTIVE, "stalled")
@@ -62,8 +62,8 @@ def look(run: Run) -> Seen:
 
 def envs(options: argparse.Namespace) -> int:
     """Print what can be trained."""
-    from ppo_unified.adapters import all_adapters, config_model
-    from ppo_unified.presets import abouts
+    from ppo_unified.config.presets import abouts
+    from ppo_unified.config.registry import all_adapters, config_model
 
     presets = list(abouts())
     if options.json:
@@ -194,8 +194,8 @@ class Paper(NamedTuple):
 
 def show(options: argparse.Namespace) -> int:
     """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
-    from ppo_unified.cli.screen import is_drawable
-    from ppo_unified.events import EventReader
+    from ppo_unified.runs.events import EventReader
+    from ppo_unified.terminal.screen import is_drawable
 
     if options.csv and options.json:
         raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")
@@ -233,7 +233,7 @@ def _alive(watched: Iterable[Watched]) -> bool:
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
     """Read what is new; the tags to show. Raises UsageError for one that no run has, unless it may still come."""
-    from ppo_unified.metrics import METRICS, USUAL
+    from ppo_unified.runs.metrics import METRICS, USUAL
 
     to_come = set(METRICS) if _alive(watched) else set()
     for one in watched:
@@ -270,7 +270,7 @@ def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
 
 def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
     """Redraw until every run has ended, then leave the last picture on the terminal; on Ctrl-C too."""
-    from ppo_unified.cli.screen import screen
+    from ppo_unified.terminal.screen import screen
 
     try:
         with screen(sys.stdout) as shown:
@@ -287,8 +287,8 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) ->
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:
     """The runs' states and a grid of charts that fills the paper's width, and its height if it has one."""
-    from ppo_unified.chart import MARKS, Line, draw
-    from ppo_unified.metrics import METRICS
+    from ppo_unified.runs.metrics import METRICS
+    from ppo_unified.terminal.chart import MARKS, Line, draw
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
     seen = [look(one.run) for one in watched]

@@ -19,18 +19,19 @@ from shutil import get_terminal_size
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from ppo_unified import checkpoint, presets, runner
-from ppo_unified.adapters import adapter as adapter_spec
-from ppo_unified.adapters import load
-from ppo_unified.cli.screen import Screen, is_drawable, screen, style_for
-from ppo_unified.config import RunConfig
+from ppo_unified.config import presets
+from ppo_unified.config.registry import adapter as adapter_spec
+from ppo_unified.config.registry import load
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
-from ppo_unified.frames import Frame, Style, draw, write_gif
-from ppo_unified.replies import Chat, Exchange, lay_out
-from ppo_unified.rollout import Adapter
-from ppo_unified.runs import Run, find
+from ppo_unified.parsing import read_json
+from ppo_unified.runs.folder import Run, find
+from ppo_unified.terminal.chat import Chat, Exchange, lay_out
+from ppo_unified.terminal.frames import Frame, Style, draw, write_gif
+from ppo_unified.terminal.screen import Screen, is_drawable, screen, style_for
 from ppo_unified.text import can_color, clean, say, tell
-from ppo_unified.untrusted import read_json
+from ppo_unified.training import checkpoint, trainer
 
 FPS = 30.0  # faster is shown at this
 PAUSE_FRAMES = 30  # on an episode's end
@@ -54,7 +55,7 @@ def eval(options: Namespace) -> int:
     loaded = _load(options)
     with closing(loaded.adapter):
         video = _video(loaded, options) if options.video else None
-        scored = runner.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
+        scored = trainer.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
         named = adapter_spec(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
@@ -217,11 +218,11 @@ def _load(options: Namespace) -> Loaded:
     config = presets.changed(presets.from_file(run.config), {"device": "auto"}, str(run.config))
     step = checkpoint.choose(run, options.checkpoint)
     try:
-        adapter, step = runner.load_adapter(run, config, str(step))
+        adapter, step = trainer.load_adapter(run, config, str(step))
     except UsageError:
         if checkpoint.folder_of(run, step).exists():
             raise
-        adapter, step = runner.load_adapter(run, config, options.checkpoint)
+        adapter, step = trainer.load_adapter(run, config, options.checkpoint)
     return Loaded(run, config, adapter, step)
 
 

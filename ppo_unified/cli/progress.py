@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from typing import TextIO
 
-from ppo_unified.cli.screen import is_drawable
-from ppo_unified.runs import Run, Status, percent, warnings_of
+from ppo_unified.runs.folder import Run, Status, percent, warnings_of
+from ppo_unified.terminal.screen import is_drawable
 from ppo_unified.text import can_unicode, duration
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
@@ -76,8 +76,8 @@ class Progress:
 
 def summary(run: Run, status: Status) -> str:
     """How a run ended: a small curve, the scores, and what to do next."""
-    from ppo_unified.chart import Line, draw
-    from ppo_unified.events import EventReader
+    from ppo_unified.runs.events import EventReader
+    from ppo_unified.terminal.chart import Line, draw
 
     reader = EventReader(run.path)
     reader.poll()

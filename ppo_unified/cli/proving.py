@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from ppo_unified.adapters import load
-from ppo_unified.runs import to_json
+from ppo_unified.config.registry import load
+from ppo_unified.runs.folder import to_json
 from ppo_unified.text import GREEN, RED, can_color, say, short, table
 
 

@@ -9,10 +9,10 @@ import sys
 import textwrap
 from typing import Any
 
-from ppo_unified import recipes as book
+from ppo_unified.config import recipes as book
+from ppo_unified.config.recipes import Recipe, Setting
 from ppo_unified.errors import UsageError
-from ppo_unified.recipes import Recipe, Setting
-from ppo_unified.runs import to_json
+from ppo_unified.runs.folder import to_json
 from ppo_unified.text import DIM, can_color, clean, painted, say, table
 
 _WIDEST = 120  # columns of prose where stdout is no terminal

@@ -16,12 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.adapters import load
 from ppo_unified.cli.progress import LIVE_S, PLAIN_S
-from ppo_unified.cli.screen import is_drawable
+from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
+from ppo_unified.parsing import read_json
+from ppo_unified.terminal.screen import is_drawable
 from ppo_unified.text import clean, duration, say
-from ppo_unified.untrusted import read_json
 
 DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
 FORMAT = "ppo_unified reward model 1"
@@ -36,7 +36,7 @@ def reward_model(options: Namespace) -> int:
     missing = [name for name in ("trl", "datasets") if find_spec(name) is None]
     if missing:
         raise UsageError(f"reward-model needs {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
-    module = "envs.llm.reward_model"
+    module = "envs.llm.rewards.train_reward_model"
     fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "adapter", "eval_share", "seed", "device")
     settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
     progress = _Progress()
@@ -124,7 +124,7 @@ class _Progress:
         self.began: float | None = None  # when the first step ended: loading the model is no step
 
     def __call__(self, now: Any) -> None:
-        """`now`: an envs.llm.reward_model.Progress."""
+        """`now`: an envs.llm.rewards.train_reward_model.Progress."""
         moment = time.monotonic()
         if self.began is None:
             self.began = moment

@@ -25,10 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn, TypeAlias
 
-from ppo_unified.cli.screen import style_for
+from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import find
-from ppo_unified.shadowing import DISTRIBUTION, shadowed_packages
+from ppo_unified.runs.folder import find
+from ppo_unified.terminal.screen import style_for
 from ppo_unified.text import can_unicode, clean, say
 
 HOST = "127.0.0.1"

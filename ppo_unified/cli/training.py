@@ -13,16 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ppo_unified import control, launch, presets
-from ppo_unified.adapters import adapter
 from ppo_unified.cli.imports import preload
 from ppo_unified.cli.progress import Progress, summary
-from ppo_unified.config import C, RunConfig
+from ppo_unified.config import presets
+from ppo_unified.config.recipes import laid_over
+from ppo_unified.config.registry import adapter
+from ppo_unified.config.schema import C, RunConfig
 from ppo_unified.errors import Refused, UsageError
-from ppo_unified.recipes import laid_over
-from ppo_unified.runs import Run, Status, find, to_json, write_atomically
+from ppo_unified.parsing import read_json
+from ppo_unified.runs import control, launch
+from ppo_unified.runs.folder import Run, Status, find, to_json, write_atomically
 from ppo_unified.text import clean, clean_lines, say, tell
-from ppo_unified.untrusted import read_json
 
 TOTALS = ("total_steps", "total_iterations")
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
@@ -56,7 +57,7 @@ def _parsed(config: C, flags: Sequence[str], command: str, about: str) -> C:
     """`config` with flags laid over it; without any, none of the quarter of a second that their parser takes."""
     if not flags:
         return config
-    from ppo_unified.flags import parse_flags
+    from ppo_unified.cli.flags import parse_flags
 
     return parse_flags(config, flags, f"ppo-unified {command}", about)
 
@@ -182,8 +183,8 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[
     stop.shown_in(run)
     with launch.logged(run) as log:
         tell(f"training in {run.path}")
-        preload("ppo_unified.runner")  # imports torch: the folder and the signal handlers are there by now
-        from ppo_unified.runner import train_in
+        preload("ppo_unified.training.trainer")  # imports torch: the folder and the signal handlers are there by now
+        from ppo_unified.training.trainer import train_in
 
         progress = Progress(log)
         try:
@@ -276,8 +277,8 @@ def _are_figures(known: object) -> bool:
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
     """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
-    preload("ppo_unified.runner")
-    from ppo_unified.runner import run
+    preload("ppo_unified.training.trainer")
+    from ppo_unified.training.trainer import run
 
     steps, solved = [], 0
     for seed in range(1, seeds + 1):

@@ -7,8 +7,8 @@ import os
 import sys
 
 from ppo_unified.cli.imports import preload
-from ppo_unified.cli.screen import is_drawable
 from ppo_unified.errors import UsageError
+from ppo_unified.terminal.screen import is_drawable
 
 
 def tui(options: argparse.Namespace) -> int:

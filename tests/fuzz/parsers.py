@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from ppo_unified import checkpoint
+from ppo_unified.training import checkpoint
 from tests.fuzz import readers, real
 from tests.fuzz.inputs import WORDS, changed_object, changed_tables, edits, files, mutated, plain, records, texts
 

@@ -18,10 +18,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from ppo_unified import checkpoint, control, form, samples
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import Run, Status, all_runs, to_json
+from ppo_unified.runs import control, samples
+from ppo_unified.runs.folder import Run, Status, all_runs, to_json
+from ppo_unified.training import checkpoint
 from tests.fuzz import real
+from tui.new_run import form_model
 
 STUB = "stub_of_the_fuzzer"  # the module of commands that are not to be run
 
@@ -39,9 +41,9 @@ def is_harmless(text: str) -> bool:
 
 
 def read_config(content: bytes, folder: Path) -> None:
-    from ppo_unified.config import read_toml
-    from ppo_unified.presets import from_file
-    from ppo_unified.query import flatten
+    from ppo_unified.config.presets import from_file
+    from ppo_unified.config.schema import read_toml
+    from ppo_unified.runs.query import flatten
 
     path = put(folder, "config.toml", content)
     flatten(read_toml(path))
@@ -51,7 +53,7 @@ def read_config(content: bytes, folder: Path) -> None:
 
 
 def read_recipe(content: bytes, folder: Path) -> None:
-    from ppo_unified import recipes
+    from ppo_unified.config import recipes
 
     path = put(folder, "recipe.toml", content)
     recipe = recipes._read("recipe", path)
@@ -75,8 +77,8 @@ def read_pairs(content: bytes, folder: Path) -> None:
 
 
 def read_events(content: bytes, folder: Path) -> None:
-    from ppo_unified.chart import Line, draw
-    from ppo_unified.events import EventReader
+    from ppo_unified.runs.events import EventReader
+    from ppo_unified.terminal.chart import Line, draw
     from ppo_unified.text import clean
 
     path = put(folder, "events.out.tfevents.1", content)
@@ -92,7 +94,7 @@ def read_events(content: bytes, folder: Path) -> None:
 
 def read_status(content: bytes, folder: Path) -> None:
     from ppo_unified.cli import looking
-    from tui.run_head import head
+    from tui.runs.run_head import head
     from tui.store import Store
 
     run = Run(folder / "runs" / "a")
@@ -113,7 +115,7 @@ def read_status(content: bytes, folder: Path) -> None:
 
 def read_notes(content: bytes, folder: Path) -> None:
     from ppo_unified.text import clean_lines
-    from tui.log_view import Tail
+    from tui.runs.log_view import Tail
 
     run = Run(folder)
     put(folder, "note.txt", content)
@@ -173,7 +175,7 @@ def read_responses(content: bytes, folder: Path) -> None:
 
 
 def read_view(content: bytes, folder: Path) -> None:
-    from tui.chart_settings import Settings
+    from tui.charts.settings import Settings
     from tui.state import ViewState
 
     with patch.object(ViewState, "path", staticmethod(lambda _: folder / "view.json")):
@@ -185,7 +187,7 @@ def read_view(content: bytes, folder: Path) -> None:
 
 
 def read_query(text: str, folder: Path) -> None:
-    from ppo_unified.query import lookup, options_of, parse
+    from ppo_unified.runs.query import lookup, options_of, parse
 
     run = Run(folder / "a")
     put(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
@@ -198,13 +200,13 @@ def read_field(values: tuple[str, str], folder: Path) -> None:
     option, text = values
     kind = {"env_kwargs": dict[str, Any], "betas": list[float], "lr": float, "seed": int, "hidden": list[int]}[option]
     try:
-        form._read(text, kind)
+        form_model._read(text, kind)
     except ValueError as error:
         assert is_harmless(str(error).replace("\t", " "))
 
 
 def draw_chart(values: tuple[list[float], list[float], int, int, bool], folder: Path) -> None:
-    from ppo_unified.chart import Line, draw, time_ticks
+    from ppo_unified.terminal.chart import Line, draw, time_ticks
 
     xs, ys, width, height, log_y = values
     count = min(len(xs), len(ys))
@@ -258,8 +260,8 @@ def _only_looking(folder: Path) -> Iterator[None]:
         patch.object(cli, "preload", imported),
         patch.dict(cli.COMMANDS, {name: command._replace(module=STUB) for name, command in stubs.items()}),
         patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
-        patch("ppo_unified.launch.prepare", refused),
-        patch("ppo_unified.control.start", refused),
+        patch("ppo_unified.runs.launch.prepare", refused),
+        patch("ppo_unified.runs.control.start", refused),
         chdir(folder),
     ):
         yield

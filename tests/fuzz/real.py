@@ -17,9 +17,9 @@ import google_crc32c
 import numpy as np
 import torch
 
-from ppo_unified import checkpoint
-from ppo_unified.durable import Sum
-from ppo_unified.runs import Run, Status
+from ppo_unified.runs.durable import Sum
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training import checkpoint
 
 META = checkpoint.Meta(12, 3, 1.7e9, 1.5, True, {"torch": "2.9"})
 _RUNNING = Status(name="a", preset="cartpole", kind="gym", state="running", step=5, total_steps=10, score=1.5)
@@ -37,20 +37,20 @@ RESPONSES = (b'{"step": 3, "iteration": 1, "responses": [{"prompt": "a", "respon
 
 
 def configs() -> list[bytes]:
-    from ppo_unified.presets import load_target, preset_files
+    from ppo_unified.config.presets import load_target, preset_files
 
     whole = [load_target(name).to_toml().encode() for name in ("cartpole", "sentiment")]
     return whole + [path.read_bytes() for path in preset_files().values()]
 
 
 def recipes() -> list[bytes]:
-    from ppo_unified.recipes import recipe_files
+    from ppo_unified.config.recipes import recipe_files
 
     return [path.read_bytes() for path in recipe_files().values()]
 
 
 def event_files() -> list[bytes]:
-    from ppo_unified.events import EventWriter
+    from ppo_unified.runs.events import EventWriter
 
     with tempfile.TemporaryDirectory() as temporary, patch("time.time", lambda: 1.7e9):
         folder = Path(temporary, "run")  # its name is in the file
@@ -67,7 +67,7 @@ def event_files() -> list[bytes]:
 
 def framed(payloads: list[bytes]) -> bytes:
     """Records whose checksums are right, whatever is in them."""
-    from ppo_unified.events import _CRC, _masked_crc
+    from ppo_unified.runs.events import _CRC, _masked_crc
 
     content = b""
     for payload in payloads:

@@ -1,0 +1,371 @@
+"""A scoring model from preference pairs, by TRL's RewardTrainer; its folder is what `llm.reward` takes.
+
+Needs the extra `trl`. TRL brings the Bradley-Terry loss and the loop. Texts, padding and what is saved are decided
+here, so that a text gets the same score here as there: prompt and response as one text, read at its
+last token.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+import transformers
+from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PrinterCallback, TrainerCallback
+from transformers.pytorch_utils import Conv1D
+from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # trl exports them lazily
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from envs.llm.data import Pair
+from envs.llm.model import load_config, load_tokenizer, location, resolve
+from envs.llm.options import TINY
+from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.rewards.functions import Reward, load_reward, score
+from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_adapter, trunk_fingerprint
+from envs.llm.rewards.reward_model import encode, longest
+from ppo_unified.errors import UsageError
+
+LORA_ALPHA = 16  # as llm.lora_alpha
+LONGEST = 1024  # tokens that a pair may have where --max-length does not say, if the model reads that many
+FEWEST_HELD_OUT = 5  # accuracy over fewer pairs says nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to train and how; 0 for `lr` and `max_length` stands for what suits the model."""
+
+    model: str  # a folder, a hub id, or 'tiny'
+    epochs: int = 1
+    lr: float = 0.0
+    batch: int = 8  # pairs
+    max_length: int = 0  # tokens; longer pairs are left out
+    lora_rank: int = 0
+    adapter: bool = False  # save adapter and head without the base, not a whole model
+    eval_share: float = 0.1
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. Accuracy, margin and scores are those of the saved folder, on `scored` pairs."""
+
+    accuracy: float  # share of pairs whose chosen response scores above the rejected one
+    margin: float  # mean score of the chosen responses minus that of the rejected ones
+    score_mean: float  # over all responses of these pairs, chosen or not
+    score_std: float
+    scored: int
+    held_out: bool  # whether these pairs were kept from training
+    trained: int  # pairs
+    left_out: int  # pairs longer than max_length
+    max_length: int
+    lr: float
+    steps: int  # of the optimizer
+    device: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After an optimizer step: its loss in nats, and the accuracy on its own pairs before it."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+
+
+def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Callable[[Progress], None]) -> Outcome:
+    """Train a scoring model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
+    device = _device(settings.device)
+    with quiet():
+        tokenizer = load_tokenizer(settings.model, "--model")
+        limit, steps, kept, held = _make(pairs, tokenizer, settings, device, folder, report)
+        gc.collect()  # the model that was trained, before it is loaded as what it is now
+        scored = [pair for index, pair in enumerate(kept) if index in held or not held]
+        accuracy, margin, mean, std = _evaluate(load_reward(str(folder), device), scored)
+    return Outcome(
+        accuracy=accuracy,
+        margin=margin,
+        score_mean=mean,
+        score_std=std,
+        scored=len(scored),
+        held_out=bool(held),
+        trained=len(kept) - len(held),
+        left_out=len(pairs) - len(kept),
+        max_length=limit,
+        lr=_lr(settings),
+        steps=steps,
+        device=device.type,
+    )
+
+
+class _Made(NamedTuple):
+    limit: int  # tokens that a pair may have
+    steps: int
+    kept: list[Pair]
+    held: set[int]  # which of `kept` were not trained on
+
+
+def _make(
+    pairs: Sequence[Pair],
+    tokenizer: Any,
+    settings: Settings,
+    device: torch.device,
+    folder: Path,
+    report: Callable[[Progress], None],
+) -> _Made:
+    """Train and save."""
+    transformers.set_seed(settings.seed)  # for weights that the base model lacks
+    model = _load(settings, tokenizer)
+    limit = _limit(settings, longest(model.config, tokenizer))
+    kept, rows = _fitting(pairs, tokenizer, limit)
+    held = _held_out(kept, settings.eval_share, settings.seed)
+    training = [row for index, row in enumerate(rows) if index not in held]
+    fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
+    base = trunk_fingerprint(model) if settings.adapter else 0.0
+    trainer = _trainer(model, training, fill, settings, device, report)
+    trainer.train()
+    trained: Any = trainer.model
+    _check_finite(trained)
+    if settings.adapter:
+        _save_adapter(trained, location(settings.model), base, folder)
+    else:
+        (trained.merge_and_unload() if settings.lora_rank else trained).save_pretrained(folder)
+    _save_tokenizer(tokenizer, fill, folder)
+    return _Made(limit, trainer.state.global_step, kept, held)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here; see what is wrong with: ppo-unified doctor")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _lr(settings: Settings) -> float:
+    """What is usual for all weights of a pretrained model, for adapters, and for a model as small as `tiny`."""
+    return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
+
+
+def _load(settings: Settings, tokenizer: Any) -> Any:
+    """The base model with one score per text. Raises UsageError where it has no such form or lacks other weights."""
+    name = settings.model
+    if adapter := read_adapter(resolve(name)):
+        raise UsageError(f"--model {name}: is an adapter; name the model that it belongs to ({adapter.base})")
+    config = load_config(name, "--model")
+    scores = any("SequenceClassification" in kind for kind in config.architectures or [])
+    if scores and config.num_labels != 1:
+        raise UsageError(f"--model {name}: a classifier with {config.num_labels} labels, where one score is needed")
+    largest, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
+    if largest >= size:
+        found = f"its tokenizer has ids up to {largest:,}, the model {size:,} embeddings"
+        raise UsageError(f"--model {name}: {found}; use the tokenizer that the model was trained with")
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            resolve(name), num_labels=1, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"--model {name}: no scoring model can be made from it ({why})") from None
+    missing = {key.rpartition(".")[0] for key in loading["missing_keys"]}
+    heads = {key for key, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1}
+    for key in missing & heads:
+        _initialize(model.get_submodule(key))
+    if lost := sorted(key for key in missing - heads if key.startswith(f"{model.base_model_prefix}.")):
+        raise UsageError(f"--model {name}: the folder lacks weights of the model ({lost[0]}); copy it anew")
+    return model
+
+
+def _initialize(head: nn.Module) -> None:
+    """Scores of unit size for hidden states of unit size (Stiennon et al. 2020, arXiv:2009.01325, appendix B)."""
+    assert isinstance(head, nn.Linear)
+    nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+
+
+def _limit(settings: Settings, readable: int) -> int:
+    """Tokens that a pair may have."""
+    if settings.max_length > readable:
+        raise UsageError(f"--max-length {settings.max_length}: {settings.model} reads at most {readable} tokens")
+    return settings.max_length or min(LONGEST, readable)
+
+
+def _fitting(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> tuple[list[Pair], list[dict[str, list[int]]]]:
+    """Pairs of at most `limit` tokens, and their token ids under the names that TRL looks for."""
+    chosen = [encode(tokenizer, pair.prompt + pair.chosen) for pair in pairs]
+    rejected = [encode(tokenizer, pair.prompt + pair.rejected) for pair in pairs]
+    sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
+    kept = [index for index, size in enumerate(sizes) if size <= limit]
+    if not kept:
+        raise UsageError(f"--max-length {limit}: every pair is longer; the shortest has {min(sizes)} tokens")
+    return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
+
+
+def _held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]:
+    """Indices of the pairs to keep from training: none if `share` makes too few, else whole prompts where possible,
+    so that accuracy is about prompts never seen."""
+    wanted = min(round(share * len(pairs)), len(pairs) - 1)
+    if wanted < FEWEST_HELD_OUT:
+        return set()
+    groups = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        groups[pair.prompt].append(index)
+    for units in (list(groups.values()), [[index] for index in range(len(pairs))]):
+        random.Random(seed).shuffle(units)
+        held: set[int] = set()
+        for unit in units:
+            if len(held) + len(unit) <= wanted:
+                held.update(unit)
+        if len(held) >= FEWEST_HELD_OUT:
+            return held
+    raise AssertionError("pairs one by one always reach what is wanted")
+
+
+def _fill_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
+    """The id to pad with on the right.
+
+    transformers reads the score at the last id that is not `config.pad_token_id`. With an id that a text may end with,
+    as EOS where the tokenizer appends it, the score would be read one token too early.
+    """
+    ends = {ids[-1] for ids in rows}
+    special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
+    fill = next((id for id in [*special, *range(len(tokenizer))] if id is not None and id not in ends), None)
+    if fill is None:
+        raise UsageError("--model: some text ends with each id that the tokenizer has; give it a pad token")
+    return int(fill)
+
+
+class _Reporter(TrainerCallback):
+    """Passes each step's loss on, and stops a training that has diverged."""
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self.report = report
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        if not math.isfinite(logs["loss"]):
+            raise UsageError(f"the loss became {logs['loss']} in step {state.global_step}; lower --lr")
+        self.report(Progress(state.global_step, state.max_steps, logs["loss"], logs["accuracy"]))
+
+
+class _Trainer(RewardTrainer):
+    def _send_telemetry(self) -> None:
+        """Nobody asked for it."""
+
+
+def _trainer(
+    model: Any,
+    rows: list[dict[str, list[int]]],
+    fill: int,
+    settings: Settings,
+    device: torch.device,
+    report: Callable[[Progress], None],
+) -> RewardTrainer:
+    gpu = device.type == "cuda"
+    renamed = "activation_checkpointing" in {field.name for field in fields(RewardConfig)}
+    checkpointing: dict[str, Any] = {
+        "activation_checkpointing" if renamed else "gradient_checkpointing": gpu
+        and model.supports_gradient_checkpointing
+    }
+    with tempfile.TemporaryDirectory() as unused:  # nothing is saved on the way, but a folder must be named
+        arguments = RewardConfig(
+            output_dir=unused,
+            num_train_epochs=settings.epochs,
+            learning_rate=_lr(settings),
+            per_device_train_batch_size=settings.batch,
+            seed=settings.seed,
+            max_length=None,
+            bf16=gpu and torch.cuda.is_bf16_supported(),
+            use_cpu=not gpu,
+            dataloader_pin_memory=gpu,
+            report_to="none",
+            save_strategy="no",
+            eval_strategy="no",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+            **checkpointing,
+        )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # TRL refuses to spread over all GPUs that it sees
+        padded = load_tokenizer(settings.model, "--model")
+        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL passes its id on to the model's configuration
+        trainer = _Trainer(
+            model=_with_adapters(model, settings.lora_rank) if settings.lora_rank else model,
+            args=arguments,
+            data_collator=DataCollatorForPreference(pad_token_id=fill),
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=padded,
+            callbacks=[_Reporter(report)],
+        )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout
+    return trainer
+
+
+def _with_adapters(model: Any, rank: int) -> Any:
+    """Frozen but for low-rank adapters and the head, which is trained whole."""
+    options = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=rank,
+        lora_alpha=LORA_ALPHA,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    with quiet_peft():
+        return get_peft_model(model, options)
+
+
+def _check_finite(model: Any) -> None:
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UsageError("the weights are no longer finite; lower --lr")
+
+
+def _save_adapter(model: Any, base: str, fingerprint: float, folder: Path) -> None:
+    """Adapter and head as peft writes them, and which weights they belong to."""
+    options = copy.deepcopy(model.peft_config["default"])
+    options.base_model_name_or_path, options.inference_mode = base, True
+    options.target_modules = sorted(options.target_modules)
+    options.save_pretrained(folder)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {key: x.detach().float().cpu().contiguous() for key, x in weights.items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt", FINGERPRINT: repr(fingerprint)})
+
+
+def _save_tokenizer(tokenizer: Any, fill: int, folder: Path) -> None:
+    """As it came, but for the pad token that was trained with."""
+    tokenizer.padding_side = "right"
+    if fill in tokenizer.all_special_ids:  # an ordinary token must not become a special one
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
+    tokenizer.save_pretrained(folder)
+
+
+def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
+    """(accuracy, margin, mean, standard deviation) of the scores of `pairs`."""
+    prompts, better, worse = ([pair[part] for pair in pairs] for part in range(3))
+    chosen, rejected = (
+        torch.tensor(score(reward, "--out", prompts, responses, {}), dtype=torch.float64)
+        for responses in (better, worse)
+    )
+    both = torch.cat([chosen, rejected])
+    accuracy = (chosen > rejected).double().mean()
+    return float(accuracy), float((chosen - rejected).mean()), float(both.mean()), float(both.std(correction=0))
+
+
+def describe(settings: Settings, outcome: Outcome) -> dict[str, Any]:
+    """Both as JSON knows them."""
+    return asdict(settings) | asdict(outcome)

@@ -1,0 +1,265 @@
+"""What a run keeps to look into: every quantity of PPO at every step of some iterations, and responses as text.
+
+`samples/<iteration>.npz` holds arrays [N, T] and a few single values; `samples/responses.jsonl` one line an evaluation.
+Both are plain data: loading executes nothing. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppo_unified.errors import UsageError
+from ppo_unified.parsing import open_file, parse_json, read_lines
+from ppo_unified.runs.folder import Run, to_json, write_atomically
+from ppo_unified.text import clean
+
+LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
+RESPONSES = "responses.jsonl"
+
+
+class Quantity(NamedTuple):
+    """One column of a sample."""
+
+    header: str  # short enough for a narrow table
+    meaning: str
+    adds_up: bool = False  # whether its sum over a sample says something
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "action": Quantity("action", "what the policy chose, before a continuous one is clipped to the bounds"),
+    "token": Quantity("token", "id of the token that the policy chose"),
+    "text": Quantity("text", "the token as text, in quotes where blanks or controls matter"),
+    "reward": Quantity("r", "reward of the step, penalties included", True),
+    "value": Quantity("V", "value of the state before the step, by the critic that collected"),
+    "next_value": Quantity("V'", "value of the state after it; 0 where the episode terminated"),
+    "delta": Quantity("delta", "what the step brought beyond the critic's expectation"),
+    "advantage": Quantity("A", "advantage, before normalisation"),
+    "advantage_used": Quantity("A used", "advantage as the loss saw it, normalised or not"),
+    "return": Quantity("return", "what the value is trained towards"),
+    "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected", True),
+    "logprob_new": Quantity("log new", "log-prob of it after the iteration's updates", True),
+    "ratio": Quantity("ratio", "exp(log new - log old)"),
+    "clipped": Quantity("clip", "* = ratio outside the clip range; no gradient where A pushes further out", True),
+    "logprob_ref": Quantity("log ref", "log-prob of it under the reference", True),
+    "kl": Quantity("kl", "estimate of KL to the reference, as the reward has it", True),
+    "kl_full": Quantity("kl full", "exact KL to the reference, summed over all actions", True),
+    "score": Quantity("score", "what the reward function gave, at the last step", True),
+    "continues": Quantity("goes on", "the episode goes on after the step"),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an adapter adds to an evaluation: metrics, and texts with whatever belongs to them (as JSON has it)."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    responses: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Sample(NamedTuple):
+    """One episode, or the part of it that a rollout holds: a row and its valid columns, ascending."""
+
+    row: int
+    columns: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The samples of one iteration."""
+
+    iteration: int
+    step: int  # of the run, after the iteration
+    steps: int  # valid steps that the iteration had; the file may hold fewer
+    gamma: float
+    lam: float
+    clip: float  # as annealed
+    clip_high: float
+    advantage_kind: str  # ppo.advantage
+    value_target: str  # ppo.value_target
+    metrics: dict[str, float | None]  # as logged; None where not finite
+    columns: dict[str, np.ndarray]  # [N, T] each; entries where "mask" is False mean nothing
+
+    def samples(self) -> list[Sample]:
+        """Every row, cut behind each valid step after which the episode does not go on."""
+        found = []
+        for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
+            own = np.flatnonzero(valid)
+            ends = np.flatnonzero(~continues[own]) + 1
+            found += [Sample(row, part) for part in np.split(own, ends) if part.size]
+        return found
+
+    def text_before(self, sample: Sample) -> str:
+        """The text, such as a prompt, that stands before a sample's first step and behind the sample before it."""
+        if "text" not in self.columns:
+            return ""
+        row, first = sample.row, int(sample.columns[0])
+        own = np.flatnonzero(self.columns["mask"][row, :first])
+        return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
+
+    def steps_of(self, sample: Sample) -> list[dict[str, Any]]:
+        """Every quantity at every step of a sample, by name, in the order of QUANTITIES; adapters' own come last."""
+        names = [name for name in QUANTITIES if name in self.columns]
+        names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
+        parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
+        return [
+            {"column": int(column)} | {name: part[number] for name, part in parts.items()}
+            for number, column in enumerate(sample.columns)
+        ]
+
+
+SINGLE = tuple(f.name for f in fields(Stored) if f.name != "columns")  # what is no array [N, T] in a file
+MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("iteration", "step", "steps"), (int,)),
+    **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
+    **dict.fromkeys(("advantage_kind", "value_target"), (str,)),
+    "metrics": (dict,),
+}
+_DAMAGE = (  # what numpy and zipfile raise on files of others
+    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError),
+    *(IndexError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+def folder_of(run: Run) -> Path:
+    return run.path / "samples"
+
+
+def path_of(run: Run, iteration: int) -> Path:
+    return folder_of(run) / f"{iteration:08d}.npz"
+
+
+def iterations(run: Run) -> list[int]:
+    """The iterations whose samples are stored, ascending."""
+    folder = folder_of(run)
+    return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
+
+
+def kept_rows(mask: np.ndarray) -> int:
+    """How many of the first rows of a mask [N, T] hold at most LARGEST valid steps; at least one."""
+    return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
+
+
+def write(run: Run, stored: Stored) -> None:
+    """Write the samples of an iteration; readers see a whole file or none."""
+    folder_of(run).mkdir(exist_ok=True)
+    single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
+    arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
+    path = path_of(run, stored.iteration)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(run: Run, iteration: int) -> Stored:
+    """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
+    path = path_of(run, iteration)
+    try:
+        found = _arrays(path)
+        single = {name: _single(name, found.pop(name)) for name in SINGLE}
+        _check_columns(found)
+    except _DAMAGE as error:
+        raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
+    return Stored(**single, columns=found)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with open_file(path) as file:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"unpacked it would take {size:,} bytes")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+
+def _single(name: str, array: np.ndarray) -> Any:
+    value = array.item()
+    if name == "metrics":
+        value = parse_json(value)
+    if not isinstance(value, _KINDS[name]):
+        raise ValueError(f"its {name} is no {_KINDS[name][0].__name__}")
+    return value
+
+
+def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError, or KeyError for what lacks, unless these are columns as `write` has them."""
+    mask, continues = columns["mask"], columns["continues"]
+    if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
+        raise ValueError("its arrays differ in shape")
+    if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufU" for x in columns.values()):
+        raise ValueError("its arrays are neither numbers nor texts")
+    for name, x in columns.items():
+        if not name.isidentifier() or name == "column":
+            raise ValueError("an array has no name of a column")
+        if (
+            name in QUANTITIES
+            and (name == "text" or QUANTITIES[name].adds_up)
+            and (x.dtype.kind == "U") != (name == "text")
+        ):
+            raise ValueError(f"its {name} is {x.dtype}")
+    if not mask.any():
+        raise ValueError("it holds no steps")
+
+
+def cut(run: Run, iteration: int, evaluated: int) -> None:
+    """Remove the samples of later iterations and the responses of evaluations after the step `evaluated`: a resumed run
+    writes them again."""
+    for later in iterations(run):
+        if later > iteration:
+            path_of(run, later).unlink(missing_ok=True)
+    path = folder_of(run) / RESPONSES
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= evaluated]
+        if kept != lines:
+            write_atomically(path, b"".join(kept).decode("ascii"))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of an evaluation's line; None for one that was left unfinished."""
+    try:
+        return int(parse_json(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
+    """Add an evaluation's responses as one line of JSON; one that a crash left unfinished stays a line of its own."""
+    folder_of(run).mkdir(exist_ok=True)
+    line = to_json({"step": step, "iteration": iteration, "responses": responses}, indent=None) + "\n"
+    with open(folder_of(run) / RESPONSES, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(line.encode("ascii"))
+
+
+def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
+    """The responses of every evaluation by step, ascending; the last line of a step counts, unfinished lines do not."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    try:
+        for line in read_lines(folder_of(run) / RESPONSES):
+            if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
+                continue
+            with suppress(ValueError, KeyError, TypeError, OverflowError):
+                table = parse_json(line)
+                found[int(table["step"])] = list(table["responses"])
+    except FileNotFoundError:
+        return {}
+    return dict(sorted(found.items()))

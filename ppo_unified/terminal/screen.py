@@ -1,0 +1,94 @@
+"""A terminal taken over for moving pictures and given back as it was, whatever ends the show. Standard library only."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from ppo_unified.text import can_color, can_unicode
+
+if TYPE_CHECKING:
+    from ppo_unified.terminal.frames import Style
+
+ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
+LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
+
+
+def is_drawable(stream: TextIO) -> bool:
+    """Whether escape sequences written to `stream` reach a terminal that obeys them."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def style_for(stream: TextIO) -> Style:
+    """The best picture that the terminal behind `stream` is known to show."""
+    if not (can_color(stream) and can_unicode(stream)):
+        return "ascii"
+    return "truecolor" if os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") else "256"
+
+
+class Screen:
+    """Rows of text from the upper left corner on; only those that changed are written again."""
+
+    def __init__(self, terminal: int) -> None:
+        """`terminal` is a file descriptor: what the rest of the program prints never mixes with the picture."""
+        self.terminal = terminal
+        self._shown: list[str] = []
+        self._size = (0, 0)
+
+    def size(self) -> tuple[int, int]:
+        """Columns and lines now; 80 x 24 where the terminal does not say."""
+        columns, lines = os.get_terminal_size(self.terminal)
+        return (columns or 80, lines or 24)
+
+    def paint(self, rows: Sequence[str]) -> None:
+        """Show `rows` and nothing else. Everything is written anew after the window has changed its size."""
+        parts = ["\x1b[H"]
+        if self.size() != self._size:
+            self._size, self._shown = self.size(), []
+            parts.append("\x1b[0m\x1b[2J")
+        for number in range(max(len(rows), len(self._shown))):
+            row = rows[number] if number < len(rows) else ""
+            if number >= len(self._shown) or row != self._shown[number]:
+                # cleared before and not after: behind a full row the cursor still stands on its last cell
+                parts.append(f"\x1b[{number + 1};1H\x1b[K{row}")
+        self._shown = list(rows)
+        self.write("".join(parts))
+
+    def write(self, text: str) -> None:
+        left = text.encode("utf-8", errors="replace")
+        while left:
+            left = left[os.write(self.terminal, left) :]
+
+
+@contextmanager
+def screen(stream: TextIO) -> Iterator[Screen]:
+    """The alternate screen of the terminal behind `stream` for the block's time.
+
+    Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143) in the block, and neither can interrupt the
+    restoring. What Python code prints meanwhile follows on stderr afterwards.
+    """
+    stream.flush()
+    shown = Screen(stream.fileno())
+    before = signal.signal(signal.SIGTERM, _terminate)
+    aside = io.StringIO()
+    try:
+        shown.write(ENTER)
+        with redirect_stdout(aside), redirect_stderr(aside):
+            yield shown
+    finally:
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        shown.write(LEAVE)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
+        sys.stderr.write(aside.getvalue())
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)

@@ -1,0 +1,115 @@
+"""Looking back on an iteration: every quantity of PPO at every step, with the policy as the updates left it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_unified.config.schema import PPO
+from ppo_unified.engine.batch import Batch, microbatches
+from ppo_unified.engine.ppo import Iteration, Progress, make_batch
+from ppo_unified.engine.rollout import ActorCritic, Rollout
+from ppo_unified.runs import samples
+
+RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two are numpy.savez's
+
+
+class Hindsight(NamedTuple):
+    """What one pass over an iteration's steps gives."""
+
+    columns: dict[str, Tensor]  # [N, T] each, the engine's own quantities; 0 where masked
+    metrics: dict[str, float]  # means over all valid steps
+    histograms: dict[str, np.ndarray]  # raw values at all valid steps
+
+
+def clip_range(ppo: PPO, progress: Progress, learned: int) -> tuple[float, float]:
+    """How far below and above 1 the ratio could go in the iteration that `progress` has just counted with its
+    `learned` steps."""
+    before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
+    scale = before.remaining if ppo.anneal_clip else 1.0
+    return scale * ppo.clip, scale * (ppo.clip_high or ppo.clip)
+
+
+@torch.no_grad()
+def look_back(policy: ActorCritic, iteration: Iteration, ppo: PPO, low: float, high: float) -> Hindsight:
+    """Evaluate the policy once on what it has just learned from; `low` and `high` as `clip_range` gives them.
+
+    `clipped` counts as policy/clip_fraction does: the ratio is outside the range. Its gradient is zero only where the
+    advantage that the loss saw pushes it further out (and the objective clips at all).
+    """
+    rollout, batch = iteration.rollout, iteration.batch
+    raw = batch
+    if ppo.normalize_advantages == "batch":
+        raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
+    places = _places(rollout)
+    after = torch.where(rollout.mask, rollout.logprobs, 0.0)
+    for part in microbatches(replace(batch, weights=places), ppo.microbatch_columns):
+        after.view(-1)[part.weights[part.mask]] = policy.evaluate(part.obs, part.actions).logprobs[part.mask].to(after)
+    log_ratio = torch.where(rollout.mask, after - rollout.logprobs, 0.0)
+    ratio = log_ratio.exp()
+    clipped = (ratio < 1 - low) | (ratio > 1 + high)
+    columns = {
+        "continues": rollout.continues,
+        "logprob_old": rollout.logprobs,
+        "logprob_new": after,
+        "ratio": ratio,
+        "clipped": clipped,
+        "reward": rollout.rewards,
+        "value": rollout.values,
+        "next_value": rollout.next_values,
+        "delta": rollout.rewards + ppo.gamma * rollout.next_values - rollout.values,
+        "advantage": _spread(raw.advantages, raw, places, rollout),
+        "return": _spread(raw.returns, raw, places, rollout),
+    }
+    if ppo.normalize_advantages != "minibatch":
+        columns["advantage_used"] = _spread(batch.advantages, batch, places, rollout)
+    columns = {name: torch.where(rollout.mask, x, torch.zeros_like(x)) for name, x in columns.items()}
+    valid = ratio[rollout.mask]
+    metrics = {
+        "policy/clip_fraction_after": float(clipped[rollout.mask].float().mean()),
+        "policy/kl_after": float((valid - 1 - log_ratio[rollout.mask]).mean()),
+    }
+    histograms = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": valid}
+    arrays = {tag: x.float().cpu().numpy() for tag, x in histograms.items()}
+    return Hindsight({"mask": rollout.mask} | columns, metrics, arrays)
+
+
+def _places(rollout: Rollout) -> Tensor:
+    """Where in the flattened rollout each step of its batch is, int64 [R, L]: a batch leaves out rows without steps."""
+    numbers = torch.arange(rollout.mask.numel(), device=rollout.mask.device).view(rollout.mask.shape)
+    return rollout.rows(numbers)[rollout.rows(rollout.mask).any(1)]
+
+
+def _spread(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor:
+    """A batch's numbers [R, L] back in the rollout's shape [N, T]."""
+    spread = torch.zeros(rollout.mask.shape, dtype=x.dtype, device=x.device)
+    spread.view(-1)[places[batch.mask]] = x[batch.mask]
+    return spread
+
+
+def to_arrays(columns: Mapping[str, Tensor], explained: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
+    """Columns as arrays of the first rows that samples keep; those of an adapter's `hook` are checked first.
+
+    Raises ValueError where the hook gave something else than numbers or strings [N, T] under a name of its own.
+    """
+    mask = columns["mask"]
+    own = {}
+    for name, x in explained.items():
+        array = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+        if name in RESERVED or name in columns or not name.isidentifier():
+            raise ValueError(f"{hook}: a column cannot be named {name!r}")
+        if array.shape != tuple(mask.shape) or array.dtype.kind not in "biufU":
+            raise ValueError(
+                f"{hook}: column {name!r} is {array.dtype} {list(array.shape)}; it must be numbers or strings [N, T] = "
+                f"{list(mask.shape)}"
+            )
+        own[name] = array
+    rows = samples.kept_rows(mask.cpu().numpy())
+    engine = {name: x[:rows] for name, x in columns.items()}
+    engine = {name: x.float() if x.is_floating_point() else x for name, x in engine.items()}
+    return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in own.items()}

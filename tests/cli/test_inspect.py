@@ -1,0 +1,309 @@
+"""`inspect`: its numbers recomputed by hand, its table on narrow terminals, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs.gym.explain import explain
+from envs.gym.options import GymConfig
+from envs.gym.vector import GymAdapter
+from ppo_unified import run as train
+from ppo_unified.cli import main
+from ppo_unified.runs import samples
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.samples import QUANTITIES
+from ppo_unified.text import columns_of
+from tests.sequences import COLUMNS, ROWS, configured, sequences
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+Said = tuple[int, str, str]
+Steps = list[dict[str, Any]]
+
+
+def gym_config(env_id: str = "CartPole-v1", **changes: Any) -> GymConfig:
+    """Two iterations of one optimizer step each, so that the logged losses are those of the policy that collected."""
+    options: dict[str, Any] = {
+        "gym": {"env_id": env_id, "num_envs": 3, "num_steps": 40},
+        "policy": {"hidden": [8]},
+        "ppo": {"epochs": 1, "minibatches": 1, "normalize_advantages": "none", "gamma": 0.97, "lam": 0.9},
+        "optim": {"lr": 0.05, "anneal": False},
+        "total_steps": 0,
+        "total_iterations": 2,
+        "eval": {"every_steps": 0, "episodes": 1},
+        "log": {"samples_every": 1},
+    }
+    for section, table in changes.items():
+        options[section] = options.get(section, {}) | table
+    return GymConfig.model_validate(options)
+
+
+def command(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
+    capsys.readouterr()
+    code = main([*arguments, "--runs", str(folder)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def document(folder: Path, capsys: pytest.CaptureFixture[str], name: str, *arguments: str) -> dict[str, Any]:
+    code, out, err = command(folder, capsys, "inspect", name, "--json", *arguments)
+    assert (code, err) == (0, "")
+    loaded: dict[str, Any] = json.loads(out)
+    return loaded
+
+
+def logged(path: Path, step: int) -> dict[str, float]:
+    reader = EventReader(path)
+    reader.poll()
+    return {tag: float(x.values[x.steps == step][0]) for tag, x in reader.series.items() if step in x.steps}
+
+
+def by_hand(steps: Steps, gamma: float, lam: float, clip: float, clip_high: float) -> None:
+    """Hold every derived number of one episode to its formula, from the last step to the first."""
+    carried = 0.0
+    for step in reversed(steps):
+        delta = step["reward"] + gamma * step["next_value"] - step["value"]
+        carried = delta + gamma * lam * carried
+        ratio = math.exp(step["logprob_new"] - step["logprob_old"])
+        expected = {"delta": delta, "advantage": carried, "return": carried + step["value"], "ratio": ratio}
+        assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert step["clipped"] == (not 1 - clip <= ratio <= 1 + clip_high)
+    assert all(step["continues"] for step in steps[:-1])
+    for before, after in pairwise(steps):
+        assert before["next_value"] == pytest.approx(after["value"], abs=1e-5)
+        assert before["column"] < after["column"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CartPole, where episodes terminate; counters that a time limit truncates, clipped unevenly and less and less."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(gym_config(), folder, "pole")
+    clipped = {"clip": 0.05, "clip_high": 0.1, "anneal_clip": True, "normalize_advantages": "batch", "epochs": 4}
+    train(gym_config("tests.worlds:TimedCounter-v0", ppo=clipped), folder, "timed")
+    train(gym_config(log={"samples_every": 0}), folder, "none")
+    return folder
+
+
+def test_the_numbers_of_every_step_follow_by_hand_and_their_means_are_the_logged_metrics(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for iteration in (1, 2):
+        shown = document(runs, capsys, "pole", "--sample", "all", "--iteration", str(iteration))
+        assert (shown["run"], shown["iteration"], shown["iterations"]) == ("pole", iteration, [1, 2])
+        assert (shown["gamma"], shown["lam"], shown["clip"], shown["clip_high"]) == (0.97, 0.9, 0.2, 0.2)
+        episodes = [sample["steps"] for sample in shown["each"]]
+        for steps in episodes:
+            by_hand(steps, 0.97, 0.9, 0.2, 0.2)
+        every = [step for steps in episodes for step in steps]
+        assert len(every) == shown["iteration_steps"]
+        metrics = logged(runs / "pole", shown["step"])
+        ratios = [step["ratio"] for step in every]
+        means = {
+            "value/mean": fmean(step["value"] for step in every),
+            "policy/clip_fraction_after": fmean(step["clipped"] for step in every),
+            "policy/kl_after": fmean(ratio - 1 - math.log(ratio) for ratio in ratios),
+            "loss/policy": -fmean(step["advantage"] for step in every),
+            "loss/value": fmean(0.5 * (step["value"] - step["return"]) ** 2 for step in every),
+        }
+        assert {tag: metrics[tag] for tag in means} == pytest.approx(means, rel=1e-5, abs=1e-5)
+        assert {tag: shown["metrics"][tag] for tag in means} == pytest.approx(means, rel=1e-5, abs=1e-5)
+        assert max(ratios) > 1.01  # the new policy is that after the update
+
+
+def test_an_annealed_uneven_clip_range_and_a_time_limit_follow_by_hand_too(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = document(runs, capsys, "timed", "--sample", "all")
+    assert (shown["iteration"], shown["clip"], shown["clip_high"]) == (2, 0.025, 0.05)
+    assert document(runs, capsys, "timed", "--iteration", "1")["clip"] == 0.05
+    episodes = [sample["steps"] for sample in shown["each"]]
+    for steps in episodes:
+        by_hand(steps, 0.97, 0.9, 0.025, 0.05)
+    every = [step for steps in episodes for step in steps]
+    assert 0 < fmean(step["clipped"] for step in every) < 1
+    cut_off = [steps[-1] for steps in episodes if not steps[-1]["continues"]]
+    assert all(step["next_value"] != 0 for step in cut_off)  # truncated, so bootstrapped
+    advantages = np.array([step["advantage"] for step in every])
+    used = (advantages - advantages.mean()) / advantages.std(ddof=1)
+    assert [step["advantage_used"] for step in every] == pytest.approx(used.tolist(), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.usefixtures("sequences")
+def test_sequences_with_holes_and_texts_follow_by_hand_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(configured(), tmp_path, "toy")
+    shown = document(tmp_path, capsys, "toy", "--sample", "all")
+    assert shown["samples"] == len(shown["each"]) == 2 * (ROWS - 1)
+    for sample in shown["each"]:
+        by_hand(sample["steps"], 0.99, 0.95, 0.2, 0.2)
+    every = [step for sample in shown["each"] for step in sample["steps"]]
+    assert fmean(step["value"] for step in every) == pytest.approx(shown["metrics"]["value/mean"], abs=1e-6)
+    assert {step["text"] for step in every} <= {"left", "\x1b[31m\u6e38\n"}
+    assert all((step["text"] == "left") == (step["context"] == 0) for step in every if step["reward"])
+    one = document(tmp_path, capsys, "toy", "--sample", "3")
+    assert (one["sample"], one["row"]) == (3, 1)
+    assert one["steps"] == shown["each"][3]["steps"]
+    assert max(step["column"] for step in one["steps"]) < COLUMNS
+    for sample in shown["each"]:  # the text of the columns that nobody chose, up to the sample's first
+        words = re.findall("left|\x1b\\[31m\u6e38\n", sample["before"])
+        assert "".join(words) == sample["before"]
+        others = [s["steps"][-1]["column"] for s in shown["each"] if s["row"] == sample["row"]]
+        behind = max([last for last in others if last < sample["steps"][0]["column"]], default=-1)
+        assert len(words) == sample["steps"][0]["column"] - behind - 1
+    assert any(sample["before"] for sample in shown["each"])
+
+
+def tables(text: str) -> list[list[str]]:
+    """The lines of each table: header, steps, sums."""
+    parts = text.split("\n#")[1:]
+    return [("#" + part).strip("\n").split("\n\n")[0].splitlines() for part in parts]
+
+
+@pytest.mark.parametrize("width", [40, 80, 81, 120, 200])
+@pytest.mark.usefixtures("sequences")
+def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
+    width: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    train(configured(), tmp_path, "toy")
+    for folder, name in ((runs, "pole"), (runs, "timed"), (tmp_path, "toy")):
+        code, out, err = command(folder, capsys, "inspect", name, "--sample", "all")
+        assert (code, err) == (0, "")
+        assert max(map(columns_of, out.splitlines())) <= width
+        assert all(line.isprintable() for line in out.splitlines())
+        assert not re.search(r"\s-0(\.0+)?\s", out)
+        for lines in tables(out):
+            assert lines[0].split()[:1] == ["#"]
+            assert lines[-1].startswith("sum")
+        assert (width >= 120) == ("Not shown" not in out)
+        header = tables(out)[0][0]
+        assert (width >= 80) == all(word in header.split() for word in ("r", "V", "V'", "delta", "A", "ratio", "clip"))
+
+
+def test_where_nothing_fits_the_first_column_is_shown(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1")
+    code, out, err = command(runs, capsys, "inspect", "pole")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "sum"
+
+
+@pytest.mark.usefixtures("sequences")
+def test_texts_are_shown_as_one_harmless_cell_and_sums_below(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    train(configured(), tmp_path, "toy")
+    _, out, _ = command(tmp_path, capsys, "inspect", "toy", "--sample", "all")
+    everything = document(tmp_path, capsys, "toy", "--sample", "all")["each"]
+    for (header, *rows, sums), sample in zip(tables(out), everything, strict=True):
+        assert "V_" in header.split()  # the adapter's own V beside the engine's
+        for row, step in zip(rows, sample["steps"], strict=True):
+            assert row.split()[0] == str(step["column"])
+            assert ("left" in row) == (step["text"] == "left")
+            assert ('"\\u001b[31m\u6e38\\n"' in row) == (step["text"] != "left")
+            assert ("*" in row) == step["clipped"]
+            assert f"{step['value']:.3f}" in row.split()
+        assert f"{sum(step['reward'] for step in sample['steps']):g}" in sums.split()
+    assert command(tmp_path, capsys, "inspect", "toy", "--sample", str(len(everything)))[0] == 2
+    for name in ("reward", "value", "delta", "advantage", "return", "ratio", "clipped"):
+        assert QUANTITIES[name].meaning in out
+
+
+def test_the_formulas_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(gym_config(), tmp_path, "run")
+    a_run = Run(tmp_path / "run")
+    usual = samples.read(a_run, 2)
+    for advantage, target, says in (
+        ("gae", "lambda", ["A = delta + gamma*lam*A'", "return = A + V"]),
+        ("td", "lambda", ["A = delta;", "return = GAE + V"]),
+        ("reward-to-go", "monte-carlo", ["A = r + gamma*A'", "return = r + gamma*return'"]),
+        ("return", "lambda", ["A = the episode's discounted rewards"]),
+    ):
+        samples.write(a_run, replace(usual, advantage_kind=advantage, value_target=target, steps=100_000))
+        _, out, _ = command(tmp_path, capsys, "inspect", "run")
+        told = " ".join(out.split())
+        for formula in [*says, "delta = r + gamma*V' - V", "gamma 0.97, lam 0.9, clip 0.2"]:
+            assert formula in told
+        assert "100,000 steps, of which the first" in told
+
+
+MISTAKES = {
+    ("none",): r"none has stored no samples \(yet\): .*log\.samples_every = 0",
+    ("pole", "--iteration", "7"): r"--iteration 7: pole has stored no samples of it; there are 1, 2",
+    ("pole", "--sample", "99"): r"--sample 99: iteration 2 has the samples 0 to \d+; name one of them, or all",
+    ("pole", "--sample", "-1"): r"--sample -1: iteration 2 has the samples",
+    ("pole", "--sample", "x"): r"--sample x: iteration 2 has the samples",
+    ("pole", "--iteration", "x"): r"--iteration: invalid int value",
+    ("poel",): r"no run 'poel'.*did you mean 'pole'",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_gets_one_line(arguments: tuple[str, ...], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = command(runs, capsys, "inspect", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(MISTAKES[arguments], err)
+
+
+def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(gym_config(), tmp_path, "run")
+    samples.path_of(Run(tmp_path / "run"), 2).write_bytes(b"PK")
+    code, out, err = command(tmp_path, capsys, "inspect", "run", "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "00000002.npz: cannot be read as samples" in err
+    assert document(tmp_path, capsys, "run", "--iteration", "1")["iteration"] == 1
+
+
+def test_inspecting_loads_no_torch(runs: Path) -> None:
+    code = (
+        "import sys; from ppo_unified.cli import main;"
+        f"main(['inspect', 'pole', '--json', '--runs', {str(runs)!r}]); print('torch' in sys.modules, file=sys.stderr)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stderr == "False\n"
+    assert json.loads(process.stdout)["run"] == "pole"
+
+
+@pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
+def test_the_actions_of_environments_are_shown_as_the_environment_counts_them(space: str) -> None:
+    config = gym_config("tests.worlds:Echo-v0", gym={"env_kwargs": {"space": space}, "num_steps": 7})
+    adapter = GymAdapter(config, torch.device("cpu"))
+    rollout = adapter.collect()
+    (action,) = explain(adapter, rollout).values()
+    adapter.close()
+    assert action.shape == (3, 7)
+    mask = rollout.mask.numpy()
+    sums = np.array([sum(float(x) for x in str(cell).split()) for cell in action.ravel()]).reshape(3, 7)
+    if space == "box":
+        assert np.allclose(sums, rollout.actions.sum(-1), atol=1e-2)  # as drawn: the environment gets it clipped
+    else:
+        assert np.allclose(sums[mask], rollout.rewards.numpy()[mask])
+    assert (action.dtype.kind == "U") == (space != "started")
+
+
+@pytest.mark.usefixtures("sequences")
+def test_eval_names_its_mean_as_the_adapter_names_its_score(
+    tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configured(), tmp_path, "toy")
+    for folder, name, key in ((tmp_path, "toy", "mean_score"), (runs, "pole", "mean_return")):
+        code, out, _ = command(folder, capsys, "eval", name, "--json", "--episodes", "2")
+        shown = json.loads(out)
+        assert (code, shown[key]) == (0, shown["score"])
+        assert {"mean_score", "mean_return"} & set(shown) == {key}

@@ -1,0 +1,499 @@
+"""envs, runs, show and compare, called as a shell calls them: what they print, refuse, and leave unloaded."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified import load_preset
+from ppo_unified.cli import main
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status, create
+from ppo_unified.text import clean, columns_of, duration, pad, short, table
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+run = Run(Path(sys.argv[1]))
+run.acquire()
+status = run.read_status()
+status.state, status.heartbeat = "running", time.time()
+run.write_status(status)
+print("held", flush=True)
+sys.stdin.readline()
+status.state, status.reason, status.score = "finished", "solved", 499.0
+run.write_status(status)
+"""
+Said = tuple[int, str, str]
+
+
+def make(folder: Path, name: str, curve: list[float], options: dict[str, Any] | None = None, **status: Any) -> Run:
+    """A run folder as a trainer leaves it: `curve` is eval/score at steps 100, 200, ..., loss/value its negative."""
+    config = load_preset("cartpole", **(options or {}))
+    run = create(folder, name, "")
+    run.config.write_text(config.to_toml(), encoding="utf-8")
+    events = EventWriter(run.path)
+    events.hyperparameters(config.flat())
+    for number, score in enumerate(curve, 1):
+        events.scalars(100 * number, {"eval/score": score, "loss/value": -score, "optim/lr": 0.1})
+    events.close()
+    usual: dict[str, Any] = {
+        "preset": "cartpole",
+        "kind": "gym",
+        "state": "finished",
+        "total_steps": 10_000,
+        "elapsed_s": 2.0,
+    }
+    step = 100 * len(curve)
+    run.write_status(Status(**(usual | {"name": name, "seed": config.seed, "step": step} | status)))
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five runs: two seeds of one setting, one of another, one that failed, one that crashed."""
+    scores = {"score": 450.0, "best_score": 480.0}
+    make(tmp_path, "base-s1", [10, 200, 480, 450], {"seed": 1}, started=1.0, solved_step=300, **scores)
+    make(
+        tmp_path,
+        "base-s2",
+        [20, 100, 500, 500],
+        {"seed": 2},
+        started=2.0,
+        best_score=500.0,
+        score=500.0,
+        solved_step=400,
+    )
+    make(tmp_path, "fast", [5, math.nan, 50], {"seed": 1, "optim": {"lr": 0.01}}, started=3.0, best_score=50.0)
+    make(
+        tmp_path,
+        "broken",
+        [],
+        started=4.0,
+        state="failed",
+        reason="ValueError: reward is NaN\n\x1b[31m\x1b]0;x\x07boom",
+    )
+    make(tmp_path, "gone", [1.0], {"ppo": {"clip": 0.1}}, started=5.0, state="running")
+    return tmp_path
+
+
+@pytest.fixture
+def say(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command line in `folder`: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str) -> Said:
+        code = main([*arguments, *(() if arguments[0] == "envs" else ("--runs", str(folder)))])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """First word of each line -> all its words."""
+    return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+
+
+# --- envs
+
+
+def test_envs_lists_every_preset_with_its_score_and_time(say: Any) -> None:
+    code, out, err = say("envs")
+    assert (code, err) == (0, "")
+    listed = rows(out)
+    assert "cartpole" in listed
+    assert "500 of 500" in out
+    assert "ppo-unified train mymodule:MyEnv-v0" in out
+
+
+def test_envs_json_holds_presets_and_the_schema_of_every_option(say: Any) -> None:
+    document = json.loads(say("envs", "--json")[1])
+    names = {preset["name"] for preset in document["presets"]}
+    assert {path.stem for path in Path(__file__).parents[2].glob("envs/presets/*.toml")} == names
+    assert all(preset.keys() == {"name", "kind", "title", "score", "time"} for preset in document["presets"])
+    schema = document["options"]["gym"]
+    assert set(schema["properties"]) >= {"seed", "ppo", "optim", "gym", "policy"}
+    assert schema["$defs"]["PPO"]["properties"]["clip"]["description"]
+
+
+# --- runs
+
+
+def test_runs_lists_the_newest_first_with_their_shown_state(say: Any) -> None:
+    code, out, err = say("runs")
+    assert (code, err) == (0, "")
+    listed = rows(out)
+    assert [name for name in listed if name != "run"][:3] == ["gone", "broken", "ValueError:"]
+    assert listed["gone"][1] == "crashed"  # running, says run.json, but nobody holds the lock
+    assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "4%", "450", "480", "200", *listed["base-s1"][8:]]
+
+
+def test_runs_strips_control_sequences_from_what_files_say(say: Any) -> None:
+    _, out, _ = say("runs", "failed")
+    assert out.splitlines()[2] == "  ValueError: reward is NaN boom"
+    assert "\x1b" not in out
+
+
+def test_runs_json_is_run_json_and_the_shown_state(say: Any, folder: Path) -> None:
+    found = json.loads(say("runs", "--json")[1])
+    assert [entry["name"] for entry in found] == ["gone", "broken", "fast", "base-s2", "base-s1"]
+    for entry in found:
+        path = Path(entry.pop("path"))
+        assert path == folder / entry["name"]
+        shown = entry.pop("shown_state")
+        assert entry == json.loads((path / "run.json").read_text())
+        assert shown == ("crashed" if entry["name"] == "gone" else entry["state"])
+    assert [entry["name"] for entry in json.loads(say("runs", "score>=450", "base", "--json")[1])] == [
+        "base-s2",
+        "base-s1",
+    ]
+    assert json.loads(say("runs", "nothing-like-it", "--json")[1]) == []
+
+
+def test_runs_without_any_run_says_how_to_start_one(say: Any, tmp_path: Path) -> None:
+    for missing in ("empty", "not there"):
+        if missing == "empty":
+            (tmp_path / "empty").mkdir()
+        code = main(["runs", "--runs", str(tmp_path / missing)])
+        assert code == 0
+    code, out, err = say("runs", "zzz")
+    assert (code, out) == (0, "")
+    assert "none of the 5 runs" in err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&- nothing-matches", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_an_empty_file(folder: Path, closed: str) -> None:
+    words = [sys.executable, "-m", "ppo_unified", "runs", "--runs", str(folder)]
+    script = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_runs_refuses_a_bad_query_in_one_line(say: Any) -> None:
+    code, out, err = say("runs", "scor>3")
+    assert (code, out) == (2, "")
+    assert err == "query: 'scor>3': there is no key 'scor'; did you mean 'score'?\n"
+
+
+def test_runs_leaves_out_a_run_whose_options_cannot_be_read_and_says_so(say: Any, folder: Path) -> None:
+    (folder / "fast" / "config.toml").write_bytes(b"\xff\xfe")
+    code, out, err = say("runs", "optim.lr>0")
+    assert code == 0
+    assert set(rows(out)) >= {"base-s1", "base-s2", "gone"}
+    assert "fast" not in rows(out)
+    assert "left out: " in err
+    assert "config.toml: is not a text file" in err
+
+
+# --- show
+
+
+def test_show_draws_the_usual_metrics_that_are_there(say: Any) -> None:
+    code, out, err = say("show", "base-s1")
+    assert (code, err) == (0, "")
+    assert "eval/score [score]  450" in out
+    assert "loss/value" in out
+    assert "optim/lr" not in out
+    assert all(columns_of(line) <= 80 for line in out.splitlines())
+    assert rows(out)["base-s1"][1] == "finished"
+
+
+def test_show_takes_the_width_it_is_given(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (30, 60, 120, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = say("show", "base-s1", "--metric", "eval/score")[1]
+        chart = out.split("\n\n")[1].splitlines()
+        assert max(map(columns_of, chart)) == width
+
+
+def test_show_overlays_runs_under_letters(say: Any) -> None:
+    _, out, _ = say("show", "base-s1", "base-s2", "--metric", "eval/score")
+    assert rows(out)["A"][1] == "base-s1"
+    assert rows(out)["B"][1] == "base-s2"
+    assert "eval/score [score]  A 450  B 500" in out
+    plot = out.split("eval/score")[1].split("\n", 1)[1]
+    assert "A" in plot
+    assert "B" in plot
+
+
+def test_show_takes_metrics_by_name_and_names_the_nearest_for_a_wrong_one(say: Any) -> None:
+    _, out, _ = say("show", "base-s1", "--metric", "optim/lr", "--metric", "loss/value")
+    assert out.index("optim/lr") < out.index("loss/value")
+    assert "eval/score" not in out
+    code, out, err = say("show", "base-s1", "--metric", "loss/valu")
+    assert (code, out) == (2, "")
+    assert err == "--metric loss/valu: base-s1 logged no such metric; did you mean 'loss/value'?\n"
+    assert "there are: eval/score, loss/value, optim/lr" in say("show", "base-s1", "--metric", "zzz")[2]
+
+
+def test_show_of_a_run_without_events_says_so(say: Any) -> None:
+    code, out, _ = say("show", "broken")
+    assert code == 0
+    assert "no metrics yet" in out
+    assert "ValueError: reward is NaN boom" in out
+
+
+def test_show_csv_and_json_hold_every_point(say: Any) -> None:
+    _, out, _ = say("show", "fast", "base-s1", "--csv")
+    table_rows = list(csv.DictReader(io.StringIO(out)))
+    assert table_rows[0].keys() == {"run", "tag", "step", "wall_time", "value"}
+    document = json.loads(say("show", "fast", "base-s1", "--json")[1], parse_constant=pytest.fail)
+    assert document["fast"]["eval/score"]["values"] == [5.0, None, 50.0]
+    assert document["fast"]["optim/lr"]["values"] == [0.1, 0.1, 0.1]  # the shortest decimal of the float32
+    points = 0
+    for run, tags in document.items():
+        for tag, columns in tags.items():
+            chosen = [row for row in table_rows if (row["run"], row["tag"]) == (run, tag)]
+            points += len(chosen)
+            assert columns["steps"] == [int(row["step"]) for row in chosen]
+            assert columns["wall"] == [float(row["wall_time"]) for row in chosen]
+            values = [float(row["value"]) for row in chosen]
+            assert columns["values"] == [x if math.isfinite(x) else None for x in values]
+    assert points == len(table_rows) == 3 * (3 + 4)
+    only = json.loads(say("show", "fast", "--json", "--metric", "eval/score")[1])
+    assert list(only["fast"]) == ["eval/score"]
+    code, _, err = say("show", "fast", "--json", "--csv")
+    assert code == 2
+    assert "choose one" in err
+
+
+def test_show_names_runs_that_share_a_name_by_path_and_a_run_named_twice_once(say: Any, folder: Path) -> None:
+    other = make(folder / "elsewhere", "fast", [1.0])
+    document = json.loads(say("show", "fast", str(other.path), str(folder / "fast"), "--json")[1])
+    assert set(document) == {str(folder / "fast"), str(other.path)}
+
+
+def test_show_reports_damage_on_stderr_and_draws_the_rest(say: Any, folder: Path) -> None:
+    (path,) = (folder / "base-s1").glob("events*")
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 0xFF
+    path.write_bytes(data)
+    code, out, err = say("show", "base-s1", "--json")
+    assert code == 0
+    assert json.loads(out)["base-s1"]["eval/score"]["steps"] == [100, 200, 300]
+    assert "is damaged and was skipped" in err
+
+
+def test_show_falls_back_to_ascii(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    assert say("show", "base-s1", "base-s2")[1].isascii()
+    monkeypatch.delenv("LC_ALL")
+    assert not say("show", "base-s1", "base-s2")[1].isascii()
+
+
+def read_until(terminal: int, wanted: bytes, patience_s: float = 30.0) -> bytes:
+    """What a terminal shows until `wanted` has come, or its program has closed it."""
+    seen, deadline = b"", time.monotonic() + patience_s
+    while wanted not in seen and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                seen += os.read(terminal, 65536)
+            except OSError:  # Linux's way to say that the other side is closed
+                break
+    return seen
+
+
+@pytest.mark.parametrize("end", ["finished", "ctrl-c"])
+def test_show_follows_a_running_run_on_a_terminal(folder: Path, end: str) -> None:
+    run = make(folder, "live", [1.0, 2.0])
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-m", "ppo_unified", "show", "live", "--runs", str(folder)]
+    environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"}
+    shown = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment, start_new_session=True)
+    os.close(inner)
+    try:
+        assert b"running" in read_until(terminal, b"loss/value")
+        if end == "finished":
+            holder.communicate("\n")
+        else:
+            shown.send_signal(2)
+        last = read_until(terminal, b"never shown").decode()
+        assert shown.wait(30) == (0 if end == "finished" else 130)
+        assert "\x1b[?1049l" in last  # the terminal is given back
+        left = last.rpartition("\x1b[?1049l")[2]
+        assert ("finished" if end == "finished" else "running") in left
+        assert "eval/score" in left
+    finally:
+        os.close(terminal)
+        for child in (shown, holder):
+            child.kill()
+            child.communicate()
+
+
+# --- compare
+
+
+def test_compare_shows_only_what_differs_then_the_scores(say: Any) -> None:
+    code, out, err = say("compare", "base-s1", "fast")
+    assert (code, err) == (0, "")
+    options, scores = out.split("\n\n")
+    assert rows(options) == {"option": ["option", "base-s1", "fast"], "optim.lr": ["optim.lr", "0.002", "0.01"]}
+    assert rows(scores)["base-s1"] == ["base-s1", "finished", "400", "450", "480", "300", "2.0", "s"]
+    assert rows(scores)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
+
+
+def test_compare_json(say: Any) -> None:
+    document = json.loads(say("compare", "base-s1", "base-s2", "gone", "--json")[1])
+    assert document["options"] == {
+        "seed": {"base-s1": 1, "base-s2": 2, "gone": 1},
+        "ppo.clip": {"base-s1": 0.2, "base-s2": 0.2, "gone": 0.1},
+    }
+    assert document["runs"]["base-s2"] == {
+        "state": "finished", "step": 400, "score": 500.0, "best_score": 500.0, "solved_step": 400, "elapsed_s": 2.0
+    }  # fmt: skip
+
+
+def test_compare_shows_an_option_that_one_run_lacks(say: Any, folder: Path) -> None:
+    path = folder / "fast" / "config.toml"
+    path.write_text(path.read_text().replace("lr = 0.01\n", "") + "\n[extra]\nflag = true\n")
+    options = rows(say("compare", "base-s1", "fast")[1].split("\n\n")[0])
+    assert options["optim.lr"] == ["optim.lr", "0.002", "-"]
+    assert options["extra.flag"] == ["extra.flag", "-", "true"]
+
+
+def test_compare_turns_the_table_where_it_would_not_fit(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, wide, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
+    assert wide.startswith("option")
+    monkeypatch.setattr("ppo_unified.cli.looking._width", lambda: 42)
+    _, narrow, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
+    assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
+
+
+def test_compare_of_equal_runs_says_so_and_of_one_is_refused(say: Any, folder: Path) -> None:
+    make(folder, "twin", [1.0], {"seed": 1})
+    assert say("compare", "base-s1", "twin")[1].startswith("the options are the same\n")
+    for names in (["base-s1"], ["base-s1", "base-s1"]):
+        code, out, err = say("compare", *names)
+        assert (code, out) == (2, "")
+        assert "name at least two different runs" in err
+
+
+def test_compare_seeds_groups_runs_that_differ_in_the_seed_alone(say: Any) -> None:
+    document = json.loads(say("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
+    base, fast = document["groups"]
+    assert (base["runs"], base["seeds"], base["options"]) == (["base-s1", "base-s2"], [1, 2], {"optim.lr": 0.002})
+    assert base["best_score"] == {"mean": 490.0, "min": 480.0, "max": 500.0, "runs": 2}
+    assert base["solved_step"] == {"mean": 350, "min": 300, "max": 400, "runs": 2}
+    assert (fast["runs"], fast["solved_step"]["runs"]) == (["fast"], 0)
+    out = say("compare", "--seeds", "base-s1", "fast", "base-s2")[1].splitlines()
+    assert out[1].split("  ")[0] == "cartpole optim.lr=0.002"
+    assert "490 (480 .. 500)  2 of 2  350 (300 .. 400)" in out[1]
+    assert "0 of 1" in out[2]
+    assert say("compare", "--seeds", "base-s1")[0] == 0
+
+
+@pytest.mark.parametrize("command", ["show", "compare"])
+def test_an_unknown_run_names_the_nearest(say: Any, command: str) -> None:
+    code, out, err = say(command, "base-s3", "fast")
+    assert (code, out) == (2, "")
+    assert "no run 'base-s3' in" in err
+    assert "did you mean 'base-s" in err
+
+
+# --- as whole processes
+
+
+@pytest.mark.parametrize("arguments", [["runs", "--json"], ["--help"], ["runs"], ["envs"], ["show", "fast", "--once"]])
+def test_looking_loads_no_torch(folder: Path, arguments: list[str]) -> None:
+    where = [] if arguments[0] in ("--help", "envs") else ["--runs", str(folder)]
+    command = [sys.executable, "-X", "importtime", "-m", "ppo_unified", *arguments, *where]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "ppo_unified.cli" in loaded
+    banned = {"torch", "gymnasium"} | (
+        {"numpy", "tensorboard", "pydantic"} if arguments[0] in ("runs", "--help") else set()
+    )
+    assert not banned & loaded
+    if "--json" in arguments:
+        assert len(json.loads(done.stdout)) == 5
+
+
+def test_a_pipe_that_closes_early_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m ppo_unified show fast base-s1 --csv --runs {folder} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.stdout == "run,tag,step,wall_time,value\n"
+    assert "Traceback" not in done.stderr
+
+
+# --- text
+
+
+def test_clean_leaves_one_harmless_line() -> None:
+    assert clean("a\x1b[31;1mb\x1b]8;;http://x\x07c\x1b]0;t\x1b\\d\x1bMe\nf\tg\x07\x9b31m") == "abcde f g  31m"
+    assert clean("\u202eevil\u2066") == "evil"
+    assert clean("學習 é ok") == "學習 é ok"
+
+
+@pytest.mark.parametrize(
+    ("value", "resolution", "text"),
+    [(None, 0, "-"), (500.0, 0, "500"), (9999.4, 0, "9999"), (14742, 0, "14.74k"), (14742, 1, "14.742k"),
+     (2e6, 0, "2M"), (-1234.567, 0, "-1235"), (0.00004, 0, "4.0e-05"), (math.nan, 0, "nan"), (-math.inf, 0, "-inf"),
+     (0, 0, "0"), (5000, 1000, "5k"), (500.013, 0.001, "500.013")],
+)  # fmt: skip
+def test_short_numbers(value: float | None, resolution: float, text: str) -> None:
+    assert short(value, resolution) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (2.06, "2.1 s"),
+        (45, "45 s"),
+        (90, "1.5 min"),
+        (3600 * 12, "12 h"),
+        (86400 * 4, "4.0 d"),
+        (-5, "0.0 s"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_tables_align_wide_characters_and_numbers() -> None:
+    lines = table([{"name": "學習", "n": "5"}, {"name": "abc", "n": "1,234"}])
+    assert lines == ["name      n", "學習      5", "abc   1,234"]
+    assert [columns_of(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
+
+
+def test_colours_only_where_a_terminal_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppo_unified.text import can_color, can_unicode
+
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "LC_ALL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, pipe = Terminal(io.BytesIO(), encoding="utf-8"), io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    assert can_color(terminal)
+    assert not can_color(pipe)
+    assert can_unicode(terminal)
+    assert not can_unicode(pipe)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not can_color(terminal)
+    monkeypatch.setenv("NO_COLOR", "")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not can_color(terminal)
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    assert not can_unicode(terminal)

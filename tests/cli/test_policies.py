@@ -1,0 +1,532 @@
+"""`eval`, `play` and `export` on a solved CartPole run and on drawn toys; as real processes where that is the point."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from envs.gym import export as gym_export
+from envs.gym import play as gym_play
+from envs.gym.eval import Player
+from envs.gym.options import GymConfig
+from envs.gym.spaces import encode
+from envs.gym.vector import GymAdapter
+from ppo_unified import load_preset
+from ppo_unified import run as train
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+from ppo_unified.terminal.screen import ENTER, LEAVE
+from ppo_unified.training import checkpoint
+from tests.fuzz.readers import is_harmless
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a solved run `pole` and a barely trained run of each drawn toy."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(load_preset("cartpole", seed=3), folder, name="pole")
+    for name in ("dot", "words", "unseen", "odd"):
+        train(toy(f"tests.pictures:{name.title()}-v0"), folder, name=name)
+    train(toy("CartPole-v1"), folder, name="fallen")
+    train(toy("tests.pictures:Dot-v0", breaks_at=3), folder, name="broken")
+    train(toy("tests.pictures:Dot-v0", says="a line of its own"), folder, name="chatty")
+    return folder
+
+
+def toy(env_id: str, **env_kwargs: Any) -> GymConfig:
+    table = {"env_id": env_id, "num_envs": 1, "num_steps": 8, "env_kwargs": env_kwargs}
+    ppo = {"minibatches": 1, "epochs": 1}
+    options = {"gym": table, "policy": {"hidden": [8]}, "ppo": ppo, "total_steps": 8, "eval": {"episodes": 1}}
+    return GymConfig.model_validate(options)
+
+
+def adapter_of(env_id: str, normalize_obs: bool = False, **env_kwargs: Any) -> GymAdapter:
+    """An untrained policy with biases, so that its actions differ between observations."""
+    config = toy(env_id, **env_kwargs)
+    changes = {"gym": config.gym.model_copy(update={"normalize_obs": normalize_obs})}
+    adapter = GymAdapter(config.model_copy(update=changes), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapter.policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    if adapter.policy.scaler is not None:
+        adapter.policy.scaler.update(torch.randn(50, adapter.observations.size, generator=generator) * 3 + 1)
+    return adapter
+
+
+def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([*arguments, "--runs", str(runs)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def evaluated(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code, out, err = command(runs, capsys, "eval", "pole", "--json", *arguments)
+    assert (code, err) == (0, "")
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+# eval
+
+
+def test_eval_scores_the_best_checkpoint_greedily(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = evaluated(runs, capsys, "--episodes", "30", "--seed", "7")
+    best = checkpoint.best_step(Run(runs / "pole"))
+    assert document.pop("score") == document.pop("mean_return") >= 475
+    assert document.pop("std") >= 0
+    assert document == {"episodes": 30, "greedy": True, "seed": 7, "checkpoint": "best", "step": best}
+
+
+def test_eval_repeats_and_its_options_matter(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def score(*arguments: str) -> float:
+        _, out, _ = command(runs, capsys, "eval", "fallen", "--json", "--episodes", "20", *arguments)
+        return float(json.loads(out)["score"])
+
+    assert score("--seed", "1") == score("--seed", "1") != score("--seed", "2")
+    assert score("--seed", "1") != score("--seed", "1", "--sampled") == score("--seed", "1", "--sampled")
+
+
+def test_eval_takes_the_checkpoint_it_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = checkpoint.steps(Run(runs / "pole"))
+    for which, step in (("latest", steps[-1]), (str(steps[0]), steps[0])):
+        document = evaluated(runs, capsys, "--episodes", "2", "--checkpoint", which)
+        assert (document["checkpoint"], document["step"]) == (which, step)
+    words = command(runs, capsys, "eval", "words", "--episodes", "2")
+    assert words[1] == "words: score 12 +- 0 over 2 episodes (greedy, seed 0, best checkpoint, step 8)\n"
+
+
+def test_a_run_of_another_machine_can_be_looked_at_here(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config.toml may ask for a GPU that this machine lacks."""
+    copy = shutil.copytree(runs / "dot", tmp_path / "far")
+    config = (copy / "config.toml").read_text(encoding="utf-8")
+    assert 'device = "auto"' in config
+    (copy / "config.toml").write_text(config.replace('device = "auto"', 'device = "cuda"'), encoding="utf-8")
+    assert command(tmp_path, capsys, "eval", "far", "--episodes", "1")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("eval", "pole", "--episodes", "0"), "--episodes 0: must be at least 1"),
+        (("eval", "pole", "--seed", "-1"), "--seed -1: must be at least 0"),
+        (("eval", "pole", "--checkpoint", "first"), "no checkpoint 'first'; there are best, latest and "),
+        (("eval", "pole", "--checkpoint", "17"), "no checkpoint '17'"),
+        (("eval", "poel"), "did you mean 'pole'?"),
+        (("eval", "words", "--video"), "its render modes are ansi, and rgb_array is needed"),
+        (("eval", "unseen", "--video"), "its render modes are none, and rgb_array is needed"),
+        (("eval", "odd", "--video"), "render() gave float64 of shape [4, 4, 7]; a picture"),
+        (("play", "pole", "--episodes", "0"), "--episodes 0: must be at least 1"),
+        (("play", "pole", "--fps", "nan"), "--fps nan: must be above 0"),
+        (("play", "pole", "--fps", "-1"), "--fps -1: must be above 0"),
+        (("export", "poel", "--to", "never-made"), "did you mean 'pole'?"),
+        (("export", "pole", "--to", "/dev/null/x"), "--to /dev/null/x: cannot be made a folder (Not a directory)"),
+    ],
+)
+def test_mistakes_get_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], named: str
+) -> None:
+    code, out, err = command(runs, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert err.count("\n") == 1
+    assert not Path("never-made").exists()
+    assert not (runs / "odd" / "export").exists() or not os.listdir(runs / "odd" / "export")
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file() and "export" not in path.parts]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another process holds the lock: it keeps it, and nothing but export/ changes."""
+    code = "from ppo_unified.runs.folder import *; import sys; Run(Path(sys.argv[1])).acquire(); print(); input()"
+    run, before = Run(runs / "dot"), contents(runs / "dot")
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as trainer:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "\n"
+        assert command(runs, capsys, "eval", "dot", "--episodes", "2", "--video")[0] == 0
+        assert run.locked()
+        assert contents(runs / "dot") == before
+        trainer.communicate("\n")
+    assert not run.locked()
+
+
+def test_a_checkpoint_that_a_trainer_removes_meanwhile_is_chosen_anew(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = checkpoint.choose, []
+
+    def stale(run: Run, which: str) -> int:
+        """What the first look saw is gone."""
+        calls.append(which)
+        return 1 if len(calls) < 3 else real(run, which)
+
+    monkeypatch.setattr(checkpoint, "choose", stale)
+    assert evaluated(runs, capsys, "--episodes", "1")["step"] == checkpoint.best_step(Run(runs / "pole"))
+    assert calls == ["best", "1", "best"]
+
+
+def test_eval_saves_a_video_of_an_episode(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = command(runs, capsys, "eval", "dot", "--episodes", "1", "--video", "--seed", "4")
+    path = runs / "dot" / "export" / "step8-seed4.gif"
+    assert code == 0
+    assert out.endswith(f"video: {path}\n")
+    with Image.open(path) as gif:
+        pictures = [np.asarray(image.convert("L")) for image in ImageSequence.Iterator(gif)]
+        assert gif.info["loop"] == 0
+    assert [int(np.argmax(picture[5] > 128)) for picture in pictures] == list(range(13))
+    assert all(entry.suffix == ".gif" for entry in path.parent.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("eval", "dot", "--episodes", "1", "--video"), ("export", "pole", "--to", "")])
+def test_no_folder_name_reaches_the_terminal_as_it_is(
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(gym_export, "export", lambda adapter, folder, about: {})  # which takes its time
+    folder = tmp_path / "a\x1b[31mb"
+    folder.symlink_to(runs)
+    code, out, _ = command(folder, capsys, *(word or str(folder / "out") for word in arguments))
+    assert code == 0
+    assert str(tmp_path / "ab") in out
+    assert is_harmless(out)
+
+
+def test_json_with_a_video_stays_one_document(runs: Path) -> None:
+    """A process of its own: the libraries that draw greet on stdout and complain on stderr unless told not to."""
+    command = [sys.executable, "-m", "ppo_unified", "eval", "fallen", "--episodes", "1", "--json", "--video"]
+    ended = subprocess.run([*command, "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ended.stderr == ""
+    with Image.open(json.loads(ended.stdout)["video"]) as gif:
+        assert gif.size == (480, 320)
+
+
+# play
+
+
+def test_play_without_a_terminal_prints_a_plain_line_per_episode(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("dot", "words", "unseen", "odd"):
+        code, out, err = command(runs, capsys, "play", name, "--episodes", "2")
+        assert (code, err) == (0, "")
+        assert out == "episode 1: return 12 in 12 steps\nepisode 2: return 12 in 12 steps\n"
+
+
+def test_frames_follow_the_episode() -> None:
+    frames = list(gym_play.play(adapter_of("tests.pictures:Dot-v0"), 2, 0, True, ("picture", "text")))
+    assert [(frame.episode, frame.step) for frame in frames] == [(e, s) for e in (1, 2) for s in range(13)]
+    assert [frame.total for frame in frames] == [float(frame.step) for frame in frames]
+    assert [frame.ended for frame in frames] == [frame.step == 12 for frame in frames]
+    for frame in frames:
+        assert isinstance(frame.picture, np.ndarray)
+        assert int(np.argmax(frame.picture[5, :, 0])) == frame.step  # drawn after the step that it reports
+        assert bool(frame.action) == (frame.step > 0)
+        assert frame.seconds == 1 / 25
+
+
+def test_the_same_seed_shows_the_same_episode() -> None:
+    adapter = adapter_of("CartPole-v1")
+    played = [[f.action for f in gym_play.play(adapter, 2, seed, False, ())] for seed in (1, 1, 2)]
+    assert played[0] == played[1] != played[2]
+
+
+def test_an_environment_with_only_a_vector_version_cannot_be_watched() -> None:
+    with pytest.raises(UsageError, match=r"OnlyVector-v0: has only a vector version"):
+        gym_play.play(adapter_of("tests.worlds:OnlyVector-v0"), 1, 0, True, ())
+
+
+# play on a terminal
+
+
+def open_terminal() -> tuple[int, int]:
+    """The two ends of a pseudo-terminal of 80 x 24: ours and the program's."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    return ours, theirs
+
+
+def read_until(terminal: int, text: str, already: str = "") -> str:
+    """What is written up to and including `text`, or up to the closing of the other end."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode  # a piece may end inside a character
+    while text not in already:
+        try:
+            piece = os.read(terminal, 1 << 16)
+        except OSError:  # Linux's way of saying that the other end is closed
+            break
+        if not piece:
+            break
+        already += decode(piece)
+    return already
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) -> tuple[int, str]:
+    """The exit code of a command in this process, and all that it wrote to its terminal."""
+    usual = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "NO_COLOR": "", "COLORTERM": "truecolor"}
+    for name, value in (usual | environ).items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = open_terminal()
+    with ThreadPoolExecutor() as readers:  # a terminal that nobody reads makes its writers wait
+        text = readers.submit(read_until, ours, "\0")
+        with os.fdopen(theirs, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            patch.setattr(sys, "stderr", stream)
+            code = main(arguments)
+    os.close(ours)
+    return code, text.result()
+
+
+def test_play_draws_on_a_terminal_and_gives_it_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs))
+    before, picture, after = re.split(f"{re.escape(ENTER)}|{re.escape(LEAVE)}", text)
+    assert (code, before, after) == (0, "", "episode 1: return 12 in 12 steps\r\n")
+    assert "▀" in picture or "48;2;255;255;255m" in picture
+    assert "step 12  return 12.0  action " in picture
+    assert "\n" not in picture
+
+
+@pytest.mark.parametrize(
+    ("environ", "has", "lacks"),
+    [
+        ({"COLORTERM": ""}, "48;5;231", "48;2;"),
+        ({"NO_COLOR": "1"}, "@@@@", "48;"),
+        ({"LC_ALL": "C"}, "@@@@", "48;"),
+    ],
+)
+def test_play_respects_what_the_terminal_can_show(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], has: str, lacks: str
+) -> None:
+    code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs), **environ)
+    assert code == 0
+    assert has in text
+    assert lacks not in text
+    assert text.isascii() or environ == {"COLORTERM": ""}
+
+
+def test_play_shows_text_where_there_is_no_picture(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = watched(monkeypatch, "play", "words", "--fps", "1000", "--runs", str(runs))
+    assert code == 0
+    assert "  S ............" in text
+    assert "\x07" not in text
+    assert "\x1b[41m" not in text
+
+
+def test_a_terminal_that_draws_nothing_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = watched(monkeypatch, "play", "dot", "--runs", str(runs), TERM="dumb")
+    assert shown == (0, "episode 1: return 12 in 12 steps\r\n")
+
+
+def test_play_says_what_cannot_be_drawn(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = watched(monkeypatch, "play", "unseen", "--runs", str(runs))
+    assert code == 2
+    assert "its render modes are none, and rgb_array or ansi is needed" in text
+    assert "\x1b" not in text
+
+
+def test_what_an_environment_prints_follows_the_picture(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = watched(monkeypatch, "play", "chatty", "--fps", "1000", "--runs", str(runs))
+    assert code == 0
+    assert "a line of its own" not in text.partition(LEAVE)[0]
+    assert text.partition(LEAVE)[2].count("a line of its own\r\n") == 12
+
+
+def start_on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A `ppo-unified` process on a terminal of its own, and our end of that."""
+    ours, theirs = open_terminal()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_unified", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    return process, ours
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_the_terminal_back(runs: Path, number: signal.Signals, code: int) -> None:
+    process, terminal = start_on_a_terminal("play", "dot", "--fps", "0.01", "--runs", str(runs))
+    text = read_until(terminal, "step 0")
+    assert ENTER in text
+    assert LEAVE not in text
+    process.send_signal(number)
+    assert read_until(terminal, "\0", text).endswith(LEAVE)
+    assert process.wait() == code
+    os.close(terminal)
+
+
+def test_a_world_that_breaks_gives_the_terminal_back(runs: Path) -> None:
+    process, terminal = start_on_a_terminal("play", "broken", "--fps", "1000", "--runs", str(runs))
+    text = read_until(terminal, "\0")
+    assert process.wait() == 1
+    assert "ZeroDivisionError: the brush broke" in text.partition(LEAVE)[2]
+    assert "Traceback" not in text.partition(LEAVE)[0]
+    os.close(terminal)
+
+
+# export
+
+WITHOUT_US = """
+import sys
+import numpy as np, torch
+policy = torch.export.load("policy.pt2").module()
+np.save(sys.argv[2], policy(torch.from_numpy(np.load(sys.argv[1]))).numpy())
+assert not {"ppo_unified", "envs", "gymnasium"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "deep" / "pole"
+    assert main(["export", "pole", "--to", str(folder), "--runs", str(runs)]) == 0
+    return folder
+
+
+def python_blocks(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+
+
+def test_an_exported_policy_says_what_it_is(runs: Path, exported: Path) -> None:
+    description = json.loads((exported / "policy.json").read_text(encoding="utf-8"))
+    status = Run(runs / "pole").read_status()
+    assert sorted(os.listdir(exported)) == description["files"] == ["README.md", "policy.json", "policy.pt2"]
+    assert (description["env_id"], description["score"]) == ("CartPole-v1", status.best_score)
+    assert (description["step"], description["run"]) == (status.best_step, "pole")
+    assert (description["obs"]["shape"], description["obs"]["dtype"]) == (["batch", 4], "float32")
+    assert (description["action"]["shape"], description["action"]["dtype"]) == (["batch"], "int64")
+    assert description["action_mask"] is None
+    assert description["versions"]["torch"] == torch.__version__
+
+
+def test_an_exported_policy_works_without_this_project(runs: Path, exported: Path, tmp_path: Path) -> None:
+    """In a process that has neither us nor Gymnasium it acts the same; then its example scores as the run did."""
+    pole = Run(runs / "pole")
+    config = load_preset("cartpole")
+    assert isinstance(config, GymConfig)
+    adapter = GymAdapter(config, torch.device("cpu"))
+    policy = checkpoint.load_policy(pole, checkpoint.choose(pole, "best"), torch.device("cpu"))
+    adapter.policy.load_state_dict(policy)
+    player = Player(adapter.policy, adapter.observations, adapter.actions, torch.device("cpu"), None)
+    obs = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
+    np.save(tmp_path / "obs.npy", obs)
+    code = WITHOUT_US + python_blocks(exported / "README.md")
+    files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=exported, check=True
+    )
+    np.testing.assert_array_equal(np.load(files[1]), player(obs, {}))
+    assert set(np.load(files[1])) == {0, 1}
+    found = re.fullmatch(r"mean return ([\d.]+) over 10 episodes\n", ended.stdout)
+    assert found
+    assert float(found[1]) >= 475
+
+
+WORLDS: list[tuple[str, dict[str, Any]]] = [
+    ("tests.worlds:Locks-v0", {}),  # a flat Dict with an action mask, MultiDiscrete with starts
+    ("Taxi-v4", {}),  # one-hot observations, an action mask in the info
+    ("Pendulum-v1", {"normalize_obs": True, "g": 9.0}),
+    *(("tests.worlds:Echo-v0", {"space": space}) for space in ("box", "started", "multi", "grid", "bits")),
+]
+
+
+@pytest.mark.parametrize(("env_id", "options"), WORLDS)
+def test_the_example_of_an_export_plays_what_play_plays(
+    env_id: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapter_of(env_id, **options)
+    about = {"run": "a", "kind": "gym", "step": 1, "score": None, "versions": {}}
+    facts = gym_export.export(adapter, tmp_path, about)
+    totals = [frame.total for frame in gym_play.play(adapter, 10, 0, True, ()) if frame.ended]
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), {})
+    assert printed.getvalue() == f"mean return {np.mean(totals):.6g} over 10 episodes\n"
+    assert (facts["action_mask"] is not None) == (env_id in ("tests.worlds:Locks-v0", "Taxi-v4"))
+    assert json.dumps(facts, allow_nan=False)
+
+
+def test_a_program_that_acts_otherwise_is_not_let_through(tmp_path: Path) -> None:
+    ours, other = adapter_of("Pendulum-v1"), adapter_of("Pendulum-v1")
+    with torch.no_grad():
+        list(other.policy.head.parameters())[-1].add_(0.01)
+    gym_export.write_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
+    gym_export.check_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
+    with pytest.raises(RuntimeError, match=r"acts otherwise than the policy"):
+        gym_export.check_program(ours.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
+
+
+def test_a_mask_of_an_exported_program_forbids(tmp_path: Path) -> None:
+    adapter = adapter_of("Taxi-v4")
+    gym_export.write_program(adapter.policy, adapter.observations, adapter.actions, True, tmp_path / "policy.pt2")
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    obs = torch.from_numpy(encode(np.arange(500), adapter.observations))
+    for only in range(6):
+        assert (program(obs, (torch.arange(6) == only).expand(500, 6)) == only).all()
+
+
+def test_export_replaces_an_earlier_export_and_nothing_else(
+    runs: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def age() -> int:
+        return (exported / "policy.pt2").stat().st_mtime_ns
+
+    first = age()
+    code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [str(exported / name) for name in ("README.md", "policy.json", "policy.pt2")]
+    assert sorted(os.listdir(exported)) == ["README.md", "policy.json", "policy.pt2"]
+    second = age()
+    assert second > first
+    (exported / "notes.txt").touch()
+    code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
+    assert (code, out) == (2, "")
+    assert "holds something else already (notes.txt); choose an empty or a new folder" in err
+    assert age() == second
+    (exported / "notes.txt").unlink()
+
+
+def test_a_policy_json_of_others_is_not_overwritten(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("{", "[]", "{}", '{"format": "theirs", "files": ["policy.json"]}'):
+        (tmp_path / "policy.json").write_text(text, encoding="utf-8")
+        assert command(runs, capsys, "export", "pole", "--to", str(tmp_path))[0] == 2
+        assert (tmp_path / "policy.json").read_text(encoding="utf-8") == text

@@ -1,0 +1,283 @@
+"""`tensorboard` as a real server, `doctor` on sound and broken installations, and the check for shadowed packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ppo_unified.cli import main
+from ppo_unified.cli.shadowing import shadowed_packages
+from ppo_unified.cli.tools import at_least, check_runs, lower_bound
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120.0  # a server that has not answered by then never will
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A runs folder with three runs; one has a name that TensorBoard's --logdir_spec could not take."""
+    folder = tmp_path / "runs"
+    for name in ("one", "two, a=b:c", "three"):
+        run = Run(folder / name)
+        run.path.mkdir(parents=True)
+        run.write_status(Status(name=name))
+        writer = EventWriter(run.path, 0)
+        writer.scalars(1, {"eval/score": 1.0})
+        writer.close()
+    return folder
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition about a server, which may not listen yet."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        with suppress(urllib.error.URLError, ConnectionError):
+            if holds():
+                return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+@contextmanager
+def serving(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A `ppo-unified tensorboard` process and the address that its first line names."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_unified", "tensorboard", "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(tmp)},
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = re.fullmatch(r"TensorBoard: (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", process.stdout.readline())
+        assert line
+        yield process, line[1]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the servers too, should the test have failed with them alive
+        process.communicate()
+
+
+def lists(address: str, names: list[str]) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{address}data/runs") as answer:
+        return sorted(json.load(answer)) == names
+
+
+def test_tensorboard_serves_the_runs_it_is_given(runs: Path, tmp_path: Path) -> None:
+    """The whole folder, and two named runs; each server ends with its parent and leaves nothing behind."""
+    everything = serving("--runs", str(runs), tmp=tmp_path)
+    named = serving("two, a=b:c", str(runs / "one"), "--runs", str(runs), tmp=tmp_path)
+    expected = [["one", "three", "two, a=b:c"], ["one", "two, a=b:c"]]
+    with everything as first, named as second:
+        for (process, address), names in zip((first, second), expected, strict=True):
+            until(partial(lists, address, names))
+            assert psutil.Process(process.pid).net_connections() == []
+            servers = psutil.Process(process.pid).children(recursive=True)
+            local = [c.laddr.ip for s in servers for c in s.net_connections() if c.status == "LISTEN"]
+            assert set(local) == {"127.0.0.1"}
+        links = [path for path in tmp_path.iterdir() if path.name.startswith("ppo-unified-tensorboard-")]
+        assert len(links) == 1
+        for (process, _), number, code in ((first, signal.SIGINT, 130), (second, signal.SIGTERM, 143)):
+            servers = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == code
+            assert servers
+            assert psutil.wait_procs(servers, PATIENCE_S)[1] == []
+        assert not links[0].exists()
+
+
+def test_a_taken_port_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["tensorboard", "--port", str(port), "--runs", str(runs)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        f"--port {port}: cannot be listened at (Address already in use); choose another, or --port 0 for any free one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--port", "65536"], "--port 65536: must be between 0 (any free one) and 65535"),
+        (["--port", "-1"], "--port -1: must be between 0"),
+        (["ones"], "did you mean 'one'?"),
+        (["--runs", "/nowhere"], "/nowhere: there is no runs folder"),
+    ],
+)
+def test_mistakes_get_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert main(["tensorboard", "--runs", str(runs), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert named in captured.err
+    assert captured.err.count("\n") == 1
+
+
+# doctor
+
+
+def diagnosis(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    code = main(["doctor", "--json"])
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert code == (0 if document["ok"] else 1)
+    return document
+
+
+def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]) -> None:
+    document = diagnosis(capsys)
+    checks = {check["name"]: check for check in document["checks"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {re.split(r"[\[>]", line)[0] for line in project["dependencies"]}
+    assert document["ok"]
+    assert required <= set(checks)
+    assert {name for name, check in checks.items() if check["required"]} == required | {"python"}
+    assert {"gpu", "terminal", "runs folder", "packages", *project["optional-dependencies"]} - {"dev"} <= set(checks)
+    assert all(check["verdict"] == "ok" or check["remedy"] for check in checks.values())
+
+
+def test_doctor_says_the_same_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    document = diagnosis(capsys)
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == [check["verdict"] for check in document["checks"]]
+    assert lines[-1] == "everything that is required is there"
+
+
+def doctor_in(folder: Path, code: str, **environ: str) -> tuple[int, str, str]:
+    """Exit code and output of a doctor that starts in `folder` and whose interpreter has run `code` first."""
+    script = f"import sys\n{code}\nfrom ppo_unified.cli import main\nsys.exit(main(['doctor']))"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, cwd=folder, check=False)
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_doctor_works_where_packages_are_missing(tmp_path: Path) -> None:
+    """Not one of them can be imported, two are not installed, one is too old."""
+    code, out, err = doctor_in(
+        tmp_path,
+        "import importlib.metadata as m\n"
+        "real = m.version\n"
+        "old = {'numpy': '1.25.9', 'rich': None, 'torch': None}\n"
+        "def version(name):\n"
+        "    if old.get(name, '') is None: raise m.PackageNotFoundError(name)\n"
+        "    return old.get(name) or real(name)\n"
+        "m.version = version\n"
+        "gone = 'torch numpy gymnasium pydantic tyro tomli_w psutil rich tensorboard google_crc32c PIL Box2D pygame'\n"
+        "sys.modules.update(dict.fromkeys(gone.split()))\n",
+    )
+    assert (code, err) == (1, "")
+    verdicts = {line.split()[1]: line for line in out.splitlines()}
+    assert re.fullmatch(r"missing  rich +not installed; pip install 'rich>=[\d.]+'", verdicts["rich"])
+    assert re.fullmatch(r"missing  numpy +1.25.9 is older than 1.26; pip install 'numpy>=1.26'", verdicts["numpy"])
+    assert re.fullmatch(
+        r"missing  box2d +not installed; for these environments: pip install 'ppo-unified\[box2d\]'", verdicts["box2d"]
+    )
+    assert verdicts["pygame"].startswith("missing")
+    assert out.splitlines()[-1] == "broken: torch, numpy, rich, torch import"
+
+
+def test_doctor_names_a_package_that_shadows_ours(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").touch()
+    (tmp_path / "start").mkdir()
+    code, out, err = doctor_in(tmp_path / "start", "", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (code, err) == (1, "")
+    found = next(line for line in out.splitlines() if "packages" in line)
+    assert found.startswith("missing")
+    assert f"package 'envs': import finds {tmp_path / 'envs'} instead of {ROOT / 'envs'}; " in found
+    assert f"take {tmp_path} off PYTHONPATH" in found
+    assert out.splitlines()[-1] == "broken: packages"
+
+
+@pytest.mark.parametrize(
+    ("found", "lowest", "reaches"),
+    [
+        ("2.13.0+cpu", "2.6", True),
+        ("2.5.1+cu124", "2.6", False),
+        ("1.26", "1.26.0", True),
+        ("3", "3.0", True),
+        ("2.9", "2.10", False),
+        ("2.10rc1", "2.10", True),
+        ("1.0", "", True),
+    ],
+)
+def test_versions_compare_as_numbers(found: str, lowest: str, reaches: bool) -> None:
+    assert at_least(found, lowest) is reaches
+
+
+@pytest.mark.parametrize(
+    ("requirement", "bound"),
+    [("a[b,c]>=1.3", "1.3"), ("a<3,>=1.26", "1.26"), ("a==2", ""), ("a", ""), (">=3.11", "3.11")],
+)
+def test_lower_bounds_are_read(requirement: str, bound: str) -> None:
+    assert lower_bound(requirement) == bound
+
+
+def test_a_runs_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    assert check_runs(tmp_path / "not" / "there" / "yet").verdict == "ok"
+    assert not (tmp_path / "not").exists()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", Path("/proc/runs")):
+        check = check_runs(folder)
+        assert (check.verdict, check.required) == ("warn", False)
+        assert str(folder) in check.found
+        assert "--runs DIR" in check.remedy
+
+
+# shadowing
+
+
+def test_our_own_packages_are_no_clash() -> None:
+    assert shadowed_packages() == []
+
+
+def test_a_package_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_unified.cli.shadowing.REQUIRED", ("ppo_unified_has_no_such_package",))
+    (problem,) = shadowed_packages(tmp_path)
+    assert "'ppo_unified_has_no_such_package': not found" in problem
+    assert problem.endswith("; install the project again: pip install -e .")
+
+
+def test_a_distribution_that_installs_our_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it came first on the path, or into the very same folder."""
+    info = tmp_path / "other_envs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-envs\nVersion: 1.0\n", encoding="utf-8")
+    (info / "top_level.txt").write_text("envs\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (same_folder,) = shadowed_packages()
+    assert f"'envs': other-envs installs into {ROOT / 'envs'} too" in same_folder
+    assert same_folder.endswith(
+        "; pip uninstall other-envs, or install ppo-unified into a virtual environment of its own"
+    )
+    (elsewhere,) = shadowed_packages(tmp_path)  # as if the project lay here: `import` finds another folder
+    assert f"'envs': import finds {ROOT / 'envs'} instead of {tmp_path / 'envs'}; pip uninstall other-envs" in elsewhere

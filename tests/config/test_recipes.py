@@ -1,0 +1,364 @@
+"""Recipes: each valid over every target, each setting with its source; overlay order, names, errors, list and diff."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from envs.llm.options import LLMConfig
+from ppo_unified import load_preset
+from ppo_unified.cli import main
+from ppo_unified.cli.flags import parse_flags
+from ppo_unified.config.presets import load_target, preset_files
+from ppo_unified.config.recipes import all_recipes, difference, laid_over, load_recipe, recipe_files, remarks, settings
+from ppo_unified.config.schema import RunConfig, read_toml, validate
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {recipe.name: recipe for recipe in all_recipes()}
+TARGETS = ["llm", *(name for name, path in preset_files().items() if read_toml(path).get("kind") == "llm")]
+NAMED_BY_THE_ISSUE = ["deepspeed-chat", "instructgpt-ptx", "oai-2019", "plain-ratio", "tldr", "trian-ppo", "trl-early"]
+
+# Where a setting comes from: a file of the source, a section of a paper, a study note; or why it has none.
+SOURCE = re.compile(
+    r"[\w/-]+\.(py|sh|sbatch|md|json)\b|\bnbs/\d+|(App\.|[Ss]ection) [\w.]+|\bnote \d{3}\b|^(open|short|here): "
+)
+ALWAYS = re.findall(
+    r"[\w.]+",
+    """total_steps total_iterations llm.critic llm.reference llm.kl llm.kl_coef llm.kl_target llm.score_clip
+    llm.score_normalize llm.whiten_rewards llm.missing_eos_penalty llm.temperature llm.max_new_tokens llm.rollout_batch
+    ppo.epochs ppo.minibatches ppo.gamma ppo.lam ppo.objective ppo.value_clip ppo.value_coef ppo.entropy_coef
+    ppo.normalize_advantages ppo.loss_mean optim.lr optim.anneal optim.joint optim.critic_lr optim.eps optim.betas
+    optim.max_grad_norm""",
+)
+NEVER = ("llm.model", "llm.prompts", "llm.reward", "seed", "device", "threads")
+
+
+def test_the_recipes_are_there() -> None:
+    assert list(RECIPES) == NAMED_BY_THE_ISSUE
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_where_each_setting_comes_from(name: str) -> None:
+    recipe = RECIPES[name]
+    assert recipe.title
+    assert recipe.source
+    assert recipe.differs
+    table = tomllib.loads(recipe.text)
+    said = {
+        f"{section}.{key}"
+        for section, inner in table.items()
+        if isinstance(inner, dict) and section != "about"
+        for key in inner
+    } | {key for key, value in table.items() if not isinstance(value, dict) and key != "kind"}
+    assert set(recipe.sources) == said
+    for option, source in recipe.sources.items():
+        assert SOURCE.search(source), f"{option}: {source!r}"
+    assert max(map(len, recipe.text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_all_that_makes_a_ppo_and_nothing_of_the_task(name: str) -> None:
+    said, config = set(RECIPES[name].sources), settings(RECIPES[name])
+    wanted = set(ALWAYS)
+    wanted |= {"llm.critic_init"} if config["llm.critic"].value == "independent" else set()
+    wanted |= {"ppo.clip"} if config["ppo.objective"].value == "clip" else set()
+    wanted |= {"llm.kl_horizon"} if config["llm.kl_target"].value else set()
+    wanted |= {"llm.ptx_batch"} if config["llm.ptx_coef"].value else set()
+    assert wanted <= said, sorted(wanted - said)
+    assert not said & set(NEVER)
+    assert config["total_steps"].value == 0  # or the run might end before its iterations do
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, target: str) -> None:
+    before, after = load_target(target).flat(), load_preset(target, recipe=name).flat()
+    own = settings(RECIPES[name])
+    for option, value in after.items():
+        if option == "recipe":
+            assert value == name
+        else:
+            assert value == (own[option].value if option in RECIPES[name].sources else before[option]), option
+
+
+def test_flags_lie_over_the_recipe() -> None:
+    config = laid_over(load_target("llm"), "tldr")
+    changed = parse_flags(config, ["--llm.kl-coef", "0.3", "--total-iterations", "7"], "train llm", "")
+    assert isinstance(changed, LLMConfig)
+    assert (changed.llm.kl_coef, changed.total_iterations) == (0.3, 7)
+    assert (changed.llm.temperature, changed.recipe) == (0.7, "tldr")
+    with pytest.raises(UsageError, match=r"there is no option --recipe"):
+        parse_flags(config, ["--recipe", "x"], "train llm", "")
+
+
+def test_flags_may_mend_what_target_and_recipe_contradict_each_other_in(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('kind = "llm"\n[llm]\nmodel = "gpt2"\n[ppo]\nclip_high = 0.3\n', encoding="utf-8")
+    for name, option in (("plain-ratio", "ppo.clip_high"), ("instructgpt-ptx", "llm.ptx_coef")):
+        with pytest.raises(UsageError, match=rf"{option} = .* has no effect") as caught:
+            load_preset(str(path), recipe=name)
+        assert "\n" not in str(caught.value)
+    config = laid_over(load_target(str(path)), "instructgpt-ptx")
+    assert parse_flags(config, ["--llm.ptx-data", "texts.txt"], "train", "").recipe == "instructgpt-ptx"
+    assert laid_over(load_target(str(path)), "plain-ratio").model_dump()["ppo"]["clip_high"] == 0.3
+
+
+MISTAKES = {
+    ("train", "llm", "--recipe", "trl-erly"): "there is no recipe 'trl-erly'; did you mean 'trl-early'?",
+    ("train", "llm", "--recipe", "zzz"): "there is no recipe 'zzz' (list: ppo-unified recipes)",
+    ("train", "cartpole", "--recipe", "tldr"): "--recipe tldr: is for kind 'llm', and cartpole is of kind 'gym'",
+    ("train", "llm", "--recipe", "tldr"): "llm.model: no model is given",
+    ("train", "llm", "--recipe", "tldr", "--llm.rollout-batch", "0"): "llm.rollout_batch = 0",
+    ("recipes", "tdlr"): "did you mean 'tldr'",
+    ("recipes", "tldr", "tldr", "tldr"): "3 names; give one to show it, two to compare them",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_gets_one_line_and_leaves_nothing(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert MISTAKES[arguments] in output.err
+    assert len(output.err.splitlines()) == 1
+    assert output.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "llm", "--recipe", "deepspeed-chat", "--help"])
+    shown = capsys.readouterr().out
+    assert "llm-deepspeed-chat" in shown
+    assert "(default: 9.65e-06)" in shown
+    assert "--recipe" not in shown
+
+
+# how the commands show them
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["recipes", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys)
+    listed = json.loads(said(capsys, "--json"))["recipes"]
+    assert [entry["name"] for entry in listed] == list(RECIPES)
+    for entry in listed:
+        assert entry.keys() == {"name", "kind", "title", "source"}
+        assert entry["title"] in shown
+        assert entry["source"] in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_recipe_is_shown_as_its_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, name) == recipe_files()[name].read_text(encoding="utf-8")
+    shown = json.loads(said(capsys, name, "--json"))
+    assert shown["differs"] == list(RECIPES[name].differs)
+    config = validate(LLMConfig, {"kind": "llm", **RECIPES[name].options}, name).flat()
+    assert shown["options"] == {
+        option: {"value": config[option], "source": source} for option, source in RECIPES[name].sources.items()
+    }
+
+
+@pytest.mark.parametrize("first", RECIPES)
+@pytest.mark.parametrize("second", RECIPES)
+def test_the_difference_is_what_turns_one_configuration_into_the_other(first: str, second: str) -> None:
+    one, other = (load_preset("llm", recipe=name).flat() for name in (first, second))
+    changed = difference(RECIPES[first], RECIPES[second])
+    for option, (ours, theirs) in changed.items():
+        assert (ours.value, theirs.value) == (one[option], other[option])
+        assert ours.value != theirs.value
+        assert ours.source or theirs.source, option
+        assert all(s.source is not None or s.value == LLMConfig().flat()[option] for s in (ours, theirs))
+    assert one | {option: pair[1].value for option, pair in changed.items()} | {"recipe": second} == other
+    assert set(changed) == set(difference(RECIPES[second], RECIPES[first]))
+    assert bool(changed) == (first != second)
+
+
+def test_the_printed_difference_names_values_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "trl-early", "trian-ppo").splitlines()
+    assert shown[0].split() == ["option", "trl-early", "trian-ppo"]
+    row = next(number for number, line in enumerate(shown) if line.startswith("llm.kl "))
+    assert shown[row].split() == ["llm.kl", '"k1"', '"full"']
+    assert shown[row + 1].startswith("    trl-early: trl/ppo.py compute_rewards")
+    assert shown[row + 2] == '    trian-ppo: train_ppo.py: PPOConfig(kl_penalty="full")'
+    row = next(number for number, line in enumerate(shown) if line.startswith("llm.lora_rank "))
+    assert shown[row].split() == ["llm.lora_rank", "0", "8"]
+    assert shown[row + 1] == "    trl-early: the default"
+    document = json.loads(said(capsys, "trl-early", "trian-ppo", "--json"))
+    assert document["recipes"] == ["trl-early", "trian-ppo"]
+    assert document["options"]["llm.lora_rank"]["trl-early"] == {"value": 0, "source": None}
+    assert list(document["options"]) == list(difference(RECIPES["trl-early"], RECIPES["trian-ppo"]))
+    assert said(capsys, "tldr", "tldr") == "the options are the same\n"
+
+
+def test_remarks_are_the_comments_beside_settings() -> None:
+    text = """
+        # of nothing
+        kind = "llm"  # no option
+        seed = 3  # one
+        name = "a # b"  # two
+           # lines
+        # of it
+
+        # of nothing either
+        [llm]  # a section
+        betas = [0.9, 0.95]#three
+        bare = 1
+        [about]
+        title = "x"  # not an option
+    """
+    assert remarks(dedent(text)) == {"seed": "one", "name": "two lines of it", "llm.betas": "three", "llm.bare": ""}
+
+
+# a third party's recipe, from the command line to a resumed run
+
+PARTS = {
+    "cook_options.py": """
+        from typing import Literal
+        from ppo_unified.config.registry import AdapterSpec
+        from ppo_unified.config.schema import RunConfig, Section
+
+        class Arms(Section):
+            rows: int = 16
+
+        class ArmsConfig(RunConfig):
+            kind: Literal["arms"] = "arms"
+            arms: Arms = Arms()
+
+        SPEC = AdapterSpec(
+            config="cook_options:ArmsConfig", build="cook_adapter:build",
+            presets="cook_presets", recipes="cook_recipes",
+        )
+    """,
+    "cook_adapter.py": """
+        from ppo_unified.testing import BanditAdapter
+
+        def build(config, device):
+            return BanditAdapter(config.arms.rows, 8, 4, config.seed)
+    """,
+    "cook_presets/__init__.py": "",
+    "cook_presets/two-arms.toml": """
+        kind = "arms"
+        total_steps = 0
+        total_iterations = 9
+        [about]
+        title = "Two arms"
+        score = "1"
+        time = "1 second"
+        [arms]
+        rows = 20
+        [ppo]
+        epochs = 5
+        minibatches = 2
+    """,
+    "cook_recipes/__init__.py": "",
+    "cook_recipes/quick.toml": """
+        kind = "arms"
+        total_iterations = 3  # here: enough
+        [about]
+        title = "Quick"
+        source = "nobody"
+        [ppo]
+        epochs = 2  # here: enough
+    """,
+    "cook_recipes/wrong.toml": 'kind = "arms"\n[ppo]\nepoch = 2\n',
+    "cook_recipes/odd.toml": "seed = 2\n",
+    "cook-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: cook\nVersion: 1.0\n",
+    "cook-1.0.dist-info/entry_points.txt": "[ppo_unified.adapters]\narms = cook_options:SPEC\n",
+}
+
+
+@pytest.fixture
+def cook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package with an adapter, a preset and recipes; the current folder is another one, empty."""
+    site, work = tmp_path / "site", tmp_path / "work"
+    for name, text in PARTS.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(dedent(text), encoding="utf-8")
+    work.mkdir()
+    importlib.invalidate_caches()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(work)
+    yield work
+    for name in [name for name in sys.modules if name.partition(".")[0].startswith("cook_")]:
+        del sys.modules[name]
+
+
+def config_of(run: Run) -> RunConfig:
+    return load_target(str(run.config))
+
+
+def test_a_run_is_named_after_its_recipe_repeated_by_its_command_and_resumed(
+    cook: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "two-arms", "--recipe", "quick", "--optim.lr", "0.1"]) == 0
+    run = Run(cook / "runs" / "two-arms-quick-s1")
+    status, config = run.read_status(), config_of(run)
+    assert (status.preset, status.iteration, config.recipe, config.preset) == ("two-arms-quick", 3, "quick", "two-arms")
+    assert (config.ppo.epochs, config.ppo.minibatches, config.optim.lr) == (2, 2, 0.1)
+    command = run.command.read_text(encoding="utf-8")
+    assert command == "ppo-unified train two-arms --recipe quick --optim.lr 0.1\n"
+    assert main([*shlex.split(command)[1:], "--name", "again"]) == 0
+    assert config_of(Run(cook / "runs" / "again")) == config
+    assert main(["resume", "two-arms-quick-s1", "--total-iterations", "5"]) == 0
+    assert (run.read_status().iteration, config_of(run).recipe) == (5, "quick")
+    assert main(["train", str(run.config)]) == 0  # the configuration of a run begins another of the same name
+    assert (cook / "runs" / "two-arms-quick-s1-2").exists()
+    capsys.readouterr()
+    assert main(["runs", "recipe:quick", "preset:two-arms", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 3
+    assert main(["recipes", "quick", "tldr"]) == 0  # of two kinds: what one lacks is '-'
+    assert re.search(r"^arms\.rows +16 +-$", capsys.readouterr().out, re.M)
+
+
+def test_a_run_in_the_background_has_the_recipe_too(cook: Path) -> None:
+    whole = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
+    environment = os.environ | {"PYTHONPATH": str(cook.parent / "site")}
+    subprocess.run([*whole, "--detach"], cwd=cook, env=environment, check=True, capture_output=True, timeout=120)
+    run = Run(cook / "runs" / "two-arms-quick-s1")
+    deadline = time.monotonic() + 60
+    while run.read_status().state != "finished":
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    config = config_of(run)
+    assert (config.recipe, config.ppo.epochs, config.total_iterations) == ("quick", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"), ("odd", "says no adapter")],
+)
+def test_a_broken_recipe_is_named(name: str, says: str, cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "two-arms", "--recipe", name]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_python_gets_recipes_too(cook: Path) -> None:
+    config = load_preset("two-arms", recipe="quick", ppo={"epochs": 7}, seed=4)
+    assert (config.total_iterations, config.ppo.epochs, config.ppo.minibatches, config.recipe) == (3, 7, 2, "quick")
+    assert load_recipe("quick").sources == {"total_iterations": "here: enough", "ppo.epochs": "here: enough"}
+
+
+def test_the_page_tells_of_every_recipe() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \|", page, re.M) == list(RECIPES)

@@ -1,0 +1,180 @@
+"""What others bring trains without touching the engine: an environment by its id, an adapter by its entry point."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from ppo_unified.config.presets import load_preset, load_target, preset_files
+from ppo_unified.config.registry import all_adapters
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+from ppo_unified.training.trainer import load_adapter, run
+
+WORLD = """
+    import gymnasium as gym
+    from tests.worlds import Locks
+
+    gym.register("Vault-v0", Locks)
+"""
+OPTIONS = """
+    from typing import Literal
+    from pydantic import Field
+    from ppo_unified.config.registry import AdapterSpec
+    from ppo_unified.config.schema import RunConfig, Section
+    from ppo_unified.errors import UsageError
+
+    class Arms(Section):
+        rows: int = Field(16, ge=1, description="rows collected")
+        row_len: int = Field(4, ge=1, description="columns of a row")
+
+    class ArmsConfig(RunConfig):
+        kind: Literal["arms"] = "arms"
+        arms: Arms = Arms()
+
+    def check(config):
+        if 8 % config.arms.row_len:
+            raise UsageError(f"arms.row_len = {config.arms.row_len}: must divide 8")
+
+    def from_target(word):
+        return {"total_iterations": 3} if word == "arms!" else None
+
+    SPEC = AdapterSpec(
+        config="their_options:ArmsConfig",
+        build="their_adapter:build",
+        check="their_options:check",
+        target="their_options:from_target",
+        presets="their_presets",
+    )
+"""
+ADAPTER = """
+    from ppo_unified.testing import BanditAdapter
+
+    def build(config, device):
+        return BanditAdapter(config.arms.rows, 8, config.arms.row_len, config.seed)
+"""
+PRESET = """
+    kind = "arms"
+    total_steps = 4000
+
+    [about]
+    title = "Two arms"
+    score = "1"
+    time = "1 second"
+
+    [arms]
+    row_len = 8
+
+    [ppo]
+    epochs = 4
+    minibatches = 2
+
+    [optim]
+    lr = 0.1
+
+    [eval]
+    every_steps = 1000
+    episodes = 50
+"""
+MODULES = ("my_world", "their_options", "their_adapter", "their_presets")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that stands for another's site-packages."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dedent(text), encoding="utf-8")
+    importlib.invalidate_caches()
+
+
+def publish(site: Path, entry_point: str) -> None:
+    """What `pip install` leaves behind for a package with an entry point in our group."""
+    info = site / "their_package-1.0.dist-info"
+    write(info / "METADATA", "Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    write(info / "entry_points.txt", f"[ppo_unified.adapters]\n{entry_point}\n")
+
+
+@pytest.fixture
+def arms(site: Path) -> Path:
+    for name, text in {"their_options": OPTIONS, "their_adapter": ADAPTER}.items():
+        write(site / f"{name}.py", text)
+    write(site / "their_presets" / "__init__.py", "")
+    write(site / "their_presets" / "two-arms.toml", PRESET)
+    publish(site, "arms = their_options:SPEC")
+    return site
+
+
+def test_an_environment_with_dict_observations_two_actions_and_a_mask_trains(
+    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`my_world:Vault-v0`, found in the current directory; chance scores 2, the optimum is 4."""
+    write(tmp_path / "my_world.py", WORLD)
+    monkeypatch.setattr(sys, "path", [x for x in sys.path if x])
+    monkeypatch.chdir(tmp_path)
+    config = load_preset(
+        "my_world:Vault-v0", total_steps=6000, eval={"episodes": 50}, gym={"num_steps": 32}, optim={"lr": 0.02}
+    )
+    result = run(config, runs=tmp_path / "runs")
+    assert result.state == "finished"
+    assert result.score is not None
+    assert result.score > 3.6
+    adapter, _ = load_adapter(Run(result.path), config, "best")
+    assert sum(adapter.score(50, 99, True)) / 50 > 3.5
+    adapter.close()
+
+
+def test_an_adapter_published_by_an_entry_point_trains_from_a_toml_file(tmp_path: Path, arms: Path) -> None:
+    write(tmp_path / "mine.toml", PRESET.replace("row_len = 8", "row_len = 2\nrows = 20"))
+    config = load_target(str(tmp_path / "mine.toml"))
+    assert (config.preset, config.kind) == ("mine", "arms")
+    result = run(config, runs=tmp_path / "runs")
+    assert (result.state, result.score) == ("finished", 1.0)
+    status = Run(result.path).read_status()
+    assert (status.kind, status.name) == ("arms", "mine-s1")
+    again = load_target(str(result.path / "config.toml"))
+    assert again == config
+
+
+def test_its_presets_and_targets_are_found_and_its_check_is_asked(tmp_path: Path, arms: Path) -> None:
+    assert "two-arms" in preset_files()
+    assert load_preset("two-arms", seed=5).seed == 5
+    assert load_target("arms!").total_iterations == 3
+    with pytest.raises(UsageError, match=r"arms\.row_len = 3: must divide 8"):
+        run(load_preset("two-arms", arms={"row_len": 3}), runs=tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"no option 'rwo_len'; did you mean 'row_len'"):
+        load_preset("two-arms", arms={"rwo_len": 3})
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "message"),
+    [
+        ("arms = their_options:MISSING", r"entry point arms = 'their_options:MISSING' .* cannot be loaded"),
+        ("arms = not_there:SPEC", r"entry point arms = 'not_there:SPEC' .* cannot be loaded: No module named"),
+        ("arms = their_options:Arms", r"must be an AdapterSpec, not ModelMetaclass"),
+    ],
+)
+def test_a_broken_entry_point_is_named(arms: Path, entry_point: str, message: str) -> None:
+    publish(arms, entry_point)
+    with pytest.raises(UsageError, match=message):
+        all_adapters()
+
+
+def test_an_unknown_kind_names_the_nearest(tmp_path: Path, arms: Path) -> None:
+    write(tmp_path / "mine.toml", 'kind = "arm"')
+    with pytest.raises(UsageError, match=r"there is no adapter 'arm'; did you mean 'arms'\?; known: gym, llm, arms"):
+        load_target(str(tmp_path / "mine.toml"))

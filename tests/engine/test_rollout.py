@@ -1,0 +1,82 @@
+"""What crosses the seam is checked there, and the message names the field."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_unified.engine.rollout import ActorCritic, Rollout, map_obs
+from tests.toys import random_rollout
+
+
+@pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values", "continues", "actions", "obs"])
+def test_a_field_of_another_length_is_named(name: str) -> None:
+    rollout = random_rollout()
+    with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 11.*\[5, 12\]"):
+        replace(rollout, **{name: getattr(rollout, name)[:, :-1]})
+
+
+def test_a_wrong_entry_of_mapped_observations_is_named() -> None:
+    rollout = random_rollout()
+    replace(rollout, obs={"tokens": rollout.actions, "state": torch.zeros(5, 12, 3)})
+    with pytest.raises(ValueError, match=r"Rollout\.obs\['state'\] is \[5, 3\]"):
+        replace(rollout, obs={"tokens": rollout.actions, "state": torch.zeros(5, 3)})
+
+
+@pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values"])
+def test_one_number_a_step(name: str) -> None:
+    """[N, T, 1] would broadcast against [N, T] into [N, T, T] without a word."""
+    rollout = random_rollout()
+    with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 12, 1\]"):
+        replace(rollout, **{name: getattr(rollout, name)[..., None]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mask": torch.ones(5, 12)}, r"Rollout\.mask is torch\.float32; it must be torch\.bool"),
+        ({"continues": torch.ones(5, 12)}, r"Rollout\.continues is torch\.float32"),
+        ({"row_len": 5}, r"row_len = 5 does not divide T = 12"),
+        ({"row_len": 0}, r"row_len = 0"),
+        ({"mask": torch.zeros(5, 12, dtype=torch.bool)}, r"Rollout\.mask is False everywhere"),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(random_rollout(), **change)
+
+
+@pytest.mark.parametrize("row_len", [1, 3, 12])
+def test_rows_keep_columns_in_order(row_len: int) -> None:
+    rollout = random_rollout(row_len=row_len)
+    rows = rollout.rows(rollout.rewards)
+    assert rows.shape == (60 // row_len, row_len)
+    assert torch.equal(rows.flatten(), rollout.rewards.flatten())
+    assert isinstance(rollout.obs, torch.Tensor)
+    assert torch.equal(rollout.rows(rollout.obs)[0], rollout.obs[0, :row_len])
+
+
+def test_map_obs_reaches_every_tensor() -> None:
+    x = torch.arange(3)
+    alone = map_obs(lambda x: x + 1, x)
+    assert isinstance(alone, torch.Tensor)
+    assert torch.equal(alone, x + 1)
+    mapped = map_obs(lambda x: x + 1, {"a": x, "b": x * 2})
+    assert isinstance(mapped, dict)
+    assert torch.equal(mapped["b"], x * 2 + 1)
+
+
+def test_a_policy_must_define_its_two_methods() -> None:
+    with pytest.raises(NotImplementedError, match="ActorCritic must define evaluate"):
+        ActorCritic().evaluate(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(NotImplementedError, match="ActorCritic must define critic_parameters"):
+        ActorCritic().critic_parameters()
+
+
+def test_a_rollout_does_not_change() -> None:
+    with pytest.raises(AttributeError):
+        random_rollout().row_len = 2  # type: ignore[misc]
+    assert isinstance(random_rollout(), Rollout)

@@ -1,0 +1,225 @@
+"""Gymnasium environments go on from a checkpoint as if nothing had happened, or say that they don't."""
+
+from __future__ import annotations
+
+import io
+import signal
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from envs.gym import restore
+from envs.gym.options import GymConfig
+from envs.gym.vector import GymAdapter
+from ppo_unified import load_preset, run
+from ppo_unified.engine.rollout import Rollout
+from ppo_unified.runs import launch
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training import checkpoint
+from ppo_unified.training.trainer import train_in
+
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # Box2D's, while it is imported
+
+OPENED: list[GymAdapter] = []  # closed after each test
+
+
+@pytest.fixture(autouse=True)
+def _close_adapters() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def adapter_of(env_id: str, num_envs: int = 2, num_steps: int = 12, **gym: Any) -> GymAdapter:
+    table = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, **gym}
+    config = GymConfig.model_validate({"gym": table, "policy": {"hidden": [8]}, "ppo": {"minibatches": 1}, "seed": 3})
+    OPENED.append(GymAdapter(config, torch.device("cpu")))
+    return OPENED[-1]
+
+
+def content(rollout: Rollout) -> list[Tensor]:
+    obs = [rollout.obs] if isinstance(rollout.obs, Tensor) else list(rollout.obs.values())
+    names = ("actions", "logprobs", "values", "rewards", "next_values", "continues", "mask")
+    return [*obs, *(getattr(rollout, name) for name in names), torch.tensor(list(rollout.metrics.values()))]
+
+
+def equal(a: Rollout, b: Rollout) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(content(a), content(b), strict=True))
+
+
+def saved(adapter: GymAdapter) -> Any:
+    """The adapter's state and its policy's, through a file that executes nothing."""
+    file = io.BytesIO()
+    torch.save((adapter.state_dict(), adapter.policy.state_dict()), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def go_on(adapter: GymAdapter, state: Any) -> str | None:
+    adapter.policy.load_state_dict(state[1])
+    return adapter.load_state_dict(state[0])
+
+
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "own vector version": ("CartPole-v1", {}),
+    "own vector version, all to be reset": ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 5}, "num_steps": 5}),
+    "loop": ("CartPole-v1", {"vectorization": "sync"}),
+    "processes": ("tests.worlds:Locks-v0", {"vectorization": "async"}),
+    "Acrobot": ("Acrobot-v1", {}),
+    "continuous mountain car": ("MountainCarContinuous-v0", {}),
+    "Pendulum": ("Pendulum-v1", {"normalize_obs": True, "normalize_reward": True}),
+    "LunarLander": ("LunarLander-v3", {"num_steps": 50}),
+    "continuous LunarLander": ("LunarLander-v3", {"env_kwargs": {"continuous": True}, "num_steps": 50}),
+    "BipedalWalker": ("BipedalWalker-v3", {"num_steps": 150, "num_envs": 3, "vectorization": "sync"}),
+    "Taxi, a mask in the info": ("Taxi-v4", {"env_kwargs": {"max_episode_steps": 9}}),
+    "FrozenLake": ("FrozenLake-v1", {}),
+    "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
+    "Dict observation, mask": ("tests.worlds:Locks-v0", {"vectorization": "sync"}),
+    "a vector version that can be put back": ("tests.worlds:KeepsCounters-v0", {"num_steps": 7}),
+    "time limit": ("tests.worlds:TimedCounter-v0", {}),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_restored_adapter_collects_what_one_that_never_stopped_does(name: str) -> None:
+    env_id, options = EXACT[name]
+    unbroken = adapter_of(env_id, **options)
+    for _ in range(3):
+        unbroken.collect()
+        state = saved(unbroken)
+        restored = adapter_of(env_id, **options)
+        assert go_on(restored, state) is None
+        state_again = saved(restored)[0]["envs"]
+        assert str(state_again) == str(state[0]["envs"]), "saved at once, the state is another"
+        assert equal(restored.collect(), unbroken.collect())
+        restored.close()
+        OPENED.remove(restored)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_end_just_before_the_checkpoint_is_followed_by_its_reset(vectorization: str) -> None:
+    """Episodes of 3 steps and their reset columns: after 7 steps every environment waits for its reset."""
+    unbroken = adapter_of("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    unbroken.collect()
+    assert unbroken.ended.all()
+    restored = adapter_of("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    restored.collect()
+    assert go_on(restored, saved(unbroken)) is None
+    rollout = restored.collect()
+    assert not rollout.mask[:, 0].any()
+    assert equal(rollout, unbroken.collect())
+
+
+@pytest.mark.parametrize("num_envs", [2, 11])
+def test_another_number_of_environments_restarts_episodes_and_keeps_the_rest(num_envs: int) -> None:
+    """What a run that was out of memory is told to lower. In processes, in a loop and with arrays of their own alike:
+    the environments are not even asked."""
+    options: dict[str, Any] = {"num_steps": 30, "normalize_obs": True, "normalize_reward": True}
+    stopped, restored = (adapter_of("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    now = f"there were 8 environments, now gym.num_envs is {num_envs}"
+    assert why == f"episodes restarted: CartPole-v1: {now}"
+    assert torch.equal(restored.generator.get_state(), stopped.generator.get_state())
+    assert restored.steps_taken == stopped.steps_taken
+    assert restored.episodes.returns == stopped.episodes.returns != deque()
+    assert restored.rewards is not None
+    assert stopped.rewards is not None
+    before, after = stopped.rewards.state_dict(), restored.rewards.state_dict()
+    assert after == before | {"running": [0.0] * num_envs}
+    rollout = restored.collect()
+    assert rollout.mask.shape == (num_envs, 30)
+    assert rollout.mask[:, 0].all()
+
+
+def test_a_run_goes_on_with_fewer_environments(tmp_path: Path) -> None:
+    """As after running out of memory: lowered in config.toml, then resumed."""
+    config = load_preset("cartpole", gym={"num_envs": 8}, eval={"episodes": 1}, total_iterations=2)
+    kept = Run(run(config, tmp_path).path)
+    fewer = load_preset("cartpole", gym={"num_envs": 2}, eval={"episodes": 1}, total_iterations=3)
+    kept.config.write_text(fewer.to_toml())
+    kept.write_status(launch.reopen(kept))
+    status = train_in(kept, fewer, launch.StopRequest())
+    assert (status.state, status.iteration) == ("finished", 3)
+    assert "there were 8 environments" in status.resumes[-1]["restored"]
+
+
+@pytest.mark.parametrize("by", ["system", "past"])
+def test_what_cannot_be_repeated_restarts_and_says_so(by: str) -> None:
+    options: dict[str, Any] = {"env_kwargs": {"by": by}, "vectorization": "sync"}
+    stopped, restored = (adapter_of("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    assert why == "episodes restarted: tests.worlds:Unrepeatable-v0: a replayed episode showed something else"
+    assert not restored.episodes.length.any(), "a new episode counts from 0"
+    assert restored.collect().mask[:, 0].all()
+
+
+def test_a_wrapper_with_statistics_over_all_episodes_restarts_and_says_so() -> None:
+    stopped, restored = (
+        adapter_of("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
+        for _ in range(2)
+    )
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
+
+
+def test_a_vector_version_of_which_nothing_is_known_restarts_and_says_so() -> None:
+    stopped, restored = (adapter_of("tests.worlds:OwnCounter-v0", num_steps=6) for _ in range(2))
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    assert why is not None
+    assert "CounterVector has no state_dict" in why
+
+
+def test_changed_arrays_are_not_trusted() -> None:
+    stopped, restored = (adapter_of("CartPole-v1") for _ in range(2))
+    stopped.collect()
+    state = saved(stopped)
+    state[0]["envs"]["arrays"]["state"][0, 0] += 1
+    why = go_on(restored, state)
+    assert why == "episodes restarted: CartPole-v1: what was put back shows other observations"
+
+
+def test_an_episode_too_long_to_replay_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "LONGEST", 10)
+    options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
+    stopped, restored = (adapter_of("tests.worlds:Counter-v0", **options) for _ in range(2))
+    stopped.collect()
+    why = go_on(restored, saved(stopped))
+    assert why == "episodes restarted: tests.worlds:Counter-v0: an episode has more than 10 steps"
+
+
+def test_long_episodes_fit_the_record() -> None:
+    stopped, restored = (
+        adapter_of("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync") for _ in range(2)
+    )
+    stopped.collect()
+    assert go_on(restored, saved(stopped)) is None
+    assert equal(restored.collect(), stopped.collect())
+
+
+def test_a_run_that_stops_and_goes_on_ends_with_the_weights_of_one_that_never_stopped(tmp_path: Path) -> None:
+    """Six iterations of CartPole at once, and three and three."""
+    gym = {"num_envs": 4, "num_steps": 32, "vectorization": "sync"}
+    config = load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_iterations=6)
+    whole, halves = Run(run(config, tmp_path / "whole").path), launch.prepare(config, tmp_path / "halves", "")
+    stop = launch.StopRequest()
+
+    def stop_after_three(status: Status, metrics: dict[str, float]) -> None:
+        if status.iteration == 3:
+            stop.signal = signal.SIGTERM
+
+    assert train_in(halves, config, stop, stop_after_three).iteration == 3
+    halves.write_status(launch.reopen(halves))
+    status = train_in(halves, config, launch.StopRequest())
+    assert status.resumes[-1]["restored"] == "exact"
+    assert status.iteration == 6
+    ends = [checkpoint.load_policy(x, checkpoint.steps(x)[-1], torch.device("cpu")) for x in (whole, halves)]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

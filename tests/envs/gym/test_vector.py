@@ -1,0 +1,343 @@
+"""Gymnasium's vector environments as rollouts: ends, masks, spaces, normalisation, broken environments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from envs.gym.options import GymConfig, check
+from envs.gym.policy import ObservationScaler
+from envs.gym.vector import GymAdapter, RewardScaler
+from ppo_unified.config.schema import Optim
+from ppo_unified.engine.rollout import Rollout
+from ppo_unified.errors import UsageError
+from tests.toys import run_engine
+
+KINDS = [
+    ("tests.worlds:Counter-v0", "sync"),
+    ("tests.worlds:Counter-v0", "async"),
+    ("tests.worlds:OwnCounter-v0", "vector_entry_point"),
+    ("tests.worlds:OwnCounter-v0", "auto"),
+    ("tests.worlds:OnlyVector-v0", "auto"),
+]
+
+
+def config_of(env_id: str, num_envs: int = 2, num_steps: int = 7, **tables: Any) -> GymConfig:
+    gym = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps} | tables.pop("gym", {})
+    ppo = {"minibatches": 1} | tables.pop("ppo", {})
+    policy = {"hidden": [8]} | tables.pop("policy", {})
+    return GymConfig.model_validate({"gym": gym, "ppo": ppo, "policy": policy, **tables})
+
+
+OPENED: list[GymAdapter] = []  # closed after each test
+
+
+@pytest.fixture(autouse=True)
+def _close_adapters() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def adapter_of(env_id: str, num_envs: int = 2, num_steps: int = 7, **gym: Any) -> GymAdapter:
+    adapter = GymAdapter(config_of(env_id, num_envs, num_steps, gym=gym), torch.device("cpu"))
+    OPENED.append(adapter)
+    return adapter
+
+
+def obs_of(rollout: Rollout) -> Tensor:
+    return rollout.obs if isinstance(rollout.obs, Tensor) else rollout.obs["obs"]
+
+
+def value_of(adapter: GymAdapter, shown: float) -> float:
+    with torch.no_grad():
+        return float(adapter.policy.critic(adapter.policy.critic_torso(torch.tensor([[float(shown)]]))))
+
+
+@pytest.mark.parametrize(("env_id", "vectorization"), KINDS)
+@pytest.mark.parametrize("ends", ["truncated", "terminated"])
+def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not(
+    env_id: str, vectorization: str, ends: str
+) -> None:
+    """Counters of 3 steps: columns 0 1 2 | 3 resets | 4 5 6, and the rollout's last column is an end too."""
+    adapter = adapter_of(env_id, vectorization=vectorization, env_kwargs={"length": 3, "ends": ends})
+    rollout = adapter.collect()
+    again = adapter.collect()
+    assert obs_of(rollout)[:, :, 0].tolist() == [[0, 1, 2, 3, 0, 1, 2]] * 2  # column 3 shows the final observation
+    assert rollout.mask.tolist() == [[True, True, True, False, True, True, True]] * 2
+    ended = torch.tensor([False, False, True, False, False, False, True])
+    assert torch.equal(rollout.continues, ~ended.expand(2, 7))
+    assert rollout.rewards.tolist() == [[1, 1, 1, 0, 1, 1, 1]] * 2
+    values = {shown: value_of(adapter, shown) for shown in range(4)}
+    assert len({round(v, 4) for v in values.values()}) == 4
+    final = values[3] if ends == "truncated" else 0.0
+    expected = [values[1], values[2], final, None, values[1], values[2], final]
+    for t, value in enumerate(expected):
+        if value is not None:
+            assert rollout.next_values[0, t].item() == pytest.approx(value, abs=1e-6)
+            assert rollout.values[0, t].item() == pytest.approx(values[int(obs_of(rollout)[0, t, 0])], abs=1e-6)
+    assert again.mask[:, 0].tolist() == [False, False]  # the reset of the episode that ended before
+    assert obs_of(again)[0, :2, 0].tolist() == [3, 0]
+
+
+def test_a_time_limit_is_a_truncation() -> None:
+    adapter = adapter_of("tests.worlds:TimedCounter-v0")
+    rollout = adapter.collect()
+    assert rollout.next_values[0, 2].item() == pytest.approx(value_of(adapter, 3.0), abs=1e-6)
+    assert not rollout.continues[0, 2]
+
+
+def trained_values(ends: str, blind: bool, gamma: float) -> tuple[GymAdapter, dict[str, float]]:
+    """Train on 3-step episodes of reward 1; the adapter and the last metrics."""
+    config = config_of(
+        "tests.worlds:Counter-v0",
+        num_envs=2,
+        num_steps=32,
+        gym={"env_kwargs": {"ends": ends, "blind": blind}, "vectorization": "sync"},
+        ppo={"gamma": gamma, "lam": 0.95, "epochs": 8, "minibatches": 1},
+        policy={"hidden": [] if blind else [16]},
+    )
+    adapter = GymAdapter(config, torch.device("cpu"))
+    metrics = run_engine(adapter, 120 if blind else 150, config.ppo, Optim(lr=0.1 if blind else 0.02, max_grad_norm=0))
+    return adapter, metrics[-1]
+
+
+def test_constant_reward_cut_off_by_truncation_is_worth_its_endless_sum() -> None:
+    _, metrics = trained_values("truncated", blind=True, gamma=0.9)
+    assert metrics["value/mean"] == pytest.approx(1 / (1 - 0.9), rel=0.01)
+
+
+def test_constant_reward_ended_by_termination_is_worth_what_is_left() -> None:
+    gamma = 0.9
+    adapter, _ = trained_values("terminated", blind=False, gamma=gamma)
+    for step, worth in enumerate((1 + gamma + gamma**2, 1 + gamma, 1)):
+        assert value_of(adapter, float(step)) == pytest.approx(worth, abs=0.03)
+
+
+@pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
+def test_masked_actions_are_never_taken_and_have_no_probability(env_id: str) -> None:
+    """The environment raises where a forbidden setting arrives; at its ends it allows nothing: no matter."""
+    adapter = adapter_of(f"tests.worlds:{env_id}", num_envs=4, num_steps=50)
+    rollout = adapter.collect()
+    assert not isinstance(rollout.obs, Tensor)
+    mask = rollout.obs["action_mask"]
+    assert mask.shape == (4, 50, 5)
+    assert mask[~rollout.mask].all()  # a reset column allows everything
+    assert (~mask[rollout.mask]).sum(-1).eq(1).all()  # any other forbids one setting
+    taken = rollout.actions[rollout.mask]
+    assert mask[rollout.mask].gather(1, taken[:, :1]).all()
+    forbidden = (~mask[rollout.mask][:, :3]).int().argmax(1)
+    wrong = torch.stack([forbidden, taken[:, 1]], 1)
+    with torch.no_grad():
+        valid = {key: x[rollout.mask][:, None] for key, x in rollout.obs.items()}
+        assert adapter.policy.evaluate(valid, wrong[:, None]).logprobs.exp().max() == 0
+        right = adapter.policy.evaluate(valid, taken[:, None])
+    assert right.entropy.max() <= np.log(2) + np.log(2) + 1e-5  # two of three settings, and two
+    assert right.logprobs.isfinite().all()
+
+
+@pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
+def test_evaluation_respects_masks_and_survives_ends_that_allow_nothing(env_id: str) -> None:
+    adapter = adapter_of(f"tests.worlds:{env_id}")
+    assert all(0 <= score <= 4 for greedy in (True, False) for score in adapter.score(40, 1, greedy))
+
+
+def test_taxi_reports_its_mask_in_the_info() -> None:
+    rollout = adapter_of("Taxi-v4", num_steps=20).collect()
+    assert not isinstance(rollout.obs, Tensor)
+    assert rollout.obs["obs"].shape == (2, 20, 500)
+    assert rollout.obs["obs"].sum(-1).eq(1).all()
+    assert rollout.obs["action_mask"].gather(2, rollout.actions).all()
+
+
+def test_a_mask_that_only_reset_reports_allows_everything_later() -> None:
+    rollout = adapter_of("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "reset"}).collect()
+    assert not isinstance(rollout.obs, Tensor)
+    assert (
+        rollout.obs["action_mask"][0].tolist()
+        == [[True, False, True], *[[True] * 3] * 3, [True, False, True]] + [[True] * 3] * 2
+    )
+
+
+def test_a_mask_that_reset_does_not_report_is_refused() -> None:
+    adapter = adapter_of("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
+    with pytest.raises(ValueError, match=r"reports an action mask in step but not in reset"):
+        adapter.collect()
+
+
+@pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
+def test_actions_arrive_as_the_space_wants_them(space: str) -> None:
+    """Echo refuses what its space does not hold and pays the sum of what arrived."""
+    adapter = adapter_of("tests.worlds:Echo-v0", num_envs=3, num_steps=30, env_kwargs={"space": space})
+    rollout = adapter.collect()
+    start = {"started": 5.0, "multi": 60.0}.get(space, 0.0)
+    actions = rollout.actions.double()
+    if space == "box":
+        low, high = torch.tensor([-0.25, -0.5]), torch.tensor([0.5, 0.25])
+        assert (actions[rollout.mask] > high).any()  # kept as drawn
+        assert (actions[rollout.mask] < low).any()
+        actions = actions.clamp(low, high)  # what the environment saw
+    arrived = actions.sum(-1) + start
+    assert torch.allclose(rollout.rewards[rollout.mask].double(), arrived[rollout.mask], atol=1e-5)
+    assert obs_of(rollout).sum(-1).eq(1).all()  # Discrete observations from -2 on, one-hot
+    assert obs_of(rollout)[0, :6].argmax(-1).tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(adapter.score(3, 1, False)) == 3
+
+
+def test_observations_are_normalised_with_statistics_that_change_only_between_collects() -> None:
+    adapter = adapter_of("tests.worlds:Counter-v0", num_envs=3, num_steps=22, normalize_obs=True)
+    scaler = adapter.policy.scaler
+    assert isinstance(scaler, ObservationScaler)
+    seen: list[Tensor] = []
+    for number in range(3):
+        mean, variance = scaler.mean.clone(), scaler.variance.clone()
+        rollout = adapter.collect()
+        raw = obs_of(rollout) * (variance + 1e-8).sqrt() + mean
+        assert torch.allclose(raw, raw.round(), atol=1e-4)  # whole counters come back: one scale for all columns
+        assert torch.unique(raw.round()).tolist() == [0, 1, 2, 3]
+        new = adapter.policy.evaluate(obs_of(rollout).flatten(0, 1)[:, None], rollout.actions.flatten(0, 1)[:, None])
+        assert torch.allclose(new.logprobs.flatten(), rollout.logprobs.flatten(), atol=1e-6)  # ratio 1
+        seen.append(raw.round()[rollout.mask])
+        assert not torch.equal(scaler.mean, mean) or number
+        everything = torch.cat(seen)
+        assert scaler.mean.item() == pytest.approx(everything.mean().item(), abs=1e-4)
+        assert scaler.variance.item() == pytest.approx(everything.var(correction=0).item(), abs=1e-4)
+    metrics = run_engine(adapter, 3, adapter.config.ppo)
+    assert max(m["invariant/first_ratio_error"] for m in metrics) <= 1e-5
+
+
+def test_statistics_travel_with_the_policy() -> None:
+    one, other = (adapter_of("tests.worlds:Counter-v0", normalize_obs=True) for _ in range(2))
+    one.collect()
+    assert {"scaler.mean", "scaler.variance", "scaler.count"} <= one.policy.state_dict().keys()
+    other.policy.load_state_dict(one.policy.state_dict())
+    shown = torch.tensor([[2.0]])
+    assert torch.equal(one.policy.scaled(shown), other.policy.scaled(shown))
+    assert not torch.equal(one.policy.scaled(shown), shown)
+
+
+def test_normalised_observations_are_clipped() -> None:
+    scaler = ObservationScaler(1)
+    assert scaler(torch.tensor([[1e6], [-1e6], [0.5]])).flatten().tolist() == pytest.approx([10, -10, 0.5])
+    scaler.update(torch.empty(0, 1))  # a rollout of nothing but resets teaches nothing
+    assert scaler.mean.item() == 0.0
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_return() -> None:
+    """All returns so far, episode by episode; reset columns are no steps."""
+    rng, gamma = np.random.default_rng(0), 0.9
+    scaler = RewardScaler(3, gamma)
+    running, seen = np.zeros(3), [0.0]
+    for _ in range(3):
+        ended = rng.random((3, 20)) < 0.2
+        mask = np.ones_like(ended)
+        mask[:, 1:] = ~ended[:, :-1]
+        ended &= mask
+        rewards = rng.normal(size=(3, 20)).astype(np.float32) * mask
+        got = scaler.scale(rewards, ended, mask)
+        for t in range(20):
+            for i in range(3):
+                if mask[i, t]:
+                    running[i] = gamma * running[i] + rewards[i, t]
+                    seen.append(running[i])
+                    running[i] *= not ended[i, t]
+        expected = np.clip(rewards / np.sqrt(np.var(seen[1:]) + 1e-8), -10, 10)
+        assert np.allclose(got, expected, rtol=1e-3)
+        assert got.dtype == np.float32
+    assert np.abs(scaler.scale(np.full((3, 20), 1e9, np.float32) * [[1], [0], [0]], ended, mask)).max() <= 10
+
+
+def test_scaled_rewards_leave_reported_returns_as_they_are() -> None:
+    adapter = adapter_of("tests.worlds:Counter-v0", num_steps=40, normalize_reward=True, env_kwargs={"length": 4})
+    rollout = adapter.collect()
+    assert rollout.metrics["episode/return"] == 4.0
+    assert rollout.metrics["episode/length"] == 4.0
+    assert not torch.allclose(rollout.rewards[rollout.mask], torch.ones(1))
+    assert adapter.score(2, 1, True) == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [({"nan_obs_at": 5}, "observation"), ({"nan_reward_at": 5}, "reward"), ({"nan_obs_at": 0}, "observation")],
+)
+def test_an_environment_that_gives_nan_is_named_with_quantity_and_step(
+    vectorization: str, fault: dict[str, int], what: str
+) -> None:
+    adapter = adapter_of("tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 100, **fault})
+    step = max(fault.values())
+    with pytest.raises(
+        FloatingPointError, match=rf"Counter-v0: environment 0 gave a non-finite {what} {step} steps into"
+    ):
+        adapter.collect()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium logs a worker's error as a warning, too
+def test_an_environment_that_raises_is_named_with_its_error(vectorization: str) -> None:
+    adapter = adapter_of(
+        "tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
+    )
+    adapter.collect()
+    with pytest.raises(
+        RuntimeError, match=r"Counter-v0 raised ZeroDivisionError in step, 2 steps into the rollout.*the world broke"
+    ):
+        adapter.collect()
+
+
+@pytest.mark.parametrize("obs", ["tuple", "text", "nested", "image", "empty", "sequence"])
+def test_unsupported_observations_get_one_clear_line(obs: str) -> None:
+    with pytest.raises(UsageError, match=r"Spaces-v0: observation space .*(Wrap|wrapper)") as caught:
+        check(config_of("tests.worlds:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
+def test_unsupported_actions_get_one_clear_line(action: str) -> None:
+    with pytest.raises(UsageError, match=r"Spaces-v0: action space .* is not supported; it must be .*Wrap") as caught:
+        check(config_of("tests.worlds:Spaces-v0", gym={"env_kwargs": {"action": action}}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
+def test_a_vector_version_that_resets_otherwise_is_not_used(mode: str) -> None:
+    kwargs = {"mode": mode}
+    with pytest.raises(
+        UsageError, match=rf"AutoresetMode\.{mode}.*not NEXT_STEP; set gym.vectorization to sync or asyn"
+    ):
+        adapter_of("tests.worlds:OwnCounter-v0", vectorization="vector_entry_point", env_kwargs=kwargs)
+    with pytest.raises(UsageError, match="not NEXT_STEP"):
+        adapter_of("tests.worlds:OnlyVector-v0", env_kwargs=kwargs)
+
+
+def test_scores_are_of_fresh_episodes_each_seeded_for_itself() -> None:
+    """More episodes begin with the same ones, whatever plays beside them."""
+    adapter = adapter_of("CartPole-v1", vectorization="sync")
+    many = adapter.score(20, 3, False)
+    assert len(many) == 20
+    greedy = adapter.score(20, 3, True)
+    assert adapter.score(5, 3, True) == greedy[:5]
+    assert adapter.score(5, 4, True) != greedy[:5]
+    assert len(set(many)) > 5
+
+
+def test_a_rollout_begins_where_the_last_one_ended() -> None:
+    """Neither a step nor an episode is lost between two rollouts."""
+    whole = adapter_of("tests.worlds:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
+    adapter = adapter_of("tests.worlds:Counter-v0", num_steps=4, env_kwargs={"length": 6})
+    parts = [adapter.collect() for _ in range(5)]
+    assert torch.equal(torch.cat([obs_of(part) for part in parts], 1), obs_of(whole))
+    for name in ("mask", "continues", "rewards"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1), getattr(whole, name))
+
+
+def test_episodes_are_counted_over_rollouts() -> None:
+    adapter = adapter_of("tests.worlds:Counter-v0", num_envs=2, num_steps=4, env_kwargs={"length": 6})
+    reported = [adapter.collect().metrics.get("episode/length") for _ in range(3)]
+    assert reported == [None, 6.0, 6.0]
+    assert adapter.steps_taken == 2 * (12 - 1)

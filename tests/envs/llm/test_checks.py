@@ -1,0 +1,134 @@
+"""What users of language models get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs.llm import model as loading
+from ppo_unified.cli import main
+from ppo_unified.runs.folder import Run
+from tests.models import causal_lm, save_model, tokenizer
+
+REWARDS = """
+calls = []
+
+def few(prompts, responses, **columns):
+    return [1.0]
+
+def late(prompts, responses, **columns):
+    calls.append(1)
+    return [1.0] * (len(responses) - 1) + [1.0 if len(calls) < 3 else float("nan")]
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("work")
+    save_model(path / "lm")
+    save_model(path / "larger-tokenizer", tokens=700)
+    causal_lm().base_model.save_pretrained(path / "headless")
+    tokenizer().save_pretrained(path / "headless")
+    files = {
+        "ok.jsonl": '{"prompt": "a"}\n{"prompt": "bb"}\n',
+        "key.jsonl": '{"text": "a", "id": 3}\n',
+        "empty.jsonl": '{"prompt": "a"}\n{"prompt": ""}\n',
+        "long.jsonl": json.dumps({"prompt": "x" * 200}) + "\n",
+        "chat.jsonl": '{"messages": [{"role": "user", "content": "hello"}]}\n',
+        "llm_test_rewards.py": REWARDS,
+    }
+    for name, text in files.items():
+        (path / name).write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def working_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
+    monkeypatch.delitem(sys.modules, "llm_test_rewards", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    loading._hub_answers.cache_clear()
+
+
+GIVEN = {"model": "lm", "prompts": "ok.jsonl", "reward": "length:3", "max-new-tokens": "4", "rollout-batch": "4"}
+
+
+def trains(tmp_path: Path, *flags: str, **llm: str) -> int:
+    options = {key: value for key, value in (GIVEN | {k.replace("_", "-"): v for k, v in llm.items()}).items() if value}
+    given = [word for key, value in options.items() for word in (f"--llm.{key}", value)]
+    return main(["train", "llm", "--runs", str(tmp_path), "--total-iterations", "3", "--threads", "1", *given, *flags])
+
+
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "no model": ({"model": ""}, "llm.model: no model is given"),
+    "no prompts": ({"prompts": ""}, "llm.prompts: no prompts are given"),
+    "no reward": ({"reward": ""}, "llm.reward: nothing scores the responses"),
+    "missing file": ({"prompts": "okay.jsonl"}, "okay.jsonl: no such file; did you mean 'ok.jsonl'?"),
+    "missing key": (
+        {"prompts": "key.jsonl"},
+        "key.jsonl, line 1: no key prompt, query, question or messages (found: 'text'",
+    ),
+    "empty prompt": ({"prompts": "empty.jsonl"}, "empty.jsonl, line 2: 'prompt' is empty"),
+    "prompt longer than the context": ({"prompts": "long.jsonl"}, "long.jsonl, line 1: the prompt has 200 tokens"),
+    "a chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: is a chat, but"),
+    "tokenizer larger than the model": ({"model": "larger-tokenizer"}, "ids up to 699, its model 260 embeddings"),
+    "4 bits without a GPU": ({"quantize": "4bit", "lora_rank": "2"}, "llm.quantize = '4bit' needs a GPU"),
+    "hub id without network": ({"model": "nobody/nothing"}, "llm.model = 'nobody/nothing': there is no such folder"),
+    "a file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': is a file"),
+    "a column that is not there": ({"reward": "exact"}, "no key 'answer', which llm.reward = 'exact' needs"),
+    "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is refused: top_p cuts the distribution"),
+    "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a scoring model"),
+    "adapters to switch off": ({"reference": "adapter-off"}, "needs llm.lora_rank above 0"),
+    "4 bits with a copy": (
+        {"quantize": "4bit", "lora_rank": "2", "reference": "copy"},
+        "llm.quantize = '4bit' needs llm.reference = 'adapter-off'",
+    ),
+    "a target for no coefficient": ({"kl_coef": "0", "kl_target": "6"}, "llm.kl_target = 6.0 has no effect"),
+    "no such layers": ({"lora_rank": "2", "lora_targets": "nothing"}, "llm.lora_targets = ['nothing']"),
+    "more minibatches than rows": ({"rollout_batch": "2"}, "ppo.minibatches = 4 is more than llm.rollout_batch = 2"),
+    "groups that don't divide": ({"group_size": "3"}, "llm.rollout_batch = 4 is not a multiple of llm.group_size = 3"),
+    "a baseline without its conditions": ({"baseline": "rloo"}, "llm.baseline = 'rloo' needs ppo.lam = 1.0"),
+    "an option without effect": ({"kl_horizon": "5"}, "llm.kl_horizon = 5 has no effect with llm.kl_target = 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
+    llm, message = REFUSED[case]
+    assert trains(tmp_path, **llm) == 2
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("training in")]
+    assert not out
+    assert len(lines) == 1, err
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_its_head_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers would draw a new one at random."""
+    assert trains(tmp_path, model="headless") == 2
+    assert "is no whole causal language model, its file lacks lm_head.weight" in capfd.readouterr().err
+
+
+def test_a_reward_of_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert trains(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
+    status = Run(tmp_path / "few").read_status()
+    assert status.state == "failed"
+    assert "gave 1 scores for 4 responses; without one: prompt" in status.reason
+    assert status.reason in capfd.readouterr().err
+
+
+def test_a_reward_that_breaks_later_keeps_what_was_reached(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ("--name", "late", "--checkpoint.every-s", "0.0001")
+    assert trains(tmp_path, *flags, reward="llm_test_rewards:late") == 1
+    run = Run(tmp_path / "late")
+    status = run.read_status()
+    assert status.state == "failed"
+    assert status.iteration == 2
+    assert "gave nan, not a finite number; prompt" in status.reason
+    assert len(list(run.checkpoints.glob("0*"))) == 2
+    assert "ppo-unified resume late" in capfd.readouterr().err

@@ -1,0 +1,247 @@
+"""Prompts, pairs and texts as people keep them: what is read, and the one line that names what cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs.llm.data import PROMPT_KEYS, Pair, PromptData, read_pairs, read_prompts, read_texts
+from ppo_unified.errors import UsageError
+
+RECORDS: list[dict[str, Any]] = [
+    {"prompt": "三原色是什么", "answer": 3},
+    {"prompt": "two\nlines\u2028and a separator ", "answer": "x", "tags": ["a"]},
+    {"prompt": " 1+1=", "level": None},
+]
+CHAT = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def lines(records: list[Any], end: str = "\n") -> str:
+    """JSON Lines as other programs write them: nothing escaped that need not be."""
+    return end.join(json.dumps(record, ensure_ascii=False) for record in records) + end
+
+
+LAYOUTS: dict[str, Callable[[list[Any]], str]] = {
+    "lines.jsonl": lines,
+    "lines.json": lines,
+    "array.json": json.dumps,
+    "array.jsonl": json.dumps,
+    "indented.json": lambda records: json.dumps(records, indent=2, ensure_ascii=False),
+    "windows.jsonl": lambda records: "\ufeff" + lines(records, "\r\n"),
+    "gaps.JSONL": lambda records: "\n \n" + lines(records, "\n\n"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_records_are_read_from_every_layout(tmp_path: Path, layout: str) -> None:
+    """Array or lines, whatever the ending says; texts come back to the character, also with separators inside."""
+    data = read_prompts(written(tmp_path, layout, LAYOUTS[layout](RECORDS)))
+    assert data.prompts == [record["prompt"] for record in RECORDS]
+    assert data.columns == {"answer": [3, "x", None], "tags": [None, ["a"], None], "level": [None, None, None]}
+
+
+def test_one_record_may_take_many_lines(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "a.json", '{\n"prompt": "a"\n}')).prompts == ["a"]
+
+
+def test_a_prompt_says_where_it_came_from(tmp_path: Path) -> None:
+    of_lines = read_prompts(written(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
+    of_array = read_prompts(written(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
+    of_text = read_prompts(written(tmp_path, "c.txt", "one\n\ntwo\n"))
+    assert [of_lines.at(2), of_array.at(2), of_text.at(1)] == [
+        f"{tmp_path}/a.jsonl, line 4",
+        f"{tmp_path}/b.json, record 3",
+        f"{tmp_path}/c.txt, line 3",
+    ]
+
+
+def test_text_is_taken_by_whole_lines(tmp_path: Path) -> None:
+    """Blank lines are no prompts; what `str.splitlines` also cuts at, and spaces, belong to the line."""
+    path = written(tmp_path, "a.txt", "\ufeffone \r\n\n \t\n two\u2028three\x0cfour\nlast")
+    assert read_prompts(path).prompts == read_texts(path) == ["one ", " two\u2028three\x0cfour", "last"]
+    assert read_prompts(path).columns == {}
+
+
+@pytest.mark.parametrize("first", range(len(PROMPT_KEYS)))
+def test_the_first_known_key_holds_the_prompt(tmp_path: Path, first: int) -> None:
+    record: dict[str, Any] = {key: [{"role": "user", "content": key}] for key in reversed(PROMPT_KEYS[first:])}
+    data = read_prompts(written(tmp_path, "a.jsonl", lines([record])))
+    assert data.prompts == [record[PROMPT_KEYS[first]]]
+    assert set(data.columns) == set(PROMPT_KEYS[first + 1 :])
+
+
+def test_a_named_key_holds_the_prompt_and_messages_stay_a_list(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines([{"chat": CHAT, "prompt": "p"}, {"chat": "plain", "prompt": "q"}]))
+    data = read_prompts(path, "chat")
+    assert data.prompts == [CHAT, "plain"]
+    assert data.columns == {"prompt": ["p", "q"]}
+
+
+def test_pairs_and_texts(tmp_path: Path) -> None:
+    for key in ("prompt", "question", "query"):
+        records = [{"id": 1, key: "什么", "chosen": "是", "rejected": ""}]
+        assert read_pairs(written(tmp_path, "a.json", lines(records))) == [Pair("什么", "是", "")]
+    assert read_texts(written(tmp_path, "b.jsonl", lines([{"text": "a\nb", "n": 1}, {"text": "c"}]))) == ["a\nb", "c"]
+
+
+def test_taking_prompts_takes_their_columns_along(tmp_path: Path) -> None:
+    data = read_prompts(written(tmp_path, "a.jsonl", lines(RECORDS)))
+    taken = data.take([2, 0, 2])
+    assert [taken.at(i) for i in range(3)] == [data.at(2), data.at(0), data.at(2)]
+    assert taken.prompts == [data.prompts[2], data.prompts[0], data.prompts[2]]
+    assert taken.columns["answer"] == [None, 3, None]
+
+
+def test_columns_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 prompts, but answer 1"):
+        PromptData(["a", "b"], {"answer": [1]}, "here", [1, 2])
+
+
+def message(read: Callable[[Path], object], path: Path) -> str:
+    """The one line that a mistake gives, without the folder."""
+    with pytest.raises(UsageError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.isprintable()
+    return text.removeprefix(f"{path.parent}/")
+
+
+P = '{"prompt": "a"}\n'
+WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
+    "ending": ("a.csv", P, "a.csv: unknown ending '.csv'; use a .jsonl, .json or .txt file"),
+    "no ending": ("a", P, "a: no ending; use a .jsonl, .json or .txt file"),
+    "empty file": ("a.jsonl", "\n \n", "a.jsonl: the file is empty; it holds one JSON object a line, or an array"),
+    "empty text": ("a.txt", " \n", "a.txt: the file is empty; it holds one text a line"),
+    "empty array": ("a.json", " [ ]", "a.json: the array is empty"),
+    "latin-1": ("a.txt", "ok\ncafé\n".encode("latin-1"), "a.txt, line 2: not UTF-8 (byte 0xe9)"),
+    "utf-16": ("a.jsonl", P.encode("utf-16"), "a.jsonl, line 1: not UTF-8 (byte 0xff)"),
+    "broken line": ("a.jsonl", f'{P}\n{{"prompt": "b"\n', "a.jsonl, line 3: not JSON (Expecting ',' delimiter at col"),
+    "not JSON at all": ("a.json", "hello\n", "a.json, line 1: not JSON (Expecting value at column 1)"),
+    "broken record": ("a.json", '{\n "prompt": "a",\n}', "a.json, line 3: not JSON (Expecting property name"),
+    "broken array": ("a.json", '[{"prompt": "a"},\n {"prompt": }]', "a.json, line 2: not JSON (Expecting value at col"),
+    "too deep": ("a.json", "[" * 10**5, "a.json: JSON that cannot be read (it is nested too deep"),
+    "long number": ("a.jsonl", P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}", "a.jsonl, line 2: JSON that cannot be"),
+    "a list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: a list ([1]), where an object with keys is meant"),
+    "a text": ("a.json", '["x"]', "a.json, record 1: the text 'x', where an object with keys is meant"),
+    "null": ("a.jsonl", P + "null", "a.jsonl, line 2: null, where an object with keys is meant"),
+    "no known key": (
+        "a.jsonl",
+        '{"instruction": "a", "n": 1}',
+        "a.jsonl, line 1: no key prompt, query, question or messages (found: 'instruction', 'n'); name the prompt's",
+    ),
+    "no key at all": ("a.jsonl", "{}", "a.jsonl, line 1: no key prompt, query, question or messages (found: none)"),
+    "missing later": ("a.jsonl", P + '{"promt": "b"}', "a.jsonl, line 2: no key prompt (found: 'promt'); did you mean"),
+    "empty prompt": ("a.jsonl", P + '{"prompt": " \\n"}', "a.jsonl, line 2: 'prompt' is empty"),
+    "a number": ("a.jsonl", '{"prompt": 3}', "a.jsonl, line 1: 'prompt' is the number 3, where a text is meant"),
+    "nothing": ("a.jsonl", '{"prompt": null}', "a.jsonl, line 1: 'prompt' is null, where a text is meant"),
+    "half a character": (
+        "a.jsonl",
+        '{"prompt": "\\ud800"}',
+        "a.jsonl, line 1: 'prompt' holds half a character (\\ud800)",
+    ),
+    "reward's argument": (
+        "a.jsonl",
+        P + '{"prompt": "b", "responses": 1}',
+        "a.jsonl, line 2: the key 'responses' is an",
+    ),
+    "texts as messages": ("a.jsonl", '{"prompt": ["x"]}', "a.jsonl, line 1: message 1 of 'prompt' is the text 'x'"),
+    "no content": (
+        "a.jsonl",
+        '{"messages": [{"role": "user"}]}',
+        "a.jsonl, line 1: message 1 of 'messages' is an object",
+    ),
+    "parts": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": ["x"]}]}',
+        "a.jsonl, line 1: message 1 of 'messages': 'content' is a list ([\"x\"]), where a text is meant",
+    ),
+    "no message": ("a.jsonl", '{"messages": []}', "a.jsonl, line 1: 'messages' is empty"),
+    "empty message": ("a.jsonl", lines([{"messages": CHAT[:1]}]), "a.jsonl, line 1: 'messages' is empty"),
+    "answered": (
+        "a.jsonl",
+        lines([{"messages": [*CHAT, {"role": "assistant", "content": "yes"}]}]),
+        "a.jsonl, line 1: 'messages' ends with the assistant's message",
+    ),
+    "escapes": ("a.jsonl", '{"\\u001b[31mx": 1}', "a.jsonl, line 1: no key prompt, query, question or messages (found"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PROMPTS)
+def test_wrong_prompts_are_named_in_one_line(tmp_path: Path, case: str) -> None:
+    name, content, expected = WRONG_PROMPTS[case]
+    assert message(read_prompts, written(tmp_path, name, content)).startswith(expected)
+
+
+WRONG_PAIRS = {
+    "no prompt": (
+        lines([{"chosen": "a", "rejected": "b"}]),
+        "a.json, line 1: no key prompt, question or query (found:",
+    ),
+    "no chosen": (
+        lines([{"prompt": "a", "choosen": "b"}]),
+        "a.json, line 1: no key chosen (found: 'prompt', 'choosen');",
+    ),
+    "no rejected": (P.strip()[:-1] + ', "chosen": "a"}', "a.json, line 1: no key rejected (found: 'prompt', 'chosen')"),
+    "empty prompt": (lines([{"prompt": "", "chosen": "a", "rejected": "b"}]), "a.json, line 1: 'prompt' is empty"),
+    "a chat": (lines([{"prompt": CHAT, "chosen": "a", "rejected": "b"}]), "a.json, line 1: 'prompt' is a list ("),
+    "a number": (lines([{"prompt": "a", "chosen": "a", "rejected": 1}]), "a.json, line 1: 'rejected' is the number 1"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PAIRS)
+def test_wrong_pairs_are_named_in_one_line(tmp_path: Path, case: str) -> None:
+    content, expected = WRONG_PAIRS[case]
+    assert message(read_pairs, written(tmp_path, "a.json", content)).startswith(expected)
+
+
+def test_what_has_no_place_for_keys_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.txt", "a\n")
+    assert message(read_pairs, path) == "a.txt: plain text cannot hold preference pairs; use .jsonl or .json"
+    said = message(lambda path: read_prompts(path, "q"), path)
+    assert said.startswith("llm.prompt_key = 'q' has no effect: ")
+
+
+def test_wrong_texts_are_named_in_one_line(tmp_path: Path) -> None:
+    assert message(read_texts, written(tmp_path, "a.jsonl", P)) == "a.jsonl, line 1: no key text (found: 'prompt')"
+    said = message(read_texts, written(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
+    assert said == "a.jsonl, line 2: 'text' is empty; write a text or drop the record"
+
+
+def test_a_named_key_that_is_missing_names_the_nearest(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
+    said = message(lambda path: read_prompts(path, "instructions"), path)
+    assert said == (
+        "a.jsonl, line 1: no key instructions (found: 'instruction', 'prompt'); did you mean 'instruction'?"
+    )
+
+
+def test_what_cannot_be_opened_is_named_in_one_line(tmp_path: Path) -> None:
+    written(tmp_path, "prompts.jsonl", P)
+    (tmp_path / "folder.jsonl").mkdir()
+    assert (
+        message(read_prompts, tmp_path / "promts.jsonl") == "promts.jsonl: no such file; did you mean 'prompts.jsonl'?"
+    )
+    assert "there is no folder" in message(read_prompts, tmp_path / "nowhere" / "a.jsonl")
+    assert message(read_prompts, tmp_path / "folder.jsonl") == "folder.jsonl: cannot be read (Is a directory)"
+    assert "cannot be read" in message(read_prompts, tmp_path / "prompts.jsonl" / "a.txt")
+    assert "cannot be read" in message(read_prompts, tmp_path / "a\0.txt")
+
+
+def test_reading_data_and_choosing_a_reward_import_no_torch() -> None:
+    modules = "envs.llm.data, envs.llm.rewards.functions, envs.llm.rewards.score_transforms"
+    code = f"import {modules}, sys; print('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"

@@ -1,0 +1,142 @@
+"""KL estimates, rewards and baselines: TRL's numbers, closed forms, and laws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from envs.llm.kl import ESTIMATES, KLController, group_baselines, kl_estimates, last_steps, token_rewards, whitened
+from envs.llm.policy import compared
+from ppo_unified.config.schema import PPO
+from ppo_unified.engine.ppo import gae, make_batch
+from ppo_unified.engine.rollout import Rollout
+
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "peers.json").read_text(encoding="utf-8"))
+TOKENS = GOLDEN["tokens_trl_0.11.4"]
+COEF = 0.2  # of TRL's rewards there
+NAMES = {"k1": "kl", "abs": "abs", "k2": "mse", "full": "full"}  # ours: TRL's
+
+
+def given(name: str) -> Tensor:
+    return torch.tensor(TOKENS["inputs"][name])
+
+
+def estimates() -> dict[str, Tensor]:
+    """By the adapter's own arithmetic, from logits."""
+    tokens = given("tokens")
+    logits, ref_logits = (given(name).flatten(0, 1) for name in ("logits", "ref_logits"))
+    logprobs, ref_logprobs, full = (x.view(tokens.shape) for x in compared(logits, ref_logits, tokens.flatten()))
+    torch.testing.assert_close(logprobs, given("logprobs"), atol=1e-6, rtol=0)
+    return kl_estimates(logprobs, ref_logprobs, full)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kl_and_rewards_are_those_of_trl(name: str) -> None:
+    mask, kl = given("response_mask").bool(), estimates()[name]
+    expected = TOKENS["outputs"]
+    torch.testing.assert_close(kl[mask], torch.tensor(expected[f"kl_{NAMES[name]}"])[mask], atol=1e-6, rtol=0)
+    rewards = token_rewards(given("scores"), kl, COEF, mask)
+    theirs = torch.tensor(expected[f"rewards_{NAMES[name]}"])
+    torch.testing.assert_close(rewards[mask], theirs[mask], atol=1e-6, rtol=0)
+    assert not rewards[~mask].any()
+
+
+def test_the_score_lands_on_the_last_step_whatever_holes_the_mask_has() -> None:
+    mask = torch.tensor([[False, True, True, True], [True, True, False, False], [True, False, True, False]])
+    rewards = token_rewards(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 4), 0.1, mask)
+    assert rewards.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [0, 0, 3, 0]]
+    assert last_steps(mask).tolist() == [3, 1, 2]
+
+
+def test_the_worked_rollout_of_tokens() -> None:
+    """Prompt p0 p1, response "a b EOS": the score sits on EOS, V before each token, every number by hand."""
+    mask = torch.tensor([[False, True, True, True]])
+    log_ratio = torch.tensor([[0.0, 0.2, -0.1, 0.3]])
+    rewards = token_rewards(torch.tensor([1.0]), ESTIMATES["k1"](log_ratio), 0.1, mask)
+    torch.testing.assert_close(rewards, torch.tensor([[0.0, -0.02, 0.01, 0.97]]))
+    rollout = rollout_of(rewards, torch.tensor([[9.0, 0.5, 0.6, 0.8]]), mask)
+    torch.testing.assert_close(gae(rollout, 1.0, 0.95), torch.tensor([[0.0, 0.432925, 0.3715, 0.17]]))
+
+
+def test_trl_reads_the_same_approximate_kl() -> None:
+    mask = given("response_mask").bool()
+    kl = ESTIMATES["k2"](given("new_logprobs") - given("logprobs"))[mask].mean()
+    expected = TOKENS["outputs"]["loss_gamma1.0_lam0.95_whiten0"]["approx_kl_half_sq"]
+    assert float(kl) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_coefficient_adapts_as_trl_does() -> None:
+    controller = KLController(0.2, 6.0, 10_000)
+    for kl, responses, coef in TOKENS["outputs"]["adaptive_kl_init0.2_target6_horizon10000"]:
+        controller.update(kl, responses)
+        assert controller.coef == pytest.approx(coef, abs=1e-12)
+
+
+def test_without_a_target_the_coefficient_stays() -> None:
+    controller = KLController(0.2, 0.0, 10_000)
+    controller.update(100.0, 64)
+    assert controller.coef == 0.2
+
+
+def test_the_whole_kl_is_never_negative_and_what_the_estimates_average_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, ref_logits = (torch.randn(7, generator=generator) for _ in range(2))
+    draws = torch.multinomial(logits.softmax(-1), 200_000, True, generator=generator)
+    logprobs, ref_logprobs, full = compared(logits.expand(7, 7), ref_logits.expand(7, 7), torch.arange(7))
+    assert bool((full >= 0).all())
+    exact = (logits.softmax(-1) * (logits.log_softmax(-1) - ref_logits.log_softmax(-1))).sum()
+    torch.testing.assert_close(full, exact.expand(7))
+    for name in ("k1", "k3"):
+        estimated = ESTIMATES[name](logprobs - ref_logprobs)[draws]
+        assert float(estimated.mean()) == pytest.approx(float(exact), abs=4 * float(estimated.std()) / 200_000**0.5)
+    same = compared(logits[None], logits[None], torch.zeros(1, dtype=torch.long))[2]
+    assert float(same) == 0.0
+
+
+def rollout_of(rewards: Tensor, values: Tensor, mask: Tensor) -> Rollout:
+    last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True)
+    return Rollout(
+        obs=torch.zeros(*mask.shape, 1),
+        actions=torch.zeros(mask.shape),
+        logprobs=torch.zeros(mask.shape),
+        values=values,
+        rewards=rewards,
+        next_values=torch.where(last, 0.0, values.roll(-1, 1)),
+        continues=mask & ~last,
+        mask=mask,
+        row_len=mask.shape[1],
+    )
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_a_group_baseline_gives_the_closed_form_at_every_token(kind: str) -> None:
+    """RLOO: R_i - mean of the others. GRPO: (R_i - mean) / std. Through the engine's own GAE."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([3, 5, 1, 4, 2, 5])
+    mask = torch.arange(5) < lengths[:, None]
+    rewards = torch.randn(6, 5, generator=generator) * mask
+    total = rewards.sum(1).view(2, 3)
+    returns, baselines = group_baselines(rewards.sum(1), 3, kind)
+    moved = token_rewards(returns, torch.zeros(6, 5), 0.0, mask)
+    rollout = rollout_of(moved, torch.where(mask, baselines[:, None], 0.0), mask)
+    ppo = PPO(gamma=1.0, lam=1.0, normalize_advantages="none")
+    advantages = make_batch(rollout, ppo).advantages
+    if kind == "rloo":
+        expected = total - (total.sum(1, keepdim=True) - total) / 2
+    else:
+        expected = (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-4)
+    torch.testing.assert_close(advantages, expected.view(6, 1) * mask)
+
+
+def test_whitening_keeps_the_mean_and_leaves_padding_alone() -> None:
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rewards = torch.tensor([[1.0, 5.0, 99.0], [2.0, -3.0, 4.0]])
+    white = whitened(rewards, mask)
+    assert float(white[mask].mean()) == pytest.approx(float(rewards[mask].mean()), abs=1e-6)
+    assert float(white[mask].std()) == pytest.approx(1.0, abs=1e-6)
+    assert float(white[0, 2]) == 0.0

@@ -1,0 +1,256 @@
+"""A scoring model as a low-rank adapter: its folder, and its scores from the policy's own base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from envs.llm.adapter import GOLD, REWARD, LLMAdapter
+from envs.llm.data import Pair
+from envs.llm.model import POLICY, load_trunk
+from envs.llm.options import LLMConfig
+from envs.llm.quiet import quiet_peft
+from envs.llm.rewards import train_reward_model
+from envs.llm.rewards.functions import load_reward
+from envs.llm.rewards.lora_reward_model import WEIGHTS, read_adapter
+from envs.llm.rewards.reward_model import ScoringModel, SharedScoringModel
+from envs.llm.rewards.train_reward_model import Settings
+from ppo_unified import load_preset
+from ppo_unified import run as train
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+from ppo_unified.training import checkpoint, trainer
+from tests.models import save_model
+
+PAIRS = [Pair(f"q{i}: ", f"{'abc'[i % 3]}!", "abcd"[i % 4]) for i in range(24)]
+ASKED, ANSWERED = ["q1: ", "q2: ", "longer question: "], ["yes!", "no", "neither of the two"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, another one of the same shape, a scoring adapter on the first, and prompts."""
+    folder = tmp_path_factory.mktemp("adapters")
+    save_model(folder / "base", request.param)
+    save_model(folder / "other", request.param, seed=1)
+    save_adapter(folder / "base", folder / "scorer")
+    (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p.prompt}) for p in PAIRS), encoding="utf-8")
+    return folder
+
+
+def save_adapter(base: Path, out: Path, **options: Any) -> None:
+    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, adapter=True, device="cpu", **options)
+    train_reward_model.train(PAIRS, settings, out, lambda progress: None)
+
+
+def config(folder: Path, model: str = "base", **llm: Any) -> LLMConfig:
+    own = {"model": str(folder / model), "prompts": str(folder / "prompts.jsonl"), "reward": str(folder / "scorer")}
+    sizes = {"max_new_tokens": 6, "rollout_batch": 8, "lora_rank": 2, "critic": "shared"}
+    small = {
+        "total_steps": 0,
+        "total_iterations": 2,
+        "threads": 1,
+        "eval": {"episodes": 4},
+        "optim": {"lr": 1e-2, "anneal": False},
+    }
+    return LLMConfig.model_validate(small | {"llm": own | sizes | llm})
+
+
+def build(folder: Path, model: str = "base", **llm: Any) -> LLMAdapter:
+    return LLMAdapter(config(folder, model, **llm), torch.device("cpu"))
+
+
+def own_scores(folder: Path) -> Tensor:
+    return torch.tensor(ScoringModel(str(folder / "scorer"))(ASKED, ANSWERED))
+
+
+def test_the_folder_is_one_that_peft_reads(folder: Path) -> None:
+    """Base, adapter and head, with the very scores that a reward gives."""
+    with quiet_peft():
+        model = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "scorer"), num_labels=1).eval()
+    scorer = ScoringModel(str(folder / "scorer"))
+    rows = [torch.tensor([scorer.tokenizer(p + r)["input_ids"]]) for p, r in zip(ASKED, ANSWERED, strict=True)]
+    with torch.no_grad():
+        scores = torch.cat([model(input_ids=ids).logits[:, 0] for ids in rows])
+    torch.testing.assert_close(scores, own_scores(folder), rtol=1e-5, atol=1e-5)
+    assert len(set(scores.tolist())) == len(scores)
+    assert not (folder / "scorer" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"critic": "independent"}, {"lora_targets": ["q_proj", "c_attn"]}])
+def test_on_the_policys_base_the_scores_are_the_same(folder: Path, options: dict[str, Any]) -> None:
+    targets = options.get("lora_targets")
+    if targets:
+        options = {"lora_targets": [targets["gpt2" in (folder / "base" / "config.json").read_text()]]}
+    with closing(build(folder, **options)) as adapter:
+        assert isinstance(adapter.reward, SharedScoringModel)
+        assert adapter.reward.network is adapter.policy.network
+        torch.testing.assert_close(
+            torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_reward_and_gold_stand_side_by_side(folder: Path) -> None:
+    second = folder / "second"
+    if not second.exists():
+        save_adapter(folder / "base", second, seed=5)
+    with closing(build(folder, proxy_of=str(second))) as adapter:
+        assert [x.name for x in (adapter.reward, adapter.gold) if isinstance(x, SharedScoringModel)] == [REWARD, GOLD]
+        assert adapter.gold is not None
+        theirs = torch.tensor(ScoringModel(str(second))(ASKED, ANSWERED))
+        torch.testing.assert_close(torch.tensor(adapter.gold(ASKED, ANSWERED)), theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_policy_and_reference_are_what_they_are_without_it(folder: Path) -> None:
+    """Also after scores were asked for, which switches adapters."""
+    with closing(build(folder)) as adapter, closing(build(folder, reward="regex:a")) as plain, torch.no_grad():
+        tokens = torch.arange(20)[None]
+        adapter.reward(ASKED, ANSWERED)
+        for name in (POLICY, None):
+            ours, theirs = (x.policy.network.trunk(tokens, name) for x in (adapter, plain))
+            assert torch.equal(ours, theirs)
+        assert adapter.reference.network.fingerprint() == plain.reference.network.fingerprint()
+
+
+def test_it_is_never_trained_saved_or_exported(folder: Path, tmp_path: Path) -> None:
+    with closing(build(folder)) as adapter:
+        network = adapter.policy.network
+        trained = {name for name, p in adapter.policy.named_parameters() if p.requires_grad}
+        assert trained
+        assert not [name for name in trained if f".{REWARD}." in name]
+        for name in (REWARD, None, POLICY, REWARD):  # peft thaws what it switches to
+            network.use(name)
+            assert {n for n, p in adapter.policy.named_parameters() if p.requires_grad} == trained
+        assert set(adapter.policy.state_dict()) == trained
+    outcome = train(config(folder), tmp_path / "runs", "a")
+    assert outcome.state == "finished"
+    loaded = load_preset(str(tmp_path / "runs" / "a" / "config.toml"))
+    after, _ = trainer.load_adapter(Run(tmp_path / "runs" / "a"), loaded, "best")
+    assert isinstance(after, LLMAdapter)
+    with closing(after):
+        assert torch.equal(torch.tensor(after.reward(ASKED, ANSWERED)), scores_before(folder))
+    assert main(["export", "a", "--to", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
+    for path in tmp_path.rglob("*.safetensors"):
+        assert not [key for key in load_file(path) if REWARD in key or "score" in key], path
+
+
+def scores_before(folder: Path) -> Tensor:
+    with closing(build(folder)) as adapter:
+        return torch.tensor(adapter.reward(ASKED, ANSWERED))
+
+
+def test_the_ratio_begins_at_one_and_training_leaves_it_alone(folder: Path) -> None:
+    with closing(build(folder)) as adapter:
+        rollout = adapter.collect()
+        frozen = [p.clone() for p in adapter.policy.network.adapter_parameters(REWARD)]
+        found = adapter.policy.evaluate(rollout.obs, rollout.actions)
+        ratio = (found.logprobs - rollout.logprobs)[rollout.mask].exp()
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-5)
+        found.logprobs.sum().backward()
+        for before, now in zip(frozen, adapter.policy.network.adapter_parameters(REWARD), strict=True):
+            assert now.grad is None
+            assert torch.equal(before, now)
+
+
+def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, tmp_path: Path) -> None:
+    whole = train(config(folder), tmp_path, "whole")
+    one = config(folder).model_copy(update={"total_iterations": 1})
+    train(one, tmp_path, "parts")
+    assert main(["resume", "parts", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
+    kept = [checkpoint.newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
+    weights = [found.policy for found in kept if found]
+    assert whole.state == "finished"
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("options", [{"model": "other"}, {"lora_rank": 0}])
+def test_on_another_base_or_without_adapters_it_is_a_model_of_its_own(folder: Path, options: dict[str, Any]) -> None:
+    with closing(build(folder, **options)) as adapter:
+        assert type(adapter.reward) is ScoringModel
+        torch.testing.assert_close(torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder))
+
+
+def test_a_critic_may_start_from_it_and_is_exported_whole(folder: Path, tmp_path: Path) -> None:
+    trunk, head = load_trunk(str(folder / "scorer"), "llm.critic_init", torch.device("cpu"), torch.float32)
+    assert head is not None
+    options = {"critic": "independent", "critic_init": "reward"}
+    with closing(build(folder, **options)) as adapter, torch.no_grad():
+        critic, tokens = adapter.policy.critic, torch.arange(20)[None]
+        assert critic is not None
+        assert critic.trunk is not None
+        assert torch.equal(critic.head.weight, head.weight.float())
+        torch.testing.assert_close(critic.trunk.trunk(tokens), trunk(input_ids=tokens).last_hidden_state)
+    train(config(folder, **options), tmp_path, "a")
+    assert main(["export", "a", "--to", str(tmp_path / "out"), "--runs", str(tmp_path)]) == 0
+    assert (tmp_path / "out" / "critic" / "model.safetensors").exists()
+
+
+def test_a_base_that_has_changed_is_noticed(folder: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "scorer"
+    shutil.copytree(folder / "base", base)
+    save_adapter(base, out)
+    for path in (folder / "other").glob("*.safetensors"):
+        shutil.copy(path, base)
+    with pytest.raises(UsageError, match=r"was trained on other weights than .*base has now") as alone:
+        load_reward(str(out))
+    with pytest.raises(UsageError, match="was trained on other weights") as shared:
+        build(folder, model=str(base), reward=str(out))
+    assert "\n" not in str(alone.value) + str(shared.value)
+
+
+def test_folders_that_will_not_do_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(folder / "scorer", tmp_path / name))
+
+    headless, torn, lost, odd = (copied(name) for name in ("headless", "torn", "lost", "odd"))
+    weights = {key: x for key, x in load_file(headless / WEIGHTS).items() if ".score." not in key}
+    save_file(weights, headless / WEIGHTS, metadata={"format": "pt"})
+    (torn / WEIGHTS).write_bytes((torn / WEIGHTS).read_bytes()[:100])
+    options = json.loads((lost / "adapter_config.json").read_text())
+    (lost / "adapter_config.json").write_text(json.dumps(options | {"base_model_name_or_path": str(tmp_path / "no")}))
+    (odd / "adapter_config.json").write_text("[1]")
+    cases = [(headless, "holds no scoring head"), (torn, "cannot be read as a low-rank adapter")]
+    cases += [(lost, "there is no such folder"), (odd, "cannot be read as an adapter's configuration")]
+    for path, says in cases:
+        with pytest.raises(UsageError) as refused:
+            load_reward(str(path))
+        assert says in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--adapter"], "--adapter: without --lora-rank"),
+        (["--adapter", "--lora-rank", "2", "--model", "SCORER"], "is an adapter; name the model that it belongs to"),
+    ],
+)
+def test_what_cannot_be_made_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("\n".join(json.dumps(p._asdict()) for p in PAIRS), encoding="utf-8")
+    flags = [str(folder / "scorer") if flag == "SCORER" else flag for flag in flags]
+    where = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["reward-model", "--model", str(folder / "base"), *where, *flags]) == 2
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_an_adapter_for_something_else_is_none_for_scores(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM"}))
+    assert read_adapter(str(tmp_path)) is None
+    assert read_adapter(str(tmp_path / "nowhere")) is None

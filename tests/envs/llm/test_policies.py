@@ -1,0 +1,699 @@
+"""`export`, `play` and `eval` of language models, and what `inspect` is told of their tokens.
+
+Runs are real ones of two iterations on models of several families, small and freshly made.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import pty
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from envs.llm.adapter import LLMAdapter
+from envs.llm.explain import explain, token_texts
+from envs.llm.export import export, export_merged
+from envs.llm.model import CRITIC, POLICY
+from envs.llm.options import LLMConfig
+from envs.llm.play import LLMChat
+from ppo_unified import load_preset
+from ppo_unified import run as train
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import samples
+from ppo_unified.runs.folder import Run
+from ppo_unified.terminal.chat import SIDE_BY_SIDE, Exchange, Reply, facts, lay_out, wrapped
+from ppo_unified.text import columns_of
+from ppo_unified.training import trainer
+from tests.models import VOCABULARY, save_model
+
+ROOT = Path(__file__).parents[3]
+ABOUT = {"run": "a", "kind": "llm", "step": 1, "score": None, "versions": {}}
+TEXTS = ["12+34=", "two\nlines, é and 语言", " <eos> inside", ""]
+
+# name -> (family, tied, pad token, ids, precision): every value of each appears with several of the others
+FAMILIES: dict[str, tuple[str, bool, bool, int, str]] = {
+    "llama": ("llama", False, True, VOCABULARY, "float32"),
+    "llama-tied": ("llama", True, False, 700, "bfloat16"),
+    "gpt2": ("gpt2", True, True, 700, "float32"),
+    "gpt2-untied": ("gpt2", False, False, VOCABULARY, "bfloat16"),
+    "qwen2": ("qwen2", False, True, 700, "bfloat16"),
+    "qwen2-tied": ("qwen2", True, False, VOCABULARY, "float32"),
+    "gemma2": ("gemma2", True, True, VOCABULARY, "bfloat16"),
+    "gemma2-untied": ("gemma2", False, False, 700, "float32"),
+}
+GROUPED: dict[str, Any] = {
+    "llm": {"baseline": "rloo", "group_size": 2},
+    "ppo": {"lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none"},
+}
+# name -> (family, options): every kind of critic, with and without low-rank adapters
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "independent": ("llama", {}),
+    "shared": ("gpt2", {"llm": {"critic": "shared"}}),
+    "free": ("llama", GROUPED),
+    "lora": ("llama", {"llm": {"lora_rank": 4}}),
+    "lora-gpt2": ("gpt2", {"llm": {"lora_rank": 4}}),
+    "lora-shared": ("llama", {"llm": {"lora_rank": 4, "critic": "shared", "gradient_checkpointing": True}}),
+    "lora-own": ("llama", {"llm": {"lora_rank": 4, "critic_init": "CRITIC"}}),
+    "lora-bf16": ("llama", {"llm": {"lora_rank": 4, "dtype": "bfloat16"}}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and prompts."""
+    folder = tmp_path_factory.mktemp("llm")
+    for family in ("llama", "gpt2"):
+        save_model(folder / family, family)
+    save_model(folder / "critic", "llama", seed=1)
+    numbers = [{"prompt": f"{i}+{i}=", "answer": str(2 * i)} for i in range(12)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, numbers)), encoding="utf-8")
+    return folder
+
+
+def run_of(folder: Path, name: str) -> Path:
+    """The run of a kind, made when it is first asked for."""
+    path = folder / "runs" / name
+    if not path.exists():
+        family, options = KINDS[name]
+        train(config(folder, folder / family, **options), folder / "runs", name)
+    return path
+
+
+def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **options: Any) -> LLMConfig:
+    """Two iterations that change the weights enough to be seen."""
+    base = {"model": str(model), "prompts": str(folder / "prompts.jsonl"), "reward": "regex:[a-p]"}
+    sizes = {"max_new_tokens": 8, "rollout_batch": 8, "temperature": 0.7}
+    changes = {key: str(folder / "critic") if x == "CRITIC" else x for key, x in (llm or {}).items()}
+    small = {"total_steps": 0, "total_iterations": 2, "threads": 1, "eval": {"episodes": 4}, "optim": {"lr": 1e-2}}
+    return LLMConfig.model_validate(small | {"llm": base | sizes | changes} | options)
+
+
+@contextmanager
+def adapter_of(run: Path) -> Iterator[LLMAdapter]:
+    """A run's adapter with its best policy."""
+    loaded = load_preset(str(run / "config.toml"))
+    adapter, _ = trainer.load_adapter(Run(run), loaded, "best")
+    assert isinstance(adapter, LLMAdapter)
+    with closing(adapter), torch.no_grad():
+        yield adapter
+
+
+def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([*arguments, "--runs", str(runs)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def told(folder: Path, capsys: pytest.CaptureFixture[str], verb: str, name: str, *flags: str) -> tuple[int, str, str]:
+    """`command` on the run of a kind."""
+    run_of(folder, name)
+    return command(folder / "runs", capsys, verb, name, *flags)
+
+
+def tokens_of(adapter: LLMAdapter) -> Tensor:
+    """Two rows of arbitrary tokens, those of the last ids among them."""
+    size = adapter.policy.network.model.config.vocab_size
+    return torch.stack([torch.arange(24), size - 1 - torch.arange(24)])
+
+
+def policy_logits(adapter: LLMAdapter, tokens: Tensor, name: str | None = POLICY) -> Tensor:
+    """[R, L, V] as training and sampling compute them: trunk, then head."""
+    network = adapter.policy.network
+    return torch.stack([network.logits(hidden, name) for hidden in network.trunk(tokens, name)])
+
+
+def policy_values(adapter: LLMAdapter, tokens: Tensor) -> Tensor:
+    chosen = torch.ones_like(tokens, dtype=torch.bool)
+    assert adapter.policy.critic is not None
+    values: Tensor = adapter.policy.critic(tokens, chosen, adapter.policy.network.trunk(tokens)[chosen])
+    return values.view(tokens.shape)
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# families
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_and_exports(
+    folder: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family, tied, pad, ids, dtype = FAMILIES[name]
+    extra = {} if pad else {"pad_token_id": None}
+    base = save_model(tmp_path / "base", family, pad, ids, vocab_size=ids, tie_word_embeddings=tied, **extra)
+    result = train(config(folder, base, {"dtype": dtype}), tmp_path / "runs", "a")
+    assert (result.state, result.reason) == ("finished", "total_iterations reached")
+    code, _, err = command(tmp_path / "runs", capsys, "export", "a", "--to", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    with adapter_of(result.path) as adapter:
+        network, tokens = adapter.policy.network, tokens_of(adapter)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        with network.precision():  # matrix products as in training
+            written = model(tokens).logits.float()
+        torch.testing.assert_close(written, policy_logits(adapter, tokens), rtol=1e-5, atol=1e-5)
+        theirs = torch.stack([adapter.reference.network.logits(h) for h in adapter.reference.network.trunk(tokens)])
+        assert float((written - theirs).abs().max()) > 0.05  # it has learned something, and that is what was written
+        assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+        assert model.get_input_embeddings().weight.shape[0] == ids
+        assert (adapter.tokenizer.pad_token is not None) == (pad or family == "qwen2")  # which has one of its own
+        assert_same_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "out"), adapter.tokenizer)
+        model.float()
+        network.bf16 = False
+        assert_same_responses(model, adapter)
+
+
+def assert_same_tokenizer(read: Any, ours: Any) -> None:
+    assert read.get_vocab() == ours.get_vocab()
+    assert type(read) is type(ours)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "padding_side", "chat_template"):
+        assert getattr(read, name) == getattr(ours, name)
+    for text in TEXTS:
+        ids = read(text)["input_ids"]
+        assert ids == ours(text)["input_ids"]
+        assert read.decode(ids) == text
+
+
+def assert_same_responses(model: Any, adapter: LLMAdapter) -> None:
+    """transformers' own `generate` with the written settings, greedily, says what the policy says."""
+    prompts = adapter.held_out.tokens[:3]
+    ours = adapter.respond(prompts, None)
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, temperature=None, top_k=None)
+        assert said[0, len(prompt) :].tolist() == ours.response(row)
+
+
+# what an export holds
+
+
+@pytest.mark.parametrize(
+    ("name", "merged"), [(name, merged) for name in KINDS for merged in (False, True) if "lora" in name or not merged]
+)
+def test_the_example_of_an_export_loads_what_was_trained(
+    folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code in its README gives the policy's logits and the critic's values."""
+    with adapter_of(run_of(folder, name)) as adapter:
+        facts = (export_merged if merged else export)(adapter, tmp_path, ABOUT)
+        monkeypatch.chdir(tmp_path)
+        torch.manual_seed(0)
+        found: dict[str, Any] = {}
+        exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), found)
+        adapter.policy.network.bf16 = False
+        tolerance: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+        if name == "lora-bf16" and not merged:  # the base is read again in full, trained upon in bfloat16
+            tolerance = {"rtol": 0.05, "atol": 0.3}
+        if name == "lora-bf16":
+            adapter.policy.network.model.float()
+        model, tokens = found["model"], tokens_of(adapter)
+        torch.testing.assert_close(model(tokens).logits, policy_logits(adapter, tokens), **tolerance)
+        assert float((model(tokens).logits - policy_logits(adapter, tokens, None)).abs().max()) > 0.01 or (
+            "lora" not in name
+        )
+        assert facts["weights"] == ("merged" if merged else "adapter" if "lora" in name else "all")
+        if adapter.policy.critic is None:
+            assert facts["critic"] is None
+            assert not (tmp_path / "critic").exists()
+        else:
+            ours = policy_values(adapter, found["ids"])
+            torch.testing.assert_close(found["values"], ours, **tolerance)
+            assert float(ours.abs().max()) > 0
+            assert json.loads((tmp_path / "critic" / "critic.json").read_text(encoding="utf-8")) == facts["critic"]
+
+
+def python_blocks(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+
+
+def test_an_export_needs_nothing_of_this_project(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
+    code = python_blocks(tmp_path / "out" / "README.md")
+    code += "\nimport sys\nassert not {'ppo_unified', 'envs'} & set(sys.modules)\nprint(values.shape)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "out", check=True
+    )
+    assert ended.stdout.endswith("torch.Size([1, 4])\n")
+
+
+def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "out"
+    code, printed, err = told(folder, capsys, "export", "independent", "--to", str(out))
+    description = json.loads((out / "policy.json").read_text(encoding="utf-8"))
+    assert (code, err) == (0, "")
+    assert printed.splitlines() == [str(out / name) for name in description["files"]]
+    assert sorted(entries(out)) == description["files"]
+    assert {"critic/model.safetensors", "critic/value_head.safetensors", "tokenizer.json"} <= set(description["files"])
+    assert (description["run"], description["kind"], description["temperature"]) == ("independent", "llm", 0.7)
+    assert description["score"] == Run(run_of(folder, "independent")).read_status().best_score
+    assert description["versions"].keys() >= {"python", "torch", "transformers"}
+    settings = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
+    wanted = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_new_tokens": 8}
+    assert settings.items() >= (wanted | {"eos_token_id": [257], "pad_token_id": 258}).items()
+
+
+def test_an_adapter_names_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is found from every folder, however the run was told of it."""
+    monkeypatch.chdir(folder)
+    options = {"lora_rank": 4, "critic_init": "critic"}
+    export(LLMAdapter(config(folder, Path("llama"), options), torch.device("cpu")), tmp_path, ABOUT)
+    for where, base in ((tmp_path, "llama"), (tmp_path / "critic", "critic")):
+        settings = json.loads((where / "adapter_config.json").read_text(encoding="utf-8"))
+        assert settings["base_model_name_or_path"] == str(folder / base)
+        assert not (where / "model.safetensors").exists()
+
+
+def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> None:
+    with adapter_of(run_of(folder, "lora")) as adapter:
+        network, tokens = adapter.policy.network, tokens_of(adapter)
+        before = copy.deepcopy(dict(network.model.state_dict()))
+        logits, values = policy_logits(adapter, tokens), policy_values(adapter, tokens)
+        network.use(CRITIC)
+        export_merged(adapter, tmp_path, ABOUT)
+        after = network.model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(x, after[name]) for name, x in before.items())
+        assert torch.equal(policy_logits(adapter, tokens), logits)
+        assert torch.equal(policy_values(adapter, tokens), values)
+
+
+def test_merging_is_refused_where_it_means_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = told(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
+    assert (code, out) == (2, "")
+    assert err == ("--merged: the run trained all weights (llm.lora_rank = 0), there is no adapter; drop it\n")
+    assert not os.listdir(tmp_path / "a")
+    toy = load_preset("CartPole-v1", total_steps=64, gym={"num_steps": 8}, eval={"episodes": 1})
+    train(toy, tmp_path / "runs", "pole")
+    code, out, err = command(tmp_path / "runs", capsys, "export", "pole", "--merged", "--to", str(tmp_path / "b"))
+    assert (code, out, err) == (2, "", "--merged: policies of kind 'gym' have nothing to merge; drop it\n")
+    with adapter_of(run_of(folder, "lora")) as adapter:
+        llm = adapter.config.llm.model_copy(update={"quantize": "4bit"})
+        adapter.config = adapter.config.model_copy(update={"llm": llm})
+        with pytest.raises(UsageError, match=r"--merged: the adapter was trained on a base in 4bit and does not fit"):
+            export_merged(adapter, tmp_path, ABOUT)
+
+
+# the folder that is exported to
+
+
+def test_an_export_takes_the_place_of_an_earlier_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it stays: transformers would load an adapter that lies beside merged weights."""
+    monkeypatch.chdir(tmp_path)
+    kinds = [["--merged"], [], ["--merged"]]
+    written = []
+    for number, flags in enumerate(kinds):
+        for where in ("out", f"fresh{number}"):
+            assert told(folder, capsys, "export", "lora", *flags, "--to", where)[0] == 0
+        assert entries(tmp_path / "out").keys() == entries(tmp_path / f"fresh{number}").keys()
+        assert sorted(os.listdir("out")) == sorted(os.listdir(f"fresh{number}"))
+        written.append(set(entries(tmp_path / "out")))
+    assert written[0] == written[2] != written[1]
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "critic/notes.txt", "critic/empty/", "link", "critic/deep/file"])
+def test_an_export_is_refused_where_something_else_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stranger: str
+) -> None:
+    out = tmp_path / "out"
+    assert told(folder, capsys, "export", "shared", "--to", str(out))[0] == 0
+    path = out / stranger
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stranger.endswith("/"):
+        path.mkdir()
+    elif stranger == "link":
+        path.symlink_to(folder)
+    else:
+        path.write_text("mine", encoding="utf-8")
+    before = entries(out)
+    code, printed, err = told(folder, capsys, "export", "shared", "--to", str(out))
+    assert (code, printed) == (2, "")
+    named = stranger.rstrip("/").removesuffix("/file")
+    assert f"holds something else already ({named}); choose an empty or a new folder" in err
+    assert entries(out) == before
+    assert path.exists()
+
+
+def test_what_comes_into_the_folder_while_it_is_written_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 0
+
+    def slow(*arguments: Any) -> dict[str, Any]:
+        (tmp_path / "critic" / "notes.txt").write_text("mine", encoding="utf-8")
+        return export(*arguments)
+
+    monkeypatch.setattr("envs.llm.export.export", slow)
+    before = entries(tmp_path) | {"critic/notes.txt": b"mine"}
+    code, _, err = told(folder, capsys, "export", "shared", "--to", str(tmp_path))
+    assert (code, entries(tmp_path)) == (2, before)
+    assert "holds something else already (critic/notes.txt)" in err
+
+
+def test_an_export_of_another_run_is_not_replaced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(folder, capsys, "export", "free", "--to", str(tmp_path))[0] == 0
+    before = entries(tmp_path)
+    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
+    assert entries(tmp_path) == before
+
+
+def test_a_full_disk_leaves_an_earlier_export_whole(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for the disk."""
+    assert told(folder, capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
+    before, limits = entries(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        code, out, err = told(folder, capsys, "export", "independent", "--to", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"--to {tmp_path}: cannot be written (")
+    assert err.count("\n") == 1
+    assert entries(tmp_path) == before
+
+
+# chats
+
+
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_run(folder: Path) -> Path:
+    """A run whose prompts are wrapped by a chat template."""
+    model = save_model(folder / "chatty")
+    read = AutoTokenizer.from_pretrained(model)
+    read.chat_template = CHAT
+    read.save_pretrained(model)
+    return train(config(folder, model, {"chat_template": True}), folder / "chats", "chat").path
+
+
+def test_a_chat_model_is_exported_and_asked_as_it_was_trained(
+    chat_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with adapter_of(chat_run) as adapter:
+        export(adapter, tmp_path, ABOUT)
+        monkeypatch.chdir(tmp_path)
+        found: dict[str, Any] = {}
+        exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), found)
+        assert adapter.tokenizer.decode(found["ids"][0]) == "[user]0+0=[a]"
+        assert found["ids"][0].tolist() == adapter.held_out.tokens[0]
+        ours, theirs = LLMChat(adapter, 0, True), adapter.respond([found["ids"][0].tolist()], None)
+        exchange = ours.answer("0+0=")
+        assert (exchange.prompt, exchange.policy.text) == ("0+0=", adapter.texts(theirs)[0])
+
+
+# play
+
+
+def test_an_exchange_says_what_both_answer(folder: Path) -> None:
+    """Texts, lengths, scores and KL against a plain computation over the whole vocabulary."""
+    with adapter_of(run_of(folder, "independent")) as adapter:
+        exchange = LLMChat(adapter, 0, True).answer("1+2=")
+        networks = (adapter.policy.network, adapter.reference.network)
+        prompt = adapter.tokenizer("1+2=")["input_ids"]
+        for network, reply in zip(networks, (exchange.policy, exchange.reference), strict=True):
+            ids = torch.tensor([prompt])
+            said = network.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+            own = said[0, len(prompt) :].tolist()
+            assert reply.text == adapter.tokenizer.decode(own, skip_special_tokens=True)
+            assert (reply.tokens, reply.ended) == (len(own), own[-1] == 257)
+            assert reply.score == float(re.search("[a-p]", reply.text) is not None)
+            if network is networks[0]:
+                both = [n.model(said[:, :-1]).logits[0, len(prompt) - 1 :] / 0.7 for n in networks]
+        ours, theirs = (x.log_softmax(-1) for x in both)
+        assert exchange.kl == pytest.approx(float((ours.exp() * (ours - theirs)).sum()), rel=1e-4)
+
+
+def test_an_untrained_policy_answers_like_its_reference(folder: Path) -> None:
+    adapter = LLMAdapter(config(folder, folder / "llama"), torch.device("cpu"))
+    for greedy in (True, False):
+        exchange = LLMChat(adapter, 3, greedy).answer("7+7=")
+        assert exchange.policy == exchange.reference
+        assert exchange.kl == pytest.approx(0, abs=1e-5)
+
+
+def test_sampled_replies_follow_the_seed(folder: Path) -> None:
+    with adapter_of(run_of(folder, "independent")) as adapter:
+        chats = [LLMChat(adapter, seed, False) for seed in (1, 1, 2)]
+        said = [[chat.answer("1+2=") for _ in range(2)] for chat in chats]
+        examples = [[exchange.prompt for exchange in chat.examples(6)] for chat in chats]
+    assert said[0] == said[1] != said[2]
+    assert said[0][0].policy.text != said[0][1].policy.text
+    assert examples[0] == examples[1] != examples[2]
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
+    """Let stdin be a pipe that holds `text`, or closed."""
+    stream = None if text is None else io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_prompts_come_from_a_pipe(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped(monkeypatch, b"12+34=\n\n" + b"9" * 121 + b"\n5+5=")
+    code, out, err = told(folder, capsys, "play", "independent")
+    assert code == 0
+    assert re.findall(r"^prompt +(.*)$", out, re.MULTILINE) == ["12+34=", "5+5="]
+    assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
+    assert len(re.findall(r"^reference ", out, re.MULTILINE)) == 2
+    assert err.count("\n") == 1
+    assert "stdin, prompt 2: the prompt has 121 tokens; llm.max_new_tokens leaves 120 of the model's context" in err
+
+
+@pytest.mark.parametrize(("stdin", "flags"), [(None, ["2"]), (b"", ["2"]), (b"unread\n", ["2"]), (b"\n", [])])
+def test_without_prompts_held_out_ones_are_answered(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stdin: bytes | None,
+    flags: list[str],
+) -> None:
+    piped(monkeypatch, stdin)
+    episodes = ["--episodes", *flags] if flags else []
+    code, out, err = told(folder, capsys, "play", "independent", *episodes)
+    prompts = re.findall(r"^prompt +(.*)$", out, re.MULTILINE)
+    assert (code, err, len(prompts)) == (0, "", 2 if flags else 1)
+    assert all(re.fullmatch(r"(\d+)\+\1=", prompt) for prompt in prompts)
+
+
+def test_a_reward_that_needs_columns_scores_held_out_prompts_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`silent` takes any columns and reads one: only its failure shows what it needs."""
+    for name, reward, said in (
+        ("needs", "exact", "no score: it needs `answer`"),
+        ("reads", f"{__name__}:silent", "no score: llm.reward failed on 2 responses (KeyError: 'answer')"),
+    ):
+        changed = config(folder, folder / "llama", {"reward": reward})
+        train(changed, folder / "needy", name)
+        piped(monkeypatch, b"1+1=\n")
+        code, out, _ = command(folder / "needy", capsys, "play", name)
+        assert code == 0
+        assert said in out
+        assert "score 0" not in out
+        out = command(folder / "needy", capsys, "play", name, "--episodes", "1")[1]
+        assert out.count("score 0, ") == 2
+        assert "no score" not in out
+
+
+def silent(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [float(response == answer) for response, answer in zip(responses, columns["answer"], strict=True)]
+
+
+def test_what_play_cannot_do_with_words(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text, flags, said in (
+        (b"1+1=\n", ["--fps", "3"], "--fps 3: a language model's responses are no frames; drop it\n"),
+        (b"1\xff\n", [], "stdin: not UTF-8 (invalid start byte); prompts are text, one a line\n"),
+        (b"", ["--episodes", "0"], "--episodes 0: must be at least 1\n"),
+    ):
+        piped(monkeypatch, text)
+        assert told(folder, capsys, "play", "shared", *flags) == (2, "", said)
+    code, out, err = told(folder, capsys, "eval", "shared", "--video")
+    assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
+
+
+def test_prompts_are_typed_on_a_terminal(folder: Path) -> None:
+    run_of(folder, "shared")
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
+    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
+    os.close(theirs)
+    text = read_until(ours, "type a prompt; Ctrl-D ends\r\n> ")
+    os.write(ours, b"1+1=\n")
+    text = read_until(ours, "\r\n\r\n> ", text)
+    os.write(ours, b"\x04")
+    text = read_until(ours, "\0", text)
+    assert process.wait() == 0
+    assert len(re.findall("score [01], ", text)) == 2
+    assert "prompt " not in text.partition("> ")[2]
+    os.close(ours)
+
+
+def read_until(terminal: int, text: str, already: str = "") -> str:
+    """What is written up to and including `text`, or up to the closing of the other end."""
+    while text not in already:
+        try:
+            already += os.read(terminal, 1 << 16).decode(errors="replace")
+        except OSError:  # Linux's way of saying that the other end is closed
+            break
+    return already
+
+
+# how replies are laid out
+
+
+LONG = Exchange(
+    "What is it?",
+    Reply("A sentence of many words, 语言模型的强化学习, " * 4 + "\n  indented\x1b[31m line", 40, True, 0.123456),
+    Reply("x" * 300, 1, False, None),
+    12.3456,
+    "no score: it needs `answer`",
+)
+
+
+@pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) -> None:
+    lines = lay_out(LONG, columns)
+    assert max(map(columns_of, lines)) <= columns
+    assert "\x1b" not in "".join(lines)
+    together = any("policy" in line and "reference" in line for line in lines)
+    assert together == (columns >= SIDE_BY_SIDE)
+    text = "".join("".join(lines).split())
+    assert text.count("x") == 300
+    assert text.count("学") == 4
+    assert len(lay_out(LONG, columns, with_prompt=False)) < len(lines)
+
+
+def test_colours_change_no_text() -> None:
+    for columns in (0, 40, 100):
+        painted = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in lay_out(LONG, columns, color=True)]
+        assert painted == lay_out(LONG, columns)
+
+
+def test_wrapping_cuts_at_spaces_and_keeps_indentation() -> None:
+    assert wrapped("one two three", 8) == ["one two", "three"]
+    assert wrapped("  deep\nend", 8) == ["  deep", "end"]
+    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert wrapped("语言模型", 3) == ["语", "言", "模", "型"]
+    assert wrapped("\x1b]0;title\x07safe\x07", 0) == ["safe"]
+    assert wrapped("", 5) == [""]
+
+
+def test_facts_of_a_reply() -> None:
+    assert facts(LONG.policy) == "score 0.1235, 40 tokens, ended"
+    assert facts(LONG.reference) == "1 token, cut off"
+
+
+# eval
+
+
+def test_eval_speaks_of_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = told(folder, capsys, "eval", "shared", "--episodes", "5")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(
+        r"shared: score \S+ \+- \S+ over 5 prompts \(greedy, seed 0, best checkpoint, step \d+\)\n", out
+    )
+    document = json.loads(told(folder, capsys, "eval", "shared", "--episodes", "5", "--json")[1])
+    assert document["score"] == document["mean_score"]
+    assert "mean_return" not in document
+
+
+# what inspect is told
+
+
+@pytest.mark.parametrize("kl", ["k1", "k3", "full"])
+def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: str) -> None:
+    changed = config(folder, folder / "llama", {"kl": kl, "kl_coef": 0.1, "missing_eos_penalty": 0.5})
+    adapter = LLMAdapter(changed, torch.device("cpu"))
+    with torch.no_grad():
+        for p in adapter.policy.network.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    rollout = adapter.collect()
+    columns = explain(adapter, rollout)
+    assert adapter.last is not None
+    mask, last = rollout.mask.numpy(), adapter.last
+    assert {x.shape for x in columns.values()} == {mask.shape}
+    for row, tokens in enumerate(columns["token"]):
+        own = last.responses.response(row)
+        assert tokens[mask[row]].tolist() == own
+        assert "".join(columns["text"][row][mask[row]]) == "".join(token_texts(adapter.tokenizer, own)[i] for i in own)
+        start = int(np.argmax(mask[row]))
+        assert last.prompts[row] == "".join(columns["text"][row][:start])  # with the first, which no column chose
+        assert set(columns["text"][row][start + len(own) :]) <= {""}
+    with torch.no_grad():
+        logits = adapter.reference.network.model(last.responses.tokens[:, :-1]).logits / 0.7
+    chosen = logits.log_softmax(-1).gather(-1, rollout.actions[..., None]).squeeze(-1)
+    np.testing.assert_allclose(columns["logprob_ref"][mask], chosen.numpy()[mask], rtol=1e-4, atol=1e-4)
+    assert (columns["kl_full"][mask] >= 0).all()
+    ends = columns["score"].copy()
+    ends[np.arange(len(mask)), mask.cumsum(1).argmax(1)] -= np.where(last.responses.ended, 0.0, 0.5)
+    np.testing.assert_allclose(columns["score"].sum(1), last.scores)
+    np.testing.assert_allclose((ends - 0.1 * columns["kl"])[mask], rollout.rewards.numpy()[mask], atol=1e-6)
+    for name in ("logprob_ref", "kl", "kl_full", "score"):
+        assert not columns[name][~mask].any()
+
+
+def test_a_run_stores_what_explains_its_tokens(folder: Path) -> None:
+    run = Run(run_of(folder, "lora"))
+    stored = samples.read(run, samples.iterations(run)[-1])
+    steps = stored.steps_of(stored.samples()[0])
+    assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "logprob_new", "advantage"}
+    mask = stored.columns["mask"]
+    assert float(stored.columns["kl"][mask].sum() / len(mask)) == pytest.approx(stored.metrics["ref/kl"], rel=1e-4)
+    means = stored.columns["score"][mask].sum() / len(mask)
+    assert float(means) == pytest.approx(stored.metrics["reward/score"])
+
+
+def test_a_token_that_is_a_part_of_a_character_shows_its_bytes(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
+    text = "a é\n语<eos>"
+    ids = tokenizer(text)["input_ids"]
+    parts = [token_texts(tokenizer, ids)[i] for i in ids]
+    assert parts == ["a", " ", r"\xc3", r"\xa9", "\n", r"\xe8", r"\xaf", r"\xad", "<eos>"]
+    assert token_texts(tokenizer, [-1]) == {-1: ""}
+
+
+def test_pieces_of_sentences_keep_their_spaces() -> None:
+    names = ["<unk>", "\u2581the", "\u2581", "the", "s", "<0xC3>", "<0xA9>", "\ufffd"]
+    inner = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], byte_fallback=True))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    found = token_texts(PreTrainedTokenizerFast(tokenizer_object=inner), range(len(names)))
+    assert list(found.values()) == ["<unk>", " the", " ", "the", "s", r"\xc3", r"\xa9", "\ufffd"]

@@ -1,0 +1,115 @@
+"""Every recipe trains a model from a folder, end to end and from the command line, and keeps the engine's laws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from envs.llm.options import LLMConfig
+from envs.llm.tasks import arithmetic_pairs, question, sentiment_openings, supervised_answers, task_texts
+from ppo_unified.cli import main
+from ppo_unified.config.presets import load_target
+from ppo_unified.config.recipes import recipe_files
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
+
+BATCH, TOKENS = 8, 6  # for the test's sake: fewer and shorter responses than any recipe has but trian-ppo's two
+
+
+def save_scorer(folder: Path) -> None:
+    """A scoring model as `reward-model` writes one, untrained."""
+    sizes = FAMILIES["llama"] | {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 258}
+    config = CONFIG_MAPPING["llama"](**sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: a model, a scoring model, prompts and texts."""
+    path = tmp_path_factory.mktemp("home")
+    save_model(path / "lm")
+    save_scorer(path / "scorer")
+    (path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i} is"}) + "\n" for i in range(9)))
+    (path / "texts.txt").write_text("the sum of them\nall that was said\n" * 3, encoding="utf-8")
+    return path
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """What is given besides the recipe: the user's own files, and small sizes."""
+    config = load_target("llm")
+    assert isinstance(config, LLMConfig)
+    options: dict[str, Any] = {"llm.model": "lm", "llm.prompts": "prompts.jsonl", "llm.reward": "scorer"}
+    options |= {"total-iterations": 2, "llm.max-new-tokens": TOKENS, "eval.episodes": 2, "threads": 1}
+    if name != "trian-ppo":
+        options["llm.rollout-batch"] = BATCH
+    if name == "trl-early":
+        options["ppo.minibatches"] = BATCH  # still one sequence each
+    if name == "instructgpt-ptx":
+        options |= {"llm.ptx-data": "texts.txt", "llm.ptx-batch": 3}
+    return options
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_a_recipe_trains_a_model_from_a_folder(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    flags = [part for option, value in options_of(name).items() for part in (f"--{option}", str(value))]
+    assert main(["train", "llm", "--recipe", name, *flags]) == 0
+    run = Run(home / "runs" / f"llm-{name}-s1")
+    status, config = run.read_status(), load_target(str(run.config))
+    assert isinstance(config, LLMConfig)
+    assert (status.state, status.iteration, status.preset, config.recipe) == ("finished", 2, f"llm-{name}", name)
+    assert status.score is not None
+    reader = EventReader(run.path)
+    reader.poll()
+    logged = {tag: list(series.values) for tag, series in reader.series.items()}
+    assert max(logged["invariant/first_ratio_error"]) < 1e-5
+    assert logged["optim/steps"] == [config.ppo.epochs * config.ppo.minibatches] * 2
+    assert logged["invariant/optimizer_steps_error"] == [0.0, 0.0]
+    assert logged["ref/kl"][0] == pytest.approx(0.0, abs=1e-4)  # the policy is its reference before any update
+    assert logged["ref/kl_coef"][0] == pytest.approx(config.llm.kl_coef)
+    adapts = logged["ref/kl_coef"][0] != logged["ref/kl_coef"][1]
+    assert adapts == (config.llm.kl_target > 0)
+    assert ("loss/ptx" in logged) == (config.llm.ptx_coef > 0)
+    assert logged["optim/lr"] == pytest.approx([config.optim.lr, config.optim.lr * (0.5 if config.optim.anneal else 1)])
+
+
+def test_what_a_recipe_needs_and_does_not_find_is_said_in_a_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A critic from the reward model needs one; the pretraining term needs texts, which only the tiny model has."""
+    monkeypatch.chdir(home)
+    before = sorted(home.glob("runs/*"))
+    target = ["train", "llm", "--llm.model", "lm", "--llm.prompts", "prompts.jsonl", "--llm.max-new-tokens", "6"]
+    for name, reward, says in (
+        ("tldr", "length:5", "llm.critic_init = 'reward' needs a scoring model"),
+        ("instructgpt-ptx", "scorer", "llm.ptx_coef = 27.8 has no effect with llm.ptx_data = ''"),
+    ):
+        assert main([*target, "--recipe", name, "--llm.reward", reward]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert len(said.splitlines()) == 1
+    assert sorted(home.glob("runs/*")) == before
+
+
+def test_the_tiny_models_texts_are_those_it_may_see() -> None:
+    """Training sums with answers that supervision shows, and remarks on training openings; always the same."""
+    texts = task_texts()
+    assert texts == task_texts()
+    sums, remarks = texts[::2], texts[1::2]
+    training = {question(a, b): supervised_answers(a, b) for a, b in arithmetic_pairs()[0]}
+    for text in sums:
+        asked, equals, answer = text.partition("=")
+        assert int(answer) in training[asked + equals]
+    openings = tuple(sentiment_openings()[0])
+    assert all(text.startswith(openings) for text in remarks)
+    assert len(set(remarks)) > len(remarks) / 2

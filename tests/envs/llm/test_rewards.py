@@ -1,0 +1,589 @@
+"""Rewards: what a reference means, what each verifier says, and that only one finite number a response passes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from tokenizers import processors
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+from envs.llm.data import PromptData
+from envs.llm.options import LLM
+from envs.llm.rewards import reward_model
+from envs.llm.rewards.functions import RewardError, check_columns, check_reward, last_number, load_reward, score
+from envs.llm.rewards.reward_model import ScoringModel
+from envs.llm.rewards.score_transforms import Scores
+from envs.llm.tasks import task_prompts
+from ppo_unified.errors import UsageError
+from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
+
+PROMPTS, RESPONSES = ["one", "two", "three"], ["a", "", "long\x1b[31m\nline " + "x" * 90]
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> None:
+    logging.disable_progress_bar()
+
+
+def refusal(call: Any, *arguments: Any, **options: Any) -> str:
+    """The one line that a user's mistake gives."""
+    with pytest.raises(UsageError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def failure(reward: Any, prompts: list[str] = PROMPTS, responses: list[str] = RESPONSES, **columns: list[Any]) -> str:
+    """The one harmless line that a failing reward gives."""
+    with pytest.raises(RewardError) as caught:
+        score(reward, "llm.reward", prompts, responses, columns)
+    assert str(caught.value).isprintable()
+    assert str(caught.value).startswith("llm.reward ")
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- verifiers
+
+
+def scores_of(reference: str, responses: list[str], **columns: list[Any]) -> list[float]:
+    return score(load_reward(reference), reference, ["?"] * len(responses), responses, columns)
+
+
+def test_exact_compares_what_is_left_without_space_around() -> None:
+    responses = [" Paris\n", "paris", "Paris.", "7", "7"]
+    assert scores_of("exact", responses, answer=["Paris", "Paris", "Paris", 7, "7 "]) == [1, 0, 0, 1, 1]
+
+
+LAST_NUMBERS = {
+    "The answer is 7.": 7,
+    "1,234,567.50 dollars": 1234567.5,
+    "1,2,3": 3,
+    "12,34": 34,
+    "12,3456": 3456,
+    "x = -3": -3,
+    "5-3": 3,
+    "f(x)-2": 2,
+    "between 3-4": 4,
+    "(-2)": -2,
+    "\u22122.5": -2.5,
+    "+.5": 0.5,
+    "2e3 or 1.5E-2": 0.015,
+    "10 - 4 = 6": 6,
+    "10 -4": -4,
+    "first 1 then 2.": 2,
+    "50%": 50,
+    "$72$": 72,
+    "18\n#### 72": 72,
+    "007": 7,
+    "9" * 400: None,
+    "none": None,
+    "": None,
+}
+
+
+@pytest.mark.parametrize("text", LAST_NUMBERS)
+def test_the_last_number_in_a_text(text: str) -> None:
+    assert last_number(text) == LAST_NUMBERS[text]
+
+
+def test_every_number_that_python_writes_is_read_back() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        number = rng.choice([rng.randint(-(10**9), 10**9), rng.uniform(-1e4, 1e4), rng.uniform(-1, 1) * 1e-9])
+        for written in (f"{number}", f"{number:,}", f"so it is {number}.", f"={number}"):
+            assert last_number(written) == pytest.approx(number)
+
+
+def test_numeric_tolerates_a_millionth() -> None:
+    responses = ["about 3.1415926", "3.14", "-1,000", "1000", "no idea", "0", "0.0000001", "so 2 + 2 = 4"]
+    answers = [math.pi, math.pi, "-1000", -1000, 5, 0, 0, "Two and two.\n#### 4"]
+    assert scores_of("numeric", responses, answer=answers) == [1, 0, 1, 0, 0, 1, 0, 1]
+
+
+def test_regex_is_found_anywhere() -> None:
+    assert scores_of("regex:^<a>.*</a>$|x:y", ["<a>1</a>", " <a></a>", "so x:y it is", "x"]) == [1, 0, 1, 0]
+
+
+def test_length_falls_linearly_on_both_sides_and_no_further_than_one() -> None:
+    sizes = range(30)
+    scores = scores_of("length:10", ["x" * size for size in sizes])
+    assert scores == [-min(1.0, abs(size - 10) / 10) for size in sizes]
+    assert scores_of("length:2", ["谢谢"]) == [0.0]
+
+
+WRONG_REFERENCES = {
+    "": "llm.reward: no reward is given; use exact, numeric, regex:PATTERN, length:N, module:function or a folder",
+    "exat": "llm.reward = 'exat': no built-in reward, module:function, existing folder or hub id (owner/name); did you "
+    "mean 'exact'?",
+    "./gone": "llm.reward = './gone': no built-in reward, module:function, existing folder or hub id (owner/name)",
+    "regex:": "llm.reward = 'regex:' has no pattern; write one after the colon",
+    "regex:(": "llm.reward: '(' is no regular expression (missing ), unterminated subpattern at position 0)",
+    "length:": "llm.reward = 'length:': not a positive whole number of characters",
+    "length:0": "llm.reward = 'length:0': not a positive whole number of characters",
+    "length:1.5": "llm.reward = 'length:1.5': not a positive whole number of characters",
+}
+
+
+@pytest.mark.parametrize("reference", WRONG_REFERENCES)
+def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+    assert refusal(load_reward, reference) == WRONG_REFERENCES[reference]
+    assert refusal(check_reward, reference, "llm.proxy_of") == WRONG_REFERENCES[reference].replace(
+        "reward", "proxy_of", 1
+    )
+
+
+# ---------------------------------------------------------------- module:function
+
+MODULE = """
+import torch
+limit = 3
+class Judge:
+    pass
+def plain(prompts, responses):
+    return [float(len(p)) for p in prompts]
+def picky(prompts, responses, answer, weight=(2, 2, 2), *, level):
+    return [a * w + l for a, w, l in zip(answer, weight, level)]
+def open_(prompts, responses, **columns):
+    return [len(columns)] * len(prompts)
+def one(prompts):
+    return [0.0]
+async def late(prompts, responses):
+    return [0.0]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module in the current folder."""
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield name
+    sys.modules.pop(name, None)
+
+
+def test_a_function_gets_the_columns_that_it_takes(own: str) -> None:
+    columns: dict[str, list[Any]] = {"answer": [1, 2, 3], "level": [0, 0, 10], "other": [None] * 3}
+    called = {
+        name: score(load_reward(f"{own}:{name}"), name, PROMPTS, RESPONSES, columns) for name in ("plain", "picky")
+    }
+    assert called == {"plain": [3, 3, 5], "picky": [2, 4, 16]}
+    assert score(load_reward(f"{own}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
+
+
+def test_what_names_no_function_is_refused(own: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('first\\nsecond')")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
+    expected = {
+        f"{own}:plan": f"llm.reward = '{own}:plan': module '{own}' has no 'plan'; did you mean 'plain'?",
+        f"{own}:limit": f"llm.reward = '{own}:limit' is a value of type int (3), where a function is meant",
+        f"{own}:Judge": f"llm.reward = '{own}:Judge' is a class, where a function is meant",
+        f"{own}:late": f"llm.reward = '{own}:late' is async; a reward gives its scores when it is called",
+        "nowhere:f": "llm.reward = 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError: No module ",
+        "broken:f": "llm.reward = 'broken:f': module 'broken' cannot be imported (RuntimeError: first second)",
+        "leaving:f": "llm.reward = 'leaving:f': module 'leaving' cannot be imported (SystemExit: 3)",
+    }
+    for reference, line in expected.items():
+        assert refusal(load_reward, reference).startswith(line)
+
+
+def test_keys_that_a_reward_needs_must_be_there(own: str) -> None:
+    said = refusal(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
+    assert said == (
+        "a.jsonl: no key 'answer', which llm.reward = 'exact' needs (found beside the prompt: 'answers', 'level'); "
+        "did you mean 'answers'?"
+    )
+    said = refusal(check_columns, f"{own}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
+    assert said.startswith(f"a.jsonl: no key 'level', which llm.proxy_of = '{own}:picky' needs")
+    for reference in ("numeric", "exact"):
+        assert "(found beside the prompt: none)" in refusal(check_columns, reference, {}, "a.txt")
+    for reference in ("regex:x", "length:3", f"{own}:plain", f"{own}:open_", "sentiment-gold"):
+        check_columns(reference, {"anything": [1]}, "a.jsonl")
+    check_columns(f"{own}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
+
+
+def test_a_function_that_cannot_be_called_as_a_reward_is_refused(own: str) -> None:
+    assert "can't be called as reward(prompts, responses, **columns): too many" in refusal(
+        check_columns, f"{own}:one", {}, "a.jsonl"
+    )
+
+
+def test_answers_that_nothing_could_match_are_refused() -> None:
+    wrong: dict[str, list[Any]] = {"exact": [None], "numeric": ["x", "none"]}
+    said = {name: refusal(check_columns, name, {"answer": ["1", *values]}, "a.jsonl") for name, values in wrong.items()}
+    assert said == {
+        "exact": "a.jsonl: 'answer' of prompt 2 is None, not a text or a number",
+        "numeric": "a.jsonl: 'answer' of prompt 2 holds no number ('x')",
+    }
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "sentiment-gold"])
+def test_a_built_in_reward_scores_its_own_task(task: str) -> None:
+    data: PromptData
+    for data in task_prompts(task.removesuffix("-gold")):
+        prompts = [str(prompt) for prompt in data.prompts[:20]]
+        columns = data.take(range(20)).columns
+        check_columns(task, columns, data.where)
+        answers = columns.get("answer", [" good."] * 20)
+        right = score(load_reward(task), task, prompts, answers, columns)
+        wrong = score(load_reward(task), task, prompts, [" bad."] * 20, columns)
+        assert min(right) > max(wrong)
+
+
+# ---------------------------------------------------------------- what a reward may give
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [1, 2.5, True],
+        (1, 2.5, True),
+        (value for value in (1, 2.5, True)),
+        torch.tensor([1, 2.5, 1], requires_grad=True),
+        torch.tensor([1, 2.5, 1], dtype=torch.bfloat16),
+        np.array([1, 2.5, 1], dtype=np.float32),
+        [np.float32(1), np.float64(2.5), np.bool_(True)],
+        [torch.tensor(1), torch.tensor([2.5]), np.int64(1)],
+    ],
+)
+def test_numbers_of_every_library_pass(given: Any) -> None:
+    scores = score(lambda prompts, responses: given, "r", PROMPTS, RESPONSES, {})
+    assert scores == [1.0, 2.5, 1.0]
+    assert {type(value) for value in scores} == {float}
+
+
+BAD_VALUES = {
+    "nan": (math.nan, "nan"),
+    "infinity": (-math.inf, "-inf"),
+    "too large": (10**400, "inf"),
+    "tensor": (torch.tensor(math.nan), "nan"),
+    "array": (np.float32("inf"), "inf"),
+    "None": (None, "None"),
+    "text": ("1.0", "a value of type str ('1.0')"),
+    "complex": (1j, "a value of type complex"),
+    "list": ([0.5], "a value of type list ([0.5])"),
+    "several": (torch.ones(2), "a value of type Tensor"),
+    "several in an array": (np.ones(2), "a value of type ndarray"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_anything_but_a_finite_number_names_its_prompt_and_response(case: str) -> None:
+    value, shown = BAD_VALUES[case]
+    said = failure(lambda prompts, responses: [0.0, value, 0.0])
+    assert said == f"llm.reward gave {shown}, not a finite number; prompt 'two', response ''"
+
+
+BAD_KINDS = {
+    "None": (None, "None"),
+    "a number": (0.5, "a value of type float (0.5)"),
+    "one tensor": (torch.tensor(0.5), "a value of type Tensor"),
+    "a text": ("012", "a value of type str ('012')"),
+    "a mapping": ({1: 1, 2: 2, 3: 3}, "a value of type dict ({1: 1, 2: 2, 3: 3})"),
+    "a set": ({1.0, 2.0, 3.0}, "a value of type set"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KINDS)
+def test_what_is_no_list_of_numbers_is_named(case: str) -> None:
+    given, shown = BAD_KINDS[case]
+    said = failure(lambda prompts, responses: given)
+    assert said == f"llm.reward gave {shown} instead of a list of numbers; prompt 'one', response 'a'"
+
+
+def test_a_wrong_count_is_named() -> None:
+    assert failure(lambda prompts, responses: [0.0]) == (
+        "llm.reward gave 1 scores for 3 responses; without one: prompt 'two', response ''"
+    )
+    assert failure(lambda prompts, responses: []).endswith("without one: prompt 'one', response 'a'")
+    asked = itertools.count()
+    endless = failure(lambda prompts, responses: (0.0 * number for number in asked))
+    assert next(asked) == 4  # one too many tells enough
+    assert endless.startswith("llm.reward gave more than one score for each of 3 responses; the last: prompt 'three'")
+    assert endless.endswith("response 'long line " + "x" * 47 + "...'")
+
+
+def failing(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    raise ValueError(f"first\nsecond {columns['answer'][0]}")
+
+
+def leaving(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    sys.exit("enough")
+
+
+def failing_late(prompts: list[str], responses: list[str], **columns: Any) -> Iterator[float]:
+    yield 1.0
+    raise KeyError("x")
+
+
+def test_an_exception_inside_a_reward_is_passed_on_with_the_prompt() -> None:
+    first = "on 3 responses ({}); the first: prompt 'one', response 'a'"
+    for reward, why in (
+        (failing, "ValueError: first second 1"),
+        (leaving, "SystemExit: enough"),
+        (failing_late, "KeyError: 'x'"),
+    ):
+        assert failure(reward, answer=[1, 2, 3]) == f"llm.reward failed {first.format(why)}"
+    with pytest.raises(RewardError) as caught:
+        score(failing, "llm.reward", PROMPTS, RESPONSES, {"answer": [1, 2, 3]})
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_reward_that_keeps_or_empties_its_lists_changes_nothing() -> None:
+    def greedy(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
+        scores = [float(len(response)) for response in responses]
+        for values in (prompts, responses, *columns.values()):
+            values.clear()
+        return scores
+
+    columns = {"answer": [1, 2, 3]}
+    assert score(greedy, "r", PROMPTS, ["a", "bb", ""], columns) == [1, 2, 0]
+    assert (len(PROMPTS), columns) == (3, {"answer": [1, 2, 3]})
+
+
+def test_no_responses_have_no_scores() -> None:
+    assert score(failing, "r", [], [], {}) == []
+
+
+# ---------------------------------------------------------------- scoring models
+
+ENCODER = {
+    "bert": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+    }
+}
+TEXTS = [("one?", " yes"), ("a longer prompt, and ", "a response of some length"), ("x", ""), ("谢谢", "好")]
+
+
+def scorer(folder: Path, family: str = "llama", tokens: Any = None, **changes: Any) -> Path:
+    """A folder of a scoring model whose head is not near zero."""
+    options = {"num_labels": 1, "vocab_size": VOCABULARY, "initializer_range": 0.2, "pad_token_id": 258} | changes
+    config = CONFIG_MAPPING[family](**(FAMILIES | ENCODER)[family] | options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(folder)
+    (tokens or tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def ending_in_eos() -> PreTrainedTokenizerFast:
+    """A tokenizer whose every text ends with EOS, which is its pad token as well."""
+    own = tokenizer(pad=False)
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 256), ("<eos>", 257)]
+    )
+    own.pad_token = "<eos>"
+    return own
+
+
+CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "llama": ("llama", None, {}),
+    "llama without pad": ("llama", lambda: tokenizer(pad=False), {"pad_token_id": None}),
+    "llama ending in pad": ("llama", ending_in_eos, {"pad_token_id": 257, "eos_token_id": 257}),
+    "gpt2": ("gpt2", None, {}),
+    "qwen2": ("qwen2", None, {"vocab_size": VOCABULARY + 1}),  # its tokenizer adds <|endoftext|> where there is none
+    "gemma2": ("gemma2", None, {}),
+    "bert": ("bert", None, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_score_is_the_models_own_at_the_last_token_whatever_stands_beside_it(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored together, in small batches and alone: what the model says about the text alone, without padding."""
+    family, tokens, changes = CASES[case]
+    folder = scorer(tmp_path, family, tokens and tokens(), **changes)
+    reward = load_reward(str(folder))
+    prompts, responses = [prompt for prompt, _ in TEXTS], [response for _, response in TEXTS]
+    together = score(reward, "r", prompts, responses, {"unused": [0] * len(TEXTS)})
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.config.pad_token_id = None  # transformers then reads the very last token of a text on its own
+    own = tokens() if tokens else tokenizer()
+    alone = [model(input_ids=own(p + r, return_tensors="pt")["input_ids"]).logits.item() for p, r in TEXTS]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert statistics.pstdev(together) > 0.01
+    monkeypatch.setattr(reward_model, "BATCH_COLUMNS", 30)
+    assert score(reward, "r", prompts[::-1], responses[::-1], {}) == pytest.approx(together[::-1], abs=1e-5)
+
+
+def test_rows_are_batched_by_size() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 3000) for _ in range(200)]
+    batches = list(reward_model._batches(lengths))
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 8192 for batch in batches)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    assert padded <= 1.1 * sum(lengths)
+    assert len(batches) <= 1.3 * sum(lengths) / 8192
+
+
+def test_bfloat16_scores_are_near_and_keep_their_digits(tmp_path: Path) -> None:
+    folder = str(scorer(tmp_path))
+    exact, rough = ScoringModel(folder), ScoringModel(folder, dtype="bfloat16")
+    prompts, responses = [p for p, _ in TEXTS], [r for _, r in TEXTS]
+    scores = rough(prompts, responses)
+    assert next(rough.model.base_model.parameters()).dtype == torch.bfloat16
+    assert scores == pytest.approx(exact(prompts, responses), abs=0.2)
+    assert any(value != float(torch.tensor(value).bfloat16()) for value in scores)
+    assert not any(p.requires_grad for p in rough.model.parameters())
+
+
+def test_a_begin_token_that_the_text_brings_is_not_doubled(tmp_path: Path) -> None:
+    """A chat template has written it; the tokenizer would write it again."""
+    reward = ScoringModel(str(scorer(tmp_path, tokens=ending_in_eos())))
+    assert reward(["<bos>hi"], [" you"]) == reward(["hi"], [" you"])
+    assert reward(["<bos><bos>hi"], [" you"]) != reward(["hi"], [" you"])
+
+
+def test_a_text_too_long_to_read_is_named_and_never_cut(tmp_path: Path) -> None:
+    reward = ScoringModel(str(scorer(tmp_path)))
+    assert len(score(reward, "r", ["p" * 100], ["r" * 28], {})) == 1
+    with pytest.raises(RewardError) as caught:
+        score(reward, "r", ["a", "p" * 100], ["b", "r" * 29], {})
+    texts = f"prompt '{'p' * 57}...' and response '{'r' * 29}'"
+    assert str(caught.value) == f"llm.reward: {texts} have 129 tokens, and {tmp_path} reads at most 128"
+
+
+def test_the_tokenizers_own_limit_counts_too(tmp_path: Path) -> None:
+    own = tokenizer()
+    own.model_max_length = 10
+    reward = ScoringModel(str(scorer(tmp_path, tokens=own)))
+    with pytest.raises(RewardError, match=r"have 11 tokens, .* reads at most 10"):
+        reward(["12345"], ["678901"])
+
+
+def test_a_text_without_tokens_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match="prompt '' and response '' have no tokens"):
+        ScoringModel(str(scorer(tmp_path)))([""], [""])
+
+
+def check_and_load(folder: Path) -> str:
+    """What both the check before a run and the loading itself refuse, in the same line."""
+    said = refusal(load_reward, str(folder), option="llm.proxy_of")
+    assert refusal(check_reward, str(folder), "llm.proxy_of") == said
+    start = f"llm.proxy_of = {str(folder)!r}"
+    assert said.startswith(start)
+    return said.removeprefix(start)
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    assert check_and_load(save_model(tmp_path / "lm")).startswith(
+        " is not a scoring model but a LlamaForCausalLM; make"
+    )
+    two = scorer(tmp_path / "two", num_labels=2)
+    assert check_and_load(two) == " is not a scoring model: it has 2 labels, a scoring model one"
+    small = scorer(tmp_path / "small", tokens=tokenizer(size=VOCABULARY + 1))
+    assert check_and_load(small) == ": its tokenizer has ids up to 260, its model 260 embeddings"
+    assert "configuration" in check_and_load(tmp_path)
+
+
+def test_a_head_that_the_folder_lacks_is_not_made_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the configuration claims; and in one line, not in transformers' report."""
+    folder = scorer(tmp_path / "rm")
+    claims = (folder / "config.json").read_text()
+    save_model(folder)
+    (folder / "config.json").write_text(claims)
+    logging.add_handler(caplog.handler)
+    said = refusal(load_reward, str(folder))
+    logging.remove_handler(caplog.handler)
+    assert said == f"llm.reward = {str(folder)!r} is not a scoring model: it lacks score.weight, which would be random"
+    assert not caplog.records
+
+
+def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = scorer(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))
+    weights.unlink()
+    assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))
+
+
+def test_a_hub_id_without_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert refusal(check_reward, "nobody/nothing").startswith("llm.reward = 'nobody/nothing': ")
+
+
+# ---------------------------------------------------------------- score transforms
+
+
+def batches(seed: int = 0) -> list[list[float]]:
+    rng = random.Random(seed)
+    return [[rng.gauss(1000.0, 0.1) for _ in range(rng.randint(1, 9))] for _ in range(6)]
+
+
+def test_running_normalisation_uses_all_scores_so_far_this_batch_included() -> None:
+    scores, seen = Scores(LLM(score_normalize="running")), []
+    for batch in batches():
+        seen += batch
+        mean, std = statistics.fmean(seen), statistics.pstdev(seen) or 1.0
+        assert scores(batch, [True] * len(batch)) == pytest.approx([(x - mean) / std for x in batch], rel=1e-6)
+
+
+def test_reference_normalisation_is_fixed_by_the_calibration() -> None:
+    scores = Scores(LLM(score_normalize="reference"))
+    assert not scores.calibrated
+    with pytest.raises(RuntimeError, match="calibrate"):
+        scores([1.0], [True])
+    reference = batches()[0] + batches()[1]
+    scores.calibrate(reference)
+    normal = scores(reference, [True] * len(reference))
+    assert statistics.fmean(normal) == pytest.approx(0, abs=1e-6)
+    assert statistics.pstdev(normal) == pytest.approx(1)
+    assert scores([5.0], [True]) == scores([5.0], [True])
+    scores.calibrate([2.0, 4.0])
+    assert scores([5.0], [True]) == [2.0]
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e6 + 0.1, 0.0])
+def test_equal_scores_are_centred_and_not_blown_up(constant: float) -> None:
+    scores = Scores(LLM(score_normalize="running"))
+    for _ in range(3):
+        assert scores([constant] * 7, [True] * 7) == [0.0] * 7
+
+
+def test_the_order_is_normalise_then_clip_then_the_penalty() -> None:
+    options = LLM(score_normalize="reference", score_clip=1.5, missing_eos_penalty=1.0)
+    scores = Scores(options)
+    scores.calibrate([0.0, 20.0])  # mean 10, deviation 10
+    ended = [True, False, True, False]
+    assert scores([40.0, 40.0, -40.0, 15.0], ended) == [1.5, 0.5, -1.5, -0.5]
+
+
+def test_nothing_asked_for_changes_nothing() -> None:
+    assert Scores(LLM())([1.0, -7.0], [True, False]) == [1.0, -7.0]
+    assert Scores(LLM(score_clip=5.0))([1.0, -7.0], [True, False]) == [1.0, -5.0]
+
+
+def test_a_restored_state_goes_on_as_if_there_had_been_no_interruption() -> None:
+    options = LLM(score_normalize="running")
+    whole, before = Scores(options), Scores(options)
+    first, then = batches()[:3], batches()[3:]
+    for batch in first:
+        assert whole(batch, [True] * len(batch)) == before(batch, [True] * len(batch))
+    after = Scores(options)
+    after.load_state_dict(before.state_dict())
+    for batch in then:
+        assert after(batch, [True] * len(batch)) == whole(batch, [True] * len(batch))
+    assert {type(value) for value in after.state_dict().values()} <= {int, float}

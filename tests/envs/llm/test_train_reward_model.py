@@ -1,0 +1,350 @@
+"""`reward-model`: preference pairs become a folder whose scores, read by the reward, order pairs as they should."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl.trainer.base_trainer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from envs.llm.data import Pair
+from envs.llm.rewards import train_reward_model
+from envs.llm.rewards.functions import load_reward
+from envs.llm.rewards.train_reward_model import FEWEST_HELD_OUT, Outcome, Settings
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+
+EOS = "<eos>"
+CHINESE = [
+    Pair("什么是回归分析", "一种统计方法", "一种方法"),
+    Pair("什么是数据库", "一个有组织的数据集合", "用于存储数据"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_bars() -> None:
+    logging.disable_progress_bar()
+
+
+def byte_tokenizer(pad: str | None = None, appends_eos: bool = False) -> Any:
+    """One id per byte and EOS; `appends_eos` as some tokenizers do to every text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.add_special_tokens([EOS])
+    if appends_eos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=pad)
+
+
+def llama(words: int, **options: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=words,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        **options,
+    )
+
+
+def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal language model without a pad token, its configuration says nothing of one either."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    model = LlamaForCausalLM(llama(len(tokenizer)))
+    return saved(tmp_path_factory.mktemp("base"), model, tokenizer)
+
+
+def preferences(count: int, seed: int = 0) -> list[Pair]:
+    """What is preferred holds an exclamation mark somewhere; nothing else tells."""
+    draw = random.Random(seed)
+
+    def words(mark: str) -> str:
+        letters = [draw.choice("abcdefgh ") for _ in range(draw.randint(3, 9))]
+        return "".join([*letters, mark, draw.choice("abcd")])
+
+    return [Pair(f"q{index}: ", words("!"), words("")) for index in range(count)]
+
+
+def write(path: Path, pairs: list[Pair], key: str = "prompt") -> Path:
+    records = [{key: pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return path
+
+
+def train(pairs: list[Pair], base: Path | str, out: Path, **options: Any) -> Outcome:
+    settings = replace(Settings(model=str(base), lr=3e-3, batch=16), **options)
+    return train_reward_model.train(pairs, settings, out, lambda progress: None)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_a_learnable_preference_is_learnt_and_the_reward_ranks_by_it(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Through the command; with LoRA the folder is as plain as without, head and adapters included."""
+    data, out = write(tmp_path / "pairs.jsonl", preferences(300)), tmp_path / "out"
+    where = ["--model", str(base), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    how = ["--lr", "3e-3", "--epochs", "6", "--batch", "16", "--lora-rank", str(rank), "--json"]
+    assert main(["reward-model", *where, *how]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["held_out"]
+    assert (found["scored"], found["trained"], found["left_out"]) == (30, 270, 0)
+    assert found["accuracy"] >= 0.95
+
+    model, loading = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
+    assert not any(loading.values())
+    assert model.config.num_labels == 1
+    assert AutoTokenizer.from_pretrained(out)("ab")["input_ids"] == byte_tokenizer()("ab")["input_ids"]
+
+    fresh = preferences(50, seed=1)
+    prompts, chosen, rejected = ([pair[part] for pair in fresh] for part in range(3))
+    reward = load_reward(str(out), torch.device("cpu"))
+    margins = torch.tensor(reward(prompts, chosen)) - torch.tensor(reward(prompts, rejected))
+    assert (margins > 0).float().mean() >= 0.95
+
+
+def test_a_process_prints_one_line_to_stdout_and_no_noise_to_stderr(base: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "preference.json", CHINESE, key="question")  # JSON Lines named .json
+    command = [sys.executable, "-m", "ppo_unified", "reward-model", "--device", "cpu", "--epochs", "2"]
+    where = ["--model", str(base), "--data", str(data), "--out", str(tmp_path / "out")]
+    process = subprocess.run([*command, *where], capture_output=True, text=True, check=True)
+    assert len(process.stdout.splitlines()) == 1
+    assert "accuracy" in process.stdout
+    assert "2 training pairs" in process.stdout
+    *progress, note = process.stderr.splitlines()
+    assert note == "too few pairs to hold out 10% of them: the accuracy below is on the training pairs themselves"
+    assert all(re.fullmatch(r"step \d of 2 \| loss .* \| accuracy .*", line) for line in progress)  # on a slow machine
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(base: Path, tmp_path: Path) -> None:
+    pairs = preferences(20)
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        train(pairs, base, tmp_path / name, seed=seed)
+    one, two, three = (weights(tmp_path / name) for name in ("one", "two", "three"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["score.weight"], three["score.weight"])
+
+
+@pytest.mark.parametrize("pad", [None, EOS])
+@pytest.mark.parametrize("appends_eos", [False, True])
+def test_a_padded_batch_is_scored_at_each_texts_last_token(tmp_path: Path, pad: str | None, appends_eos: bool) -> None:
+    """Also where pad = EOS and every text ends with EOS, which transformers then takes for padding."""
+    tokenizer = byte_tokenizer(pad, appends_eos)
+    torch.manual_seed(0)
+    base = saved(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    train(preferences(20), base, tmp_path / "out")
+
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    texts = AutoTokenizer.from_pretrained(tmp_path / "out")(["a", "abc", "hello there"])["input_ids"]
+    fill = model.config.pad_token_id
+    assert fill not in {ids[-1] for ids in texts}
+    longest = max(map(len, texts))
+    padded = torch.tensor([ids + [fill] * (longest - len(ids)) for ids in texts])
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in texts])
+    with torch.no_grad():
+        together = model(input_ids=padded, attention_mask=mask).logits[:, 0]
+        hidden = [model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1] for ids in texts]
+        alone = model.score(torch.stack(hidden))[:, 0]
+    torch.testing.assert_close(together, alone)
+
+
+def test_an_ordinary_token_never_becomes_a_special_one(tmp_path: Path) -> None:
+    """Every special token ends a text here, so padding takes a byte; the saved tokenizer still reads that byte."""
+    tokenizer = byte_tokenizer(appends_eos=True)
+    torch.manual_seed(0)
+    base = saved(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    train(preferences(10), base, tmp_path / "out")
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert after.all_special_tokens == [EOS]
+    every_byte = "".join(map(chr, range(33, 127)))
+    assert after(every_byte)["input_ids"] == tokenizer(every_byte)["input_ids"]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_other_families_train_too(tmp_path: Path, rank: int) -> None:
+    """GPT-2: tied embeddings, layers whose weights lie the other way round."""
+    tokenizer = byte_tokenizer(pad=EOS)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    base = saved(tmp_path / "base", GPT2LMHeadModel(config), tokenizer)
+    outcome = train(preferences(80), base, tmp_path / "out", lora_rank=rank, epochs=8)
+    assert outcome.max_length == 64
+    assert outcome.accuracy >= 0.8
+
+
+def test_a_scoring_model_is_trained_further_with_its_own_head(base: Path, tmp_path: Path) -> None:
+    pairs = preferences(20)
+    train(pairs, base, tmp_path / "first", epochs=2)
+    train(pairs, tmp_path / "first", tmp_path / "second", lr=1e-12)
+    first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert all(torch.allclose(first[key], second[key], atol=1e-8) for key in first)
+
+
+def test_a_new_head_starts_as_the_literature_says(base: Path, tmp_path: Path) -> None:
+    head = nn.Linear(9999, 1)
+    train_reward_model._initialize(head)
+    assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    assert float(head.bias.detach()) == 0
+    train(preferences(4), base, tmp_path / "out", lr=1e-12)
+    assert float(weights(tmp_path / "out")["score.weight"].std()) == pytest.approx(33**-0.5, rel=0.4)
+
+
+def test_held_out_prompts_are_never_trained_on() -> None:
+    for seed in range(20):
+        draw = random.Random(seed)
+        pairs = [Pair(str(draw.randrange(30)), "a", str(index)) for index in range(100)]
+        held = train_reward_model._held_out(pairs, 0.2, seed)
+        assert FEWEST_HELD_OUT <= len(held) <= 20
+        inside = {pairs[index].prompt for index in held}
+        assert not inside & {pair.prompt for index, pair in enumerate(pairs) if index not in held}
+
+
+def test_pairs_of_one_prompt_are_held_out_one_by_one_and_too_few_not_at_all() -> None:
+    assert len(train_reward_model._held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
+    assert not train_reward_model._held_out(preferences(10), 0.1, 0)
+    assert not train_reward_model._held_out(preferences(100), 0.0, 0)
+    assert len(train_reward_model._held_out(preferences(6), 0.999, 0)) == 5
+
+
+def test_no_use_is_reported_to_anyone(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(trl.trainer.base_trainer, "send_telemetry", lambda *_, **__: pytest.fail("sent"))
+    train(preferences(4), base, tmp_path / "out")
+
+
+def test_longer_pairs_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+    pairs = [*preferences(8), Pair("long: ", "x" * 60, "y"), Pair("long: ", "x", "y" * 60)]
+    outcome = train(pairs, base, tmp_path / "out", max_length=50)
+    assert (outcome.trained, outcome.left_out, outcome.max_length) == (8, 2, 50)
+
+
+def two_labels(folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    return saved(folder, LlamaForSequenceClassification(llama(len(tokenizer), num_labels=2)), tokenizer)
+
+
+def small_model(folder: Path) -> Path:
+    return saved(folder, LlamaForCausalLM(llama(200)), byte_tokenizer())
+
+
+def torn_model(folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    saved(folder, LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    kept = weights(folder)
+    del kept["model.layers.1.mlp.up_proj.weight"]
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (two_labels, "2 labels"),
+        (small_model, "ids up to 256, the model 200 embeddings"),
+        (torn_model, "lacks weights of the model (model.layers.1.mlp.up_proj)"),
+        (lambda folder: folder / "nowhere", "there is no such folder"),
+    ],
+)
+def test_a_model_that_will_not_do_is_refused_in_one_line(
+    tmp_path: Path, make: Callable[[Path], Path], says: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        train(preferences(4), make(tmp_path / "base"), tmp_path / "out")
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_diverges_is_stopped(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the loss became .* in step \d+; lower --lr"):
+        train(preferences(64), base, tmp_path / "out", lr=1e30)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--batch", "0"], "--batch 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--lr", "nan"], "--lr nan"),
+        (["--lr", "-1"], "--lr -1"),
+        (["--eval-share", "1"], "--eval-share 1"),
+        (["--max-length", "3"], "--max-length 3: every pair is longer; the shortest has"),
+        (["--max-length", "1000"], "reads at most 128 tokens"),
+        (["--data", "nowhere.json"], "nowhere.json: no such file"),
+    ],
+)
+def test_options_that_will_not_do_are_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", preferences(4))
+    where = ["--model", str(base), "--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["reward-model", *where, *options]) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not printed.out
+
+
+def test_only_an_earlier_output_is_replaced(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write(tmp_path / "pairs.jsonl", preferences(4)), tmp_path / "out"
+    command = ["reward-model", "--model", str(base), "--data", str(data), "--out", str(out), "--device", "cpu"]
+    assert main(command) == 0
+    before = (out / "model.safetensors").read_bytes()
+    assert main([*command, "--seed", "1"]) == 0
+    assert (out / "model.safetensors").read_bytes() != before
+    (out / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "holds something else already (notes.txt)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["trl", "datasets"])
+def test_without_the_extra_its_pip_command_is_named(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", preferences(4))
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["reward-model", "--model", str(base), "--data", str(data), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert f"needs {package}: pip install 'ppo-unified[trl]'" in message
+    assert len(message.splitlines()) == 1

@@ -1,0 +1,245 @@
+"""`prove`: it holds for what stands here, and for nothing that is broken in a way that matters."""
+# ruff: noqa: E501 - the table reads best with one line a mutant
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+from envs.llm.kl import token_rewards
+from envs.prove import TOLERANCE, prove
+from envs.token_mdp import TokenMDP, read
+from ppo_unified.cli import main
+from ppo_unified.engine.ppo import gae
+from ppo_unified.engine.rollout import Rollout
+from tests.mutants import Mutant, copy_project, run_python
+
+ADAPTER, SAMPLED, KL = "envs/llm/adapter.py", "envs/llm/generate.py", "envs/llm/kl.py"
+VECTOR, PPO = "envs/gym/vector.py", "ppo_unified/engine/ppo.py"
+MUTANTS = {  # and a quantity that gives each away
+    Mutant("mask: with the prompt's last token", SAMPLED, "self.prompt_lengths[:, None] - 1)", "self.prompt_lengths[:, None] - 2)"): "steps",
+    Mutant("mask: without the last token", SAMPLED, "self.lengths[:, None] - 1)", "self.lengths[:, None] - 2)"): "steps",
+    Mutant("bootstrap: a value after the end", ADAPTER, "torch.where(last, 0.0, values.roll(-1, 1))", "torch.where(last, values, values.roll(-1, 1))"): "next_values",
+    Mutant("bootstrap: the step's own value", ADAPTER, "torch.where(last, 0.0, values.roll(-1, 1))", "torch.where(last, 0.0, values)"): "next_values",
+    Mutant("kl reward: sign", KL, "-coef * kl", "coef * kl"): "rewards",
+    Mutant("kl reward: one step late", KL, "-coef * kl", "-coef * kl.roll(1, 1)"): "rewards",
+    Mutant("score: one token early", KL, "last_steps(mask)] += scores", "last_steps(mask) - 1] += scores"): "rewards",
+    Mutant("alignment: actions are the states' own tokens", ADAPTER, "actions=responses.tokens[:, 1:]", "actions=responses.tokens[:, :-1]"): "steps",
+    Mutant("alignment: old log-probs of those", ADAPTER, "tokens[:, 1 : longest + 1]", "tokens[:, :longest]"): "logprobs",
+    Mutant("alignment: values after the token", ADAPTER, "values=values,", "values=values.roll(-1, 1),"): "values",
+    Mutant("alignment: the update reads other columns", ADAPTER, '"chosen": mask}', '"chosen": mask.roll(-1, 1)}'): "gradient: policy",
+    Mutant("gymnasium: a value after termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"): "next_values",
+    Mutant("gymnasium: reset columns are steps", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"): "steps",
+    Mutant("engine: no trace", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"): "advantages, by their definition",
+    Mutant("engine: sign of the objective", PPO, "    return -gain\n", "    return gain\n"): "policy gradient, exact",
+}  # fmt: skip
+ALWAYS = {  # the others are tried by `make exhaustive`
+    "mask: with the prompt's last token",
+    "kl reward: sign",
+    "engine: sign of the objective",
+}
+# Imports what takes long once, and forks for every folder: each child finds this project's packages in its own folder.
+PROVE_IN_EACH = """
+import os, runpy, sys
+import gymnasium, pydantic, tokenizers, transformers
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
+for folder in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        sys.argv[1:] = ["prove", "--json"]
+        sys.stdout = open("proof.json", "w")
+        runpy.run_module("ppo_unified", run_name="__main__")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+Outcomes = dict[str, tuple[int, dict[str, Any]]]  # a mutant's name -> exit code and JSON of `prove`
+
+
+def one_of_many(mutant: Mutant, exhaustive: bool) -> Any:
+    return pytest.param(mutant, id=mutant.name, marks=[pytest.mark.exhaustive] if exhaustive else [])
+
+
+def broken(mutant: Mutant, folder: Path) -> Path:
+    """A copy of the packages with one thing broken."""
+    copy_project(folder)
+    path = folder / mutant.file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.name}: its text stands {text.count(mutant.old)} times, not once"
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return folder
+
+
+def prove_in_each(folders: list[Path]) -> list[tuple[int, dict[str, Any]]]:
+    command = [sys.executable, "-c", PROVE_IN_EACH, *map(str, folders)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        command, cwd=folders[0].parent, env=environment, capture_output=True, text=True, check=True
+    )
+    proofs = [(folder / "proof.json").read_text(encoding="utf-8") for folder in folders]
+    assert all(proofs), process.stderr
+    return [(int(code), json.loads(proof)) for code, proof in zip(process.stdout.split(), proofs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """Of the mutants that were asked for, all proved together."""
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    mutants = list(dict.fromkeys(x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)))
+    folder = tmp_path_factory.mktemp("mutants")
+    folders = [broken(mutant, folder / str(number)) for number, mutant in enumerate(mutants)]
+    with ThreadPoolExecutor(2) as pool:
+        halves = pool.map(prove_in_each, (folders[0::2], folders[1::2]))
+    even, odd = halves
+    found = [(even, odd)[number % 2][number // 2] for number in range(len(folders))]
+    return {mutant.name: outcome for mutant, outcome in zip(mutants, found, strict=True)}
+
+
+@pytest.mark.parametrize("mutant", [one_of_many(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
+def test_what_is_broken_is_noticed_and_named(mutant: Mutant, outcomes: Outcomes) -> None:
+    code, document = outcomes[mutant.name]
+    assert code == 1
+    assert not document["ok"]
+    assert MUTANTS[mutant] in [check["quantity"] for check in document["checks"] if not check["ok"]]
+
+
+def test_an_unbroken_copy_proves_itself_as_a_command(tmp_path: Path) -> None:
+    """Otherwise the exit codes above would mean nothing."""
+    copy_project(tmp_path)
+    process = run_python(tmp_path, "-m", "ppo_unified", "prove")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "Both adapters give the engine the same numbers" in process.stdout
+    assert not process.stderr
+
+
+@pytest.mark.parametrize(("seed", "critic"), [(1, "independent"), (2, "shared")])
+def test_it_holds_for_other_weights_and_for_a_critic_on_the_shared_trunk(
+    seed: int, critic: Literal["independent", "shared"]
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        proof = prove(seed, critic)
+        assert torch.get_num_threads() == 2  # as its caller had set it
+    finally:
+        torch.set_num_threads(before)
+    assert [check for check in proof.checks if not check.ok] == []
+    assert all(proof.cases.values())
+
+
+def test_json_holds_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    checks = {check["quantity"]: check for check in document["checks"]}
+    assert document["ok"]
+    assert document["tolerance"] == TOLERANCE
+    assert checks["steps"]["largest"] > 20
+    needed = {"logprobs", "values", "rewards", "next_values", "advantages", "returns", "loss: total"}
+    assert needed | {"gradient: policy", "gradient: critic", "policy gradient, exact"} <= checks.keys()
+    for name in needed | {"gradient: policy", "gradient: critic"}:
+        assert checks[name]["largest"] > 0
+        assert checks[name]["difference"] <= TOLERANCE * max(1.0, checks[name]["largest"])
+
+
+# the environment
+
+
+def uniform(prefix: list[int]) -> np.ndarray:
+    return np.full(4, np.log(0.25))
+
+
+OPTIONS: dict[str, Any] = {
+    "prompts": [[0], [1, 2], [2, 0, 1]],
+    "vocabulary": 4,
+    "end_tokens": [3],
+    "max_new_tokens": 3,
+    "policy": uniform,
+    "reference": uniform,
+    "score": lambda prompt, response: float(10 * len(prompt) + len(response)),
+    "kl_coef": 0.1,
+}
+
+
+def test_gymnasium_accepts_the_environment() -> None:
+    """Warnings are errors here."""
+    check_env(TokenMDP(**OPTIONS), skip_render_check=True)
+    env = gym.make("envs.token_mdp:TokenMDP-v0", **OPTIONS)
+    check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_every_prompt_comes_once_before_any_comes_again() -> None:
+    env, seen = TokenMDP(**OPTIONS), []
+    for number in range(6):
+        prompt, response = read(env.reset(seed=7 if number == 0 else None)[0].tolist())
+        assert response == []
+        seen.append(prompt)
+    assert sorted(seen[:3]) == sorted(seen[3:]) == OPTIONS["prompts"]
+
+
+@pytest.mark.parametrize(("actions", "score"), [([0, 3], 12.0), ([3], 11.0), ([0, 1, 2], 13.0), ([0, 1, 3], 13.0)])
+def test_an_episode_ends_with_an_end_token_or_at_the_limit_and_is_scored_there(
+    actions: list[int], score: float
+) -> None:
+    env = TokenMDP(**OPTIONS | {"prompts": [[1]]})
+    env.reset(seed=0)
+    for number, action in enumerate(actions, 1):
+        obs, reward, terminated, truncated, _ = env.step(np.int64(action))
+        assert read(obs.tolist()) == ([1], actions[:number])
+        assert terminated == (number == len(actions))
+        assert reward == (score if terminated else 0.0)
+        assert not truncated
+
+
+def test_the_worked_rollout_comes_out_of_both_readings() -> None:
+    """DESIGN.md and docs/prove.md: "a b EOS" after a prompt of two tokens; beta = 0.1, score 1, lambda = 0.95."""
+    log_ratios = {2: 0.2, 3: -0.1, 4: 0.3}  # of the token after a prefix of that length
+    a, b, end = 0, 1, 2
+
+    def policy(prefix: list[int]) -> np.ndarray:
+        return uniform(prefix)[:3] + log_ratios[len(prefix)]
+
+    mdp = OPTIONS | {"prompts": [[a, b]], "vocabulary": 3, "end_tokens": [end], "policy": policy}
+    mdp |= {"reference": lambda prefix: uniform(prefix)[:3], "score": lambda prompt, response: 1.0}
+    env = TokenMDP(**mdp)
+    env.reset(seed=0)
+    stepped = [env.step(np.int64(token))[1] for token in (a, b, end)]
+    assert stepped == pytest.approx([-0.02, 0.01, 0.97])
+
+    mask = torch.tensor([[False, True, True, True]])
+    read_whole = token_rewards(torch.ones(1), torch.tensor([[9.0, 0.2, -0.1, 0.3]]), 0.1, mask)
+    assert read_whole[0].tolist() == pytest.approx([0.0, *stepped])
+
+    values = torch.tensor([[0.5, 0.6, 0.8]])
+    expected = [0.432925, 0.3715, 0.17]
+    assert advantages(torch.tensor([stepped]), values, mask[:, 1:])[0].tolist() == pytest.approx(expected)
+    padded = torch.cat([torch.full((1, 1), 9.0), values], 1)
+    assert advantages(read_whole, padded, mask)[0].tolist() == pytest.approx([0.0, *expected])
+
+
+def advantages(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """GAE with gamma = 1, lambda = 0.95 of one episode that ends in the last column."""
+    last = torch.arange(mask.shape[1]) == mask.shape[1] - 1
+    rollout = Rollout(
+        obs=torch.zeros(mask.shape),
+        actions=torch.zeros(mask.shape),
+        logprobs=torch.zeros(mask.shape),
+        values=values,
+        rewards=rewards,
+        next_values=torch.where(last, 0.0, values.roll(-1, 1)),
+        continues=mask & ~last,
+        mask=mask,
+        row_len=1,
+    )
+    return gae(rollout, 1.0, 0.95)

@@ -1,0 +1,157 @@
+"""A run folder that fills up, comes back, or goes away while a run trains in it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified.runs import samples
+from ppo_unified.runs.best_effort import FolderLost, open_log
+from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.launch import StopRequest, Tee, prepare
+from ppo_unified.training.trainer import train_in
+from tests.sequences import configured, sequences
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from ppo_unified.runs.events import EventReader, EventWriter
+folder = Path(sys.argv[1])
+writer = EventWriter(folder)
+refused, size = 0, 3000
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+for step in range(200):
+    if step == 150:
+        reader = EventReader(folder)
+        reader.poll()
+        assert not reader.damage and max(reader.series["a"].steps) < 149
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        writer.scalars(step, {"a": step})
+    except OSError:
+        refused += 1
+writer.close()
+print(refused)
+"""
+
+
+def test_an_event_file_that_meets_its_limit_in_a_record_stays_whole_and_catches_up(tmp_path: Path) -> None:
+    """The limit cuts a write short, as a full disk does."""
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout) < 150
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert not reader.damage
+    assert reader.series["a"].steps.tolist() == list(range(200))
+
+
+@pytest.mark.usefixtures("sequences")
+def test_a_full_disk_costs_a_run_nothing_but_what_it_could_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = [True]
+
+    def refusing(original: Any) -> Any:
+        def write(*arguments: Any) -> Any:
+            if full[0]:
+                raise FULL
+            return original(*arguments)
+
+        return write
+
+    monkeypatch.setattr("ppo_unified.training.trainer.HEARTBEAT_S", 0.0)
+    config = configured(eval={"every_steps": 80, "episodes": 2})
+    run = prepare(config, tmp_path, "a")
+    for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
+        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
+    monkeypatch.setattr(EventWriter, "_append", refusing(EventWriter._append))
+    monkeypatch.setattr(EventWriter, "hyperparameters", lambda self, options: None)
+    monkeypatch.setattr(EventWriter, "_write", starting_before(full, EventWriter._write))
+
+    def report(status: Status, metrics: dict[str, float]) -> None:
+        full[0] = status.iteration < 5
+
+    assert train_in(run, config, StopRequest(), report).state == "finished"
+    said = capsys.readouterr().err.splitlines()
+    for what in ("run.json", "the event file", "samples/"):
+        assert len([line for line in said if f"{what} cannot be written (No space left" in line]) == 1
+        assert len([line for line in said if f"{what} can be written again" in line]) == 1
+    reader = EventReader(run.path)
+    reader.poll()
+    assert len(reader.series["policy/kl"].steps) == 8  # what could not be written waited
+    assert samples.iterations(run) == [6, 8]
+
+
+def starting_before(full: list[bool], write: Any) -> Any:
+    """The first two records, which open an event file, are written while there is room."""
+    count = [0]
+
+    def writing(self: EventWriter, event: Any) -> None:
+        count[0] += 1
+        full[0], before = full[0] and count[0] > 2, full[0]
+        try:
+            write(self, event)
+        finally:
+            full[0] = before
+
+    return writing
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_removed_folder_ends_the_run_and_is_not_made_anew(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppo_unified.training.trainer.HEARTBEAT_S", 0.0)
+    config = configured(checkpoint={"every_s": 1e-6})
+    run = prepare(config, tmp_path, "a")
+
+    def report(status: Status, metrics: dict[str, float]) -> None:
+        if status.iteration == 2:
+            shutil.rmtree(run.path)
+            if replaced:
+                prepare(config, tmp_path, "a").release()
+
+    with pytest.raises(FolderLost, match="was removed or replaced while it trained"):
+        train_in(run, config, StopRequest(), report)
+    assert (run.path / "run.json").exists() == replaced
+    assert not run.checkpoints.exists()
+    if replaced:
+        assert run.read_status().state == "starting"  # another run's, left alone
+
+
+def test_a_log_on_a_full_disk_and_a_closed_terminal_raise_nothing(tmp_path: Path) -> None:
+    with open_log(Path("/dev/full")) as log:
+        print("lost", file=log, flush=True)
+
+    class Closed:
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with open_log(tmp_path / "log.txt") as log:
+        print("kept", file=Tee(Closed(), log))  # type: ignore[arg-type]
+    assert (tmp_path / "log.txt").read_text() == "kept\n"
+
+
+@pytest.mark.usefixtures("sequences")
+def test_a_clock_that_is_put_back_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(10**9, 0, -10_000))
+    run = prepare(configured(), tmp_path, "a")
+    monkeypatch.setattr("ppo_unified.training.trainer.time.time", lambda: float(next(now)))
+    speeds: list[float] = []
+    status = train_in(run, configured(), StopRequest(), lambda _, m: speeds.append(m["time/steps_per_second"]))
+    assert 0 < status.elapsed_s < 600
+    assert all(0 < speed < 1e7 for speed in speeds)

@@ -1,0 +1,162 @@
+"""Several processes at work on the same runs: whoever comes second is told so, and nothing is harmed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control, launch
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run, Status, all_runs
+
+LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
+SHORT = ("--total-steps", "1000", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "1")
+
+
+def begin(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    whole = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
+    return subprocess.Popen(whole, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run that a process of its own trains, through all tests of this file."""
+    run = control.start(["cartpole", "--name", "a", *LONG], tmp_path_factory.mktemp("concurrency") / "runs")
+    wait_for(lambda: run.read_status().step > 0)
+    yield run
+    if run.locked():
+        launch.stop(run, kill=True)
+
+
+def steps_grow(run: Run) -> None:
+    """The trainer is unharmed: it goes on, and says so."""
+    step = run.read_status().step
+    wait_for(lambda: run.read_status().step > step)
+    assert run.state(run.read_status()) == "running"
+
+
+def test_a_second_trainer_is_refused_and_the_first_goes_on(trained: Run) -> None:
+    pid = trained.read_status().pid
+    with begin("resume", "a", folder=trained.path.parents[1]) as second:
+        said = second.communicate()[1]
+    assert second.returncode == 2
+    assert said.startswith("runs/a: another process is training in this folder; stop it first")
+    assert len(said.splitlines()) == 1
+    assert trained.read_status().pid == pid
+    assert trained.read_status().resumes == []
+    steps_grow(trained)
+
+
+def test_a_run_in_training_is_neither_moved_nor_deleted_by_anybody(trained: Run) -> None:
+    folder = trained.path.parents[1]
+    attempts = [
+        begin(*command, folder=folder) for command in (("rename", "a", "b"), ("delete", "a", "--yes")) for _ in "12"
+    ]
+    said = [attempt.communicate()[1] for attempt in attempts]
+    assert [attempt.returncode for attempt in attempts] == [2] * 4
+    assert all("a is training; stop it before it is" in text for text in said)
+    assert [run.name for run, _ in all_runs(trained.path.parent)] == ["a"]
+    steps_grow(trained)
+
+
+def test_a_heartbeat_of_the_future_is_no_silence(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of whoever looks was set back: the trainer is as alive as before."""
+    status = trained.read_status()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now - 86_400)
+    assert trained.state(status) == "running"
+    with pytest.raises(UsageError, match="a is training"):
+        control.rename(trained, "b")
+
+
+def test_two_that_stop_a_run_at_once_both_see_it_stopped(trained: Run) -> None:
+    folder = trained.path.parents[1]
+    both = [begin("stop", "a", folder=folder) for _ in range(2)]
+    said = [one.communicate()[1] for one in both]
+    codes = sorted(one.returncode or 0 for one in both)
+    assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
+    assert trained.read_status().state == "stopped"
+    assert list(trained.checkpoints.iterdir())
+
+
+UPDATING = """
+import sys, time
+from pathlib import Path
+from ppo_unified.runs.launch import StopRequest
+from ppo_unified.runs.folder import Run
+run, stop = Run(Path(sys.argv[1])), StopRequest()
+run.acquire()
+status = run.read_status()
+with stop.installed():
+    stop.shown_in(run)
+    print("updating", flush=True)
+    while not (run.path / "updated").exists():  # run.json says `running` all the while
+        time.sleep(0.02)
+    status.state = "stopped" if stop else "running"
+    run.write_status(status)
+"""
+
+
+def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path) -> None:
+    """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    with subprocess.Popen([sys.executable, "-c", UPDATING, str(run.path)], stdout=subprocess.PIPE) as trainer:
+        run.write_status(Status(state="running", host=socket.gethostname(), pid=trainer.pid, heartbeat=time.time()))
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline()
+        assert not run.is_stopping()
+        with pytest.raises(UsageError, match="has not stopped within 0 s"):
+            launch.stop(run, kill=False, patience_s=0.0)
+        wait_for(run.is_stopping)
+        time.sleep(launch.SAME_REQUEST_S + 0.1)
+        assert run.read_status().state == "running"
+        again = begin("stop", "a", "--runs", str(tmp_path), folder=tmp_path)
+        time.sleep(1.0)
+        (run.path / "updated").touch()
+        assert "a is stopped" in again.communicate()[1]
+    assert trainer.returncode == 0
+    assert not run.is_stopping()
+
+
+def test_of_two_that_resume_a_run_at_once_one_trains(trained: Run) -> None:
+    step = trained.read_status().step
+    both = [begin("resume", "a", "--total-steps", str(step + 1500), folder=trained.path.parents[1]) for _ in range(2)]
+    said = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode or 0 for one in both) == [0, 2], said
+    status = trained.read_status()
+    assert status.state == "finished"
+    assert len(status.resumes) == 1
+    reader = EventReader(trained.path)
+    reader.poll()
+    steps = reader.series["policy/kl"].steps.tolist()
+    assert steps == sorted(set(steps))
+
+
+def test_two_that_start_at_once_get_folders_of_their_own_also_if_one_is_killed(tmp_path: Path) -> None:
+    both = [begin("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
+    wait_for(lambda: len(list(all_runs(tmp_path / "runs"))) == 2)
+    both[0].send_signal(signal.SIGKILL)
+    said = [one.communicate()[1] for one in both]
+    assert both[1].returncode == 0, said
+    with begin("runs", "--json", folder=tmp_path) as listing:
+        rows = json.loads(listing.communicate()[0])
+    assert {row["name"] for row in rows} == {"cartpole-s1", "cartpole-s1-2"}
+    states = {row["pid"]: row["shown_state"] for row in rows}
+    assert states == {both[0].pid: "crashed", both[1].pid: "finished"}

@@ -1,0 +1,389 @@
+"""Starting, resuming, renaming, deleting and annotating runs, with real trainers where processes are the point."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified import load_preset
+from ppo_unified.cli import main
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control, launch
+from ppo_unified.runs.folder import Run, Status
+
+QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
+LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def made(runs: Path, name: str = "a", **changes: object) -> Run:
+    """A run folder as a trainer leaves it."""
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    status = Status(
+        name=name, preset="cartpole", kind="gym", state="finished", step=1500, started=1e9, heartbeat=1e9 + 9
+    )
+    for key, value in changes.items():
+        setattr(status, key, value)
+    run.write_status(status)
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[Run]:
+    """A run that a process of its own trains."""
+    run = control.start(["cartpole", "--name", "a", *LONG], tmp_path / "runs")
+    yield run
+    if run.locked():
+        launch.stop(run, kill=True)
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Run]:
+    """A run whose lock another process holds."""
+    run = made(tmp_path, state="running", host=socket.gethostname())
+    code = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run"
+    code += "; run = Run(Path(sys.argv[1])); run.acquire(); input()"
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE) as holder:
+        wait_for(run.locked)
+        yield run
+        holder.kill()
+
+
+def test_a_started_run_is_known_before_it_trains_and_trains_when_it_is_returned(tmp_path: Path) -> None:
+    seen: list[tuple[Run, str]] = []
+    run = control.start(
+        ["cartpole", *QUICK], tmp_path / "runs", begun=lambda run: seen.append((run, run.read_status().state))
+    )
+    assert [found.path for found, _ in seen] == [run.path] == [tmp_path / "runs" / "cartpole-s1"]
+    assert seen[0][1] == "starting"
+    assert run.read_status().state in ("running", "finished")
+    wait_for(lambda: run.read_status().state == "finished")
+    assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)}\n"
+
+
+def test_two_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    found: list[Run] = []
+    both = [
+        threading.Thread(target=lambda: found.append(control.start(["cartpole", *QUICK], tmp_path))) for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert {run.name for run in found} == {"cartpole-s1", "cartpole-s1-2"}
+    wait_for(lambda: all(run.read_status().state == "finished" for run in found))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["cartpol"], "did you mean 'cartpole'"),
+        (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
+        (["cartpole", "--name", "../out"], "it names a folder inside the runs folder"),
+        (["cartpole", "--device", "cuda"], "torch sees no GPU"),  # refused after the folder was made
+    ],
+)
+def test_a_refusal_is_told_and_leaves_no_folder(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match=says):
+        control.start(arguments, tmp_path / "runs")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_run_that_breaks_at_once_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import gymnasium as gym\nclass Bad(gym.Env):\n"
+    code += " observation_space = gym.spaces.Box(-1, 1, (2,))\n action_space = gym.spaces.Discrete(2)\n"
+    code += " def reset(self, *, seed=None, options=None): raise OverflowError('the bridge fell down')\n"
+    (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', entry_point=Bad)\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(UsageError, match=r"a failed: .*the bridge fell down.*log\.txt"):
+        control.start(["bad:Bad-v0", "--name", "a"], tmp_path / "runs")
+    assert Run(tmp_path / "runs" / "a").read_status().state == "failed"
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, trained: Run) -> None:
+    wait_for(lambda: trained.read_status().step > 0)
+    with pytest.raises(UsageError, match="another process is training in this folder"):
+        control.resume(trained)
+    assert launch.stop(trained, kill=False) == "stopped"
+    step = trained.read_status().step
+    control.resume(trained, f"--total-steps={step + 1000}")
+    wait_for(lambda: trained.read_status().state == "finished")
+    assert trained.read_status().step >= step + 1000
+    with pytest.raises(UsageError, match="train it further with --total-steps"):
+        control.resume(trained)
+    story = [(event.what, event.step) for event in control.events_of(trained, trained.read_status())]
+    assert story[:2] == [("started", 0), ("resumed", step)]
+    assert story[-1] == ("finished", trained.read_status().step)
+
+
+def test_a_dead_trainer_does_not_stay_as_a_zombie_of_whoever_started_it(trained: Run) -> None:
+    pid = trained.read_status().pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not Path("/proc", str(pid)).exists())
+
+
+def test_renaming_moves_folder_and_name(tmp_path: Path) -> None:
+    renamed = control.rename(made(tmp_path), "b c")
+    assert renamed.path == tmp_path / "b c"
+    assert renamed.read_status().name == "b c"
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("../b", "it names a folder"),
+        ("latest", "the newest run"),
+        ("taken", "exists already"),
+        ("link", "exists already"),
+    ],
+)
+def test_a_name_that_does_not_do_is_refused(name: str, says: str, tmp_path: Path) -> None:
+    run = made(tmp_path)
+    (tmp_path / "taken").mkdir()  # an empty folder, which the system would let a rename replace
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=says):
+        control.rename(run, name)
+    assert run.read_status().name == "a"
+
+
+def test_a_run_in_training_is_neither_renamed_nor_deleted(held: Run) -> None:
+    for work in (lambda: control.rename(held, "b"), lambda: control.delete(held)):
+        with pytest.raises(UsageError, match="a is training; stop it before"):
+            work()
+    assert held.read_status().name == "a"
+
+
+def test_a_run_that_another_machine_trains_is_left_alone_while_its_heart_beats(tmp_path: Path) -> None:
+    run = made(tmp_path, state="running", host="elsewhere", heartbeat=time.time())
+    with pytest.raises(UsageError, match="training on elsewhere"):
+        control.delete(run)
+    run.write_status(Status(name="a", state="running", host="elsewhere", heartbeat=time.time() - 1000))
+    control.delete(run)
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize("status", ["", '{"name": 1', '{"state": "starting"}'])
+def test_a_partly_written_run_is_deleted(status: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    (run.path / "checkpoints" / ".half").mkdir(parents=True)
+    (run.path / "run.json").write_text(status, encoding="utf-8")
+    control.delete(run)
+    assert not run.path.exists()
+
+
+def test_only_a_run_is_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("words", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"holds no run\.json"):
+        control.delete(Run(tmp_path / "thesis"))
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_links_are_never_followed(tmp_path: Path) -> None:
+    target = made(tmp_path / "elsewhere")
+    link = Run(tmp_path / "link")
+    link.path.symlink_to(target.path)
+    renamed = control.rename(link, "other")
+    assert renamed.path.is_symlink()
+    assert target.read_status().name == "a"
+    control.delete(renamed)
+    assert not os.path.lexists(renamed.path)
+    assert target.read_status().name == "a"
+    outside = tmp_path / "kept.txt"
+    outside.write_text("kept", encoding="utf-8")
+    (target.path / "samples").symlink_to(tmp_path)
+    (target.path / "log.txt").symlink_to(outside)
+    control.delete(target)
+    assert outside.read_text() == "kept"
+
+
+def test_what_cannot_be_deleted_can_be_deleted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path)
+    (run.path / "checkpoints").mkdir()
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", "checkpoints")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        with pytest.raises(UsageError, match="checkpoints: cannot be deleted"):
+            control.delete(run)
+    control.delete(run)
+    assert not run.path.exists()
+
+
+def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path, state="stopped")
+    run.checkpoints.mkdir()
+    seen: list[str] = []
+    real = shutil.rmtree
+    look = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run, all_runs"
+    look += "; found = next(Path(sys.argv[1]).iterdir())"
+    look += "; print(found.name, Run(found).locked(), *all_runs(found.parent))"
+
+    def looked(path: Any) -> None:
+        seen.append(subprocess.check_output([sys.executable, "-c", look, str(tmp_path)], text=True))
+        real(path)
+
+    monkeypatch.setattr(shutil, "rmtree", looked)
+    control.delete(run)
+    assert not list(tmp_path.iterdir())
+    name, locked = seen[0].split()
+    assert name.startswith(".")
+    assert locked == "True"
+
+
+def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+    """What Python makes of bytes on a command line that are not UTF-8."""
+    run = made(tmp_path)
+    control.write_note(run, "before")
+    there = sorted(os.listdir(run.path))
+    with pytest.raises(UsageError, match="no UTF-8 text"):
+        control.write_note(run, os.fsdecode(b"caf\xe9"))
+    assert control.read_note(run) == "before"
+    assert sorted(os.listdir(run.path)) == there
+
+
+@pytest.mark.parametrize("told", ["x", "57", "-1", "1", "9" * 30])
+def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
+    tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in the environment; what it starts does not even see it."""
+    monkeypatch.setenv(launch.DETACHED, told)
+    launch.detached.cache_clear()
+    run = launch.prepare(load_preset("cartpole"), tmp_path)
+    assert launch.DETACHED not in os.environ
+    with launch.logged(run):
+        print("for people")
+    assert capsys.readouterr().out == "for people\n"
+    launch.discard(run)
+    assert not run.path.exists()
+
+
+def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
+    run = launch.prepare(
+        load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]
+    )
+    assert run.command.read_bytes() == b"ppo-unified train 'r\xe9sum\xe9.toml'\n"
+    run.release()
+
+
+def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    assert control.read_note(run) == ""
+    control.write_note(run, "  lr too high ✗ ")
+    assert control.read_note(run) == "lr too high ✗"
+    control.write_note(run, "")
+    assert not run.note.exists()
+    control.write_note(run, " ")
+    assert [path.name for path in run.path.iterdir()] == ["run.json"]
+
+
+def test_a_runs_story_is_in_order(tmp_path: Path) -> None:
+    resumes = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
+    run = made(tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3)
+    story = control.events_of(run, run.read_status())
+    assert [event.what for event in story] == [
+        "started",
+        "resumed",
+        "resumed",
+        "resumed",
+        "best score",
+        "solved",
+        "finished",
+    ]
+    assert story[0][:2] == (1e9, 0)
+    assert "seed 3" in story[0].text
+    assert (story[-1].time, story[-1].step, story[-1].text) == (1e9 + 9, 1500, "solved")
+    steps = [event.step for event in story if event.step is not None]
+    assert steps == sorted(steps)
+
+
+def test_the_traceback_of_a_failure_is_told_whole(tmp_path: Path) -> None:
+    traceback = "Traceback (most recent call last):\n  File x\nOverflowError: fell\n"
+    run = made(tmp_path, state="failed", reason="OverflowError: fell", traceback=traceback)
+    last = control.events_of(run, run.read_status())[-1]
+    assert last.what == "failed"
+    assert last.text == "OverflowError: fell\n" + traceback.rstrip()
+
+
+def test_a_crash_tells_the_end_of_the_log(tmp_path: Path) -> None:
+    run = made(tmp_path, state="running", host=socket.gethostname())
+    run.log.write_text("".join(f"line {i}\n" for i in range(5000)), encoding="utf-8")
+    last = control.events_of(run, run.read_status())[-1]
+    assert last.what == "crashed"
+    assert last.text.splitlines()[-1] == "line 4999"
+    assert len(last.text.splitlines()) < 30
+
+
+def test_the_same_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path)
+    where = ["--runs", str(tmp_path)]
+    assert main(["rename", "a", "b", *where]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'b'}\n"
+    assert main(["note", "b", "good\x1b[2J", *where]) == main(["note", "b", *where]) == 0
+    assert capsys.readouterr().out == "good\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert main(["delete", "b", *where]) == 2
+    assert "add --yes" in capsys.readouterr().err
+    assert main(["delete", "b", "--yes", *where]) == 0
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_run_can_be_resumed_while_its_trainer_is_still_leaving(tmp_path: Path) -> None:
+    """It has written that it stopped, and holds the lock a moment longer."""
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    run.write_status(Status(name="a", state="stopped", step=7))
+    holder = f"""
+import sys, time
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+Run(Path({str(run.path)!r})).acquire()
+print("held", flush=True)
+time.sleep(0.5)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert launch.reopen(run).step == 7
+    run.release()
+
+
+def test_the_story_of_a_resume_says_what_changed_and_what_did_not_go_on_exactly(tmp_path: Path) -> None:
+    entries = [
+        {"time": 1.0, "step": 10, "from_state": "stopped", "restored": "exact"},
+        {"time": 2.0, "step": 20, "from_state": "running", "restored": "episodes restarted: why"},
+        {"time": 3.0, "step": 30, "from_state": "stopped", "restored": "exact", "changed": {"optim.lr": [0.1, 0.2]}},
+    ]
+    run = Run(tmp_path / "a")
+    status = Status(name="a", state="stopped", resumes=entries)
+    told = [event.text for event in control.events_of(run, status) if event.what == "resumed"]
+    assert told[0] == "it had stopped"
+    assert told[1] == "without a word before\nnot exactly: episodes restarted: why"
+    assert told[2] == "it had stopped\noptim.lr: 0.1 -> 0.2"

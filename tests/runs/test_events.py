@@ -1,0 +1,672 @@
+"""Event files: TensorBoard reads what we write, we read what its writers write; damage is skipped and said."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from ppo_unified.runs import events
+from ppo_unified.runs.events import PREFIX, EventReader, EventWriter, _masked_crc, as_table
+
+Points = dict[str, list[tuple[int, str]]]
+
+
+def logged(seed: int = 0, steps: range = range(10, 130, 10)) -> list[tuple[int, dict[str, float]]]:
+    """Iterations as a trainer logs them: one tag every time, one now and then, one with every odd float."""
+    rng = np.random.default_rng(seed)
+    odd = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, 3.4e38, -1.5, 1e-7, 0.1, 123456789.0, 7.0]
+    return [
+        (
+            step,
+            {"loss/value": float(rng.normal()), "odd": odd[k % len(odd)]}
+            | ({"eval/score": 1.0 * k} if k % 3 == 0 else {}),
+        )
+        for k, step in enumerate(steps)
+    ]
+
+
+def write(folder: Path, entries: list[tuple[int, dict[str, float]]], first_step: int = 0) -> Path:
+    """One event file of `entries`; its path."""
+    before = set(folder.glob("*"))
+    writer = EventWriter(folder, first_step)
+    for step, values in entries:
+        writer.scalars(step, values)
+    writer.close()
+    (path,) = set(folder.glob("*")) - before
+    return path
+
+
+def points(reader: EventReader) -> Points:
+    """Everything a reader holds, in values that compare equal (NaN is no number's equal, but its text is)."""
+    found: Points = {}
+    for tag, series in reader.series.items():
+        steps, walls, values = series.numpy()
+        assert len(steps) == len(walls) == len(values)
+        if len(steps):
+            found[tag] = list(zip(steps.tolist(), map(repr, values.tolist()), strict=True))
+    return found
+
+
+def read(folder: Path) -> Points:
+    reader = EventReader(folder)
+    reader.poll()
+    assert not reader.damage
+    return points(reader)
+
+
+def records(data: bytes) -> list[tuple[int, int]]:
+    """(start, end) of every record of an event file."""
+    found, position = [], 0
+    while position < len(data):
+        end = position + 12 + struct.unpack_from("<Q", data, position)[0] + 4
+        found.append((position, end))
+        position = end
+    return found
+
+
+def test_our_reader_and_tensorboards_read_the_same_from_our_files(tmp_path: Path) -> None:
+    write(tmp_path, logged())
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    reader = EventReader(tmp_path)
+    assert reader.poll()
+    assert set(accumulator.Tags()["scalars"]) == set(reader.series) == {"loss/value", "odd", "eval/score"}
+    for tag, series in reader.series.items():
+        theirs = accumulator.Scalars(tag)
+        steps, walls, values = series.numpy()
+        assert [x.step for x in theirs] == steps.tolist()
+        assert [x.wall_time for x in theirs] == walls.tolist()
+        np.testing.assert_array_equal(np.array([x.value for x in theirs], np.float32), values)
+    expected = np.array([values["odd"] for _, values in logged()], np.float32)
+    np.testing.assert_array_equal(reader.series["odd"].numpy()[2], expected)
+
+
+def test_tensorboard_reads_our_histograms_descriptions_and_hyperparameters(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    writer = EventWriter(tmp_path)
+    writer.hyperparameters({"seed": 1, "ppo.clip": 0.2, "policy.hidden": [64, 64], "optim.anneal": True})
+    dirty = np.r_[samples, np.array([np.nan, np.inf], np.float32)]
+    writer.scalars(5, {"policy/kl": 0.5}, {"histogram/ratios": dirty, "empty": np.empty(0), "all_nan": dirty[-2:-1]})
+    writer.close()
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    (histogram,) = accumulator.Histograms("histogram/ratios")
+    assert histogram.histogram_value.num == 1000
+    assert histogram.histogram_value.sum == pytest.approx(float(samples.sum()), rel=1e-3)
+    assert sum(histogram.histogram_value.bucket) == 1000
+    assert "KL(old || new)" in accumulator.SummaryMetadata("policy/kl").summary_description
+    assert "_hparams_/session_start_info" in accumulator.summary_metadata
+    assert read(tmp_path) == {"policy/kl": [(5, "0.5")]}  # nothing but scalars becomes a curve
+
+
+NASTY = [
+    "a|b | c",
+    "two\nlines\r\nand\tmore",
+    "![i](http://a/b.png) [l](javascript:alert(1)) <http://a.b>",
+    "<img src=x onerror=alert(1)> <b>bold</b> &lt;i&gt;",
+    "**bold** _it_ `code` # h ~~s~~ \\| \\\\",
+    "\x1b[31mred\x1b[0m \x00 \u202e \ud800",
+    "| --- | --- |",
+    "\u6e38\u620f \U0001f40d",
+    "",
+]
+
+
+def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for step in (3, 5):
+        writer.scalars(step, {"a": 1.0 * step})
+        writer.text(step, "eval/responses", as_table([{"response": "six", "score": step / 3}]))
+    writer.close()
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    assert accumulator.summary_metadata["eval/responses"].plugin_data.plugin_name == "text"
+    first, second = accumulator.Tensors("eval/responses")
+    assert (first.step, second.step) == (3, 5)
+    assert (second.tensor_proto.dtype, len(second.tensor_proto.tensor_shape.dim)) == (7, 0)  # DT_STRING, rank 0
+    (text,) = second.tensor_proto.string_val
+    assert text.decode() == "| response | score |\n| --- | --- |\n| six | 1&#46;66667 |"
+    assert read(tmp_path) == {"a": [(3, "3.0"), (5, "5.0")]}
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")  # TensorBoard's own copy
+@pytest.mark.parametrize("text", NASTY)
+def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
+    """TensorBoard's own rendering of the table holds one cell for each, and nothing but the text in it."""
+    from tensorboard.plugins.text.text_plugin import text_array_to_html
+
+    table = as_table([{"prompt": text, text or "none": 1.0}, {"prompt": "last"}])
+    html = text_array_to_html(np.array(table.encode("utf-8", "replace"), dtype=object), True)
+    rows = re.findall(r"<tr>\n(.*?)\n</tr>", html, re.S)
+    cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.S) for row in rows]
+    assert [len(row) for row in cells] == [2, 2, 2]
+    assert set(re.findall(r"</?(\w+)", html)) == {"table", "thead", "tbody", "tr", "th", "td"}
+    shown = unescape(cells[1][0])
+    assert shown.isprintable()
+    words = [word for word in re.split(r"[\s\x00-\x1f\u202e\ud800]+", text) if word]
+    assert all(word in shown for word in words)
+    assert "last" in cells[2][0]
+
+
+def test_a_long_cell_is_cut() -> None:
+    assert len(as_table([{"response": "x" * 10**6}])) < 3000
+
+
+@pytest.mark.parametrize("new_style", [False, True])
+def test_our_reader_reads_files_of_torchs_summary_writer(tmp_path: Path, new_style: bool) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path)
+    for step, values in logged():
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step, new_style=new_style)
+        writer.add_histogram("weights", np.arange(10.0), step)
+    writer.add_text("notes", "hello", 3)
+    writer.close()
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    write(ours, logged())
+    assert read(tmp_path) == read(ours)
+
+
+def test_a_torn_tail_waits_for_its_rest_wherever_it_is_torn(tmp_path: Path) -> None:
+    """A reader that sees a file grow byte by byte ends with what one that sees it whole ends with."""
+    data = write(tmp_path, logged(steps=range(1, 4))).read_bytes()
+    whole = read(tmp_path)
+    growing = tmp_path / "growing"
+    growing.mkdir()
+    path, reader = growing / f"{PREFIX}.1", EventReader(growing)
+    ends = {end for _, end in records(data)}
+    with open(path, "ab", buffering=0) as file:
+        for position, byte in enumerate(data):
+            file.write(bytes([byte]))
+            assert reader.poll() == (position + 1 in ends)
+    assert points(reader) == whole
+    assert not reader.damage
+
+
+def test_a_damaged_payload_costs_its_record_alone_and_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, logged(steps=range(1, 6)))
+    data, whole = path.read_bytes(), read(tmp_path)
+    start, end = records(data)[4]  # file version, START, then steps 1, 2, 3: this is step 3
+    for position in range(start + 12, end):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        assert points(reader) == {tag: [p for p in series if p[0] != 3] for tag, series in whole.items()}
+        assert reader.damage == {path.name: f"{path}: the record at byte {start} is damaged and was skipped"}
+
+
+def test_a_damaged_length_ends_its_file_and_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, logged(steps=range(1, 6)))
+    data, whole = path.read_bytes(), read(tmp_path)
+    start, _ = records(data)[4]
+    for position in range(start, start + 12):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x01]) + data[position + 1 :])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        assert points(reader) == {
+            tag: [p for p in series if p[0] < 3] for tag, series in whole.items() if series[0][0] < 3
+        }
+        assert list(reader.damage) == [path.name]
+        assert f"damaged at byte {start}; the rest of this file is not shown" in reader.damage[path.name]
+        with open(path, "ab") as file:
+            file.write(data[start:])
+        assert not reader.poll()  # what follows cannot be told from noise
+
+
+def test_damage_in_one_file_leaves_the_others_alone(tmp_path: Path) -> None:
+    broken = write(tmp_path, [(1, {"a": 1.0})])
+    broken.write_bytes(b"\xff" * 100)
+    write(tmp_path, [(1, {"b": 1.0})])
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert points(reader) == {"b": [(1, "1.0")]}
+    assert list(reader.damage) == [broken.name]
+
+
+def test_a_record_that_is_whole_but_no_event_is_skipped_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path, [(1, {"a": 1.0})])
+    noise = b"\xff\xff\xff not a protocol buffer"
+    length = struct.pack("<Q", len(noise))
+    with open(path, "ab") as file:
+        file.write(length + struct.pack("<I", _masked_crc(length)) + noise + struct.pack("<I", _masked_crc(noise)))
+        size = file.tell()
+    write(tmp_path, [(2, {"a": 2.0})], first_step=2)
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert points(reader) == {"a": [(1, "1.0"), (2, "2.0")]}
+    assert f"the record at byte {size - 16 - len(noise)} is damaged and was skipped" in reader.damage[path.name]
+
+
+def test_a_tensor_of_the_wrong_size_is_no_scalar(tmp_path: Path) -> None:
+    path = write(tmp_path, [(1, {"a": 1.0})])
+    event = Event(step=2)
+    for content in (b"", b"\0\0", b"\0\0\x80\x3f"):
+        value = event.summary.value.add(tag="tensor")
+        value.tensor.dtype, value.tensor.tensor_content = 1, content
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    with open(path, "ab") as file:
+        file.write(length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data)))
+    assert read(tmp_path) == {"a": [(1, "1.0")], "tensor": [(2, "1.0")]}
+
+
+@pytest.mark.parametrize("resume_at", [0, 1, 55, 60, 120, 500])
+@pytest.mark.parametrize("poll_between", [False, True])
+def test_a_resumed_run_reads_as_one_that_was_never_interrupted(
+    tmp_path: Path, resume_at: int, poll_between: bool
+) -> None:
+    """The second file's START cuts every tag from its step on, also tags that it never logs again."""
+    first, second = logged(seed=1), logged(seed=2, steps=range(resume_at, resume_at + 60, 10))
+    second = [(step, {tag: x for tag, x in values.items() if tag != "eval/score"}) for step, values in second]
+    reader = EventReader(tmp_path)
+    write(tmp_path, first)
+    if poll_between:
+        reader.poll()
+    write(tmp_path, second, first_step=resume_at)
+    reader.poll()
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    write(straight, [(step, values) for step, values in first if step < resume_at] + second)
+    assert points(reader) == read(straight)
+
+
+def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0})])
+    (tmp_path / f"{PREFIX}.of-another-program").touch()
+    monkeypatch.setattr("ppo_unified.runs.events.time.time", lambda: 1.0e9)
+    second = write(tmp_path, [(2, {"a": 2.5}), (3, {"a": 3.0})], first_step=2)
+    assert first.name < second.name
+    assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (3, "3.0")]}
+
+
+def test_other_programs_that_step_back_without_a_start_draw_one_curve_too(tmp_path: Path) -> None:
+    write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0}), (2, {"a": 2.5}), (4, {"a": 4.0})])
+    assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (4, "4.0")]}
+
+
+def test_restarts_whose_records_differ_in_length_are_taken_in_their_order(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    for restart, step in ((None, 90), (None, 250), (200, 260), (100, 110), (None, 300), (280, 290)):
+        if restart is not None:
+            writer._write(Event(wall_time=1.0, step=restart, session_log=SessionLog(status=SessionLog.START)))
+        writer.scalars(step, {"a": step, "b": step})
+    writer.close()
+    assert read(tmp_path) == {tag: [(step, f"{step}.0") for step in (90, 110, 290)] for tag in "ab"}
+
+
+def test_every_file_opens_with_a_version_and_a_start(tmp_path: Path) -> None:
+    data = write(tmp_path, [], first_step=77).read_bytes()
+    version, start = (Event.FromString(data[a + 12 : b - 4]) for a, b in records(data))
+    assert version.file_version == "brain.Event:2"
+    assert (start.session_log.status, start.step) == (SessionLog.START, 77)
+
+
+def test_zeros_at_the_end_are_a_tail_not_yet_written(tmp_path: Path) -> None:
+    """A file system may lengthen a file before its bytes arrive, or after a power cut leave it at that."""
+    path = write(tmp_path, logged())
+    data, whole = path.read_bytes(), read(tmp_path)
+    cut = records(data)[6][0]
+    for zeros in (1, 12, 1000):
+        path.write_bytes(data[:cut] + bytes(zeros))
+        reader = EventReader(tmp_path)
+        reader.poll()
+        assert max(reader.series["loss/value"].steps) == 40
+        assert not reader.poll()
+        path.write_bytes(data)
+        reader.poll()
+        assert points(reader) == whole
+        assert not reader.damage
+
+
+def test_an_empty_file_and_an_empty_folder_hold_nothing(tmp_path: Path) -> None:
+    reader = EventReader(tmp_path / "not there")
+    assert not reader.poll()
+    (tmp_path / f"{PREFIX}.1").touch()
+    reader = EventReader(tmp_path)
+    assert not reader.poll()
+    assert not reader.series
+    assert not reader.damage
+
+
+def test_a_file_that_vanishes_keeps_its_points_and_one_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, logged())
+    whole = read(tmp_path)
+    reader = EventReader(tmp_path)
+    reader.poll()
+    path.unlink()
+    assert not reader.poll()
+    assert points(reader) == whole
+    assert not reader.damage
+    path.symlink_to(tmp_path / "gone")  # listed, but gone when it is opened
+    assert not reader.poll()
+    assert "cannot be read (No such file or directory)" in reader.damage[path.name]
+
+
+def framed(event: Event) -> bytes:
+    data: bytes = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data))
+
+
+def one_by_one(folder: Path) -> Points:
+    """What the files of a folder say, by protobuf and lists alone: nothing is decoded together, nothing shared."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for path in sorted(folder.glob(f"*{PREFIX}*")):
+        data = path.read_bytes()
+        for start, end in records(data):
+            event = Event.FromString(data[start + 12 : end - 4])
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [p for p in series if p[0] < event.step] for tag, series in found.items()}
+            for value in event.summary.value:
+                number = events._number(value)
+                if number is not None:
+                    series = found.setdefault(value.tag, [])
+                    if series and event.step < series[-1][0]:
+                        series[:] = [p for p in series if p[0] < event.step]
+                    series.append((event.step, repr(float(np.float32(number)))))
+    return {tag: series for tag, series in found.items() if series}
+
+
+def random_file(folder: Path, seed: int, how: str) -> None:
+    """A file as some program could write it: tags that come and go, steps of all lengths, restarts, odd floats."""
+    rng = np.random.default_rng(seed)
+    tags = [f"{group}/{'x' * int(rng.integers(1, 5))}{k}" for group in ("loss", "eval") for k in range(4)]
+    step, entries = int(rng.choice([0, 1, 120, 16_000, 2**31 - 5, 2**62])), []
+    for _ in range(int(rng.integers(1, 300))):
+        step += int(rng.choice([0, 1, 1, 7, 64]))
+        if rng.random() < 0.02:
+            step = max(0, step - int(rng.integers(1, 200)))
+        chosen = tags if rng.random() < 0.7 else rng.permutation(tags)[: rng.integers(0, len(tags))].tolist()
+        floats = rng.normal(size=len(chosen)) * rng.choice([0.0, 1.0, 1e30, math.nan, math.inf])
+        entries.append((step, dict(zip(chosen, floats.tolist(), strict=True))))
+    WRITERS[how](folder, entries, rng)
+
+
+def write_ours(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    writer = EventWriter(folder, int(rng.integers(0, 3)))
+    for step, values in entries:
+        histograms = {"histogram/a": rng.normal(size=5)} if rng.random() < 0.1 else None
+        writer.scalars(step, values, histograms)
+        if rng.random() < 0.02:
+            writer.text(step, "text", "words")
+        if rng.random() < 0.02:
+            writer._write(Event(wall_time=1.0, step=max(0, step - 20), session_log=SessionLog(status=SessionLog.START)))
+    writer.close()
+
+
+def write_torch(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+    for step, values in entries:
+        for tag, value in values.items():
+            writer.add_scalar(tag, value, step, new_style=bool(rng.random() < 0.2))
+    writer.close()
+
+
+def write_tensorboard(folder: Path, entries: list[tuple[int, dict[str, float]]], rng: np.random.Generator) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, values in entries:
+        summary = Summary()
+        for tag, value in values.items():
+            if rng.random() < 0.1:
+                summary.value.add(tag=tag).tensor.CopyFrom(_tensor(value))
+            else:
+                summary.value.add(tag=tag, simple_value=value)
+        if rng.random() < 0.05 and values:
+            summary.value.add(tag=next(iter(values)), simple_value=1.0)  # the same tag twice
+        writer.add_event(Event(wall_time=float(rng.integers(0, 2)), step=step, summary=summary))
+    writer.close()
+
+
+def _tensor(value: float) -> object:
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    return make_tensor_proto(np.float32(value))
+
+
+WRITERS = {"ours": write_ours, "torch": write_torch, "tensorboard": write_tensorboard}
+
+
+@pytest.mark.parametrize("how", WRITERS)
+@pytest.mark.parametrize("seed", range(8))
+def test_records_decoded_together_say_what_each_says_alone(
+    tmp_path: Path, seed: int, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the file, the size of the blocks, and the time that a poll has."""
+    random_file(tmp_path, seed, how)
+    expected = one_by_one(tmp_path)
+    for block in (1 << 18, 3000, 1):
+        monkeypatch.setattr(events, "_BLOCK", block)
+        reader = EventReader(tmp_path)
+        reader.poll(0.0)
+        while reader.pending:
+            reader.poll(0.0)
+        assert points(reader) == expected
+        assert not reader.damage
+
+
+def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_path: Path) -> None:
+    """Fields twice, in another order, unknown, with numbers longer than need be; tags that are no UTF-8; floats at
+    every place: a reader of bytes must take none of them for what it knows."""
+    plain = Event(wall_time=1.5, step=300)
+    plain.summary.value.add(tag="a", simple_value=2.0)
+    plain.summary.value.add(tag="b", simple_value=3.0)
+    whole = plain.SerializeToString()
+    wall, step, summary = whole[:9], whole[9:12], whole[12:]
+    value = summary[2:12]
+    spelled = [
+        whole,
+        summary + step + wall,
+        whole + step.replace(b"\xac", b"\xad"),
+        wall + summary,
+        step + summary,
+        wall + step + b"\x2a\x8a\x00" + value,
+        wall + b"\x10\xac\x82\x00" + summary,
+        wall + b"\x10" + b"\xff" * 9 + b"\x01" + summary,
+        wall + step + summary + b"\x2a\x0a" + value,
+        wall + step + b"\x2a\x07\x0a\x05\x15\0\0\x80\x3f",
+        wall + step + b"\x2a\x0a\x0a\x08\x15\0\0\x80\x3f\x0a\x01a",
+        wall + step + summary.replace(b"a\x15", b"\xff\x15"),
+        wall + step + summary + b"\xf8\x07\x01",
+        wall + b"\x10\x05\x02" + summary,
+        whole[:-1],
+        b"",
+    ]
+    data = b""
+    for payload in [*spelled, *spelled]:
+        length = struct.pack("<Q", len(payload))
+        data += length + struct.pack("<I", _masked_crc(length)) + payload + struct.pack("<I", _masked_crc(payload))
+    (tmp_path / f"{PREFIX}.1").write_bytes(data)
+    reader = EventReader(tmp_path)
+    reader.poll()
+    readable = [p for start, end in records(data) if events._event(p := data[start + 12 : end - 4]) is not None]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
+    assert points(reader) == one_by_one(alone)
+    assert 2 * len(spelled) - len(readable) == 6
+    assert reader.damage
+
+
+def test_a_torn_file_completed_later_reads_as_if_it_was_never_torn(tmp_path: Path) -> None:
+    """Torn at every third byte, with every kind of record, of which several come at once when the file is whole."""
+    random_file(tmp_path, 3, "ours")
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    data = data[: records(data)[8][1]]
+    path.write_bytes(data)
+    expected = one_by_one(tmp_path)
+    for cut in range(0, len(data), 3):
+        path.unlink()
+        path.write_bytes(data[:cut])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        with open(path, "ab") as file:
+            file.write(data[cut:])
+        reader.poll()
+        assert points(reader) == expected
+        assert not reader.damage
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bits_cost_points_and_never_change_one(tmp_path: Path, seed: int) -> None:
+    random_file(tmp_path, seed, "tensorboard")
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    logged_ever = set()
+    for event in map(Event.FromString, _payloads(path)):
+        numbers = [(value.tag, events._number(value)) for value in event.summary.value]
+        logged_ever |= {(tag, event.step, repr(float(np.float32(x)))) for tag, x in numbers if x is not None}
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        place = int(rng.integers(len(data)))
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << int(rng.integers(8)))]) + data[place + 1 :])
+        reader = EventReader(tmp_path)
+        reader.poll()
+        assert list(reader.damage) == [path.name]
+        assert {(tag, *point) for tag, series in points(reader).items() for point in series} <= logged_ever
+
+
+@pytest.mark.parametrize("how", ["shrunk", "replaced"])
+def test_another_file_in_a_files_place_is_read_from_its_start(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path, [(step, {"old": 1.0, "both": 2.0}) for step in range(50)])
+    reader = EventReader(tmp_path)
+    reader.poll()
+    other = tmp_path / "other"
+    other.mkdir()
+    long = [(step, {"new": 1.0, "both": 3.0}) for step in range(1 if how == "shrunk" else 500)]
+    new = write(other, long)
+    if how == "shrunk":
+        path.write_bytes(new.read_bytes())
+    else:
+        new.replace(path)
+    assert reader.poll()
+    assert points(reader) == read(tmp_path)
+    assert set(points(reader)) == {"new", "both"}
+
+
+def test_a_longer_copy_in_a_files_place_is_read_on_where_it_was(tmp_path: Path) -> None:
+    """As rsync does: another inode, the same beginning."""
+    path = write(tmp_path, [(step, {"a": 1.0}) for step in range(50)])
+    reader = EventReader(tmp_path)
+    reader.poll()
+    copy = tmp_path / "copy"
+    more = framed(Event(step=50, summary=Event.FromString(_payloads(path)[-1]).summary))
+    copy.write_bytes(path.read_bytes() + more)
+    copy.replace(path)
+    held = reader.series["a"]
+    assert reader.poll()
+    assert reader.series["a"] is held
+    assert held.steps.tolist() == list(range(51))
+
+
+def _payloads(path: Path) -> list[bytes]:
+    data = path.read_bytes()
+    return [data[start + 12 : end - 4] for start, end in records(data)]
+
+
+def test_what_was_handed_out_never_changes(tmp_path: Path) -> None:
+    """Views of a series stay as they are while it grows, is cut and grows again, and cannot be written."""
+    rng = np.random.default_rng(0)
+    writer, reader, step = EventWriter(tmp_path), EventReader(tmp_path), 0
+    held = []
+    for number in range(300):
+        step = max(0, step - int(rng.integers(0, 30))) if rng.random() < 0.1 else step + 1
+        writer.scalars(step, {"a": number} | ({"b": number} if rng.random() < 0.5 else {}))
+        if rng.random() < 0.5:
+            reader.poll()
+            views = reader.series["a"].numpy()
+            held.append((views, [view.copy() for view in views]))
+    writer.close()
+    for views, copies in held:
+        for view, copy in zip(views, copies, strict=True):
+            np.testing.assert_array_equal(view, copy)
+            with pytest.raises(ValueError, match="read-only"):
+                view[:1] = 0
+    reader.poll()
+    assert points(reader) == one_by_one(tmp_path)
+
+
+def test_tags_that_are_logged_together_share_their_steps(tmp_path: Path) -> None:
+    """A million steps of 20 tags are 20 columns of values and one of steps, not 20."""
+    writer = EventWriter(tmp_path)
+    for step in range(1000):
+        writer.scalars(step, {f"tag/{k}": 1.0 * k for k in range(20)} | ({"eval/score": 1.0} if step % 7 == 0 else {}))
+    writer.close()
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert len({id(reader.series[f"tag/{k}"].table) for k in range(20)}) == 1
+    assert reader.nbytes < 2.5 * 1000 * (20 * 4 + 16)
+
+
+def test_a_poll_ends_when_its_time_is_up_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in (0, 2000):
+        write(tmp_path, [(step, {"a": 1.0, "b": 2.0}) for step in range(first, first + 2000)], first)
+    monkeypatch.setattr(events, "_BLOCK", 1 << 14)
+    reader, before, polls = EventReader(tmp_path), -1, 0
+    while not polls or reader.pending:
+        reader.poll(0.0)
+        polls += 1
+        now = len(reader.series["a"])
+        assert before < now <= before + 600 or not reader.pending  # every poll goes on, by a block
+        before = now
+    assert polls > 8
+    assert points(reader) == read(tmp_path)
+    assert not reader.poll(0.0)
+    assert not reader.pending
+
+
+def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.text(1, "long", "x" * 10**6)
+    writer.scalars(2, {"a": 1.0})
+    writer.close()
+    assert read(tmp_path) == {"a": [(2, "1.0")]}
+
+
+def test_a_folder_that_goes_while_it_is_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = write(folder, logged())
+    reader = EventReader(folder)
+    reader.poll()
+    monkeypatch.setattr(os, "listdir", lambda _: [path.name])
+    path.unlink()
+    folder.rmdir()
+    assert not reader.poll()
+    assert points(reader)
+
+
+def test_a_file_that_can_be_read_again_is_no_damage_any_more(tmp_path: Path) -> None:
+    path = tmp_path / f"{PREFIX}.1"
+    path.symlink_to(tmp_path / "later")
+    reader = EventReader(tmp_path)
+    reader.poll()
+    assert reader.damage
+    write(tmp_path, logged()).rename(tmp_path / "later")
+    assert reader.poll()
+    assert not reader.damage
+
+
+def test_folders_and_pipes_are_no_event_files(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}.folder").mkdir()
+    os.mkfifo(tmp_path / f"{PREFIX}.pipe")  # opening it would wait for ever
+    reader = EventReader(tmp_path)
+    assert not reader.poll()
+    assert not reader.damage

@@ -1,0 +1,381 @@
+"""The run directory under real processes: one trainer, told alive from dead; names that stay inside; whole files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import launch
+from ppo_unified.runs.folder import STALLED_S, Run, Status, all_runs, check_name, create, find, free_name
+
+HOLD = """
+import sys
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+run = Run(Path(sys.argv[1]))
+run.acquire()
+print("held", flush=True)
+sys.stdin.readline()
+"""
+HOLD_WITH_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+run = Run(Path(sys.argv[1]))
+run.acquire()
+worker = os.fork()
+if worker == 0:
+    signal.pause()
+print(worker, flush=True)
+sys.stdin.readline()
+"""
+ACQUIRE_OFTEN = """
+import sys
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+run = Run(Path(sys.argv[1]))
+print("go", flush=True)
+for _ in range(10_000):
+    run.acquire()
+    run.release()
+"""
+CREATE_OFTEN = """
+import json, sys
+from pathlib import Path
+from ppo_unified.runs.folder import create
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps([create(Path(sys.argv[1]), "", f"s{number}").name for number in range(500)]))
+"""
+WRITE_OFTEN = """
+import sys
+from pathlib import Path
+from ppo_unified.runs.folder import Run, Status
+run = Run(Path(sys.argv[1]))
+for number in range(600):
+    run.write_status(Status(step=number, reason="x" * (number % 2 * 20_000)))
+    if number == 0:
+        print("go", flush=True)
+"""
+
+
+@contextmanager
+def process(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A Python process running `code` on `folder`, ended with the block."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def line_from(child: subprocess.Popen[str]) -> str:
+    stream: IO[str] | None = child.stdout
+    assert stream is not None
+    return stream.readline().strip()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = create(tmp_path, "a", "")
+    made.write_status(Status(name="a", state="running", heartbeat=time.time()))
+    return made
+
+
+def test_the_lock_keeps_other_processes_out_while_its_holder_lives(run: Run) -> None:
+    assert not run.locked()
+    with process(HOLD, run.path) as child:
+        assert line_from(child) == "held"
+        assert run.locked()
+        with pytest.raises(UsageError, match="another process is training in this folder; stop it first"):
+            run.acquire()
+        assert run.locked()  # the refused attempt has not broken it
+        child.communicate("\n")
+        assert child.returncode == 0
+    assert not run.locked()
+    run.acquire()
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "another process is training" in second.stderr
+    run.release()
+    subprocess.run(command, input="\n", text=True, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
+    """Whatever run.json says of times: a clock that was set since makes every start time look wrong."""
+    with process(HOLD, run.path) as child, process("input()", run.path) as bystander:
+        assert line_from(child) == "held"
+        assert run.holder() == child.pid
+        named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
+        for pid in (bystander.pid, -1, 1 << 40):
+            run.write_status(replace(named, pid=pid))
+            with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
+                launch.stop(run, kill=True)
+        assert (child.poll(), bystander.poll()) == (None, None)
+        run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
+        assert launch.stop(run, kill=True) == "crashed"
+        assert child.wait() == -signal.SIGKILL
+        assert bystander.poll() is None
+    assert run.holder() is None
+
+
+def test_kill_9_frees_the_lock_also_when_a_forked_worker_survives(run: Run) -> None:
+    with process(HOLD_WITH_WORKER, run.path) as child:
+        worker = int(line_from(child))
+        try:
+            assert run.locked()
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            os.kill(worker, 0)  # alive
+            assert not run.locked()
+            run.acquire()
+            run.release()
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_asking_for_the_lock_never_takes_it(run: Run) -> None:
+    """While this process asks all the time, another acquires it 10,000 times and is never refused."""
+    with process(ACQUIRE_OFTEN, run.path) as child:
+        assert line_from(child) == "go"
+        while child.poll() is None:
+            run.locked()
+        assert child.returncode == 0
+
+
+def test_a_lock_file_that_cannot_be_opened_is_a_usage_error(run: Run) -> None:
+    (run.path / "run.lock").unlink()
+    (run.path / "run.lock").mkdir()
+    with pytest.raises(UsageError, match=r"run\.lock: cannot be locked \(Is a directory\)"):
+        run.acquire()
+
+
+def test_the_shown_state_follows_the_lock_and_the_heartbeat(run: Run) -> None:
+    fresh, old = time.time(), time.time() - STALLED_S - 1
+    for state in ("starting", "running", "stopping"):
+        assert run.state(Status(state=state, heartbeat=fresh)) == "crashed"
+    with process(HOLD, run.path) as child:
+        line_from(child)
+        for state in ("starting", "running", "stopping"):
+            assert run.state(Status(state=state, heartbeat=fresh)) == state
+            assert run.state(Status(state=state, heartbeat=old)) == "stalled"
+    for state in ("stopped", "finished", "failed"):
+        assert run.state(Status(state=state, heartbeat=old)) == state
+
+
+def test_readers_never_see_half_a_status(run: Run) -> None:
+    with process(WRITE_OFTEN, run.path) as child:
+        assert line_from(child) == "go"
+        while child.poll() is None:
+            status = run.read_status()
+            assert len(status.reason) == status.step % 2 * 20_000
+        assert child.returncode == 0
+    assert {path.name for path in run.path.iterdir()} == {"run.json", "run.lock"}
+
+
+def test_a_status_comes_back_as_it_was_written(run: Run) -> None:
+    status = Status(name="é\n\x1b[31m", score=-1.5, resumes=[{"step": 3}], versions={"torch": "2"}, reason="\ud7ff")
+    run.write_status(status)
+    assert run.read_status() == status
+
+
+def test_a_score_that_is_no_number_is_written_as_none(run: Run) -> None:
+    """A run that fails with a NaN score must still be able to say that it failed."""
+    run.write_status(Status(state="failed", score=float("nan"), best_score=float("inf"), resumes=[{"x": float("nan")}]))
+    status = run.read_status()
+    assert (status.state, status.score, status.best_score, status.resumes) == ("failed", None, None, [{"x": None}])
+    json.loads((run.path / "run.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_later_keys_are_ignored_and_missing_ones_keep_their_defaults(run: Run) -> None:
+    (run.path / "run.json").write_text('{"state": "finished", "of_a_later_version": [1]}')
+    assert run.read_status() == Status(state="finished")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", '{"state": 3}', '{"started": "yesterday"}', '{"step": 1.5}', '{"step": true}',
+     '{"name": null}', '{"resumes": {}}', '{"versions": []}', '{"score": "high"}', "\ud800"],
+)  # fmt: skip
+def test_a_status_that_cannot_be_meant_is_one_clear_line_and_hides_no_other_run(run: Run, text: str) -> None:
+    (run.path / "run.json").write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(UsageError, match=r"run\.json: cannot be read as a run's status") as caught:
+        run.read_status()
+    assert "\n" not in str(caught.value)
+    other = create(run.path.parent, "other", "")
+    other.write_status(Status(name="other", started=1.0))
+    assert [found.name for found, _ in all_runs(run.path.parent)] == ["other"]
+
+
+def test_every_key_of_a_status_accepts_its_own_default(run: Run) -> None:
+    for key in fields(Status):
+        (run.path / "run.json").write_text(json.dumps({key.name: asdict(Status())[key.name]}))
+        assert run.read_status() == Status()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "../x", "a/b", "/etc/x", "a\\b", "", " a", "a ", "a.", ".hidden", "-x", "_x", "a\nb", "a\0b",
+     "a\x1b[31m", "~", "$HOME", "a:b", "a*", "x" * 101, "latest"],
+)  # fmt: skip
+def test_names_that_leave_the_runs_folder_or_mean_something_else_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="run name"):
+        check_name(name)
+    if name:
+        with pytest.raises(UsageError, match="run name"):
+            create(tmp_path / "runs", name, "default")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a", "cartpole-s1", "lr=1e-3", "a b", "v1.2+x@y", "学習", "0", "x" * 100])
+def test_names_that_stay_inside_are_made(tmp_path: Path, name: str) -> None:
+    assert create(tmp_path, name, "").path == tmp_path / name
+    with pytest.raises(UsageError, match="exists already; resume it"):
+        create(tmp_path, name, "")
+
+
+def test_a_name_that_the_file_system_finds_too_long_is_refused_as_such(tmp_path: Path) -> None:
+    """A hundred characters are fine, three hundred bytes are not."""
+    with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
+        create(tmp_path, "\u6f22" * 100, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_nobody_typed_is_refused_with_the_way_to_type_one(tmp_path: Path) -> None:
+    """It comes from a file's name, say."""
+    with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
+        create(tmp_path, "", "_my-s1")
+    with pytest.raises(UsageError, match="'_my-s1'") as refused:
+        create(tmp_path, "_my-s1", "a")
+    assert "give another" not in str(refused.value)
+
+
+def test_processes_that_want_the_same_default_name_get_different_folders(tmp_path: Path) -> None:
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", CREATE_OFTEN, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    assert [line_from(child) for child in children] == ["ready"] * 4
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("\n")
+        child.stdin.flush()
+    names = [name for child in children for name in json.loads(child.communicate()[0])]
+    expected = {f"s{number}{suffix}" for number in range(500) for suffix in ("", "-2", "-3", "-4")}
+    assert len(names) == len(expected)
+    assert set(names) == {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_a_default_name_that_is_taken_after_it_was_found_free_is_left_to_the_rival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beaten(runs: Path, default: str) -> str:
+        """What free_name says, with a rival that makes the first two names its own at once."""
+        name = free_name(runs, default)
+        if name in ("a", "a-2"):
+            (runs / name).mkdir()
+            (runs / name / "run.lock").touch()
+        return name
+
+    monkeypatch.setattr("ppo_unified.runs.folder.free_name", beaten)
+    assert create(tmp_path, "", "a").name == "a-3"
+
+
+def test_a_run_has_everything_it_needs_before_it_has_its_name(tmp_path: Path) -> None:
+    """Whoever is killed in between leaves nothing that is listed, or that keeps the name taken."""
+    seen: list[tuple[str, list[str]]] = []
+
+    def fill(run: Run, name: str) -> None:
+        run.acquire()
+        run.write_status(Status(name=name))
+        seen.append((name, [found.name for found, _ in all_runs(tmp_path)]))
+        if len(seen) == 1:  # a rival is quicker
+            create(tmp_path, "a", "")
+
+    made = create(tmp_path, "", "a", fill)
+    assert (made.name, made.read_status().name) == ("a-2", "a-2")
+    assert seen == [("a", []), ("a-2", [])]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "a-2"}
+    code = "from ppo_unified.runs.folder import *; import sys; print(Run(Path(sys.argv[1])).locked())"
+    asked = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, check=True)
+    assert asked.stdout == "True\n"
+    made.release()
+
+
+def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> None:
+    def fill(run: Run, name: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="cannot be written"):
+        create(tmp_path, "a", "", fill)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path: Path) -> None:
+    names = (f".{'a' * 16}.tmp", f".{'b' * 16}.tmp", f".{'c' * 16}.tmp", ".mine.tmp")
+    young, old, held, foreign = (tmp_path / name for name in names)
+    for folder in (young, old, held, foreign):
+        folder.mkdir()
+        (folder / "run.lock").touch()
+    with process(HOLD, held) as child:
+        assert line_from(child) == "held"
+        for folder in (old, held, foreign):
+            os.utime(folder, (0, 0))
+        create(tmp_path, "a", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, held.name, foreign.name}
+
+
+def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "nowhere")
+    assert create(tmp_path, "", "a").name == "a-2"
+
+
+def test_a_runs_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(UsageError, match=r"the runs folder cannot be written \(.*\); choose another with --runs DIR"):
+        create(tmp_path / "runs", "", "a")
+    assert list(all_runs(tmp_path / "runs")) == []
+
+
+def test_runs_are_found_by_name_by_path_and_as_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="there is no run yet; start one with"):
+        find("latest", tmp_path)
+    for name, started in (("alpha", 1.0), ("beta", 3.0), ("gamma", 2.0)):
+        create(tmp_path, name, "").write_status(Status(name=name, started=started))
+    (tmp_path / "no run").mkdir()
+    assert [run.name for run, _ in all_runs(tmp_path)] == ["beta", "gamma", "alpha"]
+    assert find("latest", tmp_path).name == "beta"
+    assert find("alpha", tmp_path).path == tmp_path / "alpha"
+    assert find(str(tmp_path / "alpha"), tmp_path / "elsewhere").name == "alpha"
+    assert find("alpha/", tmp_path).name == "alpha"
+    with pytest.raises(UsageError, match=r"no run 'alhpa' in .*; did you mean 'alpha'\?"):
+        find("alhpa", tmp_path)
+    monkeypatch.chdir(tmp_path / "gamma")
+    assert find(".", tmp_path).name == "gamma"
+
+
+@pytest.mark.parametrize("reference", ["x" * 5000, "a\0b", "no run", "", "../../../../etc"])
+def test_a_reference_to_nothing_is_one_clear_line(tmp_path: Path, reference: str) -> None:
+    with pytest.raises(UsageError, match="no run"):
+        find(reference, tmp_path)

@@ -1,0 +1,152 @@
+"""The filter of `runs`: set laws over a population of runs, and one clear line for a query that makes no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ppo_unified import load_preset
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.query import flatten, lookup, options_of, parse
+
+TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:1", "preset=pendulum", "optim.lr<0.002")
+
+
+@pytest.fixture(scope="module")
+def population(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Status]]:
+    """Runs of every preset, state, score (or none), seed and learning rate, each with its config.toml."""
+    root = tmp_path_factory.mktemp("runs")
+    found = []
+    for number in range(48):
+        preset = ("cartpole", "pendulum", "acrobot")[number % 3]
+        status = Status(
+            name=f"{preset}-s{number % 12}" + ("-failed-twice" if number == 7 else ""),
+            preset=preset,
+            kind="gym",
+            state=("finished", "failed", "stopped", "crashed")[number // 3 % 4],
+            score=None if number % 5 == 0 else number * 10.0,
+            seed=number % 12,
+            reason="out of memory" if number % 8 == 1 else "",
+        )
+        run = Run(root / f"{number}")
+        run.path.mkdir()
+        config = load_preset("cartpole", seed=status.seed, optim={"lr": 0.001 * (1 + number % 4)})
+        run.config.write_text(config.to_toml(), encoding="utf-8")
+        found.append((run, status))
+    return found
+
+
+def select(population: list[tuple[Run, Status]], text: str) -> set[str]:
+    query = parse(text)
+    lookups = {run.name: lookup(status, status.state, partial(options_of, run)) for run, status in population}
+    return {name for name, values in lookups.items() if query.matches(values)}
+
+
+def pairs() -> Iterator[tuple[str, str]]:
+    yield from ((a, b) for a in TERMS for b in TERMS)
+
+
+def test_terms_select_some_and_not_all(population: list[tuple[Run, Status]]) -> None:
+    for term in TERMS:
+        assert 0 < len(select(population, term)) < len(population), term
+
+
+def test_a_space_is_and_a_bar_is_or(population: list[tuple[Run, Status]]) -> None:
+    for a, b in pairs():
+        both, either = select(population, a) & select(population, b), select(population, a) | select(population, b)
+        assert select(population, f"{a} {b}") == both
+        assert select(population, f"{a}|{b}") == select(population, f"{a} | {b}") == either
+
+
+def test_a_bar_binds_closer_than_a_space(population: list[tuple[Run, Status]]) -> None:
+    expected = (select(population, "failed") | select(population, "crashed")) & select(population, "preset:pendulum")
+    assert select(population, "failed|crashed preset:pendulum") == expected
+    assert select(population, "preset:pendulum failed | crashed") == expected
+
+
+def test_a_bang_is_not_and_two_are_nothing(population: list[tuple[Run, Status]]) -> None:
+    everything = select(population, "")
+    assert len(everything) == len(population)
+    for term in TERMS:
+        assert select(population, f"!{term}") == everything - select(population, term)
+        assert select(population, f"!!{term}") == select(population, term)
+    assert select(population, "preset!=pendulum") == select(population, "!preset=pendulum")
+
+
+def test_comparisons_split_the_runs_that_have_the_number(population: list[tuple[Run, Status]]) -> None:
+    less, equal, more = (select(population, f"score{op}170") for op in ("<", "=", ">"))
+    assert equal
+    assert not less & equal
+    assert not more & equal
+    assert less | equal | more == {run.name for run, status in population if status.score is not None}
+    assert select(population, "score<=170") == less | equal
+    assert select(population, "score>=170") == more | equal
+
+
+def test_a_colon_compares_numbers_and_finds_parts_of_text(population: list[tuple[Run, Status]]) -> None:
+    assert select(population, "seed:1") == {run.name for run, status in population if status.seed == 1}  # not 10, 11
+    assert select(population, "seed:1.0") == select(population, "seed:1")
+    assert select(population, "preset:CART") == select(population, "preset=cartpole")
+    assert not select(population, "preset=cart")
+
+
+def test_quotes_keep_spaces_bars_and_signs_together(population: list[tuple[Run, Status]]) -> None:
+    expected = {run.name for run, status in population if status.reason}
+    assert select(population, 'reason:"out of memory"') == expected
+    assert select(population, 'reason:"of mem"') == expected
+    assert not select(population, '"a|b"')
+    assert not select(population, '"score>1"')  # quoted, a word; nothing is called that
+
+
+def test_options_are_read_from_config_toml(population: list[tuple[Run, Status]]) -> None:
+    assert select(population, "optim.lr=0.002") == {run.name for run, _ in population if int(run.name) % 4 == 1}
+    assert select(population, "gym.env-id:cartpole optim.anneal:true policy.hidden:64") == select(population, "")
+    assert not select(population, "ppo.normalize-advantages=batch")
+
+
+def test_config_toml_is_not_touched_unless_an_option_is_asked_for(tmp_path: Path) -> None:
+    values = lookup(Status(name="a", score=3.0), "finished", partial(options_of, Run(tmp_path / "gone")))
+    assert parse("a score>2 state:finished").matches(values)
+    with pytest.raises(UsageError, match=r"config\.toml: cannot be read"):
+        parse("ppo.clip>0").matches(values)
+
+
+def test_the_shown_state_counts(tmp_path: Path) -> None:
+    values = lookup(Status(name="a", state="running"), "crashed", dict)
+    assert parse("state:crashed crashed").matches(values)
+    assert not parse("running").matches(values)
+
+
+def test_flatten_joins_tables_by_dots() -> None:
+    assert flatten({"a": 1, "b": {"c": [2], "d": {"e": "x"}}, "f": {}}) == {"a": 1, "b.c": [2], "b.d.e": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("scor>3", r"no key 'scor'; did you mean 'score'\?"),
+        ("ppo.clp:0.2", r"no key 'ppo.clp'; did you mean 'ppo.clip'\?"),
+        ("zzzzzz:1", "no key 'zzzzzz'; known: name, preset"),
+        ("score>high", "score is a number, and 'high' is none"),
+        ("seed:abc", "seed is a number, and 'abc' is none"),
+        ("optim.lr>fast", "optim.lr is a number, and 'fast' is none"),
+        ("eval.threshold>x", "eval.threshold is a number, and 'x' is none"),
+        ("state>3", "state is not a number; write state:3"),
+        ("optim.anneal>0", "optim.anneal is not a number"),
+        ("score>", "says no value; write score>VALUE"),
+        ("name:", "says no value; write name:VALUE"),
+        ("!", "has no word"),
+        ("|a", "stands between two terms"),
+        ("a||b", "stands between two terms"),
+        ("a|", "nothing follows the last"),
+        ('reason:"out of', "a quote is not closed"),
+    ],
+)
+def test_a_bad_query_is_one_clear_line(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,70 @@
+"""Readers of what others wrote, beyond what fuzzing tries."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified import parsing
+from ppo_unified.cli import main
+from ppo_unified.runs import control, samples
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training import checkpoint
+
+
+def test_lines_come_one_by_one_and_too_long_ones_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "LARGEST", 8)
+    path = tmp_path / "lines"
+    lines = [b"short\n", b"exactly\n", b"longer 9\n", b"much longer than eight\n", b"\n", b"\xff\n", b"torn"]
+    path.write_bytes(b"".join(lines))
+    assert list(parsing.read_lines(path)) == ["short\n", "exactly\n", "\n", "\ufffd\n", "torn"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "note.txt", "log.txt", "samples/responses.jsonl", "samples/00000001.npz"])
+def test_a_pipe_that_nobody_writes_to_keeps_no_reader_waiting(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does the checkpoint beside it."""
+    run = Run(tmp_path / "a")
+    (run.path / "samples").mkdir(parents=True)
+    (run.checkpoints / "000000000001").mkdir(parents=True)
+    run.write_status(Status(name="a", state="running"))
+    (run.path / name).unlink(missing_ok=True)
+    for path in (run.path / name, run.checkpoints / "000000000001" / checkpoint.META):
+        os.mkfifo(path)
+    for command in (["runs"], ["note", "a"], ["inspect", "a"], ["show", "a"], ["resume", "a"]):
+        assert main([*command, "--runs", str(tmp_path)]) in (0, 2)
+    assert not control.read_note(run)
+    assert control.events_of(run, Status(state="running"))
+    with suppress(OSError):
+        assert not samples.read_responses(run)
+    with pytest.raises(checkpoint.Damaged):
+        checkpoint.read_meta(run.checkpoints / "000000000001")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@dataclass
+class Row:
+    step: int
+    score: float | None = None
+    names: list[dict[str, Any]] = field(default_factory=list)
+
+
+def test_a_table_is_read_as_far_as_a_class_knows_it() -> None:
+    table = {"step": 3, "score": 2, "names": [{}], "later": object()}
+    assert Row(**parsing.fields_of(table, Row)) == Row(3, 2, [{}])
+    assert parsing.fields_of({}, Row) == {}
+
+
+WRONG = ({"step": True}, {"step": 1.0}, {"step": 1 << 63}, {"score": float("inf")}, {"names": 1}, {"names": [1]})
+
+
+@pytest.mark.parametrize("table", [[], "step", None, *WRONG])
+def test_what_is_no_table_or_of_another_type_is_refused(table: Any) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        parsing.fields_of(table, Row)

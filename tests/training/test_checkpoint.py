@@ -1,0 +1,323 @@
+"""Checkpoints: whatever fails while one is written, and however one is damaged, an earlier one loads."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_unified import load_preset
+from ppo_unified import run as train
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import durable
+from ppo_unified.runs.folder import Run
+from ppo_unified.training import checkpoint
+from ppo_unified.training.checkpoint import META, POLICY, STATE, TENSORS, Damaged, Meta
+from ppo_unified.training.trainer import load_adapter
+
+CPU = torch.device("cpu")
+CALLS = ("mkdir", "open", "write", "fsync", "close", "read", "stat", "scandir", "rename", "unlink", "rmdir")
+
+
+def keep(run: Run, step: int, best: bool = False, score: float | None = None) -> Path:
+    """A checkpoint whose every part says which step it is of."""
+    trainer = {"step": step, "moments": torch.full((5,), float(step)), "rates": [float("inf"), 0.1]}
+    weights = {"a": torch.full((2, 3), float(step)), "b": torch.zeros(0)}
+    return checkpoint.save(run, weights, trainer, Meta(step, step // 10, score=score, best=best))
+
+
+def holds(run: Run) -> int:
+    """The step of the newest checkpoint, all of whose parts are of that step."""
+    found = checkpoint.newest(run, CPU)
+    assert found is not None
+    step = found.meta.step
+    assert found.trainer["step"] == step == found.meta.iteration * 10
+    assert torch.equal(found.trainer["moments"], torch.full((5,), float(step)))
+    assert torch.equal(found.policy["a"], torch.full((2, 3), float(step)))
+    return step
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power fails here; pushing hundreds of checkpoints to the disk would take a minute."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Run:
+    """A run with checkpoints of steps 10 (the best), 20 and 30."""
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    for step in (10, 20, 30):
+        keep(run, step, best=step == 10, score=float(-step))
+    return run
+
+
+# faults
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that it would have done any more has an effect."""
+
+
+class Faults:
+    """Counts the system calls of a block and lets the one of that number fail in a way."""
+
+    def __init__(self, number: int = -1, way: str = "") -> None:
+        self.number, self.way, self.calls, self.dead = number, way, list[str](), False
+
+    close = staticmethod(os.close)
+
+    def call(self, real: Callable[..., Any], name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self.dead:
+            if name == "close":  # what the system does for the dead
+                real(*arguments)
+            raise Killed
+        self.calls.append(name)
+        if len(self.calls) != self.number + 1:
+            return real(*arguments, **options)
+        return getattr(self, f"_{self.way}")(real, name, arguments, options)
+
+    def _fails(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        if name == "close":
+            real(*arguments)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def _is_full_after(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        """Done, in part where it can be, and then an error."""
+        if name == "write":
+            real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        else:
+            self._drop(name, real(*arguments, **options))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _is_short(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        """A write or read of half of what was asked for, and no error."""
+        if name == "write":
+            return real(arguments[0], arguments[1][: max(1, len(arguments[1]) // 2)])
+        return real(arguments[0], max(1, arguments[1] // 2)) if name == "read" else real(*arguments, **options)
+
+    def _lies(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        """Half of it is written, all of it is claimed."""
+        if name != "write":
+            return real(*arguments, **options)
+        real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        return len(arguments[1])
+
+    def _dies_before(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        self.dead = True
+        if name == "close":
+            real(*arguments)
+        raise Killed
+
+    def _dies_after(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
+        self.dead = True
+        self._drop(name, real(*arguments, **options))
+        raise Killed
+
+    def _drop(self, name: str, opened: Any) -> None:
+        """What the caller never hears of."""
+        if name == "open":
+            self.close(opened)
+        elif name == "scandir":
+            opened.close()
+
+
+@contextmanager
+def faulty(faults: Faults) -> Iterator[None]:
+    """The system calls of `os` inside the block go through `faults`."""
+    real = {name: getattr(os, name) for name in CALLS}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in real.items():
+            patch.setattr(os, name, lambda *a, _f=function, _n=name, **o: faults.call(_f, _n, a, o))
+        yield
+
+
+def save_and_prune(run: Run, faults: Faults) -> bool:
+    """Whether checkpoint 40 was written and older ones were removed."""
+    try:
+        with faulty(faults):
+            keep(run, 40)
+            checkpoint.prune(run, 1)
+    except (OSError, Damaged, Killed):
+        return False
+    return True
+
+
+WAYS: dict[str, tuple[str, ...]] = {"fails": CALLS, "is_full_after": CALLS, "dies_before": CALLS, "dies_after": CALLS}
+WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}  # which calls can
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_fails_the_previous_checkpoint_loads_and_the_next_save_works(
+    kept: Run, way: str, tmp_path: Path
+) -> None:
+    shutil.rmtree(checkpoint.folder_of(kept, 20))
+    before = tmp_path / "before"
+    shutil.copytree(kept.path, before)
+    dry = Faults()
+    assert save_and_prune(kept, dry)
+    assert set(dry.calls) == set(CALLS)
+    failed = 0
+    for number in (number for number, name in enumerate(dry.calls) if name in WAYS[way]):
+        shutil.rmtree(kept.path)
+        shutil.copytree(before, kept.path)
+        faults = Faults(number, way)
+        failed += not save_and_prune(kept, faults)
+        assert len(faults.calls) > number
+        checkpoint.sweep(kept)  # as the next trainer does
+        assert holds(kept) in (30, 40), number
+        keep(kept, 50)
+        checkpoint.prune(kept, 1)
+        assert holds(kept) == 50
+        assert checkpoint.steps(kept)[0] == 10, number  # the best
+        assert not list(checkpoint.leftovers(kept))
+    assert bool(failed) == (way != "is_short")
+
+
+# damage
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": truncated,
+    "one bit flipped": flipped,
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"]"),
+    "huge": lambda path: path.write_bytes(b"[" * (3 << 20)),
+    "other JSON": lambda path: path.write_text('{"format": 2, "crc32c": "0"}'),
+}
+
+
+@pytest.mark.parametrize("name", [META, POLICY, TENSORS, STATE])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_newest_falls_back_to_the_one_before_with_one_message(
+    kept: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = checkpoint.folder_of(kept, 30)
+    DAMAGE[how](damaged / name)
+    assert holds(kept) == 20
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert str(damaged / name) in message
+    assert message.endswith("the checkpoint of step 20 is taken instead\n")
+    assert checkpoint.steps(kept) == [10, 20]
+    assert checkpoint.choose(kept, "latest") == 20
+    keep(kept, 30)
+    assert holds(kept) == 30
+    checkpoint.prune(kept, 2)
+    assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000010", "000000000020", "000000000030"]
+    assert not capsys.readouterr().err
+
+
+def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) -> None:
+    for step in checkpoint.steps(kept):
+        truncated(checkpoint.folder_of(kept, step) / STATE)
+    with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
+        checkpoint.newest(kept, CPU)
+    assert checkpoint.steps(kept) == [10, 20, 30]
+    assert checkpoint.choose(kept, "latest") == 30  # the policy is whole
+
+
+def test_a_damaged_best_gives_way_to_the_newest_and_a_damaged_number_is_refused(
+    kept: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checkpoint.best(kept) == (10, -10.0)
+    flipped(checkpoint.folder_of(kept, 10) / POLICY)
+    assert checkpoint.choose(kept, "best") == 30
+    assert "000000000010/policy.safetensors: is damaged" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: is damaged"):
+        checkpoint.choose(kept, "10")
+    truncated(checkpoint.folder_of(kept, 10) / META)
+    checkpoint.prune(kept, 1)
+    assert checkpoint.steps(kept) == [10, 30]  # it may be the best: who knows
+
+
+def test_a_step_can_be_kept_again_and_the_later_one_counts(kept: Run) -> None:
+    keep(kept, 30, best=True, score=5.0)
+    assert checkpoint.steps(kept) == [10, 20, 30]
+    assert checkpoint.best(kept) == (30, 5.0)
+    checkpoint.prune(kept, 1)
+    assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000030.1"]
+
+
+# crafted
+
+
+class Payload:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def first_format(run: Run, step: int, policy: Any, trainer: Any) -> Path:
+    """A checkpoint as the first versions wrote it."""
+    folder = run.checkpoints / f"{step:012d}"
+    folder.mkdir(parents=True)
+    torch.save(policy, folder / "policy.pt")
+    torch.save(trainer, folder / "trainer.pt")
+    (folder / META).write_text(json.dumps({"iteration": step // 10, "time": 1.0, "step": step}))
+    return folder
+
+
+@pytest.mark.parametrize("loaded_first", ["policy", "trainer"])
+def test_loading_a_checkpoint_executes_nothing(
+    kept: Run, loaded_first: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts: dict[str, Any] = {"policy": {}, "trainer": {}} | {loaded_first: {"a": Payload()}}
+    first_format(kept, 40, **parts)
+    assert holds(kept) == 30
+    assert f"{loaded_first}.pt: cannot be loaded as a checkpoint (UnpicklingError" in capsys.readouterr().err
+    nested = "[" * 200_000 + "]" * 200_000
+    for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
+        folder = keep(kept, 50)
+        (folder / STATE).write_text(text)
+        written = {name: durable.sum_of(folder / name) for name in (POLICY, TENSORS, STATE)}
+        (folder / META).write_bytes(checkpoint._meta_text(Meta(50, 5), written))
+        assert holds(kept) == 30
+        assert "trainer.json: cannot be loaded" in capsys.readouterr().err
+
+
+# a policy alone
+
+
+def test_a_policy_loads_without_the_rest_and_an_old_run_still_loads(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"total_steps": 600, "eval": {"every_steps": 600, "episodes": 2}}
+    config = load_preset("cartpole", **changes)
+    run = Run(train(config, tmp_path).path)
+    folder = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
+    found = checkpoint.newest(run, CPU)
+    assert found is not None
+    for name in (TENSORS, STATE):
+        (folder / name).unlink()
+    adapter, step = load_adapter(run, config, "latest")
+    adapter.close()
+    assert step == found.meta.step
+    assert all(torch.equal(x, found.policy[name]) for name, x in adapter.policy.state_dict().items())
+    shutil.rmtree(run.checkpoints)
+    old = {name: x for name, x in found.trainer.items() if name != "evaluation"}
+    first_format(run, step, found.policy, old)
+    (run.checkpoints / "best.json").write_text(json.dumps({"step": step, "score": 9.0}))
+    assert checkpoint.best(run) == (step, 9.0)
+    load_adapter(run, config, "best")[0].close()
+    again = checkpoint.newest(run, CPU)
+    assert again is not None
+    assert again.trainer["progress"] == found.trainer["progress"]

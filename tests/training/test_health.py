@@ -1,0 +1,233 @@
+"""Health checks: each is provoked by a run that goes wrong in its way, and none speaks of one that goes well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.engine.rollout import Rollout
+from ppo_unified.testing import BanditAdapter
+from ppo_unified.training.health import CHECKS, CRITIC, PERSIST, Health
+from tests.toys import run_engine
+
+WELL = {
+    "policy/kl": 0.01,
+    "policy/clip_fraction": 0.15,
+    "policy/entropy": 1.0,
+    "value/explained_variance": 0.5,
+    "loss/value": 1.0,
+    "value/mean": 5.0,
+    "invariant/first_ratio_error": 1e-7,
+    "invariant/optimizer_steps_error": 0.0,
+    "invariant/gae_error": 1e-6,
+    "optim/grad_norm": 0.5,
+    "ref/kl": 3.0,
+    "reward/score": 1.0,
+    "reward/gold": 1.0,
+    "reward/score_std": 0.5,
+    "response/length": 20.0,
+    "response/eos_rate": 0.9,
+    "response/repetition": 0.05,
+}
+ILL: dict[str, dict[str, float]] = {  # what the metrics become, by the check that is to tell
+    "kl": {"policy/kl": 0.5},
+    "clip_fraction": {"policy/clip_fraction": 0.8},
+    "entropy": {"policy/entropy": 1e-4},
+    "explained_variance": {"value/explained_variance": -1.0},
+    "dead_critic": {"value/explained_variance": 1e-3},
+    "first_ratio": {"invariant/first_ratio_error": 0.05},
+    "optimizer_steps": {"invariant/optimizer_steps_error": 2.0},
+    "gae": {"invariant/gae_error": 0.5},
+    "grad_norm": {"optim/grad_norm": 50.0},
+    "ref_kl": {"ref/kl": 60.0},
+    "gold": {"reward/score": 4.0, "reward/gold": -2.0},
+    "length": {"response/length": 50.0},
+    "eos_rate": {"response/eos_rate": 0.1},
+    "repetition": {"response/repetition": 0.6},
+    "reward_spread": {"reward/score_std": 0.0},
+}
+TURN = 40  # iteration at which a history falls ill
+
+
+def history(ill: Mapping[str, float], well_again: int = 10**9, length: int = 80) -> list[dict[str, float]]:
+    """Iterations that are well, ill from TURN on, and well again later."""
+    return [WELL | (dict(ill) if TURN <= number < well_again else {}) for number in range(length)]
+
+
+def ever_fired(metrics: Iterable[Mapping[str, float]]) -> set[str]:
+    """Names of the checks that fired at any time."""
+    health, fired = Health(), set()
+    for step, iteration in enumerate(metrics):
+        health.update(step, iteration)
+        fired |= {warning["name"] for warning in health.firing()}
+    return fired
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_each_check_tells_of_its_illness_and_no_other_does(check) -> None:  # type: ignore[no-untyped-def]
+    assert ever_fired(history(ILL[check.name])) == {check.name}
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_one_bad_iteration_is_no_illness(name: str) -> None:
+    """However bad: a mean may need the window to forget it, so only as bad as the illness is."""
+    one = history(ILL[name], well_again=TURN + 1)
+    assert not ever_fired(one)
+
+
+def test_a_critic_that_is_right_has_nothing_left_to_explain() -> None:
+    """CartPole once it is solved: all returns are alike, and the explained variance is one of rounding errors."""
+    solved = {"value/explained_variance": -2.0, "loss/value": 1e-6, "value/mean": 50.0}
+    assert not ever_fired(history(solved))
+    assert ever_fired(history(solved | {"loss/value": 1.0})) == {"explained_variance"}
+    assert ever_fired(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
+
+
+def test_it_says_once_when_it_begins_and_once_when_it_has_healed() -> None:
+    health, told = Health(), []
+    for step, metrics in enumerate(history(ILL["clip_fraction"], well_again=60)):
+        told += [(step, line.split()[0]) for line in health.update(step, metrics)]
+    (began, first), (healed, second) = told
+    assert (first, second) == ("clip_fraction:", "clip_fraction")
+    assert TURN + PERSIST <= began < 60 + PERSIST <= healed
+    assert health.firing() == []
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_a_resumed_run_is_judged_as_one_that_never_stopped(name: str) -> None:
+    """The state goes through JSON, as a checkpoint may."""
+    whole = Health()
+    parts = Health()
+    for step, metrics in enumerate(history(ILL[name], well_again=65)):
+        assert parts.update(step, metrics) == whole.update(step, metrics)
+        assert parts.firing() == whole.firing()
+        if step % 7 == 3:
+            state = json.loads(json.dumps(parts.state_dict(), allow_nan=False))
+            parts = Health()
+            parts.load_state_dict(state)
+
+
+def test_what_is_kept_does_not_grow() -> None:
+    health, sizes = Health(), []
+    for step, metrics in enumerate(history({}, length=300)):
+        health.update(step, metrics)
+        sizes.append(sum(len(track.recent) + len(track.start) for track in health.tracks.values()))
+    assert sizes[100] == sizes[-1]
+    assert not health.firing()
+
+
+def test_without_a_critic_no_check_reads_one() -> None:
+    assert not any(set(check.reads) & set(CRITIC) for check in Health(has_critic=False).checks)
+
+
+def test_a_metric_that_is_no_number_is_left_out() -> None:
+    assert not ever_fired(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
+
+
+# runs that go wrong
+
+
+class Noisy(BanditAdapter):
+    """Pays by chance alone, a little: there is nothing for a critic to foresee, and no reason to settle."""
+
+    def collect(self) -> Rollout:
+        rollout = super().collect()
+        return replace(rollout, rewards=torch.randn(rollout.rewards.shape, generator=self.generator))
+
+
+class Fickle(BanditAdapter):
+    """Pays in turn for the named arm and for the other one, so that every iteration unlearns the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def collect(self) -> Rollout:
+        rollout, self.number = super().collect(), self.number + 1
+        return replace(rollout, rewards=rollout.rewards if self.number % 2 else 1 - rollout.rewards)
+
+
+class Careless(BanditAdapter):
+    """Remembers other log-probs than those it acted by."""
+
+    def collect(self) -> Rollout:
+        rollout = super().collect()
+        return replace(rollout, logprobs=rollout.logprobs + 0.05)
+
+
+class Bursts(BanditAdapter):
+    """Rewards that are a thousand times as large in some iterations, late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def collect(self) -> Rollout:
+        rollout, self.number = super().collect(), self.number + 1
+        scale = 1000.0 if self.number > 40 and self.number % 2 else 1.0
+        return replace(rollout, rewards=scale * rollout.rewards)
+
+
+def test_an_entropy_that_collapses_is_told() -> None:
+    assert "entropy" in ever_fired(run_engine(BanditAdapter(64), 40, PPO(epochs=4, minibatches=2), Optim(lr=0.3)))
+
+
+def test_a_policy_that_leaps_is_told() -> None:
+    fickle = run_engine(Fickle(), 25, PPO(epochs=8, minibatches=2, entropy_coef=0.3), Optim(lr=0.3))
+    assert {"kl", "clip_fraction"} <= ever_fired(fickle)
+
+
+def test_a_critic_that_cannot_learn_is_told() -> None:
+    frozen = Optim(joint=False, critic_lr=1e-9)
+    assert "dead_critic" in ever_fired(run_engine(Noisy(512), 40, PPO(epochs=1, minibatches=1), frozen))
+
+
+def test_a_critic_that_learns_noise_is_told() -> None:
+    wild = Optim(joint=False, critic_lr=1.0)
+    assert "explained_variance" in ever_fired(run_engine(Noisy(4, 4), 45, PPO(epochs=4, minibatches=2), wild))
+
+
+def test_other_logprobs_than_those_acted_by_are_told() -> None:
+    assert "first_ratio" in ever_fired(run_engine(Careless(), 16, PPO(epochs=1, minibatches=1)))
+
+
+def test_gradients_in_bursts_are_told() -> None:
+    plain = PPO(epochs=1, minibatches=1, normalize_advantages="none")
+    assert "grad_norm" in ever_fired(run_engine(Bursts(), 60, plain))
+
+
+@pytest.fixture
+def sick(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+    """The runs of benchmarks/health.py that go wrong, by name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    runs: Mapping[str, Any] = import_module("sick").SICK
+    return runs
+
+
+def test_the_benchmark_has_a_run_for_every_check_and_each_can_be_made(sick: Mapping[str, Any]) -> None:
+    assert {name for run in sick.values() for name in run.provokes} == {check.name for check in CHECKS}
+    assert all(run.config().total_iterations for run in sick.values())
+
+
+@pytest.mark.parametrize("name", ["lazy", "baseless"])
+def test_a_defect_of_the_engine_is_told(name: str, sick: Mapping[str, Any]) -> None:
+    def fired() -> set[str]:
+        return ever_fired(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
+
+    with sick[name].broken():
+        assert fired() >= set(sick[name].provokes)
+    assert not fired() & set(sick[name].provokes)
+
+
+def test_a_run_that_goes_well_is_left_in_peace() -> None:
+    gentle = PPO(epochs=2, minibatches=2)
+    for seed in range(3):
+        assert not ever_fired(run_engine(BanditAdapter(64, seed=seed), 40, gentle, Optim(lr=1e-3)))

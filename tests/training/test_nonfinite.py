@@ -1,0 +1,87 @@
+"""What is NaN or infinite stops a run before anything learns from it, is named, and can be looked at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppo_unified.config.schema import Optim
+from ppo_unified.engine.optimizers import NonFiniteError
+from ppo_unified.engine.rollout import Rollout
+from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.testing import BanditAdapter
+from ppo_unified.training import checkpoint
+from ppo_unified.training.nonfinite import check_rollout
+from ppo_unified.training.trainer import train_in
+from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences
+from tests.toys import random_rollout, run_engine, weights
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+
+@pytest.mark.parametrize("name", ["obs", "rewards", "logprobs", "values", "next_values"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_rollout_is_refused_by_quantity_row_and_column(name: str, wrong: float) -> None:
+    rollout = random_rollout()
+    check_rollout(rollout)
+    row, column = rollout.mask.nonzero()[7].tolist()
+    x: Any = getattr(rollout, name).clone()
+    x[row, column] = wrong
+    with pytest.raises(NonFiniteError, match=f"{name} is not finite in row {row}, column {column}"):
+        check_rollout(replace(rollout, **{name: x}))
+    x = getattr(rollout, name).clone()
+    x[~rollout.mask] = wrong
+    check_rollout(replace(rollout, **{name: x}))  # masked entries mean nothing
+
+
+@pytest.mark.usefixtures("sequences")
+def test_a_minibatch_that_is_not_finite_is_named_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured(checkpoint={"every_s": 1e-6}, log={"samples_every": 0})
+    run = prepare(config, tmp_path, "a")
+    collect, seen = SequenceAdapter.collect, list[Rollout]()
+
+    def collecting(self: SequenceAdapter) -> Rollout:
+        seen.append(collect(self))
+        if len(seen) == 3:
+            assert isinstance(self.policy, SequencePolicy)
+            self.policy.off = torch.inf  # of log-probs in the update alone
+        return seen[-1]
+
+    monkeypatch.setattr(SequenceAdapter, "collect", collecting)
+    with pytest.raises(NonFiniteError, match=r"in iteration 3, after .* steps") as raised:
+        train_in(run, config, StopRequest())
+    status = run.read_status()
+    assert status.state == "failed"
+    assert str(raised.value) in status.reason
+    assert checkpoint.steps(run)[-1] == sum(int(rollout.mask.sum()) for rollout in seen[:2])
+    path = run.path / "nonfinite" / "00000003.safetensors"
+    assert str(path) in str(raised.value)
+    known, kept = json.loads(path.with_suffix(".json").read_text()), load_file(path)
+    assert (known["iteration"], known["step"]) == (3, checkpoint.steps(run)[-1])
+    assert kept["logprobs"].shape == kept["mask"].shape == kept["advantages"].shape
+    assert known["quantity"] == "new logprobs"
+    row, column = known["rollout_row"], known["rollout_column"]
+    assert kept["mask"][known["row"], known["column"]]
+    assert kept["logprobs"][known["row"], known["column"]] == seen[2].logprobs[row, column]
+    assert f"row {row}, column {column} of the rollout" in status.reason
+
+
+def test_a_step_that_is_skipped_changes_nothing_and_is_counted() -> None:
+    class Poisoned(BanditAdapter):
+        def collect(self) -> Rollout:
+            rollout = super().collect()
+            return replace(rollout, rewards=rollout.rewards * float("nan"))
+
+    adapter = Poisoned()
+    before = weights(adapter.policy)
+    metrics = run_engine(adapter, 1, optim=Optim(on_nonfinite="skip"))[0]
+    assert torch.equal(weights(adapter.policy), before)
+    assert (metrics["optim/steps"], metrics["optim/skipped"]) == (0, 40)
+    healthy = run_engine(BanditAdapter(), 1, optim=Optim(on_nonfinite="skip"))[0]
+    assert (healthy["optim/steps"], healthy["optim/skipped"]) == (40, 0)

@@ -1,0 +1,74 @@
+"""Memory that runs out: the run says what to lower, by how much, for what it was doing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_unified import load_preset
+from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.training.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory
+from ppo_unified.training.trainer import train_in
+from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+
+def test_what_the_allocators_raise_is_known_for_what_it_is() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 60, dtype=torch.uint8)  # more than any machine has
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize(
+    ("owner", "method", "says"),
+    [
+        (SequenceAdapter, "collect", "while collecting a rollout"),
+        (SequencePolicy, "evaluate", "while updating: lower ppo.microbatch_columns from 65536 to 18"),
+        (SequenceAdapter, "score", "while evaluating: lower eval.episodes from 5 to 2"),
+    ],
+)
+def test_a_run_says_what_to_lower(
+    owner: type, method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def huge(self: Any, *arguments: Any) -> Any:
+        return torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(owner, method, huge)
+    config = configured(eval={"every_steps": 10, "episodes": 5}, log={"samples_every": 0})
+    run = prepare(config, tmp_path, "a")
+    with pytest.raises(OutOfMemory, match=says):
+        train_in(run, config, StopRequest())
+    assert says in run.read_status().reason
+
+
+def test_advice_names_only_options_there_are_and_values_that_help() -> None:
+    said = str(out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
+    assert "lower ppo.microbatch_columns from" in said
+    assert "set llm.gradient_checkpointing = true" in said
+    assert "gym" not in said
+
+
+@pytest.mark.usefixtures("sequences")
+def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_preset("arithmetic")
+    said = str(out_of_memory(MemoryError(), "making the models", config))
+    assert "making the models: set llm.lora_rank = 8 (" in said
+    small = load_preset("arithmetic", llm={"lora_rank": 4})
+    assert "use a smaller model" in str(out_of_memory(MemoryError(), "making the models", small))
+    monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
+    run = prepare(configured(), tmp_path, "a")
+    with pytest.raises(OutOfMemory, match="while making the models"):
+        train_in(run, configured(), StopRequest())
+    assert run.read_status().state == "failed"
+
+
+def test_an_error_without_a_word_is_told_by_its_name() -> None:
+    assert str(out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")

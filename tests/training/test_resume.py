@@ -1,0 +1,228 @@
+"""A run that is killed or stopped and resumed any number of times is the run that never stopped, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from envs.llm.options import LLMConfig
+from ppo_unified.cli import main
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.runs import durable
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.launch import StopRequest
+from ppo_unified.training import checkpoint
+from ppo_unified.training.trainer import Trainer
+from tests.models import save_model
+from tests.resuming import begin, curves, differences, killed, trained
+
+PROMPTS = ["1+2=", "a", "12", "xy", "7*8 is"]
+
+
+def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """A reward that differs between responses of an untrained model."""
+    return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resume")
+    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS)
+    (path / "prompts.jsonl").write_text(lines, encoding="utf-8")
+    (path / "texts.txt").write_text("one two\nthree four five\nsix\nseven eight\n", encoding="utf-8")
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    save_model(path / "lm", **small)
+    return path
+
+
+def tokens(folder: Path, **llm: Any) -> RunConfig:
+    """Every part that has a state: prompts in order, an adapting KL coefficient, running scores, pretraining texts."""
+    options: dict[str, Any] = {
+        "model": str(folder / "lm"),
+        "prompts": str(folder / "prompts.jsonl"),
+        "reward": f"{__name__}:vowels",
+    }
+    options |= {"max_new_tokens": 4, "rollout_batch": 3, "kl_coef": 0.1, "kl_target": 2.0, "kl_horizon": 100}
+    options |= {"score_normalize": "running", "ptx_coef": 0.1, "ptx_data": str(folder / "texts.txt"), "ptx_batch": 2}
+    table: dict[str, Any] = {"total_steps": 0, "total_iterations": 5, "threads": 1, "llm": options | llm}
+    table["eval"] = {"every_steps": 20, "episodes": 3, "at_start": True}
+    table["log"] = {"samples_every": 2}
+    table["ppo"] = {"epochs": 2, "minibatches": 2}
+    return LLMConfig.model_validate(table | {"checkpoint": {"every_s": 1e-6}})
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Run:
+    run = begin(tokens(folder), folder / "runs", "whole")
+    trained(run)
+    return run
+
+
+WHERE = [
+    "after event",
+    "before checkpoint",
+    "before pruning",
+    *(pytest.param(x, marks=pytest.mark.exhaustive) for x in ("before sample", "after responses", "after checkpoint")),
+]
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_run_killed_anywhere_is_the_run_that_never_was(where: str, folder: Path, whole: Run, tmp_path: Path) -> None:
+    """Killed at that place twice, a little later each time, and then left to finish."""
+    run = begin(tokens(folder), tmp_path, "killed")
+    deaths = [killed(run, where, number) for number in (2, 2)]
+    assert all(deaths)
+    trained(run)
+    assert not differences(whole, run)
+
+
+def test_a_run_killed_after_its_last_checkpoint_only_says_that_it_finished(
+    folder: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = begin(tokens(folder), tmp_path, "late")
+    assert killed(run, "after pruning", 6)  # the first is of the start
+    assert run.read_status().state == "running"
+    trained(run)
+    assert not differences(whole, run)
+    trained(run)  # and once more changes nothing
+    assert not differences(whole, run)
+
+
+@pytest.mark.parametrize("llm", [{"lora_rank": 2, "score_normalize": "reference"}], ids=str)
+def test_a_run_stopped_at_every_iteration_is_the_run_that_was_not(
+    llm: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tokens(folder, **llm)
+    single, run = begin(config, tmp_path, "single"), begin(config, tmp_path, "stopped")
+    trained(single)
+    after = Trainer._after
+
+    def stopping(self: Trainer, iteration: Any, stop: StopRequest) -> None:
+        after(self, iteration, stop)
+        stop.handle(15, None)
+
+    monkeypatch.setattr(Trainer, "_after", stopping)
+    for _ in range(5):
+        trained(run, StopRequest())
+    assert run.read_status().state == "finished"  # asked to stop, but it was over
+    assert not differences(single, run)
+
+
+def test_a_run_without_a_checkpoint_starts_at_step_0_whatever_run_json_says(
+    folder: Path, whole: Run, tmp_path: Path
+) -> None:
+    run = begin(tokens(folder), tmp_path, "early")
+    assert killed(run, "before checkpoint", 2)
+    status = run.read_status()
+    status.best_score, status.best_step, status.solved_step, status.score = 1e9, 4, 4, 1e9
+    run.write_status(status)
+    for step in checkpoint.steps(run):
+        durable.remove(checkpoint.folder_of(run, step))
+    trained(run)
+    assert not differences(whole, run)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_a_message_and_nothing_else(
+    folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(tokens(folder), tmp_path, "full")
+    save, calls = checkpoint.save, [0]
+
+    def full(*arguments: Any) -> Path:
+        calls[0] += 1
+        if calls[0] in (2, 3):
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    trained(run)
+    messages = capsys.readouterr().err.splitlines()
+    assert len(messages) == 2
+    assert "was not written ([Errno 28] No space left on device); training goes on" in messages[0]
+    assert not [line for line in differences(whole, run) if "kept best" not in line]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
+    folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tokens(folder), tmp_path, "full")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(RuntimeError, match=r"the last checkpoint could not be written: .*No space left"):
+            trained(run)
+    assert run.read_status().state == "failed"
+    trained(run)
+    assert not differences(whole, run)
+
+
+def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
+    folder: Path, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(tokens(folder), tmp_path, "damaged")
+    assert killed(run, "after checkpoint", 3)
+    newest = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
+    (newest / checkpoint.TENSORS).write_bytes(b"")
+    trained(run)
+    assert str(newest) in capsys.readouterr().err
+    assert not differences(whole, run)
+    assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
+
+
+@pytest.mark.parametrize("part", ["optimizers", "progress", "adapter"])
+def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_run_stays_as_it_was(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
+) -> None:
+    run = begin(tokens(folder), tmp_path, "odd")
+    assert killed(run, "after pruning", 2)
+    run.release()
+    found = checkpoint.newest(run, torch.device("cpu"))
+    assert found is not None
+    checkpoint.save(run, found.policy, dict(found.trainer) | {part: {"x": [1]}}, found.meta)
+    before = run.read_status()
+    assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert f"{checkpoint.folder_of(run, found.meta.step)} is whole, but not what this version writes" in said
+    assert run.read_status() == before
+
+
+def test_changed_options_are_used_recorded_or_refused_with_the_reason(
+    folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = begin(tokens(folder), tmp_path, "changed")
+    assert killed(run, "after pruning", 3)
+    run.release()
+    written = run.config.read_text(encoding="utf-8")
+
+    def resumed(*flags: str) -> int:
+        return main(["resume", "changed", "--runs", str(tmp_path), *flags])
+
+    refused = {
+        "--seed": ("2", "it made what was trained"),
+        "--llm.kl-coef": ("1", "it made what was trained"),
+        "--optim.no-joint": ("", "the state of one optimizer does not fit two"),
+        "--ppo.clp": ("1", "did you mean --ppo.clip"),
+    }
+    for flag, (value, why) in refused.items():
+        assert resumed(*[flag, value][: 2 if value else 1]) == 2
+        assert why in capfd.readouterr().err
+    assert run.config.read_text(encoding="utf-8") == written
+    assert resumed("--optim.lr", "1e-6", "--optim.no-anneal", "--total-iterations", "7") == 0
+    changes = run.read_status().resumes[-1]["changed"]
+    assert changes.pop("optim.lr")[1] == 1e-6
+    assert changes == {"total_iterations": [5, 7], "optim.anneal": [True, False]}
+    assert "lr = 1e-06" in run.config.read_text(encoding="utf-8")
+    assert run.begun.read_text(encoding="utf-8") == written
+    rates = curves(run)["optim/lr"][1]
+    assert len(rates) == 7
+    assert rates[:2] == curves(whole)["optim/lr"][1][:2]
+    assert rates[2:] == pytest.approx([1e-6] * 5)

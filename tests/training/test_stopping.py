@@ -1,0 +1,266 @@
+"""Requests to stop: taken in the middle of a rollout, an evaluation or the making of a model, at no cost to the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_unified import load_preset
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.rollout import Rollout
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.launch import SAME_REQUEST_S, Interrupted, StopRequest, prepare, reopen
+from ppo_unified.testing import BanditAdapter
+from ppo_unified.training import checkpoint
+from ppo_unified.training.interruptible import Guarded
+from ppo_unified.training.trainer import train_in
+from tests.cli.test_training import wait_for
+from tests.sequences import SequenceAdapter, configured, sequences  # noqa: F401 - a fixture
+
+
+def train_on(run: Run, config: RunConfig, stop: StopRequest | None = None) -> str:
+    """Train in a folder, new or old; the state it ended in."""
+    if (run.path / "run.json").exists():
+        reopen(run)
+    else:
+        run = prepare(config, run.path.parent, run.name)
+    return train_in(run, config, StopRequest() if stop is None else stop).state
+
+
+def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
+    """Every series that is no measurement of time or machine."""
+    reader = EventReader(run.path)
+    reader.poll()
+    shown = {tag: x for tag, x in reader.series.items() if not tag.startswith(("time/", "system/"))}
+    return {tag: (x.steps.tolist(), x.values.tolist()) for tag, x in shown.items()}
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return checkpoint.load_policy(run, checkpoint.choose(run, "latest"), torch.device("cpu"))
+
+
+def assert_same(run: Run, other: Run) -> None:
+    assert curves(run) == curves(other)
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def stop_in(method: str, number: int, stop: StopRequest, monkeypatch: pytest.MonkeyPatch, of: type) -> None:
+    """Have the `number`-th call of an adapter's method be told to stop once it has done its work."""
+    original: Callable[..., Any] = getattr(of, method)
+    calls = count(1)
+
+    def stopped(self: Any, *arguments: Any) -> Any:
+        answer = original(self, *arguments)
+        if next(calls) == number:
+            stop.handle(signal.SIGTERM, None)
+        return answer
+
+    monkeypatch.setattr(of, method, stopped)
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize(("method", "numbers"), [("collect", (1, 2)), ("collect", (4, 1)), ("score", (1, 2, 1))])
+def test_a_run_stopped_in_the_middle_is_in_the_end_the_one_that_never_stopped(
+    method: str, numbers: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = configured(eval={"every_steps": 80, "episodes": 5, "at_start": True}, log={"samples_every": 0})
+    whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
+    assert train_on(whole, config) == "finished"
+    for number in numbers:
+        stop = StopRequest()
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in(method, number, stop, patch, SequenceAdapter)
+            assert train_on(pieces, config, stop) == "stopped"
+        assert pieces.read_status().reason == "stopped by SIGTERM"
+        assert checkpoint.steps(pieces)[-1] == pieces.read_status().step
+    assert train_on(pieces, config) == "finished"
+    assert_same(pieces, whole)
+
+
+def test_a_language_model_stopped_while_it_writes_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    from envs.llm.adapter import LLMAdapter
+    from tests.models import save_model
+
+    (tmp_path / "prompts.txt").write_text("a\nbc\ndef\nghij\n", encoding="utf-8")
+    config = load_preset(
+        "arithmetic",
+        total_iterations=4,
+        llm={
+            "model": str(save_model(tmp_path / "model")),
+            "prompts": str(tmp_path / "prompts.txt"),
+            "reward": "length:3",
+            "rollout_batch": 3,
+            "kl_target": 0.1,
+            "score_normalize": "running",
+        },
+        ppo={"minibatches": 2, "epochs": 1},
+        eval={"every_steps": 0, "episodes": 2, "at_start": False},
+    )
+    whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
+    assert train_on(whole, config) == "finished"
+    stop = StopRequest()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in("_rollout", 3, stop, patch, LLMAdapter)  # after the responses were drawn and the KL's weight had moved
+        assert train_on(pieces, config, stop) == "stopped"
+    assert pieces.read_status().iteration == 2
+    assert train_on(pieces, config) == "finished"
+    assert_same(pieces, whole)
+
+
+class Watching(BanditAdapter):
+    """Keeps a statistic of what it saw with its policy, and asks for the stop half-way."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__()
+        self.policy.register_buffer("seen", torch.zeros(()))
+        self.stop = stop
+
+    def collect(self) -> Rollout:
+        rollout = super().collect()
+        self.policy.get_buffer("seen").add_(1)
+        self.stop.handle(signal.SIGTERM, None)
+        return rollout
+
+
+def test_a_rollout_that_is_given_up_leaves_policy_and_state_as_they_were() -> None:
+    stop = StopRequest()
+    guarded = Guarded(Watching(stop), stop)
+    before = guarded.state_dict()["generator"].clone()
+    with pytest.raises(Interrupted):
+        guarded.collect()
+    assert guarded.policy.get_buffer("seen") == 0
+    assert torch.equal(guarded.state["generator"], before)
+    assert not torch.equal(guarded.state_dict()["generator"], before)
+
+
+def test_a_stop_before_the_first_iteration_leaves_a_run_that_starts_at_step_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from envs.gym import vector
+
+    stop, build = StopRequest(), vector.build
+
+    def slowly(*arguments: Any) -> Any:
+        stop.handle(signal.SIGHUP, None)
+        return build(*arguments)
+
+    config = load_preset("cartpole", total_steps=1000, stop_when_solved=False, eval={"threshold": None, "episodes": 2})
+    run = Run(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(vector, "build", slowly)
+        assert train_on(run, config, stop) == "stopped"
+    assert run.read_status().reason == "stopped by SIGHUP before it trained"
+    assert not run.locked()
+    assert train_on(run, config) == "finished"
+
+
+def test_an_error_that_follows_the_request_is_the_request() -> None:
+    """A worker process that the same signal ended, say."""
+
+    def swallowed() -> None:
+        with pytest.raises(Interrupted):
+            stop.handle(signal.SIGTERM, None)
+        raise EOFError
+
+    stop = StopRequest()
+    with pytest.raises(Interrupted), stop.interruptible():
+        swallowed()
+    with pytest.raises(EOFError), StopRequest().interruptible():
+        raise EOFError
+
+
+def test_outside_the_block_a_request_is_only_noted() -> None:
+    stop = StopRequest()
+    with stop.interruptible():
+        pass
+    stop.handle(signal.SIGINT, None)
+    assert stop
+    with pytest.raises(Interrupted), stop.interruptible():
+        raise AssertionError("never begun")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "later_s", "ends"),
+    [
+        (signal.SIGINT, signal.SIGINT, 0.0, 130),
+        (signal.SIGTERM, signal.SIGINT, 0.0, 130),
+        (signal.SIGTERM, signal.SIGTERM, SAME_REQUEST_S / 2, None),
+        (signal.SIGHUP, signal.SIGTERM, SAME_REQUEST_S / 2, None),
+        (signal.SIGTERM, signal.SIGTERM, SAME_REQUEST_S, 143),
+        (signal.SIGTERM, signal.SIGHUP, SAME_REQUEST_S, 129),
+    ],
+)
+def test_a_second_signal_ends_the_process_unless_it_repeats_the_first(
+    first: int, second: int, later_s: float, ends: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr("ppo_unified.runs.launch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "_exit", codes.append)
+    stop = StopRequest()
+    stop.handle(first, None)
+    now[0] += later_s
+    stop.handle(second, None)
+    assert codes == ([] if ends is None else [ends])
+    assert stop.signal == first
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().installed():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with StopRequest().installed() as stop:
+            assert signal.getsignal(signal.SIGHUP) == stop.handle
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+SLOW_ENVIRONMENT = """
+import time
+import gymnasium as gym, numpy as np
+class Slow(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        open("stepping", "w").close()
+        time.sleep(600)
+gym.register("Slow-v0", entry_point=Slow)
+"""
+
+
+@pytest.mark.parametrize(("vectorization", "whom"), [("sync", "trainer"), ("async", "group")])
+def test_a_step_that_never_ends_holds_no_stop_up(vectorization: str, whom: str, tmp_path: Path) -> None:
+    """Nor does one in worker processes, whether the signal is sent to the trainer alone or to all of them."""
+    (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
+    options = ["--name", "a", "--gym.num-envs", "2", "--gym.vectorization", vectorization]
+    whole = [sys.executable, "-m", "ppo_unified", "train", "slow:Slow-v0", *options]
+    with subprocess.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+        wait_for((tmp_path / "stepping").exists)
+        (os.kill if whom == "trainer" else os.killpg)(process.pid, signal.SIGTERM)
+        try:
+            said = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "failed" not in said
+    run = Run(tmp_path / "runs" / "a")
+    assert (run.read_status().state, checkpoint.steps(run)) == ("stopped", [0])

@@ -1,0 +1,1020 @@
+"""The terminal UI as a whole, driven by keys and mouse: the list of runs, launching and stopping real ones, what it
+remembers and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.events import Key
+from textual.pilot import Pilot
+from textual.widgets import Input, Static
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control
+from ppo_unified.runs.control import write_note
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.launch import stop
+from ppo_unified.runs.metrics import AWAITED
+from tui import app as program
+from tui.actions import ACTIONS, PLACES, Place, at
+from tui.app import TYPING_S, Terminal
+from tui.charts.metric_screen import MetricScreen, OnePlot
+from tui.charts.plot import GUTTER
+from tui.charts.plots import Plots
+from tui.dialogs import Ask, Confirm, Read
+from tui.new_run.form import Form
+from tui.new_run.picker import Picker
+from tui.palette import Actions
+from tui.runs.run_list import RunList
+from tui.runs.run_page import RunPage
+from tui.runs.runs_view import RunsScreen
+from tui.state import ViewState
+from tui.store import Store
+
+CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
+TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
+PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test that is about them
+pytestmark = pytest.mark.usefixtures("impatient")
+Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes what the user's own UI remembers."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+
+
+def made(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any) -> Run:
+    """A run's folder as a trainer leaves it."""
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    run.config.write_text(CONFIG.format(seed=seed, lr=lr), encoding="utf-8")
+    run.command.write_text(f"ppo-unified train cartpole --seed {seed}\n", encoding="utf-8")
+    status = Status(name=name, preset="cartpole", kind="gym", state="finished", step=1000, total_steps=4000)
+    run.write_status(
+        replace(status, **{"started": 1e9 + seed, "heartbeat": 1e9, "seed": seed, "score": 100.0} | changes)
+    )
+    writer = EventWriter(run.path)
+    for step in range(50, 1050, 50):
+        writer.scalars(step, dict.fromkeys(TAGS, seed + step / 100))
+    writer.close()
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three runs of different ends."""
+    folder = tmp_path / "runs"
+    made(folder, "alpha", 1, score=300.0)
+    made(folder, "beta", 2, score=400.0, state="stopped", best_score=450.0)
+    made(folder, "gamma", 3, lr=5e-4, score=None, state="failed", reason="it broke")
+    return folder
+
+
+def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: Any) -> None:
+    """`act` once the list of runs is read."""
+
+    async def session() -> None:
+        app = Terminal(runs, **options)
+        async with app.run_test(size=size, notifications=True) as pilot:
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen) and bool(app.store.folder))
+            if runs.exists():
+                expected = len([path for path in runs.iterdir() if path.is_dir()])
+                await until(pilot, lambda: len(app.store.entries) == expected and len(the_list(app).entries) > 0)
+            async with asyncio.timeout(240):  # a hang shows what was waited for
+                await act(pilot, app)
+
+    asyncio.run(session())
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Let the program go on until something holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it never came to that; said: {said(pilot.app)}"
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+def the_list(app: Terminal) -> RunList:
+    screen = app.screen_stack[1]
+    assert isinstance(screen, RunsScreen)
+    return screen.run_list
+
+
+def the_plots(app: Terminal) -> Plots:
+    screen = app.screen_stack[1]
+    assert isinstance(screen, RunsScreen)
+    return screen.plots
+
+
+def under_the_cursor(app: Terminal) -> str:
+    current = the_list(app).current
+    return "" if current is None else current.key
+
+
+def listed(app: Terminal) -> list[str]:
+    return [entry.key for entry in the_list(app).entries]
+
+
+def drawn(app: Terminal) -> list[str]:
+    """Whose curves are in the first chart, the last one on top."""
+    plots = the_plots(app)
+    return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
+
+
+def said(app: App[Any]) -> str:
+    return "\n".join(str(notification.message) for notification in app._notifications)
+
+
+def shown(app: Terminal) -> str:
+    """The text on screen."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+@pytest.mark.parametrize(
+    ("place", "classes"),
+    [
+        ("app", [Terminal]),
+        ("runs", [RunsScreen]),
+        ("control", [RunsScreen, RunPage]),
+        ("charts", [RunsScreen, RunPage, Plots]),
+        ("metric", [MetricScreen]),
+        ("run", [RunPage]),
+        ("picker", [Picker]),
+        ("form", [Form]),
+    ],
+)
+def test_every_action_of_the_table_can_be_done_where_the_table_says(place: Place, classes: list[type]) -> None:
+    for action in at(place):
+        for kind in classes:
+            assert hasattr(kind, f"action_{action.name}"), f"{kind.__name__} has no {action.name}"
+
+
+def test_no_key_means_two_things_at_once() -> None:
+    together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
+    together += [("picker",), ("form",)]
+    for places in together:
+        keys = [key for action in ACTIONS if action.place in places for key in action.keys.split(",")]
+        assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
+
+
+# the list of runs
+
+
+def test_runs_are_listed_newest_first_and_sorted_by_any_column(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert listed(app) == ["gamma", "beta", "alpha"]
+        await pilot.press("O")
+        assert listed(app) == ["alpha", "beta", "gamma"]
+        await pilot.press("o")  # the column after the last is the first
+        assert (app.state.sorted_by, app.state.reverse) == ("name", False)
+        assert listed(app) == ["alpha", "beta", "gamma"]
+        head = "".join(segment.text for segment in the_list(app).render_line(0))
+        await pilot.click(RunList, offset=(head.index("score") + 1, 0))
+        assert app.state.sorted_by == "score"
+        assert listed(app) == ["beta", "alpha", "gamma"]  # the best first, none last
+        await pilot.click(RunList, offset=(head.index("score") + 1, 0))
+        assert listed(app) == ["alpha", "beta", "gamma"]
+
+    drive(runs, act)
+
+
+def test_the_cursor_stays_on_its_run(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("down")
+        assert under_the_cursor(app) == "beta"
+        made(runs, "delta", 9)
+        await until(pilot, lambda: listed(app) == ["delta", "gamma", "beta", "alpha"])
+        assert under_the_cursor(app) == "beta"
+        await pilot.press("O")
+        assert under_the_cursor(app) == "beta"
+        shutil.rmtree(runs / "beta")
+        await until(pilot, lambda: len(listed(app)) == 3)
+        assert under_the_cursor(app)
+
+    drive(runs, act)
+
+
+def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path) -> None:
+    """Only lines that changed are drawn: the picture is the one of drawing all."""
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        def picture() -> list[list[Any]]:
+            return [list(strip) for strip in app.screen._compositor.render_strips()]
+
+        for keys in ("down", "space", "space", "up", "p", "o", "O", "a", "a", "end", "p", "down"):
+            await pilot.press(keys)
+            await pilot.pause()
+            partly = picture()
+            the_list(app).refresh()
+            await pilot.pause()
+            assert picture() == partly
+        for step, text in ((1_500, " 1500 "), (2_500, " 2500 ")):
+            run = Run(runs / "beta")
+            run.write_status(replace(run.read_status(), step=step))
+            await until(pilot, lambda step=step: app.store.entries["beta"].status.step == step)  # type: ignore[misc]
+            await until(pilot, lambda text=text: text in shown(app))  # type: ignore[misc]
+
+    drive(runs, act)
+
+
+def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
+    store = Store(runs)
+    store.turn()
+    assert store.watch(["alpha"])
+    assert not store.watch(["alpha"])  # asking again hurries nobody, though it may have nothing to read
+    store.turn(1.0)
+    assert store.watch(["beta", "alpha"])
+    store.turn(1.0)
+    assert not store.watch(["alpha", "beta"])
+
+
+def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert under_the_cursor(app) == "gamma"
+        await pilot.press("slash", *"alp")
+        await until(pilot, lambda: listed(app) == ["alpha"])
+        await pilot.press("escape")
+        await until(pilot, lambda: len(listed(app)) == 3)
+        assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
+        await pilot.press("slash", *"score>350")
+        assert isinstance(app.screen, Ask)
+        await until(pilot, lambda: listed(app) == ["beta"])
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunsScreen)
+        assert "filter: score>350   1 of 3" in shown(app)
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "!failed optim.lr>0.0006"
+        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        await pilot.press("escape")  # back to what it was
+        await until(pilot, lambda: listed(app) == ["beta"])
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "nothing-of-that-name"
+        await until(pilot, lambda: not listed(app))
+        await pilot.press("enter")
+        assert "None of the 3 runs matches." in shown(app)
+
+    drive(runs, act)
+
+
+def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("slash")
+        app.screen.query_one(Input).value = "colour:red"
+        await pilot.press("enter")
+        assert isinstance(app.screen, Ask)
+        assert "colour" in str(app.screen.query_one(".error", Static).content)
+        assert len(listed(app)) == 3
+
+    drive(runs, act)
+
+
+def test_marked_runs_are_drawn_and_the_pinned_one_on_top(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: drawn(app) == ["gamma"])  # the one under the cursor
+        await pilot.press("down")
+        await until(pilot, lambda: drawn(app) == ["beta"])
+        await pilot.press("space", "space")
+        await until(pilot, lambda: drawn(app) == ["beta", "alpha"])
+        colors = {trace.key: trace.color for trace in the_plots(app).traces("eval/score")}
+        assert len(set(colors.values())) == 2
+        await pilot.press("home", "p")
+        await until(pilot, lambda: drawn(app) == ["beta", "alpha", "gamma"])
+        pinned = the_plots(app).traces("eval/score")[-1]
+        assert pinned.pinned
+        assert pinned.color.lower() == "#ffffff"
+        for trace in the_plots(app).traces("eval/score")[:-1]:
+            assert trace.color == colors[trace.key]  # no colour changes because another run is drawn
+        await pilot.press("a")
+        assert set(app.state.marked) == {"alpha", "beta", "gamma"}
+        await pilot.press("a", "p")
+        assert app.state.marked == []
+        assert app.state.pinned == ""
+
+    drive(runs, act)
+
+
+def test_usual_metrics_come_first(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: len(the_plots(app).tags) == len(TAGS))
+        assert the_plots(app).tags[:3] == ["eval/score", "episode/return", "policy/kl"]
+        assert the_plots(app).tags[-1] == "custom/thing"
+
+    drive(runs, act)
+
+
+def test_the_options_in_which_runs_differ(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("c")
+        assert "Mark at least two runs" in said(app)
+        await pilot.press("a", "c")
+        assert isinstance(app.screen, Read)
+        assert "optim.lr" in shown(app)
+        assert re.search(r"optim\.lr .* 0\.0005", shown(app))
+        assert "env_id" not in shown(app)
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunsScreen)
+
+    drive(runs, act)
+
+
+def test_runs_that_differ_in_the_seed_alone_are_drawn_as_one(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("a", "A")
+        await until(pilot, lambda: len(drawn(app)) == 3)
+        groups = {trace.key: trace.group for trace in the_plots(app).traces("eval/score")}
+        assert groups["alpha"] == groups["beta"] != groups["gamma"]
+
+    drive(runs, act)
+
+
+def test_list_and_charts_share_the_screen_as_one_likes(runs: Path) -> None:
+    for number in range(20):
+        made(runs, f"more-{number}", 10 + number)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.pause()
+        before = the_list(app).size.height
+        await pilot.press("greater_than_sign")
+        await until(pilot, lambda: the_list(app).size.height > before)
+        await pilot.press("less_than_sign", "less_than_sign")
+        await until(pilot, lambda: the_list(app).size.height < before)
+        await pilot.resize_terminal(200, 60)
+        await until(pilot, lambda: the_list(app).size.width < 110 and the_plots(app).size.height > 50)
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: the_list(app).size.width == 80)
+
+    drive(runs, act)
+
+
+def test_enter_and_a_second_click_open_a_run(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunPage)
+        assert app.screen.key == "gamma"
+        await pilot.press("escape")
+        await pilot.click(RunList, offset=(5, 2), times=2)
+        await until(pilot, lambda: isinstance(app.screen, RunPage))
+        assert app.screen.key == "beta"
+
+    drive(runs, act)
+
+
+def test_one_metric_fills_the_screen_from_list_and_page(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: the_plots(app).current is not None)
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        assert len([screen for screen in app.screen_stack if isinstance(screen, MetricScreen)]) == 1
+        await pilot.press("n", "l", "f")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        assert the_plots(app).settings.log_y
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and app.screen.plots.current is not None)
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await until(pilot, lambda: bool(app.screen.query_one(OnePlot).tags))
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunPage)
+
+    drive(runs, act)
+
+
+def test_another_programs_logs_are_listed_and_drawn(runs: Path) -> None:
+    folder = runs / "CartPole-v1__ppo__1"
+    folder.mkdir()
+    writer = EventWriter(folder)
+    for step in range(10):
+        writer.scalars(step, {"charts/episodic_return": 1.0 * step})
+    writer.close()
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        the_list(app).move_to("CartPole-v1__ppo__1")
+        await until(pilot, lambda: drawn(app) == ["CartPole-v1__ppo__1"])
+        await pilot.press("s")
+        assert "was written by another program" in said(app)
+
+    drive(runs, act)
+
+
+def test_what_runs_wrote_is_text_and_nothing_else(runs: Path) -> None:
+    evil = "[bold red]\x1b[31mname\x1b]0;title\x07[/]"
+    made(runs, "odd", 7, state="failed", reason=evil, preset="[blink]x")
+    write_note(Run(runs / "odd"), evil)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
+        assert "\x1b" not in shown(app)
+        the_list(app).move_to("odd")
+        await pilot.press("enter")
+        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
+
+    drive(runs, act, size=(200, 60))
+
+
+# starting and ending runs
+
+
+@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None:
+    """And a second one, stopped, resumed and deleted by keys: all with real processes."""
+    folder = tmp_path / "runs"
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert "n, Enter, Enter" in shown(app)
+        await pilot.press("n")
+        assert isinstance(app.screen, Picker)
+        await pilot.press("enter")
+        assert isinstance(app.screen, Form)
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and listed(app) == ["cartpole-s1"])
+        await until(pilot, lambda: drawn(app) == ["cartpole-s1"])
+        await until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
+        await until(pilot, lambda: "cartpole-s1: finished (solved)" in said(app))
+        await until(pilot, lambda: "eval/score" in shown(app))
+
+    drive(folder, act)
+
+
+def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every action on charts is one that empty ones bear."""
+    run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
+    for path in run.path.glob("events*"):
+        path.unlink()
+    monkeypatch.setattr(Run, "locked", lambda self: self.path == run.path)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        plots = the_plots(app)
+        the_list(app).move_to("omega")
+        await until(pilot, lambda: plots.tags == list(AWAITED))
+        for action in at("charts"):
+            if action.name not in ("enlarge", "metrics", "group", "zoom_reset"):
+                await plots.run_action(action.name)
+        for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
+            await plots.run_action(name)
+        await until(pilot, lambda: "has no points yet" in said(app))  # instead of a file
+        widgets = list(plots.plots)
+        empty = " " * GUTTER + "no points yet"
+        assert shown(app).count(empty) == len(widgets) > 1
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        assert "no points yet" in shown(app)
+        await pilot.press("escape")
+        writer = EventWriter(run.path)
+        for step in (100, 200):
+            writer.scalars(step, dict.fromkeys(AWAITED, 0.5))
+        writer.close()
+        await until(pilot, lambda: empty not in shown(app))
+        assert plots.plots == widgets
+        plots.settings.group = "reward"
+        plots.show([*AWAITED], lambda _: ())
+        await until(pilot, lambda: "No curves yet" in shown(app))  # a kept filter may match what comes
+
+    drive(runs, act)
+
+
+def test_the_page_of_a_run_that_ends_without_a_point_has_no_charts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
+    for path in run.path.glob("events*"):
+        path.unlink()
+    alive = True
+    monkeypatch.setattr(Run, "locked", lambda self: alive and self.path == run.path)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        nonlocal alive
+        the_list(app).move_to("omega")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and "no points yet" in shown(app))
+        run.write_status(replace(run.read_status(), heartbeat=time.time() - 3600))
+        await until(pilot, lambda: app.store.entries["omega"].state == "stalled")
+        assert "no points yet" in shown(app)
+        alive = False
+        await until(pilot, lambda: "No curves yet" in shown(app))
+        alive = True
+        await until(pilot, lambda: "no points yet" in shown(app))
+
+    drive(runs, act)
+
+
+@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        options = ["cartpole", "--name", "long", "--no-stop-when-solved", "--total-steps", "10000000"]
+        app.start_runs([options])
+
+        def state() -> str:
+            return app.store.entries["long"].state if "long" in app.store.entries else ""
+
+        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > 0, 120)
+        await pilot.press("d", "y")
+        assert "stop it before it is deleted" in said(app)
+        await pilot.press("s")
+        await until(pilot, lambda: state() == "stopped", 120)
+        step = app.store.entries["long"].status.step
+        await pilot.press("r")
+        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
+        await pilot.press("K")
+        assert isinstance(app.screen, Confirm)
+        await pilot.press("n")
+        assert state() == "running"
+        await pilot.press("K", "y")
+        await until(pilot, lambda: state() == "crashed", 120)
+        await until(pilot, lambda: "long: crashed" in said(app))
+        await pilot.press("d", "n")
+        assert (folder / "long").exists()
+        await pilot.press("d", "y")
+        await until(pilot, lambda: not listed(app))
+        assert not (folder / "long").exists()
+
+    drive(folder, act)
+
+
+def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    async def begin(pilot: Pilot[None], app: Terminal) -> None:
+        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]])
+        await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
+        await pilot.press("q")
+
+    async def come_back(pilot: Pilot[None], app: Terminal) -> None:
+        assert app.store.entries["on"].state == "running"
+
+    drive(folder, begin)
+    try:
+        drive(folder, come_back)
+    finally:
+        assert stop(Run(folder / "on"), kill=False) == "stopped"
+
+
+def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(tmp_path: Path) -> None:
+    """An environment that is not there is known only to the process that was started."""
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("n", *"NoSuchWorld-v7", "enter")
+        assert isinstance(app.screen, Form)
+        form: Form = app.screen
+        form.typed["optim.lr"] = "0.01"
+        await pilot.press("enter", "enter")  # the second one starts nothing more
+        await until(pilot, lambda: not form.waiting)
+        assert app.screen is form
+        assert "NoSuchWorld" in str(form.query_one("#said", Static).content)
+        assert "one run of" not in str(form.query_one("#said", Static).content)
+        assert form.typed == {"optim.lr": "0.01"}
+        assert not app.store.entries
+
+    drive(tmp_path / "runs", act)
+
+
+def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was typed for a run that is refused after all comes back."""
+    goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        started.append(list(arguments))
+        begun(run := made(folder, f"new-{len(started)}", 9))
+        assert goes_on.wait(60)
+        if refusals:
+            raise UsageError(refusals[0])
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def start_with(lr: str) -> None:
+            assert isinstance(app.screen, Form)
+            app.screen.typed["optim.lr"] = lr
+            await pilot.press("ctrl+s")
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await pilot.press("n", "enter")
+        await start_with("0.5")
+        await pilot.press("n", "enter")
+        assert isinstance(app.screen, Form)
+        assert app.screen.typed == {}
+        app.screen.typed["optim.lr"] = "0.25"
+        goes_on.set()
+        await until(pilot, lambda: "new-1 is training" in said(app))
+        assert app.screen.typed == {"optim.lr": "0.25"}
+        goes_on.clear()
+        refusals.append("no such luck")
+        await start_with("0.125")
+        assert app.typed == {}
+        goes_on.set()
+        await until(pilot, lambda: refusals[0] in said(app))
+        assert app.typed == {"cartpole": {"optim.lr": "0.125"}}
+
+    drive(runs, act)
+    assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
+
+
+def test_rename_and_note(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "home", "e")
+        assert isinstance(app.screen, Ask)
+        app.screen.query_one(Input).value = "alpha"
+        await pilot.press("enter")
+        assert isinstance(app.screen, Ask)  # taken
+        app.screen.query_one(Input).value = "omega"
+        await pilot.press("enter")
+        await until(pilot, lambda: "omega" in listed(app))
+        assert app.state.marked == ["omega"]
+        await until(pilot, lambda: under_the_cursor(app) == "omega")
+        await pilot.press("N")
+        app.screen.query_one(Input).value = "learnt to hop"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
+        await until(pilot, lambda: "learnt to hop" in shown(app))
+        note = Run(runs / "omega").note
+        write_note(Run(runs / "omega"), "first\nsecond\tline")
+        before = note.stat().st_ino
+        await pilot.press("N", "enter", "N")
+        assert isinstance(app.screen, Ask)
+        assert note.stat().st_ino == before  # nothing was changed, so nothing is written
+        await pilot.press("end", "!", "enter")
+        await until(pilot, lambda: app.store.entries["omega"].note == "first!")
+        assert note.read_text(encoding="utf-8") == "first!\nsecond\tline\n"
+
+    drive(runs, act, size=(200, 60))
+
+
+def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        the_list(app).move_to("alpha")
+        await pilot.press("r")
+        assert isinstance(app.screen, Ask)
+        app.screen.query_one(Input).value = "900"
+        await pilot.press("enter")
+        assert "a whole number above 1000" in shown(app)
+
+    drive(runs, act)
+
+
+def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("R")
+        assert isinstance(app.screen, Form)
+        assert app.screen.typed["optim.lr"] == "0.0005"
+
+    drive(runs, act)
+
+
+def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
+
+    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+        begun(run := made(folder, "new", 0))
+        return run
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        async def rerun_of(key: str, lr: str, then: str) -> None:
+            the_list(app).move_to(key)
+            await pilot.press("R")
+            assert isinstance(app.screen, Form)
+            assert app.screen.typed.get("optim.lr") == lr
+            app.screen.typed["optim.lr"] = "0.03"
+            await pilot.press(then)
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+        await rerun_of("gamma", "0.0005", "ctrl+s")
+        await until(pilot, lambda: "new is training" in said(app) and "new" in listed(app))
+        await rerun_of("gamma", "0.0005", "escape")
+        the_list(app).move_to("gamma")
+        await pilot.press("e", "end", "2", "enter")
+        await until(pilot, lambda: "gamma2" in listed(app))
+        await rerun_of("gamma2", "0.03", "escape")
+        shutil.rmtree(runs / "gamma2")  # as from another terminal
+        made(runs, "gamma2", 8, lr=4e-3)
+        await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
+        await rerun_of("gamma2", "0.004", "escape")
+        assert len(app.typed) == 1
+        the_list(app).move_to("gamma2")
+        await pilot.press("d", "y")
+        assert app.typed == {}
+
+    drive(runs, act)
+
+
+def test_the_command_is_copied(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("y")
+        assert app.clipboard == "ppo-unified train cartpole --seed 3"
+
+    drive(runs, act)
+
+
+def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(program, "run_outside", lambda app, arguments: asked.append(list(arguments)))
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("w", "i")
+        assert asked == [[verb, "gamma", "--runs", str(runs)] for verb in ("play", "inspect")]
+
+    drive(runs, act)
+
+
+# what concerns the whole program
+
+
+def test_readonly_changes_nothing(runs: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert "read-only" in shown(app)
+        for action in ACTIONS:
+            if action.writes:
+                for key in action.keys.split(","):
+                    await pilot.press(key)
+                    assert isinstance(app.screen, RunsScreen), action
+        await pilot.press("enter", "d", "e", "s")
+        assert isinstance(app.screen, RunPage)
+        await pilot.press("question_mark")
+        assert "Delete" not in shown(app)
+
+    drive(runs, act, readonly=True)
+    assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+
+
+def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(_: Pilot[None], app: Terminal) -> None:
+        now = 100.0
+        with monkeypatch.context() as patch:
+            patch.setattr("time.monotonic", lambda: now)
+            for name, value in PAUSES.items():
+                patch.setattr(program, name, value)
+            found = []
+            app._took.extend((0.001, 0.001, 0.001))
+            for took in (0.2, 0.001, 0.1, 0.1):  # a single long one holds nothing up
+                app._pictured(now - took)
+                found.append(app._refresh_s())
+            assert found == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
+            await app.on_event(Key("z", "z"))
+            assert app._refresh_s() == pytest.approx(6.0)
+            now += TYPING_S
+            assert app._refresh_s() == pytest.approx(1.0)
+
+    drive(runs, act)
+
+
+def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: the_plots(app).current is not None)
+        await pilot.press("question_mark")
+        assert isinstance(app.screen, Read)
+        body = str(app.screen.body)
+        assert body.startswith("eval/score:")
+        for place in ("runs", "control", "charts", "app"):
+            for action in at(place):
+                assert action.label in body
+
+    drive(runs, act, size=(80, 24))
+
+
+def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("enter")
+        for tab, charts in (("1", True), ("3", False), ("1", True)):
+            await pilot.press(tab, "question_mark")
+            assert isinstance(app.screen, Read)
+            body = str(app.screen.body)
+            assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
+            assert "Next tab" in body
+            assert "Rename" not in body
+            await pilot.press("escape")
+            labels = {str(hit.prompt) async for hit in Actions(app.screen).discover() if hasattr(hit, "prompt")}
+            assert any(label.startswith("Smoother") for label in labels) == charts
+
+    drive(runs, act, readonly=True)
+
+
+def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("ctrl+p")
+        await pilot.press(*"reverse")
+        await pilot.pause(0.5)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.state.reverse)
+        provider = Actions(app.screen)
+        hits = [hit async for hit in provider.discover()]
+        names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
+        for place in ("runs", "control", "charts"):
+            assert {action.label for action in at(place)} <= names
+
+    drive(runs, act)
+
+
+def test_themes_change_and_are_remembered_with_the_view(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("T", "space", "p", "o", "l", "f")
+        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await pilot.press("escape", "q")
+
+    async def come_back(pilot: Pilot[None], app: Terminal) -> None:
+        assert app.theme == "ppo-light"
+        assert not app.current_theme.dark
+        assert app.state.marked == ["gamma"]
+        assert app.state.pinned == "beta"
+        assert app.state.sorted_by == "name"
+        assert the_plots(app).settings.log_y
+
+    drive(runs, act)
+    drive(runs, come_back)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '{"marked": 3, "theme": "none such", "sorted_by": "x", "typed": {"a": 1}, "charts": {"grid": "x"}, "odd": 1}',
+    ],
+)
+def test_a_damaged_memory_is_no_reason_not_to_start(runs: Path, text: str) -> None:
+    ViewState().save(runs)
+    (path,) = Path(str(ViewState.path(runs))).parent.glob("*.json")
+    path.write_text(text, encoding="utf-8")
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert len(listed(app)) == 3
+        assert app.theme == "ppo-dark"
+
+    drive(runs, act)
+
+
+def test_a_folder_that_cannot_remember_or_be_read_does_no_harm(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # as a full disk: nothing can be written there
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "T")
+        shutil.rmtree(runs)
+        await until(pilot, lambda: not listed(app))
+
+    drive(runs, act)
+
+
+def test_without_unicode_the_screen_is_ascii(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space")
+        await until(pilot, lambda: "eval/score" in shown(app))
+        rows = shown(app).splitlines()
+        assert all(row.isascii() for row in rows[:-1]), [row for row in rows if not row.isascii()]
+
+    drive(runs, act, unicode=False)
+
+
+def test_a_clock_that_jumps_back_does_no_harm(runs: Path) -> None:
+    from tui.store import Store
+
+    now = [time.time()]
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        now[0] -= 1e6
+        made(runs, "later", 8)
+        await until(pilot, lambda: "later" in listed(app))
+
+    drive(runs, act, store=Store(runs, clock=lambda: now[0]))
+
+
+def test_a_folder_is_remembered_apart_from_others(runs: Path, tmp_path: Path) -> None:
+    ViewState(query="failed").save(runs)
+    assert ViewState.load(runs).query == "failed"
+    assert ViewState.load(tmp_path).query == ""
+    table = json.loads(ViewState.path(runs).read_text(encoding="utf-8"))
+    assert table["runs"] == str(runs.resolve())
+
+
+def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "up")  # gamma is marked
+        the_list(app).move_to("alpha")
+        await pilot.press("enter")
+        assert isinstance(app.screen, RunPage)
+        page: RunPage = app.screen
+        made(runs, "another", 9)  # the list behind is told of it
+        await until(pilot, lambda: "another" in app.store.entries)
+        writer = EventWriter(runs / "alpha", 1001)
+        writer.scalars(1100, dict.fromkeys(TAGS, 7.0))
+        writer.close()
+        await until(pilot, lambda: page.plots.traces("eval/score")[0].curve[0][-1] == 1100)
+        await pilot.press("escape")
+        await until(pilot, lambda: drawn(app) == ["gamma"])
+
+    drive(runs, act)
+
+
+def test_damage_of_a_drawn_runs_files_is_told_as_long_as_it_is_drawn_and_on_its_page(runs: Path) -> None:
+    (found,) = (runs / "beta").glob("events*")
+    whole = found.read_bytes()
+    found.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: drawn(app) == ["gamma"])
+        assert "damaged" not in shown(app)
+        await pilot.press("down")
+        await until(pilot, lambda: "damaged" in shown(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in shown(app))
+        await pilot.press("escape", "down")
+        await until(pilot, lambda: drawn(app) == ["alpha"] and "damaged" not in shown(app))
+
+    drive(runs, act)
+
+
+def test_a_deleted_run_is_forgotten(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("space", "home", "p", "d", "y")
+        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        assert app.state.marked == []
+        assert app.state.pinned == ""
+        await until(pilot, lambda: len(drawn(app)) == 1)
+
+    drive(runs, act)
+
+
+def test_a_renamed_run_in_a_folder_of_its_own_keeps_its_mark(runs: Path) -> None:
+    made(runs / "group", "one", 5)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await until(pilot, lambda: "group/one" in listed(app))
+        the_list(app).move_to("group/one")
+        await pilot.press("space")
+        the_list(app).move_to("group/one")
+        await pilot.press("e")
+        app.screen.query_one(Input).value = "alpha"  # there is another one of that name above
+        await pilot.press("enter")
+        await until(pilot, lambda: under_the_cursor(app) == "group/alpha")
+        assert app.state.marked == ["group/alpha"]
+
+    drive(runs, act)
+
+
+def test_names_and_times_of_any_kind_are_shown(runs: Path) -> None:
+    """A folder's name that is no text, times that no calendar has."""
+    made(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("home", "x", "x")
+        await until(pilot, lambda: bool(drawn(app)))
+        await pilot.press("enter", "6")
+        await until(pilot, lambda: "started" in shown(app))
+
+    drive(runs, act)
+
+
+def test_nothing_that_is_typed_into_picker_and_form_ends_the_program(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("n")
+        app.screen.query_one(Input).value = "x" * 5000
+        await pilot.pause()
+        app.screen.query_one(Input).value = "cartpole"
+        await pilot.press("enter", "slash", *"zzz", "down", "pagedown", "pageup", "up")
+        assert isinstance(app.screen, Form)
+
+    drive(runs, act)
+
+
+def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the default folder has a run of that name."""
+    made(runs.parent / "runs", "taken", 4)
+    other = runs.parent / "other"
+    started: list[list[str]] = []
+    monkeypatch.chdir(runs.parent)
+
+    def start(arguments: Sequence[str], folder: Path, begun: object) -> Run:
+        started.append(list(arguments))
+        return Run(folder / "taken")
+
+    monkeypatch.setattr(control, "start", start)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        app.typed["cartpole"] = {"name": "taken"}
+        await pilot.press("n", "enter", "enter")
+        await until(pilot, lambda: bool(started))
+
+    drive(other, act)
+    assert started == [["cartpole", "--name", "taken"]]

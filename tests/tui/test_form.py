@@ -1,0 +1,530 @@
+"""The picker and the form_model, driven by keys."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from textual.app import App
+from textual.binding import BindingType
+from textual.pilot import Pilot
+from textual.widgets import Input, OptionList, Static
+
+from tui.actions import at, bindings
+from tui.new_run import form_model
+from tui.new_run.form import Form, Recipes
+from tui.new_run.picker import Picker, matching
+from tui.themes import OURS
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.exhaustive)]
+
+
+class Host(App[None]):
+    """What the form needs of the program around it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("app")
+
+    def __init__(self, runs: Path) -> None:
+        super().__init__()
+        self.runs = runs
+        self.opened: list[str] = []
+        self.started: list[Sequence[Sequence[str]]] = []
+        self.copied: list[str] = []
+        self.typed: dict[str, str] = {}
+
+    def on_mount(self) -> None:
+        for theme in OURS:
+            self.register_theme(theme)
+        self.theme = OURS[0].name
+
+    def copy_to_clipboard(self, text: str) -> None:
+        self.copied.append(text)
+
+    async def open_form(self, target: str = "cartpole", recipe: str = "") -> Form:
+        screen = Form(target, recipe=recipe, typed=self.typed, runs=self.runs, start=self.started.append)
+        await self.push_screen(screen)
+        return screen
+
+    def open_picker(self) -> Picker:
+        picker = Picker(self.opened.append)
+        self.push_screen(picker)
+        return picker
+
+
+Driven = Callable[[Pilot[None], Host], Awaitable[None]]
+
+
+def drive(work: Driven, tmp_path: Path, size: tuple[int, int] = (80, 24)) -> None:
+    async def run() -> None:
+        app = Host(tmp_path)
+        async with app.run_test(size=size) as pilot:
+            await work(pilot, app)
+
+    asyncio.run(run())
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+    """Wait for what comes within a few turns of the program."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        await pilot.pause(0.01)
+
+
+def said(screen: Form, name: str) -> str:
+    return str(screen.query_one(f"#{name}", Static).render())
+
+
+def seen(app: App[None]) -> list[str]:
+    """The lines on the screen."""
+    strips = app.screen._compositor.render_strips(app.size)
+    return ["".join(segment.text for segment in strip) for strip in strips]
+
+
+async def to(pilot: Pilot[None], screen: Form, option: str) -> None:
+    """Put the cursor on an option in sight, by keys."""
+    options = screen.options
+    if screen.option is None:
+        await pilot.press("tab", "tab")
+    stops = [line.name for line in options.shown if line.kind == "option"]
+    assert screen.option is not None
+    by = stops.index(option) - stops.index(screen.option.name)
+    await pilot.press(*["down" if by > 0 else "up"] * abs(by))
+    assert screen.option.name == option
+
+
+async def write(pilot: Pilot[None], text: str) -> None:
+    """Another text in the box."""
+    await pilot.press("end", "ctrl+u", *text)
+
+
+# picker
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_picker_opens_what_is_under_its_cursor(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        picker = app.open_picker()
+        await pilot.pause()
+        await pilot.press("enter")
+        assert app.opened == ["cartpole"]
+        await pilot.press("down", "enter")
+        assert app.opened[-1] == "acrobot"
+        await pilot.press(*"lunar", "down", "enter")
+        assert app.opened[-1] == "lunarlander-continuous"
+        assert isinstance(app.focused, Input)
+        assert any("Score to expect: 250" in line for line in seen(app))
+        await pilot.press("pagedown", "pageup", "up", "enter")
+        assert app.opened[-1] == "lunarlander-continuous"  # from the first line up to the last
+        assert app.screen is picker
+        await pilot.press("escape")
+        assert not isinstance(app.screen, Picker)
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("target", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "llm"])
+def test_an_environments_id_is_typed(target: str, tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        app.screen.query_one(Input).value = target
+        await pilot.pause()
+        await pilot.press("enter")
+        assert app.opened == [target]
+
+    drive(work, tmp_path)
+
+
+def test_a_file_is_typed_and_a_bad_one_is_said(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text('kind = "gym"\n')
+    bad.write_text('kind = "gym"\n[ppo]\nclp = 1\n')
+
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        for path, complaint in ((bad, "did you mean 'clip'"), (tmp_path / "no.toml", "cannot be read"), (good, "")):
+            app.screen.query_one(Input).value = str(path)
+            await pilot.pause()
+            await pilot.press("enter")
+            await pilot.pause()
+            assert complaint in " ".join(str(app.screen.query_one("#about", Static).render()).split())
+        assert app.opened == [str(good)]
+
+    drive(work, tmp_path, (120, 40))
+
+
+def test_lines_without_a_target_say_what_to_type(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        picker = app.open_picker()
+        await pilot.pause()
+        await pilot.press("up", "enter")
+        assert app.opened == []
+        assert "box above" in str(picker.query_one("#about", Static).render())
+        await pilot.press(*"zzz", "enter")
+        assert app.opened == []
+        assert "Nothing has this name" in str(picker.query_one("#about", Static).render())
+
+    drive(work, tmp_path)
+
+
+def test_a_click_picks_too(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        await pilot.click(OptionList, offset=(4, 3))
+        await until(pilot, lambda: app.opened)
+        assert app.opened == ["frozenlake"]
+
+    drive(work, tmp_path)
+
+
+def test_the_search_knows_words_beginnings_and_letters_in_order() -> None:
+    def names(text: str) -> list[str]:
+        return [pick.target for pick in matching(form_model.picks(), text)]
+
+    assert names("")[0] == "cartpole"
+    assert names("pole")[0] == "cartpole"
+    assert names("learns LANGUAGE") == ["arithmetic", "sentiment"]
+    assert names("mountain") == ["mountaincar", "mountaincar-continuous"]
+    assert names("cpl") == ["cartpole"]
+    assert names("Foo-v1") == ["Foo-v1"]
+    assert names("qqq") == []
+
+
+# form
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_enter_enter_trains_cartpole(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        opened: list[Any] = []
+
+        def open_form(target: str) -> None:
+            opened.append(Form(target, typed=app.typed, runs=app.runs, start=app.started.append))
+            app.push_screen(opened[0])
+
+        app.push_screen(Picker(open_form))
+        await pilot.pause()
+        await pilot.press("enter", "enter")
+        assert app.started == [[["cartpole"]]]
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("key", ["ctrl+s", "f5", "enter"])
+def test_what_is_typed_is_what_starts(key: str, size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await to(pilot, screen, "optim.lr")
+        await write(pilot, "0.001")
+        await to(pilot, screen, "stop_when_solved")
+        await pilot.press("space")
+        await until(pilot, lambda: "--optim.lr 0.001" in said(screen, "command"))
+        assert app.typed == {"optim.lr": "0.001", "stop_when_solved": "false"}
+        assert "optim.lr 0.002 -> 0.001" in said(screen, "said")
+        await to(pilot, screen, "optim.lr")
+        await pilot.press(key, *(["enter"] if key == "enter" else []))  # Enter goes to Start first
+        assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_wrong_value_says_so_under_the_field_and_starts_nothing(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await to(pilot, screen, "ppo.gamma")
+        await write(pilot, "1.5")
+        await until(pilot, lambda: any("less than or equal to 1" in line for line in seen(app)))
+        lines = seen(app)
+        (at_line,) = [i for i, line in enumerate(lines) if line.strip().startswith("ppo.gamma  ")]
+        assert lines[at_line + 1].strip() == "ppo.gamma = 1.5: should be less than or equal to 1"
+        assert "to mend: ppo.gamma" in said(screen, "said")
+        await pilot.press("enter", "enter")
+        assert app.started == []
+        assert screen.option is not None
+        assert screen.option.name == "ppo.gamma"
+        await write(pilot, "0.9")
+        await until(pilot, lambda: screen.verdict.good)
+        await pilot.press("ctrl+s")
+        assert app.started == [[["cartpole", "--ppo.gamma", "0.9"]]]
+
+    drive(work, tmp_path, size)
+
+
+def test_a_wrong_value_in_a_closed_section_is_gone_to(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        app.typed["ppo.clip"] = "2"
+        screen.judge()
+        await pilot.pause()
+        screen.query_one("#search", Input).value = "seed"
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert app.started == []
+        assert screen.option is not None
+        assert screen.option.name == "ppo.clip"
+        assert any("1 wrong" in line for line in seen(app))
+        assert any(line.strip().startswith("ppo.clip = 2.0") for line in seen(app))
+
+    drive(work, tmp_path, (120, 40))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_several_seeds_are_several_runs(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await to(pilot, screen, "name")
+        await write(pilot, "pole")
+        await to(pilot, screen, "seed")
+        await write(pilot, "1-3")
+        await until(pilot, lambda: "3 runs" in said(screen, "said"))
+        await pilot.press("ctrl+s")
+        assert [shown[-2:] for shown in app.started[0]] == [["--name", f"pole-s{seed}"] for seed in (1, 2, 3)]
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_recipe_is_laid_over_and_taken_away(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("sentiment")
+        await to(pilot, screen, "optim.lr")
+        assert screen.options.editor.value == "0.0005"
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: isinstance(app.screen, Recipes))
+        await pilot.press("end", "enter")
+        await until(pilot, lambda: app.screen is screen)
+        assert screen.recipe == app.typed["recipe"] == "trl-early"
+        assert screen.options.editor.value == "1.41e-05"
+        assert "--recipe trl-early" in said(screen, "command")
+        await pilot.press("ctrl+r", "escape", "ctrl+s")
+        assert app.started == [[["sentiment", "--recipe", "trl-early"]]]
+        await pilot.press("ctrl+r", "home", "enter")
+        await until(pilot, lambda: screen.recipe == "")
+        assert screen.options.editor.value == "0.0005"
+        await pilot.press("escape")
+        assert (await app.open_form("sentiment", "trl-early")).recipe == ""  # what was chosen, not what a run had
+
+    drive(work, tmp_path, size)
+
+
+def test_where_no_recipe_fits_it_is_said(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("cartpole")
+        await pilot.press("ctrl+r")
+        assert app.screen is screen
+        assert len(app._notifications) == 1
+
+    drive(work, tmp_path)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_search_shows_only_what_it_finds_and_unfolds_it(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await pilot.press("slash", *"clip", "enter")
+        await until(pilot, lambda: screen.option is not None)
+        options = [line.name for line in screen.options.shown if line.kind == "option"]
+        assert options[0] == "ppo.objective"
+        assert {"ppo.clip", "ppo.value_clip", "optim.max_grad_norm"} <= set(options)
+        assert all("clip" in f"{name} {screen.options.fields[name].description}".lower() for name in options)
+        await pilot.press("right", "down")
+        assert app.typed == {"ppo.objective": "penalty"}
+        await pilot.press("escape")
+        await until(pilot, lambda: not screen.options.words)
+        assert any("1 changed" in line.text for line in screen.options.shown)
+        assert app.screen is screen
+        await pilot.press("escape")
+        assert app.screen is not screen
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_field_is_reset_to_the_presets_value(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await to(pilot, screen, "optim.lr")
+        await write(pilot, "7")
+        assert app.typed == {"optim.lr": "7"}
+        await pilot.press("ctrl+z")
+        assert app.typed == {}
+        assert screen.options.editor.value == "0.002"
+        await to(pilot, screen, "stop_when_solved")
+        await pilot.press("right", "ctrl+z")
+        assert app.typed == {}
+
+    drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_command_is_copied(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await to(pilot, screen, "seed")
+        await write(pilot, "5")
+        await pilot.press("ctrl+y")
+        command = f"ppo-unified train cartpole --seed 5 --runs {tmp_path}"
+        assert app.copied == [command]
+        await write(pilot, "x")
+        await pilot.press("ctrl+y")
+        assert app.copied == [command]
+
+    drive(work, tmp_path, size)
+
+
+def test_a_long_command_is_wrapped_not_cut(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.typed |= {"optim.lr": "0.001", "ppo.gamma": "0.97", "ppo.lam": "0.8", "gym.num_envs": "12", "seed": "77"}
+        app.typed |= {"eval.threshold": "450", "eval.episodes": "33"}
+        screen = await app.open_form()
+        await pilot.pause()
+        words = set(" ".join(seen(app)).split())
+        assert set(screen.verdict.command.split()) <= words
+
+    drive(work, Path("runs"))
+
+
+def test_leaving_and_coming_back_loses_nothing(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("sentiment", "tldr")
+        await to(pilot, screen, "seed")
+        await write(pilot, "1x")
+        await pilot.press("escape")
+        assert app.screen is not screen
+        assert app.typed == {"seed": "1x"}
+        again = await app.open_form("sentiment")
+        await pilot.pause()
+        assert again.options.text("seed") == "1x"
+        assert again.verdict.problems.keys() == {"seed"}
+
+    drive(work, tmp_path)
+
+
+def test_what_another_versions_form_remembered_is_dropped(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.typed |= {"ppo.gone": "1", "seed": "3", "recipe": ""}
+        screen = await app.open_form()
+        await pilot.pause()
+        assert screen.verdict.good
+        assert app.typed == {"seed": "3", "recipe": ""}
+
+    drive(work, tmp_path)
+
+
+def test_a_target_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("nowhere.toml")
+        await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
+        assert app.started == []
+        assert "nowhere.toml: cannot be read" in said(screen, "said")
+        assert screen.explain() is None
+
+    drive(work, tmp_path)
+
+
+def test_a_refusal_stands_until_something_changes(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("Foo-v1")
+        await pilot.pause()
+        screen.refused("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
+        assert said(screen, "said").endswith("knows\nno such environment")
+        await to(pilot, screen, "seed")
+        await write(pilot, "2")
+        await until(pilot, lambda: "one run of Foo-v1" in said(screen, "said"))
+
+    drive(work, tmp_path)
+
+
+def test_help_tells_the_focused_option(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        assert screen.explain() is None
+        await to(pilot, screen, "ppo.gamma")
+        told = screen.explain() or ""
+        for part in ("ppo.gamma", "discount", "a number, at least 0, at most 1", "0.98"):
+            assert part in told
+        assert "discount" in said(screen, "about")
+
+    drive(work, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["cartpole", pytest.param("llm", marks=pytest.mark.exhaustive)])
+def test_every_option_is_in_sight_when_the_cursor_is_on_it(target: str, tmp_path: Path) -> None:
+    """Down through every section, opened, then out to Start; up from the first one to the search."""
+
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form(target)
+        options = screen.options
+        visited: set[str] = set()
+        await pilot.press("tab", "tab")
+        options.opened |= set(options.sections)
+        options.relist()
+        while options.cursor or not visited:
+            line = options.current
+            assert line is not None
+            visited.add(line.name)
+            await pilot.pause()
+            top, size = round(options.lines.scroll_y), options.lines.size
+            assert top <= options.cursor < top + size.height
+            if line.kind == "option":
+                typing = options.fields[line.name].kind not in ("bool", "choice")
+                assert app.focused is (options.editor if typing else options.lines)
+                assert not typing or options.editor.region.y == options.lines.region.y + options.cursor - top
+            options.action_move(1)
+        assert visited == {*options.fields, *options.sections}
+        assert app.typed == {}
+        await pilot.pause()
+        assert app.focused is screen.query_one("#start")
+        await pilot.press("tab", "tab", "pagedown", "pageup", "up")
+        assert app.focused is screen.query_one("#search")
+
+    drive(work, tmp_path)
+
+
+def test_a_click_goes_to_a_field_turns_a_switch_and_opens_a_section(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await pilot.pause()
+        lines = [line.name for line in screen.options.shown]
+        await pilot.click(screen.options.lines, offset=(30, lines.index("stop_when_solved")))
+        assert app.typed == {"stop_when_solved": "false"}
+        await pilot.click(screen.options.lines, offset=(3, lines.index("optim.lr")))
+        assert app.focused is screen.options.editor
+        await write(pilot, "0.1")
+        await pilot.click(screen.options.lines, offset=(3, lines.index("ppo", lines.index("optim.lr"))))
+        assert app.typed == {"stop_when_solved": "false", "optim.lr": "0.1"}
+        assert "ppo" in screen.options.opened
+
+    drive(work, tmp_path, (120, 40))
+
+
+def test_keys_typed_ahead_land_in_the_field_they_were_meant_for(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        await app.open_form()
+        await pilot.press("tab", "tab", *"one", "down", "7", "down", "backspace", "9", "up", "up", "s")
+        assert app.typed == {"name": "ones", "seed": "17", "total_steps": "60009"}
+
+    drive(work, tmp_path)
+
+
+def test_the_screens_import_nothing_heavy() -> None:
+    code = "import sys, tui.new_run.form, tui.new_run.picker; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "gymnasium", "transformers", "tyro"} & set(process.stdout.split())
+
+
+@pytest.mark.parametrize("name", [action.name for place in ("picker", "form") for action in at(place)])
+def test_every_action_of_the_table_is_there(name: str) -> None:
+    assert any(hasattr(screen, f"action_{name}") for screen in (Picker, Form))

@@ -1,0 +1,340 @@
+"""What a form knows without its widgets: it says what the command line says, and asks no heavy import."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ppo_unified import cli
+from ppo_unified.config import presets
+from ppo_unified.config.recipes import all_recipes, laid_over
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import launch
+from ppo_unified.runs.folder import Run
+from tui.new_run import form_model
+from tui.new_run.form_model import Field
+
+ROOT = Path(__file__).resolve().parents[2]
+LLM = {"llm.model": "tiny"}  # what the word llm alone leaves open
+TARGETS = [*presets.preset_files(), "Foo-v1", "some.module:Foo-v0", "ALE/Pong-v5"]
+RECIPES = [recipe.name for recipe in all_recipes()]
+TEXTS = ("a b", "-x", "--name", "it's", '"', "$HOME", "日本", "a=b", "regex:^\\d+$", "None", "[]", ";")
+
+
+class Captured(Exception):
+    def __init__(self, config: RunConfig, name: str) -> None:
+        super().__init__()
+        self.config, self.name = config, name
+
+
+@pytest.fixture
+def _captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train` ends where the run folder would be made."""
+
+    def prepare(config: RunConfig, runs: Path, name: str, command: list[str]) -> None:
+        raise Captured(config, name)
+
+    monkeypatch.setattr(launch, "prepare", prepare)
+
+
+def parsed(arguments: list[str]) -> Captured:
+    """What the CLI's own code makes of them."""
+    with pytest.raises(Captured) as captured:
+        cli.main(["train", *arguments])
+    return captured.value
+
+
+def edit(field: Field, rng: random.Random) -> str:
+    """A text that may well be valid for an option."""
+    if field.kind == "bool":
+        return rng.choice(["true", "false"])
+    if field.kind == "choice":
+        return rng.choice(field.choices)
+    if field.kind == "int":
+        return str(rng.choice([0, 1, 2, 3, 8, 64, 1000, 123_456]))
+    if field.kind == "float":
+        return rng.choice(["0", "1e-3", "0.5", "1", "2.5", "-3", "1e-08", ""])
+    if field.kind == "table":
+        return rng.choice(["{}", '{"a": 1}', '{"b": "x y", "c": [1, 2.5]}'])
+    if field.kind == "list":
+        return rng.choice(["", "64 64", "0.8 0.99", "'a b' c"])
+    return rng.choice(TEXTS)
+
+
+def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Ever more options changed at random; a change that is refused is taken back."""
+    rng, typed = random.Random(seed), dict(start)
+    fields = list(form_model.fields(target, recipe).values())
+    for _ in range(60):
+        field = rng.choice(fields)
+        trial = typed | {field.name: edit(field, rng)}
+        if form_model.judge(target, recipe, trial).good:
+            typed = trial
+    yield typed
+
+
+@pytest.mark.usefixtures("_captured")
+@pytest.mark.parametrize("target", [*TARGETS, "llm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_command_line_makes_the_very_configuration_that_was_judged(target: str, seed: int) -> None:
+    for typed in edited(target, "", seed, LLM if target == "llm" else {}):
+        verdict = form_model.judge(target, "", typed)
+        (arguments,) = form_model.arguments(target, "", typed)
+        assert len(verdict.differences) >= 5
+        assert shlex.split(verdict.command) == ["ppo-unified", "train", *arguments]
+        assert parsed(arguments).config == verdict.config
+
+
+@pytest.mark.usefixtures("_captured")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_lies_between_the_target_and_what_is_typed(recipe: str) -> None:
+    whole = laid_over(presets.load_target("sentiment"), recipe)
+    for typed in edited("sentiment", recipe, 0, {}):
+        verdict = form_model.judge("sentiment", recipe, typed)
+        (arguments,) = form_model.arguments("sentiment", recipe, typed)
+        assert parsed(arguments).config == verdict.config
+        assert arguments[:3] == ["sentiment", "--recipe", recipe]
+    defaults = {name: field.default for name, field in form_model.fields("sentiment", recipe).items()}
+    assert defaults == {name: form_model.spelled(whole.flat()[name]) for name in defaults}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_typing_every_default_changes_nothing(target: str) -> None:
+    typed = {name: field.default for name, field in form_model.fields(target).items()}
+    verdict = form_model.judge(target, "", typed)
+    assert verdict.config == presets.load_target(target)
+    assert verdict.differences == ()
+    assert verdict.command == shlex.join(["ppo-unified", "train", target])
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "llm"])
+def test_the_fields_are_the_schema(target: str) -> None:
+    config, fields = presets.load_target(target), form_model.fields(target)
+    assert set(fields) == set(config.flat()) - {"kind", "preset", "recipe"}
+    assert all(field.description for field in fields.values())
+    assert {"seed", "total_steps", "optim.lr"} <= {field.name for field in fields.values() if field.matters}
+    assert sum(field.matters for field in fields.values()) <= 16
+
+
+def test_what_the_preset_sets_matters() -> None:
+    fields = form_model.fields("cartpole")
+    assert fields["eval.threshold"].matters
+    assert not fields["ppo.dual_clip"].matters
+    assert fields["ppo.dual_clip"].bounds == "at least 0"
+    assert fields["ppo.clip"].bounds == "above 0, below 1"
+    assert fields["eval.threshold"].bounds == "may be left empty"
+    assert fields["ppo.objective"].choices == ("clip", "penalty", "ratio", "policy-gradient")
+    kinds = {name: fields[name].kind for name in ("seed", "optim.lr", "optim.anneal", "optim.betas", "gym.env_kwargs")}
+    assert list(kinds.values()) == ["int", "float", "bool", "list", "table"]
+
+
+@pytest.mark.parametrize(
+    ("option", "flag"),
+    [
+        ("optim.lr", "2"),
+        ("optim.lr", "nan"),
+        ("seed", "-1"),
+        ("ppo.gamma", "1.5"),
+        ("optim.betas", "0.9"),
+        ("ppo.dual_clip", "0.5"),
+        ("ppo.minibatches", "100000"),
+        ("eval.every_steps", "0"),
+        ("policy.hidden", "0 3"),
+    ],
+)
+def test_a_refusal_reads_as_the_command_lines(option: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = flag.split() if " " in flag else []
+    name = f"--{option.replace('_', '-')}"
+    code = cli.main(["train", "cartpole", *([name, *words] if words else [f"{name}={flag}"])])
+    verdict = form_model.judge("cartpole", "", {option: flag})
+    assert code == 2
+    assert not verdict.good
+    assert verdict.command == ""
+    assert f"command line: {verdict.problems[option]}\n" == capsys.readouterr().err
+
+
+def test_a_problem_stands_at_the_option_that_was_typed() -> None:
+    def problems(target: str, **typed: str) -> dict[str, str]:
+        return dict(
+            form_model.judge(target, "", {name.replace("__", "."): text for name, text in typed.items()}).problems
+        )
+
+    assert list(problems("cartpole", gym__num_envs="1", gym__num_steps="2")) == ["gym.num_envs", "gym.num_steps"]
+    assert list(problems("cartpole", ppo__objective="penalty", ppo__clip="0.3")) == ["ppo.clip"]
+    assert list(problems("cartpole", eval__threshold="")) == ["eval.threshold"]
+    assert list(problems("cartpole", optim__lr="x", seed="y", policy__hidden="a")) == [
+        "seed",
+        "optim.lr",
+        "policy.hidden",
+    ]
+    assert "is not JSON" in problems("cartpole", gym__env_kwargs="{")["gym.env_kwargs"]
+    assert "cannot begin with '-'" in problems("cartpole", gym__wrappers="a -b")["gym.wrappers"]
+    assert "quotation" in problems("cartpole", gym__wrappers="'a")["gym.wrappers"]
+
+
+def test_what_belongs_to_no_option_is_said_too() -> None:
+    unknown = form_model.judge("cartpole", "", {"ppo.clp": "0.3"})
+    assert unknown.general == ("[ppo] has no option 'clp'; did you mean 'clip'?",)
+    assert "for kind 'llm'" in form_model.judge("cartpole", "tldr", {}).general[0]
+    assert "did you mean 'cartpole'" in form_model.judge("cartpol", "", {}).general[0]
+    assert "cannot be read" in form_model.judge("nowhere.toml", "", {}).general[0]
+    assert not unknown.good
+
+
+def test_a_language_model_needs_a_model_prompts_and_a_reward() -> None:
+    typed: dict[str, str] = {}
+    for option, text in (("llm.model", "gpt2"), ("llm.prompts", "prompts.jsonl"), ("llm.reward", "length:40")):
+        verdict = form_model.judge("llm", "", typed)
+        assert list(verdict.problems) == [option]
+        typed[option] = text
+    assert form_model.judge("llm", "", typed).good
+
+
+def test_whole_numbers_may_be_written_short() -> None:
+    verdict = form_model.judge("cartpole", "", {"total_steps": "2e6", "seed": " 3 "})
+    assert verdict.config is not None
+    assert (verdict.config.total_steps, verdict.config.seed) == (2_000_000, 3)
+    assert verdict.command == "ppo-unified train cartpole --seed 3 --total-steps 2000000"
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", (3,)), ("1-5", (1, 2, 3, 4, 5)), ("1,2,7", (1, 2, 7)), (" 7-9 , 8, 1 ", (7, 8, 9, 1))]
+)
+def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
+    assert form_model.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "5-1", "1--2", "1-1000000", "1.5,2", "-1,2"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        form_model.parse_seeds(text)
+    assert not form_model.judge("cartpole", "", {"seed": text}).good
+
+
+def test_a_seed_out_of_bounds_among_several_is_refused() -> None:
+    assert "seed" in form_model.judge("cartpole", "", {"seed": "1,3000000000"}).problems
+
+
+@pytest.mark.parametrize("name", ["", "pole", "two words"])
+def test_several_seeds_are_a_run_each_and_a_loop_of_the_shell(name: str, tmp_path: Path) -> None:
+    typed = {"seed": "2-4", "optim.lr": "0.01", "name": name}
+    verdict = form_model.judge("cartpole", "", typed, tmp_path)
+    lists = form_model.arguments("cartpole", "", typed)
+    stub = 'ppo-unified() { printf "%s\\n" "$@" --; }\n'
+    script = subprocess.run(["bash", "-c", stub + verdict.command], capture_output=True, text=True, check=True)
+    calls = [call.strip().split("\n") for call in script.stdout.split("\n--\n") if call.strip()]
+    assert verdict.seeds == (2, 3, 4)
+    for call, arguments, seed in zip(calls, lists, verdict.seeds, strict=True):
+        place = ["--runs", str(tmp_path)]
+        assert sorted(call) == sorted(["train", *arguments, *place])
+        assert f"--seed {seed}" in shlex.join(arguments)
+        assert not name or arguments[-2:] == ["--name", f"{name}-s{seed}"]
+
+
+def test_seeds_may_be_given_apart_from_what_is_typed() -> None:
+    lists = form_model.arguments("cartpole", "", {}, seeds=[1, 7])
+    assert lists == [["cartpole"], ["cartpole", "--seed", "7"]]
+    with pytest.raises(UsageError, match=r"optim\.lr"):
+        form_model.arguments("cartpole", "", {"optim.lr": "x"})
+
+
+@pytest.mark.usefixtures("_captured")
+def test_a_runs_name_is_a_new_folder(tmp_path: Path) -> None:
+    (tmp_path / "old-s2").mkdir()
+    assert "use letters" in form_model.judge("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
+    assert "exists already" in form_model.judge("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
+    assert (
+        "exists already" in form_model.judge("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
+    )
+    assert form_model.judge("cartpole", "", {"name": "old"}, tmp_path).good
+    assert parsed(form_model.arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "llm"])
+def test_a_run_gives_back_what_makes_it_again(target: str, tmp_path: Path) -> None:
+    for typed in edited(target, "", 5, LLM if target == "llm" else {}):
+        config = form_model.judge(target, "", typed).config
+        assert config is not None
+        run = written(tmp_path / "a", config, form_model.judge(target, "", typed).command)
+        again, recipe, texts = form_model.arguments_of(run)
+        assert again == (str(run.config) if target == "llm" else target)
+        assert form_model.judge(again, recipe, texts).config == config
+
+
+def written(path: Path, config: RunConfig, command: str) -> Run:
+    path.mkdir(exist_ok=True)
+    run = Run(path)
+    run.config.write_text(config.to_toml())
+    run.command.write_text(command + "\n")
+    return run
+
+
+def test_a_run_with_a_recipe_gives_it_back(tmp_path: Path) -> None:
+    verdict = form_model.judge("sentiment", "trl-early", {"seed": "4"})
+    assert verdict.config is not None
+    assert form_model.arguments_of(written(tmp_path / "a", verdict.config, verdict.command)) == (
+        "sentiment",
+        "trl-early",
+        {"seed": "4"},
+    )
+
+
+def test_a_run_without_its_command_or_its_preset_is_its_own_target(tmp_path: Path) -> None:
+    config = presets.load_target("cartpole").model_copy(update={"preset": "gone", "recipe": "gone"})
+    run = written(tmp_path / "a", config, 'ppo-unified train "')
+    target, recipe, typed = form_model.arguments_of(run)
+    assert (target, recipe, typed) == (str(run.config), "", {})
+    run.config.write_text("kind = ")
+    with pytest.raises(UsageError, match="not valid TOML"):
+        form_model.arguments_of(run)
+    with pytest.raises(UsageError, match="cannot be read"):
+        form_model.arguments_of(Run(tmp_path / "nowhere"))
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text('kind = "gym"\nseed = 7\n')
+    assert form_model.fields(str(path))["seed"].default == "7"
+    path.write_text('kind = "gym"\nseed = 8\n')
+    os.utime(path, ns=(1, 1))
+    assert form_model.fields(str(path))["seed"].default == "8"
+
+
+def test_picks_begin_with_the_check_that_everything_works() -> None:
+    picks = form_model.picks()
+    assert picks[0].target == "cartpole"
+    assert {pick.target for pick in picks if pick.target} == {*presets.preset_files(), "llm"}
+    assert all(pick.title for pick in picks)
+    assert form_model.picked("taxi").score
+    assert form_model.picked("Foo-v1").title == ""
+
+
+@pytest.mark.parametrize("word", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"])
+def test_words_that_are_targets(word: str) -> None:
+    assert form_model.is_target(word)
+
+
+@pytest.mark.parametrize("word", ["", "cartpole", "lunar", "two words", "Foo-v", "-v1x", "a b-v1"])
+def test_words_that_are_none(word: str) -> None:
+    assert not form_model.is_target(word)
+
+
+def test_the_forms_process_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from tui.new_run import form_model
+for target in {[*TARGETS, "llm"]!r}:
+    form_model.judge(target, "", {{"llm.model": "tiny"}} if target == "llm" else {{"seed": "2"}})
+form_model.picks(), form_model.recipes_for("sentiment")
+print(*sys.modules)
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "gymnasium", "transformers", "numpy", "textual", "tyro"} & set(process.stdout.split())

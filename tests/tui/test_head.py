@@ -1,0 +1,85 @@
+"""The lines above a run's tabs: at every width whole facts alone, and a word of everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified.runs.folder import Status
+from ppo_unified.terminal.option_diff import difference_lines
+from ppo_unified.text import columns_of
+from tui.runs.entries import Entry
+from tui.runs.run_head import head
+
+FACTS = ("368.6k of 600k steps (61%)", "score 231.7", "best 240.1", "2168 steps/s", "ETA 1.8 min")
+
+
+def entry(state: str = "running", note: str = "", key: str = "lunarlander-s1", **changes: Any) -> Entry:
+    status = Status(name=key, step=368_640, total_steps=600_000, score=231.7, best_score=240.1, **changes)
+    return Entry(key, Path(key), False, status, state, note, 2168.0, 108.0)
+
+
+def lines_of(shown: Entry, width: int, height: int = 24) -> list[str]:
+    return head(shown, width, height).plain.split("\n")
+
+
+@pytest.mark.parametrize("key", ["a", "lunarlander-s1", "日本語", "x" * 100])
+def test_no_line_is_wider_than_the_screen_and_no_fact_is_broken(key: str) -> None:
+    before = 0
+    for width in range(40, 200):
+        lines = lines_of(entry(key=key), width)
+        assert max(map(columns_of, lines)) <= width
+        found = [fact for fact in FACTS if fact in "\n".join(lines)]
+        assert FACTS[0] in found, width
+        rest = "\n".join(lines).replace(key, "")
+        for fact in found:
+            rest = rest.replace(fact, "")
+        assert not any(character.isdigit() for character in rest), (width, lines)
+        before = max(before, len(found))
+    assert before == len(FACTS)
+
+
+@pytest.mark.parametrize("width", [1, 8, 20, 39])
+@pytest.mark.parametrize("state", ["running", "x" * 300, "日本語" * 50, ""])
+def test_no_state_and_no_width_breaks_it(state: str, width: int) -> None:
+    first, *rest = lines_of(entry(state), width)
+    assert first.startswith("lunar")
+    assert all(rest)
+
+
+def test_eighty_columns_hold_it_in_one_line() -> None:
+    assert lines_of(entry(), 78) == ["lunarlander-s1  running  368.6k of 600k steps (61%)  score 231.7  ETA 1.8 min"]
+
+
+def test_every_check_is_told_of_in_full_where_there_is_room_and_by_name_where_there_is_none() -> None:
+    health = [{"name": name, "since": 1, "text": "what it means and what would help " * 5} for name in ("kl", "critic")]
+    sick = entry(note="look at this again", health=health)
+    tall = lines_of(sick, 78, 60)
+    assert [line for line in tall if line.startswith("! ")] == [f"! kl: {tall[1][6:]}", f"! critic: {tall[4][10:]}"]
+    low = lines_of(sick, 78, 24)
+    assert low[1:] == ["! kl, critic; 6 tells more", "look at this again"]
+
+
+@pytest.mark.parametrize("state", ["crashed", "stalled"])
+def test_a_state_that_left_no_reason_is_explained(state: str) -> None:
+    assert lines_of(entry(state), 100)[1].startswith("Its process")
+
+
+def test_what_is_too_long_is_cut_with_a_sign() -> None:
+    assert lines_of(entry("failed", reason="it broke " * 60), 78)[1].endswith("~")
+
+
+def test_a_run_called_as_a_column_is_and_an_empty_text_are_no_difference_of_their_own() -> None:
+    lines = difference_lines({"option": {"seed": 1, "recipe": ""}, "b": {"seed": 2}}, 80)
+    assert [line.split() for line in lines] == [["option", "option'", "b"], ["seed", "1", "2"]]
+
+
+def test_differences_fit_by_turning_the_table_or_by_a_line_for_each_value() -> None:
+    tables = {f"run-{number}": {"seed": number, "optim.lr": 0.1, "ppo.clip": number / 10} for number in range(6)}
+    for width, first in ((80, "option"), (30, "run"), (16, "seed")):
+        lines = difference_lines(tables, width)
+        assert lines[0].split()[0] == first
+        assert max(map(len, lines)) <= width
+        assert "optim.lr" not in "\n".join(lines)

@@ -1,0 +1,88 @@
+"""Screens of the UI as text, from a made-up folder and a clock that stands still, held to the files in golden/screens.
+
+PPO_UPDATE_SCREENS=1 writes those anew: look at the difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.widget import Widget
+from textual.widgets import Footer
+
+from tests.staged import SIZES, stage, text_of, trainers, walk
+from tui.actions import ACTIONS
+from tui.app import Terminal
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
+KEPT = ("runs", "metric", "picker", "form", "form-error", "options", "samples", "responses", "events")
+UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same times of day and paths everywhere, and no memory of other sessions."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.chdir(tmp_path)
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+BETWEEN = pytest.param(SIZES[1], marks=pytest.mark.exhaustive)  # the smallest and the largest show most
+
+
+@pytest.mark.parametrize("size", [SIZES[0], BETWEEN, SIZES[2]], ids=lambda size: "x".join(map(str, size)))
+def test_screens_look_as_they_did(size: tuple[int, int]) -> None:
+    seen: dict[str, str] = {}
+
+    def look(name: str, app: Terminal) -> None:
+        seen[name] = text = text_of(app)
+        assert [len(line) for line in text.splitlines()] == [size[0]] * size[1], name
+        _check_scrollbars(app, name)
+        _check_footer(app, name)
+
+    stage(Path("runs"))
+    with trainers(Path("runs")):
+        asyncio.run(walk(Path("runs"), size, look))
+    for name in KEPT:
+        path = GOLDEN / f"{name}-{size[0]}x{size[1]}.txt"
+        lines = "".join(line.rstrip() + "\n" for line in seen[name].splitlines())
+        if UPDATE:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(lines, encoding="utf-8")
+        assert lines == path.read_text(encoding="utf-8"), f"{name} at {size} looks different; {__doc__}"
+
+
+def test_every_screen_is_ascii_where_that_is_all_there_is() -> None:
+    def look(name: str, app: Terminal) -> None:
+        strange = {character for character in text_of(app) if not character.isascii()}
+        assert not strange, f"{name}: {strange}"
+
+    stage(Path("runs"))
+    with trainers(Path("runs")):
+        asyncio.run(walk(Path("runs"), (80, 24), look, unicode=False))
+
+
+def _check_scrollbars(app: Terminal, name: str) -> None:
+    """There is one only where there is something to scroll to, and never a horizontal one."""
+    for widget in app.screen.walk_children():
+        if isinstance(widget, Widget) and widget.display and widget.is_scrollable:
+            assert not (widget.show_horizontal_scrollbar and widget.scrollbar_size_horizontal), f"{name}: {widget}"
+            assert not widget.show_vertical_scrollbar or widget.max_scroll_y > 0, f"{name}: {widget}"
+
+
+def _check_footer(app: Terminal, name: str) -> None:
+    """Every word in the footer is whole."""
+    if app.screen.query(Footer):
+        words = {word for action in ACTIONS for word in action.label.split()}
+        line = text_of(app).splitlines()[-1].split()
+        assert [word for word in line if len(word) > 1 and word[0].isupper() and word not in words] == [], name
+        assert line[-1] in words, f"{name}: a key without what it does"

@@ -1,0 +1,977 @@
+"""The charts of the terminal UI: what the window does, which curves are drawn how, and every action by its key."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.events import MouseMove, MouseScrollDown, MouseScrollUp
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widgets import Static
+
+from ppo_unified.terminal.braille import BRAILLE, Columns, Layer, View, paint
+from ppo_unified.terminal.chart import smooth
+from ppo_unified.text import columns_of, short
+from tui.actions import Place, at, bindings
+from tui.charts import traces as tui_traces
+from tui.charts.export import PaperChart, write_svg
+from tui.charts.metric_screen import MetricScreen, value_table
+from tui.charts.plot import GUTTER, Painted, Plot
+from tui.charts.plots import Plots, Trace, explanation, series_colors
+from tui.charts.settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
+from tui.charts.traces import PINNED_DARK, PINNED_LIGHT, Averages, Drawn, prepared, quartiles_over, value_at, x_of
+from tui.charts.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
+from tui.dialogs import Ask
+
+NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
+SIZES = [(80, 24), (120, 40), (200, 60)]
+TAGS = [
+    *("eval/score", "episode/return", "policy/kl", "policy/entropy", "value/explained_variance", "loss/value"),
+    *("loss/policy", "time/steps_per_second", "system/cpu", "optim/lr"),
+]
+
+
+def curve(points: int, seed: int = 0, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A noisy, positive curve; one value every 10 steps and 2 seconds."""
+    rng = np.random.default_rng(seed)
+    steps = (np.arange(points, dtype=np.int64) + 1) * 10 + start
+    return steps, 1.79e9 + np.arange(points) * 2.0, (5 + rng.normal(size=points)).astype(np.float32)
+
+
+class Source:
+    """Runs whose curves a test can change."""
+
+    def __init__(self, runs: int = 3, points: int = 300) -> None:
+        self.keys = [f"run-{k}" for k in range(runs)]
+        self.curves = {
+            (key, tag): curve(points, 10 * k + t) for k, key in enumerate(self.keys) for t, tag in enumerate(TAGS)
+        }
+        self.asked: list[str] = []
+        self.group = ""
+
+    def traces(self, tag: str) -> list[Trace]:
+        self.asked.append(tag)
+        colors = series_colors(self.keys, self.keys[-1])
+        return [Trace(k, k, colors[k], self.curves[k, tag], k == self.keys[-1], self.group) for k in self.keys]
+
+    def grow(self, tag: str, points: int) -> None:
+        for k, key in enumerate(self.keys):
+            self.curves[key, tag] = curve(points, k)
+
+
+class Page(Screen[None]):
+    """Charts with their keys, as the UI's screens hold them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = bindings("charts")
+
+    def __init__(self, plots: Plots) -> None:
+        super().__init__()
+        self.plots, self.changes = plots, 0
+        self.written: Sequence[Path] = ()
+
+    def compose(self) -> ComposeResult:
+        yield self.plots
+
+    def on_plots_changed(self) -> None:
+        self.changes += 1
+
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        self.app.push_screen(MetricScreen(self.plots, message.tag))
+
+    def on_plots_exported(self, message: Plots.Exported) -> None:
+        self.written = message.paths
+
+
+def _forward(name: str) -> Callable[[Page], Awaitable[None]]:
+    async def action(self: Page) -> None:
+        await self.plots.run_action(name)
+
+    return action
+
+
+for _action in at("charts"):
+    setattr(Page, f"action_{_action.name}", _forward(_action.name))
+
+
+class Charts(App[None]):
+    def __init__(
+        self, source: Source, settings: Settings | None = None, unicode: bool = True, exports: Path = Path()
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.page = Page(Plots(settings or Settings(), unicode, exports))
+
+    def on_mount(self) -> None:
+        self.push_screen(self.page)
+
+    @property
+    def plots(self) -> Plots:
+        return self.page.plots
+
+    def show(self, tags: Sequence[str] = TAGS) -> None:
+        self.plots.show(list(tags), self.source.traces)
+
+
+def drive(
+    app: Charts, test: Callable[[Pilot[None]], Coroutine[Any, Any, None]], size: tuple[int, int] = (80, 24)
+) -> None:
+    async def main() -> None:
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause()
+            app.show()
+            await pilot.pause()
+            await test(pilot)
+
+    asyncio.run(main())
+
+
+async def act(pilot: Pilot[None], name: str, times: int = 1, place: Place = "charts") -> None:
+    """Press the first key of an action."""
+    key = next(action.keys.split(",")[0] for action in at(place) if action.name == name)
+    for _ in range(times):
+        await pilot.press(key)
+    await pilot.pause()
+
+
+def lines_of(plot: Plot) -> list[str]:
+    return [plot.render_line(y).text for y in range(plot.size.height)]
+
+
+def shown_window(plots: Plots) -> Window:
+    """What the first chart really shows, as drawn."""
+    painted = plots.plots[0]._painted
+    assert isinstance(painted, Painted)
+    return Window(painted.view.left, painted.view.right)
+
+
+def page_line(plots: Plots) -> str:
+    return str(plots.query_one(".page", Static).render())
+
+
+# the window
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_window_lies_inside_the_axis_whatever_is_done_to_it(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    left = float(rng.normal() * 10 ** rng.uniform(-2, 9))
+    whole = Window(left, left + 10 ** rng.uniform(-2, 9))
+    window, slack = whole, 1e-9 * max(abs(whole.left), abs(whole.right), whole.width)
+    for _ in range(30):
+        spot = float(rng.uniform(window.left, window.right))
+        before = window
+        match int(rng.integers(3)):
+            case 0:
+                window = zoomed(window, whole, float(rng.uniform(0.2, 3)), spot)
+            case 1:
+                window = panned(window, whole, float(rng.uniform(-2, 2)))
+            case _:
+                window = followed(window, whole)
+        assert whole.left - slack <= window.left < window.right <= whole.right + slack
+        assert window.width >= LEAST * whole.width * (1 - 1e-3)
+        assert inside(window, whole) == pytest.approx(window, abs=slack)
+        if window.width == pytest.approx(before.width) and window.left > whole.left and window.right < whole.right:
+            assert before.width < whole.width
+
+
+def test_zooming_keeps_what_is_under_the_pointer_in_its_place() -> None:
+    whole = Window(0, 1000)
+    window = Window(400, 600)
+    for factor in (0.5, 0.9, 1.1, 1.5):
+        after = zoomed(window, whole, factor, 450)
+        assert (450 - after.left) / after.width == pytest.approx((450 - window.left) / window.width)
+        assert after.width == pytest.approx(window.width * factor)
+    back = zoomed(zoomed(window, whole, 0.5, 450), whole, 2, 450)
+    assert back == pytest.approx(window)
+    assert zoomed(window, whole, 100, 450) == whole
+
+
+def test_a_window_at_the_end_moves_with_the_data_and_any_other_stands_still() -> None:
+    whole, later = Window(0, 100), Window(0, 150)
+    assert touches_end(Window(60, 100), whole)
+    assert not touches_end(Window(50, 90), whole)
+    assert followed(Window(60, 100), later) == Window(110, 150)
+    assert inside(Window(50, 90), later) == Window(50, 90)
+
+
+# curves
+
+
+def test_colours_are_stable_and_the_first_eight_differ() -> None:
+    for seed in range(50):
+        keys = [f"run-{number}" for number in np.random.default_rng(seed).permutation(100)[:12]]
+        for dark in (True, False):
+            colors = series_colors(keys, dark=dark)
+            assert len({colors[key] for key in keys[:8]}) == 8
+            assert series_colors(keys[:5], dark=dark) == {key: colors[key] for key in keys[:5]}
+            alone = series_colors(keys[:1], dark=dark)
+            assert alone[keys[0]] == colors[keys[0]]
+            pinned = series_colors(keys, pinned=keys[3], dark=dark)
+            assert pinned[keys[3]] == (PINNED_DARK if dark else PINNED_LIGHT)
+            assert (PINNED_DARK if dark else PINNED_LIGHT) not in colors.values()
+
+
+def test_the_median_over_seeds_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(0, 100, 60))
+    ys = [rng.normal(size=60) for _ in range(7)]
+    grid, quartiles = quartiles_over([x] * 7, ys)
+    np.testing.assert_array_equal(grid, x)
+    np.testing.assert_allclose(quartiles, np.percentile(ys, (25, 50, 75), axis=0))
+
+
+def test_seeds_of_other_lengths_count_only_where_they_are() -> None:
+    """Against numpy place by place, over the runs whose range holds it."""
+    rng = np.random.default_rng(1)
+    xs = [np.sort(rng.uniform(a, a + 50, 40)) for a in (0, 10, 30)]
+    ys = [rng.normal(size=40) for _ in xs]
+    ys[1][5] = np.nan
+    grid, quartiles = quartiles_over(xs, ys)
+    for place, found in zip(grid, quartiles.T, strict=True):
+        there = [np.interp(place, x, y) for x, y in zip(xs, ys, strict=True) if x[0] <= place <= x[-1]]
+        there = [value for value in there if np.isfinite(value)]
+        np.testing.assert_allclose(found, np.percentile(there, (25, 50, 75)) if there else [np.nan] * 3)
+
+
+def test_many_places_become_a_grid() -> None:
+    x = np.arange(5000.0)
+    grid, quartiles = quartiles_over([x, x + 0.5], [x, x + 0.5])
+    assert len(grid) == 1000
+    np.testing.assert_allclose(quartiles[1][1:-1], grid[1:-1])
+
+
+def test_groups_are_one_curve_each_and_the_reference_comes_last() -> None:
+    def trace(key: str, group: str = "", pinned: bool = False) -> Trace:
+        return Trace(key, key, "#123456", curve(20, len(key)), pinned, group)
+
+    traces = [trace("ref", pinned=True), trace("a-1", "A"), trace("b"), trace("a-2", "A"), trace("c-1", "C")]
+    drawn = prepared(traces, "step", 0.0, True)
+    assert [one.label for one in drawn] == ["a (2 seeds)", "b", "c-1", "ref"]
+    assert [one.band is not None for one in drawn] == [True, False, False, False]
+    assert [one.label for one in prepared(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
+
+
+def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_whole() -> None:
+    rng, averages = np.random.default_rng(0), Averages()
+    values = rng.normal(size=900).astype(np.float32)
+    values[[0, 40, 41, 299, 300, 899]] = np.nan
+    changed = values.copy()
+    changed[200] += 1
+    handed_out = []
+    for now, weight in [
+        *((values[:points], 0.9) for points in (1, 2, 41, 300, 301, 900, 900, 100)),
+        *((array, 0.9) for array in (values.copy(), changed, changed[:0], values)),
+        *((values, weight) for weight in (0.6, 0.99)),
+    ]:
+        found = averages.of(Trace("a", "a", "#ffffff", (np.arange(len(now)), np.arange(len(now)) * 1.0, now)), weight)
+        np.testing.assert_allclose(found, smooth(now, weight), rtol=1e-9, atol=1e-12)
+        handed_out.append((found, found.copy()))
+    for found, then in handed_out:
+        np.testing.assert_array_equal(found, then)
+
+
+def test_a_chart_smooths_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    smoothed: list[int] = []
+
+    def counted(values: np.ndarray, *rest: Any) -> np.ndarray:
+        smoothed.append(len(values))
+        return smooth(values, *rest)
+
+    monkeypatch.setattr(tui_traces, "smooth", counted)
+    averages = Averages()
+    steps, walls, values = curve(500)
+    for points in (400, 450, 450, 500):
+        trace = Trace("a", "a", "#ffffff", (steps[:points], walls[:points], values[:points]))
+        prepared([trace], "step", 0.9, False, averages)
+    assert smoothed == [400, 50, 50]
+    prepared([], "step", 0.9, False, averages)
+    prepared([trace], "step", 0.9, False, averages)
+    assert smoothed[3:] == [500]
+
+
+def test_the_x_axis_never_goes_back_even_where_the_clock_did() -> None:
+    steps, walls, values = curve(50)
+    walls[20:] -= 1000
+    for axis in ("relative", "time"):
+        x = x_of((steps, walls, values), axis)
+        assert (np.diff(x) >= 0).all()
+    assert x_of((steps, walls, values), "relative")[0] == 0
+    np.testing.assert_array_equal(x_of((steps, walls, values), "step"), steps)
+
+
+def test_the_value_at_a_place_is_the_nearest_point() -> None:
+    rng = np.random.default_rng(3)
+    x, y = np.sort(rng.uniform(0, 10, 40)), rng.normal(size=40)
+    for place in rng.uniform(x[0], x[-1], 200):
+        assert value_at(x, y, place) == y[np.argmin(np.abs(x - place))]
+    assert value_at(x, y, x[-1] + 1) is None
+    assert value_at(x, y, x[-1] + 1, slack=2) == y[-1]
+    assert value_at(x[:0], y[:0], 1.0) is None
+
+
+# settings and layout
+
+
+def test_settings_survive_and_nonsense_keeps_defaults() -> None:
+    settings = Settings(9, 2, "loss", "kl", "time", True, True, 0.9, True, (1.5, 7.0), False)
+    assert Settings.from_dict(settings.to_dict()) == settings
+    assert Settings.from_dict(Settings().to_dict()) == Settings()
+    wrong = {"grid": "4", "page": None, "words": 3, "log_y": 1, "window": "x", "smoothing": "a"}
+    nonsense: object
+    for nonsense in (None, [], wrong):
+        assert Settings.from_dict(nonsense) == Settings()
+    odd = {"grid": 5, "page": -3, "x_axis": "moon", "smoothing": 1.5, "window": [3, 1], "unknown": 1}
+    assert Settings.from_dict(odd) == Settings()
+    assert Settings.from_dict({"window": [float("nan"), 1]}).window is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, *GRIDS])
+@pytest.mark.parametrize("size", [(20, 4), (60, 11), (80, 24), (99, 60), (120, 40), (200, 60), (400, 100)])
+def test_every_chart_has_room(size: tuple[int, int], count: int) -> None:
+    columns, rows = layout(*size, count)
+    assert columns == 1 or size[0] // columns >= LEAST_WIDTH
+    assert rows == 1 or size[1] // rows >= LEAST_HEIGHT
+    assert size[0] >= NARROW or columns <= 2
+    assert (columns - 1) * rows < count
+    assert (rows - 1) * columns < count
+
+
+# on screen
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_charts_fill_the_page_and_only_those_in_sight_are_asked_for(size: tuple[int, int]) -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots.plots
+        assert len(plots) == 6
+        assert [plot.tag for plot in plots] == TAGS[:6]
+        assert set(app.source.asked) == set(TAGS[:6])
+        for plot in plots:
+            assert plot.size.width >= LEAST_WIDTH
+            assert plot.size.height >= LEAST_HEIGHT
+            lines = lines_of(plot)
+            assert lines[0].startswith(plot.tag)
+            assert all(columns_of(line) == plot.size.width for line in lines)
+            assert any("⠀" < character <= "⣿" for character in "".join(lines))
+        assert page_line(app.plots).startswith("1-6 of 10  [ ] pages  x: step")
+
+    drive(app, test, size)
+
+
+def test_nothing_is_drawn_again_where_nothing_changed() -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots.plots
+        before = [plot.drawings for plot in plots]
+        for _ in range(3):
+            app.show()
+            await pilot.pause()
+        await act(pilot, "cross_left")
+        assert [plot.drawings for plot in plots] == before
+        app.source.curves["run-1", TAGS[2]] = curve(300, 99)
+        app.show()
+        await pilot.pause()
+        assert [plot.drawings for plot in plots] == [n + (k == 2) for k, n in enumerate(before)]
+
+    drive(app, test)
+
+
+def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
+    trace = Trace("a", "a", "#ffffff", curve(30_000), True, "")
+    values = trace.curve[2]
+    values[[5, -3]] = np.nan
+    for weight in (0.6, 0.997):
+        table = value_table([trace], Settings(smoothing=weight), None)
+        assert f"  {short(float(smooth(values, weight)[-1]))}  " in table.plain
+
+
+def test_without_unicode_everything_is_ascii_and_letters_tell_curves_apart() -> None:
+    app = Charts(Source(), Settings(smoothing=0.9), unicode=False)
+
+    async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "cross_left", 10)
+        text = "\n".join(line for plot in app.plots.plots for line in lines_of(plot))
+        assert text.isascii()
+        assert re.search(r"C \d.*B \d", text)
+        assert "." in text
+
+    drive(app, test)
+
+
+def test_without_colours_letters_tell_curves_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        body = "".join(line[GUTTER:] for line in lines_of(app.plots.plots[0])[1:-1])
+        assert {"A", "B", "C"} <= set(body)
+
+    drive(app, test)
+
+
+def test_text_from_runs_is_shown_as_text() -> None:
+    source = Source(2)
+    app = Charts(source, Settings(words="[b]x"))
+    tag = "[b]x[/b]/\x1b[31mred"
+
+    async def test(pilot: Pilot[None]) -> None:
+        source.curves |= {(key, tag): curve(10) for key in source.keys}
+        app.show([tag])
+        await pilot.pause()
+        assert app.plots.plots[0].render_line(0).text.startswith("[b]x[/b]/red ")
+        assert "words: [b]x" in page_line(app.plots)
+        await act(pilot, "enlarge")
+        assert "[b]x[/b]/red" in str(app.screen.query_one("#meaning", Static).render())
+
+    drive(app, test)
+
+
+def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
+    app = Charts(Source(1), Settings(grid=1))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plot = app.plots.plots[0]
+        colors = [{s.style.color for s in plot.render_line(y) if s.style and s.style.color} for y in range(1, 15)]
+        single = set().union(*colors)
+        await act(pilot, "smoother", 2)
+        assert app.plots.settings.smoothing == 0.9
+        both = set().union(*({s.style.color for s in plot.render_line(y) if s.style} for y in range(1, 15)))
+        assert len(both - single) == 1
+        painted, average = plot._painted, plot.drawn[0]
+        assert isinstance(painted, Painted)
+        low, high = Columns(average.x, painted.view, 2 * painted.room).minmax(average.curve)
+        height, width = painted.picture.codes.shape
+        layer = Layer(low, high, 0, "*")
+        alone = paint([layer], painted.view, width, height, BRAILLE, covering=True, letters=False)
+        np.testing.assert_array_equal(painted.picture.styles == 0, alone.styles == 0)  # on top of the raw curve
+        assert "smoothing 0.9" in page_line(app.plots)
+        value = app.source.curves["run-0", "eval/score"][2][-1]
+        assert f"{value:.4g}" in plot.render_line(0).text
+        await act(pilot, "rougher", 5)
+        assert app.plots.settings.smoothing == 0
+
+    drive(app, test)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_grid_and_pages_by_key(size: tuple[int, int]) -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        await act(pilot, "page_next")
+        assert [plot.tag for plot in plots.plots] == TAGS[6:]
+        assert page_line(plots).startswith("7-10 of 10")
+        await act(pilot, "page_next")
+        assert [plot.tag for plot in plots.plots] == TAGS[:6]
+        await act(pilot, "page_previous")
+        assert plots.settings.page == 1
+        await act(pilot, "page_previous")
+        await act(pilot, "grid_less")
+        assert (plots.settings.grid, len(plots.plots)) == (4, 4)
+        await act(pilot, "grid_less", 5)
+        assert (plots.settings.grid, len(plots.plots)) == (1, 1)
+        await act(pilot, "page_next", 3)
+        await act(pilot, "grid", 3)
+        assert plots.settings.grid == 6
+        assert TAGS[3] in [plot.tag for plot in plots.plots]
+        await act(pilot, "grid", 4)
+        room = layout(size[0], size[1] - 1, 36)
+        assert len(plots.plots) == min(len(TAGS), room[0] * room[1])
+        assert app.page.changes > 10
+
+    drive(app, test, size)
+
+
+def test_groups_and_words_choose_metrics() -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        await act(pilot, "group", 3)
+        assert [plot.tag for plot in plots.plots] == ["policy/kl", "policy/entropy"]
+        assert "group policy/" in page_line(plots)
+        await act(pilot, "group", 6)
+        assert plots.settings.group == ""
+        await act(pilot, "metrics")
+        assert isinstance(app.screen, Ask)
+        await pilot.press(*"KL cpu")
+        await pilot.pause()
+        assert [plot.tag for plot in plots.plots] == ["policy/kl", "system/cpu"]
+        await pilot.press("enter")
+        await pilot.pause()
+        assert plots.settings.words == "KL cpu"
+        await act(pilot, "metrics")
+        await pilot.press(*"xyz")
+        await pilot.pause()
+        assert plots.plots == [] or plots.matching() == ["policy/kl"]
+        await pilot.press("escape")
+        await pilot.pause()
+        assert [plot.tag for plot in plots.plots] == ["policy/kl", "system/cpu"]
+
+    drive(app, test)
+
+
+def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
+    app = Charts(Source(), Settings(words="nothing has this"))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        empty = plots.query_one(".empty", Static)
+        assert empty.display
+        assert "m changes the words" in str(empty.render())
+        assert plots.explain() is None
+        for action in at("charts"):
+            if action.name != "metrics":
+                await act(pilot, action.name)
+        plots.settings.words, plots.settings.group = "", ""
+        app.show([])
+        await pilot.pause()
+        assert "No curves yet" in str(empty.render())
+        app.show()
+        await pilot.pause()
+        assert len(plots.plots) == plots.settings.grid
+        assert not empty.display
+        assert lines_of(plots.plots[0])[0].startswith("eval/score")
+
+    drive(app, test)
+
+
+def test_the_x_axis_goes_round() -> None:
+    app = Charts(Source(), Settings(window=(100.0, 500.0), follow=False))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        assert shown_window(plots) == Window(100, 500)
+        await act(pilot, "x_axis")
+        assert (plots.settings.x_axis, plots.settings.window) == ("relative", None)
+        assert shown_window(plots) == Window(0, 598)
+        assert "5m" in lines_of(plots.plots[0])[-1]
+        await act(pilot, "x_axis")
+        assert shown_window(plots) == Window(1.79e9, 1.79e9 + 598)
+        assert re.search(r"\d\d:\d\d", lines_of(plots.plots[0])[-1])
+        await act(pilot, "x_axis")
+        assert plots.settings.x_axis == "step"
+
+    drive(app, test)
+
+
+def test_log_axes() -> None:
+    source = Source(1, 1000)
+    steps, walls, _ = curve(1000)
+    source.curves["run-0", "eval/score"] = (steps, walls, (1e-6 * steps.astype(float) ** 2).astype(np.float32))
+    source.curves["run-0", "episode/return"] = (steps, walls, (-1.234e-7 * steps).astype(np.float32))
+    app = Charts(source)
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 has no room
+        await act(pilot, "log_y")
+        assert lines_of(plots.plots[0])[0].startswith("eval/score log")
+        assert not lines_of(plots.plots[1])[0].startswith("episode/return log")  # nothing above 0: stays linear
+        await act(pilot, "log_x")
+        assert shown_window(plots) == pytest.approx(Window(1, 4))
+        body = [line[GUTTER + 1 :] for line in lines_of(plots.plots[0])[1:-1]]
+        painted = plots.plots[0]._painted
+        assert isinstance(painted, Painted)
+        hit = painted.picture.styles >= 0  # a power law is straight on two log axes
+        middles = [np.flatnonzero(column).mean() for column in hit.T]
+        line = np.linspace(middles[0], middles[-1], len(middles))
+        assert np.abs(middles - line).max() <= 1
+        assert len(body) == hit.shape[0]
+        await act(pilot, "zoom_in", 3)
+        await act(pilot, "cross_left", 4)
+        assert shown_window(plots).right == pytest.approx(4)
+        assert plots.cross is not None
+        assert 3000 < plots.cross < 10_000
+        await act(pilot, "x_axis", 2)
+        assert "x: time  log y" in page_line(plots)  # no log of the time of day
+
+    drive(app, test)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_zoom_and_pan_by_key_follow_the_end_or_stand_still(size: tuple[int, int]) -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        assert shown_window(plots) == Window(10, 3000)
+        await act(pilot, "zoom_in", 2)
+        window = shown_window(plots)
+        assert window.right == 3000
+        assert plots.settings.follow
+        assert "zoomed, following" in page_line(plots)
+        app.source.grow("eval/score", 400)
+        app.show()
+        await pilot.pause()
+        assert shown_window(plots) == pytest.approx(Window(4000 - window.width, 4000))
+        await act(pilot, "pan_left")
+        still = shown_window(plots)
+        assert still.right < 4000
+        assert not plots.settings.follow
+        app.source.grow("eval/score", 500)
+        app.show()
+        await pilot.pause()
+        assert shown_window(plots) == pytest.approx(still)
+        await act(pilot, "pan_right", 9)
+        assert shown_window(plots).right == pytest.approx(5000)
+        assert plots.settings.follow
+        await act(pilot, "zoom_out", 20)
+        assert plots.settings.window is None
+        assert shown_window(plots) == Window(10, 5000)
+        await act(pilot, "zoom_in", 3)
+        await act(pilot, "zoom_reset")
+        assert shown_window(plots) == Window(10, 5000)
+
+    drive(app, test, size)
+
+
+def test_the_crosshair_reads_the_same_place_in_every_chart() -> None:
+    app = Charts(Source(), Settings(grid=4))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        await act(pilot, "cross_left")
+        last = plots.cross
+        assert last is not None
+        await act(pilot, "cross_left", 5)
+        assert plots.cross is not None
+        assert plots.cross < last
+        for plot in plots.plots:
+            assert plot.cross == plots.cross
+            own = [app.source.curves[key, plot.tag] for key in app.source.keys]
+            assert plot.values() == [value_at(steps, values, plots.cross) for steps, _, values in own]
+            assert any("│" in line[GUTTER + 1 :] for line in lines_of(plot)[1:-1])
+            assert f"{round(plots.cross):,}" in lines_of(plot)[-1]
+        await act(pilot, "cross_right", 3)
+        at_zoom = plots.cross
+        await act(pilot, "zoom_in")  # around the crosshair
+        window = shown_window(plots)
+        assert window.left < at_zoom < window.right
+        await act(pilot, "zoom_reset")
+        assert plots.cross is None
+
+    drive(app, test)
+
+
+async def move(plot: Plot, kind: type, column: float, delta: int = 0) -> None:
+    """A mouse event on a chart, as Textual would send it."""
+    plot.post_message(kind(plot, column, 2, delta, 0, 0, False, False, False))
+
+
+def test_the_mouse_points_zooms_and_drags() -> None:
+    app = Charts(Source(), Settings(grid=4))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        first = plots.plots[0]
+        middle = GUTTER + 1 + (first.size.width - GUTTER - 1) // 2
+        await pilot.hover(first, (middle, 3))
+        assert plots.cross == pytest.approx(1500, rel=0.05)
+        assert {plot.cross for plot in plots.plots} == {plots.cross}
+        await move(first, MouseScrollUp, middle)
+        await pilot.pause()
+        window = shown_window(plots)
+        assert window.width == pytest.approx(2990 * 0.8)
+        assert window.left < 1500 < window.right
+        assert not plots.settings.follow
+        await pilot.mouse_down(first, (middle, 3))
+        await move(first, MouseMove, middle - 5, -5)
+        await pilot.pause()
+        assert shown_window(plots).left > window.left
+        await pilot.mouse_up(first, (middle - 5, 3))
+        await move(first, MouseScrollDown, middle)
+        await move(first, MouseScrollDown, middle)
+        await pilot.pause()
+        assert plots.settings.window is None
+        await move(first, MouseScrollUp, first.size.width - 1)  # near the newest data: they are followed
+        await pilot.pause()
+        assert plots.settings.follow
+        assert shown_window(plots).right == 3000
+        await pilot.hover(plots.query_one(".page"))
+        assert plots.cross is None
+
+    drive(app, test)
+
+
+def test_focus_moves_by_tab_and_click_and_marks_the_current_chart() -> None:
+    app = Charts(Source(), Settings(grid=4))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        assert [plot.current for plot in plots.plots] == [True, False, False, False]
+        await pilot.press("tab", "tab")
+        await pilot.pause()
+        assert [plot.current for plot in plots.plots] == [False, True, False, False]
+        await pilot.click(plots.plots[3])
+        await pilot.pause()
+        assert [plot.current for plot in plots.plots] == [False, False, False, True]
+        assert plots.explain() == explanation(TAGS[3])
+        await pilot.click(plots.plots[2], times=2)
+        await pilot.pause()
+        assert isinstance(app.screen, MetricScreen)
+        assert app.screen.tag == TAGS[2]
+
+    drive(app, test)
+
+
+def test_seeds_are_drawn_as_one_curve_with_a_band() -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        app.source.group = "same"
+        app.show()
+        await act(pilot, "aggregate")
+        assert app.plots.settings.aggregate
+        plot = app.plots.plots[0]
+        assert [one.label for one in plot.drawn] == ["run (3 seeds)"]
+        assert "run (3 seeds)" in plot.render_line(0).text
+        values = [app.source.curves[key, plot.tag][2] for key in app.source.keys]
+        np.testing.assert_allclose(plot.drawn[0].curve, np.median(values, axis=0), rtol=1e-6)
+        await act(pilot, "aggregate")
+        assert len(plot.drawn) == 3
+
+    drive(app, test)
+
+
+def test_exported_files_hold_every_value_and_overwrite_nothing(tmp_path: Path) -> None:
+    app = Charts(Source(), Settings(smoothing=0.9, log_y=True), exports=tmp_path / "exports")
+
+    async def test(pilot: Pilot[None]) -> None:
+        steps, walls, values = curve(300, 5)
+        values[7:9] = (np.nan, np.inf)
+        app.source.curves["run-1", "eval/score"] = (steps, walls, values)
+        app.show()
+        for _ in range(2):
+            await act(pilot, "export")
+            await app.workers.wait_for_complete()
+            await pilot.pause()
+        assert [path.name for path in app.page.written] == ["eval-score-2.csv", "eval-score-2.svg"]
+
+    drive(app, test)
+    table, picture = tmp_path / "exports/eval-score.csv", tmp_path / "exports/eval-score.svg"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert table.read_bytes() == table.with_name("eval-score-2.csv").read_bytes()
+    for key in app.source.keys:
+        steps, walls, values = app.source.curves[key, "eval/score"]
+        own = [row for row in rows if row["run"] == key]
+        np.testing.assert_array_equal(np.array([int(row["step"]) for row in own]), steps)
+        np.testing.assert_array_equal(np.array([float(row["wall_time"]) for row in own]), walls)
+        np.testing.assert_array_equal(np.array([float(row["value"]) for row in own], np.float32), values)
+    svg = ET.parse(picture).getroot()
+    texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] == "eval/score (log)"
+    assert set(app.source.keys) <= set(texts)
+    paths = [element.get("d", "") for element in svg.iter("{http://www.w3.org/2000/svg}path")]
+    long = [path for path in paths if path.count("L") > 100]
+    assert len(long) == 6  # raw and smoothed, of three runs
+    assert "nan" not in picture.read_text(encoding="utf-8")
+
+
+def test_the_exported_picture_of_seeds_has_the_band(tmp_path: Path) -> None:
+    app = Charts(Source(), Settings(aggregate=True), exports=tmp_path)
+
+    async def test(pilot: Pilot[None]) -> None:
+        app.source.group = "same"
+        app.show()
+        await pilot.pause()
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+
+    drive(app, test)
+    text = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
+    assert ">run (3 seeds)<" in text
+    assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
+
+
+def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) -> None:
+    source = Source(1, 50_000)
+    app = Charts(source, exports=tmp_path)
+
+    async def test(pilot: Pilot[None]) -> None:
+        steps, walls, values = curve(50_000, 5)
+        values[31_234] = 1000.0
+        source.curves["run-0", "eval/score"] = (steps, walls, values)
+        app.show()
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+
+    drive(app, test)
+    text = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
+    curve_path = max(re.findall(r'd="([^"]+)"', text), key=len)
+    assert min(float(pair.split()[1]) for pair in re.split("[ML]", curve_path)[1:]) == pytest.approx(0, abs=0.1)
+    assert len(curve_path) < 50_000
+
+
+def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
+    x = np.arange(3.0)
+    drawn = [Drawn(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
+    write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
+    svg = ET.parse(tmp_path / "a.svg").getroot()
+    _, _, width, height = map(float, svg.get("viewBox", "").split())
+    names = [text for text in svg.iter("{http://www.w3.org/2000/svg}text") if "name" in (text.text or "")]
+    places = [(float(text.get("x", "")), float(text.get("y", ""))) for text in names]
+    assert len(set(places)) == 12
+    assert all(left + 7 * len("a rather long name 11") <= width for left, _ in places)
+    top = next(g for g in svg.iter("{http://www.w3.org/2000/svg}g")).get("transform", "")
+    assert max(y for _, y in places) < float(top.rstrip(")").split()[1]) < height
+
+
+def test_an_export_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "exports").write_text("a file, no folder")
+    app = Charts(Source(), exports=tmp_path / "exports")
+
+    async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert any("Not exported" in notification.message for notification in app._notifications)
+
+    drive(app, test)
+
+
+# one metric
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_metric_fills_the_screen_with_values_beside_or_below(size: tuple[int, int]) -> None:
+    app = Charts(Source(), Settings(smoothing=0.9))
+
+    async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "enlarge")
+        screen = app.screen
+        assert isinstance(screen, MetricScreen)
+        assert [plot.tag for plot in screen.plots.plots] == ["eval/score"]
+        assert "from the evaluation" in str(screen.query_one("#meaning", Static).render())
+        assert screen.explain() == explanation("eval/score")
+        table = str(screen.query_one("#table", Static).render())
+        assert table.split("\n")[0].split() == ["run", "last", "average", "lowest", "highest", "at", "step"]
+        for key in app.source.keys:
+            steps, _, values = app.source.curves[key, "eval/score"]
+            row = next(line.split() for line in table.split("\n") if line.startswith(key))
+            assert float(row[1]) == pytest.approx(values[-1], rel=1e-3)
+            assert (float(row[3]), float(row[4])) == pytest.approx((values.min(), values.max()), rel=1e-3)
+            assert int(row[5].replace(",", "")) == steps[np.argmax(values)]
+        await act(pilot, "cross_left", 4)
+        assert "here" in str(screen.query_one("#table", Static).render())
+        values_pane, plot = screen.query_one("#values"), screen.plots.plots[0]
+        assert (values_pane.region.x > plot.region.right - 1) == (size[0] >= 150)
+        assert values_pane.region.bottom <= size[1]
+        assert plot.size.height >= 8
+
+    drive(app, test, size)
+
+
+def test_the_actions_of_one_metric_and_its_way_back() -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "cross_left", 3)
+        assert app.plots.cross is not None
+        await act(pilot, "enlarge")
+        screen = app.screen
+        assert isinstance(screen, MetricScreen)
+        await act(pilot, "next", 7, place="metric")
+        assert screen.tag == TAGS[7]
+        assert screen.plots.plots[0].tag == TAGS[7]
+        assert "8 of 10" in page_line(screen.plots)
+        await act(pilot, "previous", place="metric")
+        await pilot.press("left_square_bracket", "right_square_bracket")
+        await pilot.pause()
+        assert screen.tag == TAGS[6]
+        for name in ("log_y", "smoother", "x_axis", "zoom_in", "pan_left", "aggregate"):
+            await act(pilot, name)
+        settings = app.plots.settings
+        assert (settings.log_y, settings.smoothing, settings.x_axis, settings.aggregate) == (
+            True,
+            0.6,
+            "relative",
+            True,
+        )
+        assert settings.window is not None
+        assert app.page.changes >= 6
+        await act(pilot, "back", place="metric")
+        assert app.screen is app.page
+        assert app.plots.current is not None
+        assert app.plots.current.tag == TAGS[6]
+        assert app.plots.cross is None  # it was on another axis
+        assert settings.page == 1
+        await act(pilot, "enlarge")
+        await act(pilot, "enlarge")  # the same key leads back
+        assert app.screen is app.page
+
+    drive(app, test)
+
+
+def test_one_metric_is_kept_up_to_date() -> None:
+    app = Charts(Source())
+
+    async def test(pilot: Pilot[None]) -> None:
+        await act(pilot, "enlarge")
+        screen = app.screen
+        assert isinstance(screen, MetricScreen)
+        app.source.grow("eval/score", 777)
+        screen.store_changed(NO_MATTER)
+        await pilot.pause()
+        assert shown_window(screen.plots) == Window(10, 7770)
+        app.source.grow("eval/score", 888)
+        app.show()  # the charts behind get new curves, other colours, say
+        await pilot.pause()
+        assert shown_window(screen.plots) == Window(10, 8880)
+        plot = screen.plots.plots[0]
+        before = plot.drawings
+        app.show()
+        screen.store_changed(NO_MATTER)
+        await pilot.pause()
+        assert plot.drawings == before
+
+    drive(app, test)
+
+
+def test_every_action_of_the_table_is_there() -> None:
+    assert all(hasattr(Plots, f"action_{action.name}") for action in at("charts"))
+    alone = [action for action in at("charts") if action.name not in ("grid", "grid_less", "group")]
+    assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *at("metric")))
+
+
+def test_odd_curves_are_drawn_without_complaint() -> None:
+    """None, one point, only NaN, constants, huge and tiny values, equal steps: at every smoothing and on every axis."""
+    source = Source(1)
+    steps, walls, values = curve(50)
+    one = (steps[:1], walls[:1], values[:1])
+    kinds = {
+        "eval/score": (steps[:0], walls[:0], values[:0]),
+        "episode/return": one,
+        "policy/kl": (steps, walls, values * np.float32(np.nan)),
+        "policy/entropy": (steps, walls, values * 0 + 7),
+        "value/explained_variance": (steps, walls, values * np.float32(1e37)),
+        "loss/value": (steps * 0, walls * 0, values * np.float32(1e-38)),
+    }
+    source.curves |= {("run-0", tag): kind for tag, kind in kinds.items()}
+    app = Charts(source)
+
+    async def test(pilot: Pilot[None]) -> None:
+        for name in ("smoother", "log_y", "log_x", "x_axis", "zoom_in", "aggregate", "x_axis", "cross_left"):
+            await act(pilot, name)
+            text = [lines_of(plot) for plot in app.plots.plots]
+            assert "no points yet" in text[0][1]
+            assert "no finite value" in text[2][1] or "no points" in text[2][1]
+        await act(pilot, "enlarge")
+        for _ in TAGS:
+            await act(pilot, "next", place="metric")
+
+    drive(app, test)

@@ -1,0 +1,683 @@
+"""A run's page driven by keys, its log view by laws, and lending the terminal through a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import random
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from textual.app import App
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widgets import Static
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control, samples
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status
+from tui.actions import Place, at
+from tui.charts.plots import Plots, Settings
+from tui.external_command import run_outside
+from tui.runs.log_view import MOST_LINES, LogView, Tail
+from tui.runs.run_page import TABS, RunPage, TabBar
+from tui.state import ViewState
+from tui.store import Changes, Entry, Store
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_id = "CartPole-v1"\nwrappers = []\n'
+
+
+class Host(App[None]):
+    """What a page needs of the terminal UI, and no more."""
+
+    def __init__(self, runs: Path, readonly: bool = False) -> None:
+        super().__init__()
+        self.runs, self.readonly, self.unicode = runs, readonly, True
+        self.state, self.store = ViewState(), Store(runs)
+        self.asked: list[tuple[str, str]] = []
+
+    def hurry(self) -> None:
+        """The store is asked all the time as it is."""
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except UsageError as error:
+            self.notify(str(error), severity="error")
+
+    def in_thread(self, work: Callable[[], str]) -> None:
+        self.asked.append(("in_thread", work()))
+
+    def outside(self, command: str, run: Run) -> None:
+        self.asked.append((command, run.name))
+
+    def open_rerun(self, entry: Entry) -> None:
+        self.asked.append(("rerun", entry.key))
+
+    def deleted(self, key: str) -> None:
+        self.asked.append(("deleted", key))
+
+    def complain(self, text: str) -> None:
+        self.notify(text, severity="error")
+
+    def renamed(self, key: str, run: Run) -> None:
+        self.asked.append((key, run.name))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return not (self.readonly and action in ("stop", "delete"))
+
+    def on_mount(self) -> None:
+        self.set_interval(0.05, self.turn)
+
+    def turn(self) -> None:
+        """What the UI's reader thread does."""
+        changes = self.store.turn()
+        if changes.listed or changes.advanced:
+            self.tell(changes)
+
+    def tell(self, changes: Changes) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, RunPage):
+                screen.store_changed(changes)
+
+
+def made(runs: Path, name: str = "a", clip: float = 0.2, **changes: object) -> Run:
+    run = Run(runs / name)
+    run.path.mkdir(parents=True)
+    run.config.write_text(CONFIG.format(clip=clip), encoding="utf-8")
+    run.command.write_text("ppo-unified train cartpole --seed 1\n", encoding="utf-8")
+    status = Status(
+        name=name, preset="cartpole", kind="gym", state="finished", step=1500, total_steps=3000, score=412.5
+    )
+    status.started, status.heartbeat, status.best_step, status.best_score = 1e9, 1e9 + 60, 1000, 450.0
+    for key, value in changes.items():
+        setattr(status, key, value)
+    run.write_status(status)
+    writer = EventWriter(run.path)
+    for step in range(0, 1500, 100):
+        writer.scalars(step, {"eval/score": step / 3, "policy/kl": 0.01, "system/cpu": 90.0, "system/memory_gb": 0.4})
+    writer.close()
+    return run
+
+
+def drive(
+    host: Host, act: Callable[[Pilot[None], RunPage], Coroutine[Any, Any, None]], key: str = "a", reference: str = ""
+) -> None:
+    """`act` on the page of run `key`, opened on a terminal of 80 x 24."""
+
+    async def whole() -> None:
+        async with host.run_test(size=(80, 24)) as pilot:
+            while host.store.turn().pending or key not in host.store.entries:
+                pass
+            page = RunPage(key, host.store, reference or None, Plots(Settings()))
+            await host.push_screen(page)
+            await pilot.pause()
+            await act(pilot, page)
+
+    asyncio.run(whole())
+
+
+def text_of(screen: Screen[Any], selector: str) -> str:
+    return str(screen.query_one(selector, Static).visual)
+
+
+def screen_text(app: App[Any]) -> str:
+    """What stands on the screen, row by row."""
+    width, height = app.size
+    lines = [[" "] * width for _ in range(height)]
+    strips = app.screen._compositor.render_strips()
+    return "\n".join(strip.text for strip in strips) if strips else str(lines)
+
+
+async def until(pilot: Pilot[None], holds: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, screen_text(pilot.app)
+        await pilot.pause(0.02)
+
+
+# tabs and header
+
+
+def test_the_head_says_how_the_run_stands(tmp_path: Path) -> None:
+    run = made(tmp_path, state="failed", reason="OverflowError: fell\x1b[31m [red]")
+    control.write_note(run, "too [b]fast[/b]")
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        head = text_of(page, "#head")
+        for part in ("a  failed", "1500 of 3000 steps (50%)", "score 412.5", "best 450"):
+            assert part in head
+        assert "OverflowError: fell [red]" in head
+        assert "too [b]fast[/b]" in head
+
+    drive(Host(tmp_path), act)
+
+
+def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: Path) -> None:
+    made(tmp_path)
+    for number, name in enumerate(("b", "c"), 2):
+        run = made(tmp_path, name)
+        run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", f"seed = {number}"), encoding="utf-8")
+    made(tmp_path, "d", clip=0.3)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        def drawn() -> list[str]:
+            return [one.label for one in page.plots.plots[0].drawn]
+
+        assert drawn() == ["a"]
+        await pilot.press("A")
+        await until(pilot, lambda: len(drawn()) == 2)
+        assert any("2 seeds" in label for label in drawn())
+        await pilot.press("A")
+        await until(pilot, lambda: drawn() == ["a"])
+
+    drive(Host(tmp_path), act)
+
+
+def test_every_tab_is_reached_by_digit_bracket_and_click(tmp_path: Path) -> None:
+    made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        panes = page.query_one("#panes")
+        for number, tab in enumerate(TABS, 1):
+            await pilot.press(str(number))
+            assert page.tab == panes.current == tab  # type: ignore[attr-defined]
+        for tab in TABS:
+            await pilot.press("greater_than_sign")
+            assert page.tab == tab
+        for tab in reversed(TABS[:-1]):
+            await pilot.press("less_than_sign")
+            assert page.tab == tab
+        for place, tab in ((15, "options"), (50, "events"), (2, "curves")):
+            await pilot.click(TabBar, offset=(place, 0))
+            await pilot.pause()
+            assert page.tab == tab
+
+    drive(Host(tmp_path), act)
+
+
+@pytest.mark.parametrize("key", ["escape", "q"])
+@pytest.mark.parametrize("tab", ["1", "3"])
+def test_escape_and_q_go_back(key: str, tab: str, tmp_path: Path) -> None:
+    made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press(tab, key)
+        assert pilot.app.screen is not page
+        assert pilot.app.is_running
+
+    drive(Host(tmp_path), act)
+
+
+def test_the_page_has_a_method_for_every_action_of_its_places() -> None:
+    places: tuple[Place, ...] = RunPage.places
+    missing = [action.name for place in places for action in at(place) if not hasattr(RunPage, f"action_{action.name}")]
+    assert not missing
+
+
+def test_chart_keys_work_on_the_curves_alone(tmp_path: Path) -> None:
+    made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await until(pilot, lambda: "eval/score" in screen_text(pilot.app))
+        await pilot.press("l")
+        assert page.plots.settings.log_y
+        await pilot.press("2", "l")
+        assert page.plots.settings.log_y
+        await pilot.press("1", "f")
+        await pilot.pause()
+        assert pilot.app.screen is not page
+        await pilot.press("escape")
+        assert pilot.app.screen is page
+
+    drive(Host(tmp_path), act)
+
+
+# options
+
+
+def test_options_are_grouped_and_compared(tmp_path: Path) -> None:
+    made(tmp_path)
+    made(tmp_path, "b", clip=0.3)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("2")
+        await pilot.pause()
+        lines = text_of(page, "#options Static").splitlines()
+        assert [line for line in lines if not line.startswith(" ")] == ["run", "ppo", "gym"]
+        assert "  clip      0.2" in lines
+        await pilot.press("D")
+        shown = text_of(page, "#options Static")
+        assert "differs from b" in shown
+        assert shown.splitlines()[-1].split() == ["ppo.clip", "0.2", "0.3"]
+        await pilot.press("D")
+        assert "lam" in text_of(page, "#options Static")
+
+    drive(Host(tmp_path), act, reference="b")
+
+
+def test_differences_are_one_key_away_and_need_another_run(tmp_path: Path) -> None:
+    made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("D")
+        await pilot.pause()
+        assert page.tab == "options"
+        assert "No other run is pinned" in text_of(page, "#options Static")
+
+    drive(Host(tmp_path), act)
+
+
+def test_options_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
+    made(tmp_path).config.write_text("[[", encoding="utf-8")
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("2")
+        await until(pilot, lambda: "is not valid TOML" in text_of(page, "#options Static"))
+
+    drive(Host(tmp_path), act)
+
+
+# log
+
+
+def test_only_the_end_of_a_long_log_is_read_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(1_000_000)), encoding="utf-8")
+    tail = Tail(path)
+    tail.poll()
+    assert tail.skipped
+    assert list(tail.lines)[-1] == "line 999999"
+    assert tail.lines[0] > "line 980000"
+    assert len(tail.lines) == MOST_LINES
+    with open(path, "a", encoding="utf-8") as file:
+        for i in range(20_000):
+            file.write(f"more {i}\n")
+            if i % 1000 == 0:
+                file.flush()
+                tail.poll()
+    while tail.poll():
+        pass
+    assert len(tail.lines) == MOST_LINES
+    assert list(tail.lines) == [f"more {i}" for i in range(15_000, 20_000)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_log_read_in_any_pieces_has_the_same_lines(seed: int, tmp_path: Path) -> None:
+    pick = random.Random(seed)
+    text = "".join(pick.choice(["ä", "line", "\n", "\r", " ", "\t", "☃", "\x1b[1m"]) for _ in range(2000))
+    whole, piecewise = tmp_path / "whole", tmp_path / "pieces"
+    whole.write_bytes(text.encode())
+    piecewise.touch()
+    tails = Tail(whole), Tail(piecewise)
+    tails[0].poll()
+    left = text.encode()
+    while left:
+        size = pick.randint(1, 50)
+        with open(piecewise, "ab") as file:
+            file.write(left[:size])
+        left = left[size:]
+        tails[1].poll()
+    assert tails[0].lines == tails[1].lines
+    assert tails[0].rest == tails[1].rest
+
+
+@pytest.mark.parametrize("later", [[b"one\n", b"two\n"], [b"\n", b"one\n", b"two\n"]], ids=["ended", "a progress bar"])
+def test_of_a_log_that_is_read_from_inside_a_line_that_line_alone_is_left_out(
+    later: list[bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "log.txt"
+    bar = b"".join(b"\r%5d of 9000 .........." % k for k in range(9000))
+    path.write_bytes(bar + b"\n" * (3 - len(later)))
+    tail = Tail(path)
+    tail.poll()
+    assert tail.rest.startswith(" 8999") == (len(later) == 3)
+    for lines in later:
+        with open(path, "ab") as file:
+            file.write(lines)
+        tail.poll()
+    assert list(tail.lines) == ["one", "two"]
+
+
+def test_a_log_that_is_replaced_shrinks_or_goes_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    tail = Tail(path)
+    assert tail.poll() == []
+    path.write_text("one\ntwo\n", encoding="utf-8")
+    assert tail.poll() is None
+    assert list(tail.lines) == ["one", "two"]
+    path.write_text("new\n", encoding="utf-8")
+    assert tail.poll() is None
+    assert list(tail.lines) == ["new"]
+    path.unlink()
+    assert tail.poll() is None
+    assert tail.poll() == []
+    assert not tail.lines
+
+
+def test_the_log_follows_its_end_until_the_user_scrolls(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    run.log.write_text("".join(f"line {i}\n" for i in range(100)), encoding="utf-8")
+
+    def write(text: str) -> None:
+        with open(run.log, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda: "line 99" in screen_text(pilot.app))
+        write("\x1b[31mred\x1b[0m [b]bold[/b]\x07\n")
+        await until(pilot, lambda: "red [b]bold[/b]" in screen_text(pilot.app))
+        await pilot.press("up", "up")
+        await until(pilot, lambda: not page.query_one(LogView).follows)
+        top = screen_text(pilot.app).splitlines()[5]
+        write("later\n")
+        await until(pilot, lambda: "later" in page.query_one(LogView).tail.lines)
+        assert screen_text(pilot.app).splitlines()[5] == top
+        await pilot.press("F")
+        await until(pilot, lambda: "later" in screen_text(pilot.app))
+        await pilot.press("1", "F")
+        assert page.tab == "log"
+
+    drive(Host(tmp_path), act)
+
+
+# samples
+
+RESPONSE = {"prompt": "[red]1 + 1 =", "response": "2\x1b[2J", "score": 1.0, "kl": 0.25, "reference": "3"}
+
+
+def test_responses_are_turned_step_by_step_and_the_newest_is_followed(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    for step in (0, 100, 200):
+        samples.append_responses(run, step, step // 100, [RESPONSE | {"response": f"at {step}"}, RESPONSE])
+
+    def shows(*parts: str) -> Callable[[], bool]:
+        return lambda: all(part in text_of(page_of[0], "#samples Static") for part in parts)
+
+    page_of: list[RunPage] = []
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        page_of.append(page)
+        await pilot.press("4")
+        await until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "kl 0.25", "(newest)"))
+        assert "\x1b" not in text_of(page, "#samples Static")
+        await pilot.press("left_curly_bracket")
+        await until(pilot, shows("2 of 3", "at 100"))
+        samples.append_responses(run, 300, 3, [RESPONSE | {"response": "at 300"}])
+        await until(pilot, shows("2 of 4", "at 100"))
+        await pilot.press("right_curly_bracket", "right_curly_bracket")
+        await until(pilot, shows("4 of 4", "at 300"))
+        samples.append_responses(run, 400, 4, [RESPONSE | {"response": "at 400"}])
+        await until(pilot, shows("5 of 5", "at 400"))
+
+    drive(Host(tmp_path), act)
+
+
+def stored(run: Run, iteration: int) -> None:
+    shape = (2, 5)
+    columns: dict[str, np.ndarray] = {name: np.full(shape, 0.5) for name in ("reward", "value", "advantage", "ratio")}
+    columns |= {"mask": np.ones(shape, bool), "continues": np.ones(shape, bool)}
+    about: dict[str, Any] = {"gamma": 1.0, "lam": 0.95, "clip": 0.2, "clip_high": 0.2}
+    about |= {"advantage_kind": "gae", "value_target": "lambda", "metrics": {}, "columns": columns}
+    samples.write(run, samples.Stored(iteration=iteration, step=10 * iteration, steps=10, **about))
+
+
+def test_without_responses_the_stored_samples_are_shown(tmp_path: Path) -> None:
+    run = made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("left_curly_bracket")  # from another tab
+        assert page.tab == "samples"
+        await until(pilot, lambda: "Nothing is stored yet" in text_of(page, "#samples Static"))
+        stored(run, 1)
+        stored(run, 7)
+        await until(pilot, lambda: "iteration 7" in text_of(page, "#samples Static"))
+        assert "Sample 1 (of 0 to 1)" in text_of(page, "#samples Static")
+        await pilot.press("left_curly_bracket")
+        await until(pilot, lambda: "iteration 1" in text_of(page, "#samples Static"))
+
+    drive(Host(tmp_path), act)
+
+
+# system, events
+
+
+def test_the_system_tab_shows_where_the_run_is_and_what_it_takes(tmp_path: Path) -> None:
+    made(tmp_path, host="box", pid=4711)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("5")
+        await until(pilot, lambda: "system/cpu" in text_of(page, "#system Static"))
+        shown = text_of(page, "#system Static")
+        for part in ("box", "4711", "system/memory_gb", "0.4"):
+            assert part in shown
+
+    drive(Host(tmp_path), act)
+
+
+def test_events_show_a_traceback_whole(tmp_path: Path) -> None:
+    traceback = "Traceback (most recent call last):\n" + "".join(f'  File "x{i}.py"\n' for i in range(60)) + "E: fell\n"
+    made(tmp_path, state="failed", reason="E: fell", traceback=traceback)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("6")
+        await until(pilot, lambda: "failed" in text_of(page, "#events Static"))
+        lines = text_of(page, "#events Static").splitlines()
+        assert '        File "x59.py"' in lines
+        best = next(line for line in lines if "best score" in line)
+        assert best.startswith(time.strftime("%Y-"))  # the curve knows when
+
+    drive(Host(tmp_path), act)
+
+
+def test_only_the_visible_tab_is_refreshed_and_only_by_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path)
+    host = Host(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        written: list[str] = []
+        await pilot.press("6")
+        await pilot.pause()
+        before = Static.update
+
+        def update(self: Static, *arguments: Any, **more: Any) -> None:
+            written.append(str(self.parent.id if self.parent else ""))
+            before(self, *arguments, **more)
+
+        monkeypatch.setattr(Static, "update", update)
+        for _ in range(3):
+            host.tell(Changes(True, frozenset({"a"}), False))
+            await pilot.pause()
+        monkeypatch.undo()
+        assert not {name for name in written if name in TABS}
+
+    drive(host, act)
+
+
+# the run itself changes
+
+
+def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    host = Host(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        control.rename(run, "b")
+        await until(pilot, lambda: page.key == "b")
+        assert pilot.app.screen is page
+        await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
+        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.drawn] == ["b"])
+
+    drive(host, act)
+
+
+def test_the_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    host = Host(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("d")
+        await pilot.pause()
+        await pilot.press("y")
+        await until(pilot, lambda: not run.path.exists())
+        await until(pilot, lambda: pilot.app.screen is not page)
+
+    drive(host, act)
+
+
+def test_other_programs_logs_have_curves_and_say_so_elsewhere(tmp_path: Path) -> None:
+    writer = EventWriter(made(tmp_path, "x").path)  # only to have the folder's parent
+    writer.close()
+    (tmp_path / "sb3").mkdir()
+    log = EventWriter(tmp_path / "sb3")
+    log.scalars(1, {"rollout/ep_rew_mean": 1.0})
+    log.close()
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        for number in "123456":
+            await pilot.press(number)
+            await pilot.pause()
+        assert "Another program" in text_of(page, "#options Static")
+
+    drive(Host(tmp_path), act, key="sb3")
+
+
+# what can be done to the run, from its page
+
+
+def test_keys_of_the_run_work_here_too(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    host = Host(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("i", "w", "R")
+        assert host.asked == [("inspect", "a"), ("play", "a"), ("rerun", "a")]
+        await pilot.press("y")
+        assert host.clipboard == "ppo-unified train cartpole --seed 1"
+        await pilot.press("N", *"good", "enter")
+        assert control.read_note(run) == "good"
+        await pilot.press("e", "b", "enter")
+        assert host.asked[-1] == ("a", "b")
+
+    drive(host, act)
+
+
+def test_readonly_takes_away_what_writes(tmp_path: Path) -> None:
+    run = made(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("d")
+        assert pilot.app.screen is page
+        assert run.path.exists()
+
+    drive(Host(tmp_path, readonly=True), act)
+
+
+# the terminal lent out
+
+
+def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -> None:
+    made(tmp_path)
+    host = Host(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        run_outside(host, ["play", "a b"])
+        await until(pilot, lambda: host._notifications)
+        assert "ppo-unified play 'a b'" in next(str(n.message) for n in host._notifications)
+
+    drive(host, act)
+
+
+LENDING = """
+import os, sys
+from textual.app import App
+from tui.external_command import run_outside
+sys.executable = os.environ.get("EXECUTABLE", sys.executable)
+class Lender(App):
+    def on_mount(self): self.call_after_refresh(self.lend)
+    def lend(self):
+        run_outside(self, sys.argv[1:])
+        self.exit(message="back again")
+Lender().run()
+"""
+
+
+class Lender:
+    """The app above in a pseudo-terminal of its own."""
+
+    def __init__(self, *arguments: str, **more: str) -> None:
+        self.master, self.slave = pty.openpty()
+        self.before = termios.tcgetattr(self.slave)
+        environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | more
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LENDING, *arguments],
+            stdin=self.slave,
+            stdout=self.slave,
+            stderr=self.slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - Ctrl-C is a signal there
+            env=environment,
+            cwd=ROOT,
+        )
+        self.said = b""
+
+    def until(self, text: bytes, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.said:
+            assert time.monotonic() < deadline, self.said[-2000:]
+            if select.select([self.master], [], [], 0.05)[0]:
+                self.said += os.read(self.master, 65536)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.master, keys)
+
+    def close(self) -> list[Any]:
+        """Its terminal's modes at the end."""
+        self.until(b"back again")
+        assert self.process.wait(timeout=30) == 0
+        after = termios.tcgetattr(self.slave)
+        os.close(self.master)
+        os.close(self.slave)
+        return after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
+)
+def test_what_a_command_printed_stays_until_enter_is_pressed(arguments: list[str], says: bytes) -> None:
+    lender = Lender(*arguments)
+    lender.until(says)
+    lender.until(b"Press Enter to go back.")
+    lender.type(b"\r")
+    assert lender.close() == lender.before
+
+
+def test_ctrl_c_goes_back_as_well() -> None:
+    lender = Lender("inspect", "nothing")
+    lender.until(b"Press Enter to go back.")
+    lender.type(b"\x03")
+    assert lender.close() == lender.before
+
+
+def test_a_command_that_is_killed_in_raw_mode_gives_the_terminal_back(tmp_path: Path) -> None:
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
+    dying.chmod(0o755)
+    lender = Lender("play", "a", EXECUTABLE=str(dying))
+    lender.until(b"Press Enter to go back.")
+    assert b"\x1b[?1049l" in lender.said[lender.said.rindex(b"\x1b[?1049h") :]
+    lender.type(b"\r\n")
+    assert lender.close() == lender.before

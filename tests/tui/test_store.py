@@ -1,0 +1,860 @@
+"""What the UI knows of a runs folder, from real folders, files and processes: who lives, how fast, and every curve."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ppo_unified.runs import events, folder
+from ppo_unified.runs.control import write_note
+from ppo_unified.runs.events import PREFIX, EventWriter
+from ppo_unified.runs.folder import STALLED_S, Run, Status
+from ppo_unified.runs.metrics import AWAITED
+from ppo_unified.runs.query import parse
+from tui import folders, store
+from tui.runs.entries import Entry
+from tui.store import Store, matching, sorted_entries
+
+HOLD = """
+import sys
+from pathlib import Path
+from ppo_unified.runs.folder import Run
+run = Run(Path(sys.argv[1]))
+run.acquire()
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make(folder: Path, name: str, **fields: object) -> Run:
+    """A run folder with a run.json; a finished one unless told otherwise."""
+    run = Run(folder / name)
+    run.path.mkdir(parents=True, exist_ok=True)
+    status = Status(name=name, preset="cartpole", state="finished", step=100, total_steps=200, started=1e9)
+    run.write_status(replace(status, **fields))  # type: ignore[arg-type]  # any fields
+    return run
+
+
+def log(folder: Path, steps: range = range(1, 11), tags: tuple[str, ...] = ("loss/value",)) -> None:
+    """An event file in a folder, which is made; every tag's value is its step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventWriter(folder, steps.start)
+    for step in steps:
+        writer.scalars(step, dict.fromkeys(tags, float(step)))
+    writer.close()
+
+
+def read_all(it: Store) -> None:
+    while it.turn().pending:
+        pass
+
+
+@contextmanager
+def trainer(run: Run) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the run's lock."""
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_the_store_is_loaded_without_torch_and_without_a_user_interface() -> None:
+    code = "import tui.store, sys; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "gymnasium", "transformers", "textual", "envs"} & set(done.stdout.split())
+
+
+# what is listed
+
+
+def test_a_run_that_another_terminal_starts_appears_and_one_that_is_deleted_goes(tmp_path: Path, clock: Clock) -> None:
+    runs = tmp_path / "runs"
+    it = Store(runs, clock)
+    assert not it.turn().listed  # the folder itself may still be missing
+    assert not it.problem
+    make(runs, "a")
+    assert not it.turn().listed  # looked a moment ago
+    clock.now += 1
+    assert it.turn().listed
+    entry = it.entries["a"]
+    assert (entry.path, entry.foreign, entry.state, entry.status.step) == (runs / "a", False, "finished", 100)
+    clock.now += 1
+    assert not it.turn().listed
+    shutil.rmtree(runs / "a")
+    clock.now += 1
+    assert it.turn().listed
+    assert not it.entries
+
+
+def test_a_change_replaces_the_entries_and_leaves_those_handed_out_alone(tmp_path: Path, clock: Clock) -> None:
+    make(tmp_path, "a")
+    it = Store(tmp_path, clock)
+    it.turn()
+    before = it.entries
+    make(tmp_path, "a", step=150)
+    make(tmp_path, "b")
+    clock.now += 1
+    it.turn()
+    assert (list(before), before["a"].status.step) == (["a"], 100)
+    assert (list(it.entries), it.entries["a"].status.step) == (["a", "b"], 150)
+    with pytest.raises(TypeError):
+        it.entries["c"] = before["a"]  # type: ignore[index]  # that it cannot is the point
+
+
+def test_a_note_is_its_first_line(tmp_path: Path, clock: Clock) -> None:
+    run = make(tmp_path, "a")
+    it = Store(tmp_path, clock)
+    for text, note in (("\nlr too high\nmore\n", "lr too high"), ("", ""), (None, "")):
+        path = run.path / "note.txt"
+        path.write_text(text) if text is not None else path.unlink()
+        clock.now += 1
+        it.turn()
+        assert it.entries["a"].note == note
+
+
+def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clock: Clock) -> None:
+    make(tmp_path, "good")
+    for name, text in {"torn": '{"step": 1', "wrong": '{"step": "many"}', "list": "[]", "binary": "\0"}.items():
+        make(tmp_path, name).path.joinpath("run.json").write_text(text)
+    make(tmp_path, "folder").path.joinpath("run.json").unlink()
+    (tmp_path / "folder" / "run.json").mkdir()
+    it = Store(tmp_path, clock)
+    it.turn()
+    broken = {key: entry for key, entry in it.entries.items() if key != "good"}
+    assert set(broken) == {"torn", "wrong", "list", "binary", "folder"}
+    for key, entry in broken.items():
+        assert entry.state == "unreadable"
+        assert entry.problem.startswith(f"{tmp_path / key / 'run.json'}: cannot be read")
+        assert entry.status.started
+    assert not it.entries["good"].problem
+    make(tmp_path, "torn", step=7)
+    clock.now += 1
+    it.turn()
+    assert (it.entries["torn"].problem, it.entries["torn"].status.step) == ("", 7)
+
+
+def test_what_the_system_refuses_is_read_as_soon_as_it_allows_it(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **options: object) -> Any:  # as it does to anyone but root
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    write_note(make(tmp_path, "a"), "a note")
+    it = Store(tmp_path, clock)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(folder, "read_json", refuse)
+        refusing.setattr(Path, "read_text", refuse)
+        it.turn()
+        assert "Permission denied" in it.entries["a"].problem
+    clock.now += 1
+    it.turn()
+    assert (it.entries["a"].state, it.entries["a"].problem, it.entries["a"].note) == ("finished", "", "a note")
+
+
+def test_folders_of_other_programs_are_logs_down_to_a_depth_and_never_inside_a_run(
+    tmp_path: Path, clock: Clock
+) -> None:
+    run = make(tmp_path, "ours")
+    log(run.path)
+    log(run.path / "export" / "inside")
+    make(tmp_path / "group", "deep")
+    for name in ("cleanrl", "sb3/PPO_1", "a/b/c/d", "a/b/c/d/e", ".hidden/log"):
+        log(tmp_path / name)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    it = Store(tmp_path, clock)
+    it.turn()
+    assert {key: entry.state for key, entry in it.entries.items()} == {
+        "ours": "finished",
+        "group/deep": "finished",
+        "cleanrl": "log",
+        "sb3/PPO_1": "log",
+        "a/b/c/d": "log",
+    }
+    assert [entry.key for entry in it.entries.values() if entry.foreign] == ["a/b/c/d", "cleanrl", "sb3/PPO_1"]
+
+
+def test_a_folder_that_is_a_log_itself_is_listed(tmp_path: Path) -> None:
+    log(tmp_path)
+    it = Store(tmp_path)
+    it.watch(["."])
+    it.turn()
+    assert it.entries["."].status.step == 10
+
+
+def test_a_logs_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> None:
+    """Writers put the time into the file's name; elsewhere it is when the file was last written."""
+    for name, made in ((f"{PREFIX}.1600000000.host", 5e8), (f"{PREFIX}.1500000000.host", 6e8)):
+        (tmp_path / "named").mkdir(exist_ok=True)
+        (tmp_path / "named" / name).touch()
+        os.utime(tmp_path / "named" / name, (made, made))
+    (tmp_path / "plain").mkdir()
+    for name, made in (("a", 5e8), ("b", 6e8)):
+        (tmp_path / "plain" / f"{PREFIX}.{name}").touch()
+        os.utime(tmp_path / "plain" / f"{PREFIX}.{name}", (made, made))
+    it = Store(tmp_path, clock)
+    it.turn()
+    assert {key: entry.status.started for key, entry in it.entries.items()} == {"named": 1.5e9, "plain": 5e8}
+
+
+@pytest.mark.parametrize("tag", ["eval/score", "eval/mean_reward", "rollout/ep_rew_mean", "charts/episodic_return"])
+def test_a_watched_log_tells_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writer = EventWriter(folder)
+    for step, value in ((1, 1.0), (2, math.nan), (3, 9.0), (4, 2.0), (5, math.nan)):
+        writer.scalars(step, {tag: value, "train/loss": 100.0})
+    writer.scalars(8, {"train/loss": 100.0})
+    it = Store(tmp_path, clock)
+    assert it.turn().listed
+    assert it.entries["log"].status.score is None  # nobody looks at it yet
+    it.watch(["log"])
+    assert it.turn() == (True, frozenset({"log"}), False)
+    status = it.entries["log"].status
+    assert (status.step, status.score, status.best_score, status.best_step) == (8, 2.0, 9.0, 3)
+    it.watch([])
+    writer.close()
+    clock.now += 5
+    it.turn()
+    assert it.entries["log"].status == status
+
+
+def test_links_in_circles_end(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    log(tmp_path / "logs" / "one")
+    (tmp_path / "logs" / "up").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    it = Store(tmp_path)
+    it.turn()
+    assert set(it.entries) == {"a", "logs/one"}
+
+
+def test_a_linked_run_is_listed(tmp_path: Path) -> None:
+    make(tmp_path / "elsewhere", "a")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "a")
+    it = Store(tmp_path / "runs")
+    it.turn()
+    assert set(it.entries) == {"linked"}
+
+
+def test_a_folder_that_cannot_be_looked_into_says_so(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a")
+    (tmp_path / "closed").mkdir()
+    scan, closed = folders._scan, {str(tmp_path / "closed")}
+
+    def refuse(path: str) -> tuple[list[str], float | None]:  # as the system refuses anyone but root
+        if path in closed:
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(folders, "_scan", refuse)
+    it = Store(tmp_path, clock)
+    it.turn()
+    assert it.entries["closed"].problem == f"{tmp_path / 'closed'}: cannot be read (Permission denied)"
+    assert it.entries["a"].state == "finished"
+    closed.add(str(tmp_path))
+    clock.now += 1
+    it.turn()
+    assert it.problem == f"{tmp_path}: cannot be read (Permission denied)"
+
+
+def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    it = Store(tmp_path / "file")
+    it.turn()
+    assert it.problem == f"{tmp_path / 'file'}: cannot be read (Not a directory)"
+    assert not it.entries
+
+
+def test_a_tree_that_is_no_folder_of_runs_is_looked_through_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_MOST", 10)
+    for number in range(50):
+        (tmp_path / f"{number:02}").mkdir()
+    make(tmp_path, "run")
+    it = Store(tmp_path)
+    it.turn()
+    assert list(it.entries) == ["run"]  # a run needs no looking into
+    assert "only the first 10 folders" in it.problem
+
+
+def test_looking_again_lists_no_folder_that_did_not_change(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        make(tmp_path, f"run-{number}")
+        log(tmp_path / f"log-{number}")
+    monkeypatch.setattr(folders, "_SETTLED_NS", -1)  # they were made just now
+    it = Store(tmp_path, clock)
+    it.turn()
+    monkeypatch.setattr(folders, "_scan", lambda path: pytest.fail(f"{path} is listed again"))
+    monkeypatch.setattr(Run, "read_status", lambda run: pytest.fail(f"{run.path} is read again"))
+    clock.now += 1
+    assert it.turn() == (False, frozenset(), False)
+    assert len(it.entries) == 40
+
+
+def test_a_folder_that_did_change_is_listed_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_SETTLED_NS", -1)
+    log(tmp_path / "group" / "one")
+    it = Store(tmp_path, clock)
+    it.turn()
+    for number in range(3):
+        log(tmp_path / "group" / f"more-{number}")
+        os.utime(tmp_path / "group", (number, number))  # the file system's own clock ticks in steps
+        clock.now += 1
+        it.turn()
+        assert f"group/more-{number}" in it.entries
+
+
+# who lives
+
+
+def test_a_killed_run_is_crashed_within_two_seconds(tmp_path: Path, clock: Clock) -> None:
+    """Looked at twice a second, as the UI does when nothing is to be read."""
+    run = make(tmp_path, "a", state="running", heartbeat=clock.now)
+    it = Store(tmp_path, clock)
+    with trainer(run) as process:
+        it.turn()
+        assert it.entries["a"].state == "running"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    turns = 0
+    while it.entries["a"].state == "running":
+        clock.now += 0.5
+        it.turn()
+        turns += 1
+        assert turns < 4
+    assert it.entries["a"].state == "crashed"
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
+def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Its trainer writes the end and lets go of the lock just before the lock is asked for."""
+    make(tmp_path, "a", state="running", heartbeat=clock.now)
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    it = Store(tmp_path, clock)
+    it.turn()
+
+    def end_now(run: Run) -> bool:
+        run.write_status(replace(run.read_status(), state=end))
+        return False
+
+    monkeypatch.setattr(Run, "locked", end_now)
+    clock.now += 1
+    assert it.turn().listed
+    assert it.entries["a"].state == end
+
+
+def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed: run.json said stopped, then a trainer took the lock and wrote."""
+    run = make(tmp_path, "a", state="stopped")
+    it = Store(tmp_path, clock)
+    it.turn()
+    read = Run.read_status
+    taken: list[bool] = []
+
+    def resume(run: Run) -> Status:
+        taken.append(True)
+        return read(run)
+
+    monkeypatch.setattr(Run, "read_status", resume)
+    monkeypatch.setattr(Run, "locked", lambda _: bool(taken))
+    make(tmp_path, "a", state="starting", heartbeat=clock.now)
+    clock.now += 1
+    it.turn()
+    assert it.entries[run.name].state == "starting"
+
+
+def test_a_run_that_is_found_dead_is_crashed_at_once(tmp_path: Path) -> None:
+    """It was never seen alive, so nobody is told that it ended."""
+    make(tmp_path, "a", state="running", heartbeat=time.time())
+    it = Store(tmp_path)
+    it.turn()
+    assert it.entries["a"].state == "crashed"
+
+
+def test_a_run_that_writes_whenever_it_is_looked_at_lives(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beat(run: Run) -> bool:
+        clock.now += 0.001
+        run.write_status(replace(run.read_status(), heartbeat=clock.now))
+        return False
+
+    make(tmp_path, "a", state="running", heartbeat=clock.now)
+    monkeypatch.setattr(Run, "locked", beat)
+    it = Store(tmp_path, clock)
+    it.turn()
+    assert it.entries["a"].state == "running"
+
+
+def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    make(tmp_path, "a", state="running", heartbeat=clock.now, elapsed_s=10.0)
+    it = Store(tmp_path, clock)
+    it.turn()
+    assert it.entries["a"].state == "running"
+    clock.now += STALLED_S + 1
+    it.turn()
+    entry = it.entries["a"]
+    assert (entry.state, entry.speed, entry.eta_s) == ("stalled", None, None)
+
+
+@pytest.mark.parametrize("jump", [-1e6, -0.3, 1e6])
+def test_a_clock_that_jumps_stops_nothing(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    make(tmp_path, "a", state="running", heartbeat=clock.now, step=100)
+    it = Store(tmp_path, clock)
+    it.turn()
+    clock.now += jump
+    make(tmp_path, "a", state="running", heartbeat=clock.now, step=150)
+    make(tmp_path, "b")
+    it.turn()
+    assert it.entries["a"].status.step == 150
+    assert "b" in it.entries
+    clock.now += 1
+    make(tmp_path, "a", state="running", heartbeat=clock.now, step=160)
+    it.turn()
+    speed = it.entries["a"].speed
+    assert speed is not None
+    assert 0 <= speed <= 11
+
+
+# how fast
+
+
+def test_speed_and_the_time_left_are_of_the_last_seconds(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour at 1 step/s, then 100 steps/s: ten seconds later that is the speed."""
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    it = Store(tmp_path, clock)
+    step, elapsed_s = 3600, 3600.0
+    fields = {"state": "running", "total_steps": 10_000}
+    make(tmp_path, "a", step=step, elapsed_s=elapsed_s, heartbeat=clock.now, **fields)
+    it.turn()
+    assert it.entries["a"].speed == 1.0  # there is no other yet
+    speeds = []
+    for second in range(30):
+        step, elapsed_s = step + (1 if second < 10 else 100), elapsed_s + 1
+        clock.now += 1
+        make(tmp_path, "a", step=step, elapsed_s=elapsed_s, heartbeat=clock.now, **fields)
+        it.turn()
+        speeds.append(it.entries["a"].speed)
+    assert speeds[:10] == pytest.approx([1.0] * 10)
+    assert speeds[-10:] == pytest.approx([100.0] * 10)
+    assert it.entries["a"].eta_s == pytest.approx((10_000 - step) / 100)
+
+
+def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    it = Store(tmp_path, clock)
+    for step in (100, 220, 400):
+        make(tmp_path, "a", state="running", step=step, heartbeat=clock.now, total_steps=1000)
+        it.turn()
+        clock.now += 50
+    assert it.entries["a"].speed == pytest.approx(180 / 50)
+
+
+def test_a_resumed_run_forgets_the_pace_before_its_pause(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "locked", lambda run: True)
+    it = Store(tmp_path, clock)
+    for pid, step, seconds in ((1, 0, 1), (1, 10, 3600), (2, 20, 1), (2, 25, 1)):
+        make(tmp_path, "a", state="running", pid=pid, step=step, heartbeat=clock.now)
+        it.turn()
+        clock.now += seconds
+    assert it.entries["a"].speed == pytest.approx(5.0)
+
+
+def test_a_run_that_has_ended_has_its_mean_speed_and_no_time_left(tmp_path: Path) -> None:
+    make(tmp_path, "a", step=100, elapsed_s=4.0)
+    make(tmp_path, "b", step=0)
+    it = Store(tmp_path)
+    it.turn()
+    assert [(entry.speed, entry.eta_s) for entry in it.entries.values()] == [(25.0, None), (None, None)]
+
+
+# curves
+
+
+def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, clock: Clock) -> None:
+    for name in ("a", "b"):
+        log(make(tmp_path, name).path, tags=("x", "y"))
+    it = Store(tmp_path, clock)
+    it.watch(["a", "not there"])
+    assert it.turn() == (True, frozenset({"a"}), False)
+    assert (it.tags("a"), it.tags("b"), it.tags("not there")) == (["x", "y"], [], [])
+    curve = it.curve("a", "x")
+    assert curve is not None
+    assert [column.dtype.str[1:] for column in curve] == ["i8", "f8", "f4"]
+    assert curve.steps.tolist() == curve.values.tolist() == list(range(1, 11))
+    assert it.curve("a", "z") is it.curve("b", "x") is None
+    log(tmp_path / "a", range(11, 13), tags=("x",))
+    assert it.turn() == (False, frozenset({"a"}), False)
+    later = it.curve("a", "x")
+    assert later is not None
+    assert later.steps.tolist() == list(range(1, 13))
+    assert curve.steps.tolist() == list(range(1, 11))
+
+
+def test_a_run_that_is_watched_before_it_exists_is_read_when_it_does(tmp_path: Path, clock: Clock) -> None:
+    it = Store(tmp_path, clock)
+    it.watch(["new"])
+    it.turn()
+    log(make(tmp_path, "new").path)
+    clock.now += 1
+    assert it.turn().advanced == {"new"}
+
+
+def test_every_watched_run_is_read_however_little_time_a_turn_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_BLOCK", 2000)
+    keys = [f"run-{number}" for number in range(5)]
+    for key in keys:
+        log(make(tmp_path, key).path, range(300))
+    it = Store(tmp_path)
+    it.watch(keys)
+    turns, advanced = 0, list[str]()
+    while (changes := it.turn(0.0)).pending:
+        turns += 1
+        advanced += changes.advanced
+    assert turns > 20
+    assert set(advanced[:5]) == set(keys)  # none waits until another is done
+    for key in keys:
+        curve = it.curve(key, "loss/value")
+        assert curve is not None
+        assert len(curve.steps) == 300
+
+
+def test_another_choice_of_runs_while_some_are_still_to_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_BLOCK", 2000)
+    keys = [f"run-{number}" for number in range(4)]
+    for key in keys:
+        log(make(tmp_path, key).path, range(100))
+    for chosen in ([2, 3], [1], [3], []):
+        it = Store(tmp_path)
+        it.watch(keys[:3])
+        it.turn(0.0)
+        it.turn(0.0)
+        it.watch(keys[number] for number in chosen)
+        while it.turn(0.0).pending:
+            pass
+        for number in chosen:
+            curve = it.curve(keys[number], "loss/value")
+            assert curve is not None
+            assert len(curve.steps) == 100
+
+
+def test_curves_that_are_watched_no_more_are_kept_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"run-{number}" for number in range(6)]
+    for key in keys:
+        log(make(tmp_path, key).path, range(1000))
+    it = Store(tmp_path)
+    it.watch(keys[:1])
+    read_all(it)
+    size = it._readers[keys[0]].nbytes
+    monkeypatch.setattr(store, "CACHED", 2 * size)
+    for key in keys:
+        it.watch([key])
+        read_all(it)
+        idle = [reader.nbytes for other, reader in it._readers.items() if other != key]
+        assert sum(idle) <= 2 * size
+    assert [key for key in keys if it.tags(key)] == keys[-3:]  # the last two, and the watched one
+    for key in (keys[3], keys[0]):
+        it.watch([key])
+        read_all(it)
+    assert [key for key in keys if it.tags(key)] == [keys[0], keys[3], keys[5]]  # that 3 was read early does not count
+    it.watch(keys)
+    read_all(it)
+    assert all(it.tags(key) for key in keys)  # what is watched is kept, whatever its size
+
+
+def test_a_run_that_is_deleted_while_it_is_read_is_no_error(tmp_path: Path, clock: Clock) -> None:
+    log(make(tmp_path, "a").path)
+    it = Store(tmp_path, clock)
+    it.watch(["a"])
+    it.turn()
+    held = it.curve("a", "loss/value")
+    shutil.rmtree(tmp_path / "a")
+    it.turn()  # not yet looked at the folder again
+    clock.now += 1
+    it.turn()
+    assert not it.entries
+    assert it.curve("a", "loss/value") is None
+    assert held is not None
+    assert held.steps.tolist() == list(range(1, 11))
+
+
+def test_a_run_that_takes_a_deleted_ones_name_starts_anew(tmp_path: Path, clock: Clock) -> None:
+    log(make(tmp_path, "a").path, tags=("old",))
+    it = Store(tmp_path, clock)
+    it.watch(["a"])
+    it.turn()
+    shutil.rmtree(tmp_path / "a")
+    log(make(tmp_path, "a", step=1).path, range(2), tags=("new",))
+    clock.now += 1
+    it.turn()
+    curves = {tag: it.curve("a", tag) for tag in it.tags("a")}
+    assert {tag: curve.steps.tolist() for tag, curve in curves.items() if curve is not None and len(curve.steps)} == {
+        "new": [0, 1]
+    }
+
+
+def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    (run.path / f"{PREFIX}.1").write_bytes(b"\xff" * 100)
+    it = Store(tmp_path)
+    it.turn()
+    it.watch(["a"])
+    assert it.turn().listed  # though no entry changes
+    assert "damaged at byte 0" in it.damage["a"]
+    assert not it.turn().listed
+
+
+def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, walls and values of one length, ascending, and what was seen once stays."""
+    monkeypatch.setattr(events, "_BLOCK", 3000)
+    run, done, problems = make(tmp_path, "a"), threading.Event(), []
+    it = Store(tmp_path)
+    it.watch(["a"])
+
+    def reading() -> None:
+        while not done.is_set():
+            it.turn(0.0)
+
+    reader = threading.Thread(target=reading)
+    reader.start()
+    try:
+        writer = EventWriter(run.path)
+        held: list[tuple[store.Curve, int]] = []
+        rng = random.Random(0)
+        step = 0
+        for number in range(2000):
+            step = step + 1 if rng.random() < 0.99 else max(0, step - 50)
+            writer.scalars(step, {"a": number, "b": number})
+            if number % 20 == 0 and (curve := it.curve("a", "a")) is not None and len(curve.steps):
+                held.append((curve, hash(curve.values.tobytes())))
+                whole = len(curve.steps) == len(curve.walls) == len(curve.values)
+                if not whole or np.diff(curve.steps).min(initial=0) < 0:
+                    problems.append(number)
+        writer.close()
+    finally:
+        done.set()
+        reader.join()
+    assert held
+    assert not problems
+    assert all(hash(curve.values.tobytes()) == seen for curve, seen in held)
+
+
+# which, and in what order
+
+
+def entry(key: str, state: str = "finished", speed: float | None = None, **fields: object) -> Entry:
+    status = replace(Status(name=key, state=state), **fields)  # type: ignore[arg-type]  # any fields
+    return Entry(key, Path("/nowhere") / key, state == "log", status, state, speed=speed, eta_s=speed)
+
+
+def keys_of(entries: list[Entry]) -> list[str]:
+    return [one.key for one in entries]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", ["fast", "slow", "sb3/PPO_1"]),
+        ("fast", ["fast"]),
+        ("ppo_1", ["sb3/PPO_1"]),
+        ("state:log", ["sb3/PPO_1"]),
+        ("score>=400", ["fast"]),
+        ("ppo.clip=0.3", ["fast"]),
+        ("!ppo.clip=0.3", ["slow", "sb3/PPO_1"]),
+        ("crashed|log", ["slow", "sb3/PPO_1"]),
+    ],
+)
+def test_a_query_selects_by_what_is_shown_and_by_options(tmp_path: Path, query: str, expected: list[str]) -> None:
+    """Other programs' logs have no options, and a config.toml that cannot be read hides its run from them alone."""
+    for name, text in (("fast", "[ppo]\nclip = 0.3\n"), ("slow", "[ppo\n")):
+        make(tmp_path, name)
+        (tmp_path / name / "config.toml").write_text(text)
+    entries = [
+        replace(entry("fast", score=450.0), path=tmp_path / "fast"),
+        replace(entry("slow", score=1.0), path=tmp_path / "slow", state="crashed"),
+        entry("sb3/PPO_1", state="log"),
+    ]
+    assert keys_of(matching(entries, parse(query))) == expected
+
+
+def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    one = [replace(entry("a"), path=run.path)]
+    for clip, found in ((0.2, []), (0.3, ["a"]), (0.25, [])):
+        run.config.write_text(f"[ppo]\nclip = {clip}\n")
+        assert keys_of(matching(one, parse("ppo.clip=0.3"))) == found
+
+
+COLUMNS: dict[str, Callable[[float | None], Entry]] = {
+    "step": lambda x: entry(str(x), step=x),
+    "score": lambda x: entry(str(x), score=x),
+    "best": lambda x: entry(str(x), best_score=x),
+    "speed": lambda x: entry(str(x), speed=x),
+    "percent": lambda x: entry(str(x), step=50 * (x or 0), total_steps=100 if x else 0),
+    "age": lambda x: entry(str(x), started=x or 0.0),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_and_the_newest_come_first_and_what_is_missing_last(column: str, seed: int) -> None:
+    present = [3.0, 1.0, 2.0]
+    numbers: list[float | None] = list(present) if column == "step" else [*present, None]
+    random.Random(seed).shuffle(numbers)
+    entries = [COLUMNS[column](number) for number in numbers]
+    missing = [] if column == "step" else ["None"]
+    assert keys_of(sorted_entries(entries, column, False)) == ["3.0", "2.0", "1.0", *missing]
+    assert keys_of(sorted_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
+
+
+def test_the_soonest_end_comes_first_and_a_number_that_is_none_last() -> None:
+    entries = [entry("a", speed=3.0), entry("b"), entry("c", speed=1.0), entry("d", speed=math.nan)]
+    assert keys_of(sorted_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
+
+
+def test_texts_are_sorted_as_people_do() -> None:
+    names = ["run-10", "Run-9", "run-2", "run", "b/run", "7", "run-2b"]
+    in_order = ["7", "b/run", "run", "run-2", "run-2b", "Run-9", "run-10"]
+    assert keys_of(sorted_entries(map(entry, names), "name", False)) == in_order
+    assert keys_of(sorted_entries(map(entry, names), "name", True)) == in_order[::-1]
+    states = [entry("d", "finished"), entry("a", "crashed"), entry("c", "running"), entry("b", "log")]
+    assert keys_of(sorted_entries(states, "state", False)) == ["c", "a", "d", "b"]
+    presets = [entry("x", preset=""), entry("y", preset="b"), entry("z", preset="A")]
+    assert keys_of(sorted_entries(presets, "preset", False)) == ["z", "y", "x"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_equals_keep_their_order(reverse: bool) -> None:
+    entries = [entry(key, score=1.0) for key in "cab"] + [entry(key) for key in "zxy"]
+    for column in ("score", "best", "state", "preset", "eta"):
+        assert keys_of(sorted_entries(entries, column, reverse)) == list("cabzxy")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])
+def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: str, tag: str) -> None:
+    """Files that stable-baselines3 and TRL wrote, against what TensorBoard's own reader finds in them."""
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "logs" / name, tmp_path / name)
+    it = Store(tmp_path)
+    it.watch([name])
+    while it.turn().pending:
+        pass
+    theirs = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0})
+    theirs.Reload()
+    assert it.entries[name].state == "log"
+    assert tag in it.tags(name)
+    assert it.tags(name) == sorted(theirs.Tags()["scalars"])
+    for known in it.tags(name):
+        curve = it.curve(name, known)
+        assert curve is not None
+        points = [(point.step, point.wall_time, np.float32(point.value)) for point in theirs.Scalars(known)]
+        assert list(zip(*(column.tolist() for column in curve), strict=True)) == points
+
+
+def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, "a", state="running", heartbeat=time.time())
+    alive = True
+    monkeypatch.setattr(Run, "locked", lambda _: alive)
+    shown = Store(tmp_path, clock := Clock())
+    shown.turn()
+    assert not shown.is_eager()  # not drawn
+    shown.watch(["a"])
+    shown.turn()
+    assert shown.is_eager()
+    alive = False
+    clock.now += 10
+    shown.turn()
+    assert not shown.is_eager()  # crashed
+    alive = True
+    writer = EventWriter(run.path)
+    writer.scalars(1, {"eval/score": 1.0})
+    writer.close()
+    clock.now += 10
+    shown.turn()
+    assert shown.tags("a")
+    assert not shown.is_eager()
+
+
+def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "ended")
+    run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
+    monkeypatch.setattr(Run, "locked", lambda _: True)
+    shown = Store(tmp_path, clock := Clock())
+    shown.turn()
+    assert shown.charted(["begun"]) == []  # nobody has looked for its points
+    shown.watch(["begun", "ended"])
+    assert shown.turn().advanced == {"begun", "ended"}
+    assert not shown.turn().advanced
+    assert shown.charted([]) == shown.charted(["ended"]) == shown.charted(["unknown"]) == []
+    assert shown.charted(["begun"]) == shown.charted(["ended", "begun"]) == list(AWAITED)
+    writer = EventWriter(run.path)
+    writer.scalars(1, {"loss/value": 1.0, "zoo/animals": 2.0, "eval/score": 3.0})
+    writer.close()
+    clock.now += 10
+    shown.turn()
+    assert shown.charted(["ended", "begun"]) == ["eval/score", "loss/value", "zoo/animals"]

@@ -1,0 +1,306 @@
+"""The real program in a real terminal: tmux draws what it writes, types keys, changes the size, and sees how the
+program leaves the terminal behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.runs.folder import ACTIVE, Run
+from ppo_unified.runs.launch import stop
+from tests.staged import stage
+from tui.app import QUIET_S, REFRESH_S
+from tui.store import Store
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="these tests need tmux, which is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = f"{sys.executable} -P -m ppo_unified"
+LONG = "cartpole --no-stop-when-solved --total-steps 100000000"
+COLORS = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[\d;]*)?m")  # 39 and 49 are the default
+TOLD_S = 2.0  # within which a killed trainer is shown as crashed
+
+
+class Terminal:
+    """A window of a tmux server of its own, with a shell in it."""
+
+    def __init__(self, folder: Path, socket: str, size: tuple[int, int], extra: Mapping[str, str]) -> None:
+        self.folder, self.socket = folder, socket
+        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")}
+        home = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config")}
+        shell = {"SHELL": "/bin/sh", "PS1": "ready> ", "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)}
+        self.environment = kept | home | shell | dict(extra)
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(size[0]), "-y", str(size[1]), "exec /bin/sh")
+        if "TERM" in extra:
+            self.type(f"export TERM={extra['TERM']}")
+        self.until(lambda: "ready>" in self.screen())
+
+    def _tmux(self, *arguments: str) -> str:
+        command = ["tmux", "-u", "-L", self.socket, *arguments]
+        found = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, check=True)
+        return found.stdout.decode()
+
+    def keys(self, *names: str) -> None:
+        """Press keys, by tmux's names."""
+        self._tmux("send-keys", *names)
+
+    def type(self, line: str) -> None:
+        """A command for the shell; its Enter is heard whatever mode the terminal is in."""
+        self._tmux("send-keys", "-l", line)
+        self._tmux("send-keys", "C-j")
+
+    def screen(self, colors: bool = False) -> str:
+        return self._tmux("capture-pane", "-p", *(["-e"] if colors else []))
+
+    def modes(self) -> str:
+        """Whether the mouse is reported, the alternate screen is on, and the cursor is shown."""
+        return self._tmux("display-message", "-p", "#{mouse_any_flag} #{alternate_on} #{cursor_flag}").strip()
+
+    def line_modes(self) -> str:
+        """What stty says of the terminal, asked from outside."""
+        device = self._tmux("display-message", "-p", "#{pane_tty}").strip()
+        with open(device, encoding="ascii") as terminal:
+            return subprocess.run(["stty", "-a"], stdin=terminal, capture_output=True, check=True).stdout.decode()
+
+    def programs(self) -> list[int]:
+        """The process ids of what the shell runs."""
+        shell = self._tmux("display-message", "-p", "#{pane_pid}").strip()
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", shell], capture_output=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def resize(self, columns: int, lines: int) -> None:
+        self._tmux("resize-window", "-x", str(columns), "-y", str(lines))
+
+    def until(self, condition: Callable[[], object], seconds: float = 90.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"it never came to that:\n{self.screen()}"
+            time.sleep(0.05)
+
+    def shows(self, *texts: str) -> None:
+        """Wait until all of these are on screen."""
+        self.until(lambda: all(text in self.screen() for text in texts))
+
+    def close(self) -> None:
+        """End the server, if its shell has not ended it."""
+        subprocess.run(
+            ["tmux", "-L", self.socket, "kill-server"], env=self.environment, capture_output=True, check=False
+        )
+
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens terminals, whose servers and trainers end with the test."""
+    opened: list[Terminal] = []
+
+    def open_one(size: tuple[int, int] = (120, 40), **extra: str) -> Terminal:
+        socket = f"ppo-{os.getpid()}-{request.node.name[:40]}-{len(opened)}"
+        opened.append(Terminal(tmp_path, socket, size, extra))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
+    for path in (tmp_path / "runs").glob("*/run.json"):
+        run = Run(path.parent)
+        if run.state(run.read_status()) in (*ACTIVE, "stalled"):
+            stop(run, kill=True)
+
+
+def curve_of(screen: str) -> str:
+    """The dots of the curves on screen."""
+    return "\n".join(re.sub(r"[^\u2801-\u28ff]", " ", line) for line in screen.splitlines())
+
+
+def state_of(terminal: Terminal, name: str) -> str:
+    """What run.json and the lock say of a run."""
+    run = Run(terminal.folder / "runs" / name)
+    return run.state(run.read_status()) if (run.path / "run.json").exists() else ""
+
+
+def begin_long(terminal: Terminal, name: str) -> None:
+    """A run in the background that does not end by itself."""
+    terminal.type(f"{PROGRAM} train {LONG} --name {name} --detach")
+    terminal.until(lambda: state_of(terminal, name) == "running")
+
+
+def test_three_keys_from_an_empty_folder_to_a_solved_cartpole(terminal: Open) -> None:
+    one = terminal()
+    one.type(PROGRAM)
+    one.shows("No runs here yet", "New run")
+    one.keys("n")
+    one.shows("New run: what to train", "cartpole")
+    one.keys("Enter")
+    one.shows("New run: cartpole", "$ ppo-unified train cartpole")
+    one.keys("Enter")
+    one.shows("cartpole-s1", "running")
+    seen: set[str] = set()
+
+    def solved() -> bool:
+        screen = one.screen()
+        seen.add(curve_of(screen))
+        return "finished (solved)" in screen
+
+    one.until(solved)
+    assert len({picture for picture in seen if picture.strip()}) >= 3  # the curves moved
+    assert "eval/score" in one.screen()
+    one.keys("q")
+    one.until(lambda: not one.programs())
+    one.until(lambda: one.modes() == "0 0 1")
+
+
+def test_stop_resume_leave_and_come_back(terminal: Open) -> None:
+    one = terminal((80, 24))
+    one.type(f"{PROGRAM} train {LONG} --name long --detach && clear && {PROGRAM}")
+    one.shows("long", "running", "New run")
+    one.keys("s")
+    one.shows("long  stopped")
+    assert state_of(one, "long") == "stopped"
+    one.keys("r")
+    one.until(lambda: state_of(one, "long") == "running")
+    one.shows("long  running")
+    one.keys("q")
+    one.until(lambda: not one.programs())
+    assert state_of(one, "long") == "running"
+    one.type(PROGRAM)
+    one.shows("long  running", "1 running")
+
+
+def test_a_killed_ui_leaves_its_runs_and_the_next_one_mends_the_terminal(terminal: Open) -> None:
+    one = terminal()
+    begin_long(one, "long")
+    one.type(PROGRAM)
+    one.shows("long", "running", "New run")
+    os.kill(one.programs()[0], signal.SIGKILL)
+    one.until(lambda: not one.programs())
+    assert one.modes() == "1 1 0"
+    assert "-icanon" in one.line_modes()
+    assert "-echo " in one.line_modes()
+    assert state_of(one, "long") == "running"
+    one.type(PROGRAM)
+    one.shows("long", "running", "New run")
+    one.keys("q")
+    one.until(lambda: not one.programs())
+    one.until(lambda: one.modes() == "0 0 1")
+    assert not {"-icanon", "-echo", "-isig", "-opost", "-icrnl"} & set(one.line_modes().replace(";", " ").split())
+    one.until(lambda: one.screen().rstrip().endswith("ready>"))
+    prompts = one.screen().count("ready>")
+    one.keys("C-c")
+    one.until(lambda: one.screen().count("ready>") > prompts)  # the shell would throw away what was typed before
+    one.type("echo a$((1+1))b")  # as a person sees it
+    one.shows("a2b")
+
+
+def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
+    one = terminal()
+    begin_long(one, "long")
+    one.type(PROGRAM)
+    one.shows("long", "running", "1 running")
+    run, now = Run(one.folder / "runs" / "long"), time.time()
+    store = Store(run.path.parent, clock=lambda: now)
+    store.turn()
+    assert store.entries["long"].state == "running"
+    os.kill(run.read_status().pid, signal.SIGKILL)
+    one.until(lambda: not run.locked())
+    waited = REFRESH_S  # of what the UI waits, whatever the machine does: between turns, and before it draws
+    while store.entries["long"].state != "crashed":
+        now, waited = now + QUIET_S, waited + QUIET_S
+        assert waited <= TOLD_S
+        store.turn()
+    one.shows("long", "crashed", "0 running")
+
+
+def test_watching_a_policy_takes_the_terminal_and_gives_it_back(terminal: Open) -> None:
+    one = terminal()
+    one.type(f"{PROGRAM} train cartpole --total-steps 2048 --name short && {PROGRAM}")
+    one.shows("short", "finished", "New run")
+    one.keys("w")
+    one.shows("episode 1", "return", "Ctrl-C ends")
+    assert "New run" not in one.screen()
+    one.keys("C-c")
+    one.shows("short", "finished", "New run")
+    one.keys("Down", "q")
+    one.until(lambda: not one.programs())
+    one.until(lambda: one.modes() == "0 0 1")
+
+
+def test_where_there_is_no_terminal_it_says_so_in_one_line(terminal: Open) -> None:
+    one = terminal(TERM="dumb")
+    one.type(f"{PROGRAM} tui")
+    one.shows("ppo-unified tui: needs a terminal (TERM=dumb); elsewhere: ppo-unified runs, ppo-unified show")
+    command = [*PROGRAM.split(), "tui"]
+    refused = subprocess.run(command, env=one.environment, cwd=one.folder, capture_output=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert refused.stderr.count(b"\n") == 1
+    assert b"needs a terminal (input or output is no terminal)" in refused.stderr
+
+
+def test_no_colours_and_no_unicode_where_they_are_not_wanted(terminal: Open) -> None:
+    stage(terminal().folder / "runs")
+    plain = terminal(NO_COLOR="1", LC_ALL="C")
+    plain.type(PROGRAM)
+    plain.shows("cartpole", "eval/score")
+    for keys, text in (((), "New run"), (("f",), "Next metric"), (("q", "n"), "what to train")):
+        plain.keys(*keys)
+        plain.shows(text)
+        assert not COLORS.search(plain.screen(colors=True))
+        assert plain.screen().isascii()
+    colored = terminal()
+    colored.type(PROGRAM)
+    colored.shows("cartpole", "eval/score", "New run")
+    assert COLORS.search(colored.screen(colors=True))
+    assert not colored.screen().isascii()
+
+
+def test_another_size_while_it_runs_keeps_everything_inside(terminal: Open) -> None:
+    one = terminal((200, 60))
+    stage(one.folder / "runs")
+    one.type(PROGRAM)
+    one.shows("cartpole", "eval/score", "New run", "Quit")
+    for columns, lines in ((80, 24), (120, 40), (200, 60)):
+        one.resize(columns, lines)
+
+        def fits(lines: int = lines) -> bool:
+            screen = one.screen().splitlines()
+            edges = len(screen) == lines and "New run" in screen[-1] and "ppo-unified" in screen[0]
+            return edges and "eval/score" in one.screen() and "sentiment-s1" in one.screen()
+
+        one.until(fits)
+        assert max(map(len, one.screen().splitlines())) <= columns
+
+
+def test_a_ui_whose_terminal_is_gone_ends_though_no_signal_tells_it(tmp_path: Path) -> None:
+    """Without a controlling terminal there is no SIGHUP."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppo_unified", "tui", "--runs", str(tmp_path)],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
+    )
+    os.close(its)
+    said = b""
+    while b"New run" not in said:
+        said += os.read(ours, 65536)
+    assert process.poll() is None
+    os.close(ours)
+    try:
+        assert process.wait(timeout=30)
+    finally:
+        process.kill()
+        process.wait()

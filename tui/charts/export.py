@@ -1,0 +1,149 @@
+"""A chart as files: every value as CSV, the picture as SVG. Nothing is overwritten."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_unified.terminal import chart
+from ppo_unified.terminal.braille import Columns, View
+from ppo_unified.terminal.chart import Tick
+from ppo_unified.text import clean, columns_of
+from tui.charts.traces import Drawn, Trace, on_paper
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
+LINE = 18  # pixels of a line of the legend
+
+
+def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
+    """Paths of a CSV and an SVG file that are not there yet: eval-score.csv, eval-score-2.csv, ..."""
+    stem = re.sub(r"[^\w.-]+", "-", clean(tag)).strip("-.") or "chart"
+    for number in count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        paths = folder / f"{name}.csv", folder / f"{name}.svg"
+        if not any(path.exists() for path in paths):
+            return paths
+    raise AssertionError  # counting never ends
+
+
+def write_csv(path: Path, traces: Sequence[Trace]) -> None:
+    """Every value of every run, with enough digits to read it back exactly."""
+    with open(path, "x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("run", "step", "wall_time", "value"))
+        for trace in traces:
+            columns = (array.tolist() for array in trace.curve)
+            digits = ".9g" if trace.curve[2].dtype == np.float32 else ".17g"
+            for step, wall, value in zip(*columns, strict=True):
+                writer.writerow((trace.label, step, f"{wall:.6f}", format(value, digits)))
+
+
+class PaperChart(NamedTuple):
+    """What is in a picture. Curves, window and ticks are on the axes as drawn: logarithms on log axes."""
+
+    drawn: Sequence[Drawn]
+    view: View
+    log_y: bool
+    ticks: Sequence[Tick]
+
+
+def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
+    """A chart on white."""
+    drawn, view, log_y, ticks = picture
+    plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
+    title = f"{clean(tag)} (log)" if log_y else clean(tag)
+    places = _places(drawn)
+    more = LINE * places[-1][1]  # pixels for further lines of the legend
+    with open(path, "x", encoding="utf-8") as file:
+        file.write(
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + more}" font-family="sans-serif" '
+            f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT + more}" fill="#ffffff"/>\n'
+            f'<clipPath id="plot"><rect width="{plot[0]}" height="{plot[1]}"/></clipPath>\n'
+            f'<text x="{LEFT}" y="22" font-size="16" font-weight="bold">{escape(title)}</text>\n'
+        )
+        file.writelines(_legend(drawn, places))
+        file.write(f'<g transform="translate({LEFT} {TOP + more})">\n')
+        file.writelines(_axes(view, log_y, ticks, plot))
+        file.write('<g clip-path="url(#plot)" fill="none" stroke-width="1.5" stroke-linejoin="round">\n')
+        for one in drawn:
+            file.writelines(_curve(one, view, plot))
+        file.write("</g>\n</g>\n</svg>\n")
+
+
+def _places(drawn: Sequence[Drawn]) -> list[tuple[int, int]]:
+    """Where each entry of the legend stands: its left end in pixels, and its line."""
+    x, line, places = LEFT, 0, []
+    for one in drawn:
+        size = 17 + 7 * columns_of(clean(one.label))  # about what a letter takes
+        if x > LEFT and x + size > WIDTH - RIGHT:
+            x, line = LEFT, line + 1
+        places.append((x, line))
+        x += size + 20
+    return places
+
+
+def _legend(drawn: Sequence[Drawn], places: Sequence[tuple[int, int]]) -> Iterator[str]:
+    for one, (x, line) in zip(drawn, places, strict=True):
+        y = 34 + LINE * line
+        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{on_paper(one.color)}"/>\n'
+        yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
+
+
+def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int]) -> Iterator[str]:
+    width, height = plot
+    yield f'<path d="M0 0V{height}H{width}" fill="none" stroke="#555555"/>\n'
+    for at, label in x_ticks:
+        x = (at - view.left) / (view.right - view.left) * width
+        yield f'<path d="M{x:.1f} {height}v5" stroke="#555555"/>'
+        yield f'<text x="{x:.1f}" y="{height + 20}" text-anchor="middle">{escape(label)}</text>\n'
+    for at, label in (chart.log_ticks if log_y else chart.plain_ticks)(view.low, view.high, 8):
+        y = (view.high - at) / (view.high - view.low) * height
+        yield f'<path d="M0 {y:.1f}H{width}" stroke="#dddddd"/>'
+        yield f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>\n'
+
+
+def _curve(one: Drawn, view: View, plot: tuple[int, int]) -> Iterator[str]:
+    color = on_paper(one.color)
+    if one.band is not None:
+        lower, upper = (_points(one.x, y, view, plot) for y in one.band)
+        whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])
+        outline = np.concatenate((lower[whole], upper[whole][::-1]))
+        if len(outline):
+            yield f'<path d="{_path(outline)}Z" fill="{color}" fill-opacity="0.2"/>\n'
+    elif one.curve is not one.raw:
+        yield f'<path d="{_path(_points(one.x, one.raw, view, plot))}" stroke="{color}" stroke-opacity="0.3"/>\n'
+    yield f'<path d="{_path(_points(one.x, one.curve, view, plot))}" stroke="{color}"/>\n'
+
+
+def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> np.ndarray:
+    """Pixels [P, 2]: the points themselves where they are few, else the lowest and the highest of each pixel column."""
+    width, height = plot
+    start, stop = np.searchsorted(x, (view.left, view.right))
+    part = slice(max(0, int(start) - 1), int(stop) + 1)
+    x, y = x[part], np.asarray(y[part], np.float64)
+    if len(x) > 2 * width:
+        low, high = Columns(x, view, width).minmax(y)
+        x = np.repeat(np.linspace(view.left, view.right, width), 2)
+        y = np.stack((low, high), axis=1)
+        y[1::2] = y[1::2, ::-1]  # up and down by turns: neighbours are joined where they are near
+        y = y.reshape(-1)
+    across = (x - view.left) / (view.right - view.left) * width
+    down = (view.high - y) / (view.high - view.low) * height
+    return np.stack((across, down), axis=1)
+
+
+def _path(points: np.ndarray) -> str:
+    """SVG path data; what is not finite breaks the line."""
+    parts, pen = [], "M"
+    for (x, y), finite in zip(points.tolist(), np.isfinite(points).all(axis=1).tolist(), strict=True):
+        if finite:
+            parts.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L" if finite else "M"
+    return "".join(parts)

@@ -1,0 +1,180 @@
+"""One metric on the whole screen: what it means, its curves, and a table of each run's values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from ppo_unified.runs.metrics import describe
+from ppo_unified.terminal.chart import smooth
+from ppo_unified.text import clean, columns_of, pad, short
+from tui.actions import Place, at, bindings
+from tui.charts.plots import Plots, explanation, forward
+from tui.charts.settings import Settings
+from tui.charts.traces import Trace, value_at, x_of
+
+if TYPE_CHECKING:
+    from tui.store import Changes
+
+FORGOTTEN = 40.0  # a moving average knows nothing of values whose weight is exp(-40)
+
+# keys that mean something else, or nothing, on the page of one metric
+OTHERWISE = {"enlarge", "page_next", "page_previous", "grid", "grid_less", "group"}
+
+
+class OnePlot(Plots):
+    """One metric of other charts, with their settings."""
+
+    def __init__(self, source: Plots, tag: str) -> None:
+        super().__init__(source.settings, source.unicode, source.exports)
+        self.source = source
+        self.turn_to(tag)
+
+    def turn_to(self, tag: str) -> None:
+        self.show([tag], self.source.traces)
+
+    def matching(self) -> list[str]:
+        return self.tags
+
+    def _page(self) -> tuple[list[str], tuple[int, int], str]:
+        others = self.source.matching()
+        tag = self.tags[0]
+        return self.tags, (1, 1), f"{others.index(tag) + 1} of {len(others)}" if tag in others else ""
+
+
+class MetricScreen(Screen[None]):
+    """One metric on the whole screen: what it means, its curves, and each run's values."""
+
+    CSS = """
+    MetricScreen { layout: vertical; }
+    MetricScreen #meaning { height: auto; max-height: 3; padding: 0 1; background: $panel; }
+    MetricScreen #both { height: 1fr; layout: vertical; }
+    MetricScreen OnePlot { width: 1fr; height: 1fr; }
+    MetricScreen #values { width: 1fr; height: auto; max-height: 40%; padding: 0 1; scrollbar-size-vertical: 1; }
+    MetricScreen #values Static { width: auto; }
+    MetricScreen.-beside #both { layout: horizontal; }
+    MetricScreen.-beside #values { width: auto; max-width: 45%; height: 1fr; max-height: 100%; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("metric"),
+        *(b for b in bindings("charts") if isinstance(b, Binding) and b.action not in OTHERWISE),
+    ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-below"), (150, "-beside")]  # noqa: RUF012 - as Textual declares it
+    places: tuple[Place, ...] = ("metric", "charts")
+
+    def __init__(self, source: Plots, tag: str) -> None:
+        """`source`: the charts that this one was among; its settings are shared, its curves drawn."""
+        super().__init__()
+        self.source, self.tag = source, tag
+        self._table_size = (0, 0)
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="meaning", markup=False)
+        with Container(id="both"):
+            yield OnePlot(self.source, self.tag)
+            with VerticalScroll(id="values", can_focus=False):
+                yield Static(id="table")
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.source.renewed.subscribe(self, lambda _: self.renew())
+        self._turn_to(self.tag)
+
+    def on_unmount(self) -> None:
+        self.source.renewed.unsubscribe(self)
+
+    @property
+    def plots(self) -> OnePlot:
+        return self.query_one(OnePlot)
+
+    def store_changed(self, changes: Changes) -> None:
+        """Runs have new values."""
+        self.renew()
+
+    def renew(self) -> None:
+        """Draw what the charts behind have now."""
+        self.plots.turn_to(self.tag)
+
+    def _turn_to(self, tag: str) -> None:
+        self.tag = tag
+        self.query_one("#meaning", Static).update(describe(tag) or explanation(tag))
+        self.renew()
+
+    def on_plots_updated(self) -> None:
+        traces, settings = list(self.source.traces(self.tag)), self.source.settings
+        table = value_table(traces, settings, self.plots.cross)
+        size = (table.cell_length, table.plain.count("\n"))
+        self.query_one("#table", Static).update(table, layout=size != self._table_size)
+        self._table_size = size
+
+    def on_plots_changed(self) -> None:
+        self.source.settings_changed()
+
+    def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
+        message.stop()
+        self.action_back()
+
+    def explain(self) -> str | None:
+        return explanation(self.tag)
+
+    def action_back(self) -> None:
+        self.source.choose(self.tag)
+        self.dismiss()
+
+    def action_next(self) -> None:
+        self._turn(1)
+
+    def action_previous(self) -> None:
+        self._turn(-1)
+
+    action_enlarge, action_page_next, action_page_previous = action_back, action_next, action_previous
+
+    def _turn(self, by: int) -> None:
+        tags = self.source.matching()
+        if tags:
+            here = tags.index(self.tag) if self.tag in tags else -by
+            self._turn_to(tags[(here + by) % len(tags)])
+
+
+forward(MetricScreen, (action.name for action in at("charts") if action.name not in OTHERWISE))
+
+
+def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:
+    """Each run's last value, moving average, extremes, and value at the crosshair."""
+    heads = ["last", "average", "lowest", "highest", "at step", "here"]
+    rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
+    shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
+    name = min(28, max(3, *(columns_of(label) for label, _, _ in rows)) if rows else 3)
+    widths = [max(len(heads[k]), *(len(numbers[k]) for _, _, numbers in rows), 0) for k in shown]
+
+    def line(cells: Sequence[str]) -> str:
+        return "".join("  " + cells[k].rjust(width) for k, width in zip(shown, widths, strict=True))
+
+    parts = [Content.styled(pad("run", name) + line(heads), "bold")]
+    parts += [Content.assemble("\n", (pad(label, name), color), line(numbers)) for label, color, numbers in rows]
+    return Content.assemble(*parts)
+
+
+def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]:
+    """A run's row of the table, all columns of it."""
+    steps, _, values = trace.curve
+    finite = np.isfinite(values)
+    if not finite.any():
+        return [short(float(values[-1])) if len(values) else "-", *["-"] * 5]
+    weight = settings.smoothing
+    reach = math.ceil(-FORGOTTEN / math.log(weight)) if weight else 1
+    average = smooth(values[finite][-reach:], weight)[-1] if weight else values[-1]
+    lowest = float(np.fmin.reduce(values[finite]))
+    best = int(np.argmax(np.where(finite, values, -np.inf)))
+    here = None if cross is None else value_at(x_of(trace.curve, settings.x_axis), values, cross)
+    numbers = [short(float(x)) for x in (values[-1], average, lowest, values[best])]
+    return [*numbers, f"{int(steps[best]):,}", short(here)]

@@ -1,0 +1,226 @@
+"""Curves of runs as charts draw them: colours, x axes, moving averages, and seeds of one configuration as one."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from ppo_unified.terminal.chart import smooth
+
+Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, walls in seconds since the epoch, values; [P]
+
+AXES = ("step", "relative", "time")  # steps, seconds since the run's first value, seconds since the epoch
+_PART = 1 << 14  # values that are smoothed at once: in the processor's cache
+GRID = 1000  # places at which seeds are compared, at most
+
+# Okabe and Ito's colours, which every kind of colour vision tells apart, made lighter or darker for the background
+DARK = ("#E69F00", "#56B4E9", "#2FBF94", "#F0E442", "#4C86F0", "#E8743B", "#CC79A7", "#A48CFF")
+LIGHT = ("#946100", "#1473AD", "#007A5A", "#746A00", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
+PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
+
+
+class Trace(NamedTuple):
+    """One run's values of one metric, steps ascending."""
+
+    key: str  # the run
+    label: str
+    color: str
+    curve: Curve
+    pinned: bool = False  # the reference: drawn last, on top
+    group: str = ""  # runs of one group differ in the seed only
+
+
+class Drawn(NamedTuple):
+    """A curve ready for a chart: x ascending, all arrays [P]."""
+
+    label: str
+    color: str
+    pinned: bool
+    x: np.ndarray
+    raw: np.ndarray
+    curve: np.ndarray  # the moving average; `raw` itself where nothing is smoothed
+    band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper quartile over seeds
+
+
+def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> dict[str, str]:
+    """A colour for each run, the same in every session as far as possible; the first 8 all differ.
+
+    A run's name picks its colour; where a run before it has that one, it takes the next free one.
+    """
+    palette = DARK if dark else LIGHT
+    colors: dict[str, str] = {}
+    taken: set[int] = set()
+    for key in keys:
+        if key == pinned:
+            colors[key] = PINNED_DARK if dark else PINNED_LIGHT
+            continue
+        first = zlib.crc32(key.encode("utf-8", "surrogateescape")) % len(palette)
+        turns = [(first + k) % len(palette) for k in range(len(palette))]
+        number = next((n for n in turns if n not in taken), first)
+        taken.add(number)
+        colors[key] = palette[number]
+    return colors
+
+
+def on_paper(color: str) -> str:
+    """The colour for a light background that stands for one on a dark background."""
+    pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
+    return pairs.get(color, color)
+
+
+def x_of(curve: Curve, axis: str) -> np.ndarray:
+    """Where a curve's values stand on an axis of AXES, never descending; steps as they are, a million is not copied."""
+    steps, walls, _ = curve
+    if axis == "step" or not len(walls):
+        return steps
+    ascending = np.maximum.accumulate(np.asarray(walls, np.float64))  # a clock that was put back
+    return ascending - ascending[0] if axis == "relative" else ascending
+
+
+def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float] | None:
+    """The first and the last place of some curves; of those above 0 only, and as logarithms, where `log`."""
+    ends: list[float] = []
+    for trace in traces:
+        if not len(trace.curve[0]):
+            continue
+        if not log and axis != "relative":
+            x: np.ndarray = trace.curve[0 if axis == "step" else 1]
+            ends += (float(x[0]), float(x[-1]))
+            continue
+        x = x_of(trace.curve, axis)
+        above = int(np.searchsorted(x, 0.0, "right")) if log else 0
+        if above < len(x):
+            ends += (float(x[above]), float(x[-1]))
+    if not ends:
+        return None
+    low, high = min(ends), max(ends)
+    return (float(np.log10(low)), float(np.log10(high))) if log else (low, high)
+
+
+class Averages:
+    """The moving averages of one metric's curves. Where a curve has only grown, its average is continued."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Average] = {}
+
+    def of(self, trace: Trace, weight: float) -> np.ndarray:
+        """`smooth` of the trace's values [P]; what was handed out before stays as it is."""
+        kept = self._kept.get(trace.key)
+        values = np.asarray(trace.curve[2])
+        if kept is None or not kept.is_of(values, weight):
+            kept = self._kept[trace.key] = _Average(weight)
+        return kept.extended(values)
+
+    def keep(self, traces: Sequence[Trace]) -> None:
+        """Forget all other curves."""
+        keys = {trace.key for trace in traces}
+        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
+
+
+class _Average:
+    """One curve's moving average as far as it is known."""
+
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
+        self._values = np.empty(0, np.float32)  # [P]
+        self._averages = np.empty(0)  # at least [P]
+        self._count, self._last = 0, 0.0  # of finite values, and their average
+
+    def is_of(self, values: np.ndarray, weight: float) -> bool:
+        """Whether these values begin with those that it was made of, to the bit."""
+        known = len(self._values)
+        same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
+        return same and np.array_equal(values[:known].view(np.int32), self._values.view(np.int32))
+
+    def extended(self, values: np.ndarray) -> np.ndarray:
+        """The averages [P] of values that begin with the known ones."""
+        known, size = len(self._values), len(values)
+        if size > len(self._averages):
+            larger = np.empty(2 * size)
+            larger[:known] = self._averages[:known]
+            self._averages = larger
+        for start in range(known, size, _PART):
+            part = slice(start, min(start + _PART, size))
+            self._averages[part] = averages = smooth(values[part], self._weight, self._count, self._last)
+            there = np.flatnonzero(np.isfinite(averages))
+            if len(there):
+                self._count, self._last = self._count + len(there), float(averages[there[-1]])
+        self._values = values
+        return self._averages[:size]
+
+
+def prepared(
+    traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
+) -> list[Drawn]:
+    """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`.
+
+    `averages`: those of the metric's curves as they were before.
+    """
+    averages = averages or Averages()
+    averages.keep(traces)
+    groups: dict[str, list[Trace]] = {}
+    for number, trace in enumerate(traces):
+        if len(trace.curve[0]):
+            groups.setdefault(trace.group if aggregate and trace.group else f"\0{number}", []).append(trace)
+    drawn = [
+        _one(members[0], axis, smoothing, averages) if len(members) == 1 else _median(members, axis, smoothing)
+        for members in groups.values()
+    ]
+    return sorted(drawn, key=lambda one: one.pinned)
+
+
+def _one(trace: Trace, axis: str, smoothing: float, averages: Averages) -> Drawn:
+    raw = np.asarray(trace.curve[2])
+    curve = averages.of(trace, smoothing) if smoothing else raw
+    return Drawn(trace.label, trace.color, trace.pinned, x_of(trace.curve, axis), raw, curve)
+
+
+def _median(members: Sequence[Trace], axis: str, smoothing: float) -> Drawn:
+    """Runs of one group as their median, with the quartiles around it."""
+    xs = [x_of(trace.curve, axis) for trace in members]
+    ys = [smooth(trace.curve[2], smoothing) for trace in members]
+    x, quartiles = quartiles_over(xs, ys)
+    first = next((trace for trace in members if trace.pinned), members[0])
+    words = zip(*(re.split("[-_. ]", trace.label) for trace in members), strict=False)
+    common = "-".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words))
+    label = f"{common or members[0].label} ({len(members)} seeds)"
+    lower, median, upper = quartiles
+    return Drawn(label, first.color, first.pinned, x, median, median, (lower, upper))
+
+
+def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower quartile, median and upper quartile over curves, each interpolated inside its own range.
+
+    -> places [G], the curves' own where there are few; quartiles [3, G], NaN where no curve is.
+    """
+    grid = np.unique(np.concatenate(xs))
+    if len(grid) > GRID:
+        grid = np.linspace(grid[0], grid[-1], GRID)
+    values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in zip(xs, ys, strict=True)])
+    values[~np.isfinite(values)] = np.nan
+    values.sort(axis=0)  # NaN last
+    count = np.count_nonzero(~np.isnan(values), axis=0)
+    quartiles = np.empty((3, len(grid)))
+    columns = np.arange(len(grid))
+    for row, share in enumerate((0.25, 0.5, 0.75)):
+        rank = share * np.maximum(count - 1, 0)
+        below = rank.astype(np.int64)
+        above = np.minimum(below + 1, np.maximum(count - 1, 0))
+        low, high = values[below, columns], values[above, columns]
+        quartiles[row] = low + (rank - below) * (high - low)
+    return grid, quartiles
+
+
+def value_at(x: np.ndarray, y: np.ndarray, at: float, slack: float = 0.0) -> float | None:
+    """The value nearest to a place; None more than `slack` outside the curve."""
+    if not len(x) or not x[0] - slack <= at <= x[-1] + slack:
+        return None
+    index = min(len(x) - 1, int(np.searchsorted(x, at)))
+    if index and at - x[index - 1] <= x[index] - at:
+        index -= 1
+    return float(y[index])

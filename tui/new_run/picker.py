@@ -1,0 +1,154 @@
+"""What to train: a box that filters as one types, over a list of presets and of whatever else can be named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.events import Resize
+from textual.screen import Screen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from ppo_unified.config.presets import is_file
+from ppo_unified.errors import UsageError
+from ppo_unified.text import clean, pad
+from tui.actions import Place, bindings
+from tui.new_run import form_model
+from tui.new_run.form_model import Pick
+
+NAME = 24  # columns of the list that names take
+WIDE = 110  # from here on, score and time have room beside the title
+
+
+class SearchBox(Input):
+    """The box keeps the focus; Enter is the screen's."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.choose", "Choose", show=True)]
+
+
+class Picker(Screen[None]):
+    """The first half of starting a run; `open_form` takes the target that was chosen."""
+
+    CSS_PATH = "picker.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("picker"),
+        Binding("up", "move('cursor_up')", "Up", show=False),
+        Binding("down", "move('cursor_down')", "Down", show=False),
+        Binding("pageup", "move('page_up')", "Page up", show=False),
+        Binding("pagedown", "move('page_down')", "Page down", show=False),
+    ]
+    places: tuple[Place, ...] = ("picker",)
+
+    def __init__(self, open_form: Callable[[str], None]) -> None:
+        super().__init__()
+        self.open_form = open_form
+        self.known = form_model.picks()
+        self.shown: list[Pick] = []
+
+    def compose(self) -> ComposeResult:
+        yield Static("New run: what to train", id="top", markup=False)
+        yield SearchBox(placeholder="words, an environment's id, or a TOML file", compact=True)
+        picks = OptionList(compact=True, markup=False)
+        picks.can_focus = False
+        yield picks
+        yield Static(id="about", markup=False)
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.query_one(SearchBox).focus()
+        self._list("")
+
+    @property
+    def current(self) -> Pick | None:
+        """The line under the cursor."""
+        index = self.query_one(OptionList).highlighted
+        return None if index is None else self.shown[index]
+
+    def _list(self, text: str) -> None:
+        self.shown = matching(self.known, text)
+        self._draw(0)
+
+    def _draw(self, cursor: int | None) -> None:
+        picks = self.query_one(OptionList)
+        picks.clear_options()
+        picks.add_options([Option(_line(pick, self.size.width)) for pick in self.shown])
+        picks.highlighted = cursor if self.shown else None
+        if not self.shown:
+            self._say("Nothing has this name. An environment's id ends in -v0, -v1, ...; a file's name in .toml")
+
+    def _say(self, text: str, problem: bool = False) -> None:
+        about = self.query_one("#about", Static)
+        about.set_class(problem, "-problem")
+        about.update(Content(text))
+
+    def on_resize(self, event: Resize) -> None:
+        if self.shown:
+            self._draw(self.query_one(OptionList).highlighted)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._list(event.value)
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        if pick := self.current:
+            expected = [f"Score to expect: {clean(pick.score)}"] if pick.score else []
+            expected += [f"Time: {clean(pick.time)}"] if pick.time else []
+            self._say("\n".join([clean(pick.title), *expected]))
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        self.action_choose()
+
+    def action_move(self, how: str) -> None:
+        getattr(self.query_one(OptionList), f"action_{how}")()
+
+    def action_choose(self) -> None:
+        """Open the form; what cannot be read as a target is said here."""
+        pick = self.current
+        if pick is None:
+            return
+        if not pick.target:
+            self._say(f"{pick.title}. It goes into the box above.", problem=True)
+            return
+        try:
+            form_model.fields(pick.target)
+        except UsageError as error:
+            self._say("\n".join(map(clean, str(error).split("\n"))), problem=True)
+            return
+        self.open_form(pick.target)
+
+    def action_cancel(self) -> None:
+        self.app.pop_screen()
+
+
+def matching(picks: list[Pick], text: str) -> list[Pick]:
+    """Those that have every word, names that begin with the text first; where none has, those whose name has its
+    letters in this order. A text that is a target by itself comes before all."""
+    words, text = text.lower().split(), text.strip()
+    found = [pick for pick in picks if all(word in _words(pick) for word in words)]
+    found.sort(key=lambda pick: bool(words) and not pick.target.startswith(text.lower()))
+    if not found:
+        found = [pick for pick in picks if pick.target and _has_in_order(pick.target, "".join(words))]
+    if text not in [pick.target for pick in found] and (form_model.is_target(text) or (text and is_file(text))):
+        found.insert(0, Pick(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
+    return found
+
+
+def _words(pick: Pick) -> str:
+    return f"{pick.target} {pick.title} {pick.score} {pick.time}".lower()
+
+
+def _has_in_order(name: str, letters: str) -> bool:
+    rest = iter(name)
+    return all(letter in rest for letter in letters)
+
+
+def _line(pick: Pick, width: int) -> Content:
+    name = Content.styled(pad(clean(pick.target or "..."), NAME), "bold")
+    score, time = (width // 8, width // 6) if width >= WIDE else (0, 0)
+    title = max(8, width - NAME - 5 - sum(cells + 2 for cells in (score, time) if cells))
+    cells = [pad(clean(text), room) for text, room in ((pick.title, title), (pick.score, score), (pick.time, time))]
+    return Content.assemble(name, " ", "  ".join(cells).rstrip())

@@ -1,0 +1,155 @@
+"""The end of a growing log. Only its last part is read, and only so many lines are kept, however long it gets."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import ClassVar
+
+from rich.segment import Segment
+from textual.geometry import Size
+from textual.reactive import var
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from ppo_unified.terminal.chat import wrapped
+from ppo_unified.text import clean, pad
+
+MOST_LINES = 5_000  # kept
+LONGEST_LINE = 4_000  # characters; what is longer is cut
+MOST_BYTES = 1 << 17  # read of the end at first, and at once later
+
+
+class Tail:
+    """A text file's end, line by line, as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.skipped = False  # whether the file holds more before `lines`
+        self.lines: deque[str] = deque(maxlen=MOST_LINES)
+        self.rest = ""  # a last line that has no end yet
+        self._bytes = b""  # of `rest`
+        self._offset, self._inode = 0, 0
+        self._inside = False  # reading began inside a line, whose end has not come yet
+
+    def poll(self) -> list[str] | None:
+        """The lines that came since the last call; None where what was read before no longer counts."""
+        try:
+            with open(self.path, "rb") as file:
+                found = self.path.stat()
+                replaced = found.st_ino != self._inode or found.st_size < self._offset
+                if replaced or found.st_size - self._offset > MOST_BYTES:
+                    self._start(found.st_ino, max(0, found.st_size - MOST_BYTES))
+                    replaced = True
+                file.seek(self._offset)
+                block = file.read(MOST_BYTES)
+        except OSError:
+            gone = bool(self._inode)
+            self._start(0, 0)
+            return None if gone else []
+        self._offset += len(block)
+        new = self._divide(block)
+        return None if replaced else new
+
+    def _start(self, inode: int, offset: int) -> None:
+        self._inode, self._offset = inode, offset
+        self.skipped = self._inside = offset > 0
+        self._bytes, self.rest = b"", ""
+        self.lines.clear()
+
+    def _divide(self, block: bytes) -> list[str]:
+        whole = (self._bytes + block).split(b"\n")
+        self._bytes = whole.pop()[-LONGEST_LINE * 4 :]
+        if self._inside and whole:
+            del whole[0]
+            self._inside = False
+        new = [_readable(line) for line in whole]
+        if len(self.lines) + len(new) > MOST_LINES:
+            self.skipped = True
+        self.lines.extend(new)
+        self.rest = _readable(self._bytes)
+        return new
+
+
+def _readable(line: bytes) -> str:
+    """A line as a terminal would leave it: a progress bar writes over itself behind every carriage return."""
+    text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].expandtabs(4)
+    return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
+
+
+class LogView(ScrollView, can_focus=True):
+    """A log that follows its end unless the user has scrolled away from it."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"log-view--dim"}
+    follows: var[bool] = var(True)
+
+    def __init__(self, path: Path, id: str) -> None:
+        super().__init__(id=id)
+        self.tail = Tail(path)
+        self._rows: list[str] = []  # wrapped to `_width`, without the unfinished last line
+        self._width = 0
+
+    def read(self, path: Path) -> None:
+        """The log is to be found there from now on."""
+        self.tail.path = path
+
+    def look(self) -> None:
+        """Show what has been written since the last look."""
+        rest = self.tail.rest
+        new = self.tail.poll()
+        if new is None:
+            self._wrap_all()
+        elif new or self.tail.rest != rest:
+            self._append(new)
+
+    def on_resize(self) -> None:
+        if self._width != self.scrollable_content_region.width:
+            self._wrap_all()
+        elif self.follows:
+            self.follow()
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        super().watch_scroll_y(old, new)
+        self.follows = new >= self.max_scroll_y
+
+    def follow(self) -> None:
+        self.follows = True
+        self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)  # the scrollbar may come later
+
+    def _wrap_all(self) -> None:
+        self._width = self.scrollable_content_region.width
+        self._rows = []
+        self._append(self.tail.lines)
+
+    def _append(self, lines: deque[str] | list[str]) -> None:
+        following = self.follows
+        for line in lines:
+            self._rows += wrapped(line, max(10, self._width))
+        dropped = max(0, len(self._rows) - MOST_LINES)
+        del self._rows[:dropped]
+        self.virtual_size = Size(self._width, len(self._shown_tail()) + len(self._rows) + self._heading())
+        if following:
+            self.follow()
+        elif dropped:  # what the user reads stays where it is
+            self.scroll_to(y=self.scroll_y - dropped, animate=False, immediate=True, force=True)
+        self.refresh()
+
+    def _shown_tail(self) -> list[str]:
+        return wrapped(self.tail.rest, max(10, self._width)) if self.tail.rest else []
+
+    def _heading(self) -> int:
+        """Rows above the first: a word where the file holds more, or nothing at all."""
+        return 1 if self.tail.skipped or not (self._rows or self.tail.rest) else 0
+
+    def render_line(self, y: int) -> Strip:
+        width, row = self.scrollable_content_region.width, round(self.scroll_y) + y
+        style = self.rich_style
+        if self._heading() and row == 0:
+            style = self.get_component_rich_style("log-view--dim")
+            text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "Nothing was printed yet."
+        else:
+            rows = row - self._heading()
+            after = self._shown_tail() if rows >= len(self._rows) else []
+            later = rows - len(self._rows)
+            text = self._rows[rows] if later < 0 else after[later] if later < len(after) else ""
+        return Strip([Segment(pad(text, width), style)])

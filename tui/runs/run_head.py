@@ -1,0 +1,89 @@
+"""The lines above the tabs of a run's page: who it is, how far, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from textual.content import Content
+
+from ppo_unified.runs.folder import ACTIVE, percent, warnings_of
+from ppo_unified.terminal.chat import wrapped
+from ppo_unified.text import clean, columns_of, duration, pad, short
+from tui.runs.run_list import RunList
+
+if TYPE_CHECKING:
+    from tui.store import Entry
+
+GAP = 2  # columns between two facts
+SHARE = 8  # remarks that take more than this part of the screen's lines become a line each
+COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
+UNEXPLAINED = {  # states whose reason nobody could write down
+    "crashed": "Its process is gone and left no reason; 6 shows the end of its log.",
+    "stalled": "Its process lives but has not been heard of for a while; 3 shows its log.",
+}
+
+
+def head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
+    """In lines of `width` columns, for a screen of `height` lines; `damage`: of its event files."""
+    color = COLORS[RunList.STATES.get(entry.state, "dim")]
+    state, name = _cut(clean(entry.state), width // 2), clean(entry.key)
+    name = _cut(name, max(8, width - GAP - columns_of(state)))
+    facts = _fitting(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
+    beneath = _fitting(_facts(entry), width + GAP)
+    below = [(_joined(beneath), "")] if beneath and not facts else []
+    parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
+    parts += [Content(" " * GAP + _joined(facts))] if facts else []
+    remarks = _remarks(entry, width, height // SHARE, damage)
+    parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *remarks]]
+    return Content.assemble(*parts)
+
+
+def _cut(text: str, most: int) -> str:
+    return pad(text, min(columns_of(text), most))
+
+
+def _facts(entry: Entry) -> list[tuple[int, str]]:
+    """Its numbers in the order in which they are read, each with its rank: the last one goes where room is short."""
+    status = entry.status
+    steps = f"{short(status.step)} steps"
+    if status.total_steps:
+        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({percent(status)})"
+    facts = [(0, steps)]
+    facts += [(1, f"score {short(status.score)}")] if status.score is not None else []
+    facts += [(3, f"best {short(status.best_score)}")] if status.best_score is not None else []
+    facts += [(4, f"{short(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []
+    facts += [(2, f"ETA {duration(entry.eta_s)}")] if entry.eta_s is not None else []
+    return facts
+
+
+def _fitting(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
+    """Those that have room, each behind a gap."""
+    kept = list(facts)
+    while kept and sum(GAP + len(text) for _, text in kept) > room:
+        kept.remove(max(kept))
+    return kept
+
+
+def _joined(facts: Sequence[tuple[int, str]]) -> str:
+    return (" " * GAP).join(text for _, text in facts)
+
+
+def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str, str]]:
+    """Lines and styles: what went wrong, what health checks say, what somebody wrote.
+
+    Where they take more than `most` lines, a line each: the tab of events has them in full.
+    """
+    status, ended = entry.status, entry.state in ("failed", "crashed")
+    wrong = entry.problem or (status.reason if ended else "") or UNEXPLAINED.get(entry.state, "")
+    style = "$text-warning" if entry.state == "stalled" else "$text-error"
+    warnings, note = warnings_of(status), [(entry.note, "$text-muted")] if entry.note else []
+    first = [(wrong, style)] if wrong else []
+    first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
+    told = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
+    lines = [(line, color) for text, color in told for line in wrapped(clean(text), width)]
+    if len(lines) <= most:
+        return lines
+    names = ", ".join(warning.name for warning in warnings)
+    told = [*first, *([(f"! {names}; 6 tells more", "$text-warning")] if warnings else []), *note]
+    return [(pad(clean(text), width).rstrip(), color) for text, color in told]

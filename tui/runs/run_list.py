@@ -1,0 +1,321 @@
+"""The table of runs. It draws only the lines in sight, so that thousands of runs cost what twenty do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from ppo_unified.runs.folder import percent, warnings_of
+from ppo_unified.text import clean, columns_of, duration, pad, short
+
+if TYPE_CHECKING:
+    from tui.store import Entry
+
+_LONGEST_NAME = 40
+AGEING_S = 5.0  # between two looks at the clock where nothing else changes
+
+
+class Column(NamedTuple):
+    """One column: its head, least width, when it goes where room is short (0 = never).
+
+    A column of text is as wide as its longest cell, one of numbers always the same.
+    """
+
+    head: str
+    width: int
+    drop: int
+    right: bool
+    cell: Callable[[Entry, float], str]
+
+
+def _remark(entry: Entry) -> str:
+    """What is wrong with a run, which health checks fire, or what somebody wrote about it."""
+    said = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+    return entry.problem or "   ".join(filter(None, (_health(entry), said)))
+
+
+def _health(entry: Entry) -> str:
+    """The health checks that fire, by name."""
+    names = ", ".join(warning.name for warning in warnings_of(entry.status))
+    return f"! {names}" if names else ""
+
+
+COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
+    "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
+    "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
+    "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
+    "step": Column("step", 6, 0, True, lambda e, _: short(e.status.step)),
+    "percent": Column("done", 4, 3, True, lambda e, _: percent(e.status)),
+    "score": Column("score", 7, 0, True, lambda e, _: short(e.status.score)),
+    "best": Column("best", 7, 4, True, lambda e, _: short(e.status.best_score)),
+    "speed": Column("steps/s", 7, 6, True, lambda e, _: short(e.speed) if e.speed else "-"),
+    "eta": Column("ETA", 7, 2, True, lambda e, _: "-" if e.eta_s is None else duration(e.eta_s)),
+    "age": Column("age", 7, 5, True, lambda e, now: duration(now - e.status.started) if e.status.started else "-"),
+}
+NOTE = 8  # the remark takes what is left, if this much is
+REMARK, DEAR = 20, 4  # where there are remarks, columns from this `drop` on go for that much room
+
+
+@dataclass
+class Marks:
+    """How runs are told apart in the list and in the charts."""
+
+    colors: Mapping[str, str] = field(default_factory=dict)  # of the drawn runs, by key
+    marked: frozenset[str] = frozenset()
+    pinned: str = ""
+
+
+class RunList(ScrollView, can_focus=True):
+    """Runs with a cursor that stays on its run whatever comes, goes or is sorted."""
+
+    DEFAULT_CSS = """
+    RunList { height: 1fr; scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; background: $background; }
+    RunList > .run-list--head { text-style: bold; color: $foreground; background: $panel; }
+    RunList > .run-list--cursor { background: $primary; color: $text; text-style: bold; }
+    RunList > .run-list--cursor-away { background: $surface-lighten-1; text-style: bold; }
+    RunList > .run-list--good { color: $text-success; }
+    RunList > .run-list--warn { color: $text-warning; }
+    RunList > .run-list--bad { color: $text-error; }
+    RunList > .run-list--dim { color: $text-muted; }
+    """
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        f"run-list--{name}" for name in ("head", "cursor", "cursor-away", "good", "warn", "bad", "dim")
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", show=False),
+        Binding("down,j", "move(1)", show=False),
+        Binding("pageup,ctrl+u", "move_page(-1)", show=False),
+        Binding("pagedown,ctrl+d", "move_page(1)", show=False),
+        Binding("home", "move(-1000000)", show=False),
+        Binding("end", "move(1000000)", show=False),
+    ]
+    STATES: ClassVar[dict[str, str]] = {
+        "running": "good",
+        "starting": "good",
+        "finished": "dim",
+        "log": "dim",
+        "stopping": "warn",
+        "stopped": "warn",
+        "stalled": "warn",
+        "failed": "bad",
+        "crashed": "bad",
+        "unreadable": "bad",
+    }
+
+    class Moved(Message):
+        """The cursor stands on another run."""
+
+    class Opened(Message):
+        """The run under the cursor was clicked a second time."""
+
+    class HeadClicked(Message):
+        def __init__(self, column: str) -> None:
+            super().__init__()
+            self.column = column
+
+    def __init__(self, unicode: bool = True, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self.entries: Sequence[Entry] = ()
+        self.marks = Marks()
+        self.sorted_by, self.reverse = "age", False
+        self.empty: str = ""  # what is said where no run is listed
+        self._key, self._row = "", 0
+        self._awaited = ""  # a run that the cursor goes to as soon as it is listed
+        self._unicode, self._clock = unicode, clock
+        self._widths: dict[str, int] = {}
+        self._heads: list[tuple[int, int, str]] = []  # first and last column of each head, and its name
+        self._sight: tuple[object, list[object]] = (None, [])  # what was drawn last: around the lines, and each line
+
+    @property
+    def current(self) -> Entry | None:
+        return self.entries[self._row] if self._row < len(self.entries) else None
+
+    def show(self, entries: Sequence[Entry], marks: Marks) -> None:
+        """Draw `entries` in this order; the cursor stays on its run, or on its line where that is gone."""
+        self.entries, self.marks = entries, marks
+        rows = {entry.key: row for row, entry in enumerate(entries)}
+        row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
+        if self._awaited in rows:
+            row, self._awaited = rows[self._awaited], ""
+        moved = row != self._row
+        self._set_row(row)
+        self._measure()
+        if moved:
+            self._scroll_to_cursor()
+        self._refresh_changed()
+
+    def recolor(self, marks: Marks) -> None:
+        """Tell runs apart in another way."""
+        self.marks = marks
+        self._refresh_changed()
+
+    def _refresh_changed(self) -> None:
+        """Draw the lines anew that are others now: most runs have ended long ago."""
+        marks, top, size = self.marks, round(self.scroll_y), self.size
+        around = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
+        lines: list[object] = [
+            (entry, row == self._row, marks.colors.get(entry.key), entry.key in marks.marked, entry.key == marks.pinned)
+            for row, entry in enumerate(self.entries[top : top + size.height], top)
+        ]
+        before, self._sight = self._sight, (around, lines)
+        if before[0] != around or len(before[1]) != len(lines):
+            self.refresh()
+        elif changed := [y for y, line in enumerate(lines, 1) if line != before[1][y - 1]]:
+            self.refresh(*(Region(0, y, size.width, 1) for y in changed))
+
+    def move_to(self, key: str) -> bool:
+        """Put the cursor on a run; False where it is not listed."""
+        for row, entry in enumerate(self.entries):
+            if entry.key == key:
+                self._set_row(row)
+                self._scroll_to_cursor()
+                self.refresh()
+                return True
+        self._awaited = key
+        return False
+
+    def _set_row(self, row: int) -> None:
+        before = self._key
+        self._row = row
+        if self.current is not None:
+            self._key = self.current.key
+        if self._key != before:
+            self.post_message(self.Moved())
+
+    def _scroll_to_cursor(self) -> None:
+        height = max(1, self.scrollable_content_region.height - 1)
+        top = round(self.scroll_y)
+        if self._row < top:
+            self.scroll_to(y=self._row, animate=False, immediate=True)
+        elif self._row >= top + height:
+            self.scroll_to(y=self._row - height + 1, animate=False, immediate=True)
+
+    def action_move(self, by: int) -> None:
+        if self.entries:
+            self._awaited = ""  # the user goes elsewhere
+            self._set_row(min(max(0, self._row + by), len(self.entries) - 1))
+            self._scroll_to_cursor()
+            self._refresh_changed()
+
+    def action_move_page(self, by: int) -> None:
+        self.action_move(by * max(1, self.scrollable_content_region.height - 2))
+
+    def on_click(self, event: events.Click) -> None:
+        if event.y == 0:
+            for first, last, name in self._heads:
+                if first <= event.x <= last:
+                    self.post_message(self.HeadClicked(name))
+            return
+        row = round(self.scroll_y) + event.y - 1
+        if row >= len(self.entries):
+            return
+        again = row == self._row and event.chain >= 2
+        self._set_row(row)
+        self.refresh()
+        if again:
+            self.post_message(self.Opened())
+
+    def on_mount(self) -> None:
+        self.set_interval(AGEING_S, self.refresh)
+
+    def on_resize(self) -> None:
+        self._measure()
+        self._scroll_to_cursor()
+
+    def _measure(self) -> None:
+        """Which columns there is room for, and how wide they are."""
+        now, room = self._clock(), self.scrollable_content_region.width
+        widths, longest = {}, min(_LONGEST_NAME, room // 3)
+        for name, column in COLUMNS.items():
+            cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
+            widest = max(map(columns_of, cells), default=0)
+            widths[name] = max(column.width, len(column.head), min(longest, widest))
+        remark = REMARK if any(map(_remark, self.entries)) else 0
+        for name in sorted((n for n in COLUMNS if COLUMNS[n].drop), key=lambda n: -COLUMNS[n].drop):
+            if self._total(widths) + (remark if COLUMNS[name].drop >= DEAR else 0) <= room:
+                break
+            del widths[name]
+        if (over := self._total(widths) - room) > 0:
+            widths["name"] = max(8, widths["name"] - over)
+        self._widths = widths
+        self.virtual_size = Size(room, len(self.entries) + 1)
+
+    def has_column(self, name: str) -> bool:
+        """Whether there is room for it."""
+        return name in self._widths
+
+    @staticmethod
+    def _total(widths: Mapping[str, int]) -> int:
+        return 2 + sum(widths.values()) + 2 * (len(widths) - 1)
+
+    def render_line(self, y: int) -> Strip:
+        width = self.scrollable_content_region.width
+        if y == 0:
+            return self._head(width)
+        row = round(self.scroll_y) + y - 1
+        if row < len(self.entries):
+            return self._line(self.entries[row], row == self._row, width)
+        text = self.empty.split("\n")[y - 1] if not self.entries and y <= len(self.empty.split("\n")) else ""
+        style = self.get_component_rich_style("run-list--dim")
+        return Strip([Segment(pad("  " + text if text else "", width), style)])
+
+    def _head(self, width: int) -> Strip:
+        text, self._heads = "  ", []
+        for name, size in self._widths.items():
+            column = COLUMNS[name]
+            arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
+            head = column.head + (arrow if name == self.sorted_by else "")
+            head = head.rjust(size) if column.right else pad(head, size)
+            self._heads.append((columns_of(text), columns_of(text) + size - 1, name))
+            text += (head[-size:] if column.right else head) + "  "
+        text += "note" if width - columns_of(text) >= NOTE and any(map(_remark, self.entries)) else ""
+        text = text.rstrip()
+        return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
+
+    def _line(self, entry: Entry, current: bool, width: int) -> Strip:
+        base = self.rich_style
+        if current:
+            base = self.get_component_rich_style("run-list--cursor" if self.has_focus else "run-list--cursor-away")
+        now = self._clock()
+        segments = [self._mark(entry)]
+        used = 2
+        for number, (name, size) in enumerate(self._widths.items()):
+            column = COLUMNS[name]
+            text = pad(column.cell(entry, now), size)
+            if column.right:
+                text = text.rstrip().rjust(size)
+            style = base
+            if name == "state" and not current:
+                style = self.get_component_rich_style(f"run-list--{self.STATES.get(entry.state, 'dim')}")
+            gap = "" if number == len(self._widths) - 1 else "  "
+            segments += [Segment(text, style), Segment(gap, base)]
+            used += size + len(gap)
+        rest = _remark(entry)
+        kind = "bad" if entry.problem else "warn" if _health(entry) else "dim"
+        style = base if current else self.get_component_rich_style(f"run-list--{kind}")
+        text = pad("  " + clean(rest), width - used) if width - used >= NOTE and rest else " " * max(0, width - used)
+        return Strip([*segments, Segment(text, style)]).crop(0, width)
+
+    def _mark(self, entry: Entry) -> Segment:
+        """Left of the cursor's bar, on whose colour few curves' colours are seen."""
+        key, marks = entry.key, self.marks
+        sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
+        if not self._unicode:
+            sign = {"◆": "#", "●": "*", "•": "."}.get(sign, sign)
+        color = marks.colors.get(key)
+        return Segment(sign + " ", self.rich_style + Style(color=color) if color else self.rich_style)
+
+    def watch_has_focus(self, value: bool) -> None:
+        super().watch_has_focus(value)
+        self.refresh(Region(0, 0, *self.size))

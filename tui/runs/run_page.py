@@ -1,0 +1,280 @@
+"""A run's own page: curves, options, log, samples, system and events, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Container
+from textual.content import Content
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import ContentSwitcher, Footer, Static
+
+from ppo_unified.runs.folder import Run
+from ppo_unified.text import clean
+from tui.actions import Place, at, bindings
+from tui.charts.plots import Plots, Trace, forward, series_colors
+from tui.runs.log_view import LogView
+from tui.runs.run_actions import RunActions
+from tui.runs.run_head import head
+from tui.runs.run_tabs import Events, Options, Samples, System
+from tui.runs.seeds import siblings
+
+if TYPE_CHECKING:
+    from tui.store import Changes, Entry, Store
+
+TABS = ("curves", "options", "log", "samples", "system", "events")
+LOOK_S = 0.5  # between two looks at files that the store does not watch: log and samples
+CHART_ACTIONS = frozenset(action.name for action in at("charts"))
+
+
+class TabBar(Widget):
+    """The names of the tabs in one line."""
+
+    class Chosen(Message):
+        def __init__(self, tab: str) -> None:
+            super().__init__()
+            self.tab = tab
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = TABS[0]
+
+    def _labels(self) -> list[tuple[str, str]]:
+        return [(tab, f" {number} {tab.capitalize()} ") for number, tab in enumerate(TABS, 1)]
+
+    def render(self) -> Content:
+        styles = {tab: "bold $text on $primary" if tab == self.current else "$text-muted" for tab in TABS}
+        return Content.assemble(*((label, styles[tab]) for tab, label in self._labels()))
+
+    def on_click(self, event: events.Click) -> None:
+        x = event.get_content_offset_capture(self).x
+        for tab, label in self._labels():
+            if 0 <= x < len(label):
+                self.post_message(self.Chosen(tab))
+            x -= len(label)
+
+
+class RunPage(RunActions):
+    """One run of the store. It stays with the run when that is renamed, and closes when it is deleted."""
+
+    CSS_PATH = "run_page.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *bindings("run"),
+        *bindings("control"),
+        *bindings("charts"),
+        *(Binding(str(number), f"tab({tab!r})", tab.capitalize(), show=False) for number, tab in enumerate(TABS, 1)),
+    ]
+    places: tuple[Place, ...] = ("run", "control", "charts")
+
+    def __init__(self, key: str, store: Store, reference: str | None, plots: Plots) -> None:
+        super().__init__()
+        self.key, self.store, self.reference, self.plots = key, store, reference, plots
+        self._among_seeds = plots.settings.aggregate
+        self.tab = TABS[0]
+        self._inode = _inode(self.entry)
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="head", markup=False)
+        yield TabBar()
+        with ContentSwitcher(initial="curves", id="panes"):
+            with Container(id="curves"):
+                yield self.plots
+            yield Options(id="options")
+            yield LogView(self._log(), id="log")
+            yield Samples(id="samples")
+            yield System(id="system")
+            yield Events(id="events")
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.set_interval(LOOK_S, self._look_at_files)
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._draw())
+        self._say()
+        self._draw()
+
+    @property
+    def entry(self) -> Entry | None:
+        return self.store.entries.get(self.key)
+
+    # what the store and the files say
+
+    def store_changed(self, changes: Changes) -> None:
+        if changes.listed and self.entry is None:
+            self._find_again()
+        if changes.listed:
+            self._say()
+        if changes.listed or self.key in changes.advanced:
+            self._look()
+        awaited = changes.listed and not self.store.tags(self.key)  # whether it has charts is a matter of its state
+        if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn())):
+            self._draw()
+
+    def on_screen_resume(self) -> None:
+        """A question over this page was answered, or another program had the terminal."""
+        if self.is_mounted and self.entry is None:
+            self._find_again()
+
+    def _find_again(self) -> None:
+        """The run has another name, or is gone."""
+        for key, entry in self.store.entries.items():
+            if self._inode is not None and _inode(entry) == self._inode:
+                self.key = key
+                self.query_one(LogView).read(self._log())
+                self._draw()
+                return
+        if self.app.screen is self:
+            self.notify(f"{clean(self.key)} is gone.", markup=False)
+            self.app.pop_screen()
+
+    def _log(self) -> Path:
+        entry = self.entry
+        return Run(entry.path if entry is not None else Path(self.key)).log
+
+    def _look_at_files(self) -> None:
+        if self.app.screen is self and self.tab in ("options", "log", "samples"):
+            self._look()
+
+    def _look(self) -> None:
+        """Let the visible tab see whether there is anything new for it."""
+        entry = self.entry
+        if entry is None:
+            return
+        match self.tab:
+            case "options":
+                other = self.store.entries.get(self.reference) if self.reference else None
+                self.query_one(Options).look(entry, other)
+            case "log":
+                self.query_one(LogView).look()
+            case "samples":
+                self.query_one(Samples).look(entry)
+            case "system":
+                self.query_one(System).look(entry, self.store, self.terminal.unicode)
+            case "events":
+                self.query_one(Events).look(entry, self.store)
+
+    def _say(self) -> None:
+        if entry := self.entry:
+            said = self.query_one("#head", Static)
+            damage = self.store.damage.get(self.key, "")
+            told = head(entry, max(20, self.size.width - 2), self.size.height, damage)
+            if told != said.content:
+                said.update(told)
+
+    # curves
+
+    def _drawn(self) -> list[str]:
+        """Other seeds of this run where they are asked for, this run, and on top of it the pinned one."""
+        pinned = self.terminal.state.pinned
+        keys = [*self._others(), self.key]
+        return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
+
+    def _others(self) -> list[str]:
+        """The runs that differ from this one in the seed only, where `A` asks for them."""
+        return siblings(self.store, self.key) if self.plots.settings.aggregate else []
+
+    def on_plots_changed(self) -> None:
+        among = self.plots.settings.aggregate
+        if among == self._among_seeds:
+            return
+        self._among_seeds = among
+        if among and not self._others():
+            self.notify(f"No other run differs from {clean(self.key)} in the seed only.", markup=False)
+        self._draw()
+
+    def _draw(self) -> None:
+        keys, pinned = self._drawn(), self.terminal.state.pinned
+        if self.store.watch(keys):
+            self.terminal.hurry()
+        if self.tab != "curves":
+            return
+        colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._others())
+
+        def traces(tag: str) -> Sequence[Trace]:
+            curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
+            return [
+                Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others - {pinned} else "")
+                for key, curve in curves.items()
+            ]
+
+        self.plots.show(self.store.charted([self.key]), traces)
+
+    def explain(self) -> str | None:
+        return self.plots.explain() if self.tab == "curves" else None
+
+    # actions
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Charts are changed only where they are seen."""
+        if action in CHART_ACTIONS and self.tab != "curves":
+            return False
+        return super().check_action(action, parameters)
+
+    def action_back(self) -> None:
+        self.app.pop_screen()
+
+    def action_tab(self, tab: str) -> None:
+        if tab == self.tab:
+            return
+        self.tab = self.query_one("#panes", ContentSwitcher).current = tab
+        bar = self.query_one(TabBar)
+        bar.current = tab
+        bar.refresh()
+        pane = self.query_one(f"#{tab}")
+        self.set_focus(pane if pane.can_focus else None)
+        self.refresh_bindings()
+        self.call_after_refresh(self._draw if tab == "curves" else self._look)  # once it has a width
+
+    def action_tab_next(self) -> None:
+        self.action_tab(TABS[(TABS.index(self.tab) + 1) % len(TABS)])
+
+    def action_tab_previous(self) -> None:
+        self.action_tab(TABS[TABS.index(self.tab) - 1])
+
+    def on_tab_bar_chosen(self, message: TabBar.Chosen) -> None:
+        self.action_tab(message.tab)
+
+    def on_resize(self) -> None:
+        self._say()
+        self.call_after_refresh(self._look)
+
+    def action_follow(self) -> None:
+        self.action_tab("log")
+        self.query_one(LogView).follow()
+
+    def action_older(self) -> None:
+        self._turn(-1)
+
+    def action_newer(self) -> None:
+        self._turn(1)
+
+    def _turn(self, by: int) -> None:
+        samples = self.query_one(Samples)
+        if self.tab == "samples":
+            samples.turn(by)
+            self._look()
+        else:
+            self.action_tab("samples")
+
+    def action_difference(self) -> None:
+        options = self.query_one(Options)
+        options.differences = self.tab != "options" or not options.differences
+        self.action_tab("options")
+        self._look()
+
+
+def _inode(entry: Entry | None) -> tuple[int, int] | None:
+    """What tells a folder that has another name now."""
+    try:
+        found = entry.path.stat() if entry is not None else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found is not None else None
+
+
+forward(RunPage, (action.name for action in at("charts")))

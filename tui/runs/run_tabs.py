@@ -1,0 +1,308 @@
+"""What a run's page shows in text: options, samples, system, events. Each is written anew only where it has changed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from ppo_unified.cli.inspecting import parts
+from ppo_unified.config.schema import read_toml
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control, samples
+from ppo_unified.runs.folder import Run, warnings_of
+from ppo_unified.runs.metrics import describe
+from ppo_unified.runs.query import flatten, options_of
+from ppo_unified.terminal.chart import Line, draw, local_time
+from ppo_unified.terminal.chat import wrapped
+from ppo_unified.terminal.option_diff import difference_lines, spelled
+from ppo_unified.text import clean, duration, short, table
+from tui.folders import stamp_if_any
+
+if TYPE_CHECKING:
+    from tui.store import Entry, Store
+
+INDENT = 6  # of what belongs to an event
+LABEL = 12  # columns of 'prompt', 'response', ...
+MOST_STEPS = 400  # of stored samples in one table
+FIRST = ("prompt", "response", "reference")  # of a response's texts
+CHART = (100, 9)  # widest, and rows, of a chart of the system
+FOREIGN = "Another program wrote this folder; there are only its curves."
+
+
+class TextTab(VerticalScroll, can_focus=True):
+    """A page of text that scrolls."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id=id)
+        self._seen: object = None  # what the text was made of
+
+    def compose(self) -> ComposeResult:
+        yield Static("", markup=False)
+
+    def say(self, text: Content | str) -> None:
+        self.query_one(Static).update(Content(text) if isinstance(text, str) else text)
+
+    def is_news(self, signature: object) -> bool:
+        """Whether this is not what was shown last."""
+        news, self._seen = signature != self._seen, signature
+        return news
+
+
+class Options(TextTab):
+    """config.toml, or only what differs from the reference run's."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.differences = False
+
+    def look(self, entry: Entry, reference: Entry | None) -> None:
+        paths = [Run(e.path).config for e in (entry, reference) if e is not None]
+        width = self.scrollable_content_region.width
+        if not self.is_news((self.differences, width, *((path, stamp_if_any(path)) for path in paths))):
+            return
+        try:
+            if entry.foreign:
+                self.say(FOREIGN)
+            elif not self.differences:
+                self.say(_sections(read_toml(paths[0])))
+            elif reference is None or reference.key == entry.key or reference.foreign:
+                self.say("No other run is pinned (p) or marked (space) in the list to compare with.   D: all options")
+            else:
+                tables = {e.key: options_of(Run(e.path)) for e in (entry, reference)}
+                head = f"What differs from {clean(reference.key)}   D: all options"
+                self.say("\n".join([head, "", *difference_lines(tables, width)]))
+        except UsageError as error:
+            self.say(clean(error))
+
+
+def _sections(config: Mapping[str, Any]) -> Content:
+    """Every option under the head of its section, values in one column."""
+    groups: dict[str, dict[str, Any]] = {"run": {}}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            groups[name] = flatten(value)
+        else:
+            groups["run"][name] = value
+    width = max((len(clean(option)) for options in groups.values() for option in options), default=0)
+    parts: list[Content] = []
+    for name, options in groups.items():
+        if options:
+            parts.append(Content.styled(clean(name) + "\n", "bold"))
+            parts += [Content(f"  {clean(option):<{width}}  {spelled(value)}\n") for option, value in options.items()]
+    return Content.assemble(*parts).rstrip()
+
+
+class Events(TextTab):
+    """What happened to the run, and why it ended."""
+
+    def look(self, entry: Entry, store: Store) -> None:
+        if entry.foreign or entry.problem:
+            self.say(FOREIGN if entry.foreign else clean(entry.problem))
+            return
+        status, width = entry.status, self.scrollable_content_region.width
+        curve = store.curve(entry.key, "eval/score")
+        ends = (
+            width,
+            status.state,
+            entry.state,
+            status.reason,
+            len(status.resumes),
+            warnings_of(status),
+            status.best_step,
+            status.solved_step,
+            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
+        )
+        if width and self.is_news((entry.path, status.started, status.pid, *ends)):
+            told = [_event(event, curve, width) for event in control.events_of(Run(entry.path), status)]
+            self.say(Content.assemble(*told).rstrip())
+
+
+def _event(event: control.Event, scores: Any, width: int) -> Content:
+    """One line, and below it what belongs to it in full."""
+    when = event.time
+    if when is None and event.step is not None and scores is not None:  # run.json has the step, the curve the time
+        at = int(np.searchsorted(scores.steps, event.step))
+        when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", local_time(when)) if when else ""
+    step = "" if event.step is None else f"{event.step:,}"
+    head, what = f"{stamp:<19}  {step:>11}  ", f"{clean(event.what):<10}  "
+    summary, _, detail = event.text.partition("\n")
+    indent = len(head) + len(what)
+    first, *further = wrapped(summary, max(20, width - indent))
+    lines = [" " * indent + line for line in further]
+    lines += [" " * INDENT + line for line in wrapped(detail, max(20, width - INDENT)) if detail]
+    colors = {"failed": "bold $text-error", "crashed": "bold $text-error", "warning": "bold $text-warning"}
+    style = colors.get(event.what, "bold")
+    return Content.assemble(head, (what, style), first, "\n", *(line + "\n" for line in lines))
+
+
+class System(TextTab):
+    """Where it runs, and what it takes."""
+
+    def look(self, entry: Entry, store: Store, unicode: bool) -> None:
+        tags = [tag for tag in store.tags(entry.key) if tag.startswith(("system/", "time/"))]
+        curves = {tag: curve for tag in tags if (curve := store.curve(entry.key, tag)) is not None and len(curve.steps)}
+        width = self.scrollable_content_region.width
+        ends = tuple((tag, len(curve.steps), float(curve.walls[-1])) for tag, curve in curves.items())
+        if not width or not self.is_news((entry.path, entry.status.pid, entry.state, width, ends)):
+            return
+        lines = [] if entry.foreign else _process(entry)
+        if curves:
+            lines += ["", *table([_cells(tag, curve.values) for tag, curve in curves.items()])]
+        else:
+            lines += ["", "No system metrics yet: they are logged once a second."]
+        for tag, curve in curves.items():
+            if tag.startswith("system/") and len(curve.steps) > 1:
+                line = Line(tag, curve.steps, curve.values)
+                lines += [
+                    "",
+                    *draw([line], min(width, CHART[0]), CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode),
+                ]
+        self.say("\n".join(lines).lstrip("\n"))
+
+
+def _process(entry: Entry) -> list[str]:
+    status = entry.status
+    rows = {
+        "machine": status.host,
+        "process": status.pid,
+        "device": status.device or "-",
+        "elapsed": duration(status.elapsed_s),
+        "folder": entry.path,
+        "versions": ", ".join(f"{name} {version}" for name, version in status.versions.items()),
+    }
+    return [f"{name:<10}{clean(value)}" for name, value in rows.items()]
+
+
+def _cells(tag: str, values: Any) -> dict[str, str]:
+    finite = values[np.isfinite(values)]
+    lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
+    numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
+    return {"metric": clean(tag)} | {name: short(None if x is None else float(x)) for name, x in numbers.items()}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One page of samples: an evaluation's responses, or a stored iteration."""
+
+    unit: str  # 'step' or 'iteration'
+    number: int
+    place: int  # among all of them, from 0
+    of: int
+    lines: tuple[str, ...]
+
+
+class Samples(TextTab):
+    """Responses step by step; where there are none, stored samples, iteration by iteration."""
+
+    class Loaded(Message):
+        """A thread has read what is to be shown."""
+
+        def __init__(self, asked: object, moment: Moment | str, numbers: Sequence[int]) -> None:
+            super().__init__()
+            self.asked, self.moment, self.numbers = asked, moment, numbers
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.numbers: Sequence[int] = ()  # the moments there are, ascending
+        self.at: int | None = None  # the chosen one; None: always the newest
+        self.moment: Moment | None = None
+        self._asked: object = None  # what the last thread was sent for: an earlier one may come back later
+
+    def look(self, entry: Entry) -> None:
+        if entry.foreign:
+            self.say(FOREIGN)
+            return
+        run, width = Run(entry.path), self.scrollable_content_region.width
+        folder = samples.folder_of(run)
+        stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
+        if width and self.is_news((run.path, stamps, self.at, width)):
+            self._asked = object()
+            self._read(run, self.at, width, self._asked)
+
+    @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
+    def _read(self, run: Run, at: int | None, width: int, asked: object) -> None:
+        """Reading and laying out may take long; no key waits for it."""
+        numbers: Sequence[int] = ()
+        try:
+            if responses := samples.read_responses(run):
+                unit, numbers = "step", list(responses)
+                chosen = at if at in responses else numbers[-1]
+                lines = _responses(responses[chosen], width)
+            elif numbers := samples.iterations(run):
+                unit = "iteration"
+                chosen = at if at in numbers else numbers[-1]
+                lines = _stored(run, chosen, width)
+            else:
+                self.post_message(
+                    self.Loaded(asked, "Nothing is stored yet: samples come with the first iteration.", ())
+                )
+                return
+            found: Moment | str = Moment(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
+        except (UsageError, OSError) as error:
+            found = clean(error)
+        self.post_message(self.Loaded(asked, found, numbers))
+
+    def on_samples_loaded(self, message: Loaded) -> None:
+        message.stop()
+        if message.asked is not self._asked:
+            return
+        self.numbers = message.numbers
+        if isinstance(message.moment, str):
+            self.say(message.moment)
+            return
+        turned = self.moment is not None and self.moment.number != message.moment.number
+        self.moment = moment = message.moment
+        head = f"{moment.unit} {moment.number:,}, {moment.place + 1} of {moment.of}"
+        head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
+        self.say(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
+        if turned:
+            self.scroll_home(animate=False)
+
+    def turn(self, by: int) -> None:
+        """To an older moment (-1) or a newer one (1); beyond the newest, what comes is followed."""
+        if not self.numbers:
+            return
+        place = self.numbers.index(self.at) if self.at in self.numbers else len(self.numbers) - 1
+        place = min(max(0, place + by), len(self.numbers) - 1)
+        self.at = None if place == len(self.numbers) - 1 else self.numbers[place]
+
+
+def _responses(responses: Sequence[Any], width: int) -> list[str]:
+    """Each with its numbers in a line and its texts below, prompt and response first."""
+    lines: list[str] = []
+    for number, response in enumerate(responses, 1):
+        fields = response if isinstance(response, dict) else {"response": response}
+        texts = {name: x for name, x in fields.items() if x is not None and not isinstance(x, int | float)}
+        facts = [f"{name.replace('_', ' ')} {short(x)}" for name, x in fields.items() if isinstance(x, int | float)]
+        lines += ["", clean("   ".join([f"{number} of {len(responses)}", *facts]))]
+        for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:
+            value = texts[name] if isinstance(texts[name], str) else json.dumps(texts[name], ensure_ascii=False)
+            rows = wrapped(value, max(20, width - LABEL))
+            lines += [f"{clean(name) if i == 0 else '':<{LABEL}}{row}" for i, row in enumerate(rows)]
+    return lines
+
+
+def _stored(run: Run, iteration: int, width: int) -> list[str]:
+    """The table that `inspect` prints, of the first samples."""
+    stored = samples.read(run, iteration)
+    there = stored.samples()
+    steps, chosen = 0, 0
+    while chosen < len(there) and (not chosen or steps + len(there[chosen].columns) <= MOST_STEPS):
+        steps += len(there[chosen].columns)
+        chosen += 1
+    heading, meanings, tables = parts(run, stored, there, range(chosen), max(40, width))
+    if chosen < len(there):
+        tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
+    return [*heading, *tables, "", *meanings]

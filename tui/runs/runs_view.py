@@ -1,0 +1,310 @@
+"""The first screen: every run of a folder in a table, and the curves of the marked ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Container
+from textual.widgets import Footer, Static
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import ACTIVE, Run
+from ppo_unified.runs.query import options_of, parse
+from ppo_unified.terminal.option_diff import difference_lines
+from ppo_unified.text import clean
+from tui.actions import Place, at, bindings
+from tui.charts.plots import Plots, Settings, Trace, forward, series_colors
+from tui.dialogs import Ask, Read
+from tui.runs.run_actions import RunActions
+from tui.runs.run_list import COLUMNS, Marks, RunList
+from tui.runs.run_page import RunPage
+from tui.runs.seeds import group_of
+from tui.store import matching, sorted_entries
+
+if TYPE_CHECKING:
+    from tui.store import Changes, Entry, Store
+
+LEAST, MOST, STEP = 15, 80, 5  # share of the screen that the list may take, in per cent
+NO_RUNS = """No runs here yet.
+
+n, Enter, Enter     trains CartPole until it is solved (seconds)
+n                   shows what else can be trained
+?                   lists every key
+
+Runs that other terminals start in this folder appear by themselves."""
+
+
+class RunsScreen(RunActions):
+    """Table above charts; side by side on wide terminals."""
+
+    CSS_PATH = "runs_view.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *bindings("control"), *bindings("charts")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-stacked"), (170, "-beside")]  # noqa: RUF012 - as Textual declares it
+    places: tuple[Place, ...] = ("runs", "control", "charts")
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self._misread = ""  # what is wrong with the query
+        self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
+
+    def compose(self) -> ComposeResult:
+        self.run_list = RunList(self.terminal.unicode, self.store.clock)
+        self.plots = Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
+        self._panes = Container(self.run_list, self.plots, id="panes")
+        yield self._top
+        yield self._panes
+        yield self._query
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        self.run_list.focus()
+        self._share()
+        self._relist()
+
+    @property
+    def entry(self) -> Entry | None:
+        """The run under the cursor as it is now: the list may be half a second behind."""
+        current = self.run_list.current
+        return None if current is None else self.store.entries.get(current.key)
+
+    # what the store says
+
+    def store_changed(self, changes: Changes) -> None:
+        if changes.listed:
+            self._relist()
+        elif changes.advanced & set(self._drawn()):
+            self._redraw()
+
+    def on_screen_resume(self) -> None:
+        """Another screen had other curves read."""
+        if self.is_mounted:
+            self._redraw()
+
+    def _relist(self) -> None:
+        """Filter, sort and show the runs, then the curves."""
+        state, everything = self.terminal.state, list(self.store.entries.values())
+        try:
+            chosen, self._misread = matching(everything, parse(state.query)), ""
+        except UsageError as error:
+            chosen, self._misread = everything, str(error)
+        runs = self.run_list
+        runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
+        runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
+        chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
+        runs.show(chosen, self._marks())
+        self._share()
+        self._say()
+        self._redraw()
+
+    def _say(self) -> None:
+        """What stands above the list and below the charts."""
+        total = len(self.store.entries)
+        active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
+        title = "ppo-unified   read-only" if self.terminal.readonly else "ppo-unified"
+        parts = [title, str(self.terminal.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
+        if marked := self._marked():
+            parts.append(f"{len(marked)} marked")
+        if not self.run_list.has_column(self.terminal.state.sorted_by):
+            parts.append(f"sorted by {self.terminal.state.sorted_by}")
+        self._top.update("   ".join(parts), layout=False)
+        self._say_below()
+
+    def _say_below(self) -> None:
+        """What is wrong with the query, the folder or the drawn runs' files; else the query, where there is one."""
+        text, total, listed = self.terminal.state.query, len(self.store.entries), len(self.run_list.entries)
+        problem = self._misread or self.store.problem or self._damage()
+        self._query.display = bool(text or problem)
+        self._query.set_class(bool(problem), "-problem")
+        line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
+        if line != self._query.content:  # a new layout costs as much as two charts
+            self._query.update(line)
+
+    def _damage(self) -> str:
+        """What of the drawn runs' files cannot be read."""
+        found = [text for key, text in self.store.damage.items() if key in self._drawn()]
+        return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
+
+    # which runs are drawn
+
+    def _marked(self) -> list[str]:
+        """The marked runs that are there."""
+        return [key for key in self.terminal.state.marked if key in self.store.entries]
+
+    def _drawn(self) -> list[str]:
+        """Marked runs, or the one under the cursor where none is; the pinned one last, on top of them all."""
+        state, entries, keys = self.terminal.state, self.store.entries, self._marked()
+        if not keys and (entry := self.entry) is not None:
+            keys = [entry.key]
+        pinned = [state.pinned] if state.pinned in entries else []
+        return [key for key in keys if key not in pinned] + pinned
+
+    def _marks(self) -> Marks:
+        state = self.terminal.state
+        colors = series_colors(self._drawn(), pinned=state.pinned, dark=self.app.current_theme.dark)
+        return Marks(colors, frozenset(state.marked), state.pinned)
+
+    def _redraw(self) -> None:
+        """Hand the curves of the drawn runs to the charts."""
+        if any(isinstance(screen, RunPage) for screen in self.app.screen_stack):
+            return  # that page says which curves are read; `on_screen_resume` comes back here
+        keys = self._drawn()
+        if self.store.watch(keys):
+            self.terminal.hurry()
+        marks = self._marks()
+        self.run_list.recolor(marks)
+        aggregate = self.plots.settings.aggregate
+
+        def traces(tag: str) -> Sequence[Trace]:
+            drawn = []
+            for key in keys:
+                curve = self.store.curve(key, tag)
+                if curve is not None:
+                    group = group_of(self.store, key) if aggregate else ""
+                    drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
+            return drawn
+
+        self.plots.show(self.store.charted(keys), traces)
+
+    def theme_changed(self) -> None:
+        self._redraw()
+
+    # actions on the list
+
+    def on_run_list_moved(self) -> None:
+        if not self._marked():
+            self._redraw()
+            self._say_below()
+
+    def on_run_list_opened(self) -> None:
+        self.action_open()
+
+    def on_run_list_head_clicked(self, message: RunList.HeadClicked) -> None:
+        self._sort(message.column)
+
+    def action_new(self) -> None:
+        self.terminal.open_picker()
+
+    def action_open(self) -> None:
+        if entry := self.entry:
+            plots = Plots(replace(self.plots.settings, aggregate=False), self.terminal.unicode)
+            others = [key for key in (self.terminal.state.pinned, *self._marked()) if key != entry.key]
+            reference = next((key for key in others if key in self.store.entries), None)
+            self.app.push_screen(RunPage(entry.key, self.store, reference, plots))
+
+    def action_mark(self) -> None:
+        if entry := self.entry:
+            key, marked = entry.key, self.terminal.state.marked
+            marked.remove(key) if key in marked else marked.append(key)
+            self._marks_changed()
+            self.run_list.action_move(1)
+
+    def action_mark_all(self) -> None:
+        listed, state = [entry.key for entry in self.run_list.entries], self.terminal.state
+        everything = set(listed) <= set(state.marked)
+        state.marked = [key for key in self._marked() if key not in listed] + ([] if everything else listed)
+        self._marks_changed()
+
+    def action_pin(self) -> None:
+        if entry := self.entry:
+            state = self.terminal.state
+            state.pinned = "" if state.pinned == entry.key else entry.key
+            self._marks_changed()
+
+    def _marks_changed(self) -> None:
+        self.terminal.remember()
+        self._relist()
+
+    def focus_run(self, key: str) -> None:
+        """Put the cursor on a run, as soon as it is there, and draw it."""
+        state = self.terminal.state
+        if self._marked() and key not in state.marked:
+            state.marked.append(key)
+            self.terminal.remember()
+        self.run_list.move_to(key)
+        self._redraw()
+
+    def action_filter(self) -> None:
+        before = self.entry
+
+        def live(text: str) -> None:
+            self.terminal.state.query = text
+            self._relist()
+
+        hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
+        ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
+
+        def answered(text: str | None) -> None:
+            self.terminal.remember()
+            if text is None and before is not None and before.key in self.store.entries:
+                self.run_list.move_to(before.key)
+
+        self.app.push_screen(ask, answered)
+
+    def action_sort(self) -> None:
+        names = list(COLUMNS)
+        self._sort(names[(names.index(self.terminal.state.sorted_by) + 1) % len(names)])
+
+    def action_sort_reverse(self) -> None:
+        self._sort(self.terminal.state.sorted_by)
+
+    def _sort(self, column: str) -> None:
+        """By another column; by the same one the other way round."""
+        state = self.terminal.state
+        state.reverse = not state.reverse if column == state.sorted_by else False
+        state.sorted_by = column
+        self.terminal.remember()
+        self._relist()
+
+    def action_wider(self) -> None:
+        self._share(STEP)
+
+    def action_narrower(self) -> None:
+        self._share(-STEP)
+
+    def _share(self, by: int = 0) -> None:
+        """Give the list its share of the screen, above the charts no more lines than it has runs."""
+        state, runs = self.terminal.state, self.run_list
+        if by:
+            state.list_share = min(MOST, max(LEAST, state.list_share + by))
+            self.terminal.remember()
+        beside = self.has_class("-beside")
+        lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + 2
+        share = self._panes.size.height * state.list_share // 100
+        runs.styles.width = f"{state.list_share}%" if beside else "100%"
+        runs.styles.height = "100%" if beside else max(4, min(lines, share))
+
+    def on_resize(self) -> None:
+        self._share()
+        self.call_after_refresh(self._relist)  # once the list knows which columns it has
+
+    def action_compare(self) -> None:
+        keys = self._drawn()
+        if len(keys) < 2:
+            self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
+            return
+        try:
+            tables = {key: options_of(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
+        except UsageError as error:
+            self.terminal.complain(str(error))
+            return
+        lines = difference_lines(tables, Read.room(self.size.width))
+        self.app.push_screen(Read("Options in which they differ", "\n".join(lines)))
+
+    # actions on the charts, whichever pane has the focus
+
+    def on_plots_changed(self) -> None:
+        self.terminal.state.charts = self.plots.settings.to_dict()
+        self.call_after_refresh(self.terminal.remember)  # a file is written: what the key asked for comes first
+        if self.plots.settings.aggregate:
+            self._redraw()
+
+    def explain(self) -> str | None:
+        return self.plots.explain()
+
+
+forward(RunsScreen, (action.name for action in at("charts")))

@@ -1,0 +1,25 @@
+"""Which runs differ in nothing but the seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tui.runs.entries import common_of_entry
+
+if TYPE_CHECKING:
+    from tui.store import Store
+
+
+def group_of(store: Store, key: str) -> str:
+    """What a run has in common with those that differ from it in the seed only; a run without options is alone."""
+    entry = store.entries.get(key)  # None: gone meanwhile
+    return (common_of_entry(entry) if entry is not None else "") or key
+
+
+def siblings(store: Store, key: str) -> list[str]:
+    """The other runs of a run's group."""
+    if key not in store.entries:
+        return []
+    preset = store.entries[key].status.preset  # spares reading most of the others' options
+    others = [other for other, entry in store.entries.items() if other != key and entry.status.preset == preset]
+    return [other for other in others if group_of(store, other) == group_of(store, key)]
