@@ -155,16 +155,14 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     import torch
 
     from envs.llm.adapter import build
-    from ppo_unified.engine.optimizers import make_optimizers
-    from ppo_unified.engine.ppo import Progress, train
+    from ppo_unified.engine.ppo import make_learner, train
 
     imported = resident_mb()
     torch.set_num_threads(threads)
     config = our_config(folder, shape, iterations, threads)
     adapter = build(config, torch.device("cpu"))
-    optimizers, generator = make_optimizers(adapter.policy, config.optim), torch.Generator().manual_seed(config.seed)
-    progress = Progress(total_iterations=iterations)
-    loop = train(adapter, optimizers, config.ppo, config.optim, progress, generator)
+    learner = make_learner(adapter.policy, config.ppo, config.optim, total_iterations=iterations, seed=config.seed)
+    loop = train(adapter, learner)
     others, seconds, metrics, began = [], [], [], busy()
     started = time.perf_counter()
     for done in loop:

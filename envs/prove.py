@@ -34,7 +34,7 @@ from envs.llm.quiet import quiet
 from envs.token_mdp import Logprobs, read
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import Batch, minibatches
-from ppo_unified.engine.ppo import Progress, backward, make_batch, ppo_loss
+from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations, Rollout
 
 TOLERANCE = 1e-5  # of one number computed in two ways in float32; of large ones, relative to the largest of their kind
@@ -356,7 +356,8 @@ def update_of(policy: ActorCritic, batch: Batch) -> Update:
     """By the engine's own `minibatches` and `backward`."""
     policy.zero_grad()
     (minibatch,) = minibatches(batch, 1, True, torch.Generator().manual_seed(0))
-    sums = backward(policy, [], minibatch, OPTIONS, Optim(), Progress(total_iterations=1), critic_only=False)
+    learner = make_learner(policy, OPTIONS, Optim(), total_iterations=1)
+    sums = backward(learner, minibatch, critic_only=False).sums
     mean = {name: float(sums[name] / sums["weight"]) for name in ("policy", "value", "entropy", "kl", "clip_fraction")}
     mean["total"] = mean["policy"] + OPTIONS.value_coef * mean["value"] - OPTIONS.entropy_coef * mean["entropy"]
     gradients = gradients_of(policy)

@@ -24,7 +24,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ppo_unified", "envs", "tests", "pyproject.toml")
-FAST = [f"tests/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train", "policy", "gym", "contract")]
+FAST = [
+    *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
+    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector")),
+    "tests/test_contract.py",
+]
 LEARNING = ["tests/test_learning.py"]
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no")
 
@@ -38,7 +42,7 @@ class Mutant(NamedTuple):
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
-NEAREST = {VECTOR: "test_gym.py", SPACES: "test_gym.py", POLICY: "test_policy.py"}  # which tests to run first
+NEAREST = {VECTOR: "test_vector.py", SPACES: "test_vector.py", POLICY: "test_policy.py"}  # which tests to run first
 
 LEARNED = [  # the quick CartPole run alone must catch these
     Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
@@ -64,32 +68,32 @@ MUTANTS = [
     Mutant("clip: upside down", PPO, "torch.min(gain, clipped * advantages)", "torch.max(gain, clipped * advantages)"),
     Mutant("clip: off", PPO, "torch.min(gain, clipped * advantages)", "gain"),
     Mutant("clip: without the way back", PPO, "torch.min(gain, clipped * advantages)", "clipped * advantages"),
-    Mutant("clip: range not annealed", PPO, "progress.remaining if ppo.anneal_clip else", "1.0 if ppo.anneal_clip else"),
-    Mutant("clip: upper range ignored", PPO, "clip_scale * (ppo.clip_high or ppo.clip))\n        gain", "clip_scale * ppo.clip)\n        gain"),
+    Mutant("clip: range not annealed", PPO, "self.progress.remaining if self.ppo.anneal_clip else", "1.0 if self.ppo.anneal_clip else"),
+    Mutant("clip: upper range ignored", PPO, "clip_scale * (ppo.clip_high or ppo.clip)", "clip_scale * ppo.clip"),
     Mutant("dual clip: of good actions", PPO, "advantages < 0, torch.max(gain", "advantages > 0, torch.max(gain"),
     Mutant("penalty: rewards moving away", PPO, "penalty_coef * (ratio - 1 - log_ratio) - gain", "-penalty_coef * (ratio - 1 - log_ratio) - gain"),
     Mutant("penalty: adapts the wrong way", PPO, "2.0 if missed > 1.5 else 0.5", "0.5 if missed > 1.5 else 2.0"),
     Mutant("entropy sign", PPO, "- entropy_coef * self.entropy", "+ entropy_coef * self.entropy"),
     Mutant("value loss: sign", PPO, "+ value_coef * self.value", "- value_coef * self.value"),
     Mutant("value clip: the better of both", PPO, "torch.max(loss, (held", "torch.min(loss, (held"),
-    Mutant("value_coef: in separate optimizers", PPO, "ppo.value_coef if optim.joint else 1.0", "ppo.value_coef"),
+    Mutant("value_coef: in separate optimizers", PPO, "ppo.value_coef if learner.optim.joint else 1.0", "ppo.value_coef"),
     Mutant("mask: not in the loss", PPO, "(torch.where(batch.mask, x, 0.0) * batch.weights).sum()", "(x * batch.weights).sum()"),
     Mutant("mask: values get gradients", PPO, "torch.where(batch.mask, new.values, batch.returns)", "new.values"),
     Mutant("mask: log-probs get gradients", PPO, "torch.where(batch.mask, new.logprobs, batch.logprobs)", "new.logprobs"),
     Mutant("weights: ignored", PPO, "torch.where(batch.mask, x, 0.0) * batch.weights", "torch.where(batch.mask, x, 0.0)"),
-    Mutant("micro-batches: mean of means", PPO, "(total / totals[\"weight\"]).backward", "(total / micro.weights.sum()).backward"),
+    Mutant("micro-batches: mean of means", PPO, "(total / weight).backward", "(total / micro.weights.sum()).backward"),
     Mutant("gradients: not fresh", PPO, "        optimizer.zero_grad()\n", "        pass\n"),
     Mutant("kl: first order only", PPO, '"kl": ((ratio - 1 - log_ratio)', '"kl": (-log_ratio'),
     Mutant("target_kl: steps on after it", PPO, "stopped = True\n                break", "stopped = True"),
     Mutant("warm-up: moves the trunk", PPO, "backward(inputs=critic)", "backward()"),
-    Mutant("warm-up: one iteration too long", PPO, "progress.iteration < ppo.critic_warmup", "progress.iteration <= ppo.critic_warmup"),
-    Mutant("warm-up: with the extra loss", PPO, "if not warming_up and (extra", "if (extra"),
+    Mutant("warm-up: one iteration too long", PPO, "self.progress.iteration < self.ppo.critic_warmup", "self.progress.iteration <= self.ppo.critic_warmup"),
+    Mutant("warm-up: with the extra loss", PPO, "if not critic_only and (extra", "if (extra"),
     Mutant("extra loss: forgotten", PPO, "extra[0].backward()", "extra[0].detach()"),
-    Mutant("learning rate: not annealed", PPO, "progress.remaining if optim.anneal else 1.0", "1.0"),
+    Mutant("learning rate: not annealed", PPO, "progress.remaining if learner.optim.anneal else 1.0", "1.0"),
     Mutant("steps: masked columns counted", PPO, "int(batch.mask.sum())", "rollout.mask.numel()"),
     Mutant("normalisation: without Bessel", BATCH, "torch.var_mean(valid)", "torch.var_mean(valid, correction=0)"),
     Mutant("normalisation: over masked steps", BATCH, "valid = advantages[mask]", "valid = advantages.flatten()"),
-    Mutant("normalisation: minibatch ignored", PPO, 'ppo.normalize_advantages == "minibatch", generator', "False, generator"),
+    Mutant("normalisation: minibatch ignored", PPO, 'per_minibatch = ppo.normalize_advantages == "minibatch"', "per_minibatch = False"),
     Mutant("minibatches: not shuffled", BATCH, "torch.randperm(len(batch), generator=generator)", "torch.arange(len(batch))"),
     Mutant("minibatches: more than rows", BATCH, "min(count, len(batch))", "count"),
     Mutant("minibatches: by rows, not steps", BATCH, "batch.mask.sum(1)[order]", "torch.ones_like(order)"),
@@ -97,7 +101,7 @@ MUTANTS = [
     Mutant("micro-batches: too wide", BATCH, "columns // max(1, longest)", "2 * columns // max(1, longest)"),
     Mutant("optimizers: critic in both", OPTIMIZERS, "if id(p) not in own", "if id(p)"),
     Mutant("optimizers: norms not clipped", OPTIMIZERS, "max_grad_norm or torch.inf", "torch.inf"),
-    Mutant("optimizers: NaN stepped on", OPTIMIZERS, "if not torch.isfinite(norm)", "if torch.isinf(norm)"),
+    Mutant("optimizers: NaN stepped on", OPTIMIZERS, "if not torch.isfinite(norm + sum(", "if torch.isinf(norm + sum("),
     Mutant("bootstrap: ignores termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"),
     Mutant("bootstrap: truncation is death", VECTOR, "values[:, 1:] * ~died", "values[:, 1:] * ~end"),
     Mutant("continues: over truncation", VECTOR, "continues=~end", "continues=~died"),

@@ -15,6 +15,23 @@ ENGINE = ("ppo", "batch", "rollout")
 HEAVY = {"torch", "numpy", "pydantic", "gymnasium", "transformers", "tensorboard", "textual", "tyro", "rich"}
 WORLDS = {"gymnasium", "transformers", "textual", "envs", "tui"}
 
+CODE = ("ppo_unified", "envs", "tui")
+MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_FILE_LINES, MAX_TEST_NAME = 50, 300, 450, 60
+
+BASE = {"errors", "text", "parsing"}  # every package may import these
+ALLOWED = {  # the packages that each one may import besides; as in docs/architecture.md
+    "config": set[str](),
+    "engine": {"config"},
+    "runs": {"config"},
+    "terminal": set[str](),
+    "training": {"engine", "runs", "config"},
+    "testing": {"config", "engine", "training"},
+    "cli": {"config", "engine", "runs", "training", "terminal", "testing"},
+    "envs": {"config", "engine"},
+    "tui": {"config", "runs", "terminal"},
+}
+ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # they name what they load lazily
+
 BANNED = {
     "ppo_unified": HEAVY,
     "ppo_unified.errors": HEAVY,
@@ -65,15 +82,33 @@ def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
             yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_a_function_fits_a_screen() -> None:
-    long = [
-        f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
-        for path, tree in sources("ppo_unified", "envs", "tui", "tests", "benchmarks")
+def test_functions_classes_and_files_stay_small() -> None:
+    """A file that a person reads in one sitting; tests and benchmarks may be longer files, not longer functions."""
+    found = []
+    for path, tree in sources("ppo_unified", "envs", "tui", "tests", "benchmarks", "docs"):
+        place, is_code = path.relative_to(ROOT), path.relative_to(ROOT).parts[0] in CODE
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            limit = MAX_CLASS_LINES if isinstance(node, ast.ClassDef) else MAX_FUNCTION_LINES
+            if lines > limit:
+                found.append(f"{place}: {node.name} has {lines} lines, more than {limit}")
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if is_code and lines > MAX_FILE_LINES:
+            found.append(f"{place} has {lines} lines, more than {MAX_FILE_LINES}")
+    assert not found, "\n".join(found)
+
+
+def test_test_names_are_short() -> None:
+    names = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for path, tree in sources("tests")
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (lines := (node.end_lineno or 0) - node.lineno + 1) > 60
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if len(node.name) > MAX_TEST_NAME
     ]
-    assert not long
+    assert not names, "\n".join(names)
 
 
 def test_the_engine_fits_a_sitting() -> None:
@@ -97,25 +132,66 @@ def test_the_engine_has_no_word_for_what_it_trains(name: str) -> None:
             assert ast.unparse(node.args[1]) == "Tensor", ast.unparse(node)
 
 
-def test_no_module_of_ours_imports_against_the_direction() -> None:
-    """ppo_unified never imports envs or tui, envs never the runner or the command line: not even inside a function."""
-    forbidden = {"ppo_unified": ("envs", "tui"), "envs": ("tui", "ppo_unified.training.trainer", "ppo_unified.cli")}
-    forbidden["tui"] = (
-        "envs",
-        "torch",
-        "transformers",
-        "gymnasium",
-        "ppo_unified.training.trainer",
-        "ppo_unified.engine.ppo",
-    )
-    for folder, banned in forbidden.items():
-        for path, tree in sources(folder):
-            for node in ast.walk(tree):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                for name in names:
-                    against = [b for b in banned if name == b or name.startswith(b + ".")]
-                    assert not against, f"{path.relative_to(ROOT)} imports {name}"
+def module_name(path: Path) -> str:
+    """`ppo_unified.runs.folder` of `ppo_unified/runs/folder.py`; a package's name of its `__init__.py`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports() -> dict[str, set[str]]:
+    """The modules of this project that each of its modules imports, anywhere: in functions and for types, too."""
+    trees = {module_name(path): tree for path, tree in sources(*CODE)}
+    found: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            targets = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name}: relative import"
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [target if target in trees else str(node.module) for target in whole]
+            found[name] |= {target for target in targets if target in trees and target != name}
+    return found
+
+
+def room_of(module: str) -> str:
+    """The package that a module belongs to in the table of allowed imports."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "ppo_unified" and len(parts) > 1 else parts[0]
+
+
+def test_packages_import_only_what_the_table_allows() -> None:
+    against = [
+        f"{module} imports {target}"
+        for module, targets in imports().items()
+        if module not in ENTRY_POINTS
+        for target in sorted(targets)
+        if not (room_of(module) == room_of(target) or target == "ppo_unified" or room_of(target) in BASE)
+        if room_of(target) not in ALLOWED.get(room_of(module), set())
+    ]
+    assert not against, "\n".join(against)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """Tarjan's algorithm would be faster; a file is in a circle where it reaches itself."""
+    graph = imports()
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(graph[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        return seen
+
+    circles = sorted(name for name in graph if name in reached(name))
+    assert not circles, circles
+
+
+def test_packages_without_code_have_empty_init_files() -> None:
+    filled = {module_name(path) for path, tree in sources(*CODE) if path.name == "__init__.py" and len(tree.body) > 1}
+    assert filled == {"ppo_unified"}
 
 
 PRELOAD = """

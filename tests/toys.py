@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.optimizers import make_optimizers
-from ppo_unified.engine.ppo import Progress, backward, train
+from ppo_unified.engine.ppo import Progress, backward, make_learner, train
 from ppo_unified.engine.rollout import ActorCritic, Adapter, Observations, Rollout
 from ppo_unified.testing import BanditPolicy
 
@@ -86,9 +85,10 @@ def engine_gradient(
     policy: ActorCritic, batch: Any, ppo: PPO, progress: Progress | None = None, **optim: Any
 ) -> Tensor:
     """The gradient that the engine would step along for one minibatch."""
-    options = Optim(**optim)
+    learner = make_learner(policy, ppo, Optim(**optim))
+    learner.progress = progress or learner.progress
     policy.zero_grad()
-    backward(policy, make_optimizers(policy, options), batch, ppo, options, progress or Progress(), False)
+    backward(learner, batch, critic_only=False)
     return gradients(policy)
 
 
@@ -96,13 +96,5 @@ def run_engine(
     adapter: Adapter, iterations: int, ppo: PPO | None = None, optim: Optim | None = None, seed: int = 0
 ) -> list[dict[str, float]]:
     """Train for some iterations; the metrics of each."""
-    ppo, optim = ppo or PPO(), optim or Optim()
-    loop = train(
-        adapter,
-        make_optimizers(adapter.policy, optim),
-        ppo,
-        optim,
-        Progress(total_iterations=iterations, penalty_coef=ppo.penalty_coef),
-        torch.Generator().manual_seed(seed),
-    )
-    return [iteration.metrics for iteration in loop]
+    learner = make_learner(adapter.policy, ppo or PPO(), optim or Optim(), total_iterations=iterations, seed=seed)
+    return [iteration.metrics for iteration in train(adapter, learner)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,12 +12,47 @@ from ppo_unified.engine.batch import Batch
 from ppo_unified.engine.rollout import Rollout
 
 
-def accumulate(totals: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
-    """Add `terms` to `totals` in place; keep the larger of those named *_max. All stay tensors: reading one waits
-    for the device."""
-    for name, x in terms.items():
-        old = totals.get(name)
-        totals[name] = x if old is None else torch.maximum(old, x) if name.endswith("_max") else old + x
+class Totals(NamedTuple):
+    """Loss terms and diagnostics of many steps, scalar tensors by name. They stay tensors until an epoch ends, because
+    reading one waits for the device."""
+
+    sums: dict[str, Tensor]  # over steps, each times its weight; "weight" is the sum of the weights
+    maxima: dict[str, Tensor]  # over steps
+
+    def add(self, other: Totals) -> None:
+        for name, x in other.sums.items():
+            self.sums[name] = self.sums[name] + x if name in self.sums else x
+        for name, x in other.maxima.items():
+            self.maxima[name] = torch.maximum(self.maxima[name], x) if name in self.maxima else x
+
+
+def loss_metrics(totals: Totals) -> dict[str, float]:
+    """An epoch's loss terms and diagnostics: weighted means over its steps, and the largest ratio."""
+    means = {name: float(x / totals.sums["weight"]) for name, x in totals.sums.items()}
+    return {
+        "loss/policy": means["policy"],
+        "loss/value": means["value"],
+        "loss/entropy": -means["entropy"],
+        "policy/entropy": means["entropy"],
+        "policy/kl": means["kl"],
+        "policy/clip_fraction": means["clip_fraction"],
+        "policy/ratio_max": float(totals.maxima["ratio"]),
+    }
+
+
+def step_metrics(norms: list[Tensor]) -> dict[str, float]:
+    """`norms`: of the gradient at every optimizer step, NaN where the step was skipped."""
+    skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
+    return {
+        "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
+        "optim/steps": len(norms) - skipped,
+        "optim/skipped": skipped,
+    }
+
+
+def mean_metrics(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over several tables of the same metrics; empty without a table."""
+    return {name: sum(x[name] for x in tables) / len(tables) for name in (tables[0] if tables else ())}
 
 
 def explained_variance(batch: Batch) -> float:

@@ -10,16 +10,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import Batch, microbatches, minibatches, normalized
-from ppo_unified.engine.diagnostics import accumulate, explained_variance, gae_error
-from ppo_unified.engine.optimizers import Adam, set_learning_rates, step
+from ppo_unified.engine.diagnostics import (
+    Totals,
+    explained_variance,
+    gae_error,
+    loss_metrics,
+    mean_metrics,
+    step_metrics,
+)
+from ppo_unified.engine.optimizers import Adam, make_optimizers, set_learning_rates, step
 from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Rollout, map_obs
+
+ExtraLoss: TypeAlias = Callable[[torch.Generator], tuple[Tensor, Mapping[str, float]] | None]  # Adapter.extra_loss
 
 
 @dataclass
@@ -39,35 +48,60 @@ class Progress:
         return max(0.0, 1.0 - max((done / total for done, total in limits if total), default=0.0))
 
 
+@dataclass
+class Learner:
+    """What an update reads and changes besides its batch."""
+
+    policy: ActorCritic
+    optimizers: list[Adam]
+    ppo: PPO
+    optim: Optim
+    progress: Progress
+    generator: torch.Generator  # on the CPU; shuffles the minibatches
+
+    @property
+    def clip_scale(self) -> float:
+        """The factor that anneals the clip range, in (0, 1]."""
+        return self.progress.remaining if self.ppo.anneal_clip else 1.0
+
+    @property
+    def trains_critic_only(self) -> bool:
+        """Whether this iteration belongs to the critic's warm-up."""
+        return self.progress.iteration < self.ppo.critic_warmup
+
+
+def make_learner(
+    policy: ActorCritic, ppo: PPO, optim: Optim, total_steps: int = 0, total_iterations: int = 0, seed: int = 0
+) -> Learner:
+    """A learner at step 0; `seed` decides how minibatches are shuffled."""
+    progress = Progress(total_steps, total_iterations, penalty_coef=ppo.penalty_coef)
+    generator = torch.Generator().manual_seed(seed)
+    return Learner(policy, make_optimizers(policy, optim), ppo, optim, progress, generator)
+
+
 class Iteration(NamedTuple):
-    """What one `next()` of `train` gives."""
+    """The result of one `next()` of `train`."""
 
     metrics: dict[str, float]
     rollout: Rollout
     batch: Batch  # advantages not yet normalised when that happens per minibatch
 
 
-def train(
-    adapter: Adapter,
-    optimizers: list[Adam],
-    ppo: PPO,
-    optim: Optim,
-    progress: Progress,
-    generator: torch.Generator,
-) -> Iterator[Iteration]:
-    """One PPO iteration per `next()`, until `progress` is complete. The caller logs, checkpoints, or stops by not
-    asking for more. `generator` (CPU) deals the minibatches."""
+def train(adapter: Adapter, learner: Learner) -> Iterator[Iteration]:
+    """One PPO iteration per `next()`, until the learner's progress is complete. The caller logs and writes checkpoints;
+    it stops by not calling `next()` again."""
+    ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
-        set_learning_rates(optimizers, progress.remaining if optim.anneal else 1.0)
+        set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
         started = time.perf_counter()
         rollout = adapter.collect()
         collected = time.perf_counter()
         batch = make_batch(rollout, ppo)
-        metrics = update(adapter, optimizers, batch, ppo, optim, progress, generator)
+        metrics = update(learner, batch, adapter.extra_loss)
         progress.iteration += 1
         progress.steps += int(batch.mask.sum())
         metrics |= {
-            "optim/lr": optimizers[0].param_groups[0]["lr"],
+            "optim/lr": learner.optimizers[0].param_groups[0]["lr"],
             "value/explained_variance": explained_variance(batch),
             "value/mean": float(batch.values[batch.mask].mean()),
             "invariant/gae_error": gae_error(gae(rollout, ppo.gamma, ppo.lam), rollout, ppo.gamma, ppo.lam),
@@ -116,13 +150,15 @@ def episode_return(rollout: Rollout, gamma: float) -> Tensor:
 def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     """Advantages, value targets and step weights for a rollout, as update rows [R, L]; rows without a valid step go."""
     estimate = gae(rollout, ppo.gamma, ppo.lam)
-    ladder: dict[str, Callable[[], Tensor]] = {
-        "gae": lambda: estimate,
-        "td": lambda: gae(rollout, ppo.gamma, 0.0),
-        "reward-to-go": lambda: reward_to_go(rollout, ppo.gamma),
-        "return": lambda: episode_return(rollout, ppo.gamma),
-    }
-    advantages = ladder[ppo.advantage]()
+    match ppo.advantage:
+        case "gae":
+            advantages = estimate
+        case "td":
+            advantages = gae(rollout, ppo.gamma, 0.0)
+        case "reward-to-go":
+            advantages = reward_to_go(rollout, ppo.gamma)
+        case "return":
+            advantages = episode_return(rollout, ppo.gamma)
     monte_carlo = ppo.value_target == "monte-carlo"
     returns = reward_to_go(rollout, ppo.gamma) if monte_carlo else estimate + rollout.values
     if ppo.normalize_advantages == "batch":
@@ -141,10 +177,15 @@ class Loss(NamedTuple):
     policy: Tensor
     value: Tensor
     entropy: Tensor  # the entropy itself; the total subtracts it
-    sums: dict[str, Tensor]  # these terms and diagnostics, detached; the largest value, not the sum, of those *_max
+    totals: Totals  # these terms and diagnostics, detached
 
     def total(self, value_coef: float, entropy_coef: float) -> Tensor:
         return self.policy + value_coef * self.value - entropy_coef * self.entropy
+
+
+def clip_range(ppo: PPO, clip_scale: float) -> tuple[float, float]:
+    """How far the ratio may fall below and rise above 1."""
+    return clip_scale * ppo.clip, clip_scale * (ppo.clip_high or ppo.clip)
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Tensor:
@@ -162,7 +203,8 @@ def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.
     if ppo.objective == "penalty":
         return penalty_coef * (ratio - 1 - log_ratio) - gain
     if ppo.objective == "clip":
-        clipped = ratio.clamp(1 - clip_scale * ppo.clip, 1 + clip_scale * (ppo.clip_high or ppo.clip))
+        below, above = clip_range(ppo, clip_scale)
+        clipped = ratio.clamp(1 - below, 1 + above)
         gain = torch.min(gain, clipped * advantages)
         if ppo.dual_clip:
             gain = torch.where(advantages < 0, torch.max(gain, ppo.dual_clip * advantages), gain)
@@ -193,97 +235,75 @@ def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, p
     with torch.no_grad():
         log_ratio = torch.where(batch.mask, logprobs - batch.logprobs, 0.0)
         ratio = log_ratio.exp()
-        outside = (ratio < 1 - clip_scale * ppo.clip) | (ratio > 1 + clip_scale * (ppo.clip_high or ppo.clip))
+        below, above = clip_range(ppo, clip_scale)
+        outside = (ratio < 1 - below) | (ratio > 1 + above)
         sums = {
             "policy": policy.detach(),
             "value": value.detach(),
             "entropy": entropy.detach(),
             "kl": ((ratio - 1 - log_ratio) * batch.weights).sum(),
             "clip_fraction": (outside * batch.weights).sum(),
-            "ratio_max": ratio.max(),
-            "ratio_error_max": (ratio - 1).abs().max(),
         }
-    return Loss(policy, value, entropy, sums)
+        maxima = {"ratio": ratio.max(), "ratio_error": (ratio - 1).abs().max()}
+    return Loss(policy, value, entropy, Totals(sums, maxima))
 
 
-def update(
-    adapter: Adapter,
-    optimizers: list[Adam],
-    batch: Batch,
-    ppo: PPO,
-    optim: Optim,
-    progress: Progress,
-    generator: torch.Generator,
-) -> dict[str, float]:
+def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, float]:
     """Epochs of minibatch steps on one batch, until done or stopped by KL. Metrics are means over the last epoch."""
-    warming_up = progress.iteration < ppo.critic_warmup
+    ppo, critic_only = learner.ppo, learner.trains_critic_only
     norms: list[Tensor] = []
-    totals: dict[str, Tensor] = {}
     extras: list[Mapping[str, float]] = []
-    first_ratio_error, stopped, epoch = 0.0, False, 0
+    epoch_totals, first_ratio_error, stopped, epoch = Totals({}, {}), 0.0, False, 0
     while epoch < ppo.epochs and not stopped:
-        epoch, totals = epoch + 1, {}
-        for minibatch in minibatches(batch, ppo.minibatches, ppo.normalize_advantages == "minibatch", generator):
-            sums = backward(adapter.policy, optimizers, minibatch, ppo, optim, progress, warming_up)
-            accumulate(totals, sums)
+        epoch, epoch_totals = epoch + 1, Totals({}, {})
+        per_minibatch = ppo.normalize_advantages == "minibatch"
+        for minibatch in minibatches(batch, ppo.minibatches, per_minibatch, learner.generator):
+            totals = backward(learner, minibatch, critic_only)
+            epoch_totals.add(totals)
             if not norms:
-                first_ratio_error = float(sums["ratio_error_max"])
-            if ppo.target_kl and sums["kl"] > ppo.target_kl * sums["weight"]:
+                first_ratio_error = float(totals.maxima["ratio_error"])
+            if ppo.target_kl and totals.sums["kl"] > ppo.target_kl * totals.sums["weight"]:
                 stopped = True
                 break
-            if not warming_up and (extra := adapter.extra_loss(generator)) is not None:
+            if not critic_only and (extra := extra_loss(learner.generator)) is not None:
                 extra[0].backward()
                 extras.append(extra[1])
-            norms.append(step(optimizers, optim, minibatch, sums))
-    skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
-    largest = {name: float(x) for name, x in totals.items() if name.endswith("_max")}
-    mean = {name: float(x / totals["weight"]) for name, x in totals.items() if name not in largest}
-    extra_metrics = {name: sum(x[name] for x in extras) / len(extras) for name in (extras[0] if extras else ())}
+            norms.append(step(learner.optimizers, learner.optim, minibatch, totals.sums))
+    metrics = loss_metrics(epoch_totals) | step_metrics(norms) | mean_metrics(extras)
     if ppo.objective == "penalty":
-        if ppo.penalty_target and not warming_up:
-            missed = mean["kl"] / ppo.penalty_target  # arXiv:1707.06347, section 4
-            progress.penalty_coef *= 2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0
-        extra_metrics["policy/penalty_coef"] = progress.penalty_coef
+        if ppo.penalty_target and not critic_only:
+            learner.progress.penalty_coef = adapted_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)
+        metrics["policy/penalty_coef"] = learner.progress.penalty_coef
     expected = ppo.epochs * min(ppo.minibatches, len(batch))
-    return extra_metrics | {
-        "loss/policy": mean["policy"],
-        "loss/value": mean["value"],
-        "loss/entropy": -mean["entropy"],
-        "policy/entropy": mean["entropy"],
-        "policy/kl": mean["kl"],
-        "policy/clip_fraction": mean["clip_fraction"],
-        "policy/ratio_max": largest["ratio_max"],
-        "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
-        "optim/steps": len(norms) - skipped,
-        "optim/skipped": skipped,
+    return metrics | {
         "optim/epochs": epoch,
         "invariant/first_ratio_error": first_ratio_error,
         "invariant/optimizer_steps_error": 0.0 if stopped else float(expected - len(norms)),
     }
 
 
-def backward(
-    policy: ActorCritic,
-    optimizers: list[Adam],
-    minibatch: Batch,
-    ppo: PPO,
-    optim: Optim,
-    progress: Progress,
-    critic_only: bool,
-) -> dict[str, Tensor]:
-    """Fresh gradients of one minibatch, accumulated over its micro-batches; the summed terms of its loss.
+def adapted_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
+    """The penalty's coefficient after an update that moved the policy by `kl` (arXiv:1707.06347, section 4)."""
+    missed = kl / ppo.penalty_target
+    return penalty_coef * (2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0)
+
+
+def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
+    """Fresh gradients of one minibatch, accumulated over its micro-batches; the totals of its loss.
 
     With `critic_only` those of the value loss for the critic's own parameters: a shared trunk stays as it is.
     """
-    for optimizer in optimizers:
+    policy, ppo = learner.policy, learner.ppo
+    for optimizer in learner.optimizers:
         optimizer.zero_grad()
-    clip_scale = progress.remaining if ppo.anneal_clip else 1.0
     critic = list(policy.critic_parameters()) if critic_only else None
-    totals = {"weight": minibatch.weights.sum()}
+    value_coef = ppo.value_coef if learner.optim.joint else 1.0
+    weight = minibatch.weights.sum()
+    totals = Totals({"weight": weight}, {})
     for micro in microbatches(minibatch, ppo.microbatch_columns):
         new = policy.evaluate(micro.obs, micro.actions)
-        loss = ppo_loss(new, micro, ppo, clip_scale, progress.penalty_coef)
-        total = loss.value if critic_only else loss.total(ppo.value_coef if optim.joint else 1.0, ppo.entropy_coef)
-        (total / totals["weight"]).backward(inputs=critic)
-        accumulate(totals, loss.sums)
+        loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
+        total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
+        (total / weight).backward(inputs=critic)
+        totals.add(loss.totals)
     return totals

@@ -64,11 +64,13 @@ class Rollout:
     mask: Tensor  # bool: the policy chose this action (False: padding, prompt, tool output, reset)
     row_len: int  # columns the policy must see together: 1 if it is Markov, T if it reads whole sequences
     metrics: Mapping[str, float] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # more to inspect at every step; the engine ignores them
 
     def __post_init__(self) -> None:
         shape = self.mask.shape
         obs = {"obs": self.obs} if isinstance(self.obs, Tensor) else {f"obs[{k!r}]": x for k, x in self.obs.items()}
         flat = {f.name: getattr(self, f.name) for f in fields(self)[2:8]}  # logprobs to mask: [N, T] and no more
+        flat |= {f"extras[{name!r}]": x for name, x in self.extras.items()}
         for name, x in (obs | {"actions": self.actions} | flat).items():
             if x.shape[:2] != shape or (name in flat and x.ndim != 2):
                 rest = "" if name in flat else ", ..."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppo_unified.config.schema import PPO
 from ppo_unified.engine.batch import Batch, microbatches
-from ppo_unified.engine.ppo import Iteration, Progress, make_batch
+from ppo_unified.engine.ppo import Iteration, Learner, clip_range, make_batch
 from ppo_unified.engine.rollout import ActorCritic, Rollout
 from ppo_unified.runs import samples
 
@@ -27,12 +27,11 @@ class Hindsight(NamedTuple):
     histograms: dict[str, np.ndarray]  # raw values at all valid steps
 
 
-def clip_range(ppo: PPO, progress: Progress, learned: int) -> tuple[float, float]:
-    """How far below and above 1 the ratio could go in the iteration that `progress` has just counted with its
-    `learned` steps."""
+def clip_range_of(learner: Learner, learned: int) -> tuple[float, float]:
+    """How far the ratio could fall below and rise above 1 in the iteration just completed, of `learned` steps."""
+    progress = learner.progress
     before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
-    scale = before.remaining if ppo.anneal_clip else 1.0
-    return scale * ppo.clip, scale * (ppo.clip_high or ppo.clip)
+    return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
 @torch.no_grad()

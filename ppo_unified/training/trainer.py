@@ -19,8 +19,8 @@ import torch
 from ppo_unified.config.registry import adapter as adapter_spec
 from ppo_unified.config.registry import load
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.engine.optimizers import NonFiniteError, make_optimizers
-from ppo_unified.engine.ppo import Iteration, Progress, train
+from ppo_unified.engine.optimizers import NonFiniteError
+from ppo_unified.engine.ppo import Iteration, make_learner, train
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import Refused, UsageError
 from ppo_unified.runs import launch, samples
@@ -32,7 +32,7 @@ from ppo_unified.training import checkpoint, nonfinite, resume
 from ppo_unified.training.health import Health
 from ppo_unified.training.interruptible import Guarded
 from ppo_unified.training.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory
-from ppo_unified.training.step_table import clip_range, look_back, to_arrays
+from ppo_unified.training.step_table import clip_range_of, look_back, to_arrays
 
 HEARTBEAT_S = 1.0
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
@@ -156,9 +156,9 @@ class Trainer:
         self.device = resolve_device(config)
         self.spec = adapter_spec(config.kind)
         self.adapter: Adapter = load(self.spec.build)(config, self.device)
-        self.optimizers = make_optimizers(self.adapter.policy, config.optim)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.progress = Progress(config.total_steps, config.total_iterations, penalty_coef=config.ppo.penalty_coef)
+        self.learner = make_learner(
+            self.adapter.policy, config.ppo, config.optim, config.total_steps, config.total_iterations, config.seed
+        )
         self.evaluated = -1  # the step of the last evaluation
         self.owed = False  # an evaluation at this step was given up; whoever resumes makes up for it
         self.kept = (-1, -1)  # step and last evaluation of the newest checkpoint: what one of them holds
@@ -166,14 +166,14 @@ class Trainer:
         self.health = Health(has_critic=any(True for _ in self.adapter.policy.critic_parameters()))
         self.resumed = self._restore()
         status.health = self.health.firing()
-        self.events = EventWriter(run.path, self.progress.steps + 1 if self.resumed else 0)
-        samples.cut(run, self.progress.iteration, self.evaluated if self.resumed else -1)
+        self.events = EventWriter(run.path, self.learner.progress.steps + 1 if self.resumed else 0)
+        samples.cut(run, self.learner.progress.iteration, self.evaluated if self.resumed else -1)
         if not self.resumed:
             self.events.hyperparameters(config.flat())
         self.keeping = Keeping(run)
         self.process = psutil.Process()
         self.began, self.elapsed_before = time.monotonic(), status.elapsed_s
-        self.steps_before = self.progress.steps
+        self.steps_before = self.learner.progress.steps
         self.checkpointed = self.beaten = self.measured = time.monotonic()
         status.device = str(self.device)
 
@@ -195,14 +195,14 @@ class Trainer:
             tell(f"resumed at step {found.meta.step}, not exactly: {restarted}")
         for entry in self.status.resumes[-1:]:
             entry["restored"] = restarted or "exact"
-        resume.restore_optimizers(self.optimizers, found.trainer["optimizers"])
-        self.generator.set_state(found.trainer["generator"])
-        self.progress = resume.progress_of(found, self.config)
+        resume.restore_optimizers(self.learner.optimizers, found.trainer["optimizers"])
+        self.learner.generator.set_state(found.trainer["generator"])
+        self.learner.progress = resume.progress_of(found, self.config)
         self.evaluated = resume.restore_status(self.status, found, self.run, self.config)
         if "health" in found.trainer:  # checkpoints of before there were checks have none
             self.health.load_state_dict(found.trainer["health"])
         self.owed = found.trainer.get("evaluation_owed", False)
-        self.kept = self.progress.steps, self.evaluated
+        self.kept = self.learner.progress.steps, self.evaluated
 
     def loop(self, stop: launch.StopRequest) -> None:
         """Train until the end, the threshold, or a request to stop; leaves the final state in run.json."""
@@ -234,7 +234,7 @@ class Trainer:
 
         Raises Interrupted for one that came in a rollout or an evaluation.
         """
-        if self.owed or (self.config.eval.at_start and self.progress.steps == 0):
+        if self.owed or (self.config.eval.at_start and self.learner.progress.steps == 0):
             self._evaluate_apart(stop)
         if not self._is_over(stop):
             self._iterate(stop)
@@ -243,13 +243,13 @@ class Trainer:
         if self._has_solved():
             return "solved"
         self._evaluate_apart(stop)
-        reached = self.config.total_steps and self.progress.steps >= self.config.total_steps
+        reached = self.config.total_steps and self.learner.progress.steps >= self.config.total_steps
         return "total_steps reached" if reached else "total_iterations reached"
 
     def _iterate(self, stop: launch.StopRequest) -> None:
-        config, progress, guarded = self.config, self.progress, self.guarded
+        config, progress, guarded = self.config, self.learner.progress, self.guarded
         try:
-            for iteration in train(guarded, self.optimizers, config.ppo, config.optim, progress, self.generator):
+            for iteration in train(guarded, self.learner):
                 self._after(iteration, stop)
                 if self._is_over(stop):
                     break
@@ -269,7 +269,7 @@ class Trainer:
 
     def _has_ended(self) -> bool:
         """Whether the run has come to its own end, asked to stop or not."""
-        return self._has_solved() or self.progress.remaining <= 0
+        return self._has_solved() or self.learner.progress.remaining <= 0
 
     def _has_solved(self) -> bool:
         return self.config.stop_when_solved and self.status.solved_step is not None
@@ -292,7 +292,7 @@ class Trainer:
             error = metrics["invariant/first_ratio_error"]
             raise RuntimeError(
                 f"the ratio to the old policy is off by {error:.3g} before any update, in iteration "
-                f"{self.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree"
+                f"{self.learner.progress.iteration}: the adapter's collect() and its policy's evaluate() disagree"
             )
         now = time.monotonic()
         if self._is_best() or now - self.checkpointed >= self.config.checkpoint.every_s:
@@ -303,25 +303,25 @@ class Trainer:
         self.report(self.status, metrics)
 
     def _log(self, metrics: dict[str, float], iteration: Iteration) -> None:
-        number, every, histograms = self.progress.iteration, self.config.log.samples_every, None
+        number, every, histograms = self.learner.progress.iteration, self.config.log.samples_every, None
         if every and (number == 1 or number % every == 0 or self._has_ended()):
             histograms = self._keep_sample(metrics, iteration)
         if number % self.config.log.every == 0 or "eval/score" in metrics or self.owed or histograms:
             with self.keeping.of("the event file"):
-                self.events.scalars(self.progress.steps, metrics, histograms)
+                self.events.scalars(self.learner.progress.steps, metrics, histograms)
 
     def _judge(self, metrics: dict[str, float]) -> None:
         """Put the iteration before the health checks; what changes goes into TensorBoard and run.json."""
-        for line in self.health.update(self.progress.steps, metrics):
+        for line in self.health.update(self.learner.progress.steps, metrics):
             with self.keeping.of("the event file"):
-                self.events.text(self.progress.steps, HEALTH, line)
+                self.events.text(self.learner.progress.steps, HEALTH, line)
         self.status.health = self.health.firing()
         metrics["health/warnings"] = float(len(self.status.health))
 
     def _keep_sample(self, metrics: dict[str, float], iteration: Iteration) -> dict[str, np.ndarray]:
         """Store every quantity of the iteration's steps, add what its updates did to `metrics`; the histograms."""
-        ppo, progress, learned = self.config.ppo, self.progress, int(iteration.batch.mask.sum())
-        low, high = clip_range(ppo, progress, learned)
+        ppo, progress, learned = self.config.ppo, self.learner.progress, int(iteration.batch.mask.sum())
+        low, high = clip_range_of(self.learner, learned)
         seen = look_back(self.adapter.policy, iteration, ppo, low, high)
         metrics.update(seen.metrics)
         hook = self.spec.explain
@@ -346,17 +346,17 @@ class Trainer:
     def _evaluation_due(self, learned: int) -> bool:
         """Whether the `learned` steps of an iteration passed a multiple of eval.every_steps, resumed or not, or were
         the last."""
-        every, steps = self.config.eval.every_steps, self.progress.steps
+        every, steps = self.config.eval.every_steps, self.learner.progress.steps
         passed = bool(every) and steps // every > (steps - learned) // every
-        return passed or self.progress.remaining <= 0
+        return passed or self.learner.progress.remaining <= 0
 
     def _evaluate_apart(self, stop: launch.StopRequest) -> None:
         """Evaluate where no iteration follows or went before; nothing if that was done at this step already."""
-        if self.evaluated == self.progress.steps:
+        if self.evaluated == self.learner.progress.steps:
             return
         metrics = self._evaluate(stop)
         with self.keeping.of("the event file"):
-            self.events.scalars(self.progress.steps, metrics)
+            self.events.scalars(self.learner.progress.steps, metrics)
         self._checkpoint()
         self._write_status()
 
@@ -370,18 +370,20 @@ class Trainer:
         with stop.interruptible():
             score, solved = self._scored()
             report = self._reported()
-        self.owed, self.evaluated = False, self.progress.steps
+        self.owed, self.evaluated = False, self.learner.progress.steps
         status = self.status
         status.score = score
         if solved or (math.isfinite(score) and (status.best_score is None or score > status.best_score)):
-            status.best_score, status.best_step = score, self.progress.steps
+            status.best_score, status.best_step = score, self.learner.progress.steps
         if solved:
-            status.solved_step = self.progress.steps
+            status.solved_step = self.learner.progress.steps
         if report.responses:
             with self.keeping.of("samples/responses.jsonl"):
-                samples.append_responses(self.run, self.progress.steps, self.progress.iteration, report.responses)
+                samples.append_responses(
+                    self.run, self.learner.progress.steps, self.learner.progress.iteration, report.responses
+                )
             with self.keeping.of("the event file"):
-                self.events.text(self.progress.steps, RESPONSES, as_table(report.responses))
+                self.events.text(self.learner.progress.steps, RESPONSES, as_table(report.responses))
         return dict(report.metrics) | dict.fromkeys(("eval/score", self.spec.score_tag), score)
 
     def _scored(self) -> tuple[float, bool]:
@@ -400,13 +402,16 @@ class Trainer:
         if wrong.size:
             first = f"the score of {wrong.size} of {len(scores)} episodes is not finite, first of episode {wrong[0]}"
             what = "it counts neither as best nor as solved; training goes on"
-            tell(f"{self.run.path}: evaluation at step {self.progress.steps}: {first} ({scores[wrong[0]]}); {what}")
+            tell(
+                f"{self.run.path}: evaluation at step {self.learner.progress.steps}: {first} "
+                f"({scores[wrong[0]]}); {what}"
+            )
         with np.errstate(invalid="ignore"):  # of inf and -inf
             return float(np.mean(scores))
 
     def _is_best(self) -> bool:
         """Whether this very step was evaluated, as the best so far."""
-        return self.evaluated == self.status.best_step == self.progress.steps
+        return self.evaluated == self.status.best_step == self.learner.progress.steps
 
     def _reported(self) -> samples.Report:
         """What the adapter adds to an evaluation: metrics and texts."""
@@ -420,21 +425,21 @@ class Trainer:
         message: the next interval tries again."""
         self.keeping.check_folder()
         self.checkpointed = time.monotonic()
-        holds, self.unsaved = (self.progress.steps, self.evaluated), ""
+        holds, self.unsaved = (self.learner.progress.steps, self.evaluated), ""
         if holds == self.kept:
             return
         trainer = {
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "progress": asdict(self.progress),
-            "generator": self.generator.get_state(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.learner.optimizers],
+            "progress": asdict(self.learner.progress),
+            "generator": self.learner.generator.get_state(),
             "adapter": self.guarded.state,
             "elapsed_s": self.status.elapsed_s,
             "evaluation_owed": self.owed,
             "evaluation": resume.evaluation_of(self.status, self.evaluated, self.config),
             "health": self.health.state_dict(),
         }
-        score = self.status.score if self.evaluated == self.progress.steps else None
-        progress, versions = self.progress, self.status.versions
+        score = self.status.score if self.evaluated == self.learner.progress.steps else None
+        progress, versions = self.learner.progress, self.status.versions
         meta = checkpoint.Meta(progress.steps, progress.iteration, time.time(), score, self._is_best(), versions)
         try:
             self.events.sync()
@@ -455,12 +460,12 @@ class Trainer:
 
     def _update_status(self) -> None:
         status = self.status
-        status.step, status.iteration = self.progress.steps, self.progress.iteration
+        status.step, status.iteration = self.learner.progress.steps, self.learner.progress.iteration
         status.heartbeat = time.time()
         status.elapsed_s = self.elapsed_before + time.monotonic() - self.began
 
     def _speed(self) -> float:
-        return (self.progress.steps - self.steps_before) / max(1e-9, time.monotonic() - self.began)
+        return (self.learner.progress.steps - self.steps_before) / max(1e-9, time.monotonic() - self.began)
 
     def _system_metrics(self) -> dict[str, float]:
         """At most once a second: asking the system costs more than a small iteration."""

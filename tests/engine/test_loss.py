@@ -179,22 +179,22 @@ def test_terms_are_weighted_sums_and_the_total_rewards_entropy() -> None:
 
 def test_diagnostics_of_a_moved_policy() -> None:
     batch, new, ppo = example(clip=0.2, clip_high=0.4)
-    sums = ppo_loss(new, batch, ppo).sums
+    sums, maxima = ppo_loss(new, batch, ppo).totals
     log_ratio = (new.logprobs.detach() - batch.logprobs)[batch.mask].numpy()
     ratio = np.exp(log_ratio)
     assert float(sums["kl"]) == pytest.approx(float((ratio - 1 - log_ratio).sum()))
     assert float(sums["clip_fraction"]) == ((ratio < 0.8) | (ratio > 1.4)).sum()
-    assert float(sums["ratio_max"]) == pytest.approx(ratio.max())
-    assert float(sums["ratio_error_max"]) == pytest.approx(np.abs(ratio - 1).max())
-    assert not any(x.requires_grad for x in sums.values())
+    assert float(maxima["ratio"]) == pytest.approx(ratio.max())
+    assert float(maxima["ratio_error"]) == pytest.approx(np.abs(ratio - 1).max())
+    assert not any(x.requires_grad for x in (sums | maxima).values())
 
 
 def test_nothing_moved_means_ratio_one() -> None:
     batch, _, ppo = example()
     same = Evaluation(batch.logprobs.clone().requires_grad_(), batch.logprobs.abs(), batch.values)
     loss = ppo_loss(same, batch, ppo)
-    assert float(loss.sums["kl"]) == 0.0
-    assert float(loss.sums["ratio_max"]) == 1.0
+    assert float(loss.totals.sums["kl"]) == 0.0
+    assert float(loss.totals.maxima["ratio"]) == 1.0
     (slopes,) = torch.autograd.grad(loss.policy, same.logprobs)
     assert torch.allclose(slopes, -batch.advantages * batch.weights)  # the policy gradient itself
 
@@ -220,4 +220,4 @@ def test_masked_entries_poison_neither_loss_nor_gradient(poison: float, options:
         for got, wanted in zip(torch.autograd.grad(total, evaluation), gradients, strict=True):
             assert torch.equal(got[batch.mask], wanted[batch.mask])
             assert (got[holes] == 0).all()
-        assert all(bool(x.isfinite()) for x in loss.sums.values())
+        assert all(bool(x.isfinite()) for x in loss.totals.sums.values())

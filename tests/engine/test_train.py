@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.diagnostics import explained_variance
 from ppo_unified.engine.optimizers import NonFiniteError, make_optimizers, step
-from ppo_unified.engine.ppo import Progress, make_batch, train
+from ppo_unified.engine.ppo import Progress, make_batch, make_learner, train
 from ppo_unified.engine.rollout import Observations, Rollout
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.testing import BanditAdapter, BanditPolicy
@@ -29,14 +29,13 @@ def taken_steps(optimizer: torch.optim.Optimizer) -> int:
 @pytest.mark.parametrize("joint", [True, False])
 def test_optimizer_steps_are_epochs_times_minibatches(epochs: int, count: int, joint: bool) -> None:
     adapter, ppo, optim = BanditAdapter(), PPO(epochs=epochs, minibatches=count), Optim(joint=joint)
-    optimizers = make_optimizers(adapter.policy, optim)
-    progress = Progress(total_iterations=2)
-    for number, iteration in enumerate(train(adapter, optimizers, ppo, optim, progress, torch.Generator()), start=1):
+    learner = make_learner(adapter.policy, ppo, optim, total_iterations=2)
+    for number, iteration in enumerate(train(adapter, learner), start=1):
         assert iteration.metrics["optim/steps"] == epochs * count
         assert iteration.metrics["optim/epochs"] == epochs
         assert iteration.metrics["invariant/optimizer_steps_error"] == 0
-        assert [taken_steps(o) for o in optimizers] == [number * epochs * count] * (1 if joint else 2)
-    assert number == progress.iteration == 2
+        assert [taken_steps(o) for o in learner.optimizers] == [number * epochs * count] * (1 if joint else 2)
+    assert number == learner.progress.iteration == 2
 
 
 def test_what_is_charted_before_there_is_a_point_is_logged_of_every_iteration() -> None:
@@ -45,27 +44,24 @@ def test_what_is_charted_before_there_is_a_point_is_logged_of_every_iteration() 
 
 
 def test_the_run_ends_with_the_first_total_and_counts_valid_steps() -> None:
-    adapter, optim = BanditAdapter(), Optim()
-    progress = Progress(total_steps=300, total_iterations=100)
-    optimizers = make_optimizers(adapter.policy, optim)
-    collected = [
-        int(iteration.rollout.mask.sum())
-        for iteration in train(adapter, optimizers, PPO(), optim, progress, torch.Generator())
-    ]
+    adapter = BanditAdapter()
+    learner = make_learner(adapter.policy, PPO(), Optim(), total_steps=300, total_iterations=100)
+    progress = learner.progress
+    collected = [int(iteration.rollout.mask.sum()) for iteration in train(adapter, learner)]
     assert progress.steps == sum(collected) >= 300 > sum(collected[:-1])
     assert progress.iteration == len(collected) < 100
     assert len(run_engine(BanditAdapter(), 3)) == 3
 
 
 def test_the_caller_stops_by_not_asking_for_more() -> None:
-    adapter, optim = BanditAdapter(), Optim()
-    progress = Progress(total_iterations=100)
-    loop = train(adapter, make_optimizers(adapter.policy, optim), PPO(), optim, progress, torch.Generator())
+    adapter = BanditAdapter()
+    learner = make_learner(adapter.policy, PPO(), Optim(), total_iterations=100)
+    loop = train(adapter, learner)
     next(loop)
     before = weights(adapter.policy)
     del loop
     assert torch.equal(weights(adapter.policy), before)
-    assert progress.iteration == 1
+    assert learner.progress.iteration == 1
 
 
 def test_the_ratio_is_one_before_the_first_update_of_every_iteration() -> None:
@@ -87,12 +83,12 @@ def test_a_policy_that_answers_otherwise_than_it_acted_is_seen() -> None:
 def test_target_kl_stops_the_updates_of_an_iteration() -> None:
     optim, free = Optim(lr=0.1, anneal=False), PPO(epochs=20)
     adapter, ppo = BanditAdapter(), PPO(epochs=20, target_kl=0.01)
-    optimizers = make_optimizers(adapter.policy, optim)
-    loop = train(adapter, optimizers, ppo, optim, Progress(total_iterations=3), torch.Generator())
+    learner = make_learner(adapter.policy, ppo, optim, total_iterations=3)
+    loop = train(adapter, learner)
     metrics = next(loop).metrics
     assert 0 < metrics["optim/steps"] < 80
     assert metrics["optim/epochs"] < 20
-    assert taken_steps(optimizers[0]) == metrics["optim/steps"]
+    assert taken_steps(learner.optimizers[0]) == metrics["optim/steps"]
     assert metrics["invariant/optimizer_steps_error"] == 0
     assert next(loop).metrics["optim/steps"] > 0  # only this iteration's updates stop
     assert run_engine(BanditAdapter(), 1, free, optim)[0]["policy/kl"] > 0.01
@@ -131,9 +127,7 @@ def test_critic_warmup_trains_the_critic_alone(make: Any, joint: bool) -> None:
     def snapshot(critic: bool) -> Tensor:
         return torch.cat([p.detach().flatten() for p in adapter.policy.parameters() if (id(p) in own) == critic])
 
-    loop = train(
-        adapter, make_optimizers(adapter.policy, optim), ppo, optim, Progress(total_iterations=3), torch.Generator()
-    )
+    loop = train(adapter, make_learner(adapter.policy, ppo, optim, total_iterations=3))
     for _ in range(2):
         rest, critic = snapshot(False).clone(), snapshot(True).clone()
         metrics = next(loop).metrics
@@ -205,14 +199,13 @@ def test_adam_is_as_configured() -> None:
 
 
 def test_learning_rates_fall_linearly_to_nothing() -> None:
-    optim = Optim(joint=False, lr=1e-2, critic_lr=4e-2)
-    adapter, progress = BanditAdapter(), Progress(total_steps=1000, total_iterations=20)
-    optimizers = make_optimizers(adapter.policy, optim)
-    steps = 0
-    for number, iteration in enumerate(train(adapter, optimizers, PPO(), optim, progress, torch.Generator())):
+    adapter, optim = BanditAdapter(), Optim(joint=False, lr=1e-2, critic_lr=4e-2)
+    learner = make_learner(adapter.policy, PPO(), optim, total_steps=1000, total_iterations=20)
+    progress, steps = learner.progress, 0
+    for number, iteration in enumerate(train(adapter, learner)):
         left = 1 - max(steps / 1000, number / 20)  # whichever total is nearer ends the run, and the schedule with it
         assert iteration.metrics["optim/lr"] == pytest.approx(1e-2 * left)
-        assert optimizers[1].param_groups[0]["lr"] == pytest.approx(4e-2 * left)
+        assert learner.optimizers[1].param_groups[0]["lr"] == pytest.approx(4e-2 * left)
         steps = progress.steps
     assert progress.remaining == 0
     flat = run_engine(BanditAdapter(), 5, optim=Optim(lr=1e-2, anneal=False))

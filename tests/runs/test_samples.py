@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from ppo_unified import run
-from ppo_unified.config.schema import PPO
+from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import normalized
-from ppo_unified.engine.ppo import Iteration, Progress, gae, make_batch
+from ppo_unified.engine.ppo import Iteration, Progress, gae, make_batch, make_learner
 from ppo_unified.engine.rollout import Rollout, map_obs
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
@@ -27,7 +27,7 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.launch import StopRequest, prepare
 from ppo_unified.runs.samples import Stored
 from ppo_unified.testing import BanditPolicy
-from ppo_unified.training.step_table import clip_range, look_back, to_arrays
+from ppo_unified.training.step_table import clip_range_of, look_back, to_arrays
 from ppo_unified.training.trainer import train_in
 from tests.sequences import EVIL, SequenceAdapter, configured, sequences
 from tests.toys import consistent, random_rollout, seeded
@@ -109,9 +109,11 @@ def test_what_is_not_finite_where_masked_stays_out() -> None:
 
 
 def test_the_clip_range_is_the_one_of_the_iteration_that_has_just_been_counted() -> None:
-    ppo, progress = PPO(clip=0.2, clip_high=0.3, anneal_clip=True), Progress(total_steps=100, steps=60, iteration=3)
-    assert clip_range(ppo, progress, 20) == pytest.approx((0.2 * 0.6, 0.3 * 0.6))
-    assert clip_range(PPO(), progress, 20) == (0.2, 0.2)
+    progress = Progress(total_steps=100, steps=60, iteration=3)
+    annealed = PPO(clip=0.2, clip_high=0.3, anneal_clip=True)
+    for ppo, expected in ((annealed, (0.2 * 0.6, 0.3 * 0.6)), (PPO(), (0.2, 0.2))):
+        learner = replace(make_learner(seeded(BanditPolicy), ppo, Optim()), progress=progress)
+        assert clip_range_of(learner, 20) == pytest.approx(expected)
 
 
 # files

@@ -15,8 +15,7 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.options import LLMConfig
 from envs.llm.policy import CHUNK
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.optimizers import make_optimizers
-from ppo_unified.engine.ppo import Iteration, Progress, backward, make_batch, train
+from ppo_unified.engine.ppo import Iteration, backward, make_batch, make_learner, train
 from ppo_unified.errors import UsageError
 from ppo_unified.testing import check_adapter
 from tests.models import save_model
@@ -158,8 +157,7 @@ def test_the_ratio_is_one_before_any_update_and_every_step_is_taken(folder: Path
 
 def iterations(adapter: LLMAdapter, **ppo: Any) -> Any:
     options, optim = adapter.config.ppo.model_copy(update=ppo), Optim(lr=1e-4)
-    optimizers = make_optimizers(adapter.policy, optim)
-    return train(adapter, optimizers, options, optim, Progress(10**6), torch.Generator().manual_seed(0))
+    return train(adapter, make_learner(adapter.policy, options, optim, total_steps=10**6))
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
@@ -183,8 +181,7 @@ def nudged(adapter: LLMAdapter) -> None:
 
 
 def gradient(adapter: LLMAdapter, rollout: Any, ppo: PPO) -> Tensor:
-    backward(adapter.policy, make_optimizers(adapter.policy, Optim()), make_batch(rollout, ppo), ppo, Optim(),
-             Progress(1), False)  # fmt: skip
+    backward(make_learner(adapter.policy, ppo, Optim()), make_batch(rollout, ppo), critic_only=False)
     gradients = [p.grad for p in adapter.policy.parameters() if p.grad is not None]
     return torch.cat([g.flatten() for g in gradients])
 
