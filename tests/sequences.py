@@ -12,10 +12,9 @@ import torch
 from pydantic import Field
 
 from ppo_unified.config import registry
-from ppo_unified.config.registry import AdapterSpec
 from ppo_unified.config.schema import RunConfig, Section
+from ppo_unified.config.spec import AdapterSpec, Report
 from ppo_unified.engine.rollout import Evaluation, Observations, Rollout
-from ppo_unified.runs.samples import Report
 from ppo_unified.testing import BanditAdapter, BanditPolicy
 
 ROWS, COLUMNS, HALF = 6, 12, 7  # the second episode of a row begins at column 7

@@ -16,8 +16,8 @@ from envs.gym.make import make_env
 from envs.gym.options import Gym, resolve
 from envs.gym.spaces import ActionLayout, join_infos, single_action
 from envs.gym.vector import GymAdapter
+from ppo_unified.config.spec import Frame
 from ppo_unified.errors import UsageError
-from ppo_unified.terminal.frames import Frame
 
 RENDER_MODES = {"picture": "rgb_array", "text": "ansi"}  # what a viewer can show, and Gymnasium's name for it
 FPS = 30.0  # of environments that name none

@@ -14,7 +14,7 @@ from envs.llm.rewards.functions import check_columns, check_reward, find_functio
 from ppo_unified.errors import UsageError
 
 
-def check_inputs(config: LLMConfig) -> None:
+def check(config: LLMConfig) -> None:
     """Raises UsageError for data, tokenizer, model or reward that would not train together."""
     llm = config.llm
     if llm.quantize == "4bit" and (config.device == "cpu" or not torch.cuda.is_available()):

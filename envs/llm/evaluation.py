@@ -12,7 +12,7 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
 from envs.llm.model import POLICY, Network
 from envs.llm.rewards.functions import score
-from ppo_unified.runs.samples import Report
+from ppo_unified.config.spec import Report
 
 SHOWN = 8  # held-out prompts whose responses are logged, the same at every evaluation
 

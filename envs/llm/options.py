@@ -1,4 +1,4 @@
-"""The language-model adapter's options and what can be refused before a run exists. No torch."""
+"""The language-model adapter's options. No torch."""
 
 from __future__ import annotations
 
@@ -227,11 +227,3 @@ def check_given(config: LLMConfig) -> None:
             "llm.reward: nothing scores the responses; name module:function, a scoring model, exact, numeric, "
             "regex:PATTERN or length:CHARACTERS: --llm.reward NAME"
         )
-
-
-def check(config: LLMConfig) -> None:
-    """Read the data, the tokenizer and the model's configuration. Raises UsageError for whatever would not train."""
-    check_given(config)
-    from envs.llm.checks import check_inputs  # imports transformers
-
-    check_inputs(config)

@@ -13,11 +13,11 @@ from envs.llm.evaluation import choose
 from envs.llm.generate import Responses
 from envs.llm.prompts import tokenized
 from envs.llm.rewards.functions import RewardError, needed_columns, score
-from ppo_unified.terminal.chat import Exchange, Reply
+from ppo_unified.config.spec import Exchange, Reply
 
 
 class LLMChat:
-    """See `ppo_unified.terminal.chat.Chat`. Every prompt is a conversation of its own."""
+    """See `ppo_unified.config.spec.Chat`. Every prompt is a conversation of its own."""
 
     def __init__(self, adapter: LLMAdapter, seed: int, greedy: bool) -> None:
         """Sampled responses of policy and reference come from generators of the same seed."""

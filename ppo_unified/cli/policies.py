@@ -23,14 +23,15 @@ from ppo_unified.config import presets
 from ppo_unified.config.registry import adapter as adapter_spec
 from ppo_unified.config.registry import load
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
 from ppo_unified.runs.folder import Run, find
-from ppo_unified.terminal.chat import Chat, Exchange, lay_out
-from ppo_unified.terminal.frames import Frame, Style, draw, write_gif
+from ppo_unified.terminal.chat import Block, lay_out
+from ppo_unified.terminal.frames import Style, draw, write_gif
 from ppo_unified.terminal.screen import Screen, is_drawable, screen, style_for
-from ppo_unified.text import can_color, clean, say, tell
+from ppo_unified.text import can_color, clean, say, short, tell
 from ppo_unified.training import checkpoint, trainer
 
 FPS = 30.0  # faster is shown at this
@@ -155,9 +156,22 @@ def _whole(line: str) -> str:
 
 def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
     columns = get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line in [*lay_out(exchange, columns, can_color(sys.stdout), with_prompt), ""]:
+    policy, reference = exchange.policy, exchange.reference
+    blocks = [
+        Block("policy", policy.text, f"{facts(policy)}, KL {short(exchange.kl)}"),
+        Block("reference", reference.text, facts(reference)),
+    ]
+    prompt = exchange.prompt if with_prompt else None
+    for line in [*lay_out(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
         say(line)
     sys.stdout.flush()
+
+
+def facts(reply: Reply) -> str:
+    """A reply in numbers: 'score 0.5, 3 tokens, ended'."""
+    score = [] if reply.score is None else [f"score {short(reply.score)}"]
+    count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
+    return ", ".join([*score, count, "ended" if reply.ended else "cut off"])
 
 
 def export(options: Namespace) -> int:
@@ -273,7 +287,7 @@ def _video(loaded: Loaded, options: Namespace) -> Path:
     frames = _play(loaded, options, 1, ("picture",))
     try:
         path.parent.mkdir(exist_ok=True)
-        write_gif(aside, frames)
+        write_gif(aside, ((frame.picture, frame.seconds) for frame in frames))
         aside.replace(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None

@@ -104,5 +104,6 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
 def check(config: RunConfig) -> None:
     """What the adapter can refuse before a run folder exists. Raises UsageError."""
     spec = adapter(config.kind)
-    if spec.check:
-        load(spec.check)(config)
+    for reference in (spec.missing, spec.check):
+        if reference:
+            load(reference)(config)

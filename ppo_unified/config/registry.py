@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -12,36 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.spec import AdapterSpec
 from ppo_unified.errors import UsageError, nearest
 
 ENTRY_POINT_GROUP = "ppo_unified.adapters"
-
-
-@dataclass(frozen=True)
-class AdapterSpec:
-    """Where an adapter's parts are, each as 'module:attribute'; only `config` and `build` are required.
-
-    A third party publishes one of these under an entry point in the group `ppo_unified.adapters`; the entry point's
-    name is the adapter's `kind`.
-    """
-
-    config: str  # a RunConfig subclass; its module must not import torch
-    build: str  # (config, device: torch.device) -> Adapter
-    check: str = ""  # (config) -> None; raises UsageError for what can be known before a run folder exists
-    missing: str = ""  # (config) -> None; what of `check` needs no import: a form asks it at every key press
-    target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
-    presets: str = ""  # a package holding *.toml files
-    recipes: str = ""  # a package holding *.toml files: options of a known system, laid over a target's
-    export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
-    export_merged: str = ""  # the same with what was trained beside the weights added to them (export --merged)
-    score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
-    prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
-    report: str = ""  # (adapter, episodes, seed) -> samples.Report: further metrics and texts at each evaluation
-    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows too;
-    # neither `report` nor `explain` may change what training does next
-    play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of frames.Frame
-    chat: str = ""  # (adapter, seed, greedy) -> replies.Chat: what `play` does where there is nothing to watch
-    episodes: str = "episodes"  # what people call them here
 
 
 BUILT_IN = {
@@ -59,8 +32,8 @@ BUILT_IN = {
     "llm": AdapterSpec(
         config="envs.llm.options:LLMConfig",
         build="envs.llm.adapter:build",
-        check="envs.llm.options:check",
         missing="envs.llm.options:check_given",
+        check="envs.llm.checks:check",
         target="envs.llm.options:from_target",
         presets="envs.presets",
         recipes="envs.recipes",

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,14 +56,6 @@ QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score", "what the reward function gave, at the last step", True),
     "continues": Quantity("goes on", "the episode goes on after the step"),
 }
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an adapter adds to an evaluation: metrics, and texts with whatever belongs to them (as JSON has it)."""
-
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    responses: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Sample(NamedTuple):

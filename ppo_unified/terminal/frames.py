@@ -1,4 +1,4 @@
-"""What an adapter shows while its policy acts, and how that becomes terminal text or a GIF. No torch.
+"""Pictures of an environment as terminal text or as a GIF. No torch.
 
 On a terminal a picture is half blocks in colour, or plain characters where colour or Unicode is missing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -29,19 +28,6 @@ GIF_SHORTEST_S = 0.02  # browsers show anything shorter at a tenth of a second
 GIF_PAUSE_MS = 1000  # on the last picture, before it starts again
 GIF_SIDE = 480  # pixels
 GIF_COLOURS = 64
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What there is to see after `step` steps of an episode; step 0 is its beginning."""
-
-    picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" where no drawing was asked for
-    seconds: float  # how long the environment means it to be seen
-    episode: int  # counted from 1
-    step: int
-    total: float  # return so far
-    action: str  # what was done last; "" at the beginning
-    ended: bool
 
 
 def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> list[str]:
@@ -110,29 +96,29 @@ def _characters(pixels: np.ndarray) -> list[str]:
     return ["".join(RAMP[i] for i in row).rstrip() for row in indices.tolist()]
 
 
-def write_gif(path: Path, frames: Iterable[Frame]) -> int:
-    """Write an episode's pictures as an animated GIF that plays at the environment's speed; how many it holds.
+def write_gif(path: Path, pictures: Iterable[tuple[np.ndarray | str, float]]) -> int:
+    """Write pictures, each with the seconds it is meant to be seen, as an animated GIF; how many it holds.
 
     Long episodes are thinned evenly: at most GIF_FRAMES pictures, the first and the last among them.
     """
     kept: list[Image.Image] = []
     stride = 1
-    for number, frame in enumerate(frames):
+    for number, (picture, seconds) in enumerate(pictures):
         if number == 0:
-            stride = max(1, math.ceil(GIF_SHORTEST_S / frame.seconds))
+            stride = max(1, math.ceil(GIF_SHORTEST_S / seconds))
         if number % stride == 0:
-            kept.append(_gif_image(frame))
+            kept.append(_gif_image(picture))
         if len(kept) == GIF_FRAMES:
             kept, stride = kept[::2], 2 * stride
     if number % stride:
-        kept.append(_gif_image(frame))
-    durations = [round(1000 * frame.seconds * stride)] * (len(kept) - 1) + [GIF_PAUSE_MS]
+        kept.append(_gif_image(picture))
+    durations = [round(1000 * seconds * stride)] * (len(kept) - 1) + [GIF_PAUSE_MS]
     kept[0].save(path, format="GIF", save_all=True, append_images=kept[1:], duration=durations, loop=0)
     return len(kept)
 
 
-def _gif_image(frame: Frame) -> Image.Image:
+def _gif_image(picture: np.ndarray | str) -> Image.Image:
     """A picture with a palette of its own, at most GIF_SIDE pixels wide and high."""
-    image = Image.fromarray(np.asarray(frame.picture))
+    image = Image.fromarray(np.asarray(picture))
     image.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.BOX)
     return image.quantize(GIF_COLOURS, dither=Image.Dither.NONE)

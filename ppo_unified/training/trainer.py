@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 
+from ppo_unified.config import spec
 from ppo_unified.config.registry import adapter as adapter_spec
 from ppo_unified.config.registry import load
 from ppo_unified.config.schema import RunConfig
@@ -413,11 +414,11 @@ class Trainer:
         """Whether this very step was evaluated, as the best so far."""
         return self.evaluated == self.status.best_step == self.learner.progress.steps
 
-    def _reported(self) -> samples.Report:
+    def _reported(self) -> spec.Report:
         """What the adapter adds to an evaluation: metrics and texts."""
         if not self.spec.report:
-            return samples.Report()
-        report: samples.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
+            return spec.Report()
+        report: spec.Report = load(self.spec.report)(self.adapter, self.config.eval.episodes, self.config.seed + 1)
         return report
 
     def _checkpoint(self) -> None:

@@ -35,6 +35,8 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset
 from ppo_unified import run as train
 from ppo_unified.cli import main
+from ppo_unified.cli.policies import facts
+from ppo_unified.config.spec import Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.terminal.screen import ENTER, LEAVE
@@ -530,3 +532,8 @@ def test_a_policy_json_of_others_is_not_overwritten(
         (tmp_path / "policy.json").write_text(text, encoding="utf-8")
         assert command(runs, capsys, "export", "pole", "--to", str(tmp_path))[0] == 2
         assert (tmp_path / "policy.json").read_text(encoding="utf-8") == text
+
+
+def test_facts_of_a_reply() -> None:
+    assert facts(Reply("text", 40, True, 0.123456)) == "score 0.1235, 40 tokens, ended"
+    assert facts(Reply("text", 1, False, None)) == "1 token, cut off"

@@ -235,7 +235,7 @@ def test_remarks_are_the_comments_beside_settings() -> None:
 PARTS = {
     "cook_options.py": """
         from typing import Literal
-        from ppo_unified.config.registry import AdapterSpec
+        from ppo_unified.config.spec import AdapterSpec
         from ppo_unified.config.schema import RunConfig, Section
 
         class Arms(Section):

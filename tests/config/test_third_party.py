@@ -25,7 +25,7 @@ WORLD = """
 OPTIONS = """
     from typing import Literal
     from pydantic import Field
-    from ppo_unified.config.registry import AdapterSpec
+    from ppo_unified.config.spec import AdapterSpec
     from ppo_unified.config.schema import RunConfig, Section
     from ppo_unified.errors import UsageError
 

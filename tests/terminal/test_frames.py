@@ -21,7 +21,6 @@ from ppo_unified.terminal.frames import (
     GREYS,
     RAMP,
     UPPER_HALF,
-    Frame,
     Style,
     draw,
     resized,
@@ -124,11 +123,10 @@ def test_text_is_cut_and_cleaned() -> None:
     assert draw(text, 8, 2, "truecolor") == ["  SFF G ", "|  |"]
 
 
-def episode(length: int, seconds: float = 0.02) -> Iterator[Frame]:
+def episode(length: int, seconds: float = 0.02) -> Iterator[tuple[np.ndarray, float]]:
     """Every picture's grey says its step, up to 250 of them."""
     for step in range(length + 1):
-        picture = np.full((8, 8, 3), step * 250 // max(1, length), np.uint8)
-        yield Frame(picture, seconds, 1, step, float(step), "", step == length)
+        yield np.full((8, 8, 3), step * 250 // max(1, length), np.uint8), seconds
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 498, 499, 500, 501, 999, 1000, 1003, 5000])

@@ -38,8 +38,6 @@ from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.terminal.chat import SIDE_BY_SIDE, Exchange, Reply, facts, lay_out, wrapped
-from ppo_unified.text import columns_of
 from ppo_unified.training import trainer
 from tests.models import VOCABULARY, save_model
 
@@ -572,51 +570,6 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
         except OSError:  # Linux's way of saying that the other end is closed
             break
     return already
-
-
-# how replies are laid out
-
-
-LONG = Exchange(
-    "What is it?",
-    Reply("A sentence of many words, 语言模型的强化学习, " * 4 + "\n  indented\x1b[31m line", 40, True, 0.123456),
-    Reply("x" * 300, 1, False, None),
-    12.3456,
-    "no score: it needs `answer`",
-)
-
-
-@pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
-def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) -> None:
-    lines = lay_out(LONG, columns)
-    assert max(map(columns_of, lines)) <= columns
-    assert "\x1b" not in "".join(lines)
-    together = any("policy" in line and "reference" in line for line in lines)
-    assert together == (columns >= SIDE_BY_SIDE)
-    text = "".join("".join(lines).split())
-    assert text.count("x") == 300
-    assert text.count("学") == 4
-    assert len(lay_out(LONG, columns, with_prompt=False)) < len(lines)
-
-
-def test_colours_change_no_text() -> None:
-    for columns in (0, 40, 100):
-        painted = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in lay_out(LONG, columns, color=True)]
-        assert painted == lay_out(LONG, columns)
-
-
-def test_wrapping_cuts_at_spaces_and_keeps_indentation() -> None:
-    assert wrapped("one two three", 8) == ["one two", "three"]
-    assert wrapped("  deep\nend", 8) == ["  deep", "end"]
-    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
-    assert wrapped("语言模型", 3) == ["语", "言", "模", "型"]
-    assert wrapped("\x1b]0;title\x07safe\x07", 0) == ["safe"]
-    assert wrapped("", 5) == [""]
-
-
-def test_facts_of_a_reply() -> None:
-    assert facts(LONG.policy) == "score 0.1235, 40 tokens, ended"
-    assert facts(LONG.reference) == "1 token, cut off"
 
 
 # eval

@@ -1,0 +1,50 @@
+"""Replies as lines of text: they fit the terminal, lose no word and change nothing but colours."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ppo_unified.terminal.chat import SIDE_BY_SIDE, Block, lay_out, wrapped
+from ppo_unified.text import columns_of
+
+PROMPT, REMARK = "What is it?", "no score: it needs `answer`"
+TEXT = "A sentence of many words, 语言模型的强化学习, " * 4 + "\n  indented\x1b[31m line"
+BLOCKS = [
+    Block("policy", TEXT, "40 tokens, ended"),
+    Block("reference", "x" * 300, "1 token, cut off"),
+]
+
+
+def lines_of(columns: int, color: bool = False) -> list[str]:
+    return lay_out(BLOCKS, columns, color, PROMPT, REMARK)
+
+
+@pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) -> None:
+    lines = lines_of(columns)
+    assert max(map(columns_of, lines)) <= columns
+    assert "\x1b" not in "".join(lines)
+    together = any("policy" in line and "reference" in line for line in lines)
+    assert together == (columns >= SIDE_BY_SIDE)
+    text = "".join("".join(lines).split())
+    assert all(word in text for word in ("What", "ended", "cut", "answer"))
+    assert text.count("x") == 300
+    assert text.count("学") == 4
+    assert len(lay_out(BLOCKS, columns, remark=REMARK)) < len(lines)
+
+
+def test_colours_change_no_text() -> None:
+    for columns in (0, 40, 100):
+        painted = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in lines_of(columns, color=True)]
+        assert painted == lines_of(columns)
+
+
+def test_wrapping_cuts_at_spaces_and_keeps_indentation() -> None:
+    assert wrapped("one two three", 8) == ["one two", "three"]
+    assert wrapped("  deep\nend", 8) == ["  deep", "end"]
+    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert wrapped("语言模型", 3) == ["语", "言", "模", "型"]
+    assert wrapped("\x1b]0;title\x07safe\x07", 0) == ["safe"]
+    assert wrapped("", 5) == [""]
