@@ -26,6 +26,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
+from ppo_unified.runs.atomic import replace_file
 from ppo_unified.runs.folder import Run, find
 from ppo_unified.terminal.chat import Chat, Exchange, lay_out
 from ppo_unified.terminal.frames import Frame, Style, draw, write_gif
@@ -269,16 +270,13 @@ def _video(loaded: Loaded, options: Namespace) -> Path:
     """One episode as runs/<run>/export/step<step>-seed<seed>.gif. Raises UsageError where nothing can be drawn."""
     sampled = "-sampled" if options.sampled else ""
     path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     frames = _play(loaded, options, 1, ("picture",))
     try:
         path.parent.mkdir(exist_ok=True)
-        write_gif(aside, frames)
-        aside.replace(path)
+        with replace_file(path) as temporary:
+            write_gif(temporary, frames)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
