@@ -27,6 +27,7 @@ from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
+from ppo_unified.runs.atomic import replace_file
 from ppo_unified.runs.folder import Run, find
 from ppo_unified.terminal.chat import Block, lay_out
 from ppo_unified.terminal.frames import Style, draw, write_gif
@@ -283,16 +284,13 @@ def _video(loaded: Loaded, options: Namespace) -> Path:
     """One episode as runs/<run>/export/step<step>-seed<seed>.gif. Raises UsageError where nothing can be drawn."""
     sampled = "-sampled" if options.sampled else ""
     path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     frames = _play(loaded, options, 1, ("picture",))
     try:
         path.parent.mkdir(exist_ok=True)
-        write_gif(aside, ((frame.picture, frame.seconds) for frame in frames))
-        aside.replace(path)
+        with replace_file(path) as temporary:
+            write_gif(temporary, ((frame.picture, frame.seconds) for frame in frames))
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

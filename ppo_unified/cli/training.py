@@ -22,7 +22,8 @@ from ppo_unified.config.schema import C, RunConfig
 from ppo_unified.errors import Refused, UsageError
 from ppo_unified.parsing import read_json
 from ppo_unified.runs import control, launch
-from ppo_unified.runs.folder import Run, Status, find, to_json, write_atomically
+from ppo_unified.runs.atomic import write_atomically
+from ppo_unified.runs.folder import Run, Status, find, to_json
 from ppo_unified.text import clean, clean_lines, say, tell
 
 TOTALS = ("total_steps", "total_iterations")

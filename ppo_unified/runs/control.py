@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file
 from ppo_unified.runs import launch
+from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import (
     ACTIVE,
     LOCK,
@@ -27,7 +28,6 @@ from ppo_unified.runs.folder import (
     check_name,
     name_aside,
     warnings_of,
-    write_atomically,
 )
 from ppo_unified.text import short
 

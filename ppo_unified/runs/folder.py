@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.parsing import fields_of, read_json
+from ppo_unified.runs.atomic import write_atomically
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
 LOCK = "run.lock"
@@ -243,21 +244,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that readers see the old text or the new, never a part.
-
-    Raises OSError, and UnicodeEncodeError for text that is none; either way the old text stays, and nothing else.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def check_name(name: str) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file, parse_json, read_lines
-from ppo_unified.runs.folder import Run, to_json, write_atomically
+from ppo_unified.runs.atomic import replace_file, write_atomically
+from ppo_unified.runs.folder import Run, to_json
 from ppo_unified.text import clean
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
@@ -147,14 +148,8 @@ def write(run: Run, stored: Stored) -> None:
     folder_of(run).mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
     arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
-    path = path_of(run, stored.iteration)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            np.savez_compressed(file, **arrays)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replace_file(path_of(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def read(run: Run, iteration: int) -> Stored:

@@ -14,7 +14,8 @@ from torch import Tensor
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import ActorCritic, Observations, Rollout
-from ppo_unified.runs.folder import Run, to_json, write_atomically
+from ppo_unified.runs.atomic import write_atomically
+from ppo_unified.runs.folder import Run, to_json
 
 Named = Iterator[tuple[str, Tensor]]
 
