@@ -170,7 +170,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another process holds the lock: it keeps it, and nothing but export/ changes."""
-    code = "from ppo_unified.runs.folder import *; import sys; run = Run(Path(sys.argv[1])); run.acquire(); print(); input()"
+    code = "from ppo_unified.runs.folder import *; import sys; r = Run(Path(sys.argv[1])); r.acquire(); input(print())"
     run, before = Run(runs / "dot"), contents(runs / "dot")
     with subprocess.Popen(
         [sys.executable, "-u", "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
