@@ -16,7 +16,6 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from ppo_unified.cli.inspecting import parts
 from ppo_unified.config.schema import read_toml
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
@@ -26,6 +25,7 @@ from ppo_unified.runs.query import flatten, options_of
 from ppo_unified.terminal.chart import Line, draw, local_time
 from ppo_unified.terminal.chat import wrapped
 from ppo_unified.terminal.option_diff import difference_lines, spelled
+from ppo_unified.terminal.sample_table import lay_out
 from ppo_unified.text import clean, duration, short, table
 from tui.folders import stamp_if_any
 
@@ -302,7 +302,8 @@ def _stored(run: Run, iteration: int, width: int) -> list[str]:
     while chosen < len(there) and (not chosen or steps + len(there[chosen].columns) <= MOST_STEPS):
         steps += len(there[chosen].columns)
         chosen += 1
-    heading, meanings, tables = parts(run, stored, there, range(chosen), max(40, width))
+    each, width = [stored.document(number, there[number]) for number in range(chosen)], max(40, width)
+    meanings, tables = lay_out(each, len(there), stored.quantities(), width)
     if chosen < len(there):
         tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
-    return [*heading, *tables, "", *meanings]
+    return [*wrapped(stored.summary(run.name), width), "", *tables, "", *meanings]
