@@ -11,8 +11,8 @@ from typing import Any
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run, find, to_json
-from ppo_unified.terminal.chat import wrapped
-from ppo_unified.terminal.sample_table import lay_out
+from ppo_unified.terminal.chat import wrap_text
+from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import can_color, clean, say
 
 
@@ -29,8 +29,8 @@ def inspect(options: argparse.Namespace) -> int:
         say(to_json(about | ({"each": each} if options.sample == "all" else each[0]), indent=None))
     else:
         width = shutil.get_terminal_size().columns
-        meanings, tables = lay_out(each, len(there), stored.quantities(), width, can_color(sys.stdout))
-        say("\n".join([*wrapped(stored.summary(run.name), width), "", *meanings, *tables]))
+        meanings, tables = format_samples(each, len(there), stored.quantities(), width, can_color(sys.stdout))
+        say("\n".join([*wrap_text(stored.summary(run.name), width), "", *meanings, *tables]))
     return 0
 
 

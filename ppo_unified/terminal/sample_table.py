@@ -22,7 +22,7 @@ Quantity: TypeAlias = tuple[str, str, bool]  # header, meaning, whether its sum 
 Steps: TypeAlias = Sequence[Mapping[str, Any]]  # each quantity by name, and the "column" of the rollout
 
 
-def lay_out(
+def format_samples(
     samples: Sequence[Mapping[str, Any]],
     count: int,
     quantities: Mapping[str, Quantity],
