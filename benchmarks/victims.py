@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
-from ppo_unified.config.registry import adapter, load
+from ppo_unified.config.registry import find_adapter, load
 
 KINDS = ("checkpoints", "samples", "run.json", "events", "log", "start")  # of files, as `kind_of` tells them apart
 WHENS = ("before", "within", "after")
@@ -59,7 +59,7 @@ def warm(adapters: Iterable[str]) -> None:
 
     import_module("ppo_unified.cli.training")
     for name in adapters:
-        load(adapter(name).build)
+        load(find_adapter(name).build)
     torch.set_num_threads(1)
 
 

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-__all__ = ["load_preset", "run"]
 
 if TYPE_CHECKING:
     from ppo_unified.config.presets import load_preset
+    from ppo_unified.config.schema import RunConfig
+    from ppo_unified.config.spec import AdapterSpec
+    from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Rollout
+    from ppo_unified.testing import check_adapter
     from ppo_unified.training.trainer import run
+
+__version__ = "0.1.0"
+__all__ = [
+    "ActorCritic",
+    "Adapter",
+    "AdapterSpec",
+    "Evaluation",
+    "Rollout",
+    "RunConfig",
+    "check_adapter",
+    "load_preset",
+    "run",
+]
+
+_MODULES = {
+    "ActorCritic": "engine.rollout",
+    "Adapter": "engine.rollout",
+    "AdapterSpec": "config.spec",
+    "Evaluation": "engine.rollout",
+    "Rollout": "engine.rollout",
+    "RunConfig": "config.schema",
+    "check_adapter": "testing",
+    "load_preset": "config.presets",
+    "run": "training.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_preset":
-        from ppo_unified.config.presets import load_preset
+    """Import a public name's module when the name is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-        return load_preset
-    if name == "run":
-        from ppo_unified.training.trainer import run
 
-        return run
-    raise AttributeError(f"module 'ppo_unified' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -101,7 +101,7 @@ def _check_rows_are_independent(policy: ActorCritic, rollout: Rollout, tolerance
     together = _outputs(policy, obs, actions)
     alone = _outputs(policy, map_obs(lambda x: x[:1], obs), actions[:1])
     _require(
-        _close(together[:, :1], alone, tolerance),
+        _are_close(together[:, :1], alone, tolerance),
         "a row's outputs change with the rows evaluated beside it; evaluate() must treat rows independently "
         "(no batch normalisation, no padding that leaks)",
     )
@@ -116,22 +116,22 @@ def _check_columns_are_causal(policy: ActorCritic, rollout: Rollout, tolerance: 
     outputs = _outputs(policy, obs, actions)
     for cut in sorted({1, length // 2, length - 1}):
         before = valid[:, :cut]
-        changed = map_obs(lambda x, cut=cut: _other_future(x, cut), obs)  # type: ignore[misc]
-        again = _outputs(policy, changed, _other_future(actions, cut))
+        changed = map_obs(lambda x, cut=cut: _replace_future(x, cut), obs)  # type: ignore[misc]
+        again = _outputs(policy, changed, _replace_future(actions, cut))
         _require(
-            _close(outputs[:, :, :cut][:, before], again[:, :, :cut][:, before], tolerance),
+            _are_close(outputs[:, :, :cut][:, before], again[:, :, :cut][:, before], tolerance),
             f"what stands in column {cut} or later changes outputs before it; evaluate() must be causal: "
             "column t may look at columns <= t of its row only",
         )
         short = _outputs(policy, map_obs(lambda x, cut=cut: x[:, :cut], obs), actions[:, :cut])  # type: ignore[misc]
         _require(
-            _close(outputs[:, :, :cut][:, before], short[:, before], tolerance),
+            _are_close(outputs[:, :, :cut][:, before], short[:, before], tolerance),
             f"evaluating the first {cut} columns alone gives other outputs than evaluating all {length}; evaluate() "
             "must not depend on how many columns follow",
         )
 
 
-def _other_future(x: Tensor, cut: int) -> Tensor:
+def _replace_future(x: Tensor, cut: int) -> Tensor:
     """Columns from `cut` on taken from the neighbouring row, or from the row's own past where there is one row."""
     changed = x.clone()
     changed[:, cut:] = x.roll(1, 0)[:, cut:] if len(x) > 1 else x[:, :1]
@@ -190,7 +190,7 @@ def _check_masked_entries_are_ignored(policy: ActorCritic, rollout: Rollout, tol
     broken = {name: getattr(rollout, name).masked_fill(holes, torch.nan) for name in numbers}
     again = _loss_gradient(policy, make_batch(replace(rollout, actions=actions, **broken), ppo), ppo)
     _require(
-        _close(as_collected, again, tolerance),
+        _are_close(as_collected, again, tolerance),
         "what stands at masked columns (actions, log-probs, values, rewards) changes the gradient; evaluate() must let "
         "an action influence its own column alone",
     )
@@ -204,7 +204,7 @@ def _loss_gradient(policy: ActorCritic, batch: Batch, ppo: PPO) -> Tensor:
 
 def _check_same_seed_same_rollout(fresh: Callable[[], Adapter], rollout: Rollout) -> None:
     _require(
-        _same(_content(fresh().collect()), _content(rollout)),
+        _are_equal(_repeatable_fields(fresh().collect()), _repeatable_fields(rollout)),
         "two adapters made alike collected different rollouts; draw everything from generators that the "
         "configuration seeds",
     )
@@ -220,7 +220,7 @@ def _check_score(fresh: Callable[[], Adapter]) -> None:
         _require(len(first) == 3, f"score(3, seed, greedy) gave {len(first)} scores; it must give one an episode")
         _require(first == second, f"{kind} scores of the same seed differ; score() must seed all it draws from")
     _require(
-        _same(_content(scored.collect()), _content(plain.collect())),
+        _are_equal(_repeatable_fields(scored.collect()), _repeatable_fields(plain.collect())),
         "collect() after score() differs from collect() without; score() must use environments and generators of "
         "its own",
     )
@@ -236,7 +236,7 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
         raise AssertionError(f"state_dict() cannot be kept: {error}") from error
     text, tensors = json.dumps(document, allow_nan=False), {name: x.clone() for name, x in tensors.items()}
 
-    def restored() -> tuple[Adapter, str | None]:
+    def restore() -> tuple[Adapter, str | None]:
         state = join(json.loads(text), {name: x.clone() for name, x in tensors.items()})
         adapter = fresh()
         adapter.collect()  # a state that has to be replaced, not added to
@@ -244,19 +244,19 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
         adapter.policy.load_state_dict(state["policy"])
         return adapter, adapter.load_state_dict(state["adapter"])
 
-    (first, restarted), (second, _) = restored(), restored()
+    (first, restarted), (second, _) = restore(), restore()
     loaded = {"adapter": first.state_dict(), "policy": first.policy.state_dict()}
     _require(
-        bool(restarted) or _same(loaded, saved),
+        bool(restarted) or _are_equal(loaded, saved),
         "state_dict() after load_state_dict() is not what was loaded; save and load all of it",
     )
-    rollout = _content(first.collect())
+    rollout = _repeatable_fields(first.collect())
     _require(
-        _same(rollout, _content(second.collect())),
+        _are_equal(rollout, _repeatable_fields(second.collect())),
         "two adapters that loaded the same state collected different rollouts; state_dict() must hold every generator",
     )
     _require(
-        bool(restarted) or _same(rollout, _content(source.collect())),
+        bool(restarted) or _are_equal(rollout, _repeatable_fields(source.collect())),
         "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must "
         "hold where its world stands, or load_state_dict() must return what starts anew and why",
     )
@@ -277,23 +277,23 @@ def _outputs(policy: ActorCritic, obs: Observations, actions: Tensor) -> Tensor:
         return torch.stack(tuple(policy.evaluate(obs, actions)))
 
 
-def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+def _are_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def _content(rollout: Rollout) -> dict[str, Any]:
+def _repeatable_fields(rollout: Rollout) -> dict[str, Any]:
     """What must repeat: everything but the metrics, which may hold times."""
     return {name: x for name, x in vars(rollout).items() if name != "metrics"}
 
 
-def _same(a: Any, b: Any) -> bool:
+def _are_equal(a: Any, b: Any) -> bool:
     """Equal to the bit, through dicts, lists and tensors."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_are_equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(_are_equal, a, b))
     return bool(a == b)
 
 

@@ -64,8 +64,8 @@ class GymConfig(RunConfig):
     gym: Gym = Gym()
     policy: Policy = Policy()
 
-    def ignored(self) -> Iterable[tuple[str, bool, str]]:
-        yield from super().ignored()
+    def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
+        yield from super().ignored_options()
         yield "ppo.loss_mean", True, "kind = 'gym': its steps are not grouped into sequences"
         yield "gym.wrappers", self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
         yield "policy.activation", not self.policy.hidden, "policy.hidden = []"

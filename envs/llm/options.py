@@ -139,8 +139,8 @@ class LLMConfig(RunConfig):
         for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     }
 
-    def ignored(self) -> Iterable[tuple[str, bool, str]]:
-        yield from super().ignored()
+    def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
+        yield from super().ignored_options()
         llm = self.llm
         critic_free = llm.baseline != "critic"
         for name in ("llm.critic", "llm.critic_init", "ppo.critic_warmup", "ppo.value_target"):

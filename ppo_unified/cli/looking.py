@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.runs.folder import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
 from ppo_unified.runs.query import lookup, options_of, parse
-from ppo_unified.terminal.option_diff import but_for_seed, difference_lines, differing, spelled
+from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_value, seedless_key
 from ppo_unified.text import (
     DIM,
     GREEN,
@@ -62,10 +62,10 @@ def look(run: Run) -> Seen:
 
 def envs(options: argparse.Namespace) -> int:
     """Print what can be trained."""
-    from ppo_unified.config.presets import abouts
+    from ppo_unified.config.presets import list_presets
     from ppo_unified.config.registry import all_adapters, config_model
 
-    presets = list(abouts())
+    presets = list(list_presets())
     if options.json:
         schemas = {kind: config_model(kind).model_json_schema() for kind in all_adapters()}
         print(to_json({"presets": [about._asdict() for about in presets], "options": schemas}))
@@ -338,7 +338,7 @@ def compare(options: argparse.Namespace) -> int:
         return 0
     if len(chosen) < 2:
         raise UsageError("ppo-unified compare: name at least two different runs, or group runs by seed with --seeds")
-    chosen_options = differing(list(tables.values()))
+    chosen_options = find_differences(list(tables.values()))
     if options.json:
         by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
         print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
@@ -375,7 +375,7 @@ def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, A
     """Runs that differ in nothing but the seed, together; each group with what tells it from others of its preset."""
     alike: dict[str, list[str]] = {}
     for label, options in tables.items():
-        alike.setdefault(but_for_seed(options), []).append(label)
+        alike.setdefault(seedless_key(options), []).append(label)
     groups = []
     for labels in alike.values():
         preset = chosen[labels[0]].status.preset
@@ -384,7 +384,7 @@ def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, A
         groups.append(
             {
                 "preset": preset,
-                "options": {key: tables[labels[0]].get(key) for key in differing(rivals) if key != "seed"},
+                "options": {key: tables[labels[0]].get(key) for key in find_differences(rivals) if key != "seed"},
                 "runs": labels,
                 "seeds": sorted({status.seed for status in members}),
                 "best_score": _statistics([status.best_score for status in members]),
@@ -404,7 +404,7 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     best, solved = group["best_score"], group["solved_step"]
-    name = " ".join([group["preset"], *(f"{key}={spelled(value)}" for key, value in group["options"].items())])
+    name = " ".join([group["preset"], *(f"{key}={format_value(value)}" for key, value in group["options"].items())])
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
@@ -414,8 +414,8 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _spread(statistics: Mapping[str, Any], spelled: Callable[[float], str]) -> str:
+def _spread(statistics: Mapping[str, Any], format_number: Callable[[float], str]) -> str:
     """'498 (495 .. 500)': the mean and the range."""
     if not statistics["runs"]:
         return "-"
-    return "{} ({} .. {})".format(*(spelled(statistics[key]) for key in ("mean", "min", "max")))
+    return "{} ({} .. {})".format(*(format_number(statistics[key]) for key in ("mean", "min", "max")))

@@ -20,8 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from ppo_unified.config import presets
-from ppo_unified.config.registry import adapter as adapter_spec
-from ppo_unified.config.registry import load
+from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.engine.rollout import Adapter
@@ -29,7 +28,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
 from ppo_unified.runs.atomic import replace_file
 from ppo_unified.runs.folder import Run, find
-from ppo_unified.terminal.chat import Block, lay_out
+from ppo_unified.terminal.chat import Block, format_blocks
 from ppo_unified.terminal.frames import Style, draw, write_gif
 from ppo_unified.terminal.screen import Screen, is_drawable, screen, style_for
 from ppo_unified.text import can_color, clean, say, short, tell
@@ -60,12 +59,12 @@ def eval(options: Namespace) -> int:
         scored = trainer.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
-        named = adapter_spec(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
+        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
         document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **asked, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
     how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {_which(options, loaded)}"
-    episodes = f"{scored['episodes']} {adapter_spec(loaded.config.kind).episodes}"
+    episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")
     if video:
@@ -80,7 +79,7 @@ def play(options: Namespace) -> int:
         raise UsageError(f"--fps {options.fps:g}: must be above 0, or 0 for the environment's own")
     loaded = _load(options)
     with closing(loaded.adapter):
-        if adapter_spec(loaded.config.kind).chat:
+        if find_adapter(loaded.config.kind).chat:
             _chat(loaded, options)
         else:
             _watch(loaded, options)
@@ -104,7 +103,7 @@ def _chat(loaded: Loaded, options: Namespace) -> None:
     """Answer the prompts on stdin; where there are none, or --episodes is given, those that training does not see."""
     if options.fps:
         raise UsageError(f"--fps {options.fps:g}: a language model's responses are no frames; drop it")
-    chat: Chat = load(adapter_spec(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
+    chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
     typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
     if typed:
         print(f"{clean(loaded.run.name)}, {_which(options, loaded)}: type a prompt; Ctrl-D ends", file=sys.stderr)
@@ -163,7 +162,7 @@ def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
         Block("reference", reference.text, facts(reference)),
     ]
     prompt = exchange.prompt if with_prompt else None
-    for line in [*lay_out(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
+    for line in [*format_blocks(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
         say(line)
     sys.stdout.flush()
 
@@ -180,7 +179,7 @@ def export(options: Namespace) -> int:
     folder: Path = options.to
     loaded = _load(options)
     with closing(loaded.adapter):
-        spec = adapter_spec(loaded.config.kind)
+        spec = find_adapter(loaded.config.kind)
         if not spec.export:
             raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
         if options.merged and not spec.export_merged:
@@ -230,7 +229,7 @@ def _load(options: Namespace) -> Loaded:
     A trainer may remove a checkpoint between choosing and reading it; then the choice is made again.
     """
     run = find(options.run, options.folder)
-    config = presets.changed(presets.from_file(run.config), {"device": "auto"}, str(run.config))
+    config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))
     step = checkpoint.choose(run, options.checkpoint)
     try:
         adapter, step = trainer.load_adapter(run, config, str(step))
@@ -247,7 +246,7 @@ def _which(options: Namespace, loaded: Loaded) -> str:
 
 
 def _play(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
-    spec = adapter_spec(loaded.config.kind)
+    spec = find_adapter(loaded.config.kind)
     if not spec.play:
         raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be watched")
     frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)

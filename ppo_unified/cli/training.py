@@ -16,8 +16,8 @@ from typing import Any
 from ppo_unified.cli.imports import preload
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config import presets
-from ppo_unified.config.recipes import laid_over
-from ppo_unified.config.registry import adapter
+from ppo_unified.config.recipes import apply_recipe
+from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import C, RunConfig
 from ppo_unified.errors import Refused, UsageError
 from ppo_unified.parsing import read_json
@@ -42,7 +42,7 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
     config = presets.load_target(options.target)
     if options.recipe:
-        config = laid_over(config, options.recipe)
+        config = apply_recipe(config, options.recipe)
     about = f"Options of {config.origin} and their values there; besides them --name NAME, --runs DIR and --detach."
     config = _parsed(config, [*rest, *(["--help"] if options.help else [])], f"train {options.target}", about)
     if options.detach:
@@ -163,7 +163,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
         how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
         raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
     if further and solved and config.eval.threshold == begun.eval.threshold:
-        config = presets.changed(config, {"stop_when_solved": False}, "resume")
+        config = presets.apply_changes(config, {"stop_when_solved": False}, "resume")
     if further and config.total_steps and status.step >= config.total_steps:
         raise UsageError(
             f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
@@ -171,7 +171,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
     old, new = begun.flat(), config.flat()
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, _) in changes.items():
-        if why := begun.fixed(option):
+        if why := begun.why_fixed(option):
             raise UsageError(
                 f"{run.name}: {option} = {was!r} can't change any more: {why}; begin anew with: ppo-unified train "
                 f"{run.config} --{option.replace('_', '-')} ..."
@@ -202,7 +202,7 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[
             return EXIT["failed"]
         progress.finish()
         say(clean_lines(summary(run, status)))
-        spec = adapter(config.kind)
+        spec = find_adapter(config.kind)
         verb, what = "eval", "score it"
         if status.state == "stopped":
             verb, what = "resume", "go on"

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ppo_unified.config.recipes import laid_over
-from ppo_unified.config.registry import adapter, all_adapters, config_model, load, shipped
+from ppo_unified.config.recipes import apply_recipe
+from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, toml_files
 from ppo_unified.config.schema import RunConfig, overlay, read_toml, validate
 from ppo_unified.errors import UsageError, nearest
 
 
-class About(NamedTuple):
+class PresetSummary(NamedTuple):
     """A preset's line for people."""
 
     name: str
@@ -25,14 +25,16 @@ class About(NamedTuple):
 
 def preset_files() -> dict[str, Path]:
     """Every preset's name and file, of all adapters."""
-    return shipped("presets")
+    return toml_files("presets")
 
 
-def abouts() -> Iterator[About]:
+def list_presets() -> Iterator[PresetSummary]:
     for name, path in preset_files().items():
         table = read_toml(path)
         about = table.get("about", {})
-        yield About(name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", ""))
+        yield PresetSummary(
+            name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", "")
+        )
 
 
 def is_file(path: str | Path) -> bool:
@@ -48,24 +50,24 @@ def load_target(target: str) -> RunConfig:
     says what it began as, which names its runs. Raises UsageError with the nearest name."""
     presets = preset_files()
     if target in presets:
-        return _named(target, from_file(presets[target]))
+        return _set_preset_name(target, from_file(presets[target]))
     if target.endswith(".toml") or is_file(target):
         path = Path(target)
         config = from_file(path)
-        return _named(
+        return _set_preset_name(
             config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
         )
     specs = all_adapters()
     for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):  # a kind's own name needs no other's
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            return _named(target.split(":")[-1], from_table({"kind": kind, **table}, target))
+            return _set_preset_name(target.split(":")[-1], from_table({"kind": kind, **table}, target))
     raise UsageError(
         f"there is no preset, file or environment {target!r}{nearest(target, presets)} (list: ppo-unified envs)"
     )
 
 
-def _named(text: str, config: RunConfig) -> RunConfig:
+def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
     """`config` as begun from `text`, what a run's name can't hold replaced."""
     return config.model_copy(update={"preset": re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"})
 
@@ -86,7 +88,7 @@ def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
 C = TypeVar("C", bound=RunConfig)
 
 
-def changed(config: C, changes: Mapping[str, Any], where: str) -> C:
+def apply_changes(config: C, changes: Mapping[str, Any], where: str) -> C:
     """`config` with `changes` (nested tables) laid over it and validated again."""
     return validate(type(config), overlay(config.model_dump(), changes), where)
 
@@ -98,12 +100,12 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
     Raises UsageError for unknown names, unknown options and values out of bounds.
     """
     config = load_target(name)
-    return changed(laid_over(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
+    return apply_changes(apply_recipe(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
 
 
 def check(config: RunConfig) -> None:
     """What the adapter can refuse before a run folder exists. Raises UsageError."""
-    spec = adapter(config.kind)
+    spec = find_adapter(config.kind)
     for reference in (spec.missing, spec.check):
         if reference:
             load(reference)(config)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ppo_unified.config.registry import config_model, shipped
+from ppo_unified.config.registry import config_model, toml_files
 from ppo_unified.config.schema import RunConfig, Section, read_toml, validate
 from ppo_unified.errors import UsageError, nearest
 
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
 def recipe_files() -> dict[str, Path]:
     """Every recipe's name and file, of all adapters."""
-    return shipped("recipes")
+    return toml_files("recipes")
 
 
 def all_recipes() -> list[Recipe]:
@@ -68,10 +68,10 @@ def _read(name: str, path: Path) -> Recipe:
     if not isinstance(differs, list) or not all(isinstance(x, str) for x in (title, source, *differs)):
         raise UsageError(f"{path}: [about] holds title and source, which are texts, and differs, a list of texts")
     text = path.read_text(encoding="utf-8")
-    return Recipe(name, kind, title, source, tuple(differs), table, remarks(text), text)
+    return Recipe(name, kind, title, source, tuple(differs), table, parse_comments(text), text)
 
 
-def remarks(text: str) -> dict[str, str]:
+def parse_comments(text: str) -> dict[str, str]:
     """The comment beside each setting of a TOML text, lines of nothing but comment below it included, by option."""
     found: dict[str, str] = {}
     section = option = ""
@@ -91,7 +91,7 @@ def remarks(text: str) -> dict[str, str]:
 C = TypeVar("C", bound=RunConfig)
 
 
-def laid_over(config: C, name: str) -> C:
+def apply_recipe(config: C, name: str) -> C:
     """`config` with a recipe's options over its own and the recipe's name in it, yet to be validated as a whole: flags
     come over both, and may mend what the two alone would contradict each other in.
 
@@ -103,7 +103,7 @@ def laid_over(config: C, name: str) -> C:
             f"--recipe {name}: is for kind {recipe.kind!r}, and {config.origin} is of kind {config.kind!r}; "
             f"choose a target of that kind, or a recipe of this one (list: ppo-unified recipes)"
         )
-    own, changes = _alone(recipe), dict[str, Any](recipe=name)
+    own, changes = _recipe_config(recipe), dict[str, Any](recipe=name)
     for key, value in recipe.options.items():
         ours, theirs = getattr(config, key), getattr(own, key)
         inside = isinstance(ours, Section)
@@ -111,13 +111,13 @@ def laid_over(config: C, name: str) -> C:
     return config.model_copy(update=changes)
 
 
-def _alone(recipe: Recipe) -> RunConfig:
+def _recipe_config(recipe: Recipe) -> RunConfig:
     return validate(config_model(recipe.kind), {"kind": recipe.kind, **recipe.options}, f"recipe {recipe.name}")
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
     """Every option under its flag's name: what the recipe sets, and the defaults of the rest."""
-    options = _alone(recipe).flat().items()
+    options = _recipe_config(recipe).flat().items()
     return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 

@@ -51,7 +51,7 @@ BUILT_IN = {
 def all_adapters() -> dict[str, AdapterSpec]:
     """Built-in adapters and those of installed packages, by kind. Raises UsageError where an entry point is broken."""
     found = dict(BUILT_IN)
-    for point in _installed(tuple(sys.path)):
+    for point in _entry_points(tuple(sys.path)):
         try:
             spec = point.load()
         except Exception as error:
@@ -67,12 +67,12 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 
 @cache
-def _installed(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """The entry points of packages on this `sys.path`, as they are at first: looking through them takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
-def adapter(kind: str) -> AdapterSpec:
+def find_adapter(kind: str) -> AdapterSpec:
     """The adapter of that name. Raises UsageError naming the nearest one."""
     if kind in BUILT_IN:
         return BUILT_IN[kind]
@@ -82,7 +82,7 @@ def adapter(kind: str) -> AdapterSpec:
     return found[kind]
 
 
-def shipped(part: Literal["presets", "recipes"]) -> dict[str, Path]:
+def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
     """Name and path of every TOML file in the packages that adapters name for `part`, sorted by name."""
     packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
     paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
@@ -90,7 +90,7 @@ def shipped(part: Literal["presets", "recipes"]) -> dict[str, Path]:
 
 
 def config_model(kind: str) -> type[RunConfig]:
-    model: type[RunConfig] = load(adapter(kind).config)
+    model: type[RunConfig] = load(find_adapter(kind).config)
     return model
 
 

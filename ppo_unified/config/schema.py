@@ -94,7 +94,7 @@ class Optim(Section):
     )
 
     @model_validator(mode="after")
-    def _betas_are_decay_rates(self) -> Self:
+    def _check_betas(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas = {self.betas}: each must be at least 0 and below 1")
         return self
@@ -169,7 +169,7 @@ class RunConfig(Section):
     eval: Eval = Eval()
     log: Log = Log()
 
-    def ignored(self) -> Iterable[tuple[str, bool, str]]:
+    def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         """(option, whether it would be ignored, why); adapters extend it. An ignored non-default is refused."""
         ppo, objective = self.ppo, f"ppo.objective = {self.ppo.objective!r}"
         for name in ("clip", "anneal_clip", "clip_high", "dual_clip"):
@@ -195,18 +195,18 @@ class RunConfig(Section):
         return 1e-2
 
     @model_validator(mode="after")
-    def _options_go_together(self) -> Self:
+    def _check_options(self) -> Self:
         if not self.total_steps and not self.total_iterations:
             raise ValueError("total_steps = 0 and total_iterations = 0: the run would never end; set one of them")
         if 0 < self.ppo.dual_clip <= 1:
             raise ValueError(f"ppo.dual_clip = {self.ppo.dual_clip}: must be above 1 (3 is usual), or 0 for off")
-        for option, ignored, why in self.ignored():
+        for option, ignored, why in self.ignored_options():
             owner, name = self.owner(option)
             if ignored and not owner.is_default(name):
                 raise ValueError(f"{option} = {getattr(owner, name)!r} has no effect with {why}; drop one of the two")
         return self
 
-    def fixed(self, option: str) -> str:
+    def why_fixed(self, option: str) -> str:
         """Why a run that has begun can't change an option; empty where it can."""
         section, _, name = option.rpartition(".")
         if option == "optim.joint":
@@ -273,7 +273,7 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
         return f"{where}: {option} is refused: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
         subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
-        return f"{where}: {subject} no option {location[-1]!r}{_remedy(model, location)}"
+        return f"{where}: {subject} no option {location[-1]!r}{_suggest_key(model, location)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: [{option}] is a table of options, not {problem['input']!r}"
     if problem["type"] == "value_error":
@@ -281,7 +281,7 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
 
 
-def _remedy(model: type[RunConfig], location: list[str]) -> str:
+def _suggest_key(model: type[RunConfig], location: list[str]) -> str:
     """For an unknown key: the nearest key of the same section, else of any."""
     options = known_options(model)
     section = location[0] + "." if len(location) > 1 else ""

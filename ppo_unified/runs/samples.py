@@ -109,6 +109,45 @@ class Stored:
             for number, column in enumerate(sample.columns)
         ]
 
+    def document(self, number: int, sample: Sample) -> dict[str, Any]:
+        """A sample, `number` among all, as `inspect --json` prints it."""
+        before = {"before": self.text_before(sample)} if "text" in self.columns else {}
+        return {"sample": number, "row": sample.row, **before, "steps": self.steps_of(sample)}
+
+    def quantities(self) -> dict[str, Quantity]:
+        """What each column holds; adapters' own are known by their names alone."""
+        headers = {known.header for known in QUANTITIES.values()}
+        return {
+            name: QUANTITIES.get(name, Quantity(f"{name}_" if name in headers else name, "as the adapter gives it"))
+            for name in self.columns
+        }
+
+    def summary(self, name: str) -> str:
+        """Lines on which iteration of the run `name` this is, and how its numbers depend on each other."""
+        held = int(self.columns["mask"].sum())
+        kept = "" if held == self.steps else f", of which the first {held:,} are kept"
+        clip = f"{self.clip:.4g}" + (f" (upwards {self.clip_high:.4g})" if self.clip_high != self.clip else "")
+        advantages = {
+            "gae": "A = delta + gamma*lam*A'",
+            "td": "A = delta",
+            "reward-to-go": "A = r + gamma*A' (V' for A' where the rollout cuts an episode)",
+            "return": "A = the episode's discounted rewards from its first step here",
+        }
+        to_go = "return = r + gamma*return' (V' for return' where the rollout cuts an episode)"
+        returns = f"return = {'A' if self.advantage_kind == 'gae' else 'GAE'} + V"
+        formulas = (
+            "delta = r + gamma*V' - V",
+            advantages.get(self.advantage_kind, f"A as ppo.advantage = {clean(self.advantage_kind)!r} says"),
+            returns if self.value_target == "lambda" else to_go,
+        )
+        return "\n".join(
+            (
+                f"{clean(name)}, iteration {self.iteration}, up to step {self.step:,}: {self.steps:,} steps{kept}",
+                f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
+                "; ".join(formulas),
+            )
+        )
+
 
 SINGLE = tuple(f.name for f in fields(Stored) if f.name != "columns")  # what is no array [N, T] in a file
 MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many

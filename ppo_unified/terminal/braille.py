@@ -78,7 +78,7 @@ class Columns:
     """
 
     def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
-        borders = _borders(view.left, view.right, columns)
+        borders = _column_edges(view.left, view.right, columns)
         # the first point at or right of each border; numpy would copy whole numbers to compare them with others
         after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
         start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
@@ -115,7 +115,7 @@ class Columns:
 
 
 @lru_cache(maxsize=8)  # the curves of a page share their window
-def _borders(left: float, right: float, columns: int) -> np.ndarray:
+def _column_edges(left: float, right: float, columns: int) -> np.ndarray:
     """Where `columns` columns begin and end whose middles go from `left` to `right` [columns + 1]."""
     half = (right - left) / (columns - 1) / 2 if columns > 1 else 0.0
     borders = np.linspace(left - half, right + half, columns + 1)
@@ -152,7 +152,7 @@ def paint(
         owner[hit] = number
         if layer.sparse:
             continue
-        places = _mark_places(hit, curves.index(number), len(curves)) if letters else _lone(hit)
+        places = _mark_places(hit, curves.index(number), len(curves)) if letters else _single_cell(hit)
         marks += [(place, layer.mark if letters else glyphs.point, number) for place in places]
     if glyphs is BRAILLE:
         codes = np.where(owner >= 0, bits + np.uint32(0x2800), np.uint32(32))
@@ -179,7 +179,7 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
         bits |= numbers.take(kinds[..., column :: glyphs.columns])
     for number, layer in enumerate(layers):
         if layer.sparse:
-            bits[number] &= _every_other(width, height, glyphs)
+            bits[number] &= _checkerboard(width, height, glyphs)
     return bits
 
 
@@ -190,7 +190,7 @@ def _numbers(glyphs: Glyphs) -> np.ndarray:
     return np.array([[sum(column[a:b]) for a in rows for b in rows] for column in glyphs.dots], np.uint8)
 
 
-def _every_other(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
+def _checkerboard(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
     """Every other dot, like the fields of one colour on a chessboard, as numbers [height, width]."""
     dots = [(row + column, dot) for column, own in enumerate(glyphs.dots) for row, dot in enumerate(own)]
     numbers = np.array([sum(dot for place, dot in dots if place % 2 == odd) for odd in (0, 1)], np.uint8)
@@ -198,7 +198,7 @@ def _every_other(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
     return np.take(numbers, odd)
 
 
-def _lone(hit: np.ndarray) -> list[np.ndarray]:
+def _single_cell(hit: np.ndarray) -> list[np.ndarray]:
     """The cell of a curve that has but one: a dot alone is easily missed."""
     return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
 

@@ -112,12 +112,12 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
     """Ticks of a time axis in seconds: time of day where `clock` (seconds since the epoch), else since a start."""
     raw = (high - low) / max(1, count)
     if raw < 0.5 or not math.isfinite(raw):
-        return [Tick(at, _moment(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
+        return [Tick(at, _format_tick_time(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
     step = next((step for step in _TIME_STEPS if step >= raw), 0) or _DAY * 10 ** math.ceil(math.log10(raw / _DAY))
     zone = local_time(low).tm_gmtoff if clock else 0
     first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
     places = [k * step - zone for k in range(first, last + 1)]
-    return [Tick(at, _moment(at, step) if clock else span_label(at)) for at in places]
+    return [Tick(at, _format_tick_time(at, step) if clock else span_label(at)) for at in places]
 
 
 def local_time(at: float) -> time.struct_time:
@@ -128,7 +128,7 @@ def local_time(at: float) -> time.struct_time:
         return time.gmtime(0)
 
 
-def _moment(at: float, step: float) -> str:
+def _format_tick_time(at: float, step: float) -> str:
     moment = local_time(at)
     midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
     return time.strftime(
@@ -136,7 +136,7 @@ def _moment(at: float, step: float) -> str:
     )
 
 
-def clock(at: float) -> str:
+def format_local_time(at: float) -> str:
     """A moment as local date and time."""
     return time.strftime("%m-%d %H:%M:%S", local_time(at))
 
@@ -162,10 +162,10 @@ def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None)
         return None
     left, right = x_range or (float(min(x[0] for x in xs)), float(max(x[-1] for x in xs)))
     low, high = (float(f([f(y) for y in finite if len(y)])) for f in (np.min, np.max))
-    return with_room(View(left, right, low, high))
+    return add_margins(View(left, right, low, high))
 
 
-def with_room(view: View) -> View:
+def add_margins(view: View) -> View:
     """A window in which a single place and a single value have room around them."""
     left, right, low, high = view.left, view.right, view.low, view.high
     if right <= left:
@@ -193,7 +193,7 @@ def draw(
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
-    bounded = [_placed(line._replace(x=_bounded(line.x), y=_bounded(line.y))) for line in lines]
+    bounded = [_drop_nonfinite_x(line._replace(x=_clip_values(line.x), y=_clip_values(line.y))) for line in lines]
     shown = [line._replace(y=log10(line.y)) for line in bounded] if log_y else bounded
     view = find_view(shown, x_range)
     head = _legend(lines, width, title, color)
@@ -216,13 +216,13 @@ def draw(
     return rows + [painted(row, DIM) if color else row for row in axis]
 
 
-def _placed(line: Line) -> Line:
+def _drop_nonfinite_x(line: Line) -> Line:
     """A curve without the points that are nowhere on the x axis."""
     placed = np.isfinite(line.x)
     return line if placed.all() else line._replace(x=line.x[placed], y=line.y[placed])
 
 
-def _bounded(values: np.ndarray) -> np.ndarray:
+def _clip_values(values: np.ndarray) -> np.ndarray:
     """Values [P] whose differences can be computed; whole numbers, NaN and infinities as they are."""
     values = np.asarray(values)
     if values.dtype.kind != "f":
@@ -268,11 +268,11 @@ def y_labels(
             values[row] = 10.0**value if log_y else value
     labels = {row: short(value, resolution) for row, value in values.items()}
     if most and (max(map(len, labels.values())) > most or len(set(labels.values())) < len(labels)):
-        return {row: _fitted(value, most) for row, value in values.items()}
+        return {row: _format_within(value, most) for row, value in values.items()}
     return labels
 
 
-def _fitted(value: float, most: int) -> str:
+def _format_within(value: float, most: int) -> str:
     """A number with as many digits as fit into `most` columns, at least 8."""
     for count in range(most, 0, -1):
         text = f"{value:.{count}g}"

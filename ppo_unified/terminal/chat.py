@@ -22,29 +22,29 @@ class Block(NamedTuple):
     facts: str
 
 
-def lay_out(
+def format_blocks(
     blocks: Sequence[Block], columns: int, color: bool = False, prompt: str | None = None, remark: str = ""
 ) -> list[str]:
     """Lines of at most `columns` columns, harmless to a terminal; with 0 columns nothing is wrapped.
 
     The blocks stand side by side where there is room, else one under the other; a prompt above, a remark below them.
     """
-    lines = [] if prompt is None else _labelled("prompt", prompt, columns, color)
+    lines = [] if prompt is None else _label_lines("prompt", prompt, columns, color)
     if columns >= SIDE_BY_SIDE:
-        lines += _side_by_side(blocks, (columns - len(GAP)) // 2, color)
+        lines += _place_side_by_side(blocks, (columns - len(GAP)) // 2, color)
     else:
         for name, text, facts in blocks:
-            lines += [*_labelled(name, text, columns, color), *_labelled("", facts, columns, color, DIM)]
-    return lines + [painted(line, DIM if color else "") for line in wrapped(remark, columns) if line]
+            lines += [*_label_lines(name, text, columns, color), *_label_lines("", facts, columns, color, DIM)]
+    return lines + [painted(line, DIM if color else "") for line in wrap_text(remark, columns) if line]
 
 
-def wrapped(text: str, columns: int) -> list[str]:
+def wrap_text(text: str, columns: int) -> list[str]:
     """The lines of a text made harmless, cut at spaces to at most `columns` columns; 0 columns: not cut."""
     lines = []
     for line in text.splitlines() or [""]:
         left = clean("." + line)[1:]  # the dot keeps `clean` from taking the indentation for empty space
         while columns and columns_of(left) > columns:
-            cut = _longest_start(left, columns)
+            cut = _prefix_length(left, columns)
             space = left.rfind(" ", 1, cut + 1)
             cut = space if space > 0 and left[:space].strip() else cut
             lines.append(left[:cut].rstrip())
@@ -53,23 +53,23 @@ def wrapped(text: str, columns: int) -> list[str]:
     return lines
 
 
-def _longest_start(text: str, columns: int) -> int:
+def _prefix_length(text: str, columns: int) -> int:
     """How many characters fit, at least one."""
     return max(1, bisect_right(list(accumulate(map(columns_of, text))), columns))
 
 
-def _labelled(label: str, text: str, columns: int, color: bool, code: str = "") -> list[str]:
+def _label_lines(label: str, text: str, columns: int, color: bool, code: str = "") -> list[str]:
     """A text behind its label, further lines below it."""
-    rows = wrapped(text, max(1, columns - LABEL) if columns else 0)
+    rows = wrap_text(text, max(1, columns - LABEL) if columns else 0)
     heads = [painted(label.ljust(LABEL), BOLD if color and label else ""), *[" " * LABEL] * (len(rows) - 1)]
     return [
         (head + painted(row, code if color and row else "")).rstrip() for head, row in zip(heads, rows, strict=True)
     ]
 
 
-def _side_by_side(blocks: Sequence[Block], width: int, color: bool) -> list[str]:
+def _place_side_by_side(blocks: Sequence[Block], width: int, color: bool) -> list[str]:
     """Name, text and facts of each block in a column of its own; the facts begin on one line."""
-    parts = [([name], wrapped(text, width), wrapped(facts, width)) for name, text, facts in blocks]
+    parts = [([name], wrap_text(text, width), wrap_text(facts, width)) for name, text, facts in blocks]
     lines = []
     for code, rows in zip((BOLD, "", DIM), zip(*parts, strict=True), strict=True):
         for cells in zip_longest(*rows, fillvalue=""):

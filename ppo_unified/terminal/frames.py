@@ -44,22 +44,22 @@ def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> l
     cells = min(columns, max(1, round(width * scale))), min(lines, max(1, round(height * scale / 2)))
     margin = " " * ((columns - cells[0]) // 2)
     if style == "ascii":
-        return [margin + row for row in _characters(resized(picture, *cells))]
-    pixels = resized(picture, cells[0], 2 * cells[1])
-    codes = _truecolor(pixels) if style == "truecolor" else _indexed(pixels)
+        return [margin + row for row in _characters(resize(picture, *cells))]
+    pixels = resize(picture, cells[0], 2 * cells[1])
+    codes = _truecolor_codes(pixels) if style == "truecolor" else _palette_codes(pixels)
     return [margin + _half_blocks(codes[2 * row], codes[2 * row + 1]) for row in range(cells[1])]
 
 
-def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """[height, width, 3] uint8, every pixel the mean of what it covers."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
-def _truecolor(pixels: np.ndarray) -> list[list[str]]:
+def _truecolor_codes(pixels: np.ndarray) -> list[list[str]]:
     return [[f"2;{r};{g};{b}" for r, g, b in row] for row in pixels.tolist()]
 
 
-def _indexed(pixels: np.ndarray) -> list[list[str]]:
+def _palette_codes(pixels: np.ndarray) -> list[list[str]]:
     """The nearest of the 240 fixed colours of a 256-colour terminal, the cube's or a grey."""
     x = pixels.astype(np.int64)
     level = np.abs(x[..., None] - CUBE).argmin(-1)

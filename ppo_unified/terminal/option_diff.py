@@ -11,7 +11,7 @@ from ppo_unified.text import BOLD, clean, painted, table, width_of
 Options = Mapping[str, Any]  # dotted keys, as `query.flatten` makes them
 
 
-def differing(tables: Sequence[Options]) -> list[str]:
+def find_differences(tables: Sequence[Options]) -> list[str]:
     """The options that are not the same in all tables; a text that a table lacks is the same as an empty one."""
     keys = dict.fromkeys(key for options in tables for key in options)
     return [key for key in keys if any(_value(table, key) != _value(tables[0], key) for table in tables)]
@@ -21,7 +21,7 @@ def _value(options: Options, key: str) -> Any:
     return None if (value := options.get(key)) == "" else value
 
 
-def but_for_seed(options: Options) -> str:
+def seedless_key(options: Options) -> str:
     """What runs that differ in nothing but the seed have in common."""
     return json.dumps({key: value for key, value in options.items() if key != "seed"}, sort_keys=True, default=str)
 
@@ -31,12 +31,12 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
 
     A line for each option; where that is too wide, one for each run; where both are, a line for each value.
     """
-    chosen = differing(list(tables.values()))
+    chosen = find_differences(list(tables.values()))
     if not chosen:
         return ["the options are the same"]
-    option_head, *runs = _distinct(["option", *map(clean, tables)])
-    run_head, *names = _distinct(["run", *map(clean, chosen)])
-    values = [[spelled(options.get(key)) for key in chosen] for options in tables.values()]
+    option_head, *runs = _make_distinct(["option", *map(clean, tables)])
+    run_head, *names = _make_distinct(["run", *map(clean, chosen)])
+    values = [[format_value(options.get(key)) for key in chosen] for options in tables.values()]
     cells = {run: dict(zip(names, row, strict=True)) for run, row in zip(runs, values, strict=True)}
     by_option = [{option_head: key} | {run: row[key] for run, row in cells.items()} for key in names]
     by_run = [{run_head: run} | row for run, row in cells.items()]
@@ -51,7 +51,7 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
     return lines
 
 
-def _distinct(heads: Sequence[str]) -> list[str]:
+def _make_distinct(heads: Sequence[str]) -> list[str]:
     """Heads of columns, each unlike those before it: a run may be called as a column is."""
     taken: list[str] = []
     for head in heads:
@@ -59,7 +59,7 @@ def _distinct(heads: Sequence[str]) -> list[str]:
     return taken
 
 
-def spelled(value: Any) -> str:
+def format_value(value: Any) -> str:
     """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
     if value is None or value == "":
         return "-"

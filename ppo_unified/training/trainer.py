@@ -17,8 +17,7 @@ import psutil
 import torch
 
 from ppo_unified.config import spec
-from ppo_unified.config.registry import adapter as adapter_spec
-from ppo_unified.config.registry import load
+from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.ppo import Iteration, make_learner, train
@@ -126,7 +125,7 @@ def resolve_device(config: RunConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device = 'cuda': torch sees no GPU here; see what is wrong with: ppo-unified doctor")
     if config.device == "auto":
-        return torch.device("cuda" if adapter_spec(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
 
 
@@ -134,7 +133,7 @@ def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]
     """A run's adapter with the policy of a checkpoint ('best', 'latest' or a step), and that checkpoint's step."""
     torch.set_num_threads(config.threads)
     step, device = checkpoint.choose(run, which), resolve_device(config)
-    adapter: Adapter = load(adapter_spec(config.kind).build)(config, device)
+    adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
     restore_policy(adapter, run, step, checkpoint.load_policy(run, step, device))
     return adapter, step
 
@@ -155,7 +154,7 @@ class Trainer:
         torch.set_num_threads(config.threads)
         self.run, self.config, self.status, self.report = run, config, status, report
         self.device = resolve_device(config)
-        self.spec = adapter_spec(config.kind)
+        self.spec = find_adapter(config.kind)
         self.adapter: Adapter = load(self.spec.build)(config, self.device)
         self.learner = make_learner(
             self.adapter.policy, config.ppo, config.optim, config.total_steps, config.total_iterations, config.seed

@@ -11,7 +11,7 @@ import pytest
 from envs.gym.options import GymConfig
 from ppo_unified import load_preset
 from ppo_unified.cli.flags import HIDDEN, parse_flags
-from ppo_unified.config.presets import abouts, from_file, from_table, load_target, preset_files
+from ppo_unified.config.presets import from_file, from_table, list_presets, load_target, preset_files
 from ppo_unified.config.schema import known_options, overlay, read_toml, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.launch import prepare
@@ -38,11 +38,11 @@ def test_a_preset_written_as_toml_reads_back_the_same(preset: str, tmp_path: Pat
 
 
 def test_every_preset_says_what_to_expect() -> None:
-    for about in abouts():
+    for about in list_presets():
         assert about.title
         assert about.score
         assert about.time, about.name
-    assert {about.name for about in abouts()} >= {"cartpole", "lunarlander-continuous", "taxi"}
+    assert {about.name for about in list_presets()} >= {"cartpole", "lunarlander-continuous", "taxi"}
 
 
 def test_flags_lie_over_the_preset() -> None:

@@ -22,7 +22,15 @@ from ppo_unified import load_preset
 from ppo_unified.cli import main
 from ppo_unified.cli.flags import parse_flags
 from ppo_unified.config.presets import load_target, preset_files
-from ppo_unified.config.recipes import all_recipes, difference, laid_over, load_recipe, recipe_files, remarks, settings
+from ppo_unified.config.recipes import (
+    all_recipes,
+    apply_recipe,
+    difference,
+    load_recipe,
+    parse_comments,
+    recipe_files,
+    settings,
+)
 from ppo_unified.config.schema import RunConfig, read_toml, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
@@ -96,7 +104,7 @@ def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, ta
 
 
 def test_flags_lie_over_the_recipe() -> None:
-    config = laid_over(load_target("llm"), "tldr")
+    config = apply_recipe(load_target("llm"), "tldr")
     changed = parse_flags(config, ["--llm.kl-coef", "0.3", "--total-iterations", "7"], "train llm", "")
     assert isinstance(changed, LLMConfig)
     assert (changed.llm.kl_coef, changed.total_iterations) == (0.3, 7)
@@ -112,9 +120,9 @@ def test_flags_may_mend_what_target_and_recipe_contradict_each_other_in(tmp_path
         with pytest.raises(UsageError, match=rf"{option} = .* has no effect") as caught:
             load_preset(str(path), recipe=name)
         assert "\n" not in str(caught.value)
-    config = laid_over(load_target(str(path)), "instructgpt-ptx")
+    config = apply_recipe(load_target(str(path)), "instructgpt-ptx")
     assert parse_flags(config, ["--llm.ptx-data", "texts.txt"], "train", "").recipe == "instructgpt-ptx"
-    assert laid_over(load_target(str(path)), "plain-ratio").model_dump()["ppo"]["clip_high"] == 0.3
+    assert apply_recipe(load_target(str(path)), "plain-ratio").model_dump()["ppo"]["clip_high"] == 0.3
 
 
 MISTAKES = {
@@ -227,7 +235,12 @@ def test_remarks_are_the_comments_beside_settings() -> None:
         [about]
         title = "x"  # not an option
     """
-    assert remarks(dedent(text)) == {"seed": "one", "name": "two lines of it", "llm.betas": "three", "llm.bare": ""}
+    assert parse_comments(dedent(text)) == {
+        "seed": "one",
+        "name": "two lines of it",
+        "llm.betas": "three",
+        "llm.bare": "",
+    }
 
 
 # a third party's recipe, from the command line to a resumed run

@@ -157,13 +157,15 @@ def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
 
 
 def read_samples(content: bytes, folder: Path) -> None:
-    from ppo_unified.cli.inspecting import parts
+    from ppo_unified.terminal.sample_table import format_samples
 
     run = Run(folder)
     put(samples.folder_of(run), f"{3:08d}.npz", content)
     stored = samples.read(run, 3)
     there = stored.samples()
-    for lines in parts(run, stored, there, range(min(2, len(there))), 100):
+    assert all(map(is_harmless, stored.summary(run.name).splitlines()))
+    first = [stored.document(number, sample) for number, sample in enumerate(there[:2])]
+    for lines in format_samples(first, len(there), stored.quantities(), 100):
         assert all(map(is_harmless, lines))
     to_json([stored.steps_of(sample) for sample in there])
 

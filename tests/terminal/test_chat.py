@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ppo_unified.terminal.chat import SIDE_BY_SIDE, Block, lay_out, wrapped
+from ppo_unified.terminal.chat import SIDE_BY_SIDE, Block, format_blocks, wrap_text
 from ppo_unified.text import columns_of
 
 PROMPT, REMARK = "What is it?", "no score: it needs `answer`"
@@ -18,7 +18,7 @@ BLOCKS = [
 
 
 def lines_of(columns: int, color: bool = False) -> list[str]:
-    return lay_out(BLOCKS, columns, color, PROMPT, REMARK)
+    return format_blocks(BLOCKS, columns, color, PROMPT, REMARK)
 
 
 @pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
@@ -32,7 +32,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) ->
     assert all(word in text for word in ("What", "ended", "cut", "answer"))
     assert text.count("x") == 300
     assert text.count("学") == 4
-    assert len(lay_out(BLOCKS, columns, remark=REMARK)) < len(lines)
+    assert len(format_blocks(BLOCKS, columns, remark=REMARK)) < len(lines)
 
 
 def test_colours_change_no_text() -> None:
@@ -42,9 +42,9 @@ def test_colours_change_no_text() -> None:
 
 
 def test_wrapping_cuts_at_spaces_and_keeps_indentation() -> None:
-    assert wrapped("one two three", 8) == ["one two", "three"]
-    assert wrapped("  deep\nend", 8) == ["  deep", "end"]
-    assert wrapped("abcdefgh", 3) == ["abc", "def", "gh"]
-    assert wrapped("语言模型", 3) == ["语", "言", "模", "型"]
-    assert wrapped("\x1b]0;title\x07safe\x07", 0) == ["safe"]
-    assert wrapped("", 5) == [""]
+    assert wrap_text("one two three", 8) == ["one two", "three"]
+    assert wrap_text("  deep\nend", 8) == ["  deep", "end"]
+    assert wrap_text("abcdefgh", 3) == ["abc", "def", "gh"]
+    assert wrap_text("语言模型", 3) == ["语", "言", "模", "型"]
+    assert wrap_text("\x1b]0;title\x07safe\x07", 0) == ["safe"]
+    assert wrap_text("", 5) == [""]

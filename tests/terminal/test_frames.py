@@ -23,7 +23,7 @@ from ppo_unified.terminal.frames import (
     UPPER_HALF,
     Style,
     draw,
-    resized,
+    resize,
     write_gif,
 )
 from ppo_unified.terminal.screen import Screen
@@ -104,7 +104,7 @@ def test_256_colours_are_the_nearest_ones() -> None:
 
 def test_shrinking_averages() -> None:
     picture = random_picture(90, 60)
-    shrunk = resized(picture, 6, 9)
+    shrunk = resize(picture, 6, 9)
     expected = picture.reshape(9, 10, 6, 10, 3).mean((1, 3))
     assert np.abs(shrunk - expected).max() <= 1  # rounded twice: rows, then columns
 

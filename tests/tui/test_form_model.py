@@ -14,7 +14,7 @@ import pytest
 
 from ppo_unified import cli
 from ppo_unified.config import presets
-from ppo_unified.config.recipes import all_recipes, laid_over
+from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import launch
@@ -96,7 +96,7 @@ def test_the_command_line_makes_the_very_configuration_that_was_judged(target: s
 @pytest.mark.usefixtures("_captured")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_lies_between_the_target_and_what_is_typed(recipe: str) -> None:
-    whole = laid_over(presets.load_target("sentiment"), recipe)
+    whole = apply_recipe(presets.load_target("sentiment"), recipe)
     for typed in edited("sentiment", recipe, 0, {}):
         verdict = form_model.judge("sentiment", recipe, typed)
         (arguments,) = form_model.arguments("sentiment", recipe, typed)

@@ -237,7 +237,7 @@ class Plot(Widget, can_focus=True):
         high = float(np.fmax.reduce([np.fmax.reduce(layer.high) for layer in layers]))
         if not np.isfinite(high - low):
             return "no finite value here"
-        view = chart.with_room(View(*look.window, low, high))
+        view = chart.add_margins(View(*look.window, low, high))
         labels = chart.y_labels((low, high), view, rows, log_y, glyphs, GUTTER)
         letters = len(lines) > 1 and (not self._glyphs.columns > 1 or self.app.no_color)
         picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters)
@@ -330,7 +330,7 @@ class Plot(Widget, can_focus=True):
         axis = self._look.axis
         if axis == "relative":
             return chart.span_label(x)
-        return chart.clock(x) if axis == "time" else f"{round(x):,}"
+        return chart.format_local_time(x) if axis == "time" else f"{round(x):,}"
 
     def _title(self, width: int, log_y: bool, inks: Inks) -> Strip:
         """The tag, then the curves' values in their colours: with their names, or without, as room allows."""

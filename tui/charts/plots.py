@@ -166,7 +166,7 @@ class Plots(Widget):
         settings = self.settings
         log_x = settings.log_x and settings.x_axis != "time"
         ends = x_ends(traces, settings.x_axis, log_x)
-        view = None if ends is None else chart.with_room(View(*ends, 0, 1))
+        view = None if ends is None else chart.add_margins(View(*ends, 0, 1))
         self._whole = None if view is None else Window(view.left, view.right)
         window = None if self._whole is None else self._window(self._whole)
         return Look(settings.x_axis, log_x, settings.log_y, settings.smoothing, settings.aggregate, window)

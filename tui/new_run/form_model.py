@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_ori
 from pydantic.fields import FieldInfo
 
 from ppo_unified.config import presets
-from ppo_unified.config.recipes import RECORDS, all_recipes, laid_over
-from ppo_unified.config.registry import adapter, load
+from ppo_unified.config.recipes import RECORDS, all_recipes, apply_recipe
+from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig, known_options, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_json
@@ -84,7 +84,7 @@ class Verdict:
 
 def picks() -> list[Pick]:
     """Presets, the quickest first, then what else can be named."""
-    found = [Pick(about.name, about.title, about.score, about.time) for about in presets.abouts()]
+    found = [Pick(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
         *sorted(found, key=lambda pick: pick.target != FIRST),
         Pick("llm", "A Hugging Face model of your choice: a folder or a hub id, your prompts and reward"),
@@ -137,7 +137,7 @@ def _loaded(target: str, recipe: str, stamp: int) -> _Target:
     """A target as of the file's time `stamp`: a form asks at every key press."""
     config = presets.load_target(target)
     if recipe:
-        config = laid_over(config, recipe)
+        config = apply_recipe(config, recipe)
     described = dict(_declared(type(config)))
     values, matters = config.flat(), _that_matter(presets.load_target(target))
     found = {name: _field(name, info, values[name], name in matters) for name, info in described.items()}
@@ -312,7 +312,7 @@ class _Judgement:
         config = self._validated(data)
         if self.seeds and config is not None:
             self._validated(data | {SEED: max(self.seeds)})
-        if config is not None and (spec := adapter(config.kind)).missing:
+        if config is not None and (spec := find_adapter(config.kind)).missing:
             try:
                 load(spec.missing)(config)
             except UsageError as error:

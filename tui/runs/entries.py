@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.query import Lookup, Query, lookup, options_of
-from ppo_unified.terminal.option_diff import but_for_seed
+from ppo_unified.terminal.option_diff import seedless_key
 from tui.folders import Stamp, stamp_if_any
 
 LOG, UNREADABLE = "log", "unreadable"  # states beside those of run.json and what `Run.state` makes of them
@@ -68,7 +68,7 @@ def common_of_entry(entry: Entry) -> str:
 
 @lru_cache(maxsize=4096)
 def _read_common(path: Path, stamp: Stamp | None) -> str:
-    return but_for_seed(_read_options(path, stamp))
+    return seedless_key(_read_options(path, stamp))
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from textual.reactive import var
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ppo_unified.terminal.chat import wrapped
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, pad
 
 MOST_LINES = 5_000  # kept
@@ -124,7 +124,7 @@ class LogView(ScrollView, can_focus=True):
     def _append(self, lines: deque[str] | list[str]) -> None:
         following = self.follows
         for line in lines:
-            self._rows += wrapped(line, max(10, self._width))
+            self._rows += wrap_text(line, max(10, self._width))
         dropped = max(0, len(self._rows) - MOST_LINES)
         del self._rows[:dropped]
         self.virtual_size = Size(self._width, len(self._shown_tail()) + len(self._rows) + self._heading())
@@ -135,7 +135,7 @@ class LogView(ScrollView, can_focus=True):
         self.refresh()
 
     def _shown_tail(self) -> list[str]:
-        return wrapped(self.tail.rest, max(10, self._width)) if self.tail.rest else []
+        return wrap_text(self.tail.rest, max(10, self._width)) if self.tail.rest else []
 
     def _heading(self) -> int:
         """Rows above the first: a word where the file holds more, or nothing at all."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from ppo_unified.runs.folder import ACTIVE, percent, warnings_of
-from ppo_unified.terminal.chat import wrapped
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, columns_of, duration, pad, short
 from tui.runs.run_list import RunList
 
@@ -81,7 +81,7 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     first = [(wrong, style)] if wrong else []
     first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
     told = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
-    lines = [(line, color) for text, color in told for line in wrapped(clean(text), width)]
+    lines = [(line, color) for text, color in told for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
         return lines
     names = ", ".join(warning.name for warning in warnings)

@@ -16,7 +16,6 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from ppo_unified.cli.inspecting import parts
 from ppo_unified.config.schema import read_toml
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
@@ -24,8 +23,9 @@ from ppo_unified.runs.folder import Run, warnings_of
 from ppo_unified.runs.metrics import describe
 from ppo_unified.runs.query import flatten, options_of
 from ppo_unified.terminal.chart import Line, draw, local_time
-from ppo_unified.terminal.chat import wrapped
-from ppo_unified.terminal.option_diff import difference_lines, spelled
+from ppo_unified.terminal.chat import wrap_text
+from ppo_unified.terminal.option_diff import difference_lines, format_value
+from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import clean, duration, short, table
 from tui.folders import stamp_if_any
 
@@ -99,7 +99,9 @@ def _sections(config: Mapping[str, Any]) -> Content:
     for name, options in groups.items():
         if options:
             parts.append(Content.styled(clean(name) + "\n", "bold"))
-            parts += [Content(f"  {clean(option):<{width}}  {spelled(value)}\n") for option, value in options.items()]
+            parts += [
+                Content(f"  {clean(option):<{width}}  {format_value(value)}\n") for option, value in options.items()
+            ]
     return Content.assemble(*parts).rstrip()
 
 
@@ -139,9 +141,9 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
     head, what = f"{stamp:<19}  {step:>11}  ", f"{clean(event.what):<10}  "
     summary, _, detail = event.text.partition("\n")
     indent = len(head) + len(what)
-    first, *further = wrapped(summary, max(20, width - indent))
+    first, *further = wrap_text(summary, max(20, width - indent))
     lines = [" " * indent + line for line in further]
-    lines += [" " * INDENT + line for line in wrapped(detail, max(20, width - INDENT)) if detail]
+    lines += [" " * INDENT + line for line in wrap_text(detail, max(20, width - INDENT)) if detail]
     colors = {"failed": "bold $text-error", "crashed": "bold $text-error", "warning": "bold $text-warning"}
     style = colors.get(event.what, "bold")
     return Content.assemble(head, (what, style), first, "\n", *(line + "\n" for line in lines))
@@ -289,7 +291,7 @@ def _responses(responses: Sequence[Any], width: int) -> list[str]:
         lines += ["", clean("   ".join([f"{number} of {len(responses)}", *facts]))]
         for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:
             value = texts[name] if isinstance(texts[name], str) else json.dumps(texts[name], ensure_ascii=False)
-            rows = wrapped(value, max(20, width - LABEL))
+            rows = wrap_text(value, max(20, width - LABEL))
             lines += [f"{clean(name) if i == 0 else '':<{LABEL}}{row}" for i, row in enumerate(rows)]
     return lines
 
@@ -302,7 +304,8 @@ def _stored(run: Run, iteration: int, width: int) -> list[str]:
     while chosen < len(there) and (not chosen or steps + len(there[chosen].columns) <= MOST_STEPS):
         steps += len(there[chosen].columns)
         chosen += 1
-    heading, meanings, tables = parts(run, stored, there, range(chosen), max(40, width))
+    each, width = [stored.document(number, there[number]) for number in range(chosen)], max(40, width)
+    meanings, tables = format_samples(each, len(there), stored.quantities(), width)
     if chosen < len(there):
         tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
-    return [*heading, *tables, "", *meanings]
+    return [*wrap_text(stored.summary(run.name), width), "", *tables, "", *meanings]

@@ -1,0 +1,126 @@
+"""Samples of a rollout as tables: every quantity of PPO at every step, in as many columns as fit. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from ppo_unified.text import clean, columns_of, pad, table
+
+NUMBER = "#"  # the table's first column
+WANTED = (  # in this order as far as the width allows, once the texts have theirs
+    *("reward", "value", "advantage", "ratio", "clipped", "delta", "return", "kl", "next_value", "action"),
+    *("logprob_new", "logprob_old", "logprob_ref", "score", "kl_full", "token", "advantage_used"),
+)
+WIDEST_TEXT = 20
+DIGITS = 4  # of the largest number of a column
+
+Quantity: TypeAlias = tuple[str, str, bool]  # header, meaning, whether its sum over a sample says something
+Steps: TypeAlias = Sequence[Mapping[str, Any]]  # each quantity by name, and the "column" of the rollout
+
+
+def format_samples(
+    samples: Sequence[Mapping[str, Any]],
+    count: int,
+    quantities: Mapping[str, Quantity],
+    width: int,
+    color: bool = False,
+) -> tuple[list[str], list[str]]:
+    """What the columns mean, and a table of each sample, as lines within `width` as far as the narrowest columns fit.
+
+    `samples` are some of `count`, with the keys of `inspect --json`: sample, row, steps and, for texts, before.
+    """
+    about = {NUMBER: (NUMBER, "column of the rollout", False), **quantities}
+    columns = _format_columns([step for sample in samples for step in sample["steps"]])
+    sums = [{name: _sum(sample["steps"], name, about[name]) for name in columns} for sample in samples]
+    headers = {name: about[name][0] for name in columns}
+    shown = _choose_columns(
+        {name: [headers[name], *cells, *(x[name] for x in sums)] for name, cells in columns.items()}, width
+    )
+    tables, start = list[str](), 0
+    for sample, last in zip(samples, sums, strict=True):
+        end = start + len(sample["steps"])
+        rows = [{name: columns[name][i] for name in shown} for i in range(start, end)] + [last]
+        start = end
+        tables += ["", *textwrap.wrap(_title(sample, count), width)]
+        if before := sample.get("before"):
+            line = f"After {clean(json.dumps(before, ensure_ascii=False))}:"
+            tables.append(pad(line, min(width, columns_of(line))))
+        tables += table([{headers[name]: row[name] for name in shown} for row in rows], color)
+    hidden = [headers[name] for name in columns if name not in shown]
+    return _meanings([about[name] for name in shown], hidden, width), tables
+
+
+def _meanings(shown: Sequence[Quantity], hidden: Sequence[str], width: int) -> list[str]:
+    indent = " " * (4 + max(len(header) for header, _, _ in shown))
+    lines: list[str] = []
+    for header, meaning, _ in shown:
+        lines += textwrap.wrap(f"  {header}".ljust(len(indent)) + meaning, width, subsequent_indent=indent)
+    if hidden:
+        names = ", ".join(hidden)
+        lines += textwrap.wrap(f"Not shown for lack of room: {names}. A wider terminal or --json shows them.", width)
+    return lines
+
+
+def _title(sample: Mapping[str, Any], count: int) -> str:
+    steps = sample["steps"]
+    end = "goes on" if steps[-1]["continues"] else "ends"
+    length = f"{len(steps)} step{'s' if len(steps) > 1 else ''}, then the episode {end}"
+    return f"Sample {sample['sample']} (of 0 to {count - 1}), row {sample['row']} of the rollout: {length}"
+
+
+def _format_columns(steps: Steps) -> dict[str, list[str]]:
+    """Every quantity but `continues` as cells of even precision, by name."""
+    names = [name for name in steps[0] if name not in ("column", "continues")]
+    return {NUMBER: [str(step["column"]) for step in steps]} | {
+        name: _format_cells([step[name] for step in steps]) for name in names
+    }
+
+
+def _format_cells(values: Sequence[Any]) -> list[str]:
+    if isinstance(values[0], str):
+        return [_format_text(value) for value in values]
+    if isinstance(values[0], bool):
+        return ["*" if value else "" for value in values]
+    if isinstance(values[0], int):
+        return [str(value) for value in values]
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if 0 < largest < 1e-3:
+        return [f"{value:.1e}" for value in values]
+    if all(value == round(value) for value in values if math.isfinite(value)):
+        return [f"{value:.0f}" for value in values]
+    digits = min(DIGITS, max(0, DIGITS - 1 - math.floor(math.log10(largest))))
+    return [f"{value:z.{digits}f}" for value in values]  # z: no minus before a zero
+
+
+def _format_text(value: str) -> str:
+    """A text in one narrow cell; in quotes and with escapes where blanks or unprintable characters would be lost."""
+    shown = clean(value) if clean(value) == value else clean(json.dumps(value, ensure_ascii=False))
+    return pad(shown, min(WIDEST_TEXT, columns_of(shown)))
+
+
+def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
+    """The names of the columns, headers included, that fit side by side: the most wanted are taken first, the very
+    first however narrow `width` is."""
+    widths = {name: max(map(columns_of, cells)) + 2 for name, cells in columns.items()}
+    texts = [name for name in columns if name not in (NUMBER, *WANTED)]
+    order = [NUMBER, *dict.fromkeys(["text", *WANTED, *texts])]
+    taken: list[str] = []
+    for name in order:
+        if name in columns and (not taken or sum(widths[x] for x in taken) + widths[name] - 2 <= width):
+            taken.append(name)
+    return [name for name in columns if name in taken]
+
+
+def _sum(steps: Steps, name: str, about: Quantity) -> str:
+    """A cell of the last line: the sum of what adds up."""
+    if name == NUMBER:
+        return "sum"
+    _, _, adds_up = about
+    if not adds_up:
+        return ""
+    total = sum(step[name] for step in steps)
+    return str(total) if isinstance(total, int) else f"{total:z.4g}"
