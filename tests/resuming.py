@@ -133,7 +133,7 @@ def differences(whole: Run, other: Run) -> list[str]:
 
 def final(run: Run) -> dict[str, Any]:
     """The last checkpoint, and what run.json says that does not depend on the clock."""
-    loaded = checkpoint.newest(run, torch.device("cpu"))
+    loaded = checkpoint.load_newest(run, torch.device("cpu"))
     assert loaded is not None
     status = run.read_status()
     told = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}

@@ -180,8 +180,8 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Take up the newest checkpoint, if there is one, and forget what run.json knows of later."""
-        checkpoint.sweep(self.run)
-        found = checkpoint.newest(self.run, self.device)
+        checkpoint.remove_leftovers(self.run)
+        found = checkpoint.load_newest(self.run, self.device)
         if found is None:
             resume.forget(self.status)
             return False

@@ -184,7 +184,7 @@ def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_ru
     run = begin(tokens(folder), tmp_path, "odd")
     assert killed(run, "after pruning", 2)
     run.release()
-    found = checkpoint.newest(run, torch.device("cpu"))
+    found = checkpoint.load_newest(run, torch.device("cpu"))
     assert found is not None
     checkpoint.save(run, found.policy, dict(found.trainer) | {part: {"x": [1]}}, found.meta)
     before = run.read_status()

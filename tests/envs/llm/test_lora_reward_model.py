@@ -169,7 +169,7 @@ def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, t
     one = config(folder).model_copy(update={"total_iterations": 1})
     train(one, tmp_path, "parts")
     assert main(["resume", "parts", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
-    kept = [checkpoint.newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
+    kept = [checkpoint.load_newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
     weights = [found.policy for found in kept if found]
     assert whole.state == "finished"
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
