@@ -9,7 +9,7 @@ __all__ = ["load_preset", "run"]
 
 if TYPE_CHECKING:
     from ppo_unified.config.presets import load_preset
-    from ppo_unified.training.trainer import run
+    from ppo_unified.training.session import run
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return load_preset
     if name == "run":
-        from ppo_unified.training.trainer import run
+        from ppo_unified.training.session import run
 
         return run
     raise AttributeError(f"module 'ppo_unified' has no attribute {name!r}")

@@ -17,7 +17,7 @@ from ppo_unified.runs import launch, samples
 from ppo_unified.runs.events import EventReader, EventWriter
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.launch import StopRequest
-from ppo_unified.training import checkpoint, trainer
+from ppo_unified.training import checkpoint, session
 
 FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
 
@@ -34,7 +34,7 @@ def trained(run: Run, stop: StopRequest | None = None) -> None:
     """Train in a folder from its newest checkpoint, to the end or until a stop."""
     if run._lock is None:
         run.acquire()
-    trainer.train_in(run, presets.from_file(run.config), stop or StopRequest())
+    session.train_in(run, presets.from_file(run.config), stop or StopRequest())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ppo_unified.runs import durable
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpoint import META, POLICY, STATE, TENSORS, Damaged, Meta
-from ppo_unified.training.trainer import load_adapter
+from ppo_unified.training.session import load_adapter
 
 CPU = torch.device("cpu")
 CALLS = ("mkdir", "open", "write", "fsync", "close", "read", "stat", "scandir", "rename", "unlink", "rmdir")
