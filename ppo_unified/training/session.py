@@ -26,7 +26,7 @@ from ppo_unified.training.health import Health
 from ppo_unified.training.out_of_memory import explain_out_of_memory, is_out_of_memory
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import Evaluations, TrainingState
-from ppo_unified.training.trainer import Report, Trainer
+from ppo_unified.training.trainer import Listener, Trainer
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def train_in(
     run: Run,
     config: RunConfig,
     stop: launch.StopRequest,
-    report: Report | None = None,
+    listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
 ) -> Status:
     """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
@@ -69,7 +69,7 @@ def train_in(
     status = run.read_status()
     stop.shown_in(run)
     try:
-        trainer = _make_trainer(run, config, status, stop, report or (lambda status, metrics: None))
+        trainer = _make_trainer(run, config, status, stop, listener or (lambda status, metrics: None))
         try:
             trainer.train()
         finally:
@@ -94,11 +94,11 @@ def train_in(
     return status
 
 
-def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, report: Report) -> Trainer:
+def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
     """A trainer with its models. Raises Refused, OutOfMemory, and Interrupted: a model may take its time."""
     try:
         with stop.interruptible():
-            return _assemble(run, config, status, stop, report)
+            return _assemble(run, config, status, stop, listener)
     except UsageError as error:
         raise Refused(*error.args) from error
     except (MemoryError, RuntimeError) as error:
@@ -107,7 +107,7 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.Stop
         raise
 
 
-def _assemble(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, report: Report) -> Trainer:
+def _assemble(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
     device = resolve_device(config)
     adapter = build_adapter(config, device)
     totals = config.total_steps, config.total_iterations
@@ -117,7 +117,7 @@ def _assemble(run: Run, config: RunConfig, status: Status, stop: launch.StopRequ
     resumed = restore(run, config, status, state, device)
     reporter = Reporter(run, config, status, state, device, resumed)
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
-    return Trainer(run, config, status, state, stop, Collector(adapter, stop), reporter, checkpointer, report)
+    return Trainer(run, config, status, state, stop, Collector(adapter, stop), reporter, checkpointer, listener)
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:

@@ -19,7 +19,7 @@ from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memor
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import TrainingState
 
-Report = Callable[[Status, dict[str, float]], None]  # called after every iteration
+Listener = Callable[[Status, dict[str, float]], None]  # called after every iteration, with its metrics
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Trainer:
     collector: Collector
     reporter: Reporter
     checkpointer: Checkpointer
-    report: Report
+    listener: Listener
 
     def train(self) -> None:
         """Train until the run ends or a stop is requested, and save; run.json then holds the final state."""
@@ -96,7 +96,7 @@ class Trainer:
         if self.checkpointer.is_due():
             self._save()
         self.reporter.write_heartbeat()
-        self.report(self.status, metrics)
+        self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
         """The metrics of an evaluation at the current step. Raises Interrupted; then the evaluation is owed."""
