@@ -153,7 +153,7 @@ def after_stop(run: Run, code: int | None) -> list[str]:
     if code != 130 or status.state != "stopped" or run.locked():
         found.append(f"ended with {code}, state {status.state}")
     try:
-        if checkpoint.newest(run, torch.device("cpu")) is None:
+        if checkpoint.load_newest(run, torch.device("cpu")) is None:
             found.append("there is no checkpoint")
     except UsageError as error:
         found.append(str(error))

@@ -25,7 +25,7 @@ from envs.llm.tiny import sentiment_scorer, tiny_model
 from ppo_unified import load_preset
 from ppo_unified.runs.events import EventReader
 from ppo_unified.runs.folder import Run
-from ppo_unified.training.trainer import load_adapter
+from ppo_unified.training.session import load_adapter
 
 FIRST_SEED = 101  # seeds that the presets were not tuned on
 HELD_OUT = 2000  # all pairs that neither supervision nor PPO sees

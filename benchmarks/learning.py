@@ -20,7 +20,8 @@ import numpy as np
 
 from ppo_unified import load_preset, run
 from ppo_unified.runs.folder import Run
-from ppo_unified.training.trainer import evaluate, load_adapter
+from ppo_unified.training.evaluation import evaluate
+from ppo_unified.training.session import load_adapter
 
 THRESHOLDS = {  # the mean over seeds of the greedy score has to reach these
     "cartpole": 475.0,

@@ -37,7 +37,7 @@ def unreadable(run: Run) -> list[str]:
     for step in checkpoint.steps(run):
         attempts.append(partial(checkpoint.check, checkpoint.folder_of(run, step)))
         attempts.append(partial(checkpoint.load_policy, run, step, CPU))
-    attempts.append(partial(checkpoint.newest, run, CPU))
+    attempts.append(partial(checkpoint.load_newest, run, CPU))
     for attempt in attempts:
         try:
             attempt()
@@ -109,7 +109,7 @@ def _checkpoints(run: Run, other: Run) -> Iterator[str]:
         yield f"checkpoints: the best is {one}, not {two}"
     elif one and not _equal(*(checkpoint.load_policy(found, one[0], CPU) for found in (run, other))):
         yield f"checkpoint {one[0]}, the best: other weights"
-    ours, theirs = checkpoint.newest(run, CPU), checkpoint.newest(other, CPU)
+    ours, theirs = checkpoint.load_newest(run, CPU), checkpoint.load_newest(other, CPU)
     if ours is None or theirs is None or ours.meta.step != theirs.meta.step:
         yield f"checkpoints: the newest is {ours and ours.meta.step}, not {theirs and theirs.meta.step}"
         return

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ppo_unified.config.spec import AdapterSpec
     from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Rollout
     from ppo_unified.testing import check_adapter
-    from ppo_unified.training.trainer import run
+    from ppo_unified.training.session import run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,7 +35,7 @@ _MODULES = {
     "RunConfig": "config.schema",
     "check_adapter": "testing",
     "load_preset": "config.presets",
-    "run": "training.trainer",
+    "run": "training.session",
 }
 
 

@@ -6,6 +6,7 @@ def test_my_adapter_keeps_the_contract() -> None:
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -49,6 +50,7 @@ def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:
         _check_same_seed_same_rollout(fresh, rollout)
         _check_score(fresh)
         _check_state_dict(fresh)
+        _check_state_dict_is_a_copy(fresh())
 
 
 def _require(holds: bool, sentence: str) -> None:
@@ -259,6 +261,17 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
         bool(restarted) or _are_equal(rollout, _repeatable_fields(source.collect())),
         "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must "
         "hold where its world stands, or load_state_dict() must return what starts anew and why",
+    )
+
+
+def _check_state_dict_is_a_copy(adapter: Adapter) -> None:
+    state = adapter.state_dict()
+    before = copy.deepcopy(state)
+    adapter.collect()
+    _require(
+        _are_equal(state, before),
+        "collect() changed what state_dict() had returned before; state_dict() must return copies, so that a run can "
+        "be stopped inside collect()",
     )
 
 

@@ -17,7 +17,7 @@ from ppo_unified.runs import launch, samples
 from ppo_unified.runs.events import EventReader, EventWriter
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.launch import StopRequest
-from ppo_unified.training import checkpoint, trainer
+from ppo_unified.training import checkpoint, session
 
 FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
 
@@ -34,7 +34,7 @@ def trained(run: Run, stop: StopRequest | None = None) -> None:
     """Train in a folder from its newest checkpoint, to the end or until a stop."""
     if run._lock is None:
         run.acquire()
-    trainer.train_in(run, presets.from_file(run.config), stop or StopRequest())
+    session.train_in(run, presets.from_file(run.config), stop or StopRequest())
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def differences(whole: Run, other: Run) -> list[str]:
 
 def final(run: Run) -> dict[str, Any]:
     """The last checkpoint, and what run.json says that does not depend on the clock."""
-    loaded = checkpoint.newest(run, torch.device("cpu"))
+    loaded = checkpoint.load_newest(run, torch.device("cpu"))
     assert loaded is not None
     status = run.read_status()
     told = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}

@@ -45,10 +45,10 @@ BANNED = {
     "ppo_unified.runs.control": {"torch", *WORLDS},
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
-    "ppo_unified.training.trainer": WORLDS,
+    "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes, ppo_unified.terminal.chat": {"torch", *WORLDS},
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
-    "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.trainer", "ppo_unified.cli"},
+    "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},
     "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},
     "tui.app, tui.new_run.picker, tui.new_run.form, tui.runs.run_page, tui.new_run.form_model": {
         "torch",
@@ -62,7 +62,7 @@ BANNED = {
         "trl",
         "textual",
         "tui",
-        "ppo_unified.training.trainer",
+        "ppo_unified.training.session",
         "ppo_unified.cli",
     },
 }

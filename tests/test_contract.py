@@ -209,6 +209,26 @@ class SavesAnObject(BanditAdapter):
         return {"generator": self.generator}
 
 
+class SharesItsState(BanditAdapter):
+    """Saves a list that `collect` goes on filling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rewards: list[float] = []
+
+    def collect(self) -> Rollout:
+        rollout = super().collect()
+        self.rewards.append(rollout.metrics["reward/score"])
+        return rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"rewards": self.rewards}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.rewards = list(state["rewards"])
+
+
 class CannotClose(BanditAdapter):
     def close(self) -> None:
         raise OSError("busy")
@@ -224,6 +244,7 @@ class CannotClose(BanditAdapter):
         (ScoresTheMean, AssertionError, "gave 1 scores; it must give one an episode"),
         (ForgetsItsGenerator, AssertionError, r"state_dict\(\) after load_state_dict\(\) is not what was loaded"),
         (SavesAnObject, AssertionError, r"state_dict\(\) cannot be kept: state/adapter/generator: a Generator"),
+        (SharesItsState, AssertionError, r"collect\(\) changed what state_dict\(\) had returned"),
         (CannotClose, OSError, "busy"),
     ],
 )

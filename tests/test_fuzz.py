@@ -26,6 +26,7 @@ from tests.fuzz.running import try_many, try_one
 SHARE = 24  # inputs of each parser
 DEEP = 100_000
 NESTED = json.loads("[" * 900 + "]" * 900)
+LIST_AS_KEY = b'{"$items": [[[], 1]]}'
 SUM = {"size": 1, "crc32c": "0"}
 STATUS = {"name": "a", "state": "running"}
 
@@ -68,8 +69,6 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "configuration nested 100,000 deep": ("configuration", b"a = " + b"[" * DEEP, True),
     "configuration with a key of 20,000 parts": ("configuration", b"a" + b".a" * 20_000 + b" = 1", True),
     "configuration with a number of 5,000 digits": ("configuration", b"a = " + b"9" * 5000, True),
-    "best.json nested 100,000 deep": ("best.json", b"[" * DEEP, False),
-    "best.json with an infinite step": ("best.json", b'{"step": Infinity, "score": 1}', False),
     "remembered view nested 100,000 deep": ("remembered view", b"[" * DEEP, False),
     "responses of 200,000 torn lines": ("responses", b"\x80\n" * 200_000, False),
     "responses nested 100,000 deep": ("responses", b"[" * DEEP, False),
@@ -80,6 +79,9 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "checkpoint whose score is a text": ("checkpoint", partial(checkpoint, {"score": "x"}), True),
     "checkpoint that names another file": ("checkpoint", partial(checkpoint, {"files": {"x": SUM}}), True),
     "checkpoint nested 900 deep": ("checkpoint", partial(checkpoint, {"versions": NESTED}), True),
+    "checkpoint whose format is a text": ("checkpoint", partial(checkpoint, {"format": "2"}), True),
+    "checkpoint whose file has no size": ("checkpoint", partial(checkpoint, {"files": {"x": {}}}), True),
+    "checkpoint with a list for a key": ("checkpoint", partial(sealed_checkpoint, LIST_AS_KEY), True),
     "checkpoint of a trainer that is a list": ("checkpoint", partial(sealed_checkpoint, b"[]"), True),
     "samples with a column of dates": ("samples", partial(samples, {"value": np.zeros((2, 3), "M8[s]")}), True),
     "samples with texts for numbers": ("samples", partial(samples, {"reward": np.full((2, 3), "x")}), True),

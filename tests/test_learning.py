@@ -8,7 +8,7 @@ import pytest
 
 from ppo_unified.config.presets import load_preset
 from ppo_unified.runs.folder import Run
-from ppo_unified.training.trainer import load_adapter, run
+from ppo_unified.training.session import load_adapter, run
 
 
 @pytest.mark.learning

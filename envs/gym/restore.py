@@ -7,6 +7,7 @@ Whatever was put back is compared with what was recorded before it is trusted.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 import zlib
@@ -203,7 +204,7 @@ class Offered:
         self.envs: Any = envs
 
     def state_dict(self) -> dict[str, Any]:
-        return {"own": self.envs.state_dict()}
+        return {"own": copy.deepcopy(self.envs.state_dict())}  # it may go on changing what it returns
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         obs, info = self.envs.load_state_dict(state["own"])

@@ -32,7 +32,9 @@ from ppo_unified.terminal.chat import Block, format_blocks
 from ppo_unified.terminal.frames import Style, draw, write_gif
 from ppo_unified.terminal.screen import Screen, is_drawable, screen, style_for
 from ppo_unified.text import can_color, clean, say, short, tell
-from ppo_unified.training import checkpoint, trainer
+from ppo_unified.training import checkpoint
+from ppo_unified.training.evaluation import evaluate
+from ppo_unified.training.session import load_adapter
 
 FPS = 30.0  # faster is shown at this
 PAUSE_FRAMES = 30  # on an episode's end
@@ -56,7 +58,7 @@ def eval(options: Namespace) -> int:
     loaded = _load(options)
     with closing(loaded.adapter):
         video = _video(loaded, options) if options.video else None
-        scored = trainer.evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
+        scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
         named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
@@ -232,11 +234,11 @@ def _load(options: Namespace) -> Loaded:
     config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))
     step = checkpoint.choose(run, options.checkpoint)
     try:
-        adapter, step = trainer.load_adapter(run, config, str(step))
+        adapter, step = load_adapter(run, config, str(step))
     except UsageError:
         if checkpoint.folder_of(run, step).exists():
             raise
-        adapter, step = trainer.load_adapter(run, config, options.checkpoint)
+        adapter, step = load_adapter(run, config, options.checkpoint)
     return Loaded(run, config, adapter, step)
 
 

@@ -184,8 +184,8 @@ def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[
     stop.shown_in(run)
     with launch.logged(run) as log:
         tell(f"training in {run.path}")
-        preload("ppo_unified.training.trainer")  # imports torch: the folder and the signal handlers are there by now
-        from ppo_unified.training.trainer import train_in
+        preload("ppo_unified.training.session")  # imports torch: the folder and the signal handlers are there by now
+        from ppo_unified.training.session import train_in
 
         progress = Progress(log)
         try:
@@ -278,8 +278,8 @@ def _are_figures(known: object) -> bool:
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
     """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
-    preload("ppo_unified.training.trainer")
-    from ppo_unified.training.trainer import run
+    preload("ppo_unified.training.session")
+    from ppo_unified.training.session import run
 
     steps, solved = [], 0
     for seed in range(1, seeds + 1):

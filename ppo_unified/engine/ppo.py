@@ -26,7 +26,7 @@ from ppo_unified.engine.diagnostics import (
     step_metrics,
 )
 from ppo_unified.engine.optimizers import Adam, make_optimizers, set_learning_rates, step
-from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Rollout, map_obs
+from ppo_unified.engine.rollout import ActorCritic, Evaluation, Rollout, RolloutSource, map_obs
 
 ExtraLoss: TypeAlias = Callable[[torch.Generator], tuple[Tensor, Mapping[str, float]] | None]  # Adapter.extra_loss
 
@@ -87,7 +87,7 @@ class Iteration(NamedTuple):
     batch: Batch  # advantages not yet normalised when that happens per minibatch
 
 
-def train(adapter: Adapter, learner: Learner) -> Iterator[Iteration]:
+def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
     """One PPO iteration per `next()`, until the learner's progress is complete. The caller logs and writes checkpoints;
     it stops by not calling `next()` again."""
     ppo, progress = learner.ppo, learner.progress

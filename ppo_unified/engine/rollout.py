@@ -90,14 +90,8 @@ class Rollout:
         return x.reshape(-1, self.row_len, *x.shape[2:])
 
 
-class Adapter(Protocol):
-    """A world to act in together with the policy that acts. Everything the engine knows of either.
-
-    The engine itself needs `policy`, `collect` and `extra_loss`; the runner needs the rest.
-    """
-
-    @property
-    def policy(self) -> ActorCritic: ...
+class RolloutSource(Protocol):
+    """What the engine needs of an adapter."""
 
     def collect(self) -> Rollout:
         """Act with the current policy and return what happened, with the old log-probs and values."""
@@ -108,12 +102,20 @@ class Adapter(Protocol):
         `generator` alone, and changes nothing that `state_dict` holds."""
         ...
 
+
+class Adapter(RolloutSource, Protocol):
+    """A world to act in together with the policy that acts; a whole run needs all of it."""
+
+    @property
+    def policy(self) -> ActorCritic: ...
+
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         """One score an episode, from `episodes` fresh episodes; leaves the training state untouched."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs, the policy's weights apart: tensors, numbers, strings, lists, dicts."""
+        """What `load_state_dict` needs, the policy's weights apart: tensors, numbers, strings, lists, dicts. Copies:
+        collecting more does not change them."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None: ...  # what starts anew and why, if anything does

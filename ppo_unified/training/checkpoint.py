@@ -14,21 +14,21 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import google_crc32c
 import torch
 from safetensors import SafetensorError
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import fields_of, parse_json, read_json
+from ppo_unified.parsing import fields_of, parse_json
 from ppo_unified.runs import durable
 from ppo_unified.runs.durable import Sum
 from ppo_unified.runs.folder import CHECKPOINT, Run, to_json
 from ppo_unified.text import tell
-from ppo_unified.training.tensor_json import join, packed, split, unpacked
+from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors, split
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
 FORMAT = 2
@@ -44,7 +44,7 @@ class Damaged(UsageError):
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json says. `files` is empty for checkpoints of the first format, whose files have no checksums."""
+    """What meta.json says."""
 
     step: int
     iteration: int = 0
@@ -94,19 +94,19 @@ def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: 
 def _write(folder: Path, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: Meta) -> None:
     document, tensors = split(dict(trainer))
     text = json.dumps(document, allow_nan=False).encode("ascii")
-    parts = ((POLICY, packed(policy)), (TENSORS, packed(tensors)), (STATE, [text]))
+    parts = ((POLICY, encode_tensors(policy)), (TENSORS, encode_tensors(tensors)), (STATE, [text]))
     files = {name: durable.write_file(folder / name, chunks) for name, chunks in parts}
-    durable.write_file(folder / META, [_meta_text(meta, files)])
+    durable.write_file(folder / META, [_encode_meta(meta, files)])
 
 
-def _meta_text(meta: Meta, files: Mapping[str, Sum]) -> bytes:
+def _encode_meta(meta: Meta, files: Mapping[str, Sum]) -> bytes:
     named = {name: {"size": size, "crc32c": f"{crc:08x}"} for name, (size, crc) in files.items()}
     table = {"format": FORMAT} | vars(meta) | {"versions": dict(meta.versions), "files": named}
     table = json.loads(to_json(table))  # as it will be read
-    return to_json(table | {"crc32c": _own_sum(table)}).encode("ascii")
+    return to_json(table | {"crc32c": _checksum(table)}).encode("ascii")
 
 
-def _own_sum(table: Mapping[str, Any]) -> str:
+def _checksum(table: Mapping[str, Any]) -> str:
     return f"{google_crc32c.value(json.dumps(table, sort_keys=True).encode('ascii')):08x}"
 
 
@@ -117,7 +117,7 @@ def read_meta(folder: Path) -> Meta:
         text = durable.read_small(path, MOST_META)
         if len(text) > MOST_META:
             raise ValueError(f"it has more than {MOST_META:,} bytes")
-        meta = _meta_of(parse_json(text.decode("ascii")), first_format=(folder / _OLD_POLICY).exists())
+        meta = _parse_meta(parse_json(text.decode("ascii")))
         named = CHECKPOINT.fullmatch(folder.name)  # not while it is written
         if named and int(named[1]) != meta.step:
             raise ValueError(f"it is of step {meta.step}")
@@ -126,34 +126,46 @@ def read_meta(folder: Path) -> Meta:
         raise Damaged(f"{path}: is missing") from None
     except OSError as error:
         raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise Damaged(f"{path}: is damaged ({_short(error)})") from None
+    except ValueError as error:
+        raise Damaged(f"{path}: is damaged ({_describe(error)})") from None
 
 
-def _meta_of(table: Any, first_format: bool) -> Meta:
-    """What a meta.json means. Raises ValueError, KeyError, TypeError or OverflowError where it is none."""
-    if not isinstance(table, dict):
-        raise TypeError("it is no table")
-    if "format" not in table and first_format:
-        known = fields_of(table, Meta)
-        return Meta(known["step"], known["iteration"], known["time"])
-    if table.pop("crc32c") != _own_sum(table):
+class _Seal(NamedTuple):
+    """What stands in meta.json beside the fields of Meta."""
+
+    format: int
+    crc32c: str  # of the rest of the table, hexadecimal
+
+
+class _FileEntry(NamedTuple):
+    size: int
+    crc32c: str  # hexadecimal
+
+
+def _parse_meta(table: Any) -> Meta:
+    """The content of meta.json. Raises ValueError for anything that `save` cannot have written."""
+    seal = read_table(table, _Seal)
+    if seal.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
         raise ValueError("its checksum is not its own")
-    if table["format"] > FORMAT:  # first of all: a later version may mean other things by other kinds
-        raise ValueError(f"format {table['format']} was written by a later version of this program")
-    known = fields_of(table, Meta)
-    return Meta(**known | {"files": {name: _sum_of(entry) for name, entry in table["files"].items()}})
+    if seal.format > FORMAT:  # first of all: a later version may mean other things by other kinds
+        raise ValueError(f"format {seal.format} was written by a later version of this program")
+    meta = read_table(table, Meta)
+    entries = {name: read_table(entry, _FileEntry) for name, entry in meta.files.items()}
+    return replace(meta, files={name: Sum(entry.size, int(entry.crc32c, 16)) for name, entry in entries.items()})
 
 
-def _sum_of(entry: Any) -> Sum:
-    return Sum(**fields_of(entry | {"crc32c": int(entry["crc32c"], 16)}, Sum))
+def read_table(table: Any, cls: type[T]) -> T:
+    """An instance of `cls` from a table of its fields. Raises ValueError if one is missing or of another type."""
+    known = fields_of(table, cls)
+    missing = [name for name in get_type_hints(cls) if name not in known]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return cls(**known)
 
 
 def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta:
     """What meta.json says, once it and the named files are what was written. Raises Damaged, naming the file."""
     meta = read_meta(folder)
-    if not meta.files:  # of the first format: its files are read whole or not at all
-        return meta
     for name in names:
         path, expected = folder / name, meta.files.get(name)
         try:
@@ -187,10 +199,10 @@ def folder_of(run: Run, step: int) -> Path:
 
 def best(run: Run) -> tuple[int, float] | None:
     """Step and score of the best checkpoint that is there; None where none was evaluated. Damaged ones are left out."""
-    return _best_of(_metas({step: path for step, _, path in run.checkpoint_folders()})) or _old_best(run)
+    return _find_best(_read_metas({step: path for step, _, path in run.checkpoint_folders()}))
 
 
-def _metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
+def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
     """What the metas of some folders say, of those that can be read."""
     metas = {}
     for step, folder in folders.items():
@@ -199,7 +211,7 @@ def _metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
     return metas
 
 
-def _best_of(metas: Mapping[int, Meta]) -> tuple[int, float] | None:
+def _find_best(metas: Mapping[int, Meta]) -> tuple[int, float] | None:
     """Step and score of the last that became the best."""
     found = [(step, meta.score) for step, meta in metas.items() if meta.best and meta.score is not None]
     return max(found, default=None)
@@ -221,7 +233,7 @@ def choose(run: Run, which: str) -> int:
     if not there:
         raise UsageError(f"{run.checkpoints}: there is no checkpoint yet")
     if which in map(str, there):
-        _check_policy(folder_of(run, int(which)))
+        check(folder_of(run, int(which)), [POLICY])
         return int(which)
     if which not in ("best", "latest"):
         raise UsageError(
@@ -231,17 +243,10 @@ def choose(run: Run, which: str) -> int:
     wanted = best_step(run) if which == "best" else None
     if wanted in there:
         order = [wanted, *(step for step in order if step != wanted)]
-    return _first_whole(run, order, lambda folder: _check_policy(folder).step)
+    return _load_first_whole(run, order, lambda folder: check(folder, [POLICY]).step)
 
 
-def _check_policy(folder: Path) -> Meta:
-    meta = check(folder, [POLICY])
-    if not meta.files:
-        _load_old(folder / _OLD_POLICY, torch.device("cpu"))
-    return meta
-
-
-def _first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
+def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
     """What `load` makes of the first folder that it does not find damaged; what was damaged is said once."""
     damage: list[str] = []
     for step in order:
@@ -265,12 +270,11 @@ def _first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
     """A policy's weights without the rest of the checkpoint. Raises Damaged."""
     folder = folder_of(run, step)
-    if not check(folder, [POLICY]).files:
-        return _load_old(folder / _OLD_POLICY, device)
-    return _tensors(folder / POLICY, device)
+    check(folder, [POLICY])
+    return _load_tensors(folder / POLICY, device)
 
 
-def newest(run: Run, device: torch.device) -> Loaded | None:
+def load_newest(run: Run, device: torch.device) -> Loaded | None:
     """The newest whole checkpoint, its weights on `device` and the rest on the CPU; None where there never was one.
 
     Damaged newer ones are said on stderr and set aside until a later one is written. Raises Damaged if all are.
@@ -278,7 +282,7 @@ def newest(run: Run, device: torch.device) -> Loaded | None:
     there = steps(run)
     if not there:
         return None
-    loaded = _first_whole(run, there[::-1], lambda folder: _load(folder, device))
+    loaded = _load_first_whole(run, there[::-1], lambda folder: _load(folder, device))
     for step, _, path in run.checkpoint_folders():
         if step > loaded.meta.step:
             _set_aside(path)
@@ -295,23 +299,21 @@ def _set_aside(folder: Path) -> None:
 def _load(folder: Path, device: torch.device) -> Loaded:
     cpu = torch.device("cpu")
     meta = check(folder)
-    if not meta.files:
-        return Loaded(meta, _load_old(folder / _OLD_POLICY, device), _load_old(folder / _OLD_TRAINER, cpu))
     try:
         document = json.loads((folder / STATE).read_bytes())
-        trainer = join(document, _tensors(folder / TENSORS, cpu))
+        trainer = join(document, _load_tensors(folder / TENSORS, cpu))
         if not isinstance(trainer, dict):
             raise ValueError("it holds no table")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise Damaged(f"{folder / STATE}: cannot be loaded ({_short(error)})") from None
-    return Loaded(meta, _tensors(folder / POLICY, device), trainer)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{folder / STATE}: cannot be loaded ({_describe(error)})") from None
+    return Loaded(meta, _load_tensors(folder / POLICY, device), trainer)
 
 
-def _tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     try:
-        return unpacked(path, device)
+        return read_tensors(path, device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise Damaged(f"{path}: cannot be loaded ({_short(error)})") from None
+        raise Damaged(f"{path}: cannot be loaded ({_describe(error)})") from None
 
 
 # tidying
@@ -323,8 +325,8 @@ def prune(run: Run, keep: int) -> None:
     One whose meta.json can't be read is kept: it may be the best. Raises OSError.
     """
     there = {step: path for step, _, path in run.checkpoint_folders()}
-    readable = _metas(there)  # read once: what can't be read now isn't taken for unimportant a moment later
-    newest_ones, best_one = list(there)[-keep:], _best_of(readable) or _old_best(run)
+    readable = _read_metas(there)  # read once: what can't be read now isn't taken for unimportant a moment later
+    newest_ones, best_one = list(there)[-keep:], _find_best(readable)
     unneeded = {there[step] for step in readable if step not in newest_ones and (not best_one or step != best_one[0])}
     for step, _, path in run.checkpoint_folders():
         if path in unneeded or path != there.get(step, path):
@@ -342,7 +344,7 @@ def _remove(folder: Path) -> None:
     durable.remove(aside)
 
 
-def leftovers(run: Run) -> Iterator[Path]:
+def find_leftovers(run: Run) -> Iterator[Path]:
     """What killed processes have left unfinished in a run's folders; only its trainer may remove them."""
     for name in ("run.json", "config.toml", "config.begun.toml"):
         yield from run.path.glob(f".{name}.*{ASIDE}")
@@ -350,32 +352,11 @@ def leftovers(run: Run) -> Iterator[Path]:
     yield from run.checkpoints.glob(f".*{ASIDE}")
 
 
-def sweep(run: Run) -> None:
+def remove_leftovers(run: Run) -> None:
     """Remove the leftovers of killed trainers. Raises OSError."""
-    for path in list(leftovers(run)):
+    for path in list(find_leftovers(run)):
         durable.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _short(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
-
-
-# the first format: policy.pt and trainer.pt by torch.save without checksums, best.json beside the folders
-
-_OLD_POLICY, _OLD_TRAINER = "policy.pt", "trainer.pt"
-
-
-def _load_old(path: Path, device: torch.device) -> dict[str, Any]:
-    """Only tensors and plain values: nothing in the file is executed. Raises Damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise Damaged(f"{path}: cannot be loaded as a checkpoint ({_short(error)})") from None
-    return state
-
-
-def _old_best(run: Run) -> tuple[int, float] | None:
-    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
-        table = read_json(run.checkpoints / "best.json")
-        return int(table["step"]), float(table["score"])
-    return None

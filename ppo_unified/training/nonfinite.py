@@ -1,10 +1,10 @@
-"""Numbers that are not finite: which quantity, at which step, and the minibatch on disk for who wants to know why."""
+"""After an update met a number that is not finite: which quantity and step, and the minibatch kept on disk."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,55 +13,11 @@ from torch import Tensor
 
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.optimizers import NonFiniteError
-from ppo_unified.engine.rollout import ActorCritic, Observations, Rollout
+from ppo_unified.engine.ppo import Learner
+from ppo_unified.engine.rollout import ActorCritic, Rollout
 from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import Run, to_json
-
-Named = Iterator[tuple[str, Tensor]]
-
-
-class Place(NamedTuple):
-    """A quantity that is not finite, and its first place; None where it has none, as a gradient."""
-
-    quantity: str
-    row: int | None = None
-    column: int | None = None
-
-
-def observations(obs: Observations) -> Named:
-    if isinstance(obs, Tensor):
-        yield "obs", obs
-    else:
-        yield from ((f"obs.{key}", x) for key, x in obs.items())
-
-
-def first_place(quantities: Named, mask: Tensor) -> Place | None:
-    """The first of the quantities, each [R, L, ...], that is not finite where `mask` [R, L] is True."""
-    for name, x in quantities:
-        if x.is_floating_point():
-            bad = ~torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else ~torch.isfinite(x)
-            if (bad & mask).any():  # the one read of the device that a healthy quantity costs
-                row, column = (bad & mask).nonzero()[0].tolist()
-                return Place(name, row, column)
-    return None
-
-
-def check_rollout(rollout: Rollout) -> None:
-    """Raises NonFiniteError naming quantity, row and column; nothing was learned from the rollout yet."""
-    names = ("rewards", "logprobs", "values", "next_values")
-    total = sum((torch.where(rollout.mask, getattr(rollout, name), 0.0).sum() for name in names), torch.zeros(()))
-    healthy = all(bool(torch.isfinite(x).all()) for _, x in observations(rollout.obs) if x.is_floating_point())
-    if healthy and torch.isfinite(total):
-        return
-    place = first_place(_of_rollout(rollout), rollout.mask)
-    if place is not None:
-        raise NonFiniteError(f"the rollout's {place.quantity} is not finite in row {place.row}, column {place.column}")
-
-
-def _of_rollout(rollout: Rollout) -> Named:
-    yield from observations(rollout.obs)
-    for name in ("rewards", "logprobs", "values", "next_values"):
-        yield name, getattr(rollout, name)
+from ppo_unified.training.collection import Place, find_nonfinite, name_observations
 
 
 def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
@@ -70,18 +26,18 @@ def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
     `columns`: of a micro-batch. The gradients must still be those of the minibatch.
     """
     held = ("logprobs", "values", "advantages", "returns")
-    batch: dict[str, Tensor] = {name: getattr(minibatch, name) for name in held}
+    batch = name_observations(minibatch.obs) | {name: getattr(minibatch, name) for name in held}
     for name, weight in policy.named_parameters():
         if not torch.isfinite(weight).all():
             return Place(f"weight {name}")
-    place = first_place(iter([*observations(minibatch.obs), *batch.items()]), minibatch.mask)
+    place = find_nonfinite(batch, minibatch.mask)
     if place is not None:
         return place
     for micro in microbatches(minibatch, columns):
         new = policy.evaluate(micro.obs, micro.actions)
         ratio = (new.logprobs - micro.logprobs).exp()
-        said = {"new logprobs": new.logprobs, "new values": new.values, "entropy": new.entropy, "ratio": ratio}
-        found = first_place(iter(said.items()), micro.mask)
+        outputs = {"new logprobs": new.logprobs, "new values": new.values, "entropy": new.entropy, "ratio": ratio}
+        found = find_nonfinite(outputs, micro.mask)
         if found is not None and found.row is not None:
             whole = minibatch[slice(None), slice(micro.mask.shape[1])]
             rows = _rows_like(micro, found.row, whole.logprobs, whole.values, whole.mask)
@@ -119,29 +75,27 @@ def dump(run: Run, iteration: int, minibatch: Batch, about: Mapping[str, Any]) -
     folder = run.path / "nonfinite"
     folder.mkdir(exist_ok=True)
     names = ("actions", "logprobs", "values", "advantages", "returns", "mask", "weights")
-    tensors = dict(observations(minibatch.obs)) | {name: getattr(minibatch, name) for name in names}
+    tensors = name_observations(minibatch.obs) | {name: getattr(minibatch, name) for name in names}
     path = folder / f"{iteration:08d}.safetensors"
     save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path)
     write_atomically(path.with_suffix(".json"), to_json(about))
     return path
 
 
-def explained(
-    error: NonFiniteError, run: Run, policy: ActorCritic, rollout: Rollout | None, about: dict[str, Any]
-) -> NonFiniteError:
-    """`error` with iteration and step, and for a minibatch the place and the file that it is kept in.
-
-    `about`: iteration, step and microbatch_columns of the run.
-    """
-    where = f"in iteration {about['iteration']}, after {about['step']:,} steps"
+def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout: Rollout | None) -> NonFiniteError:
+    """`error` with iteration and step, and for a minibatch the place and the file that it is kept in."""
+    iteration, step = learner.progress.iteration + 1, learner.progress.steps
+    where = f"in iteration {iteration}, after {step:,} steps"
     if error.minibatch is None:
         return NonFiniteError(f"{error}, {where}")
-    place = diagnose(policy, error.minibatch, about["microbatch_columns"])
+    columns = learner.ppo.microbatch_columns
+    place = diagnose(learner.policy, error.minibatch, columns)
     at = locate(rollout, error.minibatch, place) if rollout is not None else None
-    known = about | place._asdict() | {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
+    known: dict[str, Any] = {"iteration": iteration, "step": step, "microbatch_columns": columns} | place._asdict()
+    known |= {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
     known["sums"] = {name: float(x) for name, x in error.sums.items()}
     try:
-        kept = f"the minibatch is in {dump(run, about['iteration'], error.minibatch, known)}"
+        kept = f"the minibatch is in {dump(run, iteration, error.minibatch, known)}"
     except (OSError, SafetensorError) as failure:  # a full disk must not hide what happened
         kept = f"the minibatch could not be kept ({failure})"
     what = place.quantity + (f" of row {at[0]}, column {at[1]} of the rollout" if at else "")

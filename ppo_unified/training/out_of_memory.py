@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CPU)
 
 
-def out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:
+def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:
     """`error` as advice; `doing` is a key of OPTIONS, `columns` those of the minibatch that was too large, or 0."""
     options, advice = config.flat(), []
     for name in OPTIONS[doing]:

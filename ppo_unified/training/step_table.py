@@ -1,4 +1,4 @@
-"""Looking back on an iteration: every quantity of PPO at every step, with the policy as the updates left it."""
+"""The table of an iteration's steps: every quantity of PPO at each of them, with the policy as the updates left it."""
 
 from __future__ import annotations
 
@@ -10,45 +10,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_unified.config.schema import PPO
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.ppo import Iteration, Learner, clip_range, make_batch
-from ppo_unified.engine.rollout import ActorCritic, Rollout
+from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs import samples
 
 RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two are numpy.savez's
 
 
-class Hindsight(NamedTuple):
-    """What one pass over an iteration's steps gives."""
+class StepTable(NamedTuple):
+    """Every quantity of PPO at every step of an iteration."""
 
     columns: dict[str, Tensor]  # [N, T] each, the engine's own quantities; 0 where masked
     metrics: dict[str, float]  # means over all valid steps
     histograms: dict[str, np.ndarray]  # raw values at all valid steps
-
-
-def clip_range_of(learner: Learner, learned: int) -> tuple[float, float]:
-    """How far the ratio could fall below and rise above 1 in the iteration just completed, of `learned` steps."""
-    progress = learner.progress
-    before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
-    return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
+    clip: float  # how far the ratio could fall below 1 in this iteration
+    clip_high: float  # and rise above it
 
 
 @torch.no_grad()
-def look_back(policy: ActorCritic, iteration: Iteration, ppo: PPO, low: float, high: float) -> Hindsight:
-    """Evaluate the policy once on what it has just learned from; `low` and `high` as `clip_range` gives them.
+def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
+    """Evaluate the policy once on the iteration that the learner has just completed.
 
     `clipped` counts as policy/clip_fraction does: the ratio is outside the range. Its gradient is zero only where the
     advantage that the loss saw pushes it further out (and the objective clips at all).
     """
-    rollout, batch = iteration.rollout, iteration.batch
+    rollout, batch, ppo = iteration.rollout, iteration.batch, learner.ppo
+    low, high = _past_clip_range(learner, int(batch.mask.sum()))
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
     places = _places(rollout)
     after = torch.where(rollout.mask, rollout.logprobs, 0.0)
     for part in microbatches(replace(batch, weights=places), ppo.microbatch_columns):
-        after.view(-1)[part.weights[part.mask]] = policy.evaluate(part.obs, part.actions).logprobs[part.mask].to(after)
+        new = learner.policy.evaluate(part.obs, part.actions)
+        after.view(-1)[part.weights[part.mask]] = new.logprobs[part.mask].to(after)
     log_ratio = torch.where(rollout.mask, after - rollout.logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
@@ -75,7 +71,14 @@ def look_back(policy: ActorCritic, iteration: Iteration, ppo: PPO, low: float, h
     }
     histograms = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": valid}
     arrays = {tag: x.float().cpu().numpy() for tag, x in histograms.items()}
-    return Hindsight({"mask": rollout.mask} | columns, metrics, arrays)
+    return StepTable({"mask": rollout.mask} | columns, metrics, arrays, low, high)
+
+
+def _past_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
+    """The clip range of the iteration just completed, of `learned` steps, as annealed then."""
+    progress = learner.progress
+    before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
+    return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
 def _places(rollout: Rollout) -> Tensor:
@@ -91,14 +94,14 @@ def _spread(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor
     return spread
 
 
-def to_arrays(columns: Mapping[str, Tensor], explained: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
-    """Columns as arrays of the first rows that samples keep; those of an adapter's `hook` are checked first.
+def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
+    """Columns as arrays of the first rows that samples keep; an adapter's `own`, from its `hook`, are checked first.
 
     Raises ValueError where the hook gave something else than numbers or strings [N, T] under a name of its own.
     """
     mask = columns["mask"]
-    own = {}
-    for name, x in explained.items():
+    checked = {}
+    for name, x in own.items():
         array = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
         if name in RESERVED or name in columns or not name.isidentifier():
             raise ValueError(f"{hook}: a column cannot be named {name!r}")
@@ -107,8 +110,8 @@ def to_arrays(columns: Mapping[str, Tensor], explained: Mapping[str, Any], hook:
                 f"{hook}: column {name!r} is {array.dtype} {list(array.shape)}; it must be numbers or strings [N, T] = "
                 f"{list(mask.shape)}"
             )
-        own[name] = array
+        checked[name] = array
     rows = samples.kept_rows(mask.cpu().numpy())
     engine = {name: x[:rows] for name, x in columns.items()}
     engine = {name: x.float() if x.is_floating_point() else x for name, x in engine.items()}
-    return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in own.items()}
+    return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in checked.items()}

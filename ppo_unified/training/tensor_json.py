@@ -87,24 +87,31 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     if mark == _FLOAT and content in ("nan", "inf", "-inf"):
         return float(content)
     if mark == _ITEMS and isinstance(content, list):
-        return {_hashable(join(key, tensors)): join(x, tensors) for key, x in content}
+        return dict(_join_item(item, tensors) for item in content)
     raise ValueError(f"{mark} = {str(content)[:100]!r} means nothing")
 
 
-def _hashable(key: Any) -> Any:
-    if isinstance(key, list | dict | Tensor):
+def _join_item(item: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    if not isinstance(item, list) or len(item) != 2:
+        raise ValueError(f"{str(item)[:100]} is no pair of key and value")
+    key, value = (join(x, tensors) for x in item)
+    if not _is_key(key):
         raise ValueError(f"{str(key)[:100]} can't be a key")
-    return key
+    return key, value
 
 
-def packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _is_key(value: Any) -> bool:
+    return all(map(_is_key, value)) if isinstance(value, tuple) else not isinstance(value, list | dict | Tensor)
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     """A safetensors file, piece by piece: one tensor at a time is in memory beside the rest.
 
     Written here because the library either makes the whole file in memory or writes it where no short write is seen.
     A tensor that is another one under a second name (tied weights) is stored once and named in the header's metadata,
     as `safetensors.torch.save_model` does; overlapping tensors of different shape become two.
     """
-    kept, aliases = _without_aliases(tensors)
+    kept, aliases = _find_aliases(tensors)
     order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # so that each is aligned to its type
     header: dict[str, Any] = {_METADATA: aliases}
     end = 0
@@ -119,16 +126,16 @@ def packed(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         flat = kept[name].detach().cpu().contiguous().reshape(-1)
-        yield _bytes(flat.as_strided(flat.shape, (1,)))  # of one element any stride will do
+        yield _view_bytes(flat.as_strided(flat.shape, (1,)))  # of one element any stride will do
 
 
-def _bytes(numbers: Tensor) -> memoryview:
+def _view_bytes(numbers: Tensor) -> memoryview:
     """The memory of numbers [n] that stand side by side."""
     array: Any = numbers.view(torch.uint8).numpy()
     return memoryview(array)
 
 
-def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _find_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors that differ, and for each further name of one of them the name it is kept under."""
     seen: dict[Any, str] = {}
     kept: dict[str, Tensor] = {}
@@ -143,7 +150,7 @@ def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return kept, aliases
 
 
-def unpacked(path: Path, device: torch.device) -> dict[str, Tensor]:
+def read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises OSError, ValueError or safetensors' SafetensorError."""
     with safe_open(path, framework="pt", device=str(device)) as file:  # copies: the file may be removed
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping

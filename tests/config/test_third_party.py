@@ -14,7 +14,7 @@ from ppo_unified.config.presets import load_preset, load_target, preset_files
 from ppo_unified.config.registry import all_adapters
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.training.trainer import load_adapter, run
+from ppo_unified.training.session import load_adapter, run
 
 WORLD = """
     import gymnasium as gym

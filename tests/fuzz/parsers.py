@@ -124,8 +124,7 @@ def _charts() -> st.SearchStrategy[tuple[list[float], list[float], int, int, boo
 def parsers() -> dict[str, Parser]:
     """Every parser by name."""
     configs, recipes, status = real.configs(), real.recipes(), json.dumps(real.STATUS).encode()
-    best = {"step": 12, "score": 1.5}
-    encoded, log = json.dumps(best).encode(), b"step 1\nstep 2\r50%\r\x1b[31mred\n"
+    log = b"step 1\nstep 2\r50%\r\x1b[31mred\n"
     fields = [("lr", "1e-3"), ("env_kwargs", "{}")]
     options = st.sampled_from(("env_kwargs", "betas", "lr", "seed", "hidden"))
     prompts, pairs = (records("prompt"), records("prompt", "answer")), records("prompt", "chosen", "rejected")
@@ -139,7 +138,6 @@ def parsers() -> dict[str, Parser]:
             st.one_of(changed_object(real.STATUS), _statuses(), files(status)), readers.read_status, [status]
         ),
         "note and log": Parser(files(log), readers.read_notes, [log]),
-        "best.json": Parser(st.one_of(changed_object(best), files(encoded)), readers.read_best, [encoded]),
         "checkpoint": Parser(_checkpoints(), readers.read_checkpoint, [real.checkpoint_files()]),
         "samples": Parser(_samples(), readers.read_samples, [real.packed(real.sample_arrays())]),
         "responses": Parser(files(*real.RESPONSES), readers.read_responses, real.RESPONSES),

@@ -22,7 +22,6 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, Status, all_runs, to_json
 from ppo_unified.training import checkpoint
-from tests.fuzz import real
 from tui.new_run import form_model
 
 STUB = "stub_of_the_fuzzer"  # the module of commands that are not to be run
@@ -129,15 +128,6 @@ def read_notes(content: bytes, folder: Path) -> None:
     tail.poll()
 
 
-def read_best(content: bytes, folder: Path) -> None:
-    """Beside a checkpoint of the first format, which is chosen whatever best.json says."""
-    run = Run(folder)
-    for name, written in real.first_format(12).items():
-        put(run.checkpoints / f"{12:012d}", name, written)
-    put(run.checkpoints, "best.json", content)
-    assert checkpoint.choose(run, "best") == 12
-
-
 def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
     run = Run(folder)
     for name, written in content.items():
@@ -148,7 +138,7 @@ def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
         with suppress(UsageError):
             step = checkpoint.choose(run, which)
             checkpoint.load_policy(run, step, torch.device("cpu"))
-    loaded = checkpoint.newest(run, torch.device("cpu"))
+    loaded = checkpoint.load_newest(run, torch.device("cpu"))
     assert loaded is not None
     assert loaded.meta.step == 12
     assert isinstance(loaded.trainer, dict)

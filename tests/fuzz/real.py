@@ -8,7 +8,6 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -94,20 +93,11 @@ def checkpoint_files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in saved.iterdir()}
 
 
-@cache
-def first_format(step: int) -> dict[str, bytes]:
-    """The files of a checkpoint by name as the first versions wrote it, without a trainer's state."""
-    policy = io.BytesIO()
-    torch.save({"weight": torch.eye(3)}, policy)
-    meta = {"step": step, "iteration": 3, "time": 1.7e9}
-    return {"policy.pt": policy.getvalue(), checkpoint.META: json.dumps(meta).encode()}
-
-
 def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
     """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
     others = {name: content for name, content in files.items() if name != checkpoint.META}
     sums = {name: Sum(len(content), google_crc32c.value(content)) for name, content in others.items()}
-    return others | {checkpoint.META: checkpoint._meta_text(META, sums)}
+    return others | {checkpoint.META: checkpoint._encode_meta(META, sums)}
 
 
 def with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
@@ -115,7 +105,7 @@ def with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
     with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
         table = json.loads(text)
         table.pop("crc32c")
-        text = json.dumps(table | {"crc32c": checkpoint._own_sum(table)}).encode()
+        text = json.dumps(table | {"crc32c": checkpoint._checksum(table)}).encode()
     return files | {checkpoint.META: text}
 
 

@@ -17,7 +17,7 @@ from ppo_unified.runs.best_effort import FolderLost, open_log
 from ppo_unified.runs.events import EventReader, EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.launch import StopRequest, Tee, prepare
-from ppo_unified.training.trainer import train_in
+from ppo_unified.training.session import train_in
 from tests.sequences import configured, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -72,7 +72,7 @@ def test_a_full_disk_costs_a_run_nothing_but_what_it_could_not_write(
 
         return write
 
-    monkeypatch.setattr("ppo_unified.training.trainer.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
     config = configured(eval={"every_steps": 80, "episodes": 2})
     run = prepare(config, tmp_path, "a")
     for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
@@ -115,7 +115,7 @@ def starting_before(full: list[bool], write: Any) -> Any:
 def test_a_removed_folder_ends_the_run_and_is_not_made_anew(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppo_unified.training.trainer.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
     config = configured(checkpoint={"every_s": 1e-6})
     run = prepare(config, tmp_path, "a")
 
@@ -150,7 +150,7 @@ def test_a_log_on_a_full_disk_and_a_closed_terminal_raise_nothing(tmp_path: Path
 def test_a_clock_that_is_put_back_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**9, 0, -10_000))
     run = prepare(configured(), tmp_path, "a")
-    monkeypatch.setattr("ppo_unified.training.trainer.time.time", lambda: float(next(now)))
+    monkeypatch.setattr("ppo_unified.training.reporting.time.time", lambda: float(next(now)))
     speeds: list[float] = []
     status = train_in(run, configured(), StopRequest(), lambda _, m: speeds.append(m["time/steps_per_second"]))
     assert 0 < status.elapsed_s < 600

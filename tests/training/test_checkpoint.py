@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ppo_unified.runs import durable
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpoint import META, POLICY, STATE, TENSORS, Damaged, Meta
-from ppo_unified.training.trainer import load_adapter
+from ppo_unified.training.session import load_adapter
 
 CPU = torch.device("cpu")
 CALLS = ("mkdir", "open", "write", "fsync", "close", "read", "stat", "scandir", "rename", "unlink", "rmdir")
@@ -36,7 +35,7 @@ def keep(run: Run, step: int, best: bool = False, score: float | None = None) ->
 
 def holds(run: Run) -> int:
     """The step of the newest checkpoint, all of whose parts are of that step."""
-    found = checkpoint.newest(run, CPU)
+    found = checkpoint.load_newest(run, CPU)
     assert found is not None
     step = found.meta.step
     assert found.trainer["step"] == step == found.meta.iteration * 10
@@ -173,13 +172,13 @@ def test_whatever_fails_the_previous_checkpoint_loads_and_the_next_save_works(
         faults = Faults(number, way)
         failed += not save_and_prune(kept, faults)
         assert len(faults.calls) > number
-        checkpoint.sweep(kept)  # as the next trainer does
+        checkpoint.remove_leftovers(kept)  # as the next trainer does
         assert holds(kept) in (30, 40), number
         keep(kept, 50)
         checkpoint.prune(kept, 1)
         assert holds(kept) == 50
         assert checkpoint.steps(kept)[0] == 10, number  # the best
-        assert not list(checkpoint.leftovers(kept))
+        assert not list(checkpoint.find_leftovers(kept))
     assert bool(failed) == (way != "is_short")
 
 
@@ -233,7 +232,7 @@ def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) ->
     for step in checkpoint.steps(kept):
         truncated(checkpoint.folder_of(kept, step) / STATE)
     with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
-        checkpoint.newest(kept, CPU)
+        checkpoint.load_newest(kept, CPU)
     assert checkpoint.steps(kept) == [10, 20, 30]
     assert checkpoint.choose(kept, "latest") == 30  # the policy is whole
 
@@ -263,35 +262,13 @@ def test_a_step_can_be_kept_again_and_the_later_one_counts(kept: Run) -> None:
 # crafted
 
 
-class Payload:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('executed')",))
-
-
-def first_format(run: Run, step: int, policy: Any, trainer: Any) -> Path:
-    """A checkpoint as the first versions wrote it."""
-    folder = run.checkpoints / f"{step:012d}"
-    folder.mkdir(parents=True)
-    torch.save(policy, folder / "policy.pt")
-    torch.save(trainer, folder / "trainer.pt")
-    (folder / META).write_text(json.dumps({"iteration": step // 10, "time": 1.0, "step": step}))
-    return folder
-
-
-@pytest.mark.parametrize("loaded_first", ["policy", "trainer"])
-def test_loading_a_checkpoint_executes_nothing(
-    kept: Run, loaded_first: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parts: dict[str, Any] = {"policy": {}, "trainer": {}} | {loaded_first: {"a": Payload()}}
-    first_format(kept, 40, **parts)
-    assert holds(kept) == 30
-    assert f"{loaded_first}.pt: cannot be loaded as a checkpoint (UnpicklingError" in capsys.readouterr().err
+def test_loading_a_checkpoint_executes_nothing(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
     nested = "[" * 200_000 + "]" * 200_000
     for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
         folder = keep(kept, 50)
         (folder / STATE).write_text(text)
         written = {name: durable.sum_of(folder / name) for name in (POLICY, TENSORS, STATE)}
-        (folder / META).write_bytes(checkpoint._meta_text(Meta(50, 5), written))
+        (folder / META).write_bytes(checkpoint._encode_meta(Meta(50, 5), written))
         assert holds(kept) == 30
         assert "trainer.json: cannot be loaded" in capsys.readouterr().err
 
@@ -299,12 +276,12 @@ def test_loading_a_checkpoint_executes_nothing(
 # a policy alone
 
 
-def test_a_policy_loads_without_the_rest_and_an_old_run_still_loads(tmp_path: Path) -> None:
+def test_a_policy_loads_without_the_rest(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"total_steps": 600, "eval": {"every_steps": 600, "episodes": 2}}
     config = load_preset("cartpole", **changes)
     run = Run(train(config, tmp_path).path)
     folder = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
-    found = checkpoint.newest(run, CPU)
+    found = checkpoint.load_newest(run, CPU)
     assert found is not None
     for name in (TENSORS, STATE):
         (folder / name).unlink()
@@ -312,12 +289,3 @@ def test_a_policy_loads_without_the_rest_and_an_old_run_still_loads(tmp_path: Pa
     adapter.close()
     assert step == found.meta.step
     assert all(torch.equal(x, found.policy[name]) for name, x in adapter.policy.state_dict().items())
-    shutil.rmtree(run.checkpoints)
-    old = {name: x for name, x in found.trainer.items() if name != "evaluation"}
-    first_format(run, step, found.policy, old)
-    (run.checkpoints / "best.json").write_text(json.dumps({"step": step, "score": 9.0}))
-    assert checkpoint.best(run) == (step, 9.0)
-    load_adapter(run, config, "best")[0].close()
-    again = checkpoint.newest(run, CPU)
-    assert again is not None
-    assert again.trainer["progress"] == found.trainer["progress"]

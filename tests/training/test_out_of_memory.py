@@ -10,8 +10,8 @@ import torch
 
 from ppo_unified import load_preset
 from ppo_unified.runs.launch import StopRequest, prepare
-from ppo_unified.training.out_of_memory import OutOfMemory, is_out_of_memory, out_of_memory
-from ppo_unified.training.trainer import train_in
+from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
+from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -50,7 +50,7 @@ def test_a_run_says_what_to_lower(
 
 
 def test_advice_names_only_options_there_are_and_values_that_help() -> None:
-    said = str(out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
+    said = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
     assert "lower ppo.microbatch_columns from" in said
     assert "set llm.gradient_checkpointing = true" in said
     assert "gym" not in said
@@ -59,10 +59,10 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
 @pytest.mark.usefixtures("sequences")
 def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
-    said = str(out_of_memory(MemoryError(), "making the models", config))
+    said = str(explain_out_of_memory(MemoryError(), "making the models", config))
     assert "making the models: set llm.lora_rank = 8 (" in said
     small = load_preset("arithmetic", llm={"lora_rank": 4})
-    assert "use a smaller model" in str(out_of_memory(MemoryError(), "making the models", small))
+    assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "making the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
     run = prepare(configured(), tmp_path, "a")
     with pytest.raises(OutOfMemory, match="while making the models"):
@@ -71,4 +71,4 @@ def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch:
 
 
 def test_an_error_without_a_word_is_told_by_its_name() -> None:
-    assert str(out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")
+    assert str(explain_out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")

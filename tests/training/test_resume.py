@@ -104,13 +104,13 @@ def test_a_run_stopped_at_every_iteration_is_the_run_that_was_not(
     config = tokens(folder, **llm)
     single, run = begin(config, tmp_path, "single"), begin(config, tmp_path, "stopped")
     trained(single)
-    after = Trainer._after
+    finish = Trainer._finish_iteration
 
-    def stopping(self: Trainer, iteration: Any, stop: StopRequest) -> None:
-        after(self, iteration, stop)
-        stop.handle(15, None)
+    def stopping(self: Trainer, iteration: Any) -> None:
+        finish(self, iteration)
+        self.stop.handle(15, None)
 
-    monkeypatch.setattr(Trainer, "_after", stopping)
+    monkeypatch.setattr(Trainer, "_finish_iteration", stopping)
     for _ in range(5):
         trained(run, StopRequest())
     assert run.read_status().state == "finished"  # asked to stop, but it was over
@@ -177,22 +177,45 @@ def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
     assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
 
 
-@pytest.mark.parametrize("part", ["optimizers", "progress", "adapter"])
+def save_with(run: Run, **changes: Any) -> Path:
+    """The newest checkpoint once more, with some of its contents changed; its folder."""
+    found = checkpoint.load_newest(run, torch.device("cpu"))
+    assert found is not None
+    return checkpoint.save(run, found.policy, dict(found.trainer) | changes, found.meta)
+
+
+@pytest.mark.parametrize("part", ["optimizers", "progress", "evaluation"])
 def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_run_stays_as_it_was(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
     run = begin(tokens(folder), tmp_path, "odd")
     assert killed(run, "after pruning", 2)
     run.release()
-    found = checkpoint.newest(run, torch.device("cpu"))
-    assert found is not None
-    checkpoint.save(run, found.policy, dict(found.trainer) | {part: {"x": [1]}}, found.meta)
+    written = save_with(run, **{part: {"x": [1]}})
     before = run.read_status()
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
     said = capfd.readouterr().err
     assert "Traceback" not in said
-    assert f"{checkpoint.folder_of(run, found.meta.step)} is whole, but not what this version writes" in said
+    assert f"{written} is whole, but not what this version writes" in said
     assert run.read_status() == before
+
+
+def test_a_state_that_the_adapter_cannot_load_fails_the_run(
+    folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a line; its traceback is in the log. Without that checkpoint the run goes on."""
+    run = begin(tokens(folder), tmp_path, "odd")
+    assert killed(run, "after pruning", 2)
+    run.release()
+    written = save_with(run, adapter={"x": [1]})
+    assert main(["resume", "odd", "--runs", str(tmp_path)]) == 1
+    said = capfd.readouterr().err
+    assert "odd failed: KeyError" in said
+    assert "Traceback" not in said
+    assert "Traceback" in run.log.read_text(encoding="utf-8")
+    durable.remove(written)
+    trained(run)
+    assert not differences(whole, run)
 
 
 def test_changed_options_are_used_recorded_or_refused_with_the_reason(

@@ -16,14 +16,11 @@ import torch
 
 from ppo_unified import load_preset
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs.events import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.launch import SAME_REQUEST_S, Interrupted, StopRequest, prepare, reopen
-from ppo_unified.testing import BanditAdapter
 from ppo_unified.training import checkpoint
-from ppo_unified.training.interruptible import Guarded
-from ppo_unified.training.trainer import train_in
+from ppo_unified.training.session import train_in
 from tests.cli.test_training import wait_for
 from tests.sequences import SequenceAdapter, configured, sequences  # noqa: F401 - a fixture
 
@@ -117,32 +114,6 @@ def test_a_language_model_stopped_while_it_writes_goes_on_as_if_it_had_not_been(
     assert pieces.read_status().iteration == 2
     assert train_on(pieces, config) == "finished"
     assert_same(pieces, whole)
-
-
-class Watching(BanditAdapter):
-    """Keeps a statistic of what it saw with its policy, and asks for the stop half-way."""
-
-    def __init__(self, stop: StopRequest) -> None:
-        super().__init__()
-        self.policy.register_buffer("seen", torch.zeros(()))
-        self.stop = stop
-
-    def collect(self) -> Rollout:
-        rollout = super().collect()
-        self.policy.get_buffer("seen").add_(1)
-        self.stop.handle(signal.SIGTERM, None)
-        return rollout
-
-
-def test_a_rollout_that_is_given_up_leaves_policy_and_state_as_they_were() -> None:
-    stop = StopRequest()
-    guarded = Guarded(Watching(stop), stop)
-    before = guarded.state_dict()["generator"].clone()
-    with pytest.raises(Interrupted):
-        guarded.collect()
-    assert guarded.policy.get_buffer("seen") == 0
-    assert torch.equal(guarded.state["generator"], before)
-    assert not torch.equal(guarded.state_dict()["generator"], before)
 
 
 def test_a_stop_before_the_first_iteration_leaves_a_run_that_starts_at_step_0(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppo_unified.runs import durable
-from ppo_unified.training.tensor_json import join, packed, split, unpacked
+from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors, split
 
 CPU = torch.device("cpu")
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
@@ -65,8 +65,8 @@ def through_files(state: Any, folder: Path) -> Any:
     document, tensors = split(state)
     path = folder / "x.safetensors"
     path.unlink(missing_ok=True)
-    durable.write_file(path, packed(tensors))
-    return join(json.loads(json.dumps(document, allow_nan=False)), unpacked(path, CPU))
+    durable.write_file(path, encode_tensors(tensors))
+    return join(json.loads(json.dumps(document, allow_nan=False)), read_tensors(path, CPU))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,8 +89,8 @@ def test_an_optimizer_and_a_numpy_generator_come_back(tmp_path: Path) -> None:
 def test_tied_and_overlapping_tensors_survive_and_ties_are_stored_once(tmp_path: Path) -> None:
     x = torch.arange(6.0).reshape(2, 3)
     path = tmp_path / "x.safetensors"
-    durable.write_file(path, packed({"head": x, "embedding": x, "transposed": x.t(), "part": x[1:]}))
-    found = unpacked(path, CPU)
+    durable.write_file(path, encode_tensors({"head": x, "embedding": x, "transposed": x.t(), "part": x[1:]}))
+    found = read_tensors(path, CPU)
     assert same(dict(sorted(found.items())), {"embedding": x, "head": x, "part": x[1:], "transposed": x.t()})
     assert found["head"] is found["embedding"]
     assert set(load_file(path)) == {"head", "transposed", "part"}  # as the library itself reads it
@@ -104,8 +104,11 @@ def test_a_number_that_is_none_of_pythons_is_refused_by_its_place() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [{"$tensor": "x"}, {"$tensor": 1}, {"$float": "1"}, {"$items": [[[], 1]]}, {"$exec": "1"}, {"$items": 1}],
+    [
+        *({"$tensor": "x"}, {"$tensor": 1}, {"$float": "1"}, {"$exec": "1"}, {"$items": 1}, {"$items": [1]}),
+        *({"$items": [[[], 1]]}, {"$items": [[{"$tuple": [[]]}, 1]]}, {"$items": [["a", 1, 2]]}),
+    ],
 )
 def test_a_document_that_was_not_made_here_is_refused(document: Any) -> None:
-    with pytest.raises(ValueError, match=r"means nothing|can't be a key"):
+    with pytest.raises(ValueError, match=r"means nothing|can't be a key|is no pair"):
         join({"a": [document]}, {})

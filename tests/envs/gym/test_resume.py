@@ -21,7 +21,7 @@ from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs import launch
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import checkpoint
-from ppo_unified.training.trainer import train_in
+from ppo_unified.training.session import train_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # Box2D's, while it is imported
 

@@ -29,7 +29,7 @@ from ppo_unified import run as train
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.training import checkpoint, trainer
+from ppo_unified.training import checkpoint, session
 from tests.models import save_model
 
 PAIRS = [Pair(f"q{i}: ", f"{'abc'[i % 3]}!", "abcd"[i % 4]) for i in range(24)]
@@ -137,7 +137,7 @@ def test_it_is_never_trained_saved_or_exported(folder: Path, tmp_path: Path) -> 
     outcome = train(config(folder), tmp_path / "runs", "a")
     assert outcome.state == "finished"
     loaded = load_preset(str(tmp_path / "runs" / "a" / "config.toml"))
-    after, _ = trainer.load_adapter(Run(tmp_path / "runs" / "a"), loaded, "best")
+    after, _ = session.load_adapter(Run(tmp_path / "runs" / "a"), loaded, "best")
     assert isinstance(after, LLMAdapter)
     with closing(after):
         assert torch.equal(torch.tensor(after.reward(ASKED, ANSWERED)), scores_before(folder))
@@ -169,7 +169,7 @@ def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, t
     one = config(folder).model_copy(update={"total_iterations": 1})
     train(one, tmp_path, "parts")
     assert main(["resume", "parts", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
-    kept = [checkpoint.newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
+    kept = [checkpoint.load_newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
     weights = [found.policy for found in kept if found]
     assert whole.state == "finished"
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -38,7 +38,7 @@ from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.training import trainer
+from ppo_unified.training import session
 from tests.models import VOCABULARY, save_model
 
 ROOT = Path(__file__).parents[3]
@@ -107,7 +107,7 @@ def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **optio
 def adapter_of(run: Path) -> Iterator[LLMAdapter]:
     """A run's adapter with its best policy."""
     loaded = load_preset(str(run / "config.toml"))
-    adapter, _ = trainer.load_adapter(Run(run), loaded, "best")
+    adapter, _ = session.load_adapter(Run(run), loaded, "best")
     assert isinstance(adapter, LLMAdapter)
     with closing(adapter), torch.no_grad():
         yield adapter

@@ -1,0 +1,182 @@
+"""Save and restore a run: what a checkpoint holds, when one is due, and how training continues from it.
+
+Options come from config.toml, which may have changed since; what happened comes from the checkpoint, because run.json
+may be ahead of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.ppo import Progress
+from ppo_unified.engine.rollout import Adapter
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.best_effort import Keeping
+from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.text import tell
+from ppo_unified.training import checkpoint
+from ppo_unified.training.state import Evaluations, TrainingState
+
+OPTIONS = ("initial_lr", "lr", "betas", "eps")  # of an optimizer's groups: from config.toml
+EVALUATION = ("step", "score", "best_score", "best_step", "solved_step")  # of Evaluations, under one key
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds beside the policy's weights."""
+
+    optimizers: list[dict[str, Any]]
+    progress: dict[str, Any]
+    generator: Tensor
+    adapter: dict[str, Any]
+    elapsed_s: float
+    evaluation_owed: bool
+    evaluation: dict[str, Any]  # EVALUATION, and the threshold that solved_step refers to
+    health: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes a run's checkpoints. One that cannot be written costs a message; the next interval tries again."""
+
+    def __init__(
+        self, run: Run, config: RunConfig, status: Status, state: TrainingState, events: EventWriter, resumed: bool
+    ) -> None:
+        self.run, self.config, self.status, self.state, self.events = run, config, status, state, events
+        self.saved = self._position() if resumed else None  # of the newest checkpoint
+        self.failure = ""  # why the last one could not be written
+        self._attempted = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether `checkpoint.every_s` has passed, or the current step was evaluated as the best so far."""
+        is_best = self.state.evaluations.is_best_at(self.state.learner.progress.steps)
+        return is_best or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
+
+    def save(self, adapter_state: dict[str, Any]) -> None:
+        """Save everything, unless the newest checkpoint holds it already. Raises FolderLost."""
+        Keeping(self.run).check_folder()
+        self._attempted, self.failure, position = time.monotonic(), "", self._position()
+        if position == self.saved:
+            return
+        contents = vars(self._contents(adapter_state))
+        try:
+            self.events.sync()
+            checkpoint.save(self.run, self.state.adapter.policy.state_dict(), contents, self._meta())
+            self.saved = position
+            checkpoint.prune(self.run, self.config.checkpoint.keep)
+        except (OSError, checkpoint.Damaged) as error:
+            self.failure = "" if self.saved == position else str(error)
+            what = "older checkpoints could not be removed" if self.saved == position else "was not written"
+            message = f"checkpoint of step {position[0]}: {what} ({error}); training goes on"
+            tell(f"{self.run.checkpoints}: {message}")
+
+    def _position(self) -> tuple[int, int]:
+        """Step and last evaluation: two checkpoints of the same position hold the same."""
+        return self.state.learner.progress.steps, self.state.evaluations.step
+
+    def _contents(self, adapter_state: dict[str, Any]) -> Contents:
+        learner, evaluations = self.state.learner, self.state.evaluations
+        table = {name: getattr(evaluations, name) for name in EVALUATION} | {"threshold": self.config.eval.threshold}
+        return Contents(
+            optimizers=[optimizer.state_dict() for optimizer in learner.optimizers],
+            progress=asdict(learner.progress),
+            generator=learner.generator.get_state(),
+            adapter=adapter_state,
+            elapsed_s=self.status.elapsed_s,
+            evaluation_owed=evaluations.owed,
+            evaluation=table,
+            health=self.state.health.state_dict(),
+        )
+
+    def _meta(self) -> checkpoint.Meta:
+        progress, evaluations = self.state.learner.progress, self.state.evaluations
+        score = evaluations.score if evaluations.step == progress.steps else None
+        return checkpoint.Meta(
+            step=progress.steps,
+            iteration=progress.iteration,
+            time=time.time(),
+            score=score,
+            best=evaluations.is_best_at(progress.steps),
+            versions=self.status.versions,
+        )
+
+
+def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device) -> bool:
+    """Continue from the newest checkpoint; False where there is none yet.
+
+    Raises Damaged for one of another structure, and UsageError where it does not fit the configuration.
+    """
+    checkpoint.remove_leftovers(run)
+    found = checkpoint.load_newest(run, device)
+    status.elapsed_s = 0.0
+    if found is None:
+        return False
+    folder = checkpoint.folder_of(run, found.meta.step)
+    try:
+        contents = checkpoint.read_table(found.trainer, Contents)
+        progress = checkpoint.read_table(contents.progress, Progress)
+        evaluations = _read_evaluations(contents, config)
+    except ValueError as error:
+        raise checkpoint.Damaged(
+            f"{folder} is whole, but not what this version writes: {error}; resume it with the versions in its "
+            f"{checkpoint.META}, or move the folder away to go on from the one before"
+        ) from None
+    restore_policy(state.adapter, run, found.meta.step, found.policy)
+    restarted = state.adapter.load_state_dict(contents.adapter)
+    learner = state.learner
+    _restore_optimizers(learner.optimizers, contents.optimizers)
+    learner.generator.set_state(contents.generator)
+    learner.progress = _with_options(progress, config)
+    state.health.load_state_dict(contents.health)
+    state.evaluations = evaluations
+    status.elapsed_s = contents.elapsed_s
+    for entry in status.resumes[-1:]:
+        entry |= {"restored": restarted or "exact", "checkpoint": found.meta.step}
+    if restarted:
+        tell(f"resumed at step {found.meta.step}, not exactly: {restarted}")
+    return True
+
+
+def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any]) -> None:
+    """Load a checkpoint's weights. Raises UsageError where config.toml describes another network."""
+    try:
+        adapter.policy.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{run.config} does not fit checkpoint {step}; was it edited? ({first})") from None
+
+
+def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[str, Any]]) -> None:
+    """Moments and step counts from a checkpoint; options stay as the optimizers were made."""
+    for optimizer, state in zip(optimizers, saved, strict=True):
+        made = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, options in zip(optimizer.param_groups, made, strict=True):
+            group.update(options)
+
+
+def _with_options(progress: Progress, config: RunConfig) -> Progress:
+    """The checkpoint's progress towards the totals of the configuration; an adapted penalty coefficient is kept."""
+    progress.total_steps, progress.total_iterations = config.total_steps, config.total_iterations
+    if not config.ppo.penalty_target:
+        progress.penalty_coef = config.ppo.penalty_coef
+    return progress
+
+
+def _read_evaluations(contents: Contents, config: RunConfig) -> Evaluations:
+    """Solved by another threshold is not solved. Raises ValueError where something is missing."""
+    table = contents.evaluation
+    if missing := [name for name in (*EVALUATION, "threshold") if name not in table]:
+        raise ValueError(f"its evaluation has no {', '.join(missing)}")
+    evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, owed=contents.evaluation_owed)
+    if table["threshold"] != config.eval.threshold:
+        evaluations.solved_step = None
+    return evaluations

@@ -1,0 +1,82 @@
+"""Collecting rollouts: complete and finite, or none. The engine knows of neither requirement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppo_unified.engine.optimizers import NonFiniteError
+from ppo_unified.engine.rollout import Adapter, Observations, Rollout
+from ppo_unified.runs.launch import Interrupted, StopRequest
+
+
+class Collector:
+    """Lets a stop request interrupt an adapter's `collect`, and refuses rollouts that are not finite.
+
+    `state` is the adapter's after the last complete rollout. It is read at once: when a stop interrupts the next
+    rollout, the adapter has moved on, and its worker processes may be gone.
+    """
+
+    def __init__(self, adapter: Adapter, stop: StopRequest) -> None:
+        self.adapter, self.stop = adapter, stop
+        self.state = adapter.state_dict()
+        self.rollout: Rollout | None = None  # the current one; None while it is collected
+
+    def collect(self) -> Rollout:
+        """Raises NonFiniteError, and Interrupted with the policy's buffers (statistics of observations) restored."""
+        self.rollout, policy = None, self.adapter.policy
+        buffers = [buffer.clone() for buffer in policy.buffers()]
+        try:
+            with self.stop.interruptible():
+                rollout, state = self.adapter.collect(), self.adapter.state_dict()
+        except Interrupted:
+            with torch.no_grad():
+                for buffer, before in zip(policy.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+            raise
+        check_rollout(rollout)
+        self.rollout, self.state = rollout, state
+        return rollout
+
+    def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
+        return self.adapter.extra_loss(generator)
+
+
+class Place(NamedTuple):
+    """A quantity that is not finite, and its first place; None where it has none, as a gradient."""
+
+    quantity: str
+    row: int | None = None
+    column: int | None = None
+
+
+def check_rollout(rollout: Rollout) -> None:
+    """Raises NonFiniteError naming quantity, row and column; nothing was learned from the rollout yet."""
+    names = ("rewards", "logprobs", "values", "next_values")
+    total = sum((torch.where(rollout.mask, getattr(rollout, name), 0.0).sum() for name in names), torch.zeros(()))
+    observations = name_observations(rollout.obs)
+    healthy = all(bool(torch.isfinite(x).all()) for x in observations.values() if x.is_floating_point())
+    if healthy and torch.isfinite(total):
+        return
+    quantities = observations | {name: getattr(rollout, name) for name in names}
+    place = find_nonfinite(quantities, rollout.mask)
+    if place is not None:
+        raise NonFiniteError(f"the rollout's {place.quantity} is not finite in row {place.row}, column {place.column}")
+
+
+def name_observations(obs: Observations) -> dict[str, Tensor]:
+    return {"obs": obs} if isinstance(obs, Tensor) else {f"obs.{key}": x for key, x in obs.items()}
+
+
+def find_nonfinite(quantities: Mapping[str, Tensor], mask: Tensor) -> Place | None:
+    """The first of the quantities, each [R, L, ...], that is not finite where `mask` [R, L] is True."""
+    for name, x in quantities.items():
+        if x.is_floating_point():
+            bad = ~torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else ~torch.isfinite(x)
+            if (bad & mask).any():  # the one read of the device that a healthy quantity costs
+                row, column = (bad & mask).nonzero()[0].tolist()
+                return Place(name, row, column)
+    return None

@@ -1,0 +1,143 @@
+"""What a run reports while it trains: metrics and samples of its iterations, health, and its progress in run.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.ppo import Iteration
+from ppo_unified.runs import samples
+from ppo_unified.runs.best_effort import Keeping
+from ppo_unified.runs.events import EventWriter, as_table
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training.state import TrainingState
+from ppo_unified.training.step_table import convert_to_arrays, make_step_table
+
+HEARTBEAT_S = 1.0
+RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
+HEALTH = "health/events"  # tag of the texts that say which checks fire and heal
+
+
+class Reporter:
+    """Writes into a run's folder. A full disk delays that, but does not stop training."""
+
+    def __init__(
+        self, run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device, resumed: bool
+    ) -> None:
+        self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
+        progress = state.learner.progress
+        self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
+        samples.cut(run, progress.iteration, state.evaluations.step)
+        if not resumed:
+            self.events.hyperparameters(config.flat())
+        self.best_effort = Keeping(run)
+        self._process = psutil.Process()
+        self._began, self._elapsed_before = time.monotonic(), status.elapsed_s
+        self._steps_before = progress.steps
+        self._beaten = self._measured = time.monotonic()
+        status.device, status.health = str(device), state.health.firing()
+
+    def log_iteration(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> None:
+        """Check the run's health, and log and sample the iteration as often as configured. Adds to `metrics`."""
+        self._update_status()
+        self._check_health(metrics)
+        number, log, histograms = self.state.learner.progress.iteration, self.config.log, None
+        if log.samples_every and (number == 1 or number % log.samples_every == 0 or is_last):
+            histograms = self._write_sample(iteration, metrics)
+        evaluated = "eval/score" in metrics or self.state.evaluations.owed
+        if number % log.every == 0 or evaluated or histograms:
+            self.log_metrics(metrics, histograms)
+
+    def log_metrics(self, metrics: Mapping[str, float], histograms: Mapping[str, np.ndarray] | None = None) -> None:
+        with self.best_effort.of("the event file"):
+            self.events.scalars(self.state.learner.progress.steps, metrics, histograms)
+
+    def log_responses(self, responses: list[dict[str, Any]]) -> None:
+        """Log the texts of an evaluation at the current step."""
+        progress = self.state.learner.progress
+        with self.best_effort.of("samples/responses.jsonl"):
+            samples.append_responses(self.run, progress.steps, progress.iteration, responses)
+        with self.best_effort.of("the event file"):
+            self.events.text(progress.steps, RESPONSES, as_table(responses))
+
+    def write_status(self) -> None:
+        """Write run.json where that is possible."""
+        self._update_status()
+        with self.best_effort.of("run.json"):
+            self.run.write_status(self.status)
+
+    def write_heartbeat(self) -> None:
+        """Write run.json if the last heartbeat is HEARTBEAT_S ago."""
+        if time.monotonic() - self._beaten >= HEARTBEAT_S:
+            self._beaten = time.monotonic()
+            self.write_status()
+
+    def finish(self, state: str) -> None:
+        """Write the final status. Raises OSError."""
+        self.status.state = state
+        self._update_status()
+        self.run.write_status(self.status)
+
+    def measure(self) -> dict[str, float]:
+        """Speed, and at most once per second the system's load: reading that costs more than a small iteration."""
+        now = time.monotonic()
+        steps = self.state.learner.progress.steps - self._steps_before
+        metrics = {"time/steps_per_second": steps / max(1e-9, now - self._began)}
+        if now - self._measured < HEARTBEAT_S:
+            return metrics
+        self._measured = now
+        metrics["system/cpu"] = self._process.cpu_percent()
+        metrics["system/memory_gb"] = self._process.memory_info().rss / 1e9
+        if self.device.type == "cuda":
+            metrics["system/gpu_memory_gb"] = torch.cuda.memory_reserved(self.device) / 1e9
+            with suppress(ModuleNotFoundError, RuntimeError):  # torch asks a package of NVIDIA's, if it is installed
+                metrics["system/gpu"] = float(torch.cuda.utilization(self.device))
+        return metrics
+
+    def _update_status(self) -> None:
+        status, progress, evaluations = self.status, self.state.learner.progress, self.state.evaluations
+        status.step, status.iteration = progress.steps, progress.iteration
+        status.score, status.solved_step = evaluations.score, evaluations.solved_step
+        status.best_score, status.best_step = evaluations.best_score, evaluations.best_step
+        status.heartbeat = time.time()
+        status.elapsed_s = self._elapsed_before + time.monotonic() - self._began
+
+    def _check_health(self, metrics: dict[str, float]) -> None:
+        """Check the health of the iteration; changes go into the event file and run.json."""
+        for line in self.state.health.update(self.state.learner.progress.steps, metrics):
+            with self.best_effort.of("the event file"):
+                self.events.text(self.state.learner.progress.steps, HEALTH, line)
+        self.status.health = self.state.health.firing()
+        metrics["health/warnings"] = float(len(self.status.health))
+
+    def _write_sample(self, iteration: Iteration, metrics: dict[str, float]) -> dict[str, np.ndarray]:
+        """Store every quantity of the iteration's steps, add to `metrics` what the updates did; the histograms."""
+        learner, progress = self.state.learner, self.state.learner.progress
+        table = make_step_table(learner, iteration)
+        metrics.update(table.metrics)
+        hook = find_adapter(self.config.kind).explain
+        own = load(hook)(self.state.adapter, iteration.rollout) if hook else {}
+        stored = samples.Stored(
+            iteration=progress.iteration,
+            step=progress.steps,
+            steps=int(iteration.batch.mask.sum()),
+            gamma=learner.ppo.gamma,
+            lam=learner.ppo.lam,
+            clip=table.clip,
+            clip_high=table.clip_high,
+            advantage_kind=learner.ppo.advantage,
+            value_target=learner.ppo.value_target,
+            metrics=dict(metrics),
+            columns=convert_to_arrays(table.columns, own, hook),
+        )
+        with self.best_effort.of("samples/"):
+            samples.write(self.run, stored)
+        return table.histograms

@@ -1,0 +1,143 @@
+"""Start from here: train a run in its folder, or load the policy that a run has trained."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.ppo import make_learner
+from ppo_unified.engine.rollout import Adapter
+from ppo_unified.errors import Refused, UsageError
+from ppo_unified.runs import launch
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training import checkpoint
+from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
+from ppo_unified.training.collection import Collector
+from ppo_unified.training.health import Health
+from ppo_unified.training.out_of_memory import explain_out_of_memory, is_out_of_memory
+from ppo_unified.training.reporting import Reporter
+from ppo_unified.training.state import Evaluations, TrainingState
+from ppo_unified.training.trainer import Listener, Trainer
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    score: float | None  # of the last evaluation
+    best_score: float | None
+    solved_step: int | None
+    state: str
+    reason: str
+    path: Path
+
+
+def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
+    """Train `config` in a new folder under `runs` and return how it ended. Ctrl-C checkpoints and stops.
+
+    Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
+    """
+    prepared = launch.prepare(config, Path(runs), name)
+    stop = launch.StopRequest()
+    main = threading.current_thread() is threading.main_thread()
+    with stop.installed() if main else nullcontext():
+        status = train_in(prepared, config, stop)
+    return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
+
+
+def train_in(
+    run: Run,
+    config: RunConfig,
+    stop: launch.StopRequest,
+    listener: Listener | None = None,
+    undo: Callable[[], object] | None = None,
+) -> Status:
+    """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
+
+    Whatever ends the training is in run.json and log.txt when this returns or raises.
+    Raises Refused for what cannot even begin; then `undo` has been called, with the lock still held.
+    """
+    status = run.read_status()
+    stop.shown_in(run)
+    try:
+        trainer = _make_trainer(run, config, status, stop, listener or (lambda status, metrics: None))
+        try:
+            trainer.train()
+        finally:
+            trainer.close()
+    except launch.Interrupted:  # nothing was trained since the newest checkpoint, or at all
+        status.state, status.reason = "stopped", f"{stop.reason} before it trained"
+        run.write_status(status)
+    except BaseException as error:
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
+        with suppress(OSError):  # the error itself is what to tell, though nothing can be written any more
+            if run.holds_lock():
+                run.write_status(status)
+                with open(run.log, "a", encoding="utf-8") as log:
+                    log.write(status.traceback)
+        if undo is not None and isinstance(error, Refused):
+            with suppress(OSError):
+                undo()
+        raise
+    finally:
+        run.release()
+    return status
+
+
+def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
+    """A trainer with its models. Raises Refused, OutOfMemory, and Interrupted: a model may take its time."""
+    try:
+        with stop.interruptible():
+            return _assemble(run, config, status, stop, listener)
+    except UsageError as error:
+        raise Refused(*error.args) from error
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, "making the models", config) from error
+        raise
+
+
+def _assemble(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
+    device = resolve_device(config)
+    adapter = build_adapter(config, device)
+    totals = config.total_steps, config.total_iterations
+    learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
+    health = Health(has_critic=any(True for _ in adapter.policy.critic_parameters()))
+    state = TrainingState(adapter, learner, health, Evaluations())
+    resumed = restore(run, config, status, state, device)
+    reporter = Reporter(run, config, status, state, device, resumed)
+    checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
+    return Trainer(run, config, status, state, stop, Collector(adapter, stop), reporter, checkpointer, listener)
+
+
+def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
+    """The adapter that a configuration describes, at the start of a run."""
+    torch.set_num_threads(config.threads)
+    adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
+    return adapter
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """The device that `config.device` means here. Raises UsageError where a GPU is asked for and none is seen."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device = 'cuda': torch sees no GPU here; see what is wrong with: ppo-unified doctor")
+    if config.device == "auto":
+        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]:
+    """A run's adapter with the policy of a checkpoint ('best', 'latest' or a step), and that checkpoint's step."""
+    step, device = checkpoint.choose(run, which), resolve_device(config)
+    adapter = build_adapter(config, device)
+    restore_policy(adapter, run, step, checkpoint.load_policy(run, step, device))
+    return adapter, step

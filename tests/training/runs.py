@@ -1,0 +1,26 @@
+"""Short runs of CartPole, and their event files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppo_unified import load_preset
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.folder import Run
+
+
+def quick(**changes: Any) -> RunConfig:
+    options: dict[str, Any] = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}} | changes
+    return load_preset("cartpole", **options)
+
+
+def read(path: Path) -> EventReader:
+    reader = EventReader(path)
+    reader.poll()
+    return reader
+
+
+def result_step(path: Path) -> int:
+    return Run(path).read_status().step

@@ -1,0 +1,118 @@
+"""What a run reports: declared metrics, samples of some iterations, and what its adapter adds."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_unified import run
+from ppo_unified.runs import samples
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.runs.metrics import METRICS
+from ppo_unified.training.session import train_in
+from tests.sequences import EVIL, SequenceAdapter, configured, sequences
+from tests.training.runs import quick, read, result_step
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+
+def test_every_metric_of_a_run_is_declared(tmp_path: Path) -> None:
+    result = run(quick(), tmp_path)
+    tags = read(result.path).series
+    assert set(tags) <= set(METRICS)
+    assert {"policy/kl", "value/mean", "optim/steps", "eval/score", "invariant/first_ratio_error"} <= set(tags)
+    assert max(tags["invariant/first_ratio_error"].values) < 1e-5
+    assert max(tags["invariant/gae_error"].values) < 1e-3
+    assert set(tags["invariant/optimizer_steps_error"].values) == {0.0}
+
+
+@pytest.mark.usefixtures("sequences")
+def test_the_first_every_nth_and_the_last_iteration_are_stored(tmp_path: Path) -> None:
+    result = run(configured(), tmp_path)
+    a_run, series = Run(result.path), read(result.path).series
+    assert samples.iterations(a_run) == [1, 3, 6, 8]
+    steps = [samples.read(a_run, number).step for number in samples.iterations(a_run)]
+    for tag in ("policy/clip_fraction_after", "policy/kl_after"):
+        assert list(series[tag].steps) == steps
+    for number in samples.iterations(a_run):
+        kept = samples.read(a_run, number)
+        at = list(series["value/mean"].steps).index(kept.step)
+        assert kept.steps == kept.columns["mask"].sum()
+        assert kept.metrics["value/mean"] == pytest.approx(series["value/mean"].values[at])
+        assert kept.columns["value"][kept.columns["mask"]].mean() == pytest.approx(kept.metrics["value/mean"], abs=1e-6)
+
+
+@pytest.mark.usefixtures("sequences")
+def test_the_last_iteration_is_stored_when_a_task_is_solved(tmp_path: Path) -> None:
+    solved = configured(stop_when_solved=True, eval={"every_steps": 80, "episodes": 2, "threshold": 0.0})
+    assert run(solved, tmp_path, "solved").reason == "solved"
+    assert samples.iterations(Run(tmp_path / "solved")) == [1, 2]
+
+
+@pytest.mark.usefixtures("sequences")
+def test_a_stop_stores_no_sample_that_a_whole_run_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, calls = StopRequest(), count(1)
+
+    def updating(self: SequenceAdapter, generator: torch.Generator) -> None:
+        if next(calls) == 4 * 4 + 1:  # the first of the fifth iteration's 4 optimizer steps
+            stop.handle(signal.SIGTERM, None)
+
+    monkeypatch.setattr(SequenceAdapter, "extra_loss", updating)
+    a_run = prepare(configured(), tmp_path, "stopped")
+    assert train_in(a_run, configured(), stop).state == "stopped"
+    assert a_run.read_status().iteration == 5
+    assert samples.iterations(a_run) == [1, 3]
+
+
+@pytest.mark.usefixtures("sequences")
+def test_looking_back_leaves_training_alone(tmp_path: Path) -> None:
+    curves = []
+    for every in (0, 1, 3):
+        path = run(configured(log={"samples_every": every}), tmp_path, f"every{every}").path
+        assert len(samples.iterations(Run(path))) == {0: 0, 1: 8, 3: 4}[every]
+        series = read(path).series
+        assert ("policy/kl_after" in series) == bool(every)
+        curves.append([list(series[tag].values) for tag in ("loss/policy", "value/mean", "policy/kl")])
+    assert curves[0] == curves[1] == curves[2]
+
+
+@pytest.mark.usefixtures("sequences")
+def test_a_resumed_run_drops_the_samples_of_lost_iterations(tmp_path: Path) -> None:
+    path = run(configured(), tmp_path).path
+    a_run = Run(path)
+    samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # of an iteration that was never checkpointed
+    seen: list[list[int]] = []
+    further = configured(total_iterations=10)
+    a_run.acquire()
+    train_in(a_run, further, StopRequest(), lambda status, metrics: seen.append(samples.iterations(a_run)))
+    assert seen == [[1, 3, 6, 8, 9], [1, 3, 6, 8, 9, 10]]
+
+
+@pytest.mark.usefixtures("sequences")
+def test_an_adapters_columns_are_stored_and_its_reports_logged(tmp_path: Path) -> None:
+    config = configured(eval={"every_steps": 100, "episodes": 5})
+    result = run(config, tmp_path)
+    kept = samples.read(Run(result.path), 8)
+    rewards = kept.columns["reward"]
+    named = (kept.columns["text"] == "left") == (kept.columns["context"] == 0)  # the bandit pays for the named arm
+    assert np.array_equal(rewards == 1, named & kept.columns["mask"])
+    series, said = read(result.path).series, samples.read_responses(Run(result.path))
+    assert list(said) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
+    assert len(said) > 2
+    assert min(series["eval/score"].values) >= 0  # the score is the runner's own
+    assert said[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize("name", ["reward", "gamma", "file", "no name", "flat", "objects"])
+def test_a_column_that_cannot_be_stored_names_the_hook(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"tests\.sequences:explain: .*'{name}'"):
+        run(configured(toy={"bad_column": name}), tmp_path)
+    assert Run(next(tmp_path.iterdir())).read_status().state == "failed"

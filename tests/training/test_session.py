@@ -1,0 +1,32 @@
+"""Loading the policy of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppo_unified import run
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+from ppo_unified.training.session import load_adapter
+from tests.sequences import sequences
+from tests.training.runs import quick
+
+__all__ = ["sequences"]  # a fixture, used by name
+
+
+def test_a_checkpoint_scores_as_it_did_in_training(tmp_path: Path) -> None:
+    config = quick()
+    result = run(config, tmp_path)
+    adapter, step = load_adapter(Run(result.path), config, "latest")
+    assert step == Run(result.path).read_status().step
+    scores = adapter.score(config.eval.episodes, config.seed + 1, True)
+    adapter.close()
+    assert sum(scores) / len(scores) == result.score
+
+
+def test_a_configuration_that_does_not_fit_its_checkpoint_is_named(tmp_path: Path) -> None:
+    kept = Run(run(quick(), tmp_path).path)
+    with pytest.raises(UsageError, match="does not fit checkpoint"):
+        load_adapter(kept, quick(policy={"hidden": [32]}), "latest")

@@ -1,0 +1,95 @@
+"""The step table: every quantity of PPO at its own step, however the rollout was cut for the update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.engine.batch import normalized
+from ppo_unified.engine.ppo import Iteration, Progress, gae, make_batch, make_learner
+from ppo_unified.engine.rollout import Rollout, map_obs
+from ppo_unified.runs import samples
+from ppo_unified.testing import BanditPolicy
+from ppo_unified.training.step_table import convert_to_arrays, make_step_table
+from tests.toys import consistent, random_rollout, seeded
+
+
+def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
+    return Iteration({}, rollout, make_batch(rollout, ppo))
+
+
+@pytest.mark.parametrize("row_len", [1, 4, 12])
+@pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
+@pytest.mark.parametrize("columns", [5, 24, 10_000])
+def test_looking_back_gives_every_step_its_own_numbers(row_len: int, normalize: str, columns: int) -> None:
+    """However rows are cut, sorted and left out on the way, each number lands where the rollout has its step."""
+    rollout = consistent(random_rollout(n=7, row_len=row_len, ragged=True, holes=0.4))
+    rollout = replace(rollout, mask=rollout.mask & (torch.arange(7) != 3)[:, None])
+    options = {"normalize_advantages": normalize, "microbatch_columns": columns, "clip": 0.2, "clip_high": 1.5}
+    policy, ppo = seeded(BanditPolicy), PPO.model_validate(options)
+    seen = make_step_table(make_learner(policy, ppo, Optim()), iteration_of(rollout, ppo))
+    mask, own = rollout.mask, seen.columns
+    with torch.no_grad():
+        new = policy.evaluate(map_obs(rollout.rows, rollout.obs), rollout.rows(rollout.actions)).logprobs.view(
+            mask.shape
+        )
+    ratio = (new - rollout.logprobs).exp()
+    advantages = gae(rollout, ppo.gamma, ppo.lam)
+    expected = {
+        "logprob_old": rollout.logprobs,
+        "logprob_new": new,
+        "ratio": ratio,
+        "clipped": (ratio < 0.8) | (ratio > 2.5),
+        "reward": rollout.rewards,
+        "value": rollout.values,
+        "next_value": rollout.next_values,
+        "delta": rollout.rewards + ppo.gamma * rollout.next_values - rollout.values,
+        "advantage": advantages,
+        "advantage_used": normalized(advantages, mask) if normalize == "batch" else advantages,
+        "return": advantages + rollout.values,
+        "continues": rollout.continues,
+    }
+    assert ("advantage_used" in own) == (normalize != "minibatch")
+    for name in set(own) - {"mask"}:
+        torch.testing.assert_close(own[name][mask], expected[name][mask], msg=name)
+        assert not own[name][~mask & (name != "ratio")].any(), name
+    assert torch.equal(own["mask"], mask)
+    assert seen.metrics["policy/clip_fraction_after"] == pytest.approx(float(own["clipped"][mask].double().mean()))
+    kl = (ratio - 1 - ratio.log())[mask].mean()
+    assert seen.metrics["policy/kl_after"] == pytest.approx(float(kl))
+    assert sorted(seen.histograms["histogram/ratios"]) == pytest.approx(sorted(ratio[mask].tolist()))
+
+
+def test_what_is_not_finite_where_masked_stays_out() -> None:
+    rollout = random_rollout(row_len=12)
+    fields = {name: getattr(rollout, name).clone() for name in ("logprobs", "values", "rewards", "next_values")}
+    for x in fields.values():
+        x[~rollout.mask] = float("nan")
+    ppo = PPO(normalize_advantages="batch")
+    learner = make_learner(seeded(BanditPolicy), ppo, Optim())
+    seen = make_step_table(learner, iteration_of(replace(rollout, **fields), ppo))
+    assert all(x.isfinite().all() for x in seen.columns.values())
+    assert all(np.isfinite(x) for x in seen.metrics.values())
+
+
+def test_the_clip_range_is_the_one_of_the_iteration_that_has_just_been_counted() -> None:
+    rollout = random_rollout()
+    learned = int(rollout.mask.sum())
+    progress = Progress(total_steps=5 * learned, steps=3 * learned, iteration=3)
+    annealed = PPO(clip=0.2, clip_high=0.3, anneal_clip=True)
+    for ppo, expected in ((annealed, (0.2 * 0.6, 0.3 * 0.6)), (PPO(), (0.2, 0.2))):
+        learner = replace(make_learner(seeded(BanditPolicy), ppo, Optim()), progress=progress)
+        table = make_step_table(learner, iteration_of(rollout, ppo))
+        assert (table.clip, table.clip_high) == pytest.approx(expected)
+
+
+def test_arrays_hold_the_rows_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
+    monkeypatch.setattr(samples, "LARGEST", 5)
+    columns = {"mask": torch.from_numpy(mask), "value": torch.arange(12.0, dtype=torch.float64).view(4, 3)}
+    arrays = convert_to_arrays(columns, {"text": [["a", "b", "c"]] * 4}, "hook")
+    assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("mask", "value", "text"), (3, 3))
