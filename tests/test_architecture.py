@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = ("ppo", "batch", "rollout")
 HEAVY = {"torch", "numpy", "pydantic", "gymnasium", "transformers", "tensorboard", "textual", "tyro", "rich"}
 WORLDS = {"gymnasium", "transformers", "textual", "envs", "tui"}
 
@@ -37,6 +36,7 @@ BANNED = {
     "ppo_unified.errors": HEAVY,
     "ppo_unified.runs.metrics": HEAVY,
     "ppo_unified.runs.folder": HEAVY,
+    "ppo_unified.config.spec": HEAVY,
     "ppo_unified.config.schema": {"torch", "tyro", *WORLDS},
     "ppo_unified.config.presets": {"torch", "tyro", *WORLDS},
     "ppo_unified.cli.flags": {"torch", *WORLDS},
@@ -45,8 +45,14 @@ BANNED = {
     "ppo_unified.runs.control": {"torch", *WORLDS},
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
+<<<<<<< HEAD
     "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes, ppo_unified.terminal.chat": {"torch", *WORLDS},
+=======
+    "ppo_unified.training.trainer": WORLDS,
+    "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
+    "ppo_unified.terminal.chat, ppo_unified.terminal.sample_table": HEAVY,
+>>>>>>> config
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},
     "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},
@@ -112,14 +118,11 @@ def test_test_names_are_short() -> None:
 
 
 def test_the_engine_fits_a_sitting() -> None:
-    lines = {
-        name: len((ROOT / "ppo_unified" / "engine" / f"{name}.py").read_text(encoding="utf-8").splitlines())
-        for name in ENGINE
-    }
-    assert sum(lines.values()) < 500, lines
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path, _ in sources("ppo_unified/engine")}
+    assert sum(lines.values()) < 700, lines
 
 
-@pytest.mark.parametrize("name", [*ENGINE, "optimizers", "diagnostics"])
+@pytest.mark.parametrize("name", ["ppo", "batch", "rollout", "optimizers", "diagnostics"])
 def test_the_engine_has_no_word_for_what_it_trains(name: str) -> None:
     """No identifier of a world, and no question after a type but whether observations are a tensor or a mapping."""
     tree = ast.parse((ROOT / "ppo_unified" / "engine" / f"{name}.py").read_text(encoding="utf-8"))

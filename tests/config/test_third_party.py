@@ -25,8 +25,8 @@ WORLD = """
 OPTIONS = """
     from typing import Literal
     from pydantic import Field
-    from ppo_unified.config.spec import AdapterSpec
-    from ppo_unified.config.schema import RunConfig, Section
+    from ppo_unified import AdapterSpec, RunConfig
+    from ppo_unified.config.schema import Section
     from ppo_unified.errors import UsageError
 
     class Arms(Section):
