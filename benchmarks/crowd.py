@@ -150,7 +150,7 @@ def until_running(run: Run, victim: Victim) -> None:
 def after_stop(run: Run, code: int | None) -> list[str]:
     """What is wrong with a run that was asked to stop."""
     status, found = run.read_status(), []
-    if code != 130 or status.state != "stopped" or run.locked():
+    if code != 130 or status.state != "stopped" or run.is_locked():
         found.append(f"ended with {code}, state {status.state}")
     try:
         if checkpoint.load_newest(run, torch.device("cpu")) is None:

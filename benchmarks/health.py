@@ -23,7 +23,7 @@ from sick import BRIEF, SICK
 
 from ppo_unified import load_preset, run
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
 from ppo_unified.training.health import CHECKS, Health

@@ -40,19 +40,13 @@ BANNED = {
     "ppo_unified.config.schema": {"torch", "tyro", *WORLDS},
     "ppo_unified.config.presets": {"torch", "tyro", *WORLDS},
     "ppo_unified.cli.flags": {"torch", *WORLDS},
-    "ppo_unified.runs.events": {"torch", *WORLDS},
-    "ppo_unified.runs.launch": {"torch", *WORLDS},
-    "ppo_unified.runs.control": {"torch", *WORLDS},
+    "ppo_unified.runs.event_reader, ppo_unified.runs.event_writer": {"torch", *WORLDS},
+    "ppo_unified.runs.control, ppo_unified.runs.preparation": {"torch", *WORLDS},
     "ppo_unified.cli": {"torch", *WORLDS},
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
-<<<<<<< HEAD
     "ppo_unified.training.session": WORLDS,
-    "ppo_unified.runs.samples, ppo_unified.config.recipes, ppo_unified.terminal.chat": {"torch", *WORLDS},
-=======
-    "ppo_unified.training.trainer": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
     "ppo_unified.terminal.chat, ppo_unified.terminal.sample_table": HEAVY,
->>>>>>> config
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},
     "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},

@@ -67,7 +67,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredIteration:
     """The samples of one iteration."""
 
     iteration: int
@@ -149,7 +149,7 @@ class Stored:
         )
 
 
-SINGLE = tuple(f.name for f in fields(Stored) if f.name != "columns")  # what is no array [N, T] in a file
+SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # what is no array [N, T] in a file
 MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
@@ -182,7 +182,7 @@ def kept_rows(mask: np.ndarray) -> int:
     return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
 
 
-def write(run: Run, stored: Stored) -> None:
+def write(run: Run, stored: StoredIteration) -> None:
     """Write the samples of an iteration; readers see a whole file or none."""
     folder_of(run).mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
@@ -191,7 +191,7 @@ def write(run: Run, stored: Stored) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read(run: Run, iteration: int) -> Stored:
+def read(run: Run, iteration: int) -> StoredIteration:
     """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
     path = path_of(run, iteration)
     try:
@@ -200,7 +200,7 @@ def read(run: Run, iteration: int) -> Stored:
         _check_columns(found)
     except _DAMAGE as error:
         raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
-    return Stored(**single, columns=found)
+    return StoredIteration(**single, columns=found)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
