@@ -1,8 +1,8 @@
-"""How near healthy runs come to the limits of the health checks, and whether sick ones go beyond.
+"""How near healthy runs come to the limits of the health checks, and whether faulty ones go beyond.
 
 python benchmarks/health.py [PRESET=FIRST-LAST ...] [--runs DIR] [--out benchmarks/health.md]
 
-Trains presets to the end of their steps, past solved, and the runs of sick.py into DIR, where runs that are there
+Trains presets to the end of their steps, past solved, and the runs of faulty_runs.py into DIR. Runs that are there
 already are only read: remove those whose defect is another one now. Exit code 1 where a run has not come to its end, a
 healthy run makes a check fire, or a check has no run that does.
 """
@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sick import BRIEF, SICK
+from faulty_runs import BRIEF, FAULTY_RUNS
 
 from ppo_unified import load_preset, run
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
 from ppo_unified.training.health import CHECKS, Health
@@ -67,7 +67,7 @@ def judge(folder: Path) -> Judged:
     return Judged(Run(folder).read_status().state, number, nearest, fired)
 
 
-def trained(folder: Path, config: RunConfig) -> Judged:
+def train_or_read(folder: Path, config: RunConfig) -> Judged:
     """Train `config` in `folder`, or only read what is there. Exits where that is a run of other options."""
     written = folder / "config.toml"
     if not written.exists():
@@ -85,35 +85,35 @@ def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, Judged]:
         first, _, last = seeds.partition("-")
         for seed in range(int(first), int(last or first) + 1):
             config = load_preset(preset, seed=seed).model_copy(update={"stop_when_solved": False})
-            judged[f"{preset}-{seed}"] = trained(folder / f"{preset}-{seed}", config)
+            judged[f"{preset}-{seed}"] = train_or_read(folder / f"{preset}-{seed}", config)
     return judged
 
 
-def train_sick(folder: Path) -> dict[str, Judged]:
+def train_faulty(folder: Path) -> dict[str, Judged]:
     judged = {}
-    for name, sick in SICK.items():
-        with sick.broken():
-            judged[name] = trained(folder / name, sick.config())
+    for name, faulty in FAULTY_RUNS.items():
+        with faulty.defect():
+            judged[name] = train_or_read(folder / name, faulty.config())
     return judged
 
 
-def failures(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+def failures(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
     """What the runs do not show, a line each."""
-    provoked = {check for kind in SICK.values() for check in kind.provokes}
+    provoked = {check for kind in FAULTY_RUNS.values() for check in kind.provokes}
     return [
-        *(f"{name} is {one.state}" for name, one in [*healthy.items(), *sick.items()] if one.state != "finished"),
+        *(f"{name} is {one.state}" for name, one in [*healthy.items(), *faulty.items()] if one.state != "finished"),
         *(f"{name} is healthy and fires {', '.join(judged.fired)}" for name, judged in healthy.items() if judged.fired),
         *(
             f"{name} does not fire {check}"
-            for name in sick
-            for check in SICK[name].provokes
-            if check not in sick[name].fired
+            for name in faulty
+            for check in FAULTY_RUNS[name].provokes
+            if check not in faulty[name].fired
         ),
         *(f"no run is to provoke {check.name}" for check in CHECKS if check.name not in provoked),
     ]
 
 
-def checks_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+def checks_table(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
     lines = [
         "| check | limit | nearest in healthy runs | in run | provoked by | fires at iteration | farthest there |",
         "|---|---|---|---|---|---|---|",
@@ -123,19 +123,21 @@ def checks_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> l
         worst = (max if check.is_high else min)(values, key=values.__getitem__) if values else ""
         limit = f"{'above' if check.is_high else 'below'} {check.limit:g}"
         nearest = f"{values[worst]:.3g} | {worst}" if worst else "- | -"
-        provoking = [name for name in sick if check.name in SICK[name].provokes]
-        fires = ", ".join(str(sick[name].fired.get(check.name, "never")) for name in provoking)
-        farthest = ", ".join(f"{sick[name].nearest.get(check.name, float('nan')):.3g}" for name in provoking)
+        provoking = [name for name in faulty if check.name in FAULTY_RUNS[name].provokes]
+        fires = ", ".join(str(faulty[name].fired.get(check.name, "never")) for name in provoking)
+        farthest = ", ".join(f"{faulty[name].nearest.get(check.name, float('nan')):.3g}" for name in provoking)
         lines.append(f"| {check.name} | {limit} | {nearest} | {', '.join(provoking)} | {fires} | {farthest} |")
     return lines
 
 
-def runs_table(healthy: Mapping[str, Judged], sick: Mapping[str, Judged]) -> list[str]:
+def runs_table(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
     lines = ["| run | meant to be | preset | options | iterations | fires |", "|---|---|---|---|---|---|"]
-    for name, judged in [*healthy.items(), *sick.items()]:
+    for name, judged in [*healthy.items(), *faulty.items()]:
         kind = f"healthy | {name.rpartition('-')[0]} | "
-        if name in sick:
-            kind = f"sick: {SICK[name].how} | {SICK[name].preset} | {_spelled(SICK[name].options)}"
+        if name in faulty:
+            kind = (
+                f"faulty: {FAULTY_RUNS[name].how} | {FAULTY_RUNS[name].preset} | {_spelled(FAULTY_RUNS[name].options)}"
+            )
         fired = ", ".join(f"{check} at {number}" for check, number in judged.fired.items())
         so_far = "" if judged.state == "finished" else f" ({judged.state})"
         lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'nothing'} |")
@@ -152,22 +154,22 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/health"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    healthy, sick = train_healthy(options.runs, options.presets), train_sick(options.runs)
+    healthy, faulty = train_healthy(options.runs, options.presets), train_faulty(options.runs)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "gymnasium", "transformers"))
     head = [
-        "# Health checks: healthy and sick runs",
+        "# Health checks: healthy and faulty runs",
         "",
         f"`{shlex.join(['python', *sys.argv])}`, {date.today()}, {platform.machine()}, Python "
         f"{platform.python_version()}, {versions}",
         "",
-        f"Every sick run also has {_spelled(BRIEF)}: it is trained for its metrics alone.",
+        f"Every faulty run also has {_spelled(BRIEF)}: it is trained for its metrics alone.",
         "",
     ]
-    text = "\n".join([*head, *checks_table(healthy, sick), "", *runs_table(healthy, sick)]) + "\n"
+    text = "\n".join([*head, *checks_table(healthy, faulty), "", *runs_table(healthy, faulty)]) + "\n"
     print(text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
-    not_shown = failures(healthy, sick)
+    not_shown = failures(healthy, faulty)
     print(*not_shown, sep="\n", end="\n" if not_shown else "", file=sys.stderr)
     return 1 if not_shown else 0
 

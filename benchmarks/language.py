@@ -23,7 +23,7 @@ import torch
 from envs.llm.adapter import LLMAdapter
 from envs.llm.tiny import sentiment_scorer, tiny_model
 from ppo_unified import load_preset
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.training.session import load_adapter
 

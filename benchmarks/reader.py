@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.metrics import METRICS
 
 BUDGET_S = 0.05

@@ -38,7 +38,8 @@ import numpy as np
 import psutil
 from charts import measure
 
-from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import METRICS, USUAL
 from tui.charts.plots import Settings

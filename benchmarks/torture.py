@@ -30,9 +30,10 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from crowd import STEPS, STOPPED, gather, stop_often
-from torment import CASES, Case, Outcome, torture
-from victims import KINDS, warm
+from kill_resume.commands import KINDS, import_for
+from kill_resume.kills import CASES, Case, Outcome, kill_runs
+from kill_resume.many_runs import STEPS, run_many
+from kill_resume.stops import STOP_CASES, stop_repeatedly
 
 
 def kills(cases: Sequence[Case], count: int, seed: int, processes: int, folder: Path) -> Iterator[tuple[str, bool]]:
@@ -46,7 +47,7 @@ def kills(cases: Sequence[Case], count: int, seed: int, processes: int, folder: 
     total = Outcome()
     for number, case in enumerate(cases):
         outcome = Outcome()
-        for one in torture(
+        for one in kill_runs(
             case, -(-count * case.share // shares), seed + 10_000 * number, processes, folder / f"case-{number}"
         ):
             outcome.add(one)
@@ -67,7 +68,7 @@ def _row(name: str, outcome: Outcome) -> str:
 
 def crowd(size: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
     """The lines about a crowd, each with whether it tells of nothing bad."""
-    found = gather(size, seed, folder)
+    found = run_many(size, seed, folder)
     for complaint in found.complaints:
         print(f"  {complaint}", file=sys.stderr)
     states = ", ".join(f"{count} {state}" for state, count in sorted(found.states.items()))
@@ -82,13 +83,13 @@ def stops(count: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
     """The lines of the table of stops, each with whether it tells of nothing bad."""
     yield "| run | stops | median, s | longest, s | at most, s | not stopped, or without a checkpoint |", True
     yield "|---|---|---|---|---|---|", True
-    for number, stopping in enumerate(STOPPED):
-        seconds, complaints = stop_often(stopping, count, seed, folder / f"stops-{number}")
+    for number, case in enumerate(STOP_CASES):
+        seconds, complaints = stop_repeatedly(case, count, seed, folder / f"stops-{number}")
         for complaint in complaints:
             print(f"  {complaint}", file=sys.stderr)
-        figures = f"{count} | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {stopping.limit_s:g}"
-        good = not complaints and max(seconds) < stopping.limit_s
-        yield f"| {stopping.name} | {figures} | {len(complaints)} |", good
+        figures = f"{count} | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {case.limit_s:g}"
+        good = not complaints and max(seconds) < case.limit_s
+        yield f"| {case.name} | {figures} | {len(complaints)} |", good
 
 
 def sections(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -> Iterator[tuple[str, bool]]:
@@ -116,7 +117,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the report here too")
     options = parser.parse_args()
     cases = [case for case in CASES if options.only in case.name]
-    warm(["gym"] if not options.stops and all("arithmetic" not in case.name for case in cases) else ["gym", "llm"])
+    import_for(
+        ["gym"] if not options.stops and all("arithmetic" not in case.name for case in cases) else ["gym", "llm"]
+    )
     lines, good = [], True
     with tempfile.TemporaryDirectory() as folder:
         for line, fine in sections(options, cases, options.keep or Path(folder)):

@@ -22,7 +22,7 @@ import numpy as np
 from cold_start import peer
 
 from ppo_unified import load_preset, run
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 
 ZOO: dict[str, Any] = {
     "total_steps": 100_000,

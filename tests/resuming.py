@@ -13,10 +13,11 @@ import torch
 
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.runs import launch, samples
-from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs import preparation, samples
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.launch import StopRequest
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint, session
 
 FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
@@ -27,7 +28,7 @@ class Killed(BaseException):
 
 
 def begin(config: RunConfig, runs: Path, name: str) -> Run:
-    return launch.prepare(config, runs, name)
+    return preparation.prepare(config, runs, name)
 
 
 def trained(run: Run, stop: StopRequest | None = None) -> None:

@@ -17,9 +17,9 @@ from textual.pilot import Pilot
 
 from ppo_unified.config.presets import load_preset
 from ppo_unified.runs import samples
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.samples import Stored
+from ppo_unified.runs.samples import StoredIteration
 from tui.app import Terminal
 from tui.charts.plot import Plot
 from tui.runs.run_list import RunList
@@ -202,7 +202,7 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _stored(scene: Scene, rng: np.random.Generator) -> Stored:
+def _stored(scene: Scene, rng: np.random.Generator) -> StoredIteration:
     """Two short episodes of the last iteration."""
     shape = (2, 12)
     value = rng.normal(20, 2, shape)
@@ -223,7 +223,7 @@ def _stored(scene: Scene, rng: np.random.Generator) -> Stored:
     }
     about: dict[str, Any] = {"gamma": 0.98, "lam": 0.8, "clip": 0.2, "clip_high": 0.2, "metrics": {}}
     about |= {"advantage_kind": "gae", "value_target": "lambda"}
-    return Stored(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
+    return StoredIteration(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
 
 
 # a walk through the screens

@@ -23,8 +23,8 @@ from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
-from ppo_unified.runs.best_effort import Keeping
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.best_effort import BestEffort
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create, to_json
 from ppo_unified.training import checkpoint
 from tests.conftest import ROOT
@@ -106,7 +106,7 @@ def test_the_name_in_run_json_decides_nothing(tmp_path: Path, capsys: Say) -> No
 
 def test_a_preset_file_cannot_name_a_run_folder_elsewhere(tmp_path: Path) -> None:
     from ppo_unified.config.presets import load_target
-    from ppo_unified.runs.launch import default_name
+    from ppo_unified.runs.preparation import default_name
 
     path = tmp_path / "x.toml"
     path.write_text('kind = "gym"\npreset = "../../../x\\u0000\\u001b[1m"\n[gym]\nenv_id = "CartPole-v1"\n')
@@ -380,7 +380,7 @@ def hostile(runs: Path) -> Run:
         "text": np.full((1, 2), EVIL),
         "own": np.full((1, 2), EVIL),
     }
-    stored = samples.Stored(1, 3, 2, 0.9, 0.8, 0.2, 0.2, EVIL, EVIL, {EVIL: 1.0}, columns)
+    stored = samples.StoredIteration(1, 3, 2, 0.9, 0.8, 0.2, 0.2, EVIL, EVIL, {EVIL: 1.0}, columns)
     samples.write(run, stored)
     samples.append_responses(run, 3, 1, [{"prompt": EVIL, "response": EVIL, EVIL: EVIL}])
     return run
@@ -445,10 +445,10 @@ def test_nor_the_name_of_a_folder(
 def test_nor_what_a_run_says_of_its_own_folder(tmp_path: Path, capsys: Say) -> None:
     run = make(tmp_path / EVIL.replace("\x00", "").replace("/", ""))
     run.acquire()
-    keeping = Keeping(run)
-    with keeping.of("run.json"):
+    writes = BestEffort(run)
+    with writes.attempt("run.json"):
         raise OSError(EVIL)
-    with keeping.of("run.json"):
+    with writes.attempt("run.json"):
         pass
     run.release()
     said = capsys.readouterr().err

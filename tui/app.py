@@ -318,7 +318,7 @@ class Terminal(App[None]):
             form.refused(text) if form is not None and form in self.screen_stack else self.complain(text)
 
         def work(one: Sequence[str]) -> str:
-            run = control.start(one, self.runs, begun=lambda run: self.post_message(self.News(begun, run)))
+            run = control.start(one, self.runs, on_created=lambda run: self.post_message(self.News(begun, run)))
             return f"{clean(run.name)} is training"
 
         for one in arguments:

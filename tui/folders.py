@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from ppo_unified.runs.events import PREFIX
+from ppo_unified.runs.event_format import PREFIX
 
 DEPTH = 4  # how far below the runs folder is looked
 _MOST = 5000  # folders that are looked into; beyond them this is no folder of runs

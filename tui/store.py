@@ -19,7 +19,7 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED, usual_first
 from tui.folders import Folder, Folders, Stamp, stamp_if_any
@@ -235,7 +235,7 @@ class _Seen:
         """
         crashed = False
         for _ in range(_LOOKS):
-            alive = self.status.state in ACTIVE and self._run.locked()
+            alive = self.status.state in ACTIVE and self._run.is_locked()
             changed = self._read_status()
             crashed = not (alive or changed)
             if alive or not changed:

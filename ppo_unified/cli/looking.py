@@ -38,7 +38,7 @@ from ppo_unified.text import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from ppo_unified.runs.events import EventReader
+    from ppo_unified.runs.event_reader import EventReader
 
 REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
 _ALIVE = (*ACTIVE, "stalled")
@@ -194,7 +194,7 @@ class Paper(NamedTuple):
 
 def show(options: argparse.Namespace) -> int:
     """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
-    from ppo_unified.runs.events import EventReader
+    from ppo_unified.runs.event_reader import EventReader
     from ppo_unified.terminal.screen import is_drawable
 
     if options.csv and options.json:

@@ -76,7 +76,7 @@ class Progress:
 
 def summary(run: Run, status: Status) -> str:
     """How a run ended: a small curve, the scores, and what to do next."""
-    from ppo_unified.runs.events import EventReader
+    from ppo_unified.runs.event_reader import EventReader
     from ppo_unified.terminal.chart import Line, draw
 
     reader = EventReader(run.path)

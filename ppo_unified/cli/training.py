@@ -21,9 +21,10 @@ from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import C, RunConfig
 from ppo_unified.errors import Refused, UsageError
 from ppo_unified.parsing import read_json
-from ppo_unified.runs import control, launch
+from ppo_unified.runs import control, log_tee, preparation, processes
 from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import Run, Status, find, to_json
+from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import clean, clean_lines, say, tell
 
 TOTALS = ("total_steps", "total_iterations")
@@ -47,11 +48,11 @@ def train(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = _parsed(config, [*rest, *(["--help"] if options.help else [])], f"train {options.target}", about)
     if options.detach:
         return _train_detached(options, rest)
-    stop = launch.StopRequest()
-    with stop.installed():
+    stop = StopRequest()
+    with stop.handle_signals():
         command = ["ppo-unified", "train", *_begun_from(options), *rest]
-        run = launch.prepare(config, options.folder, options.name, command)
-        return _work(run, config, stop, lambda: launch.discard(run))
+        run = preparation.prepare(config, options.folder, options.name, command)
+        return _work(run, config, stop, lambda: preparation.discard(run))
 
 
 def _parsed(config: C, flags: Sequence[str], command: str, about: str) -> C:
@@ -86,12 +87,12 @@ def resume(options: argparse.Namespace, rest: Sequence[str]) -> int:
         say(clean(control.resume(run, *flags, *rest).path))
         return 0
     config, changes = _changed(run, [*flags, *rest])
-    stop = launch.StopRequest()
-    with stop.installed():
+    stop = StopRequest()
+    with stop.handle_signals():
         try:
             with stop.interruptible():  # it may have to wait for the run's last trainer
-                status = launch.reopen(run)
-        except launch.Interrupted:
+                status = preparation.reopen(run)
+        except Interrupted:
             return EXIT["stopped"]
         try:
             undo = _claim(run, config, status, changes)
@@ -113,20 +114,20 @@ def _claim(run: Run, config: RunConfig, status: Status, changes: dict[str, list[
     """
     before, written = run.read_status(), run.config.read_text(encoding="utf-8")
     _forget_unmade(status, presets.from_file(run.config))
-    first_change = bool(changes) and not run.begun.exists()
+    first_change = bool(changes) and not run.original_config.exists()
 
     def undo() -> None:
         run.write_status(before)
         write_atomically(run.config, written)
         if first_change:
-            run.begun.unlink(missing_ok=True)
+            run.original_config.unlink(missing_ok=True)
 
     if changes:
         status.resumes[-1]["changed"] = changes
     try:
-        run.write_status(launch.claimed(status, config))
+        run.write_status(preparation.claim(status, config))
         if first_change:
-            write_atomically(run.begun, written)
+            write_atomically(run.original_config, written)
         if changes:
             write_atomically(run.config, config.to_toml())
     except OSError as error:
@@ -179,10 +180,10 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
     return config, changes
 
 
-def _work(run: Run, config: RunConfig, stop: launch.StopRequest, undo: Callable[[], object]) -> int:
+def _work(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object]) -> int:
     """Train in a claimed folder and say how it ended. Raises Refused, after `undo`, where it can't begin."""
-    stop.shown_in(run)
-    with launch.logged(run) as log:
+    stop.show_in(run)
+    with log_tee.log_output(run) as log:
         tell(f"training in {run.path}")
         preload("ppo_unified.training.session")  # imports torch: the folder and the signal handlers are there by now
         from ppo_unified.training.session import train_in
@@ -220,7 +221,7 @@ def _command(verb: str, run: Run) -> str:
 
 def stop(options: argparse.Namespace) -> int:
     run = find(options.run, options.folder)
-    state = launch.stop(run, options.kill)
+    state = processes.stop(run, options.kill)
     tell(f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {_command('resume', run)}")
     return 0
 

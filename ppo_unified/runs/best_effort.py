@@ -19,28 +19,29 @@ class FolderLost(Exception):
     """The run folder is gone, or another one has its name: there is nothing to write to any more."""
 
 
-class Keeping:
-    """Writes that may fail: told once, tried again the next time, and no reason to stop."""
+def check_folder(run: Run) -> None:
+    """Raises FolderLost where the folder is no longer the one that this process locked."""
+    if not run.holds_lock():
+        raise FolderLost(
+            f"{run.path} was removed or replaced while it trained; what it held is lost, and nothing was written in "
+            "its place"
+        )
+
+
+class BestEffort:
+    """Writes that may fail without ending the run: a failure is reported once, and the next write tries again."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.failing = run, set[str]()
 
-    def check_folder(self) -> None:
-        """Raises FolderLost where the folder is no longer the one that this process locked."""
-        if not self.run.holds_lock():
-            raise FolderLost(
-                f"{self.run.path} was removed or replaced while it trained; what it held is lost, and nothing was "
-                "written in its place"
-            )
-
     @contextmanager
-    def of(self, what: str) -> Iterator[None]:
-        """Go on where the block cannot write `what`. Raises FolderLost where the run folder is gone."""
-        self.check_folder()
+    def attempt(self, what: str) -> Iterator[None]:
+        """Continue where the block cannot write `what`. Raises FolderLost where the run folder is gone."""
+        check_folder(self.run)
         try:
             yield
         except OSError as error:
-            self.check_folder()
+            check_folder(self.run)
             if what not in self.failing:
                 self.failing.add(what)
                 why = error.strerror or error
@@ -51,7 +52,7 @@ class Keeping:
                 tell(f"{self.run.path}: {what} can be written again")
 
 
-class _Forgiving(FileIO):
+class _LossyFile(FileIO):
     def write(self, data: Buffer) -> int:
         try:
             return super().write(data)
@@ -61,5 +62,5 @@ class _Forgiving(FileIO):
 
 def open_log(path: Path) -> TextIO:
     """A text file that is appended to line by line; what cannot be written is lost and raises nothing."""
-    file = BufferedWriter(_Forgiving(path, "a"))
+    file = BufferedWriter(_LossyFile(path, "a"))
     return TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)

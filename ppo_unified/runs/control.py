@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file
-from ppo_unified.runs import launch
+from ppo_unified.runs import processes
 from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import (
     ACTIVE,
@@ -26,7 +26,7 @@ from ppo_unified.runs.folder import (
     Run,
     Status,
     check_name,
-    name_aside,
+    hidden_name,
     warnings_of,
 )
 from ppo_unified.text import short
@@ -44,12 +44,13 @@ class Event(NamedTuple):
     text: str  # may have several lines
 
 
-def start(arguments: Sequence[str], runs: Path, begun: Callable[[Run], object] | None = None) -> Run:
+def start(arguments: Sequence[str], runs: Path, on_created: Callable[[Run], object] | None = None) -> Run:
     """Start `ppo-unified train ARGUMENTS` in the background and wait until it trains.
 
-    `begun` hears of the run as soon as its folder is there. Raises UsageError with what the process said if it refused.
+    `on_created` is called with the run as soon as its folder exists. Raises UsageError with the message of a process
+    that refuses.
     """
-    run, _ = launch.detach(["train", *arguments, "--runs", str(runs)], begun=begun)
+    run, _ = processes.detach(["train", *arguments, "--runs", str(runs)], on_created=on_created)
     return run
 
 
@@ -58,7 +59,7 @@ def resume(run: Run, *flags: str) -> Run:
 
     Raises UsageError with what the process said if it refused.
     """
-    launch.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
+    processes.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
     return run
 
 
@@ -69,7 +70,7 @@ def rename(run: Run, name: str) -> Run:
     """
     check_name(name)
     path = run.path.with_name(name)
-    with _idle(run, "renamed"):
+    with _hold_idle(run, "renamed"):
         if os.path.lexists(path):
             raise UsageError(f"{path} exists already; choose another name")
         linked = run.path.is_symlink()
@@ -93,7 +94,7 @@ def delete(run: Run) -> None:
     """
     if not (run.path / "run.json").is_file():
         raise UsageError(f"{run.path}: holds no run.json, so it is not taken for a run; nothing was deleted")
-    with _idle(run, "deleted"):
+    with _hold_idle(run, "deleted"):
         try:
             if run.path.is_symlink():
                 run.path.unlink()
@@ -105,7 +106,7 @@ def delete(run: Run) -> None:
 
 def _remove(path: Path) -> None:
     """Remove a run's folder, out of sight: nobody finds half a run. Raises OSError; what is left is a run again."""
-    aside = path.with_name(name_aside())
+    aside = path.with_name(hidden_name())
     path.rename(aside)
     try:
         for entry in list(os.scandir(aside)):
@@ -120,7 +121,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _idle(run: Run, what: str) -> Iterator[None]:
+def _hold_idle(run: Run, what: str) -> Iterator[None]:
     """Inside the block nobody can begin to train the run. Raises UsageError where somebody does."""
     _check_idle(run, what)
     held = Run(run.path)
@@ -138,7 +139,7 @@ def _check_idle(run: Run, what: str) -> None:
     with suppress(UsageError):
         status = run.read_status()
     elsewhere = status.state in ACTIVE and status.host != socket.gethostname()
-    if run.locked() or (elsewhere and time.time() - status.heartbeat < STALLED_S):
+    if run.is_locked() or (elsewhere and time.time() - status.heartbeat < STALLED_S):
         where = f" on {status.host}" if elsewhere else ""
         raise UsageError(f"{run.name} is training{where}; stop it before it is {what}: ppo-unified stop {run.name}")
 
@@ -170,24 +171,24 @@ def events_of(run: Run, status: Status) -> list[Event]:
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
-    middle = [_resumed(entry) for entry in status.resumes]
+    middle = [_resume_event(entry) for entry in status.resumes]
     if status.best_step is not None:
         middle.append(Event(None, status.best_step, "best score", short(status.best_score)))
     if status.solved_step is not None:
         middle.append(Event(None, status.solved_step, "solved", "both further evaluations reached the threshold"))
     middle.sort(key=lambda event: event.step or 0)
-    middle.extend(_warnings(status))
+    middle.extend(_warning_events(status))
     middle.sort(key=lambda event: event.step or 0)
-    return [Event(status.started or None, 0, "started", began), *middle, *_end(run, status)]
+    return [Event(status.started or None, 0, "started", began), *middle, *_end_events(run, status)]
 
 
-def _warnings(status: Status) -> Iterator[Event]:
+def _warning_events(status: Status) -> Iterator[Event]:
     """The health checks that fire, each from the step on at which it began."""
     for warning in warnings_of(status):
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
-def _resumed(entry: dict[str, object]) -> Event:
+def _resume_event(entry: dict[str, object]) -> Event:
     """From one of run.json's `resumes`, whose values may be anything."""
     when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
     known = isinstance(when, int | float), isinstance(step, int)
@@ -201,7 +202,7 @@ def _resumed(entry: dict[str, object]) -> Event:
     return Event(when if known[0] else None, step if known[1] else None, "resumed", text)  # type: ignore[arg-type]
 
 
-def _end(run: Run, status: Status) -> list[Event]:
+def _end_events(run: Run, status: Status) -> list[Event]:
     """How the run ended, if it has."""
     state, text = run.state(status), status.reason
     if state in ACTIVE:

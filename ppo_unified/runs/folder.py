@@ -33,7 +33,7 @@ LATEST = "latest"  # instead of a run's name: the newest
 STALLED_S = 60.0  # a living trainer that has not written run.json for this long
 _WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # to what a link would lead outside
 _ABANDONED_S = 86400.0  # a folder aside that nobody has touched for so long
-_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what `name_aside` gives
+_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what `hidden_name` gives
 CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # a folder: the step, and which writing of that step it is
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
@@ -68,7 +68,7 @@ class Status:
     health: list[dict[str, Any]] = field(default_factory=list)  # of each check that fires: name, since, severe, text
 
 
-class Warned(NamedTuple):
+class HealthWarning(NamedTuple):
     """A health check that fires."""
 
     name: str
@@ -76,12 +76,12 @@ class Warned(NamedTuple):
     text: str  # what it means and what to change
 
 
-def warnings_of(status: Status) -> list[Warned]:
+def warnings_of(status: Status) -> list[HealthWarning]:
     """The health checks that fire as run.json tells them; entries of another form are passed over."""
     found = []
     for entry in status.health:
         if isinstance(entry, dict) and type(since := entry.get("since")) is int:
-            found.append(Warned(str(entry.get("name", "")), since, str(entry.get("text", ""))))
+            found.append(HealthWarning(str(entry.get("name", "")), since, str(entry.get("text", ""))))
     return found
 
 
@@ -97,7 +97,7 @@ class Run:
         self.path = path
         self.name = path.name
         self.config = path / "config.toml"
-        self.begun = path / "config.begun.toml"  # as it was before the first change
+        self.original_config = path / "config.begun.toml"  # as it was before the first change
         self.command = path / "command.txt"
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"
@@ -128,7 +128,7 @@ class Run:
         """What to show: the state of run.json, corrected by whether a trainer is alive ('crashed', 'stalled')."""
         if status.state not in ACTIVE:
             return status.state
-        if not self.locked():
+        if not self.is_locked():
             return "crashed"
         return "stalled" if time.time() - status.heartbeat > STALLED_S else status.state
 
@@ -185,7 +185,7 @@ class Run:
             self._lock.close()
             self._lock = None
 
-    def moved(self, path: Path) -> Run:
+    def move(self, path: Path) -> Run:
         """The run once its folder has another path; the lock goes along. Raises OSError."""
         self.path.rename(path)
         run = Run(path)
@@ -200,7 +200,7 @@ class Run:
             return False
         return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
-    def locked(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
         return self.holder() is not None
 
@@ -235,14 +235,14 @@ def _kind_and_pid(packed: bytes) -> tuple[int, int]:
 
 def to_json(document: Any, indent: int | None = 1) -> str:
     """JSON text; NaN and infinities become null, as JSON has no word for them."""
-    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+    return json.dumps(_replace_nonfinite(document), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite(x) for key, x in value.items()}
+        return {key: _replace_nonfinite(x) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(x) for x in value]
+        return [_replace_nonfinite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -270,7 +270,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
         typed = "" if name else "; it comes from what is trained: give another with --name NAME"
         raise UsageError(f"{error}{typed}") from None
     _sweep(runs)
-    aside = Run(runs / name_aside())
+    aside = Run(runs / hidden_name())
     try:
         aside.path.mkdir(parents=True)
         (aside.path / LOCK).touch()  # no folder of a run is empty: an empty one could be replaced by a rename
@@ -279,7 +279,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
             if not os.path.lexists(path):
                 if fill is not None:
                     fill(aside, path.name)
-                if run := _taken(aside, path):
+                if run := _move_into_place(aside, path):
                     return run
             if name:  # without one, the next free one will do
                 raise UsageError(
@@ -295,7 +295,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
             shutil.rmtree(aside.path, ignore_errors=True)
 
 
-def name_aside() -> str:
+def hidden_name() -> str:
     """A name for a folder that is not yet a run, or no longer: what a kill leaves under it is swept a day later."""
     return f".{secrets.token_hex(8)}.tmp"
 
@@ -305,15 +305,15 @@ def _sweep(runs: Path) -> None:
     for path in runs.glob(".*.tmp"):
         with suppress(OSError):
             old = time.time() - path.stat().st_mtime > _ABANDONED_S
-            if old and _ASIDE.fullmatch(path.name) and not Run(path).locked():
+            if old and _ASIDE.fullmatch(path.name) and not Run(path).is_locked():
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _taken(aside: Run, path: Path) -> Run | None:
+def _move_into_place(aside: Run, path: Path) -> Run | None:
     """A new run under its name; None where another process has taken that meanwhile. Raises UsageError for a name too
     long: how long one may be, in bytes, depends on the file system."""
     try:
-        return aside.moved(path)
+        return aside.move(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             return None

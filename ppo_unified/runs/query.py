@@ -120,7 +120,7 @@ def _term(token: str) -> Term:
     value, negated = value.replace('"', ""), len(marks) % 2 == 1
     if operator == "!=":
         operator, negated = "=", not negated
-    key = _known(key, token)
+    key = _resolve_key(key, token)
     if not value:
         raise UsageError(f"query: {token!r} says no value; write {key}{operator}VALUE")
     if _is_number(key) and not _number_in(value):
@@ -130,7 +130,7 @@ def _term(token: str) -> Term:
     return Term(key, operator, value, negated)
 
 
-def _known(word: str, token: str) -> str:
+def _resolve_key(word: str, token: str) -> str:
     """`word` as keys are spelled: flags write options with '-'. Raises UsageError for an unknown key."""
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():

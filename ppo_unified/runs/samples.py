@@ -7,9 +7,7 @@ Both are plain data: loading executes nothing. No torch.
 from __future__ import annotations
 
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import open_file, parse_json, read_lines
+from ppo_unified.parsing import fields_of, open_file, parse_json, read_lines
 from ppo_unified.runs.atomic import replace_file, write_atomically
 from ppo_unified.runs.folder import Run, to_json
 from ppo_unified.text import clean
@@ -67,7 +65,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredIteration:
     """The samples of one iteration."""
 
     iteration: int
@@ -149,7 +147,7 @@ class Stored:
         )
 
 
-SINGLE = tuple(f.name for f in fields(Stored) if f.name != "columns")  # what is no array [N, T] in a file
+SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # what is no array [N, T] in a file
 MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
@@ -157,10 +155,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("advantage_kind", "value_target"), (str,)),
     "metrics": (dict,),
 }
-_DAMAGE = (  # what numpy and zipfile raise on files of others
-    *(OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, MemoryError, OverflowError, SyntaxError),
-    *(IndexError, zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 def folder_of(run: Run) -> Path:
@@ -182,7 +176,7 @@ def kept_rows(mask: np.ndarray) -> int:
     return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
 
 
-def write(run: Run, stored: Stored) -> None:
+def write(run: Run, stored: StoredIteration) -> None:
     """Write the samples of an iteration; readers see a whole file or none."""
     folder_of(run).mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
@@ -191,32 +185,38 @@ def write(run: Run, stored: Stored) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read(run: Run, iteration: int) -> Stored:
+def read(run: Run, iteration: int) -> StoredIteration:
     """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
     path = path_of(run, iteration)
     try:
-        found = _arrays(path)
+        found = _read_arrays(path)
+        if missing := {*SINGLE, "mask", "continues"} - found.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         single = {name: _single(name, found.pop(name)) for name in SINGLE}
         _check_columns(found)
-    except _DAMAGE as error:
+    except ValueError as error:
         raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
-    return Stored(**single, columns=found)
+    return StoredIteration(**single, columns=found)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with open_file(path) as file:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MOST_BYTES:
-            raise ValueError(f"unpacked it would take {size:,} bytes")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a file. Raises ValueError where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > MOST_BYTES:
+                raise ValueError(f"unpacked it would take {size:,} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # numpy and zipfile raise anything on a damaged file
+        raise ValueError(error) from None
 
 
 def _single(name: str, array: np.ndarray) -> Any:
     value = array.item()
-    if name == "metrics":
+    if name == "metrics" and isinstance(value, str):
         value = parse_json(value)
     if not isinstance(value, _KINDS[name]):
         raise ValueError(f"its {name} is no {_KINDS[name][0].__name__}")
@@ -224,7 +224,7 @@ def _single(name: str, array: np.ndarray) -> Any:
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError, or KeyError for what lacks, unless these are columns as `write` has them."""
+    """Raises ValueError unless these are columns as `write` has them."""
     mask, continues = columns["mask"], columns["continues"]
     if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
         raise ValueError("its arrays differ in shape")
@@ -252,17 +252,25 @@ def cut(run: Run, iteration: int, evaluated: int) -> None:
     path = folder_of(run) / RESPONSES
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= evaluated]
+        kept = [line for line in lines if _is_whole(line, evaluated)]
         if kept != lines:
             write_atomically(path, b"".join(kept).decode("ascii"))
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of an evaluation's line; None for one that was left unfinished."""
+def _is_whole(line: bytes, evaluated: int) -> bool:
+    """Whether a line was finished and is of an evaluation at the step `evaluated` or before."""
     try:
-        return int(parse_json(line.decode("ascii"))["step"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, OverflowError):
-        return None
+        return line.endswith(b"\n") and _parse_evaluation(line.decode("ascii")).step <= evaluated
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """A line of responses.jsonl."""
+
+    step: int
+    responses: list[dict[str, Any]]
 
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
@@ -283,9 +291,17 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
         for line in read_lines(folder_of(run) / RESPONSES):
             if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
                 continue
-            with suppress(ValueError, KeyError, TypeError, OverflowError):
-                table = parse_json(line)
-                found[int(table["step"])] = list(table["responses"])
+            with suppress(ValueError):
+                evaluation = _parse_evaluation(line)
+                found[evaluation.step] = evaluation.responses
     except FileNotFoundError:
         return {}
     return dict(sorted(found.items()))
+
+
+def _parse_evaluation(line: str) -> _Evaluation:
+    """Raises ValueError for a line that is damaged."""
+    known = fields_of(parse_json(line), _Evaluation)
+    if len(known) < len(fields(_Evaluation)):
+        raise ValueError("it lacks the step or the responses")
+    return _Evaluation(**known)

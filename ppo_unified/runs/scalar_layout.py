@@ -33,7 +33,7 @@ class Layout:
                 raise ValueError("not an event of scalars")
         if not self._floats:
             raise ValueError("no scalars")
-        self._mask = self._masked(len(payload))
+        self._mask = self._compared_bits(len(payload))
         self._fixed = np.frombuffer(payload, np.uint8) & self._mask
 
     def _add_values(self, payload: bytes, start: int, end: int) -> None:
@@ -46,7 +46,7 @@ class Layout:
                 raise ValueError("a tag twice")
             self._floats[tag] = parts[1][1]
 
-    def _masked(self, size: int) -> np.ndarray:
+    def _compared_bits(self, size: int) -> np.ndarray:
         """The bits [size] in which two records of this layout are equal."""
         mask = np.full(size, 0xFF, np.uint8)
         if self._wall is not None:

@@ -37,7 +37,7 @@ class _Table:
         self.steps, self.walls = np.empty(0, np.int64), np.empty(0, np.float64)
         self.values = {tag: np.empty(0, np.float32) for tag in tags}
         self.size = 0
-        self.lent = 0  # rows that views may show
+        self.viewed = 0  # rows that views may show
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +63,7 @@ class _Table:
         if step is None:
             return
         self.size = int(np.searchsorted(self.steps[: self.size], step))
-        if self.size < self.lent:
+        if self.size < self.viewed:
             self._move(len(self.steps))
 
     def split(self, tags: Sequence[str]) -> _Table:
@@ -71,20 +71,20 @@ class _Table:
         other = _Table()
         other.steps, other.walls = self.steps.copy(), self.walls.copy()
         other.values = {tag: self.values.pop(tag) for tag in tags}
-        other.size, other.lent = self.size, self.lent
+        other.size, other.viewed = self.size, self.viewed
         return other
 
     def _move(self, rows: int) -> None:
         """Copy the points to new columns with room for `rows` of them."""
 
-        def moved(column: np.ndarray) -> np.ndarray:
+        def move(column: np.ndarray) -> np.ndarray:
             larger = np.empty(rows, column.dtype)
             larger[: self.size] = column[: self.size]
             return larger
 
-        self.steps, self.walls = moved(self.steps), moved(self.walls)
-        self.values = {tag: moved(column) for tag, column in self.values.items()}
-        self.lent = 0
+        self.steps, self.walls = move(self.steps), move(self.walls)
+        self.values = {tag: move(column) for tag, column in self.values.items()}
+        self.viewed = 0
 
 
 class Series:
@@ -111,7 +111,7 @@ class Series:
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Steps, walls and values as they are now: read-only views, no copies; what comes later does not touch them."""
         table = self.table
-        table.lent = table.size
+        table.viewed = table.size
         columns = table.steps[: table.size], table.walls[: table.size], table.values[self.tag][: table.size]
         for column in columns:
             column.flags.writeable = False
@@ -138,7 +138,7 @@ class Curves:
         for tag, numbers in sources.items():
             alike.setdefault(tuple(numbers), []).append(tag)
         for numbers_key, tags in alike.items():
-            steps, walls, values = _merged([chunks[number] for number in numbers_key], tags)
+            steps, walls, values = _merge([chunks[number] for number in numbers_key], tags)
             if not np.isfinite(walls).all():  # no clock says so, but a file may
                 walls = np.nan_to_num(walls, nan=0.0, posinf=0.0, neginf=0.0)
             for table in self._tables_of(tags):
@@ -173,7 +173,7 @@ class Curves:
         return tables
 
 
-def _merged(chunks: Sequence[Chunk], tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def _merge(chunks: Sequence[Chunk], tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Steps, walls and values of tags that are in all of some chunks, in the order of the file."""
     if len(chunks) == 1:
         return chunks[0].steps, chunks[0].walls, {tag: chunks[0].values[tag] for tag in tags}

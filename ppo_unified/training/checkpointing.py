@@ -19,8 +19,8 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.best_effort import Keeping
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.best_effort import check_folder
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.text import tell
 from ppo_unified.training import checkpoint
@@ -62,7 +62,7 @@ class Checkpointer:
 
     def save(self, adapter_state: dict[str, Any]) -> None:
         """Save everything, unless the newest checkpoint holds it already. Raises FolderLost."""
-        Keeping(self.run).check_folder()
+        check_folder(self.run)
         self._attempted, self.failure, position = time.monotonic(), "", self._position()
         if position == self.saved:
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import Adapter, Observations, Rollout
-from ppo_unified.runs.launch import Interrupted, StopRequest
+from ppo_unified.runs.signals import Interrupted, StopRequest
 
 
 class Collector:

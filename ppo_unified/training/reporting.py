@@ -15,8 +15,8 @@ from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Iteration
 from ppo_unified.runs import samples
-from ppo_unified.runs.best_effort import Keeping
-from ppo_unified.runs.events import EventWriter, as_table
+from ppo_unified.runs.best_effort import BestEffort
+from ppo_unified.runs.event_writer import EventWriter, markdown_table
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training.state import TrainingState
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
@@ -38,7 +38,7 @@ class Reporter:
         samples.cut(run, progress.iteration, state.evaluations.step)
         if not resumed:
             self.events.hyperparameters(config.flat())
-        self.best_effort = Keeping(run)
+        self.best_effort = BestEffort(run)
         self._process = psutil.Process()
         self._began, self._elapsed_before = time.monotonic(), status.elapsed_s
         self._steps_before = progress.steps
@@ -57,21 +57,21 @@ class Reporter:
             self.log_metrics(metrics, histograms)
 
     def log_metrics(self, metrics: Mapping[str, float], histograms: Mapping[str, np.ndarray] | None = None) -> None:
-        with self.best_effort.of("the event file"):
+        with self.best_effort.attempt("the event file"):
             self.events.scalars(self.state.learner.progress.steps, metrics, histograms)
 
     def log_responses(self, responses: list[dict[str, Any]]) -> None:
         """Log the texts of an evaluation at the current step."""
         progress = self.state.learner.progress
-        with self.best_effort.of("samples/responses.jsonl"):
+        with self.best_effort.attempt("samples/responses.jsonl"):
             samples.append_responses(self.run, progress.steps, progress.iteration, responses)
-        with self.best_effort.of("the event file"):
-            self.events.text(progress.steps, RESPONSES, as_table(responses))
+        with self.best_effort.attempt("the event file"):
+            self.events.text(progress.steps, RESPONSES, markdown_table(responses))
 
     def write_status(self) -> None:
         """Write run.json where that is possible."""
         self._update_status()
-        with self.best_effort.of("run.json"):
+        with self.best_effort.attempt("run.json"):
             self.run.write_status(self.status)
 
     def write_heartbeat(self) -> None:
@@ -113,7 +113,7 @@ class Reporter:
     def _check_health(self, metrics: dict[str, float]) -> None:
         """Check the health of the iteration; changes go into the event file and run.json."""
         for line in self.state.health.update(self.state.learner.progress.steps, metrics):
-            with self.best_effort.of("the event file"):
+            with self.best_effort.attempt("the event file"):
                 self.events.text(self.state.learner.progress.steps, HEALTH, line)
         self.status.health = self.state.health.firing()
         metrics["health/warnings"] = float(len(self.status.health))
@@ -125,7 +125,7 @@ class Reporter:
         metrics.update(table.metrics)
         hook = find_adapter(self.config.kind).explain
         own = load(hook)(self.state.adapter, iteration.rollout) if hook else {}
-        stored = samples.Stored(
+        stored = samples.StoredIteration(
             iteration=progress.iteration,
             step=progress.steps,
             steps=int(iteration.batch.mask.sum()),
@@ -138,6 +138,6 @@ class Reporter:
             metrics=dict(metrics),
             columns=convert_to_arrays(table.columns, own, hook),
         )
-        with self.best_effort.of("samples/"):
+        with self.best_effort.attempt("samples/"):
             samples.write(self.run, stored)
         return table.histograms

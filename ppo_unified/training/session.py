@@ -16,8 +16,9 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import make_learner
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import Refused, UsageError
-from ppo_unified.runs import launch
+from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
 from ppo_unified.training.collection import Collector
@@ -45,10 +46,10 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
 
     Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
     """
-    prepared = launch.prepare(config, Path(runs), name)
-    stop = launch.StopRequest()
+    prepared = preparation.prepare(config, Path(runs), name)
+    stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
-    with stop.installed() if main else nullcontext():
+    with stop.handle_signals() if main else nullcontext():
         status = train_in(prepared, config, stop)
     return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
 
@@ -56,7 +57,7 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
 def train_in(
     run: Run,
     config: RunConfig,
-    stop: launch.StopRequest,
+    stop: StopRequest,
     listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
 ) -> Status:
@@ -66,14 +67,14 @@ def train_in(
     Raises Refused for what cannot even begin; then `undo` has been called, with the lock still held.
     """
     status = run.read_status()
-    stop.shown_in(run)
+    stop.show_in(run)
     try:
         trainer = _make_trainer(run, config, status, stop, listener or (lambda status, metrics: None))
         try:
             trainer.train()
         finally:
             trainer.close()
-    except launch.Interrupted:  # nothing was trained since the newest checkpoint, or at all
+    except Interrupted:  # nothing was trained since the newest checkpoint, or at all
         status.state, status.reason = "stopped", f"{stop.reason} before it trained"
         run.write_status(status)
     except BaseException as error:
@@ -93,7 +94,7 @@ def train_in(
     return status
 
 
-def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
+def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
     """A trainer with its models. Raises Refused, OutOfMemory, and Interrupted: a model may take its time."""
     try:
         with stop.interruptible():
@@ -106,7 +107,7 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: launch.Stop
         raise
 
 
-def _assemble(run: Run, config: RunConfig, status: Status, stop: launch.StopRequest, listener: Listener) -> Trainer:
+def _assemble(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
     device = resolve_device(config)
     adapter = build_adapter(config, device)
     totals = config.total_steps, config.total_iterations

@@ -9,7 +9,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.ppo import Iteration, Progress, train
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.launch import Interrupted, StopRequest
+from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import tell
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.collection import Collector

@@ -23,7 +23,7 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import run as train
 from ppo_unified.cli import main
 from ppo_unified.runs import samples
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.samples import QUANTITIES
 from ppo_unified.text import columns_of

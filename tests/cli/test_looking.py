@@ -19,7 +19,7 @@ import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.cli import main
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
 from ppo_unified.text import clean, columns_of, duration, pad, short, table
 

@@ -178,10 +178,10 @@ def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixtu
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "\n"
         assert command(runs, capsys, "eval", "dot", "--episodes", "2", "--video")[0] == 0
-        assert run.locked()
+        assert run.is_locked()
         assert contents(runs / "dot") == before
         trainer.communicate("\n")
-    assert not run.locked()
+    assert not run.is_locked()
 
 
 def test_a_checkpoint_that_a_trainer_removes_meanwhile_is_chosen_anew(

@@ -25,7 +25,7 @@ import pytest
 from ppo_unified.cli import main
 from ppo_unified.cli.shadowing import shadowed_packages
 from ppo_unified.cli.tools import at_least, check_runs, lower_bound
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 
 ROOT = Path(__file__).parents[2]

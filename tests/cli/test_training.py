@@ -16,8 +16,8 @@ import pytest
 
 from ppo_unified.cli import main, training
 from ppo_unified.config.presets import load_preset
-from ppo_unified.runs import launch
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs import preparation
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
@@ -64,7 +64,7 @@ def test_train_leaves_a_whole_run_folder_and_says_what_to_do_next(tmp_path: Path
     assert run.command.read_text() == f"ppo-unified train cartpole --ppo.clip 0.1 {' '.join(QUICK)}\n"
     assert "clip = 0.1" in run.config.read_text()
     assert "training in" in run.log.read_text()
-    assert not run.locked()
+    assert not run.is_locked()
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 
@@ -90,7 +90,7 @@ def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> Non
     assert started.returncode == 0, started.stderr
     run = Run(tmp_path / "runs" / "a")
     wait_for(lambda: run.read_status().step > 0)
-    assert run.locked()
+    assert run.is_locked()
     second = command("resume", "a", cwd=tmp_path)
     assert second.returncode == 2
     assert "another process is training in this folder" in second.stderr
@@ -139,7 +139,7 @@ def test_a_killed_run_is_seen_to_be_dead_and_starts_anew_without_a_checkpoint(tm
     run = Run(tmp_path / "runs" / "a")
     wait_for(lambda: run.read_status().step > 0)
     os.kill(run.read_status().pid, signal.SIGKILL)
-    wait_for(lambda: not run.locked())
+    wait_for(lambda: not run.is_locked())
     assert run.state(run.read_status()) == "crashed"
     again = command("resume", "a", "--total-steps", "1", cwd=tmp_path)
     assert again.returncode == 2  # run.json knows of more steps than that
@@ -296,7 +296,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, called: Call)
     assert "trainer.json: has 4 bytes" in error
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
-    assert not run.begun.exists()
+    assert not run.original_config.exists()
     detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
     assert detached.returncode == 2
     assert "trainer.json: has 4 bytes" in detached.stderr
@@ -306,7 +306,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, called: Call)
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that `resume` takes up and does not train."""
-    run = launch.prepare(load_preset("cartpole"), tmp_path, "a")
+    run = preparation.prepare(load_preset("cartpole"), tmp_path, "a")
     status = run.read_status()
     status.state, status.step = "stopped", 4000
     run.write_status(status)

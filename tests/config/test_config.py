@@ -14,7 +14,7 @@ from ppo_unified.cli.flags import HIDDEN, parse_flags
 from ppo_unified.config.presets import from_file, from_table, list_presets, load_target, preset_files
 from ppo_unified.config.schema import known_options, overlay, read_toml, validate
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.launch import prepare
+from ppo_unified.runs.preparation import prepare
 
 
 def flags(*arguments: str, config: GymConfig | None = None) -> GymConfig:

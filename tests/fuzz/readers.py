@@ -76,7 +76,7 @@ def read_pairs(content: bytes, folder: Path) -> None:
 
 
 def read_events(content: bytes, folder: Path) -> None:
-    from ppo_unified.runs.events import EventReader
+    from ppo_unified.runs.event_reader import EventReader
     from ppo_unified.terminal.chart import Line, draw
     from ppo_unified.text import clean
 
@@ -252,7 +252,7 @@ def _only_looking(folder: Path) -> Iterator[None]:
         patch.object(cli, "preload", imported),
         patch.dict(cli.COMMANDS, {name: command._replace(module=STUB) for name, command in stubs.items()}),
         patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
-        patch("ppo_unified.runs.launch.prepare", refused),
+        patch("ppo_unified.runs.preparation.prepare", refused),
         patch("ppo_unified.runs.control.start", refused),
         chdir(folder),
     ):

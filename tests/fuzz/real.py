@@ -49,7 +49,7 @@ def recipes() -> list[bytes]:
 
 
 def event_files() -> list[bytes]:
-    from ppo_unified.runs.events import EventWriter
+    from ppo_unified.runs.event_writer import EventWriter
 
     with tempfile.TemporaryDirectory() as temporary, patch("time.time", lambda: 1.7e9):
         folder = Path(temporary, "run")  # its name is in the file
@@ -66,12 +66,12 @@ def event_files() -> list[bytes]:
 
 def framed(payloads: list[bytes]) -> bytes:
     """Records whose checksums are right, whatever is in them."""
-    from ppo_unified.runs.events import _CRC, _masked_crc
+    from ppo_unified.runs.event_format import CRC, masked_crc
 
     content = b""
     for payload in payloads:
         length = len(payload).to_bytes(8, "little")
-        content += length + _CRC.pack(_masked_crc(length)) + payload + _CRC.pack(_masked_crc(payload))
+        content += length + CRC.pack(masked_crc(length)) + payload + CRC.pack(masked_crc(payload))
     return content
 
 

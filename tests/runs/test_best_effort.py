@@ -14,9 +14,12 @@ import pytest
 
 from ppo_unified.runs import samples
 from ppo_unified.runs.best_effort import FolderLost, open_log
-from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.launch import StopRequest, Tee, prepare
+from ppo_unified.runs.log_tee import Tee
+from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
 from tests.sequences import configured, sequences
 
@@ -27,7 +30,8 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from ppo_unified.runs.events import EventReader, EventWriter
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter
 folder = Path(sys.argv[1])
 writer = EventWriter(folder)
 refused, size = 0, 3000

@@ -7,15 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, launch
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs import control, processes, signals
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run, Status, all_runs
 
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
@@ -40,8 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path_factory.mktemp("concurrency") / "runs")
     wait_for(lambda: run.read_status().step > 0)
     yield run
-    if run.locked():
-        launch.stop(run, kill=True)
+    if run.is_locked():
+        processes.stop(run, kill=True)
 
 
 def steps_grow(run: Run) -> None:
@@ -98,13 +101,13 @@ def test_two_that_stop_a_run_at_once_both_see_it_stopped(trained: Run) -> None:
 UPDATING = """
 import sys, time
 from pathlib import Path
-from ppo_unified.runs.launch import StopRequest
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.runs.folder import Run
 run, stop = Run(Path(sys.argv[1])), StopRequest()
 run.acquire()
 status = run.read_status()
-with stop.installed():
-    stop.shown_in(run)
+with stop.handle_signals():
+    stop.show_in(run)
     print("updating", flush=True)
     while not (run.path / "updated").exists():  # run.json says `running` all the while
         time.sleep(0.02)
@@ -113,24 +116,31 @@ with stop.installed():
 """
 
 
-def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path) -> None:
+def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
-    run = Run(tmp_path / "a")
+    run, waiting = Run(tmp_path / "a"), threading.Event()
     run.path.mkdir()
+
+    def sleep(seconds: float) -> None:
+        waiting.set()
+        time.sleep(seconds)
+
     with subprocess.Popen([sys.executable, "-c", UPDATING, str(run.path)], stdout=subprocess.PIPE) as trainer:
         run.write_status(Status(state="running", host=socket.gethostname(), pid=trainer.pid, heartbeat=time.time()))
         assert trainer.stdout is not None
         assert trainer.stdout.readline()
         assert not run.is_stopping()
         with pytest.raises(UsageError, match="has not stopped within 0 s"):
-            launch.stop(run, kill=False, patience_s=0.0)
+            processes.stop(run, kill=False, patience_s=0.0)
         wait_for(run.is_stopping)
-        time.sleep(launch.SAME_REQUEST_S + 0.1)
+        time.sleep(signals.SAME_REQUEST_S + 0.1)
         assert run.read_status().state == "running"
-        again = begin("stop", "a", "--runs", str(tmp_path), folder=tmp_path)
-        time.sleep(1.0)
-        (run.path / "updated").touch()
-        assert "a is stopped" in again.communicate()[1]
+        monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        with ThreadPoolExecutor() as pool:
+            again = pool.submit(processes.stop, run, kill=False)
+            assert waiting.wait(60)
+            (run.path / "updated").touch()
+            assert again.result() == "stopped"
     assert trainer.returncode == 0
     assert not run.is_stopping()
 

@@ -20,7 +20,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.cli import main
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, launch
+from ppo_unified.runs import control, handshake, log_tee, preparation, processes
 from ppo_unified.runs.folder import Run, Status
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
@@ -52,8 +52,8 @@ def trained(tmp_path: Path) -> Iterator[Run]:
     """A run that a process of its own trains."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path / "runs")
     yield run
-    if run.locked():
-        launch.stop(run, kill=True)
+    if run.is_locked():
+        processes.stop(run, kill=True)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def held(tmp_path: Path) -> Iterator[Run]:
     code = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run"
     code += "; run = Run(Path(sys.argv[1])); run.acquire(); input()"
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE) as holder:
-        wait_for(run.locked)
+        wait_for(run.is_locked)
         yield run
         holder.kill()
 
@@ -71,7 +71,7 @@ def held(tmp_path: Path) -> Iterator[Run]:
 def test_a_started_run_is_known_before_it_trains_and_trains_when_it_is_returned(tmp_path: Path) -> None:
     seen: list[tuple[Run, str]] = []
     run = control.start(
-        ["cartpole", *QUICK], tmp_path / "runs", begun=lambda run: seen.append((run, run.read_status().state))
+        ["cartpole", *QUICK], tmp_path / "runs", on_created=lambda run: seen.append((run, run.read_status().state))
     )
     assert [found.path for found, _ in seen] == [run.path] == [tmp_path / "runs" / "cartpole-s1"]
     assert seen[0][1] == "starting"
@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, t
     wait_for(lambda: trained.read_status().step > 0)
     with pytest.raises(UsageError, match="another process is training in this folder"):
         control.resume(trained)
-    assert launch.stop(trained, kill=False) == "stopped"
+    assert processes.stop(trained, kill=False) == "stopped"
     step = trained.read_status().step
     control.resume(trained, f"--total-steps={step + 1000}")
     wait_for(lambda: trained.read_status().state == "finished")
@@ -242,7 +242,7 @@ def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monk
     real = shutil.rmtree
     look = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run, all_runs"
     look += "; found = next(Path(sys.argv[1]).iterdir())"
-    look += "; print(found.name, Run(found).locked(), *all_runs(found.parent))"
+    look += "; print(found.name, Run(found).is_locked(), *all_runs(found.parent))"
 
     def looked(path: Any) -> None:
         seen.append(subprocess.check_output([sys.executable, "-c", look, str(tmp_path)], text=True))
@@ -272,19 +272,19 @@ def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
     tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever stands in the environment; what it starts does not even see it."""
-    monkeypatch.setenv(launch.DETACHED, told)
-    launch.detached.cache_clear()
-    run = launch.prepare(load_preset("cartpole"), tmp_path)
-    assert launch.DETACHED not in os.environ
-    with launch.logged(run):
+    monkeypatch.setenv(handshake.VARIABLE, told)
+    handshake.report_descriptor.cache_clear()
+    run = preparation.prepare(load_preset("cartpole"), tmp_path)
+    assert handshake.VARIABLE not in os.environ
+    with log_tee.log_output(run):
         print("for people")
     assert capsys.readouterr().out == "for people\n"
-    launch.discard(run)
+    preparation.discard(run)
     assert not run.path.exists()
 
 
 def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
-    run = launch.prepare(
+    run = preparation.prepare(
         load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]
     )
     assert run.command.read_bytes() == b"ppo-unified train 'r\xe9sum\xe9.toml'\n"
@@ -371,7 +371,7 @@ time.sleep(0.5)
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        assert launch.reopen(run).step == 7
+        assert preparation.reopen(run).step == 7
     run.release()
 
 

@@ -14,8 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-from ppo_unified.runs import events
-from ppo_unified.runs.events import PREFIX, EventReader, EventWriter, _masked_crc, as_table
+from ppo_unified.runs import event_decoder, event_reader
+from ppo_unified.runs.event_format import PREFIX, masked_crc
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.event_writer import EventWriter, markdown_table
 
 Points = dict[str, list[tuple[int, str]]]
 
@@ -123,7 +125,7 @@ def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: P
     writer = EventWriter(tmp_path)
     for step in (3, 5):
         writer.scalars(step, {"a": 1.0 * step})
-        writer.text(step, "eval/responses", as_table([{"response": "six", "score": step / 3}]))
+        writer.text(step, "eval/responses", markdown_table([{"response": "six", "score": step / 3}]))
     writer.close()
     accumulator = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     assert accumulator.summary_metadata["eval/responses"].plugin_data.plugin_name == "text"
@@ -141,7 +143,7 @@ def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
     """TensorBoard's own rendering of the table holds one cell for each, and nothing but the text in it."""
     from tensorboard.plugins.text.text_plugin import text_array_to_html
 
-    table = as_table([{"prompt": text, text or "none": 1.0}, {"prompt": "last"}])
+    table = markdown_table([{"prompt": text, text or "none": 1.0}, {"prompt": "last"}])
     html = text_array_to_html(np.array(table.encode("utf-8", "replace"), dtype=object), True)
     rows = re.findall(r"<tr>\n(.*?)\n</tr>", html, re.S)
     cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.S) for row in rows]
@@ -155,7 +157,7 @@ def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
 
 
 def test_a_long_cell_is_cut() -> None:
-    assert len(as_table([{"response": "x" * 10**6}])) < 3000
+    assert len(markdown_table([{"response": "x" * 10**6}])) < 3000
 
 
 @pytest.mark.parametrize("new_style", [False, True])
@@ -236,7 +238,7 @@ def test_a_record_that_is_whole_but_no_event_is_skipped_and_said(tmp_path: Path)
     noise = b"\xff\xff\xff not a protocol buffer"
     length = struct.pack("<Q", len(noise))
     with open(path, "ab") as file:
-        file.write(length + struct.pack("<I", _masked_crc(length)) + noise + struct.pack("<I", _masked_crc(noise)))
+        file.write(length + struct.pack("<I", masked_crc(length)) + noise + struct.pack("<I", masked_crc(noise)))
         size = file.tell()
     write(tmp_path, [(2, {"a": 2.0})], first_step=2)
     reader = EventReader(tmp_path)
@@ -254,7 +256,7 @@ def test_a_tensor_of_the_wrong_size_is_no_scalar(tmp_path: Path) -> None:
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     with open(path, "ab") as file:
-        file.write(length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data)))
+        file.write(length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data)))
     assert read(tmp_path) == {"a": [(1, "1.0")], "tensor": [(2, "1.0")]}
 
 
@@ -283,7 +285,7 @@ def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
 ) -> None:
     first = write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0})])
     (tmp_path / f"{PREFIX}.of-another-program").touch()
-    monkeypatch.setattr("ppo_unified.runs.events.time.time", lambda: 1.0e9)
+    monkeypatch.setattr("ppo_unified.runs.event_writer.time.time", lambda: 1.0e9)
     second = write(tmp_path, [(2, {"a": 2.5}), (3, {"a": 3.0})], first_step=2)
     assert first.name < second.name
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (3, "3.0")]}
@@ -355,7 +357,7 @@ def test_a_file_that_vanishes_keeps_its_points_and_one_that_cannot_be_opened_is_
 def framed(event: Event) -> bytes:
     data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))
-    return length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data))
+    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
 
 
 def one_by_one(folder: Path) -> Points:
@@ -368,7 +370,7 @@ def one_by_one(folder: Path) -> Points:
             if event.session_log.status == SessionLog.START:
                 found = {tag: [p for p in series if p[0] < event.step] for tag, series in found.items()}
             for value in event.summary.value:
-                number = events._number(value)
+                number = event_decoder._number(value)
                 if number is not None:
                     series = found.setdefault(value.tag, [])
                     if series and event.step < series[-1][0]:
@@ -450,7 +452,7 @@ def test_records_decoded_together_say_what_each_says_alone(
     random_file(tmp_path, seed, how)
     expected = one_by_one(tmp_path)
     for block in (1 << 18, 3000, 1):
-        monkeypatch.setattr(events, "_BLOCK", block)
+        monkeypatch.setattr(event_reader, "_BLOCK", block)
         reader = EventReader(tmp_path)
         reader.poll(0.0)
         while reader.pending:
@@ -489,11 +491,11 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
     data = b""
     for payload in [*spelled, *spelled]:
         length = struct.pack("<Q", len(payload))
-        data += length + struct.pack("<I", _masked_crc(length)) + payload + struct.pack("<I", _masked_crc(payload))
+        data += length + struct.pack("<I", masked_crc(length)) + payload + struct.pack("<I", masked_crc(payload))
     (tmp_path / f"{PREFIX}.1").write_bytes(data)
     reader = EventReader(tmp_path)
     reader.poll()
-    readable = [p for start, end in records(data) if events._event(p := data[start + 12 : end - 4]) is not None]
+    readable = [p for start, end in records(data) if event_decoder._event(p := data[start + 12 : end - 4]) is not None]
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
@@ -529,7 +531,7 @@ def test_flipped_bits_cost_points_and_never_change_one(tmp_path: Path, seed: int
     data = path.read_bytes()
     logged_ever = set()
     for event in map(Event.FromString, _payloads(path)):
-        numbers = [(value.tag, events._number(value)) for value in event.summary.value]
+        numbers = [(value.tag, event_decoder._number(value)) for value in event.summary.value]
         logged_ever |= {(tag, event.step, repr(float(np.float32(x)))) for tag, x in numbers if x is not None}
     rng = np.random.default_rng(seed)
     for _ in range(100):
@@ -618,7 +620,7 @@ def test_a_poll_ends_when_its_time_is_up_and_the_next_one_goes_on(
 ) -> None:
     for first in (0, 2000):
         write(tmp_path, [(step, {"a": 1.0, "b": 2.0}) for step in range(first, first + 2000)], first)
-    monkeypatch.setattr(events, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(event_reader, "_BLOCK", 1 << 14)
     reader, before, polls = EventReader(tmp_path), -1, 0
     while not polls or reader.pending:
         reader.poll(0.0)

@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import launch
+from ppo_unified.runs import processes
 from ppo_unified.runs.folder import STALLED_S, Run, Status, all_runs, check_name, create, find, free_name
 
 HOLD = """
@@ -99,16 +99,16 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_lock_keeps_other_processes_out_while_its_holder_lives(run: Run) -> None:
-    assert not run.locked()
+    assert not run.is_locked()
     with process(HOLD, run.path) as child:
         assert line_from(child) == "held"
-        assert run.locked()
+        assert run.is_locked()
         with pytest.raises(UsageError, match="another process is training in this folder; stop it first"):
             run.acquire()
-        assert run.locked()  # the refused attempt has not broken it
+        assert run.is_locked()  # the refused attempt has not broken it
         child.communicate("\n")
         assert child.returncode == 0
-    assert not run.locked()
+    assert not run.is_locked()
     run.acquire()
     command = [sys.executable, "-c", HOLD, str(run.path)]
     second = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -126,10 +126,10 @@ def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
         for pid in (bystander.pid, -1, 1 << 40):
             run.write_status(replace(named, pid=pid))
             with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
-                launch.stop(run, kill=True)
+                processes.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
-        assert launch.stop(run, kill=True) == "crashed"
+        assert processes.stop(run, kill=True) == "crashed"
         assert child.wait() == -signal.SIGKILL
         assert bystander.poll() is None
     assert run.holder() is None
@@ -139,11 +139,11 @@ def test_kill_9_frees_the_lock_also_when_a_forked_worker_survives(run: Run) -> N
     with process(HOLD_WITH_WORKER, run.path) as child:
         worker = int(line_from(child))
         try:
-            assert run.locked()
+            assert run.is_locked()
             child.send_signal(signal.SIGKILL)
             child.wait()
             os.kill(worker, 0)  # alive
-            assert not run.locked()
+            assert not run.is_locked()
             run.acquire()
             run.release()
         finally:
@@ -155,7 +155,7 @@ def test_asking_for_the_lock_never_takes_it(run: Run) -> None:
     with process(ACQUIRE_OFTEN, run.path) as child:
         assert line_from(child) == "go"
         while child.poll() is None:
-            run.locked()
+            run.is_locked()
         assert child.returncode == 0
 
 
@@ -317,7 +317,7 @@ def test_a_run_has_everything_it_needs_before_it_has_its_name(tmp_path: Path) ->
     assert (made.name, made.read_status().name) == ("a-2", "a-2")
     assert seen == [("a", []), ("a-2", [])]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a-2"}
-    code = "from ppo_unified.runs.folder import *; import sys; print(Run(Path(sys.argv[1])).locked())"
+    code = "from ppo_unified.runs.folder import *; import sys; print(Run(Path(sys.argv[1])).is_locked())"
     asked = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, check=True)
     assert asked.stdout == "True\n"
     made.release()

@@ -15,16 +15,18 @@ import pytest
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.samples import Stored
+from ppo_unified.runs.samples import StoredIteration
 from tests.sequences import EVIL, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def stored(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> Stored:
+def stored(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> StoredIteration:
     """Samples with nothing but a mask, episode ends and `columns`."""
     everything = {"mask": mask, "continues": continues, **columns}
-    return Stored(3, 90, int(mask.sum()), 0.9, 0.8, 0.2, 0.3, "gae", "lambda", {"a": 1.5, "b": None}, everything)
+    return StoredIteration(
+        3, 90, int(mask.sum()), 0.9, 0.8, 0.2, 0.3, "gae", "lambda", {"a": 1.5, "b": None}, everything
+    )
 
 
 # files

@@ -7,7 +7,7 @@ from typing import Any
 
 from ppo_unified import load_preset
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 
 

@@ -9,7 +9,7 @@ import pytest
 from ppo_unified import load_preset, run
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.launch import StopRequest
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.sequences import sequences

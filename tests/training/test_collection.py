@@ -11,7 +11,7 @@ import torch
 
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import Rollout
-from ppo_unified.runs.launch import Interrupted, StopRequest
+from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.collection import Collector, check_rollout
 from tests.toys import random_rollout

@@ -10,7 +10,8 @@ import pytest
 from ppo_unified import run
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, configured, sequences

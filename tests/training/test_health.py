@@ -205,26 +205,26 @@ def test_gradients_in_bursts_are_told() -> None:
 
 
 @pytest.fixture
-def sick(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
+def faulty_runs(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
     """The runs of benchmarks/health.py that go wrong, by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    runs: Mapping[str, Any] = import_module("sick").SICK
+    runs: Mapping[str, Any] = import_module("faulty_runs").FAULTY_RUNS
     return runs
 
 
-def test_the_benchmark_has_a_run_for_every_check_and_each_can_be_made(sick: Mapping[str, Any]) -> None:
-    assert {name for run in sick.values() for name in run.provokes} == {check.name for check in CHECKS}
-    assert all(run.config().total_iterations for run in sick.values())
+def test_the_benchmark_has_a_run_for_every_check_and_each_can_be_made(faulty_runs: Mapping[str, Any]) -> None:
+    assert {name for run in faulty_runs.values() for name in run.provokes} == {check.name for check in CHECKS}
+    assert all(run.config().total_iterations for run in faulty_runs.values())
 
 
-@pytest.mark.parametrize("name", ["lazy", "baseless"])
-def test_a_defect_of_the_engine_is_told(name: str, sick: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["skipped-minibatch", "no-state-values"])
+def test_a_defect_of_the_engine_is_told(name: str, faulty_runs: Mapping[str, Any]) -> None:
     def fired() -> set[str]:
         return ever_fired(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
 
-    with sick[name].broken():
-        assert fired() >= set(sick[name].provokes)
-    assert not fired() & set(sick[name].provokes)
+    with faulty_runs[name].defect():
+        assert fired() >= set(faulty_runs[name].provokes)
+    assert not fired() & set(faulty_runs[name].provokes)
 
 
 def test_a_run_that_goes_well_is_left_in_peace() -> None:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import Rollout
-from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in

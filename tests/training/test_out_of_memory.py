@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ppo_unified import load_preset
-from ppo_unified.runs.launch import StopRequest, prepare
+from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences

@@ -14,7 +14,7 @@ from ppo_unified.cli import main
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs import durable
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.launch import StopRequest
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.trainer import Trainer
 from tests.models import save_model
@@ -244,7 +244,7 @@ def test_changed_options_are_used_recorded_or_refused_with_the_reason(
     assert changes.pop("optim.lr")[1] == 1e-6
     assert changes == {"total_iterations": [5, 7], "optim.anneal": [True, False]}
     assert "lr = 1e-06" in run.config.read_text(encoding="utf-8")
-    assert run.begun.read_text(encoding="utf-8") == written
+    assert run.original_config.read_text(encoding="utf-8") == written
     rates = curves(run)["optim/lr"][1]
     assert len(rates) == 7
     assert rates[:2] == curves(whole)["optim/lr"][1][:2]

@@ -16,9 +16,10 @@ import torch
 
 from ppo_unified import load_preset
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.launch import SAME_REQUEST_S, Interrupted, StopRequest, prepare, reopen
+from ppo_unified.runs.preparation import prepare, reopen
+from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.cli.test_training import wait_for
@@ -133,7 +134,7 @@ def test_a_stop_before_the_first_iteration_leaves_a_run_that_starts_at_step_0(
         patch.setattr(vector, "build", slowly)
         assert train_on(run, config, stop) == "stopped"
     assert run.read_status().reason == "stopped by SIGHUP before it trained"
-    assert not run.locked()
+    assert not run.is_locked()
     assert train_on(run, config) == "finished"
 
 
@@ -178,7 +179,7 @@ def test_a_second_signal_ends_the_process_unless_it_repeats_the_first(
 ) -> None:
     codes: list[int] = []
     now = [100.0]
-    monkeypatch.setattr("ppo_unified.runs.launch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ppo_unified.runs.signals.time.monotonic", lambda: now[0])
     monkeypatch.setattr(os, "_exit", codes.append)
     stop = StopRequest()
     stop.handle(first, None)
@@ -191,10 +192,10 @@ def test_a_second_signal_ends_the_process_unless_it_repeats_the_first(
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest().installed():
+        with StopRequest().handle_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with StopRequest().installed() as stop:
+        with StopRequest().handle_signals() as stop:
             assert signal.getsignal(signal.SIGHUP) == stop.handle
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:

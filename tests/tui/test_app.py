@@ -24,10 +24,10 @@ from textual.widgets import Input, Static
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
 from ppo_unified.runs.control import write_note
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.launch import stop
 from ppo_unified.runs.metrics import AWAITED
+from ppo_unified.runs.processes import stop
 from tui import app as program
 from tui.actions import ACTIONS, PLACES, Place, at
 from tui.app import TYPING_S, Terminal
@@ -456,7 +456,7 @@ def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pyt
     run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
         path.unlink()
-    monkeypatch.setattr(Run, "locked", lambda self: self.path == run.path)
+    monkeypatch.setattr(Run, "is_locked", lambda self: self.path == run.path)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         plots = the_plots(app)
@@ -493,7 +493,7 @@ def test_the_page_of_a_run_that_ends_without_a_point_has_no_charts(runs: Path, m
     for path in run.path.glob("events*"):
         path.unlink()
     alive = True
-    monkeypatch.setattr(Run, "locked", lambda self: alive and self.path == run.path)
+    monkeypatch.setattr(Run, "is_locked", lambda self: alive and self.path == run.path)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         nonlocal alive
@@ -587,9 +587,9 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
     """What was typed for a run that is refused after all comes back."""
     goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
 
-    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
+    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
         started.append(list(arguments))
-        begun(run := made(folder, f"new-{len(started)}", 9))
+        on_created(run := made(folder, f"new-{len(started)}", 9))
         assert goes_on.wait(60)
         if refusals:
             raise UsageError(refusals[0])
@@ -679,8 +679,8 @@ def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
 def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
 
-    def start(arguments: Sequence[str], folder: Path, begun: Callable[[Run], object]) -> Run:
-        begun(run := made(folder, "new", 0))
+    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
+        on_created(run := made(folder, "new", 0))
         return run
 
     monkeypatch.setattr(control, "start", start)
@@ -1005,7 +1005,7 @@ def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, mo
     started: list[list[str]] = []
     monkeypatch.chdir(runs.parent)
 
-    def start(arguments: Sequence[str], folder: Path, begun: object) -> Run:
+    def start(arguments: Sequence[str], folder: Path, on_created: object) -> Run:
         started.append(list(arguments))
         return Run(folder / "taken")
 

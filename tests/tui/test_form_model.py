@@ -17,7 +17,7 @@ from ppo_unified.config import presets
 from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import launch
+from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run
 from tui.new_run import form_model
 from tui.new_run.form_model import Field
@@ -42,7 +42,7 @@ def _captured(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(config: RunConfig, runs: Path, name: str, command: list[str]) -> None:
         raise Captured(config, name)
 
-    monkeypatch.setattr(launch, "prepare", prepare)
+    monkeypatch.setattr(preparation, "prepare", prepare)
 
 
 def parsed(arguments: list[str]) -> Captured:

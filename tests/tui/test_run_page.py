@@ -25,7 +25,7 @@ from textual.widgets import Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
-from ppo_unified.runs.events import EventWriter
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from tui.actions import Place, at
 from tui.charts.plots import Plots, Settings
@@ -432,7 +432,7 @@ def stored(run: Run, iteration: int) -> None:
     columns |= {"mask": np.ones(shape, bool), "continues": np.ones(shape, bool)}
     about: dict[str, Any] = {"gamma": 1.0, "lam": 0.95, "clip": 0.2, "clip_high": 0.2}
     about |= {"advantage_kind": "gae", "value_target": "lambda", "metrics": {}, "columns": columns}
-    samples.write(run, samples.Stored(iteration=iteration, step=10 * iteration, steps=10, **about))
+    samples.write(run, samples.StoredIteration(iteration=iteration, step=10 * iteration, steps=10, **about))
 
 
 def test_without_responses_the_stored_samples_are_shown(tmp_path: Path) -> None:

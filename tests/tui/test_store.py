@@ -22,9 +22,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_unified.runs import events, folder
+from ppo_unified.runs import event_reader, folder
 from ppo_unified.runs.control import write_note
-from ppo_unified.runs.events import PREFIX, EventWriter
+from ppo_unified.runs.event_format import PREFIX
+from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.query import parse
@@ -377,7 +378,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
 ) -> None:
     """Its trainer writes the end and lets go of the lock just before the lock is asked for."""
     make(tmp_path, "a", state="running", heartbeat=clock.now)
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     it.turn()
 
@@ -385,7 +386,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
         run.write_status(replace(run.read_status(), state=end))
         return False
 
-    monkeypatch.setattr(Run, "locked", end_now)
+    monkeypatch.setattr(Run, "is_locked", end_now)
     clock.now += 1
     assert it.turn().listed
     assert it.entries["a"].state == end
@@ -406,7 +407,7 @@ def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
         return read(run)
 
     monkeypatch.setattr(Run, "read_status", resume)
-    monkeypatch.setattr(Run, "locked", lambda _: bool(taken))
+    monkeypatch.setattr(Run, "is_locked", lambda _: bool(taken))
     make(tmp_path, "a", state="starting", heartbeat=clock.now)
     clock.now += 1
     it.turn()
@@ -430,14 +431,14 @@ def test_a_run_that_writes_whenever_it_is_looked_at_lives(
         return False
 
     make(tmp_path, "a", state="running", heartbeat=clock.now)
-    monkeypatch.setattr(Run, "locked", beat)
+    monkeypatch.setattr(Run, "is_locked", beat)
     it = Store(tmp_path, clock)
     it.turn()
     assert it.entries["a"].state == "running"
 
 
 def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     make(tmp_path, "a", state="running", heartbeat=clock.now, elapsed_s=10.0)
     it = Store(tmp_path, clock)
     it.turn()
@@ -452,7 +453,7 @@ def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, mo
 def test_a_clock_that_jumps_stops_nothing(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     make(tmp_path, "a", state="running", heartbeat=clock.now, step=100)
     it = Store(tmp_path, clock)
     it.turn()
@@ -477,7 +478,7 @@ def test_speed_and_the_time_left_are_of_the_last_seconds(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour at 1 step/s, then 100 steps/s: ten seconds later that is the speed."""
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     step, elapsed_s = 3600, 3600.0
     fields = {"state": "running", "total_steps": 10_000}
@@ -497,7 +498,7 @@ def test_speed_and_the_time_left_are_of_the_last_seconds(
 
 
 def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     for step in (100, 220, 400):
         make(tmp_path, "a", state="running", step=step, heartbeat=clock.now, total_steps=1000)
@@ -509,7 +510,7 @@ def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypa
 def test_a_resumed_run_forgets_the_pace_before_its_pause(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Run, "locked", lambda run: True)
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     for pid, step, seconds in ((1, 0, 1), (1, 10, 3600), (2, 20, 1), (2, 25, 1)):
         make(tmp_path, "a", state="running", pid=pid, step=step, heartbeat=clock.now)
@@ -561,7 +562,7 @@ def test_a_run_that_is_watched_before_it_exists_is_read_when_it_does(tmp_path: P
 def test_every_watched_run_is_read_however_little_time_a_turn_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_BLOCK", 2000)
+    monkeypatch.setattr(event_reader, "_BLOCK", 2000)
     keys = [f"run-{number}" for number in range(5)]
     for key in keys:
         log(make(tmp_path, key).path, range(300))
@@ -582,7 +583,7 @@ def test_every_watched_run_is_read_however_little_time_a_turn_has(
 def test_another_choice_of_runs_while_some_are_still_to_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_BLOCK", 2000)
+    monkeypatch.setattr(event_reader, "_BLOCK", 2000)
     keys = [f"run-{number}" for number in range(4)]
     for key in keys:
         log(make(tmp_path, key).path, range(100))
@@ -670,7 +671,7 @@ def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
 
 def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, walls and values of one length, ascending, and what was seen once stays."""
-    monkeypatch.setattr(events, "_BLOCK", 3000)
+    monkeypatch.setattr(event_reader, "_BLOCK", 3000)
     run, done, problems = make(tmp_path, "a"), threading.Event(), []
     it = Store(tmp_path)
     it.watch(["a"])
@@ -817,7 +818,7 @@ def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: st
 def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, "a", state="running", heartbeat=time.time())
     alive = True
-    monkeypatch.setattr(Run, "locked", lambda _: alive)
+    monkeypatch.setattr(Run, "is_locked", lambda _: alive)
     shown = Store(tmp_path, clock := Clock())
     shown.turn()
     assert not shown.is_eager()  # not drawn
@@ -843,7 +844,7 @@ def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
 ) -> None:
     make(tmp_path, "ended")
     run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
-    monkeypatch.setattr(Run, "locked", lambda _: True)
+    monkeypatch.setattr(Run, "is_locked", lambda _: True)
     shown = Store(tmp_path, clock := Clock())
     shown.turn()
     assert shown.charted(["begun"]) == []  # nobody has looked for its points

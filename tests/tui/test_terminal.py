@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ppo_unified.runs.folder import ACTIVE, Run
-from ppo_unified.runs.launch import stop
+from ppo_unified.runs.processes import stop
 from tests.staged import stage
 from tui.app import QUIET_S, REFRESH_S
 from tui.store import Store
@@ -214,7 +214,7 @@ def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     store.turn()
     assert store.entries["long"].state == "running"
     os.kill(run.read_status().pid, signal.SIGKILL)
-    one.until(lambda: not run.locked())
+    one.until(lambda: not run.is_locked())
     waited = REFRESH_S  # of what the UI waits, whatever the machine does: between turns, and before it draws
     while store.entries["long"].state != "crashed":
         now, waited = now + QUIET_S, waited + QUIET_S

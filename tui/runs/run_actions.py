@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from textual.screen import Screen
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, launch
+from ppo_unified.runs import control, processes
 from ppo_unified.runs.folder import ACTIVE, Run, check_name
 from ppo_unified.text import clean
 from tui.charts.metric_screen import MetricScreen
@@ -56,7 +56,7 @@ class RunActions(Screen[None]):
                 self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to stop.", markup=False)
                 return
             self.notify(f"{clean(run.name)} writes a checkpoint and stops ...", markup=False)
-            self.terminal.in_thread(lambda: f"{clean(run.name)} is {launch.stop(run, kill=False)}")
+            self.terminal.in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=False)}")
 
     def action_kill(self) -> None:
         if entry := self._ours("kill"):
@@ -67,7 +67,7 @@ class RunActions(Screen[None]):
 
             def answered(yes: bool | None) -> None:
                 if yes:
-                    self.terminal.in_thread(lambda: f"{clean(run.name)} is {launch.stop(run, kill=True)}")
+                    self.terminal.in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=True)}")
 
             detail = "What it learned since its last checkpoint is lost."
             self.app.push_screen(Confirm(f"Kill {clean(run.name)}?", detail), answered)

@@ -18,8 +18,9 @@ from envs.gym.options import GymConfig
 from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset, run
 from ppo_unified.engine.rollout import Rollout
-from ppo_unified.runs import launch
+from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 
@@ -143,8 +144,8 @@ def test_a_run_goes_on_with_fewer_environments(tmp_path: Path) -> None:
     kept = Run(run(config, tmp_path).path)
     fewer = load_preset("cartpole", gym={"num_envs": 2}, eval={"episodes": 1}, total_iterations=3)
     kept.config.write_text(fewer.to_toml())
-    kept.write_status(launch.reopen(kept))
-    status = train_in(kept, fewer, launch.StopRequest())
+    kept.write_status(preparation.reopen(kept))
+    status = train_in(kept, fewer, StopRequest())
     assert (status.state, status.iteration) == ("finished", 3)
     assert "there were 8 environments" in status.resumes[-1]["restored"]
 
@@ -209,16 +210,16 @@ def test_a_run_that_stops_and_goes_on_ends_with_the_weights_of_one_that_never_st
     """Six iterations of CartPole at once, and three and three."""
     gym = {"num_envs": 4, "num_steps": 32, "vectorization": "sync"}
     config = load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_iterations=6)
-    whole, halves = Run(run(config, tmp_path / "whole").path), launch.prepare(config, tmp_path / "halves", "")
-    stop = launch.StopRequest()
+    whole, halves = Run(run(config, tmp_path / "whole").path), preparation.prepare(config, tmp_path / "halves", "")
+    stop = StopRequest()
 
     def stop_after_three(status: Status, metrics: dict[str, float]) -> None:
         if status.iteration == 3:
             stop.signal = signal.SIGTERM
 
     assert train_in(halves, config, stop, stop_after_three).iteration == 3
-    halves.write_status(launch.reopen(halves))
-    status = train_in(halves, config, launch.StopRequest())
+    halves.write_status(preparation.reopen(halves))
+    status = train_in(halves, config, StopRequest())
     assert status.resumes[-1]["restored"] == "exact"
     assert status.iteration == 6
     ends = [checkpoint.load_policy(x, checkpoint.steps(x)[-1], torch.device("cpu")) for x in (whole, halves)]

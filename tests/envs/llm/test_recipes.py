@@ -16,7 +16,7 @@ from envs.llm.tasks import arithmetic_pairs, question, sentiment_openings, super
 from ppo_unified.cli import main
 from ppo_unified.config.presets import load_target
 from ppo_unified.config.recipes import recipe_files
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
 

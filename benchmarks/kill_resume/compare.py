@@ -16,7 +16,7 @@ import torch
 from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
-from ppo_unified.runs.events import EventReader
+from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.series import Series
 from ppo_unified.training import checkpoint
@@ -97,7 +97,7 @@ def _samples(run: Run, other: Run) -> Iterator[str]:
         yield "samples: other responses"
 
 
-def _contents(stored: samples.Stored) -> dict[str, Any]:
+def _contents(stored: samples.StoredIteration) -> dict[str, Any]:
     single = {name: getattr(stored, name) for name in samples.SINGLE}
     single["metrics"] = {tag: x for tag, x in stored.metrics.items() if not tag.startswith(BY_CLOCK)}
     return single | stored.columns

@@ -1,7 +1,7 @@
-"""Runs that go wrong, for every health check at least one that it must tell of.
+"""Runs that go wrong on purpose: at least one for every health check, which must fire.
 
-Most are what an option or a reward makes of a preset. What no option can cause, because the engine's invariants hold
-for all of them, is a defect put into the engine or an adapter while the run lasts.
+Most are presets with a bad option or reward. What no option can cause, because the engine's invariants hold for all of
+them, is a defect put into the engine or an adapter while the run lasts.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ppo_unified.engine.batch import Batch, minibatches
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
 
-BRIEF = {  # a sick run is trained for its metrics alone
+BRIEF = {  # a faulty run is trained for its metrics alone
     "total_steps": 0,
     "stop_when_solved": False,
     "eval": {"every_steps": 0, "episodes": 1, "at_start": False},
     "log": {"samples_every": 0},
 }
 
-UNHELD = {"rollout_batch": 64, "kl_coef": 0.0}  # few responses, and nothing that holds them to the reference
+NO_KL_PENALTY = {"rollout_batch": 64, "kl_coef": 0.0}  # few responses, and nothing that holds them to the reference
 
 
-class Sick(NamedTuple):
+class FaultyRun(NamedTuple):
     """A run that is made to go wrong."""
 
     provokes: tuple[str, ...]  # health checks that must fire
@@ -40,14 +40,14 @@ class Sick(NamedTuple):
     preset: str
     iterations: int
     options: Mapping[str, Any]
-    broken: Callable[[], AbstractContextManager[Any]] = nullcontext  # the defect, for as long as the run lasts
+    defect: Callable[[], AbstractContextManager[Any]] = nullcontext  # in place, for as long as the run lasts
 
     def config(self) -> RunConfig:
         options = overlay(BRIEF | {"total_iterations": self.iterations}, self.options)
         return load_preset(self.preset, **options)
 
 
-def careless() -> AbstractContextManager[Any]:
+def shift_logprobs() -> AbstractContextManager[Any]:
     """Responses are remembered with other log-probs than those they were drawn by."""
     from envs.llm.policy import Comparison, TokenPolicy
 
@@ -60,7 +60,7 @@ def careless() -> AbstractContextManager[Any]:
     return patch.object(TokenPolicy, "compare", compare)
 
 
-def lazy() -> AbstractContextManager[Any]:
+def skip_last_minibatch() -> AbstractContextManager[Any]:
     """The last minibatch of an epoch is never learned from."""
 
     def all_but_one(batch: Batch, count: int, *rest: Any) -> Iterator[Batch]:
@@ -69,7 +69,7 @@ def lazy() -> AbstractContextManager[Any]:
     return patch("ppo_unified.engine.ppo.minibatches", all_but_one)
 
 
-def baseless() -> AbstractContextManager[Any]:
+def drop_state_values() -> AbstractContextManager[Any]:
     """Advantages leave out the value of the state that a step began in."""
 
     def without_values(rollout: Rollout, gamma: float, lam: float) -> Tensor:
@@ -78,47 +78,56 @@ def baseless() -> AbstractContextManager[Any]:
     return patch("ppo_unified.engine.ppo.gae", without_values)
 
 
-SICK: dict[str, Sick] = {  # by the run's name
-    "leaping": Sick(
+FAULTY_RUNS: dict[str, FaultyRun] = {  # by the run's name
+    "no-clip": FaultyRun(
         ("kl",),
         "`ppo.objective` ratio, without the clip, and `optim.lr` 5 times the preset's",
         "cartpole",
         20,
         {"ppo": {"objective": "ratio", "entropy_coef": 0.05}, "optim": {"lr": 0.01, "anneal": False}},
     ),
-    "straying": Sick(
+    "high-lr-short-rollout": FaultyRun(
         ("clip_fraction",),
         "`optim.lr` 100 times the preset's, on a quarter of its rollout",
         "pendulum",
         20,
         {"optim": {"lr": 0.1, "anneal": False}, "gym": {"num_steps": 32}, "ppo": {"minibatches": 8}},
     ),
-    "settled": Sick(("entropy",), "`optim.lr` 50 times the preset's", "cartpole", 30, {"optim": {"lr": 0.1}}),
-    "superstitious": Sick(
+    "high-lr": FaultyRun(("entropy",), "`optim.lr` 50 times the preset's", "cartpole", 30, {"optim": {"lr": 0.1}}),
+    "high-critic-lr": FaultyRun(
         ("explained_variance",),
         "`optim.critic_lr` 150 times the preset's, and `ppo.lam` 1, so that it learns the last rollout by heart",
         "cartpole",
         45,
         {"optim": {"joint": False, "critic_lr": 0.3}, "ppo": {"lam": 1.0}},
     ),
-    "blind": Sick(
+    "zero-critic-lr": FaultyRun(
         ("dead_critic",),
         "`optim.critic_lr` next to nothing",
         "cartpole",
         45,
         {"optim": {"joint": False, "critic_lr": 1e-9}},
     ),
-    "careless": Sick(
+    "shifted-logprobs": FaultyRun(
         ("first_ratio",),
         "defect: log-probs are remembered 0.05 too high (`llm.dtype` bfloat16: a run in float32 fails at once)",
         "arithmetic",
         16,
         {"llm": {"dtype": "bfloat16", "rollout_batch": 32}, "ppo": {"minibatches": 1}},
-        careless,
+        shift_logprobs,
     ),
-    "lazy": Sick(("optimizer_steps",), "defect: the last minibatch of an epoch is left out", "cartpole", 16, {}, lazy),
-    "baseless": Sick(("gae",), "defect: advantages leave out the value of the state", "cartpole", 16, {}, baseless),
-    "gambling": Sick(
+    "skipped-minibatch": FaultyRun(
+        ("optimizer_steps",),
+        "defect: the last minibatch of an epoch is left out",
+        "cartpole",
+        16,
+        {},
+        skip_last_minibatch,
+    ),
+    "no-state-values": FaultyRun(
+        ("gae",), "defect: advantages leave out the value of the state", "cartpole", 16, {}, drop_state_values
+    ),
+    "rare-reward": FaultyRun(
         ("grad_norm",),
         "a score of 100 for one answer in a hundred and 0 for the others, `ppo.normalize_advantages` off",
         "arithmetic",
@@ -129,28 +138,28 @@ SICK: dict[str, Sick] = {  # by the run's name
             "optim": {"lr": 1e-5},
         },
     ),
-    "hacking": Sick(
+    "no-kl-penalty": FaultyRun(
         ("gold", "ref_kl"),
         "`llm.kl_coef` 0, so that nothing holds it to the reference, and `optim.lr` twice the preset's",
         "sentiment",
         45,
-        {"llm": UNHELD, "optim": {"lr": 1e-3}},
+        {"llm": NO_KL_PENALTY, "optim": {"lr": 1e-3}},
     ),
-    "longwinded": Sick(
+    "length-reward": FaultyRun(
         ("length", "eos_rate"),
         "a score for length alone, and no `llm.missing_eos_penalty`",
         "arithmetic",
         30,
-        {"llm": UNHELD | {"reward": "length:16", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
+        {"llm": NO_KL_PENALTY | {"reward": "length:16", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
     ),
-    "parrot": Sick(
+    "repetition-reward": FaultyRun(
         ("repetition",),
         "a score for saying again what was said",
         "arithmetic",
         40,
-        {"llm": UNHELD | {"reward": "bad_rewards:babble", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
+        {"llm": NO_KL_PENALTY | {"reward": "bad_rewards:babble", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
     ),
-    "spoiled": Sick(
+    "constant-reward": FaultyRun(
         ("reward_spread",),
         "the same score for every response",
         "arithmetic",

@@ -1,7 +1,7 @@
-"""Runs that are meant to be killed: whole commands in processes of their own, ended at a moment or at a file operation.
+"""Whole commands in processes of their own, which are killed at a moment or kill themselves at a file operation.
 
-A fresh interpreter spends seconds on its imports, in which there is nothing to lose. So most victims are forked from a
-process that has them behind it; each then is a process like any other, whose folder, lock, log and signals are its own.
+A fresh interpreter spends seconds on its imports, in which there is nothing to lose. So most processes are forked from
+one that has imported everything; each then is a process like any other, with its own folder, lock, log and signals.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 from ppo_unified.config.registry import find_adapter, load
 
+OUTPUT = "output.txt"  # of a command, in its folder
 KINDS = ("checkpoints", "samples", "run.json", "events", "log", "start")  # of files, as `kind_of` tells them apart
 WHENS = ("before", "within", "after")
 _ON_PATHS = ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "link", "truncate")
@@ -33,44 +34,44 @@ _ON_DESCRIPTORS = ("fsync", "write", "ftruncate")
 T = TypeVar("T")
 
 
-class Death(NamedTuple):
-    """A file operation at which a victim kills itself."""
+class KillPoint(NamedTuple):
+    """A file operation at which a process kills itself."""
 
     kind: str  # of the file
     number: int  # of the operation among those on files of this kind, from 0
     when: str  # "before" it, "within" it (a write: half of the bytes are written) or "after" it
 
 
-class Order(NamedTuple):
-    """A command for a victim."""
+class Command(NamedTuple):
+    """A command of ppo-unified."""
 
-    arguments: Sequence[str]  # of ppo-unified
+    arguments: Sequence[str]
     folder: Path  # where it works
-    death: Death | None = None
-    ledger: Path | None = None  # where to write how many operations there were of each kind
+    kill_at: KillPoint | None = None
+    counts: Path | None = None  # where to write how many operations there were of each kind
 
 
-def warm(adapters: Iterable[str]) -> None:
-    """Import what victims will, which train with these adapters: a fork then starts at once.
+def import_for(adapters: Iterable[str]) -> None:
+    """Import what commands need that train with these adapters: a fork then starts at once.
 
-    One thread, as forks carry no others over.
+    One thread, as a fork has no others.
     """
     import torch
 
-    import_module("ppo_unified.cli.training")
+    import_module("ppo_unified.training.session")
     for name in adapters:
         load(find_adapter(name).build)
     torch.set_num_threads(1)
 
 
-class Victim:
-    """A command that is carried out by a fork of this process or, `fresh`, by an interpreter of its own."""
+class Process:
+    """A command, run by a fork of this process or, if `fresh`, by an interpreter of its own."""
 
-    def __init__(self, order: Order, fresh: bool = False) -> None:
+    def __init__(self, command: Command, fresh: bool = False) -> None:
         self.code: int | None = None  # its exit code once it was waited for, negative if a signal ended it
         self.pid = os.fork()
         if self.pid == 0:
-            _be(order, fresh)
+            _become(command, fresh)
 
     def wait(self, seconds: float = math.inf) -> int | None:
         """Its exit code; None if it lives on after so many seconds."""
@@ -91,15 +92,15 @@ class Victim:
             os.kill(self.pid, number)
 
 
-def _be(order: Order, fresh: bool) -> NoReturn:
-    """Spend this process on an order."""
+def _become(command: Command, fresh: bool) -> NoReturn:
+    """Use this process for a command."""
     code = 1
     try:
-        os.chdir(order.folder)
-        _speak_into(order.folder / "said.txt")
+        os.chdir(command.folder)
+        _redirect_output(command.folder / OUTPUT)
         if fresh:
-            os.execv(sys.executable, [sys.executable, "-P", "-m", "ppo_unified", *order.arguments])
-        code = _carry_out(order)
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "ppo_unified", *command.arguments])
+        code = _run(command)
     except BaseException:
         traceback.print_exc()
     finally:  # nothing of the parent's may run in its copy
@@ -108,7 +109,7 @@ def _be(order: Order, fresh: bool) -> NoReturn:
         os._exit(code)
 
 
-def _carry_out(order: Order) -> int:
+def _run(command: Command) -> int:
     """The command's exit code. No random state is shared with other forks, as it is not between interpreters."""
     import torch
 
@@ -116,16 +117,16 @@ def _carry_out(order: Order) -> int:
 
     torch.seed()
     random.seed()
-    operations = Operations(order.death)
+    operations = Operations(command.kill_at)
     operations.watch()
-    code = main(order.arguments)
-    if order.ledger is not None:
-        order.ledger.write_text(json.dumps(operations.counts), encoding="utf-8")
+    code = main(command.arguments)
+    if command.counts is not None:
+        command.counts.write_text(json.dumps(operations.counts), encoding="utf-8")
     return code
 
 
-def _speak_into(path: Path) -> None:
-    """Let a file have what this process says."""
+def _redirect_output(path: Path) -> None:
+    """Append the output of this process to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -148,36 +149,36 @@ class Operations:
     What Python's own functions do is seen; what a library writes by itself is hit by kills at a moment only.
     """
 
-    def __init__(self, death: Death | None) -> None:
+    def __init__(self, kill_at: KillPoint | None) -> None:
         self.counts: Counter[str] = Counter()
-        self._death = death
+        self._kill_at = kill_at
         self._os = {name: getattr(os, name) for name in (*_ON_PATHS, *_ON_DESCRIPTORS, "open")}
         self._open = io.open
 
     def watch(self) -> None:
         """From here on every operation passes through this object."""
         for name in (*_ON_PATHS, *_ON_DESCRIPTORS):
-            setattr(os, name, self._watched(name))
+            setattr(os, name, self._watch_call(name))
         os.open = self._os_open
-        builtins.open = io.open = self._opened  # type: ignore[assignment]
+        builtins.open = io.open = self._open_file  # type: ignore[assignment]
 
     def perform(self, path: str, operation: Callable[[], T], half: Callable[[], object] | None = None) -> T:
-        """Do it, dying before, within or after it if this is the one; `half` does a part of it."""
+        """Do it; if it is the one, kill this process before, within or after it. `half` does a part of it."""
         kind = kind_of(path)
         if kind is None:
             return operation()
-        number, death = self.counts[kind], self._death
+        number, kill_at = self.counts[kind], self._kill_at
         self.counts[kind] += 1
-        if death is None or (kind, number) != (death.kind, death.number):
+        if kill_at is None or (kind, number) != (kill_at.kind, kill_at.number):
             return operation()
-        if death.when == "within" and half is not None:
+        if kill_at.when == "within" and half is not None:
             half()
-        elif death.when != "before":
+        elif kill_at.when != "before":
             operation()
         os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("nobody survives SIGKILL")
+        raise AssertionError("a process cannot survive SIGKILL")
 
-    def _watched(self, name: str) -> Callable[..., Any]:
+    def _watch_call(self, name: str) -> Callable[..., Any]:
         original = self._os[name]
 
         def watched(target: Any, *others: Any, **more: Any) -> Any:
@@ -193,13 +194,13 @@ class Operations:
 
         return self.perform(_path_of(path, dir_fd), operation) if flags & os.O_CREAT else operation()
 
-    def _opened(self, file: Any, mode: str = "r", buffering: int = -1, *others: Any, **more: Any) -> IO[Any]:
+    def _open_file(self, file: Any, mode: str = "r", buffering: int = -1, *others: Any, **more: Any) -> IO[Any]:
         """As `open`, but that writes go through `perform`, and so does making the file."""
         if not set(mode) & set("wax+") or isinstance(file, int):
             return self._open(file, mode, buffering, *others, **more)
         path, text = os.fspath(file), "b" not in mode
         plain = "".join(letter for letter in mode if letter not in "bt")
-        raw = self.perform(path, lambda: _Watched(self, path, plain))
+        raw = self.perform(path, lambda: _WatchedFile(self, path, plain))
         if buffering == 0:
             return raw
         size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
@@ -210,7 +211,7 @@ class Operations:
         return io.TextIOWrapper(binary, *others, **more)
 
 
-class _Watched(io.FileIO):
+class _WatchedFile(io.FileIO):
     """A file whose writes are operations."""
 
     def __init__(self, operations: Operations, path: str, mode: str) -> None:
@@ -232,6 +233,6 @@ def _path_of(target: Any, folder: int | None) -> str:
     return os.path.join(within, os.fsdecode(target))  # noqa: PTH118 - either may be absolute
 
 
-def read_ledger(path: Path) -> dict[str, int]:
+def read_counts(path: Path) -> dict[str, int]:
     counts: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
     return counts

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, and what became of them."""
+"""Runs that are killed and resumed again and again, compared with a run that is left alone."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from sameness import differences, unreadable
-from victims import KINDS, WHENS, Death, Order, Victim, read_ledger
-
+from kill_resume.commands import KINDS, OUTPUT, WHENS, Command, KillPoint, Process, read_counts
+from kill_resume.compare import differences, unreadable
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run
 
 MOST_KILLS = 6  # of one run
 PATIENCE_S = 300.0  # a run that takes longer hangs
-TOLD = 4  # differences of one run
-FRESH = 0.1  # share of the runs that an interpreter of its own ends, not a fork
+MOST_REPORTED = 4  # differences of one run
+FRESH = 0.1  # share of the runs that are finished by an interpreter of its own, not by a fork
 
 
 class Case(NamedTuple):
@@ -54,8 +53,8 @@ CASES = (
 )
 
 
-class Untouched(NamedTuple):
-    """The run that nobody touches, and what it did."""
+class Reference(NamedTuple):
+    """The run that is left alone, and what it did."""
 
     run: Run
     seconds: float
@@ -64,7 +63,7 @@ class Untouched(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of runs that were killed; kills by the kind of file at work, "" for a random moment."""
+    """What became of runs that were killed; kills by the kind of the file at work, "" for a random moment."""
 
     runs: int = 0
     kills: list[str] = field(default_factory=list)
@@ -83,22 +82,22 @@ class Outcome:
 
 
 class Kill(NamedTuple):
-    """An attempt to kill whoever carries out an order."""
+    """An attempt to kill the process of a command."""
 
     kind: str  # of the file at work; empty for a random moment
-    told: str  # when it was to happen
+    when: str
     code: int | None  # the exit code
 
 
-def torture(case: Case, count: int, seed: int, processes: int, folder: Path) -> Iterator[Outcome]:
-    """What became of runs of a case, one after another, until there were `count` kills."""
+def kill_runs(case: Case, count: int, seed: int, processes: int, folder: Path) -> Iterator[Outcome]:
+    """Yield what became of each run of a case, until there were `count` kills."""
     running: set[Future[Outcome]] = set()
     done = number = 0
     with ProcessPoolExecutor(processes) as pool:
-        untouched = pool.submit(leave_alone, case, folder / "untouched").result()
+        reference = pool.submit(train_reference, case, folder / "reference").result()
         while done < count or running:
             while done < count and len(running) < processes:
-                running.add(pool.submit(torment, case, untouched, folder / str(number), seed + number))
+                running.add(pool.submit(kill_and_resume, case, reference, folder / str(number), seed + number))
                 number += 1
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -106,73 +105,73 @@ def torture(case: Case, count: int, seed: int, processes: int, folder: Path) -> 
                 yield future.result()
 
 
-def leave_alone(case: Case, folder: Path) -> Untouched:
+def train_reference(case: Case, folder: Path) -> Reference:
     """Train a case to its end."""
     folder.mkdir(parents=True)
-    began, ledger = time.monotonic(), folder / "ledger.json"
-    code = Victim(Order(["train", *case.arguments, "--name", "run"], folder, ledger=ledger)).wait(PATIENCE_S)
+    began, counts = time.monotonic(), folder / "operations.json"
+    code = Process(Command(["train", *case.arguments, "--name", "run"], folder, counts=counts)).wait(PATIENCE_S)
     if code != 0:
-        raise RuntimeError(f"{case.name}: ended with {code}: {(folder / 'said.txt').read_text(errors='replace')}")
-    return Untouched(Run(folder / "runs" / "run"), time.monotonic() - began, read_ledger(ledger))
+        raise RuntimeError(f"{case.name}: ended with {code}: {(folder / OUTPUT).read_text(errors='replace')}")
+    return Reference(Run(folder / "runs" / "run"), time.monotonic() - began, read_counts(counts))
 
 
-def torment(case: Case, untouched: Untouched, folder: Path, seed: int) -> Outcome:
+def kill_and_resume(case: Case, reference: Reference, folder: Path, seed: int) -> Outcome:
     """Start a run, kill it some times, let it end, and compare it with the one that was left alone."""
-    rng, outcome, told = random.Random(seed), Outcome(runs=1), []
+    rng, outcome, moments = random.Random(seed), Outcome(runs=1), []
     folder.mkdir(parents=True)
     run = Run(folder / "runs" / "run")
     for _ in range(rng.randint(1, MOST_KILLS)):
-        kill = kill_once(order_for(case, run, folder), untouched, rng)
+        kill = kill_once(command_for(case, run, folder), reference, rng)
         if kill.code != -signal.SIGKILL:
             break  # it ended before; or badly, and so it will below
-        told.append(kill.told)
+        moments.append(kill.when)
         outcome.kills.append(kill.kind)
-        outcome.unreadable += [f"{folder.name}, killed {kill.told}: {text}" for text in after_kill(run)]
-    history = f"{folder.name}, killed {', then '.join(told)}"
-    if said := bring_to_an_end(case, run, folder, fresh=rng.random() < FRESH):
-        outcome.lost.append(f"{history}: {said}")
-    elif found := differences(run, untouched.run):
-        more = f"; {len(found) - TOLD} more" if len(found) > TOLD else ""
-        outcome.different.append(f"{history}: {'; '.join(found[:TOLD])}{more}")
+        outcome.unreadable += [f"{folder.name}, killed {kill.when}: {text}" for text in check_killed(run)]
+    history = f"{folder.name}, killed {', then '.join(moments)}"
+    if problem := finish(case, run, folder, fresh=rng.random() < FRESH):
+        outcome.lost.append(f"{history}: {problem}")
+    elif found := differences(run, reference.run):
+        more = f"; {len(found) - MOST_REPORTED} more" if len(found) > MOST_REPORTED else ""
+        outcome.different.append(f"{history}: {'; '.join(found[:MOST_REPORTED])}{more}")
     if not outcome.complaints:
         shutil.rmtree(folder)
     return outcome
 
 
-def bring_to_an_end(case: Case, run: Run, folder: Path, fresh: bool) -> str:
+def finish(case: Case, run: Run, folder: Path, fresh: bool) -> str:
     """Resume a run to its end; what went wrong, empty if nothing did."""
     try:
         if run.path.exists() and run.read_status().state == "finished":
             return ""
     except UsageError as error:
         return str(error)
-    code = Victim(order_for(case, run, folder), fresh).wait(PATIENCE_S)
-    said = (folder / "said.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "" if code == 0 else f"ended with {code}: {said[-1] if said else ''}"
+    code = Process(command_for(case, run, folder), fresh).wait(PATIENCE_S)
+    output = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "" if code == 0 else f"ended with {code}: {output[-1] if output else ''}"
 
 
-def order_for(case: Case, run: Run, folder: Path) -> Order:
-    """What brings a run on: to start it, or to resume it if it is there."""
+def command_for(case: Case, run: Run, folder: Path) -> Command:
+    """The command that starts a run, or resumes it if it exists."""
     if run.path.exists():
-        return Order(["resume", "run"], folder)
-    return Order(["train", *case.arguments, "--name", "run"], folder)
+        return Command(["resume", "run"], folder)
+    return Command(["train", *case.arguments, "--name", "run"], folder)
 
 
-def kill_once(order: Order, untouched: Untouched, rng: random.Random) -> Kill:
-    """Carry out an order and kill who does it, at a moment or at a file operation."""
+def kill_once(command: Command, reference: Reference, rng: random.Random) -> Kill:
+    """Run a command and kill its process, at a moment or at a file operation."""
     if rng.random() < 0.5:
-        seconds = rng.uniform(0, untouched.seconds)
-        victim = Victim(order)
-        victim.wait(seconds)
-        victim.signal(signal.SIGKILL)
-        return Kill("", f"after {seconds:.2f} s", victim.wait())
-    kind = rng.choice([kind for kind in KINDS if untouched.operations.get(kind)])
-    death = Death(kind, rng.randrange(untouched.operations[kind]), rng.choice(WHENS))
-    code = Victim(order._replace(death=death)).wait(PATIENCE_S)
-    return Kill(kind, f"{death.when} operation {death.number} on {death.kind}", code)
+        seconds = rng.uniform(0, reference.seconds)
+        process = Process(command)
+        process.wait(seconds)
+        process.signal(signal.SIGKILL)
+        return Kill("", f"after {seconds:.2f} s", process.wait())
+    kind = rng.choice([kind for kind in KINDS if reference.operations.get(kind)])
+    point = KillPoint(kind, rng.randrange(reference.operations[kind]), rng.choice(WHENS))
+    code = Process(command._replace(kill_at=point)).wait(PATIENCE_S)
+    return Kill(kind, f"{point.when} operation {point.number} on {point.kind}", code)
 
 
-def after_kill(run: Run) -> list[str]:
+def check_killed(run: Run) -> list[str]:
     """What is wrong with the folder of a run that was just killed."""
     if not run.path.exists():
         return []  # it had not begun

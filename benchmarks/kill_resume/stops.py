@@ -1,0 +1,83 @@
+"""Runs that are stopped by SIGTERM at any moment, and what they leave behind."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from kill_resume.commands import Command, Process
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run
+from ppo_unified.training import checkpoint
+
+PATIENCE_S = 900.0  # for a run to start
+ENDLESS = ("--total-steps", "1000000000", "--total-iterations", "1000000000", "--eval.every-steps", "0")
+
+
+class StopCase(NamedTuple):
+    """Runs of one kind."""
+
+    name: str
+    arguments: Sequence[str]
+    limit_s: float
+
+
+STOP_CASES = (
+    StopCase("cartpole", ("cartpole", "--no-stop-when-solved", *ENDLESS), 2.0),
+    StopCase("arithmetic", ("arithmetic", *ENDLESS), 5.0),
+    StopCase(
+        "arithmetic, responses of 400 tokens: nearly always generating",
+        ("arithmetic", "--llm.max-new-tokens", "400", "--llm.missing-eos-penalty", "1", *ENDLESS),
+        5.0,
+    ),
+)
+
+
+def stop_repeatedly(case: StopCase, count: int, seed: int, folder: Path) -> tuple[list[float], list[str]]:
+    """Seconds from SIGTERM to a stopped run, each time at another moment; and what was not as it should be."""
+    folder.mkdir(parents=True)
+    rng, run = random.Random(seed), Run(folder / "runs" / "run")
+    seconds: list[float] = []
+    complaints: list[str] = []
+    for _ in range(count):
+        arguments = ["resume", "run"] if run.path.exists() else ["train", *case.arguments, "--name", "run"]
+        process = Process(Command(arguments, folder))
+        wait_until_running(run, process)
+        process.wait(rng.uniform(0, 2))
+        began = time.monotonic()
+        process.signal(signal.SIGTERM)
+        code = process.wait(60)
+        seconds.append(time.monotonic() - began)
+        process.signal(signal.SIGKILL)
+        complaints += [f"{case.name}: {text}" for text in check_stopped(run, code)]
+    return seconds, complaints
+
+
+def wait_until_running(run: Run, process: Process) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while process.wait(0.01) is None and time.monotonic() < deadline:
+        with suppress(UsageError):
+            status = run.read_status()
+            if status.pid == process.pid and status.state == "running":
+                return
+    raise RuntimeError(f"{run.path}: has not started")
+
+
+def check_stopped(run: Run, code: int | None) -> list[str]:
+    """What is wrong with a run that was stopped."""
+    status, found = run.read_status(), []
+    if code != 130 or status.state != "stopped" or run.is_locked():
+        found.append(f"ended with {code}, state {status.state}")
+    try:
+        if checkpoint.load_newest(run, torch.device("cpu")) is None:
+            found.append("there is no checkpoint")
+    except UsageError as error:
+        found.append(str(error))
+    return found

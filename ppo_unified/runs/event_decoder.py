@@ -1,0 +1,126 @@
+"""From the payloads of event records to points of curves. Records of one layout are decoded together."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+from ppo_unified.runs.scalar_layout import Layout
+from ppo_unified.runs.series import Chunk, Curves
+
+_FLOAT = struct.Struct("<f")
+_MOST_LAYOUTS = 64  # kept: of one length
+_LONGEST_LAYOUT = 1 << 16  # bytes; longer records are not compared byte by byte
+
+
+class Block:
+    """The events of one block, as they are decoded: those of one layout together, the others one by one."""
+
+    def __init__(self, layouts: dict[int, list[Layout]]) -> None:
+        self._layouts = layouts
+        self.damaged: list[int] = []  # rows whose bytes never were an event
+        self._chunks: list[Chunk] = []
+        self._starts: list[tuple[int, int]] = []  # row and step of every SessionLog.START
+        self._single: dict[str, list[tuple[int, int, float, float]]] = {}  # tag -> row, step, wall, value
+
+    def decode(self, rows: np.ndarray, payloads: Sequence[bytes]) -> None:
+        """Decode the records at `rows`, which are all of one length."""
+        several = [payloads[row] for row in rows.tolist()]
+        length = len(several[0])
+        records = np.frombuffer(b"".join(several), np.uint8).reshape(len(several), length)
+        left = np.arange(len(several))
+        known = self._layouts.setdefault(length, [])
+        for layout in known:
+            if not left.size:
+                return
+            left = self._decode_alike(layout, rows, records, left)
+        while left.size:
+            layout_or_none = _layout(several[left[0]]) if len(known) < _MOST_LAYOUTS else None
+            if layout_or_none is None:
+                self._decode_one(int(rows[left[0]]), several[left[0]])
+                left = left[1:]
+            else:
+                known.append(layout_or_none)
+                left = self._decode_alike(layout_or_none, rows, records, left)
+
+    def _decode_alike(self, layout: Layout, rows: np.ndarray, records: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Decode what has the layout among the records `left`; those that have not."""
+        part = records if len(left) == len(records) else records[left]
+        hits = layout.matches(part)
+        if hits.any():
+            everything = hits.all()
+            chosen = left if everything else left[hits]
+            self._chunks.append(Chunk(rows[chosen], *layout.decode(part if everything else part[hits])))
+        others: np.ndarray = left[~hits]
+        return others
+
+    def _decode_one(self, row: int, payload: bytes) -> None:
+        event = _event(payload)
+        if event is None:
+            self.damaged.append(row)
+            return
+        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+            self._starts.append((row, event.step))
+        for value in event.summary.value:
+            number = _number(value)
+            if number is not None:
+                self._single.setdefault(value.tag, []).append((row, event.step, event.wall_time, number))
+
+    def add_to(self, curves: Curves) -> None:
+        """Append everything, in the order of the file; each START cuts what an earlier process logged from there on."""
+        chunks = [*self._chunks, *self._singles()]
+        first = 0
+        for row, step in sorted(self._starts):
+            curves.add([chunk.between(first, row) for chunk in chunks])
+            curves.cut(step)
+            first = row
+        curves.add([chunk.between(first, 1 << 62) for chunk in chunks] if first else chunks)
+
+    def _singles(self) -> Iterator[Chunk]:
+        """What was decoded one by one, tags of the same events together."""
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for tag, points in self._single.items():
+            points.sort(key=lambda point: point[0])
+            alike.setdefault(tuple(point[0] for point in points), []).append(tag)
+        for rows, tags in alike.items():
+            _, steps, walls, _ = zip(*self._single[tags[0]], strict=True)
+            values = {tag: np.array([point[3] for point in self._single[tag]], np.float32) for tag in tags}
+            yield Chunk(np.array(rows, np.int64), np.array(steps, np.int64), np.array(walls, np.float64), values)
+
+
+def _event(payload: bytes) -> Any:
+    """The event in a record; None where its bytes never were one."""
+    try:
+        return Event.FromString(payload)
+    except DecodeError:
+        return None
+
+
+def _layout(payload: bytes) -> Layout | None:
+    """The layout of a record of plain scalars; None for any other."""
+    if len(payload) > _LONGEST_LAYOUT:
+        return None
+    try:
+        return Layout(payload)
+    except ValueError:
+        return None
+
+
+def _number(value: Any) -> float | None:
+    """A Summary.Value's scalar in either of TensorBoard's two spellings; None for anything else."""
+    kind = value.WhichOneof("value")
+    if kind == "simple_value":
+        return float(value.simple_value)
+    if kind == "tensor" and value.metadata.plugin_data.plugin_name in ("", "scalars"):
+        tensor = value.tensor
+        if tensor.dtype == 1 and not tensor.tensor_shape.dim:  # DT_FLOAT, rank 0
+            if tensor.float_val:
+                return float(tensor.float_val[0])
+            if len(tensor.tensor_content) == _FLOAT.size:
+                return float(_FLOAT.unpack(tensor.tensor_content)[0])
+    return None

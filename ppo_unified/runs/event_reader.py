@@ -1,0 +1,223 @@
+"""Following the event files of a folder, our own or any other program's, while they grow. No torch."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import google_crc32c
+import numpy as np
+
+from ppo_unified.runs.event_decoder import Block
+from ppo_unified.runs.event_format import CRC, HEADER, PREFIX, masked_crc
+from ppo_unified.runs.scalar_layout import Layout
+from ppo_unified.runs.series import Curves, Series
+
+_LONGEST = 1 << 28  # bytes; a longer record is damage, not data
+_BLOCK = 1 << 18  # bytes read at once, unless one record is longer
+_HEAD = 1 << 10  # bytes at a file's start by which it is known again
+_MOST_HEADERS = 4096  # kept: those whose checksum was right
+_MOST_LENGTHS = 512  # kept: of payloads, each with its layouts
+
+
+class _Records(NamedTuple):
+    """The whole records at the start of a block."""
+
+    payloads: list[bytes]
+    lengths: np.ndarray  # [K] int64, of the payloads
+    starts: np.ndarray  # [K] int64, where each record starts in the block
+    intact: np.ndarray  # [K] bool: the payload has its checksum
+    end: int  # where the last one ends
+    needed: int  # bytes that the next one takes with its frame; 0 where its length is damaged
+
+
+@dataclass
+class _File:
+    """How far a file was read, and what it is known by."""
+
+    identity: tuple[int, int]  # device and inode
+    head: bytes = b""
+    offset: int = 0
+    ended: bool = False  # by a damaged length: nothing after it can be found
+
+
+class EventReader:
+    """Follows the event files of a folder, our own or any other program's; `poll` reads only what is new.
+
+    A torn record at the end is left for the next poll. A record with a bad payload is skipped; one with a bad length
+    ends its file. Either is said in `damage`, with file and byte. Where a file shrank, or another took its place,
+    everything is read anew.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damage: dict[str, str] = {}  # file name -> what is damaged and where
+        self.pending = False  # whether the last poll's time was up before everything was read
+        self._curves = Curves()
+        self._files: dict[str, _File] = {}
+        self._closed: set[str] = set()  # files that could not be opened
+        self._frames: dict[bytes, int] = {}  # header whose checksum is right -> bytes of payload and its checksum
+        self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
+
+    @property
+    def series(self) -> dict[str, Series]:
+        return self._curves.series
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the points take."""
+        return self._curves.nbytes
+
+    def poll(self, budget_s: float | None = None) -> bool:
+        """Read what was appended since the last call; whether there was anything, or what was read before is gone.
+
+        With a budget, return after about that time, at least one block later, and leave the rest for the next call.
+        """
+        deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
+        self.pending = False
+        grown = self._grown_files()
+        found = grown is None
+        if grown is None:
+            self._files, self._curves = {}, Curves()
+            self._closed.clear()
+            self.damage.clear()
+            grown = self._grown_files()
+        for name in grown or ():
+            try:
+                for has_events in self._read(name):
+                    found |= has_events
+                    if time.monotonic() >= deadline:
+                        self.pending = True
+                        return found
+            except OSError as error:
+                self._cannot_read(name, error)
+        return found
+
+    def _grown_files(self) -> list[str] | None:
+        """The files with unread bytes, by name; None where one is not the file that was read."""
+        names: list[str] = []
+        with suppress(OSError):
+            names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
+        grown = []
+        for name in names:
+            try:
+                found = (self.folder / name).stat()
+                if not stat.S_ISREG(found.st_mode):
+                    continue
+                file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
+                if self._is_another(name, file, found):
+                    return None
+                if found.st_size > file.offset and not file.ended:
+                    grown.append(name)
+            except OSError as error:
+                self._cannot_read(name, error)
+        return grown
+
+    def _is_another(self, name: str, file: _File, found: os.stat_result) -> bool:
+        """Whether a file shrank or starts otherwise than before; a copy that replaces its original may be longer."""
+        if found.st_size < file.offset:
+            return True
+        identity = (found.st_dev, found.st_ino)
+        if identity != file.identity:
+            file.identity = identity
+            with open(self.folder / name, "rb") as opened:
+                return opened.read(len(file.head)) != file.head
+        return False
+
+    def _cannot_read(self, name: str, error: OSError) -> None:
+        self._closed.add(name)
+        self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
+
+    def _read(self, name: str) -> Iterator[bool]:
+        """Read a file block by block, to its end as it is now; yields whether a block held events."""
+        file, size = self._files[name], _BLOCK
+        with open(self.folder / name, "rb", buffering=0) as opened:
+            if name in self._closed:
+                self._closed.discard(name)
+                del self.damage[name]
+            while True:
+                opened.seek(file.offset)
+                data = opened.read(size)
+                records = self._records(data)
+                if records.end:
+                    if len(file.head) < _HEAD and len(file.head) == file.offset:
+                        file.head += data[: min(records.end, _HEAD - len(file.head))]
+                    has_events = self._take(name, file.offset, records)
+                    file.offset, size = file.offset + records.end, _BLOCK
+                    yield has_events
+                elif not records.needed:
+                    # zeros to the end: the file grew before its bytes arrived, and they may still come
+                    if not _is_blank(opened, file.offset):
+                        file.ended = True
+                        where = f"damaged at byte {file.offset}; the rest of this file is not shown"
+                        self.damage[name] = f"{self.folder / name}: {where}"
+                    return
+                elif len(data) < size:
+                    return
+                else:
+                    size = records.needed
+
+    def _records(self, data: bytes) -> _Records:
+        frames = self._frames
+        if len(frames) > _MOST_HEADERS:
+            frames.clear()
+        payloads: list[bytes] = []
+        position, size, needed = 0, len(data), HEADER.size
+        while size - position >= HEADER.size:
+            start = position + HEADER.size
+            framed = frames.get(data[position:start])
+            if framed is None:
+                length, crc = HEADER.unpack_from(data, position)
+                if masked_crc(data[position : position + 8]) != crc or length > _LONGEST:
+                    needed = 0
+                    break
+                framed = frames[data[position:start]] = length + CRC.size
+            end = start + framed
+            if end > size:
+                needed = end - position
+                break
+            payloads.append(data[start : end - CRC.size])
+            position = end
+        lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+        ends = np.cumsum(lengths + (HEADER.size + CRC.size))
+        stored = np.frombuffer(data, np.uint8)[ends[:, None] + np.arange(-CRC.size, 0)].view("<u4").ravel()
+        intact = _masked_crcs(payloads) == stored
+        return _Records(payloads, lengths, ends - lengths - (HEADER.size + CRC.size), intact, position, needed)
+
+    def _take(self, name: str, offset: int, records: _Records) -> bool:
+        """Add the events of a block at `offset` of its file; whether there were any."""
+        if len(self._layouts) > _MOST_LENGTHS:
+            self._layouts.clear()
+        block = Block(self._layouts)
+        lengths, rows = records.lengths, np.flatnonzero(records.intact)
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        for several in np.split(rows, np.flatnonzero(np.diff(lengths[rows])) + 1):
+            if several.size:
+                block.decode(several, records.payloads)
+        damaged = [*np.flatnonzero(~records.intact).tolist(), *block.damaged]
+        if damaged:
+            where = f"the record at byte {offset + int(records.starts[max(damaged)])} is damaged and was skipped"
+            self.damage[name] = f"{self.folder / name}: {where}"
+        block.add_to(self._curves)
+        return len(damaged) < len(records.payloads)
+
+
+def _is_blank(file: IO[bytes], offset: int) -> bool:
+    """Whether nothing but zeros follows."""
+    file.seek(offset)
+    while block := file.read(_BLOCK):
+        if block.count(0) < len(block):
+            return False
+    return True
+
+
+def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
+    """The masked checksums [K] of K records."""
+    crcs = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))
+    return (crcs >> np.uint32(15) | crcs << np.uint32(17)) + np.uint32(0xA282EAD8)

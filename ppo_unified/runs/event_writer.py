@@ -1,0 +1,156 @@
+"""Writing a run's metrics, its only log of them, as TensorBoard event files. No torch.
+
+One Event per iteration carries all its values. A SessionLog.START opens every file; readers drop what an earlier
+file logged at or after its step, so a resumed run draws one curve. Counters live in `event.step`, because scalars
+are float32.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+
+from ppo_unified.runs.event_format import CRC, PREFIX, masked_crc
+from ppo_unified.runs.metrics import describe
+
+_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # files named as ours are
+_MOST_WAITING = 1 << 24  # bytes of records that wait for room on the disk; later ones are lost
+_LONGEST_CELL = 2000  # characters of a table's cell; longer ones are cut
+_UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; other ones as U+FFFD
+
+
+class EventWriter:
+    """Appends to one event file in `folder`; every call is in the system's hands when it returns.
+
+    A call that cannot write raises OSError. Its record waits for the next one, and the file ends with a whole record.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
+        name = f"{PREFIX}.{_stamp(folder):.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file: IO[bytes] = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+        self.folder = folder
+        self._described: set[str] = set()
+        self._size = 0  # of the whole records in the file
+        self._waiting = b""  # records that could not be written yet
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(
+        self, step: int, values: Mapping[str, float], histograms: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """All of an iteration's numbers as one Event; histograms are arrays of raw samples."""
+        summary = Summary()
+        for tag, value in values.items():
+            summary.value.add(tag=tag, simple_value=value, metadata=self._metadata(tag))
+        for tag, samples in (histograms or {}).items():
+            if samples.size:
+                summary.value.add(tag=tag, histo=_histogram(samples), metadata=self._metadata(tag))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def text(self, step: int, tag: str, markdown: str) -> None:
+        """A text for TensorBoard's TEXT tab, which renders Markdown: data in it must be escaped (`markdown_table`)."""
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.types_pb2 import DT_STRING
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        summary = Summary()
+        tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode("utf-8", "replace")])
+        summary.value.add(tag=tag, tensor=tensor, metadata=create_summary_metadata(tag, ""))
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def hyperparameters(self, options: Mapping[str, Any]) -> None:
+        """Every option, for TensorBoard's HPARAMS tab."""
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in options.items()}
+        self._write(Event(wall_time=time.time(), summary=hparams_pb(plain, trial_id=self.folder.name)))
+
+    def sync(self) -> None:
+        """Push what was written to the disk, and what waits to be. Raises OSError."""
+        self._append()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Raises nothing: what still cannot be written is lost."""
+        with suppress(OSError):
+            self._append()
+        self._file.close()
+
+    def _metadata(self, tag: str) -> SummaryMetadata | None:
+        if tag in self._described:  # TensorBoard keeps the first one it sees
+            return None
+        self._described.add(tag)
+        return SummaryMetadata(display_name=tag, summary_description=describe(tag))
+
+    def _write(self, event: Any) -> None:
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        record = length + CRC.pack(masked_crc(length)) + data + CRC.pack(masked_crc(data))
+        if len(self._waiting) + len(record) <= _MOST_WAITING:
+            self._waiting += record
+        self._append()
+
+    def _append(self) -> None:
+        """Write what waits, or leave the file as it was: behind a torn record no reader would find another."""
+        if os.fstat(self._file.fileno()).st_size > self._size:
+            self._file.truncate(self._size)  # torn, and could not be cut off at once
+        rest = memoryview(self._waiting)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._size, self._waiting = self._size + len(self._waiting), b""
+
+
+def _stamp(folder: Path) -> float:
+    """Now, but after every file that is there: readers take files by name, and the clock may have been put back."""
+    found = [_STAMPED.match(name) for name in os.listdir(folder)]
+    return max([time.time(), *(float(match[1]) + 1e-6 for match in found if match)])
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of any data, a column for every key; no cell can become markup or leave its cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in rows)]
+    cells = [[cell if number == 1 else _escape(cell) for cell in line] for number, line in enumerate(lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _escape(value: Any) -> str:
+    """Any value as text that Markdown and HTML leave alone: whatever could be markup is written as a reference."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if len(text) > _LONGEST_CELL:
+        text = text[:_LONGEST_CELL] + " ..."
+    return "".join(
+        c if c in " ,;" or c.isalnum() else f"&#{ord(c)};" if c.isprintable() else _UNPRINTABLE.get(c, "\ufffd")
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def _histogram(samples: np.ndarray) -> Any:
+    finite = samples[np.isfinite(samples)].astype(np.float64).ravel()
+    counts, edges = np.histogram(finite, bins=30)
+    return HistogramProto(
+        min=finite.min(initial=0),
+        max=finite.max(initial=0),
+        num=finite.size,
+        sum=finite.sum(),
+        sum_squares=np.square(finite).sum(),
+        bucket_limit=edges[1:].tolist(),
+        bucket=counts.tolist(),
+    )
