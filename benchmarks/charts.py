@@ -33,7 +33,7 @@ class Charts(App[None]):
         yield self.plots
 
 
-def curves(points: int, seed: int) -> dict[str, list[Trace]]:
+def make_traces(points: int, seed: int) -> dict[str, list[Trace]]:
     """New random walks with noise, as a reader would hand them over."""
     rng = np.random.default_rng(seed)
     colors = series_colors([f"run-{k}" for k in range(SERIES)])
@@ -47,14 +47,14 @@ def curves(points: int, seed: int) -> dict[str, list[Trace]]:
     return found
 
 
-def grown(data: dict[str, list[Trace]], points: int) -> dict[str, list[Trace]]:
+def truncate_traces(data: dict[str, list[Trace]], points: int) -> dict[str, list[Trace]]:
     """The curves as they were when they had so many points."""
 
-    def cut(trace: Trace) -> Trace:
+    def truncate(trace: Trace) -> Trace:
         steps, walls, values = trace.curve
         return trace._replace(curve=(steps[:points], walls[:points], values[:points]))
 
-    return {tag: [cut(trace) for trace in traces] for tag, traces in data.items()}
+    return {tag: [truncate(trace) for trace in traces] for tag, traces in data.items()}
 
 
 async def measure(points: int, settings: Settings, repeats: int) -> tuple[float, float, float]:
@@ -71,13 +71,13 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
             await drawn.wait()
             return 1000 * (time.process_time() - begun)
 
-        replaced: Sequence[float] = [await redraw(curves(points, seed)) for seed in range(repeats + 3)][3:]
-        longer = curves(points + 10 * (repeats + 1), repeats + 3)
-        await redraw(grown(longer, points))
-        growing = [await redraw(grown(longer, points + 10 * (k + 1))) for k in range(repeats)]
+        replaced: Sequence[float] = [await redraw(make_traces(points, seed)) for seed in range(repeats + 3)][3:]
+        longer = make_traces(points + 10 * (repeats + 1), repeats + 3)
+        await redraw(truncate_traces(longer, points))
+        growing = [await redraw(truncate_traces(longer, points + 10 * (k + 1))) for k in range(repeats)]
         drawings = [plot.drawings for plot in app.plots.plots]
         assert drawings == [2 * repeats + 4] * CHARTS, "a redraw had not ended where its time was taken"
-        data = curves(points, repeats + 2)
+        data = make_traces(points, repeats + 2)
         await redraw(data)
         same = [await redraw(data) for _ in range(repeats)]
         assert [plot.drawings for plot in app.plots.plots] == [count + 1 for count in drawings]

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def ours(seed: int) -> tuple[float, int, float]:
+def measure_ours(seed: int) -> tuple[float, int, float]:
     """Wall seconds from spawn to exit, steps, best score."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ppo_unified", "train", "cartpole", "--seed", str(seed), "--runs", folder]
@@ -37,7 +37,7 @@ def ours(seed: int) -> tuple[float, int, float]:
     return seconds, status["step"], status["best_score"]
 
 
-def peer(python: Path, script: Path, seed: int) -> tuple[float, int]:
+def measure_peer(python: Path, script: Path, seed: int) -> tuple[float, int]:
     """The peer's seconds and steps to its first greedy score of 475."""
     command = [str(python), str(script), "sb3", "zoo", str(seed), "100000", "--eval", "--stop", "--threads", "1"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -56,11 +56,11 @@ def main() -> int:
     lines = ["| seed | ours, s | steps | score | peer, s | peer's steps |", "|---|---|---|---|---|---|"]
     mine, theirs = [], []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        seconds, steps, score = ours(seed)
+        seconds, steps, score = measure_ours(seed)
         mine.append(seconds)
         cells = [str(seed), f"{seconds:.2f}", f"{steps:,}", f"{score:g}", "-", "-"]
         if options.peer_python and options.peer_script:
-            peer_seconds, peer_steps = peer(options.peer_python, options.peer_script, seed)
+            peer_seconds, peer_steps = measure_peer(options.peer_python, options.peer_script, seed)
             theirs.append(peer_seconds)
             cells[4:] = [f"{peer_seconds:.2f}", f"{peer_steps:,}"]
         lines.append("| " + " | ".join(cells) + " |")

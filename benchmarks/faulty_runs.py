@@ -63,19 +63,19 @@ def shift_logprobs() -> AbstractContextManager[Any]:
 def skip_last_minibatch() -> AbstractContextManager[Any]:
     """The last minibatch of an epoch is never learned from."""
 
-    def all_but_one(batch: Batch, count: int, *rest: Any) -> Iterator[Batch]:
+    def drop_last(batch: Batch, count: int, *rest: Any) -> Iterator[Batch]:
         return islice(minibatches(batch, count, *rest), count - 1)
 
-    return patch("ppo_unified.engine.ppo.minibatches", all_but_one)
+    return patch("ppo_unified.engine.ppo.minibatches", drop_last)
 
 
 def drop_state_values() -> AbstractContextManager[Any]:
     """Advantages leave out the value of the state that a step began in."""
 
-    def without_values(rollout: Rollout, gamma: float, lam: float) -> Tensor:
+    def gae_without_values(rollout: Rollout, gamma: float, lam: float) -> Tensor:
         return gae(replace(rollout, values=torch.zeros_like(rollout.values)), gamma, lam)
 
-    return patch("ppo_unified.engine.ppo.gae", without_values)
+    return patch("ppo_unified.engine.ppo.gae", gae_without_values)
 
 
 FAULTY_RUNS: dict[str, FaultyRun] = {  # by the run's name

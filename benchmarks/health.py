@@ -31,7 +31,7 @@ from ppo_unified.training.health import CHECKS, Health
 HEALTHY = ("cartpole=11-20", "lunarlander=11-12", "arithmetic=11-14", "sentiment=11-12")  # no limit was chosen by these
 
 
-class Judged(NamedTuple):
+class RunHealth(NamedTuple):
     """What the checks made of a run."""
 
     state: str  # of the run: one in progress is judged as far as it is
@@ -53,7 +53,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
         yield {tag: values[step] for tag, values in columns.items() if step in values}
 
 
-def judge(folder: Path) -> Judged:
+def check_run(folder: Path) -> RunHealth:
     health, nearest, fired, number = Health(), dict[str, float](), dict[str, int](), 0
     for number, metrics in enumerate(history(folder), 1):
         health.update(number, metrics)
@@ -64,20 +64,20 @@ def judge(folder: Path) -> Judged:
                 nearest[check.name] = worse(value, nearest.get(check.name, value))
         for warning in health.firing():
             fired.setdefault(warning["name"], number)
-    return Judged(Run(folder).read_status().state, number, nearest, fired)
+    return RunHealth(Run(folder).read_status().state, number, nearest, fired)
 
 
-def train_or_read(folder: Path, config: RunConfig) -> Judged:
+def train_or_read(folder: Path, config: RunConfig) -> RunHealth:
     """Train `config` in `folder`, or only read what is there. Exits where that is a run of other options."""
     written = folder / "config.toml"
     if not written.exists():
         run(config, runs=folder.parent, name=folder.name)
     elif written.read_text(encoding="utf-8") != config.to_toml():
         sys.exit(f"{written} has other options than the run {folder.name} has now; delete the folder, or name another")
-    return judge(folder)
+    return check_run(folder)
 
 
-def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, Judged]:
+def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, RunHealth]:
     """By name, runs of `presets` to the end of their steps, each PRESET=FIRST or PRESET=FIRST-LAST of its seeds."""
     judged = {}
     for given in presets:
@@ -89,7 +89,7 @@ def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, Judged]:
     return judged
 
 
-def train_faulty(folder: Path) -> dict[str, Judged]:
+def train_faulty(folder: Path) -> dict[str, RunHealth]:
     judged = {}
     for name, faulty in FAULTY_RUNS.items():
         with faulty.defect():
@@ -97,7 +97,7 @@ def train_faulty(folder: Path) -> dict[str, Judged]:
     return judged
 
 
-def failures(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
+def failures(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
     """What the runs do not show, a line each."""
     provoked = {check for kind in FAULTY_RUNS.values() for check in kind.provokes}
     return [
@@ -113,7 +113,7 @@ def failures(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> lis
     ]
 
 
-def checks_table(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
+def checks_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
     lines = [
         "| check | limit | nearest in healthy runs | in run | provoked by | fires at iteration | farthest there |",
         "|---|---|---|---|---|---|---|",
@@ -130,21 +130,20 @@ def checks_table(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) ->
     return lines
 
 
-def runs_table(healthy: Mapping[str, Judged], faulty: Mapping[str, Judged]) -> list[str]:
+def runs_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
     lines = ["| run | meant to be | preset | options | iterations | fires |", "|---|---|---|---|---|---|"]
     for name, judged in [*healthy.items(), *faulty.items()]:
         kind = f"healthy | {name.rpartition('-')[0]} | "
         if name in faulty:
-            kind = (
-                f"faulty: {FAULTY_RUNS[name].how} | {FAULTY_RUNS[name].preset} | {_spelled(FAULTY_RUNS[name].options)}"
-            )
+            run = FAULTY_RUNS[name]
+            kind = f"faulty: {run.how} | {run.preset} | {_format_options(run.options)}"
         fired = ", ".join(f"{check} at {number}" for check, number in judged.fired.items())
         so_far = "" if judged.state == "finished" else f" ({judged.state})"
         lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'nothing'} |")
     return lines
 
 
-def _spelled(options: Mapping[str, Any]) -> str:
+def _format_options(options: Mapping[str, Any]) -> str:
     return " ".join(f"`{option}={value}`" for option, value in flatten(options).items())
 
 
@@ -162,7 +161,7 @@ def main() -> int:
         f"`{shlex.join(['python', *sys.argv])}`, {date.today()}, {platform.machine()}, Python "
         f"{platform.python_version()}, {versions}",
         "",
-        f"Every faulty run also has {_spelled(BRIEF)}: it is trained for its metrics alone.",
+        f"Every faulty run also has {_format_options(BRIEF)}: it is trained for its metrics alone.",
         "",
     ]
     text = "\n".join([*head, *checks_table(healthy, faulty), "", *runs_table(healthy, faulty)]) + "\n"

@@ -32,7 +32,7 @@ HELD_OUT = 2000  # all pairs that neither supervision nor PPO sees
 LIMIT_S, SAMPLED, GREEDY, GAIN, KL = 240.0, 0.90, 0.95, 0.05, 10.0
 
 
-class Sums(NamedTuple):
+class ArithmeticResult(NamedTuple):
     """Exact match on the held-out pairs before and after, sampled at temperature 1 and greedy."""
 
     sampled: tuple[float, float]
@@ -41,7 +41,7 @@ class Sums(NamedTuple):
     seconds: float  # of the whole process
 
     @property
-    def reached(self) -> bool:
+    def meets_target(self) -> bool:
         enough = self.sampled[1] >= SAMPLED and self.greedy[1] >= max(GREEDY, self.greedy[0] + GAIN)
         return enough and self.kl < KL and self.seconds <= LIMIT_S
 
@@ -55,7 +55,7 @@ def train(folder: Path, preset: str, seed: int, *flags: str) -> tuple[Run, float
     return Run(folder / name), time.perf_counter() - started
 
 
-def series(run: Run, tag: str) -> list[float]:
+def read_series(run: Run, tag: str) -> list[float]:
     reader = EventReader(run.path)
     reader.poll()
     values: list[float] = reader.series[tag].values.tolist()
@@ -66,7 +66,7 @@ def accuracy(adapter: LLMAdapter, greedy: bool) -> float:
     return float(np.mean(adapter.score(HELD_OUT, 0, greedy)))
 
 
-def sums(folder: Path, seed: int) -> Sums:
+def measure_arithmetic(folder: Path, seed: int) -> ArithmeticResult:
     config = load_preset("arithmetic", seed=seed)
     torch.set_num_threads(config.threads)
     before = LLMAdapter(config, torch.device("cpu"))  # type: ignore[arg-type] # the preset's own configuration
@@ -74,15 +74,15 @@ def sums(folder: Path, seed: int) -> Sums:
     after, _ = load_adapter(run, config, "latest")
     assert isinstance(after, LLMAdapter)
     sampled, greedy = ((accuracy(before, mode), accuracy(after, mode)) for mode in (False, True))
-    return Sums(sampled, greedy, series(run, "eval/kl")[-1], seconds)
+    return ArithmeticResult(sampled, greedy, read_series(run, "eval/kl")[-1], seconds)
 
 
 def arithmetic_rows(folder: Path, seeds: int) -> list[str]:
     rows = []
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-        got = sums(folder, seed)
+        got = measure_arithmetic(folder, seed)
         change = " | ".join(f"{before:.3f} -> {after:.3f}" for before, after in (got.sampled, got.greedy))
-        reached = "yes" if got.reached else "**no**"
+        reached = "yes" if got.meets_target else "**no**"
         rows.append(f"| {seed} | {change} | {got.kl:.2f} | {got.seconds:.0f} | {reached} |")
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
@@ -93,8 +93,8 @@ def sentiment_rows(folder: Path, seeds: int) -> list[str]:
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for coef in ("", "0"):
             run, _ = train(folder, "sentiment", seed, *(("--llm.kl-coef=0",) if coef else ()))
-            score, gold, kl = (series(run, f"eval/{tag}") for tag in ("sampled_score", "gold", "kl"))
-            deviation = series(run, "reward/score_std")[0]
+            score, gold, kl = (read_series(run, f"eval/{tag}") for tag in ("sampled_score", "gold", "kl"))
+            deviation = read_series(run, "reward/score_std")[0]
             gain = (score[-1] - score[0]) / deviation
             rows.append(
                 f"| {seed} | {coef or '0.1'} | {score[0]:.2f} -> {score[-1]:.2f} ({gain:+.1f} deviations) | "

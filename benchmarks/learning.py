@@ -38,13 +38,13 @@ EPISODES = 100
 UNSEEN_SEED = 1_000_000  # far from the seeds that training evaluates on
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     score: float
     steps: int
     seconds: float
 
 
-def train_and_score(preset: str, seed: int, folder: Path) -> Trained:
+def train_and_score(preset: str, seed: int, folder: Path) -> TrainingResult:
     config = load_preset(preset, seed=seed)
     started = time.perf_counter()
     path = run(config, runs=folder).path
@@ -53,10 +53,10 @@ def train_and_score(preset: str, seed: int, folder: Path) -> Trained:
     adapter, _ = load_adapter(finished, config, "best")
     score = evaluate(adapter, EPISODES, UNSEEN_SEED + seed, greedy=True)["score"]
     adapter.close()
-    return Trained(score, finished.read_status().step, seconds)
+    return TrainingResult(score, finished.read_status().step, seconds)
 
 
-def row(preset: str, trained: list[Trained]) -> tuple[str, bool]:
+def row(preset: str, trained: list[TrainingResult]) -> tuple[str, bool]:
     """A line of the table, and whether the mean reaches the threshold."""
     scores = np.array([t.score for t in trained])
     passed = bool(scores.mean() >= THRESHOLDS[preset])

@@ -28,7 +28,7 @@ from ppo_unified.runs.metrics import METRICS
 BUDGET_S = 0.05
 
 
-def write(folder: Path, steps: int, tags: int, together: bool) -> None:
+def write_events(folder: Path, steps: int, tags: int, together: bool) -> None:
     """An event file of random numbers, flushed by the system and not by us."""
     names = [*METRICS, *(f"extra/metric_{number}" for number in range(max(0, tags - len(METRICS))))][:tags]
     writer = EventWriter(folder)
@@ -40,7 +40,7 @@ def write(folder: Path, steps: int, tags: int, together: bool) -> None:
     writer.close()
 
 
-def read(folder: Path) -> str:
+def measure_read(folder: Path) -> str:
     """Read it all; a line of a table with what that took."""
     process = psutil.Process()
     before = most = process.memory_info().rss
@@ -68,14 +68,14 @@ def main() -> int:
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        print(read(options.read))
+        print(measure_read(options.read))
         return 0
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}\n")
     heads = ("file", "points", "MiB", "s", "CPU s", "points/s", "points/CPU s", "longest turn, ms", "memory, MiB")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name in ("together", "apart"):
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), options.steps, options.tags, name == "together")
+            write_events(Path(folder), options.steps, options.tags, name == "together")
             command = [sys.executable, __file__, "--read", folder]
             line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(f"| {name} | {line.strip()} |", flush=True)

@@ -127,7 +127,7 @@ def make_runs(folder: Path, count: int) -> list[str]:
     return names
 
 
-def write_on(folder: Path) -> None:
+def act_as_trainer(folder: Path) -> None:
     """Be the trainer of a run until standard input ends."""
     run = Run(folder)
     run.acquire()
@@ -144,7 +144,7 @@ def write_on(folder: Path) -> None:
 
 
 @contextmanager
-def writers(folders: Sequence[Path]) -> Iterator[None]:
+def run_writers(folders: Sequence[Path]) -> Iterator[None]:
     started = [
         subprocess.Popen([sys.executable, __file__, "--write-on", str(folder)], stdin=subprocess.PIPE)
         for folder in folders
@@ -180,7 +180,7 @@ class Screen:
         while (left := deadline - time.perf_counter()) > 0:
             self._read(left)
 
-    def until(self, pattern: bytes) -> float:
+    def wait_for(self, pattern: bytes) -> float:
         """The clock when a pattern was read."""
         deadline = time.perf_counter() + TIMEOUT_S
         while not (match := re.compile(pattern).search(self.output, self._mark)):
@@ -193,12 +193,12 @@ class Screen:
     def press(self, key: str, pattern: bytes) -> float:
         """Milliseconds from a key to a pattern."""
         self._read(0)
-        self.forget()
+        self.skip_output()
         pressed = time.perf_counter()
         os.write(self._master, key.encode())
-        return 1000 * (self.until(pattern) - pressed)
+        return 1000 * (self.wait_for(pattern) - pressed)
 
-    def forget(self) -> None:
+    def skip_output(self) -> None:
         """What was read so far answers no `until` any more."""
         self._mark = len(self.output)
 
@@ -229,7 +229,7 @@ class Screen:
 
 
 @contextmanager
-def program(
+def open_ui(
     runs: Path, view: ViewState, command: Sequence[str] = ("-m", "ppo_unified", "tui", "--runs")
 ) -> Iterator[Screen]:
     """The terminal UI over a folder of runs, as a user left it with `view`."""
@@ -247,7 +247,7 @@ def program(
             screen.close()
 
 
-def start_only(runs: Path) -> None:
+def run_after_imports(runs: Path) -> None:
     """The program with its imports done before the clock starts."""
     from tui.app import run
 
@@ -256,18 +256,18 @@ def start_only(runs: Path) -> None:
     run(runs)
 
 
-def named(name: str) -> bytes:
+def cursor_pattern(name: str) -> bytes:
     """The cursor's line: the only one with a run's name in bold."""
     return rb"\x1b\[1;[0-9;]*m" + name.encode()
 
 
 def steps_down(names: Sequence[str], count: int) -> list[tuple[str, bytes]]:
     """Keys that walk down the list, and what each brings."""
-    return [("j", named(name)) for name in names[1 : count + 1]]
+    return [("j", cursor_pattern(name)) for name in names[1 : count + 1]]
 
 
 def steps_up(names: Sequence[str]) -> list[tuple[str, bytes]]:
-    return [("k", named(name)) for name in names[-2::-1]]
+    return [("k", cursor_pattern(name)) for name in names[-2::-1]]
 
 
 def chart_keys(count: int) -> list[tuple[str, bytes]]:
@@ -286,7 +286,7 @@ def latencies(screen: Screen, keys: Sequence[tuple[str, bytes]]) -> list[float]:
     return found
 
 
-def spread(milliseconds: Sequence[float]) -> str:
+def format_latencies(milliseconds: Sequence[float]) -> str:
     middle, most = np.percentile(milliseconds, [50, 95])
     return f"{most:.0f} ms (median {middle:.0f}, longest {max(milliseconds):.0f}, {len(milliseconds)} keys)"
 
@@ -294,16 +294,16 @@ def spread(milliseconds: Sequence[float]) -> str:
 # the lines of the table
 
 
-def starts(runs: Path, repeats: int) -> Iterator[Row]:
+def start_rows(runs: Path, repeats: int) -> Iterator[Row]:
     view = ViewState(sorted_by="name")
     whole, listed, drawn, imported = [], [], [], []
     for _ in range(repeats):
-        with program(runs, view) as screen:
-            whole.append(screen.until(b"run-000") - screen.started)
-        with program(runs, view, (__file__, "--start-only")) as screen:
-            imported.append(begun := screen.until(re.escape(STARTED)))
-            listed.append(screen.until(b"run-000") - begun)
-            drawn.append(screen.until(b"4321") - begun)
+        with open_ui(runs, view) as screen:
+            whole.append(screen.wait_for(b"run-000") - screen.started)
+        with open_ui(runs, view, (__file__, "--start-only")) as screen:
+            imported.append(begun := screen.wait_for(re.escape(STARTED)))
+            listed.append(screen.wait_for(b"run-000") - begun)
+            drawn.append(screen.wait_for(b"4321") - begun)
     how = f"median of {repeats}; {RUNS} runs x {METRICS_EACH} metrics x {POINTS:,} points"
     yield Row(
         "first paint: the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, imports done; {how}"
@@ -317,10 +317,10 @@ def starts(runs: Path, repeats: int) -> Iterator[Row]:
     )
 
 
-def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
+def key_rows(runs: Path, names: Sequence[str]) -> Iterator[Row]:
     view = ViewState(sorted_by="name", marked=list(names[:WRITERS]))
-    with writers([runs / name for name in names[:WRITERS]]), program(runs, view) as screen:
-        screen.until(b"4 running")
+    with run_writers([runs / name for name in names[:WRITERS]]), open_ui(runs, view) as screen:
+        screen.wait_for(b"4 running")
         screen.read_for(2)
         received, cpu_s, began = len(screen.output), screen.cpu_s(), time.perf_counter()
         screen.read_for(15)
@@ -328,11 +328,11 @@ def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
         rate, share = (len(screen.output) - received) / seconds / 1000, (screen.cpu_s() - cpu_s) / seconds
         walking, charting = latencies(screen, steps_down(names, 80)), latencies(screen, chart_keys(60))
     how = f"{WRITERS} processes write into {WRITERS} marked runs of {RUNS}"
-    yield Row("key to screen: cursor in the list", "50 ms at the 95th percentile", spread(walking), how)
+    yield Row("key to screen: cursor in the list", "50 ms at the 95th percentile", format_latencies(walking), how)
     yield Row(
         "key to screen: six charts drawn anew",
         "50 ms at the 95th percentile",
-        spread(charting),
+        format_latencies(charting),
         f"smoothing, x axis, log y; {how}",
     )
     yield Row("written to the terminal", "60 kB/s", f"{rate:.0f} kB/s", f"15 s without a key; {how}")
@@ -340,9 +340,9 @@ def keys_while_writing(runs: Path, names: Sequence[str]) -> Iterator[Row]:
     yield Row("memory, 200 runs", "500 MB", f"{screen.peak / 1e6:.0f} MB", "most resident memory of the UI's process")
 
 
-def idle(runs: Path, seconds: float = 20) -> Iterator[Row]:
-    with program(runs, ViewState(sorted_by="name")) as screen:
-        screen.until(b"4321")
+def idle_rows(runs: Path, seconds: float = 20) -> Iterator[Row]:
+    with open_ui(runs, ViewState(sorted_by="name")) as screen:
+        screen.wait_for(b"4321")
         screen.read_for(5)
         before, received = screen.cpu_s(), len(screen.output)
         screen.read_for(seconds)
@@ -355,7 +355,7 @@ def idle(runs: Path, seconds: float = 20) -> Iterator[Row]:
     )
 
 
-def big(repeats: int) -> Iterator[Row]:
+def large_run_rows(repeats: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
         names = make_runs(runs, 30)
@@ -363,8 +363,8 @@ def big(repeats: int) -> Iterator[Row]:
         seconds, pressed, peak = [], [], 0
         for _ in range(repeats):
             view = ViewState(sorted_by="name", marked=["big"], charts=Settings(smoothing=0.9).to_dict())
-            with program(runs, view) as screen:
-                begun = screen.until(b"run-000")
+            with open_ui(runs, view) as screen:
+                begun = screen.wait_for(b"run-000")
                 keys = cycle([*steps_down(["", *names], len(names)), *steps_up(["big", *names])])
                 while b"4321" not in screen.output:
                     pressed += latencies(screen, [next(keys)])
@@ -378,23 +378,25 @@ def big(repeats: int) -> Iterator[Row]:
         f"{statistics.median(seconds):.1f} s",
         f"from the list on screen to the last value; {how}",
     )
-    yield Row("key to screen meanwhile", "50 ms at the 95th percentile", spread(pressed), "cursor in the list")
+    yield Row(
+        "key to screen meanwhile", "50 ms at the 95th percentile", format_latencies(pressed), "cursor in the list"
+    )
     yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
 
 
-def launching(repeats: int) -> Iterator[Row]:
+def launch_rows(repeats: int) -> Iterator[Row]:
     drawn, moved, solved, imported = [], [], [], []
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory() as folder, program(Path(folder), ViewState()) as screen:
-            screen.until(b"New run")
+        with tempfile.TemporaryDirectory() as folder, open_ui(Path(folder), ViewState()) as screen:
+            screen.wait_for(b"New run")
             screen.press("n", b"what to train")
             screen.press("\r", rb"\$ ppo-unified train cartpole")
             screen.press("\r", b"cartpole-s1")
-            drawn.append(screen.until(DOTS) - screen.started)
+            drawn.append(screen.wait_for(DOTS) - screen.started)
             screen.read_for(0.1)  # the rest of that picture
-            screen.forget()
-            moved.append(screen.until(DOTS) - screen.started)
-            solved.append(screen.until(b"solved") - screen.started)
+            screen.skip_output()
+            moved.append(screen.wait_for(DOTS) - screen.started)
+            solved.append(screen.wait_for(b"solved") - screen.started)
         imported.append(float(subprocess.check_output([sys.executable, "-c", IMPORT])))
     yield Row(
         "from the command to a CartPole whose curve moves",
@@ -406,7 +408,7 @@ def launching(repeats: int) -> Iterator[Row]:
     )
 
 
-def charts(repeats: int) -> Iterator[Row]:
+def chart_rows(repeats: int) -> Iterator[Row]:
     new, grown, same = asyncio.run(measure(2_000, Settings(), repeats))
     how = f"six of three series at {WIDTH} x {HEIGHT}, headless; median of {repeats}; with nothing new {same:.0f} ms"
     yield Row(
@@ -418,7 +420,7 @@ def charts(repeats: int) -> Iterator[Row]:
     yield Row("redraw, 100,000 points a series, smoothing", "40 ms of CPU", measured, how)
 
 
-def reading(repeats: int) -> Iterator[Row]:
+def reader_rows(repeats: int) -> Iterator[Row]:
     rates = []
     with tempfile.TemporaryDirectory() as folder:
         write_events(Path(folder), 100_000)
@@ -436,13 +438,13 @@ def table() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
         names = make_runs(runs, RUNS)
-        yield from starts(runs, 5)
-        yield from idle(runs)
-        yield from keys_while_writing(runs, names)
-    yield from launching(5)
-    yield from big(3)
-    yield from charts(30)
-    yield from reading(5)
+        yield from start_rows(runs, 5)
+        yield from idle_rows(runs)
+        yield from key_rows(runs, names)
+    yield from launch_rows(5)
+    yield from large_run_rows(3)
+    yield from chart_rows(30)
+    yield from reader_rows(5)
 
 
 def main() -> int:
@@ -452,10 +454,10 @@ def main() -> int:
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write_on:
-        write_on(options.write_on)
+        act_as_trainer(options.write_on)
         return 0
     if options.start_only:
-        start_only(options.start_only)
+        run_after_imports(options.start_only)
         return 0
     loads, lines = [os.getloadavg()[0]], []
     for row in table():

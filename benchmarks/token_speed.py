@@ -63,7 +63,7 @@ SHAPES = {"small": Shape(4096, 32, 64, 4, 4), "wide": Shape(32_000, 96, 32, 1, 1
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One process: medians over its iterations after the first."""
 
     seconds: float
@@ -150,7 +150,7 @@ def our_config(folder: Path, shape: Shape, iterations: int, threads: int) -> LLM
     )
 
 
-def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measured:
+def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
     """Our iterations, in this process."""
     import torch
 
@@ -163,22 +163,22 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     adapter = build(config, torch.device("cpu"))
     learner = make_learner(adapter.policy, config.ppo, config.optim, total_iterations=iterations, seed=config.seed)
     loop = train(adapter, learner)
-    others, seconds, metrics, began = [], [], [], busy()
+    others, seconds, metrics, began = [], [], [], other_cpu_seconds()
     started = time.perf_counter()
     for done in loop:
         if done.rollout.mask.sum() != shape.rows * shape.new:
             raise SystemExit("a response ended early")
         seconds.append(time.perf_counter() - started)
-        ended = busy()
+        ended = other_cpu_seconds()
         others.append((ended - began) / seconds[-1] / (os.cpu_count() or 1))
         metrics.append(done.metrics)
         del done
-        began, started = busy(), time.perf_counter()
+        began, started = other_cpu_seconds(), time.perf_counter()
     median = {name: statistics.median(m[name] for m in metrics[1:]) for name in metrics[0]}
     generate, score = median["time/generate_s"], median["time/score_s"]
     values = median["time/collect_s"] - generate - score
     phases = dict(zip(PHASES, (generate, score, values, median["time/update_s"]), strict=True))
-    return Measured(
+    return Measurement(
         statistics.median(seconds[1:]),
         phases,
         median["optim/steps"],
@@ -188,7 +188,7 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     )
 
 
-def busy() -> float:
+def other_cpu_seconds() -> float:
     """CPU seconds so far that the whole machine spent on other processes than this one."""
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     idle = machine.idle + getattr(machine, "iowait", 0.0)
@@ -196,34 +196,34 @@ def busy() -> float:
     return float(sum(machine) - guest - idle - own.user - own.system)
 
 
-def ours(folder: Path, shape: str, iterations: int, threads: int) -> Measured:
+def measure_ours(folder: Path, shape: str, iterations: int, threads: int) -> Measurement:
     """Our iterations, in a fresh process."""
     command = [sys.executable, __file__, "--child", str(folder), "--shapes", shape]
     command += ["--iterations", str(iterations), "--threads", str(threads)]
-    return Measured(**result_of(command, {}))
+    return Measurement(**run_for_result(command, {}))
 
 
-def peer(python: Path, script: Path, shape: Shape, iterations: int, threads: int) -> Measured:
+def measure_peer(python: Path, script: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
     """The peer's iterations, in a fresh process. Its own report of phases is a mean over iterations after the first."""
     names = ("B", "P", "N", "EPOCHS", "NMB", "MICRO", "VOCAB", "ITERS", "THREADS")
     sizes = (shape.rows, shape.prompt, shape.new, shape.epochs, shape.minibatches, shape.micro, shape.vocabulary)
     environment = {name: str(x) for name, x in zip(names, (*sizes, iterations, threads), strict=True)}
-    found = result_of([str(python), str(script)], environment)
+    found = run_for_result([str(python), str(script)], environment)
     seconds, phases = statistics.median(found["iters"][1:]), found["phases"]
     parts = [phases["rollout_generate"], phases["score_reward_model"], phases["value_rollout"] + phases["ref_logits"]]
     imports = "import trl, transformers, datasets, trl.experimental.ppo.ppo_trainer, resource as r"
     code = f"{imports}; print('RESULT', r.getrusage(r.RUSAGE_SELF).ru_maxrss / 1024)"
-    return Measured(
+    return Measurement(
         seconds,
         dict(zip(PHASES, (*parts, found["iter_s"] - sum(parts)), strict=True)),
         found["real_optimizer_steps_per_iter"],
         found["rss_MB"],
-        result_of([str(python), "-c", code], {"TRL_EXPERIMENTAL_SILENCE": "1"}),
+        run_for_result([str(python), "-c", code], {"TRL_EXPERIMENTAL_SILENCE": "1"}),
         statistics.median(found["foreign_cpu"][1:]),
     )
 
 
-def result_of(command: list[str], environment: dict[str, str]) -> Any:
+def run_for_result(command: list[str], environment: dict[str, str]) -> Any:
     """The JSON after RESULT on the output of a command, run where it may write files."""
     environment = os.environ | environment
     with tempfile.TemporaryDirectory() as folder:
@@ -237,17 +237,17 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def middle(runs: list[Measured]) -> Measured:
+def medians(runs: list[Measurement]) -> Measurement:
     """The median of every figure."""
     phases = {phase: statistics.median(run.phases[phase] for run in runs) for phase in PHASES}
-    names = [f.name for f in fields(Measured) if f.name != "phases"]
+    names = [f.name for f in fields(Measurement) if f.name != "phases"]
     numbers = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
-    return Measured(phases=phases, **numbers)
+    return Measurement(phases=phases, **numbers)
 
 
 def table(options: argparse.Namespace, name: str) -> list[str]:
     """Pairs of processes on one shape, as they come, then their medians and the ratios within pairs."""
-    shape, mine, theirs = SHAPES[name], list[Measured](), list[Measured]()
+    shape, mine, theirs = SHAPES[name], list[Measurement](), list[Measurement]()
     lines = [f"## {shape}", "", row(list(HEAD)), row(["---"] * len(HEAD))]
     print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -257,17 +257,17 @@ def table(options: argparse.Namespace, name: str) -> list[str]:
         if options.peer_script:  # copied: it writes files beside itself
             shutil.copytree(options.peer_script.parent, folder / "peer", copy_function=shutil.copyfile)
         for number in range(1, options.pairs + 1):
-            mine.append(ours(folder, name, options.iterations, options.threads))
+            mine.append(measure_ours(folder, name, options.iterations, options.threads))
             new = [mine[-1].cells(f"ours {number}", shape)]
             if options.peer_python and options.peer_script:
                 script = folder / "peer" / options.peer_script.name
-                theirs.append(peer(options.peer_python, script, shape, options.iterations, options.threads))
+                theirs.append(measure_peer(options.peer_python, script, shape, options.iterations, options.threads))
                 new.append(theirs[-1].cells(f"TRL {number}", shape))
             lines += map(row, new)
             print("\n".join(lines[-len(new) :]), flush=True)
-    summary = [middle(mine).cells("**ours, median**", shape)]
+    summary = [medians(mine).cells("**ours, median**", shape)]
     if theirs:
-        summary.append(middle(theirs).cells("**TRL, median**", shape))
+        summary.append(medians(theirs).cells("**TRL, median**", shape))
         speed = [b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)]
         memory = [a.peak_mb / b.peak_mb for a, b in zip(mine, theirs, strict=True)]
         faster = f"{statistics.median(speed):.2f} x faster ({min(speed):.2f} to {max(speed):.2f})"

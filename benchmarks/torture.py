@@ -36,7 +36,7 @@ from kill_resume.many_runs import STEPS, run_many
 from kill_resume.stops import STOP_CASES, stop_repeatedly
 
 
-def kills(cases: Sequence[Case], count: int, seed: int, processes: int, folder: Path) -> Iterator[tuple[str, bool]]:
+def kill_rows(cases: Sequence[Case], count: int, seed: int, processes: int, folder: Path) -> Iterator[tuple[str, bool]]:
     """The lines of the table of kills, each with whether nothing was lost."""
     yield (
         "| runs | killed | of these at work on " + " | ".join(["file", "lost", "unreadable", "different"]) + " |",
@@ -51,12 +51,12 @@ def kills(cases: Sequence[Case], count: int, seed: int, processes: int, folder: 
             case, -(-count * case.share // shares), seed + 10_000 * number, processes, folder / f"case-{number}"
         ):
             outcome.add(one)
-            print(f"{case.name}: {len(outcome.kills)} kills, {len(outcome.complaints)} complaints", file=sys.stderr)
-            for complaint in one.complaints:
+            print(f"{case.name}: {len(outcome.kills)} kills, {len(outcome.problems)} complaints", file=sys.stderr)
+            for complaint in one.problems:
                 print(f"  {complaint}", file=sys.stderr)
         total.add(outcome)
-        yield _row(f"{outcome.runs} x {case.name}", outcome), not outcome.complaints
-    yield _row(f"{total.runs} in all", total), not total.complaints
+        yield _row(f"{outcome.runs} x {case.name}", outcome), not outcome.problems
+    yield _row(f"{total.runs} in all", total), not total.problems
 
 
 def _row(name: str, outcome: Outcome) -> str:
@@ -66,7 +66,7 @@ def _row(name: str, outcome: Outcome) -> str:
     return f"| {name} | {len(outcome.kills)} | {told} | {' | '.join(map(str, figures))} |"
 
 
-def crowd(size: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
+def concurrent_rows(size: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
     """The lines about a crowd, each with whether it tells of nothing bad."""
     found = run_many(size, seed, folder)
     for complaint in found.complaints:
@@ -79,7 +79,7 @@ def crowd(size: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
     )
 
 
-def stops(count: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
+def stop_rows(count: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
     """The lines of the table of stops, each with whether it tells of nothing bad."""
     yield "| run | stops | median, s | longest, s | at most, s | not stopped, or without a checkpoint |", True
     yield "|---|---|---|---|---|---|", True
@@ -96,13 +96,13 @@ def sections(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -
     """The lines of the report, each with whether it tells of nothing bad."""
     if options.kills:
         yield "\n## Kills\n", True
-        yield from kills(cases, options.kills, options.seed, options.processes, folder)
+        yield from kill_rows(cases, options.kills, options.seed, options.processes, folder)
     if options.crowd:
         yield "\n## Crowd\n", True
-        yield from crowd(options.crowd, options.seed, folder / "crowd")
+        yield from concurrent_rows(options.crowd, options.seed, folder / "crowd")
     if options.stops:
         yield "\n## Stops\n", True
-        yield from stops(options.stops, options.seed, folder)
+        yield from stop_rows(options.stops, options.seed, folder)
 
 
 def main() -> int:
@@ -127,11 +127,11 @@ def main() -> int:
             lines.append(line)
             good &= fine
     if options.out:
-        options.out.write_text(head() + "\n".join(lines) + "\n", encoding="utf-8")
+        options.out.write_text(report_head() + "\n".join(lines) + "\n", encoding="utf-8")
     return 0 if good else 1
 
 
-def head() -> str:
+def report_head() -> str:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "transformers", "numpy"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     told = (__doc__ or "").split("\n", 4)[4]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cold_start import peer
+from cold_start import measure_peer
 
 from ppo_unified import load_preset, run
 from ppo_unified.runs.event_reader import EventReader
@@ -56,7 +56,7 @@ def main() -> int:
         mine.append(steps_to_475(seed))
         cell = "-"
         if options.peer_python and options.peer_script:
-            theirs.append(peer(options.peer_python, options.peer_script, seed)[1])
+            theirs.append(measure_peer(options.peer_python, options.peer_script, seed)[1])
             cell = f"{theirs[-1]:,}"
         lines.append(f"| {seed} | {mine[-1]:,} | {cell} |")
         print(lines[-1], flush=True)

@@ -23,7 +23,7 @@ def main() -> None:
     from tests.staged import Seen, stage, trainers, walk
     from tui.app import Terminal
 
-    def painter(kept: dict[str, str], suffix: str) -> Seen:
+    def make_painter(kept: dict[str, str], suffix: str) -> Seen:
         def paint(name: str, app: Terminal) -> None:
             if name in kept:
                 svg = app.export_screenshot(title=f"ppo-unified: {kept[name]}")
@@ -39,8 +39,8 @@ def main() -> None:
         runs = Path("runs")
         stage(runs)
         with trainers(runs):
-            asyncio.run(walk(runs, SIZE, painter(DARK, "")))
-            asyncio.run(walk(runs, SIZE, painter(LIGHT, "-light"), theme="ppo-light"))
+            asyncio.run(walk(runs, SIZE, make_painter(DARK, "")))
+            asyncio.run(walk(runs, SIZE, make_painter(LIGHT, "-light"), theme="ppo-light"))
 
 
 if __name__ == "__main__":

@@ -82,31 +82,31 @@ def parse_toml(text: str) -> dict[str, Any]:
     return table
 
 
-def fields_of(table: Any, cls: type) -> dict[str, Any]:
+def parse_fields(table: Any, cls: type) -> dict[str, Any]:
     """What a table from a file says of the fields of a class; other keys are left out, fields may be missing.
 
     Raises ValueError for what is no table, and for a value that is not of its field's type.
     """
     if not isinstance(table, dict):
         raise ValueError(f"it is no table but {str(table)[:80]!r}")
-    kinds = _kinds(cls)
+    kinds = _field_types(cls)
     known = {key: value for key, value in table.items() if key in kinds}
     for key, value in known.items():
-        if not _fits(value, kinds[key]):
+        if not _has_type(value, kinds[key]):
             raise ValueError(f"{key} = {str(value)[:80]!r} is no {kinds[key]}")
     return known
 
 
 @cache
-def _kinds(cls: type) -> dict[str, Any]:
+def _field_types(cls: type) -> dict[str, Any]:
     """The type of every field of a class."""
     return get_type_hints(cls)
 
 
-def _fits(value: object, kind: Any) -> bool:
+def _has_type(value: object, kind: Any) -> bool:
     """Whether a value from JSON is of a type: a whole number of 64 bits is also a float, true is no number."""
     if isinstance(kind, UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
+        return any(_has_type(value, option) for option in get_args(kind))
     if kind in (int, float):
         whole = type(value) is int and -(1 << 63) <= value < 1 << 63
         return whole or (kind is float and type(value) is float and math.isfinite(value))
@@ -119,13 +119,13 @@ def _check_depth(value: Any) -> None:
     """Raises ValueError for more than DEEPEST containers in each other."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
-        level = [inner for outer in level for inner in _inside(outer)]
+        level = [inner for outer in level for inner in _inner_containers(outer)]
         if not level:
             return
     raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
-def _inside(value: Any) -> Iterable[Any]:
+def _inner_containers(value: Any) -> Iterable[Any]:
     """The containers in a container; nothing of anything else."""
     values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [inner for inner in values if isinstance(inner, (dict, list))]

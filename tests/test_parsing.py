@@ -57,8 +57,8 @@ class Row:
 
 def test_a_table_is_read_as_far_as_a_class_knows_it() -> None:
     table = {"step": 3, "score": 2, "names": [{}], "later": object()}
-    assert Row(**parsing.fields_of(table, Row)) == Row(3, 2, [{}])
-    assert parsing.fields_of({}, Row) == {}
+    assert Row(**parsing.parse_fields(table, Row)) == Row(3, 2, [{}])
+    assert parsing.parse_fields({}, Row) == {}
 
 
 WRONG = ({"step": True}, {"step": 1.0}, {"step": 1 << 63}, {"score": float("inf")}, {"names": 1}, {"names": [1]})
@@ -67,4 +67,4 @@ WRONG = ({"step": True}, {"step": 1.0}, {"step": 1 << 63}, {"score": float("inf"
 @pytest.mark.parametrize("table", [[], "step", None, *WRONG])
 def test_what_is_no_table_or_of_another_type_is_refused(table: Any) -> None:
     with pytest.raises(ValueError, match="is no"):
-        parsing.fields_of(table, Row)
+        parsing.parse_fields(table, Row)

@@ -71,7 +71,7 @@ class Process:
         self.code: int | None = None  # its exit code once it was waited for, negative if a signal ended it
         self.pid = os.fork()
         if self.pid == 0:
-            _become(command, fresh)
+            _run_child(command, fresh)
 
     def wait(self, seconds: float = math.inf) -> int | None:
         """Its exit code; None if it lives on after so many seconds."""
@@ -92,7 +92,7 @@ class Process:
             os.kill(self.pid, number)
 
 
-def _become(command: Command, fresh: bool) -> NoReturn:
+def _run_child(command: Command, fresh: bool) -> NoReturn:
     """Use this process for a command."""
     code = 1
     try:
@@ -134,7 +134,7 @@ def _redirect_output(path: Path) -> None:
     os.dup2(descriptor, 2)
 
 
-def kind_of(path: str) -> str | None:
+def file_kind(path: str) -> str | None:
     """Which of KINDS a file of a run belongs to; None for any other file."""
     parts = Path(path).parts
     if "runs" not in parts:
@@ -164,7 +164,7 @@ class Operations:
 
     def perform(self, path: str, operation: Callable[[], T], half: Callable[[], object] | None = None) -> T:
         """Do it; if it is the one, kill this process before, within or after it. `half` does a part of it."""
-        kind = kind_of(path)
+        kind = file_kind(path)
         if kind is None:
             return operation()
         number, kill_at = self.counts[kind], self._kill_at
@@ -182,7 +182,7 @@ class Operations:
         original = self._os[name]
 
         def watched(target: Any, *others: Any, **more: Any) -> Any:
-            path = _path_of(target, more.get("dir_fd"))
+            path = _resolve_path(target, more.get("dir_fd"))
             half = (lambda: original(target, others[0][: len(others[0]) // 2])) if name == "write" else None
             return self.perform(path, lambda: original(target, *others, **more), half)
 
@@ -192,7 +192,7 @@ class Operations:
         def operation() -> int:
             return int(self._os["open"](path, flags, mode, dir_fd=dir_fd))
 
-        return self.perform(_path_of(path, dir_fd), operation) if flags & os.O_CREAT else operation()
+        return self.perform(_resolve_path(path, dir_fd), operation) if flags & os.O_CREAT else operation()
 
     def _open_file(self, file: Any, mode: str = "r", buffering: int = -1, *others: Any, **more: Any) -> IO[Any]:
         """As `open`, but that writes go through `perform`, and so does making the file."""
@@ -223,13 +223,13 @@ class _WatchedFile(io.FileIO):
         return self._operations.perform(self._path, lambda: write(view), lambda: write(view[: len(view) // 2]))
 
 
-def _path_of(target: Any, folder: int | None) -> str:
+def _resolve_path(target: Any, folder: int | None) -> str:
     """The path behind a path or a descriptor, absolute; `folder` is the descriptor that a path is relative to."""
     if isinstance(target, int):
         with suppress(OSError):
             return str(Path(f"/proc/self/fd/{target}").readlink())
         return ""
-    within = _path_of(folder, None) if folder is not None else str(Path.cwd())
+    within = _resolve_path(folder, None) if folder is not None else str(Path.cwd())
     return os.path.join(within, os.fsdecode(target))  # noqa: PTH118 - either may be absolute
 
 

@@ -1,13 +1,17 @@
-"""Two questions about a run's folder: can everything in it be read, and does it hold what another one holds?
+"""Check that everything in a run folder can be read, and that two runs are equal bit for bit.
 
-What depends on the clock alone is left out: metrics under time/ and system/, and the times in run.json.
+    python -m benchmarks.kill_resume.compare RUN RUN
+
+Wall-clock values are ignored: metrics under time/ and system/, and the times in run.json.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +30,7 @@ BY_CLOCK = ("time/", "system/")
 STATUS = ("state", "reason", "step", "iteration", "score", "best_score", "best_step", "solved_step")  # of run.json
 
 
-def unreadable(run: Run) -> list[str]:
+def find_unreadable(run: Run) -> list[str]:
     """What in a run's folder can't be read, each with the reason. Unfinished ends of files are no damage."""
     reader = EventReader(run.path)
     reader.poll()
@@ -46,20 +50,25 @@ def unreadable(run: Run) -> list[str]:
     return found
 
 
-def differences(run: Run, other: Run) -> list[str]:
+def find_differences(run: Run, other: Run) -> list[str]:
     """In what two runs differ, bit for bit; each a few words."""
-    return [*_status(run, other), *_metrics(run, other), *_samples(run, other), *_checkpoints(run, other)]
+    return [
+        *_compare_status(run, other),
+        *_compare_metrics(run, other),
+        *_compare_samples(run, other),
+        *_compare_checkpoints(run, other),
+    ]
 
 
-def _status(run: Run, other: Run) -> Iterator[str]:
+def _compare_status(run: Run, other: Run) -> Iterator[str]:
     one, two = run.read_status(), other.read_status()
     for name in STATUS:
         if getattr(one, name) != getattr(two, name):
             yield f"run.json: {name} is {getattr(one, name)!r}, not {getattr(two, name)!r}"
 
 
-def _metrics(run: Run, other: Run) -> Iterator[str]:
-    one, two = _curves(run), _curves(other)
+def _compare_metrics(run: Run, other: Run) -> Iterator[str]:
+    one, two = _read_curves(run), _read_curves(other)
     for tag in sorted(one.keys() | two.keys()):
         if tag not in one or tag not in two:
             yield f"{tag}: only in {(run if tag in one else other).name}"
@@ -67,29 +76,29 @@ def _metrics(run: Run, other: Run) -> Iterator[str]:
         if np.any(np.diff(one[tag].steps) <= 0):
             yield f"{tag}: has points twice"
         if not np.array_equal(one[tag].steps, two[tag].steps):
-            yield f"{tag}: {_first(one[tag].steps, two[tag].steps)} other steps"
+            yield f"{tag}: {_describe_steps(one[tag].steps, two[tag].steps)} other steps"
         elif not np.array_equal(one[tag].values, two[tag].values, equal_nan=True):
             at = int(np.flatnonzero(one[tag].values != two[tag].values)[0])
             yield f"{tag}: differs from step {one[tag].steps[at]}: {one[tag].values[at]}, not {two[tag].values[at]}"
 
 
-def _first(one: np.ndarray, two: np.ndarray) -> str:
+def _describe_steps(one: np.ndarray, two: np.ndarray) -> str:
     only, missing = np.setdiff1d(one, two).tolist(), np.setdiff1d(two, one).tolist()
     return f"{len(one)} and {len(two)} points, too many at {only[:3]}, too few at {missing[:3]};"
 
 
-def _curves(run: Run) -> Mapping[str, Series]:
+def _read_curves(run: Run) -> Mapping[str, Series]:
     reader = EventReader(run.path)
     reader.poll()
     return {tag: curve for tag, curve in reader.series.items() if not tag.startswith(BY_CLOCK)}
 
 
-def _samples(run: Run, other: Run) -> Iterator[str]:
+def _compare_samples(run: Run, other: Run) -> Iterator[str]:
     if samples.iterations(run) != samples.iterations(other):
         yield f"samples: of iterations {samples.iterations(run)}, not {samples.iterations(other)}"
         return
     for iteration in samples.iterations(run):
-        one, two = (_contents(samples.read(found, iteration)) for found in (run, other))
+        one, two = (_comparable_fields(samples.read(found, iteration)) for found in (run, other))
         different = sorted(name for name in one.keys() | two.keys() if not _equal(one.get(name), two.get(name)))
         if different:
             yield f"samples of iteration {iteration}: {', '.join(different)}"
@@ -97,13 +106,13 @@ def _samples(run: Run, other: Run) -> Iterator[str]:
         yield "samples: other responses"
 
 
-def _contents(stored: samples.StoredIteration) -> dict[str, Any]:
+def _comparable_fields(stored: samples.StoredIteration) -> dict[str, Any]:
     single = {name: getattr(stored, name) for name in samples.SINGLE}
     single["metrics"] = {tag: x for tag, x in stored.metrics.items() if not tag.startswith(BY_CLOCK)}
     return single | stored.columns
 
 
-def _checkpoints(run: Run, other: Run) -> Iterator[str]:
+def _compare_checkpoints(run: Run, other: Run) -> Iterator[str]:
     one, two = checkpoint.best(run), checkpoint.best(other)
     if one != two:
         yield f"checkpoints: the best is {one}, not {two}"
@@ -131,3 +140,18 @@ def _equal(one: Any, two: Any) -> bool:
     if isinstance(one, np.ndarray) and isinstance(two, np.ndarray):
         return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
     return type(one) is type(two) and (json.dumps(one) == json.dumps(two) if isinstance(one, float) else one == two)
+
+
+def main(folders: Sequence[str]) -> int:
+    """Print how two run folders differ; 1 if they do."""
+    one, two = (Run(Path(folder)) for folder in folders)
+    found = [*find_unreadable(one), *find_unreadable(two), *find_differences(one, two)]
+    print(
+        "\n".join(found)
+        or f"{one.path} and {two.path}: {len(_read_curves(one))} metrics, samples and weights are equal"
+    )
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

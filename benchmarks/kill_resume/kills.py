@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kill_resume.commands import KINDS, OUTPUT, WHENS, Command, KillPoint, Process, read_counts
-from kill_resume.compare import differences, unreadable
+from kill_resume.compare import find_differences, find_unreadable
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run
 
@@ -77,7 +77,7 @@ class Outcome:
             getattr(self, name).extend(getattr(other, name))
 
     @property
-    def complaints(self) -> list[str]:
+    def problems(self) -> list[str]:
         return [*self.lost, *self.unreadable, *self.different]
 
 
@@ -130,10 +130,10 @@ def kill_and_resume(case: Case, reference: Reference, folder: Path, seed: int) -
     history = f"{folder.name}, killed {', then '.join(moments)}"
     if problem := finish(case, run, folder, fresh=rng.random() < FRESH):
         outcome.lost.append(f"{history}: {problem}")
-    elif found := differences(run, reference.run):
+    elif found := find_differences(run, reference.run):
         more = f"; {len(found) - MOST_REPORTED} more" if len(found) > MOST_REPORTED else ""
         outcome.different.append(f"{history}: {'; '.join(found[:MOST_REPORTED])}{more}")
-    if not outcome.complaints:
+    if not outcome.problems:
         shutil.rmtree(folder)
     return outcome
 
@@ -175,7 +175,7 @@ def check_killed(run: Run) -> list[str]:
     """What is wrong with the folder of a run that was just killed."""
     if not run.path.exists():
         return []  # it had not begun
-    if found := unreadable(run):
+    if found := find_unreadable(run):
         return found
     status = run.read_status()
     state = run.state(status)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kill_resume.commands import Command, Process
-from kill_resume.compare import differences, unreadable
+from kill_resume.compare import find_differences, find_unreadable
 from ppo_unified.runs.folder import Run, all_runs
 
 STEPS = 20_000  # of a run
@@ -51,13 +51,13 @@ def run_many(count: int, seed: int, folder: Path) -> ManyRuns:
     for name, state in shown.items():
         if state != ("crashed" if name in dead else "finished"):
             outcome.complaints.append(f"{name} is shown as {state}")
-        outcome.complaints += unreadable(Run(folder / "runs" / name))
+        outcome.complaints += find_unreadable(Run(folder / "runs" / name))
     resuming = [Process(Command(["resume", name], folder), fresh=True) for name in dead]
     outcome.resumed = [process.wait(PATIENCE_S) for process in resuming].count(0)
     finished = [run for run, status in all_runs(folder / "runs") if status.state == "finished"]
     outcome.complaints += [f"{count - len(finished)} have not finished"] if len(finished) < count else []
     for run in finished[1:]:
-        outcome.complaints += [f"{run.name}: {text}" for text in differences(run, finished[0])[:3]]
+        outcome.complaints += [f"{run.name}: {text}" for text in find_differences(run, finished[0])[:3]]
     outcome.seconds = time.monotonic() - began
     return outcome
 

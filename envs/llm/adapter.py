@@ -28,7 +28,7 @@ from envs.llm.prompts import PtxTexts, end_tokens, load_prompts
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
 from envs.llm.rewards.reward_model import SharedScoringModel, shares_base
 from envs.llm.rewards.score_transforms import Scores
-from ppo_unified.engine.batch import packed
+from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 
@@ -117,7 +117,7 @@ class LLMAdapter:
         """Log-probs, values, reference log-probs and KL of whole responses, each [N, T], a few rows at a time."""
         mask = responses.mask()
         whole = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
-        for rows, longest in packed(responses.lengths - 1, self.config.ppo.microbatch_columns):
+        for rows, longest in pack_rows(responses.lengths - 1, self.config.ppo.microbatch_columns):
             tokens, here = responses.tokens[rows], mask[rows, :longest]
             part = self.policy.compare(tokens[:, :longest], here, tokens[:, 1 : longest + 1], self.reference)
             for target, x in zip(whole, part, strict=True):
@@ -202,7 +202,7 @@ class LLMAdapter:
         if self.ptx is None:
             return None
         tokens, chosen = self.ptx.draw(generator, self.device)
-        parts = list(packed(chosen.sum(1), self.config.ppo.microbatch_columns))
+        parts = list(pack_rows(chosen.sum(1), self.config.ppo.microbatch_columns))
         likelihood = self.policy.log_likelihood
         if len(parts) > 1:  # each is computed again backward: kept, all of them would be in memory at once
             likelihood = partial(checkpoint, likelihood, use_reentrant=False)

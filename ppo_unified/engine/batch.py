@@ -34,7 +34,7 @@ class Batch:
         return len(self.mask)
 
 
-def normalized(advantages: Tensor, mask: Tensor) -> Tensor:
+def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit variance over the valid steps; unchanged where fewer than two of them leave no variance.
 
     The variance has Bessel's correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
@@ -51,7 +51,7 @@ def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Gene
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
         dealt = batch[rows]
-        yield replace(dealt, advantages=normalized(dealt.advantages, dealt.mask)) if normalize else dealt
+        yield replace(dealt, advantages=standardize(dealt.advantages, dealt.mask)) if normalize else dealt
 
 
 def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -73,10 +73,10 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
         yield from (batch[start : start + columns] for start in range(0, len(batch), columns))
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column
-    yield from (batch[rows][:, :longest] for rows, longest in packed(lengths, columns))
+    yield from (batch[rows][:, :longest] for rows, longest in pack_rows(lengths, columns))
 
 
-def packed(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
+def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     """Row numbers in groups of like `lengths` [R] with the longest of each, rows x longest within `columns`."""
     order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):

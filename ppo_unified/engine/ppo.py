@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.batch import Batch, microbatches, minibatches, normalized
+from ppo_unified.engine.batch import Batch, microbatches, minibatches, standardize
 from ppo_unified.engine.diagnostics import (
     Totals,
     explained_variance,
@@ -162,7 +162,7 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     monte_carlo = ppo.value_target == "monte-carlo"
     returns = reward_to_go(rollout, ppo.gamma) if monte_carlo else estimate + rollout.values
     if ppo.normalize_advantages == "batch":
-        advantages = normalized(advantages, rollout.mask)
+        advantages = standardize(advantages, rollout.mask)
     mask = rollout.rows(rollout.mask)
     weights = mask / (mask.sum(1, keepdim=True).clamp(min=1) if ppo.loss_mean == "sequence" else 1.0)
     columns = (rollout.actions, rollout.logprobs, rollout.values, advantages, returns)
@@ -225,13 +225,13 @@ def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, p
     """All terms of PPO's loss on [R, L] steps, summed with the batch's weights. Masked entries count for nothing and
     get no gradient, even where they are not finite."""
 
-    def summed(x: Tensor) -> Tensor:
+    def weighted_sum(x: Tensor) -> Tensor:
         return (torch.where(batch.mask, x, 0.0) * batch.weights).sum()
 
     logprobs = torch.where(batch.mask, new.logprobs, batch.logprobs)
     values = torch.where(batch.mask, new.values, batch.returns)
-    policy = summed(policy_loss(logprobs, batch, ppo, clip_scale, penalty_coef))
-    value, entropy = summed(value_loss(values, batch, ppo.value_clip)), summed(new.entropy)
+    policy = weighted_sum(policy_loss(logprobs, batch, ppo, clip_scale, penalty_coef))
+    value, entropy = weighted_sum(value_loss(values, batch, ppo.value_clip)), weighted_sum(new.entropy)
     with torch.no_grad():
         log_ratio = torch.where(batch.mask, logprobs - batch.logprobs, 0.0)
         ratio = log_ratio.exp()
@@ -272,7 +272,7 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
     metrics = loss_metrics(epoch_totals) | step_metrics(norms) | mean_metrics(extras)
     if ppo.objective == "penalty":
         if ppo.penalty_target and not critic_only:
-            learner.progress.penalty_coef = adapted_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)
+            learner.progress.penalty_coef = adapt_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)
         metrics["policy/penalty_coef"] = learner.progress.penalty_coef
     expected = ppo.epochs * min(ppo.minibatches, len(batch))
     return metrics | {
@@ -282,7 +282,7 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
     }
 
 
-def adapted_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
+def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
     """The penalty's coefficient after an update that moved the policy by `kl` (arXiv:1707.06347, section 4)."""
     missed = kl / ppo.penalty_target
     return penalty_coef * (2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0)

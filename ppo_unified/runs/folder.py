@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
-from ppo_unified.parsing import fields_of, read_json
+from ppo_unified.parsing import parse_fields, read_json
 from ppo_unified.runs.atomic import write_atomically
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
@@ -120,7 +120,7 @@ class Run:
         """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
         path = self.path / "run.json"
         try:
-            return Status(**fields_of(read_json(path), Status))
+            return Status(**parse_fields(read_json(path), Status))
         except (OSError, ValueError) as error:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import fields_of, open_file, parse_json, read_lines
+from ppo_unified.parsing import open_file, parse_fields, parse_json, read_lines
 from ppo_unified.runs.atomic import replace_file, write_atomically
 from ppo_unified.runs.folder import Run, to_json
 from ppo_unified.text import clean
@@ -301,7 +301,7 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
 
 def _parse_evaluation(line: str) -> _Evaluation:
     """Raises ValueError for a line that is damaged."""
-    known = fields_of(parse_json(line), _Evaluation)
+    known = parse_fields(parse_json(line), _Evaluation)
     if len(known) < len(fields(_Evaluation)):
         raise ValueError("it lacks the step or the responses")
     return _Evaluation(**known)

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import fields_of, parse_json
+from ppo_unified.parsing import parse_fields, parse_json
 from ppo_unified.runs import durable
 from ppo_unified.runs.durable import Sum
 from ppo_unified.runs.folder import CHECKPOINT, Run, to_json
@@ -156,7 +156,7 @@ def _parse_meta(table: Any) -> Meta:
 
 def read_table(table: Any, cls: type[T]) -> T:
     """An instance of `cls` from a table of its fields. Raises ValueError if one is missing or of another type."""
-    known = fields_of(table, cls)
+    known = parse_fields(table, cls)
     missing = [name for name in get_type_hints(cls) if name not in known]
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")

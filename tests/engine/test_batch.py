@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO
-from ppo_unified.engine.batch import Batch, microbatches, minibatches, normalized, split_evenly
+from ppo_unified.engine.batch import Batch, microbatches, minibatches, split_evenly, standardize
 from ppo_unified.engine.ppo import make_batch
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.testing import BanditPolicy
@@ -164,7 +164,7 @@ def test_mapped_observations_follow_their_rows() -> None:
 def test_normalized_advantages_have_mean_0_and_variance_1_over_valid_steps() -> None:
     rollout = random_rollout(holes=0.4)
     x = torch.where(rollout.mask, rollout.rewards * 3 + 2, 1e9)
-    y = normalized(x, rollout.mask)
+    y = standardize(x, rollout.mask)
     assert y[rollout.mask].mean().item() == pytest.approx(0, abs=1e-7)
     assert y[rollout.mask].var().item() == pytest.approx(1, abs=1e-6)  # with Bessel's correction
     assert (y[~rollout.mask] == 0).all()
@@ -173,8 +173,8 @@ def test_normalized_advantages_have_mean_0_and_variance_1_over_valid_steps() -> 
 
 def test_a_single_step_is_not_normalised_to_nan() -> None:
     x, one = torch.tensor([[3.0, 5.0]]), torch.tensor([[True, False]])
-    assert torch.equal(normalized(x, one), x)
-    assert normalized(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0], [0, 0]]
+    assert torch.equal(standardize(x, one), x)
+    assert standardize(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("over", ["batch", "minibatch", "none"])

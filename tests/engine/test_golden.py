@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO
-from ppo_unified.engine.batch import Batch, normalized
+from ppo_unified.engine.batch import Batch, standardize
 from ppo_unified.engine.ppo import gae, make_batch, ppo_loss
 from ppo_unified.engine.rollout import Evaluation, Rollout
 
@@ -105,7 +105,7 @@ def token_batch(setting: tuple[float, float, bool], ppo: PPO) -> Batch:
         return make_batch(rollout, ppo)
     raw = make_batch(whitened_rewards(rollout), ppo.model_copy(update={"normalize_advantages": "none"}))
     mask = rollout.mask
-    return replace(raw, advantages=normalized(raw.advantages, mask), mask=mask, weights=mask.float())
+    return replace(raw, advantages=standardize(raw.advantages, mask), mask=mask, weights=mask.float())
 
 
 def expected_of(kind: str, setting: tuple[float, float, bool]) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.batch import normalized
+from ppo_unified.engine.batch import standardize
 from ppo_unified.engine.ppo import Iteration, Progress, gae, make_batch, make_learner
 from ppo_unified.engine.rollout import Rollout, map_obs
 from ppo_unified.runs import samples
@@ -49,7 +49,7 @@ def test_looking_back_gives_every_step_its_own_numbers(row_len: int, normalize: 
         "next_value": rollout.next_values,
         "delta": rollout.rewards + ppo.gamma * rollout.next_values - rollout.values,
         "advantage": advantages,
-        "advantage_used": normalized(advantages, mask) if normalize == "batch" else advantages,
+        "advantage_used": standardize(advantages, mask) if normalize == "batch" else advantages,
         "return": advantages + rollout.values,
         "continues": rollout.continues,
     }
