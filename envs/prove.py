@@ -271,7 +271,7 @@ class PrefixPolicy(ActorCritic):
         super().__init__()
         self.policy, self.written = policy, written or {}
 
-    def scaled(self, obs: Tensor) -> Tensor:
+    def scale(self, obs: Tensor) -> Tensor:
         return obs
 
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
