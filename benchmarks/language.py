@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.tiny import sentiment_scorer, tiny_model
+from envs.llm.tiny import sentiment_reward_model, tiny_model
 from ppo_unified import load_preset
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--studied", type=int, default=3, help="seeds of sentiment")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    tiny_model(), sentiment_scorer()  # made once, outside the clock
+    tiny_model(), sentiment_reward_model()  # made once, outside the clock
     with tempfile.TemporaryDirectory() as name:
         sums_table, sentiment_table = (
             arithmetic_rows(Path(name), options.seeds),

@@ -29,7 +29,7 @@ from envs.gym.vector import GymAdapter
 from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
 from envs.llm.options import LLM, LLMConfig, TokenPPO
-from envs.llm.policy import TokenPolicy
+from envs.llm.policy import NOT_CHOSEN, TokenPolicy
 from envs.llm.quiet import quiet
 from envs.token_mdp import Logprobs, read
 from ppo_unified.config.schema import PPO, Optim
@@ -80,7 +80,7 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 
     Where the steps themselves differ there is nothing to compare further.
     """
-    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _quietly_on_one_thread():
+    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _one_quiet_thread():
         proof = compare_adapters(Path(name) / "adapters", seed, critic)
         if proof.checks[0].ok:
             proof.checks.append(compare_with_exact_gradient(Path(name) / "exact", seed, critic))
@@ -88,7 +88,7 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 
 
 @contextmanager
-def _quietly_on_one_thread() -> Iterator[None]:
+def _one_quiet_thread() -> Iterator[None]:
     """Small tensors only wait for a second thread; no bars for files that are written in no time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,7 +103,7 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     """The same responses through both adapters, from log-probs to the gradient of every parameter."""
     tokens = token_adapter(folder, LETTERS, PROMPTS, LIMIT, seed, critic)
     rollout = tokens.collect()
-    stepped = gym_adapter(tokens)
+    stepped = gym_adapter(tokens, rollout)
     gym_rollout = stepped.collect()
     stepped.close()
     ours, theirs = token_steps(rollout), gym_steps(gym_rollout)
@@ -119,7 +119,8 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     gym_batch = make_batch(gym_rollout, OPTIONS)[number[other]]
     for name in ("advantages", "returns"):
         checks.append(compare(name, getattr(batch, name)[own], getattr(gym_batch, name)[:, 0]))
-    defined = defined_advantages(own[0].tolist(), gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist())
+    rewards, values = gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist()
+    defined = advantages_by_definition(own[0].tolist(), rewards, values)
     checks.append(compare("advantages, by their definition", batch.advantages[own], defined))
     disturb(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
     checks += compare_updates(update_of(tokens.policy, batch), update_of(PrefixPolicy(tokens.policy), gym_batch))
@@ -208,8 +209,8 @@ def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[flo
     return [worth(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def gym_adapter(tokens: LLMAdapter) -> GymAdapter:
-    """A Gymnasium adapter on the same MDP, with the same parameters, that replays what the token side has written."""
+def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
+    """A Gymnasium adapter on the same MDP, with the same parameters, that replays the responses of the rollout."""
     llm, config = tokens.config.llm, tokens.policy.network.model.config
     end = config.eos_token_id
 
@@ -235,16 +236,19 @@ def gym_adapter(tokens: LLMAdapter) -> GymAdapter:
         env_kwargs=mdp,
     )
     adapter = GymAdapter(GymConfig(seed=tokens.config.seed, gym=options), CPU)
-    adapter.policy = cast(GymPolicy, PrefixPolicy(tokens.policy, written_by(tokens)))
+    adapter.policy = cast(GymPolicy, PrefixPolicy(tokens.policy, responses_by_prompt(tokens, rollout)))
     return adapter
 
 
-def written_by(tokens: LLMAdapter) -> dict[tuple[int, ...], list[int]]:
-    """The responses of the last `collect`, by prompt."""
-    assert tokens.last is not None
-    responses = tokens.last.responses
-    prompts = [tuple(row[:n].tolist()) for row, n in zip(responses.tokens, responses.prompt_lengths, strict=True)]
-    return {prompt: responses.response(row) for row, prompt in enumerate(prompts)}
+def responses_by_prompt(tokens: LLMAdapter, rollout: Rollout) -> dict[tuple[int, ...], list[int]]:
+    """The response to each prompt, up to its end token or the limit: read without the mask, which is to be checked."""
+    assert isinstance(rollout.obs, Tensor)
+    end, found = tokens.policy.network.model.config.eos_token_id, {}
+    for states, last in zip(rollout.obs.tolist(), rollout.actions[:, -1].tolist(), strict=True):
+        prompt = next(p for p in tokens.prompts.tokens if states[: len(p)] == p)
+        response = [*states, *([] if last == NOT_CHOSEN else [last])][len(prompt) :][: tokens.config.llm.max_new_tokens]
+        found[tuple(prompt)] = response[: response.index(end) + 1] if end in response else response
+    return found
 
 
 def next_logprobs(model: nn.Module, prefix: list[int], temperature: float) -> Tensor:
@@ -271,7 +275,7 @@ class PrefixPolicy(ActorCritic):
         super().__init__()
         self.policy, self.written = policy, written or {}
 
-    def scaled(self, obs: Tensor) -> Tensor:
+    def scale(self, obs: Tensor) -> Tensor:
         return obs
 
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -305,8 +309,8 @@ class PrefixPolicy(ActorCritic):
 
 
 def token_steps(rollout: Rollout) -> Steps:
-    assert isinstance(rollout.obs, Mapping)
-    tokens, actions = rollout.obs["tokens"].tolist(), rollout.actions.tolist()
+    assert isinstance(rollout.obs, Tensor)
+    tokens, actions = rollout.obs.tolist(), rollout.actions.tolist()
     return {(*tokens[row][: t + 1], actions[row][t]): (row, t) for row, t in rollout.mask.nonzero().tolist()}
 
 
@@ -320,7 +324,7 @@ def gym_steps(rollout: Rollout) -> Steps:
     return steps
 
 
-def defined_advantages(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
+def advantages_by_definition(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
     """The double sum that defines GAE, over the steps of responses in turn; `episodes` says which each belongs to.
 
     After a response nothing follows, so its last step is compared with no value.
@@ -383,10 +387,9 @@ def compare_updates(ours: Update, theirs: Update) -> list[Check]:
 @torch.no_grad()
 def cases_of(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
     """How often each branch of the arithmetic was taken; a proof in which one never was proves less."""
-    assert tokens.last is not None
     new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
     outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
-    ended = tokens.last.responses.ended
+    ended = (batch.actions == tokens.policy.network.model.config.eos_token_id).any(1)
     return {
         "responses that end": int(ended.sum()),
         "responses cut off": int((~ended).sum()),

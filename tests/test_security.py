@@ -245,7 +245,7 @@ def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int,
 
 
 def test_a_model_that_is_a_pickle_executes_nothing(tmp_path: Path) -> None:
-    from envs.llm.model import load_causal_lm, load_scorer
+    from envs.llm.model import load_causal_lm, load_reward_model
     from envs.llm.options import LLM
     from tests.models import save_model
 
@@ -255,7 +255,7 @@ def test_a_model_that_is_a_pickle_executes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"llm\.model"):
         load_causal_lm(str(folder), LLM(), torch.device("cpu"), torch.float32)
     with pytest.raises(UsageError, match=r"llm\.reward"):
-        load_scorer(str(folder), "llm.reward", torch.float32)
+        load_reward_model(str(folder), "llm.reward", torch.float32)
     assert not mark.exists()
 
 

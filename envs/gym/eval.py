@@ -49,7 +49,7 @@ class Player:
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
         """Actions for observations [N, ...] and a vector environment's info; where `ended` [N] they are ignored."""
         encoded = encode(raw, self.observations)
-        obs: Observations = self.policy.scaled(torch.from_numpy(encoded).to(self.device))
+        obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
         masks = read_masks(info, len(encoded), self.actions, ended)
         if masks is not None:
             obs = {"obs": obs, "action_mask": torch.from_numpy(masks).to(self.device)}  # type: ignore[dict-item]

@@ -38,15 +38,15 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space = without_mask(env.observation_space)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        return self._moved(*self.env.reset(**kwargs))
+        return self._move(*self.env.reset(**kwargs))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._moved(obs, info)
+        obs, info = self._move(obs, info)
         return obs, reward, terminated, truncated, info
 
     @staticmethod
-    def _moved(obs: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _move(obs: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return {key: x for key, x in obs.items() if key != MASK_KEY}, {**info, MASK_KEY: obs[MASK_KEY]}
 
 

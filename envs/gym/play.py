@@ -30,7 +30,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     Raises UsageError at once where the environment can be drawn in none of these ways.
     """
     options = adapter.config.gym
-    env, fps = _drawable(options, shows)
+    env, fps = _make_drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
     player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator)
     return _frames(
@@ -38,7 +38,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     )
 
 
-def _drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
+def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
     """The environment in the first render mode that fits, and how many frames it shows in a second."""
     if resolve(options.env_id).entry_point is None:
         raise UsageError(f"{options.env_id}: has only a vector version, which cannot be played one episode at a time")
@@ -87,12 +87,12 @@ def _frames(
                 raw, reward, terminated, truncated, info = env.step(single_action(action, actions))
                 total, step = total + float(reward), step + 1
                 ended = terminated or truncated or step >= longest
-                yield Frame(_picture(env, env_id), seconds, episode, step, total, _written(action), ended)
+                yield Frame(_picture(env, env_id), seconds, episode, step, total, _to_text(action), ended)
     finally:
         env.close()
 
 
-def _written(action: np.ndarray) -> str:
+def _to_text(action: np.ndarray) -> str:
     return np.array2string(action, precision=2, suppress_small=True).replace("\n", "")
 
 

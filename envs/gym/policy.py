@@ -1,4 +1,4 @@
-"""The actor-critic for flat observations, without Distribution objects: sampling and scoring are a few tensor calls."""
+"""The actor-critic for flat observations. No Distribution objects: sampling and log-probs take a few tensor calls."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ class GymPolicy(ActorCritic):
         """obs [R, L, size] (or a mapping), actions [R, L, components] -> Evaluation of [R, L] tensors."""
         x, mask = split(obs)
         features = self.actor_torso(x)
-        logprobs, entropy = self.head.score(features, actions, mask)
+        logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
         values = self.critic(features if self.shared else self.critic_torso(x)).squeeze(-1)
         return Evaluation(logprobs, entropy, values)
 
-    def scaled(self, obs: Tensor) -> Tensor:
+    def scale(self, obs: Tensor) -> Tensor:
         """Observations [.., size] as the networks want them."""
         return obs if self.scaler is None else self.scaler(obs)
 
@@ -124,7 +124,7 @@ class Head(nn.Module):
 
     linear: nn.Linear
 
-    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """log-prob and entropy, each [..]: sums over components, which are independent given the observation."""
         raise NotImplementedError
 
@@ -133,7 +133,7 @@ class Head(nn.Module):
 
 
 class Categorical(Head):
-    """Independent categorical components, scored together: logits are laid out as [.., components, largest size].
+    """Independent categorical components, computed together: logits are laid out as [.., components, largest size].
 
     Invalid options get a log-prob low enough to have probability 0 (arXiv:2006.14171).
     """
@@ -161,7 +161,7 @@ class Categorical(Head):
             logits = padded
         return torch.log_softmax(logits, dim=-1)
 
-    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         logprobs = self._logprobs(features, mask)
         taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
@@ -186,7 +186,7 @@ class Gaussian(Head):
         self.linear = nn.Linear(features, size)
         self.log_std = nn.Parameter(torch.full((size,), log_std))
 
-    def score(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         distance = (actions - self.linear(features)) * (-self.log_std).exp()
         logprobs = -0.5 * distance.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()

@@ -95,7 +95,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         episode.show(result[0], float(result[1]))
         return result
 
-    def recorded(self) -> dict[str, Any]:
+    def make_record(self) -> dict[str, Any]:
         """What `replay` needs: {"episodes", "random"}; no episodes where the unfinished one is too long for it."""
         kept = [episode.as_record() for episode in self.episodes if episode.steps <= LONGEST]
         kept = kept if self.episodes[-1].steps <= LONGEST else []
@@ -111,7 +111,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             last = [self._relive(episode) for episode in wanted["episodes"]][-1]
         except Exception as error:  # an environment's own; whichever it is, the episode can't be had again
             return f"{type(error).__name__} in a replayed episode: {error}"
-        found = self.recorded()
+        found = self.make_record()
         for then, now in zip(wanted["episodes"], found["episodes"], strict=True):
             if any(then[key] != now[key] for key in then if key != "actions"):
                 return "a replayed episode showed something else"
@@ -142,7 +142,7 @@ class Replay:
         self.envs: Any = envs  # SyncVectorEnv and AsyncVectorEnv: both have `call` and `set_attr`
 
     def state_dict(self) -> dict[str, Any]:
-        records = list(self.envs.call("recorded"))
+        records = list(self.envs.call("make_record"))
         for episode in (episode for record in records for episode in record["episodes"]):
             episode["actions"] = torch.from_numpy(episode["actions"])
         return {"records": records}
@@ -197,7 +197,7 @@ class OwnArrays:
         return self.arrays.show(self.envs), {}
 
 
-class Offered:
+class OwnMethods:
     """The memory of a vector environment that has `state_dict` and `load_state_dict` itself, as Memory's are."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -228,7 +228,7 @@ def memory_of(envs: VectorEnv[Any, Any, Any]) -> Memory:
     """How an environment's own vector version is put back."""
     if type(envs) in KNOWN:
         return OwnArrays(envs, KNOWN[type(envs)])
-    return Offered(envs) if hasattr(envs, "load_state_dict") else Forgetful(type(envs).__name__)
+    return OwnMethods(envs) if hasattr(envs, "load_state_dict") else Forgetful(type(envs).__name__)
 
 
 class NewWorld(gym.Wrapper[Any, Any, Any, Any]):

@@ -26,7 +26,7 @@ from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_e
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 
 REWARD_CLIP = 10.0  # of scaled rewards
-CHUNK = 1 << 16  # observations scored in one forward pass after collecting
+CHUNK = 1 << 16  # observations evaluated in one forward pass after collecting
 
 
 class GymAdapter:
@@ -64,7 +64,7 @@ class GymAdapter:
 
     def _observe(self) -> Observations:
         """What the policy sees now, [N, ...] on its device, normalised."""
-        obs = self.policy.scaled(torch.from_numpy(self.raw).to(self.device))
+        obs = self.policy.scale(torch.from_numpy(self.raw).to(self.device))
         if self.masks is None:
             return obs
         return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
@@ -110,7 +110,7 @@ class GymAdapter:
     ) -> Rollout:
         """`seen` has one column more than the rest: what the last step led to."""
         steps = actions.shape[1]
-        logprobs, values = self._score_columns(seen, torch.cat([actions, actions[:, :1]], 1))
+        logprobs, values = self._evaluate_columns(seen, torch.cat([actions, actions[:, :1]], 1))
         if self.rewards is not None:
             rewards = self.rewards.scale(rewards, ended, mask)
         on_device = (torch.from_numpy(x).to(self.device) for x in (rewards, terminated, ended, mask))
@@ -129,13 +129,13 @@ class GymAdapter:
         )
 
     @torch.no_grad()
-    def _score_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def _evaluate_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
         """log pi_old and V_old, [N, columns], by the very function that the update differentiates."""
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
         chunks = [slice(start, start + CHUNK) for start in range(0, len(flat_actions), CHUNK)]
-        scored = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
-        return torch.cat([e.logprobs for e in scored]).view(shape), torch.cat([e.values for e in scored]).view(shape)
+        parts = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
+        return torch.cat([e.logprobs for e in parts]).view(shape), torch.cat([e.values for e in parts]).view(shape)
 
     def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         self.stepping = True
@@ -186,7 +186,7 @@ class GymAdapter:
         if self.rewards is not None:
             self.rewards.load_state_dict(state["rewards"])
         try:
-            self._put_back(state)
+            self._restore(state)
         except NotRestored as reason:
             self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
             self.episodes.forget(self.config.gym.num_envs)
@@ -195,7 +195,7 @@ class GymAdapter:
             return f"episodes restarted: {self.config.gym.env_id}: {reason}"
         return None
 
-    def _put_back(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         """Environments as they were when `state` was saved. Raises NotRestored where they show something else."""
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:

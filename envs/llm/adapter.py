@@ -11,28 +11,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from envs.llm.checks import check_same_tokens, critic_source
+from envs.llm.evaluation import answer, choose
 from envs.llm.generate import Responses, generate
-from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whitened
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_tokenizer, load_trunk
+from envs.llm.inputs import critic_source, load_inputs
+from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
 from envs.llm.options import LLMConfig
-from envs.llm.policy import AdapterCritic, Comparison, Critic, Reference, TokenPolicy
-from envs.llm.prompts import PtxTexts, end_tokens, load_prompts
+from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy
+from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
-from envs.llm.rewards.reward_model import SharedScoringModel, shares_base
+from envs.llm.rewards.reward_model import SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import Scores
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 
-REWARD, GOLD = "reward", "gold"  # names of the low-rank adapters that are not trained
+REWARD, GOLD = "reward", "gold"  # names of the LoRA weights that are not trained
 CALIBRATION = 256  # responses of the reference whose scores set llm.score_normalize = "reference"
 
 
@@ -43,11 +44,10 @@ class LLMAdapter:
         self.config, self.device = config, device
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.tokenizer = load_tokenizer(llm.model)
+        self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
         network, self.reference = _networks(config, device, model_seed)
         network.check_head(llm.model)
         self.end_tokens = end_tokens(self.tokenizer, network.model)
-        self.prompts, self.held_out = load_prompts(config, self.tokenizer, network.context)
         self.policy = TokenPolicy(
             network, _critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
         )
@@ -63,27 +63,22 @@ class LLMAdapter:
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
         self.queue: list[int] = []  # prompts still to come in this pass over them
-        self.ptx = PtxTexts(config, self.tokenizer, network.context) if llm.ptx_coef else None
-        self.last: Answered | None = None
 
-    def _load_reward(self, name: str, option: str, adapter: str) -> Reward:
-        """A reward. A scoring model that is an adapter on the policy's own frozen base is put there, as `adapter`."""
+    def _load_reward(self, name: str, option: str, lora: str) -> Reward:
+        """A reward. LoRA of a reward model on the policy's own frozen base is added there, under the name `lora`."""
         network = self.policy.network
-        if network.has_adapters and find_function(name, option) is None and shares_base(name, self.config.llm.model):
-            return SharedScoringModel(name, network, adapter, option)
+        if network.has_lora and find_function(name, option) is None and shares_base(name, self.config.llm.model):
+            return SharedRewardModel(name, network, lora, option)
         return load_reward(name, self.device, option=option)
 
     def respond(
-        self,
-        prompts: Sequence[list[int]],
-        generator: torch.Generator | None,
-        network: Network | None = None,
-        adapter: str | None = POLICY,
+        self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
     ) -> Responses:
-        """Responses to tokenised prompts, sampled with a generator, else greedy; of another network if one is given."""
+        """Responses of the policy, or of the reference if it is given, to tokenised prompts; sampled with a generator,
+        else greedy."""
         llm = self.config.llm
-        of = network or self.policy.network
-        return generate(of, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, adapter)
+        network, lora = reference or (self.policy.network, POLICY)
+        return generate(network, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, lora)
 
     def texts(self, responses: Responses) -> list[str]:
         """Responses as text, without special tokens."""
@@ -106,11 +101,9 @@ class LLMAdapter:
         raw = score(self.reward, "llm.reward", asked, texts, columns)
         gold = score(self.gold, "llm.proxy_of", asked, texts, columns) if self.gold else None
         scored = time.perf_counter()
-        seen = self.compare(responses)
-        rollout = self._rollout(responses, seen, raw)
+        rollout = self._rollout(responses, self.compare(responses), raw)
         times = {"time/generate_s": generated - began, "time/score_s": scored - generated}
         golden = {"reward/gold": float(np.mean(gold))} if gold else {}
-        self.last = Answered(responses, asked, texts, raw, seen)
         return replace(rollout, metrics=dict(rollout.metrics) | times | golden)
 
     def compare(self, responses: Responses) -> Comparison:
@@ -124,29 +117,29 @@ class LLMAdapter:
                 target[rows, :longest] = x
         return whole
 
-    def _rollout(self, responses: Responses, seen: Comparison, raw: list[float]) -> Rollout:
+    def _rollout(self, responses: Responses, compared: Comparison, raw: list[float]) -> Rollout:
         """Rewards and what follows each step, from scores as the reward gave them."""
         llm, mask = self.config.llm, responses.mask()
-        estimates = kl_estimates(seen.logprobs, seen.ref_logprobs, seen.kl)
+        estimates = kl_estimates(compared.logprobs, compared.ref_logprobs, compared.kl)
         scores = torch.tensor(self.scores(raw, responses.ended.tolist()), device=self.device, dtype=torch.float32)
         coef = self.kl.coef
         rewards = token_rewards(scores, estimates[llm.kl], coef, mask)
         metrics = self._metrics(responses, estimates, raw, rewards, coef)
-        obs = {"tokens": responses.tokens[:, :-1], "chosen": mask}
-        values = seen.values
+        values = compared.values
         if llm.baseline == "critic":
-            rewards = whitened(rewards, mask) if llm.whiten_rewards else rewards
+            rewards = whiten(rewards, mask) if llm.whiten_rewards else rewards
         else:
             returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
             values = torch.where(mask, baselines[:, None], 0.0)
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
-            obs["baseline"] = values
+            errors = (returns - baselines).square() * mask.sum(1)  # the engine compares returns with the policy's zeros
+            metrics["loss/value"] = 0.5 * float(errors.sum() / mask.sum())
         self.kl.update(metrics["ref/kl"], len(raw))
         last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True)
         return Rollout(
-            obs=obs,
-            actions=responses.tokens[:, 1:],
-            logprobs=seen.logprobs,
+            obs=responses.tokens[:, :-1],
+            actions=torch.where(mask, responses.tokens[:, 1:], NOT_CHOSEN),
+            logprobs=compared.logprobs,
             values=values,
             rewards=rewards,
             next_values=torch.where(last, 0.0, values.roll(-1, 1)),
@@ -154,6 +147,12 @@ class LLMAdapter:
             mask=mask,
             row_len=mask.shape[1],
             metrics=metrics,
+            extras={
+                "logprob_ref": compared.ref_logprobs,
+                "kl": estimates[llm.kl],
+                "kl_full": compared.kl,
+                "score": torch.where(last, torch.tensor(raw, device=self.device, dtype=torch.float64)[:, None], 0.0),
+            },
         )
 
     def _metrics(
@@ -189,13 +188,7 @@ class LLMAdapter:
         generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
         order = torch.Generator().manual_seed(self.config.seed)
         numbers = torch.randint(len(self.prompts.texts), (CALIBRATION,), generator=order).tolist()
-        texts: list[str] = []
-        for start in range(0, CALIBRATION, self.config.llm.rollout_batch):
-            prompts = [self.prompts.tokens[i] for i in numbers[start : start + self.config.llm.rollout_batch]]
-            texts += self.texts(self.respond(prompts, generator, self.reference.network, self.reference.adapter))
-        asked = [self.prompts.texts[i] for i in numbers]
-        columns = self.prompts.columns_of(numbers)
-        self.scores.calibrate(score(self.reward, "llm.reward", asked, texts, columns))
+        self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).scores)
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
         """InstructGPT's pretraining term (arXiv:2203.02155, eq. 2): mean negative log-likelihood of other texts."""
@@ -214,9 +207,9 @@ class LLMAdapter:
         return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss.detach())}
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        from envs.llm.evaluation import answer  # here: it imports this module
-
-        return answer(self, episodes, seed, greedy).scores
+        numbers = choose(len(self.held_out.texts), episodes, seed)
+        generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
+        return answer(self, self.held_out, numbers, generator).scores
 
     @cached_property
     def fingerprint(self) -> float:
@@ -255,16 +248,6 @@ class LLMAdapter:
         """Nothing to close."""
 
 
-class Answered(NamedTuple):
-    """One iteration's prompts and responses, for the inspector."""
-
-    responses: Responses
-    prompts: list[str]
-    texts: list[str]
-    scores: list[float]  # as the reward gave them
-    seen: Comparison
-
-
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
     return LLMAdapter(config, device)
 
@@ -287,7 +270,7 @@ def _networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Netwo
         model.to(device)
     if llm.lora_rank:
         own = llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init == "policy"
-        network.add_adapters(llm, [POLICY, CRITIC] if own else [POLICY], seed)
+        network.add_lora(llm, [POLICY, CRITIC] if own else [POLICY], seed)
     return network, copied or Reference(network, None)
 
 
@@ -299,16 +282,15 @@ def _critic(config: LLMConfig, network: Network, device: torch.device) -> Critic
         return Critic(network.width)
     if llm.critic_init == "policy":
         if llm.lora_rank:
-            return AdapterCritic(network)
+            return LoRACritic(network)
         trunk, head = copy.deepcopy(network.model.base_model), None
     else:
         name = critic_source(llm)
-        check_same_tokens(llm.model, name)
         dtype = torch.bfloat16 if llm.lora_rank and network.bf16 else torch.float32
         trunk, head = load_trunk(name, "llm.critic_init", device, dtype)
     own = Network(trunk, network.bf16)
     if llm.lora_rank:
-        own.add_adapters(llm, [POLICY], config.seed)
+        own.add_lora(llm, [POLICY], config.seed)
     critic = Critic(own.width, own)
     if head is not None:
         critic.head.weight.data.copy_(head.weight.data)

@@ -205,7 +205,7 @@ def _key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 
 def _missing(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
-    found = clipped(", ".join(map(repr, record.values)), 200) or "none"
+    found = shorten(", ".join(map(repr, record.values)), 200) or "none"
     similar = next(filter(None, (nearest(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
     return f"{record.where}: no key {', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]} (found: {found}){then}"
@@ -258,11 +258,11 @@ def _shown(value: object) -> str:
         return str(json.dumps(value))
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
-        return f"{kind} ({clipped(json.dumps(value, ensure_ascii=False))})"
-    return f"the {'text' if isinstance(value, str) else 'number'} {clipped(repr(value))}"
+        return f"{kind} ({shorten(json.dumps(value, ensure_ascii=False))})"
+    return f"the {'text' if isinstance(value, str) else 'number'} {shorten(repr(value))}"
 
 
-def clipped(text: str, length: int = 40) -> str:
+def shorten(text: str, length: int = 40) -> str:
     """A text as one harmless line of at most `length` characters."""
     text = clean(text)
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
-from envs.llm.model import POLICY, Network
-from envs.llm.rewards.functions import score
+from envs.llm.options import LLMConfig
+from envs.llm.policy import Comparison, Reference
+from envs.llm.prompts import Prompts
+from envs.llm.rewards.functions import Reward, score
 from ppo_unified.config.spec import Report
 
 SHOWN = 8  # held-out prompts whose responses are logged, the same at every evaluation
 
 
+class Respondent(Protocol):
+    """What an evaluation needs of the adapter."""
+
+    config: LLMConfig
+    device: torch.device
+    held_out: Prompts
+    reference: Reference
+    reward: Reward
+    gold: Reward | None
+
+    def respond(
+        self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
+    ) -> Responses: ...
+
+    def texts(self, responses: Responses) -> list[str]: ...
+
+    def compare(self, responses: Responses) -> Comparison: ...
+
+
 @dataclass(frozen=True)
 class Answers:
-    """Held-out prompts with one response each."""
+    """Prompts with one response each."""
 
     prompts: list[str]
     texts: list[str]
-    scores: list[float]
+    scores: list[float]  # as the reward gives them
     responses: Responses
 
 
@@ -35,33 +56,26 @@ def choose(count: int, wanted: int, seed: int) -> list[int]:
     return numbers[:wanted]
 
 
-def answer(adapter: LLMAdapter, episodes: int, seed: int, greedy: bool) -> Answers:
-    """Responses to `episodes` held-out prompts, and their scores as the reward gives them."""
-    numbers = choose(len(adapter.held_out.texts), episodes, seed)
-    generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
-    return _answers(adapter, numbers, generator)
-
-
-def _answers(
-    adapter: LLMAdapter,
+def answer(
+    respondent: Respondent,
+    prompts: Prompts,
     numbers: Sequence[int],
     generator: torch.Generator | None,
-    network: Network | None = None,
-    named: str | None = POLICY,
+    reference: Reference | None = None,
 ) -> Answers:
-    prompts, size = adapter.held_out, adapter.config.llm.rollout_batch
-    parts = []
+    """Responses of the policy, or of the reference if it is given, to the prompts of these numbers; greedy without a
+    generator."""
+    size, parts, texts = respondent.config.llm.rollout_batch, list[Responses](), list[str]()
     for start in range(0, len(numbers), size):
-        some = numbers[start : start + size]
-        responses = adapter.respond([prompts.tokens[i] for i in some], generator, network, named)
-        parts.append(([prompts.texts[i] for i in some], adapter.texts(responses), responses))
-    asked = [text for part in parts for text in part[0]]
-    texts = [text for part in parts for text in part[1]]
-    scores = score(adapter.reward, "llm.reward", asked, texts, prompts.columns_of(numbers))
-    return Answers(asked, texts, scores, _stacked([part[2] for part in parts]))
+        tokens = [prompts.tokens[i] for i in numbers[start : start + size]]
+        parts.append(respondent.respond(tokens, generator, reference))
+        texts += respondent.texts(parts[-1])
+    asked = [prompts.texts[i] for i in numbers]
+    scores = score(respondent.reward, "llm.reward", asked, texts, prompts.columns_of(numbers))
+    return Answers(asked, texts, scores, _stack(parts))
 
 
-def _stacked(parts: list[Responses]) -> Responses:
+def _stack(parts: list[Responses]) -> Responses:
     longest = max(part.tokens.shape[1] for part in parts)
     tokens = [torch.nn.functional.pad(part.tokens, (0, longest - part.tokens.shape[1])) for part in parts]
     return Responses(
@@ -72,9 +86,10 @@ def _stacked(parts: list[Responses]) -> Responses:
     )
 
 
-def report(adapter: LLMAdapter, episodes: int, seed: int) -> Report:
+def report(adapter: Respondent, episodes: int, seed: int) -> Report:
     """What sampled responses to held-out prompts are like, and greedy ones to a fixed few of them in full."""
-    sampled = answer(adapter, episodes, seed, greedy=False)
+    numbers = choose(len(adapter.held_out.texts), episodes, seed)
+    sampled = answer(adapter, adapter.held_out, numbers, torch.Generator(adapter.device).manual_seed(seed))
     mask = sampled.responses.mask()
     kl = (adapter.compare(sampled.responses).kl * mask).sum(1)
     metrics = {
@@ -85,18 +100,18 @@ def report(adapter: LLMAdapter, episodes: int, seed: int) -> Report:
         "eval/repetition": sampled.responses.repetition(),
     }
     if adapter.gold is not None:
-        columns = adapter.held_out.columns_of(choose(len(adapter.held_out.texts), episodes, seed))
+        columns = adapter.held_out.columns_of(numbers)
         metrics["eval/gold"] = float(
             np.mean(score(adapter.gold, "llm.proxy_of", sampled.prompts, sampled.texts, columns))
         )
-    return Report(metrics, shown(adapter))
+    return Report(metrics, examples(adapter))
 
 
-def shown(adapter: LLMAdapter) -> list[dict[str, object]]:
+def examples(adapter: Respondent) -> list[dict[str, object]]:
     """Greedy responses of policy and reference to the first held-out prompts."""
     numbers = range(min(SHOWN, len(adapter.held_out.texts)))
-    ours = _answers(adapter, numbers, None)
-    theirs = _answers(adapter, numbers, None, adapter.reference.network, adapter.reference.adapter)
+    ours = answer(adapter, adapter.held_out, numbers, None)
+    theirs = answer(adapter, adapter.held_out, numbers, None, adapter.reference)
     kl = (adapter.compare(ours.responses).kl * ours.responses.mask()).sum(1).tolist()
     return [
         {

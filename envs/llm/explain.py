@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.kl import kl_estimates, last_steps
+from envs.llm.kl import last_steps
 from ppo_unified.engine.rollout import Rollout
 
 _UNDECODABLE = "\ufffd"
@@ -23,25 +24,21 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     `kl` is the estimate that the reward used, `kl_full` the exact sum over the vocabulary; `score`, as the reward
     function gave it, stands at the last step.
     """
-    assert adapter.last is not None, "no rollout has been collected"
-    responses, scores, seen = adapter.last.responses, adapter.last.scores, adapter.last.seen
+    assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask
     columns = torch.arange(mask.shape[1], device=mask.device)
-    tokens = torch.where(columns < responses.lengths[:, None] - 1, rollout.actions, -1).cpu().numpy()
-    first = responses.tokens[:, 0].tolist()  # chosen in no column: it stands with the token after it
+    following = torch.where(mask, rollout.actions, rollout.obs.roll(-1, 1))
+    tokens = torch.where(columns <= last_steps(mask)[:, None], following, -1).cpu().numpy()
+    first = rollout.obs[:, 0].tolist()  # chosen in no column: it stands with the token after it
     spelled = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
     texts = [[spelled[i] for i in row] for row in tokens.tolist()]
     for row, token in enumerate(first):
         if not mask[row, 0]:
             texts[row][0] = spelled[token] + texts[row][0]
-    estimate = kl_estimates(seen.logprobs, seen.ref_logprobs, seen.kl)[adapter.config.llm.kl]
-    at_end = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-    at_end[torch.arange(len(mask), device=mask.device), last_steps(mask)] = torch.tensor(scores).to(at_end)
-    numbers = {"logprob_ref": seen.ref_logprobs, "kl": estimate, "kl_full": seen.kl, "score": at_end}
     return {
         "token": np.where(tokens < 0, 0, tokens),
         "text": np.array(texts),
-        **{name: torch.where(mask, x, 0.0).cpu().numpy() for name, x in numbers.items()},
+        **{name: x.cpu().numpy() for name, x in rollout.extras.items()},
     }
 
 

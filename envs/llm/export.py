@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.checks import critic_source
+from envs.llm.inputs import critic_source
 from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location
 from envs.llm.options import LLM
-from envs.llm.policy import AdapterCritic, Critic
+from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode
 from envs.llm.quiet import quiet, quiet_peft
-from envs.llm.rewards.lora_reward_model import read_adapter
+from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
 
 README = "README.md"
@@ -33,13 +33,13 @@ LONGEST_EXAMPLE = 200  # characters of the prompt in the README
 
 
 def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write model (or its low-rank adapter), tokenizer, generation settings, critic and README.md into `folder`; what
+    """Write model (or its LoRA), tokenizer, generation settings, critic and README.md into `folder`; what
     a program that loads them must know, for policy.json. Weights keep the precision that they were trained in."""
     return _export(adapter, folder, about, merged=False)
 
 
 def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """`export` with low-rank adapters added to the base's weights, read anew and written in float32: in bfloat16 a
+    """`export` with LoRA added to the base's weights, read anew and written in float32: in bfloat16 a
     small update would be rounded away. Raises UsageError where there is nothing to merge, or nothing to merge into."""
     llm = adapter.config.llm
     if not llm.lora_rank:
@@ -57,9 +57,9 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
     try:
         with quiet():
             if llm.lora_rank and not merged:
-                _write_adapter(network, POLICY, llm.model, folder)
+                _write_lora(network, POLICY, llm.model, folder)
             elif llm.lora_rank:
-                _merged(adapter, POLICY, network, llm.model).save_pretrained(folder)
+                _merge(adapter, POLICY, network, llm.model).save_pretrained(folder)
             else:
                 network.model.save_pretrained(folder)
             critic = _write_critic(adapter, folder / CRITIC_FOLDER, merged)
@@ -101,28 +101,28 @@ def _generation(adapter: LLMAdapter) -> GenerationConfig:
     )
 
 
-# low-rank adapters
+# LoRA
 
 
-def _write_adapter(network: Network, name: str, base: str, folder: Path) -> None:
-    """One of a network's adapters as peft writes it, so that it names the base it belongs to."""
+def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
+    """LoRA of a network as peft writes it, so that it names the base it belongs to."""
     folder.mkdir(exist_ok=True)
-    configs = network.tuned.peft_config
+    configs = network.peft_model.peft_config
     config = copy.deepcopy(configs[name])
-    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects the first adapter's alone
+    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects the first LoRA's alone
     config.base_model_name_or_path = location(base)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     if network.model.can_generate():
         config.task_type = "CAUSAL_LM"
     config.save_pretrained(folder)
-    weights = get_peft_model_state_dict(network.tuned, adapter_name=name, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(network.peft_model, adapter_name=name, save_embedding_layers=False)
     weights = {key: x.detach().cpu().contiguous() for key, x in weights.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _merged(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
-    """A base model read anew, with an adapter added to its weights; a trunk where `network` is one."""
+def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
+    """A base model read anew, with LoRA added to its weights; a trunk where `network` is one."""
     llm = adapter.config.llm
     cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # rounded as it was in training
     if network.model.can_generate():
@@ -130,7 +130,7 @@ def _merged(adapter: LLMAdapter, name: str, network: Network, source: str) -> An
     else:
         base = load_trunk(source, "llm.critic_init", cpu, frozen)[0].float()
     with TemporaryDirectory() as aside, quiet_peft():
-        _write_adapter(network, name, source, Path(aside))
+        _write_lora(network, name, source, Path(aside))
         return PeftModel.from_pretrained(base, aside, torch_device="cpu").merge_and_unload()
 
 
@@ -153,18 +153,18 @@ def _write_critic(adapter: LLMAdapter, folder: Path, merged: bool) -> dict[str, 
 
 def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, merged: bool) -> str:
     """Write what gives the critic its hidden states, if it isn't the policy; the Python expression that loads it."""
-    if isinstance(critic, AdapterCritic):
+    if isinstance(critic, LoRACritic):
         network, name, source = critic.network[0], CRITIC, llm.model
     elif critic.trunk is not None:
         network, name, source = critic.trunk, POLICY, "" if llm.critic_init == "policy" else critic_source(llm)
     else:
         return "model.base_model"
-    if not network.has_adapters:
+    if not network.has_lora:
         network.model.save_pretrained(folder)
-    elif merged or read_adapter(source):  # an adapter can't be the base of another
-        _merged(adapter, name, network, source).base_model.save_pretrained(folder)
+    elif merged or read_lora_folder(source):  # LoRA can't be the base of LoRA
+        _merge(adapter, name, network, source).base_model.save_pretrained(folder)
     else:
-        _write_adapter(network, name, source, folder)
+        _write_lora(network, name, source, folder)
         if network.model.can_generate():
             return f'AutoModelForCausalLM.from_pretrained("{CRITIC_FOLDER}").base_model'
     return f'AutoModel.from_pretrained("{CRITIC_FOLDER}")'

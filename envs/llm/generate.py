@@ -44,10 +44,11 @@ class Responses:
         """Share of a response's n-grams that it has used before, 0 to 1, averaged over responses."""
         tokens, begins, ends = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
         rows = zip(tokens, begins, ends, strict=True)
-        return sum(_repeated(row[begin:end]) for row, begin, end in rows) / len(tokens)
+        return sum(_repetition(row[begin:end]) for row, begin, end in rows) / len(tokens)
 
 
-def _repeated(response: Sequence[int]) -> float:
+def _repetition(response: Sequence[int]) -> float:
+    """Share of n-grams that came before, 0 to 1."""
     grams = [tuple(response[i : i + NGRAM]) for i in range(len(response) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -60,11 +61,11 @@ def generate(
     end_tokens: Sequence[int],
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
-    adapter: str | None = POLICY,
+    lora: str | None = POLICY,
 ) -> Responses:
     """One response to each prompt: sampled from softmax(logits / temperature) with a generator (on the network's
     device), else the likeliest token every time."""
-    network.use(adapter)
+    network.use(lora)
     device, count = network.device, len(prompts)
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -86,7 +87,7 @@ def generate(
             rows, token = rows[keep], token[keep]
             decoder.keep(keep)
         decoder.step(token)
-    return _joined(prompts, prompt_lengths, responses, lengths, ended)
+    return _join(prompts, prompt_lengths, responses, lengths, ended)
 
 
 class _Decoder:
@@ -142,7 +143,7 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.roomy_keys, self.roomy_values = key_states[:, :, :0], value_states[:, :, :0]
         if end > self.roomy_keys.shape[-2]:
-            self.roomy_keys, self.roomy_values = (_grown(x, end + ROOM) for x in (self.roomy_keys, self.roomy_values))
+            self.roomy_keys, self.roomy_values = (_grow(x, end + ROOM) for x in (self.roomy_keys, self.roomy_values))
         self.roomy_keys[:, :, start:end], self.roomy_values[:, :, start:end] = key_states, value_states
         self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
         return self.keys, self.values
@@ -153,7 +154,7 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
 
 
-def _grown(x: Tensor, columns: int) -> Tensor:
+def _grow(x: Tensor, columns: int) -> Tensor:
     """`x` [rows, heads, n, size] with room for `columns` columns."""
     roomy = x.new_empty(*x.shape[:2], columns, x.shape[3])
     roomy[:, :, : x.shape[2]] = x
@@ -171,7 +172,7 @@ def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
-def _joined(
+def _join(
     prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor, ended: Tensor
 ) -> Responses:
     """Each response right behind its prompt."""

@@ -54,7 +54,7 @@ def last_steps(mask: Tensor) -> Tensor:
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
 
 
-def whitened(rewards: Tensor, mask: Tensor) -> Tensor:
+def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
     """Unit variance over the steps of a rollout with the mean kept (arXiv:1909.08593's code; Bessel's correction as in
     TRL 0.11.4); 0 where masked."""
     if int(mask.sum()) < 2:

@@ -1,5 +1,5 @@
-"""Loading Hugging Face models, and the one form in which the adapter uses them: trunk and head called apart, low-rank
-adapters by name, dropout always off."""
+"""Loading Hugging Face models, and the one form in which the adapter uses them: trunk and head called apart, LoRA by
+name, dropout always off."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from envs.llm.data import clipped
+from envs.llm.data import shorten
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import quiet, quiet_peft
-from envs.llm.rewards.lora_reward_model import ScoringAdapter, read_adapter, trunk_fingerprint
+from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
-POLICY, CRITIC = "policy", "critic"  # names of the low-rank adapters that are trained
+POLICY, CRITIC = "policy", "critic"  # names of the LoRA weights that are trained
 HEAD_TOLERANCE = 1e-4  # between the head called apart and the whole model, relative to the largest logit
 
 
 class Network(nn.Module):
     """A causal language model, or a trunk without a head, whose parts are called apart.
 
-    `adapter` names the low-rank adapter to run with, None switches them all off; a model without adapters ignores it.
+    `lora` names the LoRA to run with, None switches LoRA off; a model without any ignores it.
     """
 
     def __init__(self, model: Any, bf16: bool = False) -> None:
@@ -38,10 +38,10 @@ class Network(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.bf16 = bf16
-        self._tuned: Any = None  # peft's view of `model`, where it has adapters
+        self._peft_model: Any = None  # peft's view of `model`, where it has LoRA
         self._active: str | None = POLICY
-        self._trained: list[nn.Parameter] = []  # of adapters
-        self._frozen: list[nn.Parameter] = []  # of adapters, too: a reward's
+        self._trained: list[nn.Parameter] = []  # of LoRA
+        self._frozen: list[nn.Parameter] = []  # of LoRA, too: a reward model's
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +60,11 @@ class Network(nn.Module):
         return context_of(self.model.config)
 
     @property
-    def has_adapters(self) -> bool:
-        return self._tuned is not None
+    def has_lora(self) -> bool:
+        return self._peft_model is not None
 
-    def add_adapters(self, options: LLM, names: list[str], seed: int) -> None:
-        """Freeze the model and give it low-rank adapters (arXiv:2106.09685), each starting as no change at all."""
+    def add_lora(self, options: LLM, names: list[str], seed: int) -> None:
+        """Freeze the model and add LoRA (arXiv:2106.09685) under each of `names`, at first without any effect."""
         from peft import LoraConfig, get_peft_model
 
         targets: Any = options.lora_targets or "all-linear"
@@ -72,35 +72,35 @@ class Network(nn.Module):
         with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             try:
-                self._set_tuned(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
+                self._set_peft_model(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
                 for name in names[1:]:
-                    self._tuned.add_adapter(name, copy.deepcopy(lora))
+                    self._peft_model.add_adapter(name, copy.deepcopy(lora))
             except ValueError as error:
                 raise UsageError(f"llm.lora_targets = {options.lora_targets}: {error}".splitlines()[0]) from None
         self.eval()
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
         self._thaw()
 
-    def add_frozen_adapter(self, name: str, adapter: ScoringAdapter, option: str) -> nn.Linear:
-        """Put a scoring model's adapter beside those that are trained, under `name`; its head. Raises UsageError."""
+    def add_frozen_lora(self, name: str, folder: LoRAFolder, option: str) -> nn.Linear:
+        """Add a reward model's LoRA beside those that are trained, under `name`; its head. Raises UsageError."""
         from peft import LoraConfig, set_peft_model_state_dict
 
         if not getattr(self.model, "is_quantized", False):
-            adapter.check_base(trunk_fingerprint(self.model), self.model.dtype)
-        weights, head = adapter.weights()
-        lora = LoraConfig.from_pretrained(str(adapter.folder))
+            folder.check_base(trunk_fingerprint(self.model), self.model.dtype)
+        weights, head = folder.weights()
+        lora = LoraConfig.from_pretrained(str(folder.path))
         lora.task_type, lora.modules_to_save, lora.inference_mode = None, None, False
         try:
             with quiet_peft():
-                self._tuned.add_adapter(name, lora)
-                loading: Any = set_peft_model_state_dict(self._tuned, weights, adapter_name=name)
+                self._peft_model.add_adapter(name, lora)
+                loading: Any = set_peft_model_state_dict(self._peft_model, weights, adapter_name=name)
             misfits = loading.unexpected_keys or [key for key in loading.missing_keys if f".{name}." in key]
         except (ValueError, RuntimeError, KeyError) as error:
             misfits = [" ".join(str(error).split())[:200]]
         if misfits:
             kind = type(self.model).__name__
-            raise UsageError(f"{option} = {str(adapter.folder)!r}: does not fit on a {kind} ({misfits[0]})")
-        self._frozen += self.adapter_parameters(name)
+            raise UsageError(f"{option} = {str(folder.path)!r}: does not fit on a {kind} ({misfits[0]})")
+        self._frozen += self.lora_parameters(name)
         for parameter in self._frozen:
             parameter.data = parameter.data.to(self.device)
         self.eval()
@@ -117,38 +117,36 @@ class Network(nn.Module):
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
-    def _set_tuned(self, tuned: Any) -> None:
-        object.__setattr__(self, "_tuned", tuned)  # not a submodule: it holds the very modules that `model` holds
+    def _set_peft_model(self, peft_model: Any) -> None:
+        object.__setattr__(self, "_peft_model", peft_model)  # not a submodule: its modules are those of `model`
 
     @property
-    def tuned(self) -> Any:
-        """peft's model around `model`; None without adapters."""
-        return self._tuned
+    def peft_model(self) -> Any:
+        """peft's model around `model`; None without LoRA."""
+        return self._peft_model
 
-    def adapter_parameters(self, name: str) -> list[nn.Parameter]:
+    def lora_parameters(self, name: str) -> list[nn.Parameter]:
         return [p for key, p in self.model.named_parameters() if f".{name}." in key and "lora_" in key]
 
     @torch.no_grad()
     def fingerprint(self) -> float:
         """One number of all frozen weights; another model's differs."""
         named = self.model.named_parameters()
-        frozen = [
-            p for name, p in named if not p.requires_grad and "lora_" not in name
-        ]  # a reward's adapter is no base
+        frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # a reward's LoRA is no base
         sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
         return float(torch.stack([x.to(self.device) for x in sums]).sum())
 
-    def use(self, adapter: str | None) -> None:
-        """Switch to an adapter."""
-        if self._tuned is None or adapter == self._active:
+    def use(self, lora: str | None) -> None:
+        """Switch to the LoRA of that name."""
+        if self._peft_model is None or lora == self._active:
             return
-        if adapter is None:
-            self._tuned.base_model.disable_adapter_layers()
+        if lora is None:
+            self._peft_model.base_model.disable_adapter_layers()
         else:
-            self._tuned.base_model.enable_adapter_layers()
-            self._tuned.base_model.set_adapter(adapter)
+            self._peft_model.base_model.enable_adapter_layers()
+            self._peft_model.base_model.set_adapter(lora)
         self._thaw()
-        self._active = adapter
+        self._active = lora
 
     def checkpoint_activations(self) -> None:
         """Recompute layers backward, under grad alone, so that the KV cache stays on while sampling.
@@ -161,22 +159,22 @@ class Network(nn.Module):
             kind = type(self.model).__name__
             raise UsageError(f"llm.gradient_checkpointing: {kind} has no layers that can be recomputed; switch it off")
         for layer in layers:
-            layer.__dict__["forward"] = partial(self._recomputed, layer.forward)
+            layer.__dict__["forward"] = partial(self._recompute, layer.forward)
 
-    def _recomputed(self, forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _recompute(self, forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*arguments, **options)
         contexts = self._recompute_contexts
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """(around the forward pass, around its repetition backward, when another adapter may be active by then)."""
-        return nullcontext(), self._with(self._active)
+        """(around the forward pass, around its repetition backward, when another LoRA may be active by then)."""
+        return nullcontext(), self._with_lora(self._active)
 
     @contextmanager
-    def _with(self, adapter: str | None) -> Iterator[None]:
+    def _with_lora(self, lora: str | None) -> Iterator[None]:
         before = self._active
-        self.use(adapter)
+        self.use(lora)
         try:
             yield
         finally:
@@ -185,22 +183,22 @@ class Network(nn.Module):
     def precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def trunk(self, tokens: Tensor, adapter: str | None = POLICY) -> Tensor:
+    def trunk(self, tokens: Tensor, lora: str | None = POLICY) -> Tensor:
         """Hidden states [R, L, H] (after the last norm) of rows [R, L] that are padded on the right, if at all.
 
         No mask is needed: a causal model's column never sees what stands to its right.
         """
-        self.use(adapter)
+        self.use(lora)
         with self.precision():
             hidden: Tensor = self.model.base_model(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
         return hidden
 
-    def logits(self, hidden: Tensor, adapter: str | None = POLICY) -> Tensor:
+    def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
         """Logits [n, V] in float32 of hidden states [n, H], through everything that the model does after its trunk
-        (scaling, soft caps): the model runs with a trunk that answers `hidden`."""
-        self.use(adapter)
-        answer = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
-        with _answering(self._trunks(), answer), self.precision():
+        (scaling, soft caps): the model runs with a trunk that returns `hidden`."""
+        self.use(lora)
+        output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        with _replace_output(self._trunks(), output), self.precision():
             logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
         return logits[0].float()
 
@@ -229,11 +227,11 @@ def context_of(config: Any) -> int:
 
 
 @contextmanager
-def _answering(modules: list[nn.Module], answer: Any) -> Iterator[None]:
-    """Let `modules` answer `answer` whatever they are asked."""
+def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
+    """Let `modules` return `output` whatever they are called with."""
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
-        module.__dict__["forward"] = lambda *_, **__: answer
+        module.__dict__["forward"] = lambda *_, **__: output
     try:
         yield
     finally:
@@ -254,15 +252,15 @@ def resolve(name: str) -> str:
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:
     """Raises UsageError in one line where there is none."""
-    return _loaded(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
+    return _load(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    """A model's configuration; a scoring adapter has that of its base, with one label. Raises UsageError."""
-    adapter = read_adapter(resolve(name))
-    if adapter is None:
-        return _loaded(AutoConfig.from_pretrained, name, option, "configuration")
-    config = load_config(adapter.base, f"the base of {option} = {name!r}")
+    """A model's configuration; the LoRA of a reward model has that of its base, with one label. Raises UsageError."""
+    folder = read_lora_folder(resolve(name))
+    if folder is None:
+        return _load(AutoConfig.from_pretrained, name, option, "configuration")
+    config = load_config(folder.base, f"the base of {option} = {name!r}")
     config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
     return config
 
@@ -288,32 +286,32 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 bnb_4bit_compute_dtype=getattr(torch, options.dtype),
             ),
         }
-    model = _loaded_whole(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
+    model = _load_whole(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
     return model if more else model.to(device)
 
 
 def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, nn.Linear | None]:
-    """A model without its language-model head, and its scoring head where the folder holds one. Raises UsageError."""
+    """A model without its language-model head, and a reward model's head where there is one. Raises UsageError."""
     config = load_config(name, option)
     scores = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
     if scores:
-        model = load_scorer(name, option, dtype).to(device)
+        model = load_reward_model(name, option, dtype).to(device)
         head = next(
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
     load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
-    return _loaded_whole(load, name, option).to(device).base_model, None
+    return _load_whole(load, name, option).to(device).base_model, None
 
 
-def load_scorer(name: str, option: str, dtype: torch.dtype) -> Any:
-    """A scoring model, an adapter added to its base's weights. Raises UsageError, for one that lacks weights too: what
-    is drawn at random would score as happily."""
-    adapter = read_adapter(resolve(name))
-    if adapter is not None:
-        return _merged(adapter, option, dtype)
+def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
+    """A reward model, LoRA added to its base's weights. Raises UsageError, for one that lacks weights too: what is
+    drawn at random would score as happily."""
+    folder = read_lora_folder(resolve(name))
+    if folder is not None:
+        return _merge(folder, option, dtype)
     load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype, output_loading_info=True)
-    model, loading = _loaded(load, name, option, "scoring model")
+    model, loading = _load(load, name, option, "scoring model")
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{option} = {name!r} is not a scoring model: it lacks {', '.join(missing[:3])}, which would be random"
@@ -321,32 +319,32 @@ def load_scorer(name: str, option: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def _merged(adapter: ScoringAdapter, option: str, dtype: torch.dtype) -> Any:
+def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
 
-    where = f"the base of {option} = {str(adapter.folder)!r}"
-    adapter.weights()  # refused where it has no head, which peft would draw at random
+    where = f"the base of {option} = {str(folder.path)!r}"
+    folder.weights()  # refused where it has no head, which peft would draw at random
     load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
-    base = _loaded(load, adapter.base, where, "scoring model")
-    adapter.check_base(trunk_fingerprint(base), dtype)
+    base = _load(load, folder.base, where, "scoring model")
+    folder.check_base(trunk_fingerprint(base), dtype)
     try:
         with quiet_peft():
-            return PeftModel.from_pretrained(base, str(adapter.folder), torch_device="cpu").merge_and_unload()
+            return PeftModel.from_pretrained(base, str(folder.path), torch_device="cpu").merge_and_unload()
     except (ValueError, RuntimeError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"{option} = {str(adapter.folder)!r}: does not fit on {adapter.base} ({why})") from None
+        raise UsageError(f"{option} = {str(folder.path)!r}: does not fit on {folder.base} ({why})") from None
 
 
-def _loaded_whole(load: Callable[..., Any], name: str, option: str) -> Any:
+def _load_whole(load: Callable[..., Any], name: str, option: str) -> Any:
     """A causal language model. Raises UsageError where the folder lacks weights, which would start at random."""
-    model, found = _loaded(partial(load, output_loading_info=True), name, option, "causal language model")
+    model, found = _load(partial(load, output_loading_info=True), name, option, "causal language model")
     if found["missing_keys"]:
         lacking = ", ".join(sorted(found["missing_keys"])[:3])
         raise UsageError(f"{option} = {name!r}: is no whole causal language model, its file lacks {lacking}")
     return model
 
 
-def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
+def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     path = resolve(name)
     if Path(path).exists() and not Path(path).is_dir():
         raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
@@ -356,7 +354,7 @@ def _loaded(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
             options = {} if here or _hub_answers() else {"local_files_only": True}
             return load(path, trust_remote_code=False, **options)  # left out, transformers would ask on the terminal
     except Exception as error:  # damaged files raise whatever their readers raise
-        why = clipped(f"{type(error).__name__}: {error}", 200)
+        why = shorten(f"{type(error).__name__}: {error}", 200)
         if here:
             raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why})") from None
         raise UsageError(

@@ -48,8 +48,8 @@ class LLM(Section):
     baseline: Literal["critic", "rloo", "grpo"] = Field(
         "critic", description="what a response is compared with: the critic, or the other responses to its prompt"
     )
-    reference: Literal["auto", "copy", "adapter-off"] = Field(
-        "auto", description="the frozen model that KL is measured to; auto = adapter-off with LoRA, else a copy"
+    reference: Literal["auto", "copy", "lora-off"] = Field(
+        "auto", description="the frozen model that KL is measured to; auto = lora-off with LoRA, else a copy"
     )
     reference_dtype: Literal["same", "float32", "bfloat16"] = Field(
         "same", description="precision of the copy's weights; same = as frozen weights are under llm.dtype"
@@ -86,7 +86,7 @@ class LLM(Section):
 
     @property
     def reward_name(self) -> str:
-        """What scores responses: the tiny model has a scoring model of its own."""
+        """What scores responses: the tiny model has a reward model of its own."""
         return self.reward or ("sentiment" if self.model == TINY else "")
 
 
@@ -153,17 +153,17 @@ class LLMConfig(RunConfig):
         for name in ("llm.lora_alpha", "llm.lora_targets", "llm.quantize"):
             yield name, not llm.lora_rank, "llm.lora_rank = 0"
         for name in ("llm.reference_dtype", "llm.reference_device"):
-            yield name, self.reference == "adapter-off", "llm.reference = 'adapter-off'"
+            yield name, self.reference == "lora-off", "llm.reference = 'lora-off'"
         yield "llm.ptx_data", not llm.ptx_coef, "llm.ptx_coef = 0"
         yield "llm.ptx_coef", not llm.ptx_data and llm.model not in ("", TINY), "llm.ptx_data = ''"
         yield "llm.ptx_batch", not llm.ptx_coef, "llm.ptx_coef = 0"
 
     @property
-    def reference(self) -> Literal["copy", "adapter-off"]:
+    def reference(self) -> Literal["copy", "lora-off"]:
         """What `llm.reference = 'auto'` means here."""
         if self.llm.reference != "auto":
             return self.llm.reference
-        return "adapter-off" if self.llm.lora_rank else "copy"
+        return "lora-off" if self.llm.lora_rank else "copy"
 
     @property
     def ratio_tolerance(self) -> float:
@@ -173,12 +173,10 @@ class LLMConfig(RunConfig):
     @model_validator(mode="after")
     def _llm_options_go_together(self) -> Self:
         llm = self.llm
-        if llm.reference == "adapter-off" and not llm.lora_rank:
-            raise ValueError(
-                "llm.reference = 'adapter-off' needs llm.lora_rank above 0: there is no adapter to switch off"
-            )
+        if llm.reference == "lora-off" and not llm.lora_rank:
+            raise ValueError("llm.reference = 'lora-off' needs llm.lora_rank above 0: there is no LoRA to switch off")
         if llm.quantize != "none" and self.reference == "copy":
-            raise ValueError("llm.quantize = '4bit' needs llm.reference = 'adapter-off': a copy is of whole weights")
+            raise ValueError("llm.quantize = '4bit' needs llm.reference = 'lora-off': a copy is of whole weights")
         if llm.critic == "shared" and llm.baseline == "critic" and not self.optim.joint:
             raise ValueError("llm.critic = 'shared' needs optim.joint = true: two optimizers can't share a trunk")
         if llm.rollout_batch % llm.group_size:

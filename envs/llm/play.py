@@ -11,8 +11,9 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.data import PromptData
 from envs.llm.evaluation import choose
 from envs.llm.generate import Responses
-from envs.llm.prompts import tokenized
-from envs.llm.rewards.functions import RewardError, needed_columns, score
+from envs.llm.prompts import tokenize
+from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.functions import needed_columns, score
 from ppo_unified.config.spec import Exchange, Reply
 
 
@@ -33,7 +34,7 @@ class LLMChat:
         self.asked += 1
         longest = self.adapter.policy.network.context - self.adapter.config.llm.max_new_tokens
         data = PromptData([prompt], {}, "stdin", [self.asked], unit="prompt")
-        read = tokenized(data, self.adapter.tokenizer, self.as_message, longest)
+        read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
         return self._exchange(prompt, read.texts[0], read.tokens[0], {})
 
     def examples(self, count: int) -> Iterator[Exchange]:
@@ -44,8 +45,7 @@ class LLMChat:
 
     def _exchange(self, shown: str, prompt: str, tokens: list[int], columns: Mapping[str, Sequence[Any]]) -> Exchange:
         adapter, (ours, theirs) = self.adapter, self.generators
-        network, named = adapter.reference
-        responses = [adapter.respond([tokens], ours), adapter.respond([tokens], theirs, network, named)]
+        responses = [adapter.respond([tokens], ours), adapter.respond([tokens], theirs, adapter.reference)]
         texts = [adapter.texts(part)[0] for part in responses]
         scores, remark = self._scores(prompt, texts, columns)
         kl = float((adapter.compare(responses[0]).kl * responses[0].mask()).sum())
@@ -70,5 +70,5 @@ def chat(adapter: LLMAdapter, seed: int, greedy: bool) -> LLMChat:
     return LLMChat(adapter, seed, greedy)
 
 
-def _reply(text: str, responses: Responses, scored: float | None) -> Reply:
-    return Reply(text, len(responses.response(0)), bool(responses.ended[0]), scored)
+def _reply(text: str, responses: Responses, value: float | None) -> Reply:
+    return Reply(text, len(responses.response(0)), bool(responses.ended[0]), value)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from envs.llm.model import CRITIC, Network
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
+NOT_CHOSEN = -1  # the action at a column where the policy did not choose
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits held at once, in numbers
 
 
@@ -36,8 +37,8 @@ class Critic(nn.Module):
         return values
 
 
-class AdapterCritic(Critic):
-    """A critic that is a second low-rank adapter on the policy's own frozen base."""
+class LoRACritic(Critic):
+    """A critic that is a second LoRA on the policy's own frozen base."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.width)
@@ -48,10 +49,10 @@ class AdapterCritic(Critic):
 
 
 class Reference(NamedTuple):
-    """The frozen model that KL is measured to: a copy, or the policy's network with its adapter switched off."""
+    """The frozen model that KL is measured to: a copy, or the policy's network with its LoRA switched off."""
 
     network: Network
-    adapter: str | None = None
+    lora: str | None = None
 
 
 class Comparison(NamedTuple):
@@ -64,8 +65,8 @@ class Comparison(NamedTuple):
 
 
 class TokenPolicy(ActorCritic):
-    """Observations are a mapping: `tokens` [R, L] int64, `chosen` [R, L] bool (True where the policy chose the action,
-    so that logits are computed for responses alone) and, without a critic, `baseline` [R, L]."""
+    """Observations are tokens [R, L], actions the tokens [R, L] that follow them: logits are computed only where the
+    policy chose them. Values are 0 without a critic."""
 
     def __init__(self, network: Network, critic: Critic | None, temperature: float, entropy_gradient: bool) -> None:
         """Without `entropy_gradient` the entropy is only reported."""
@@ -74,42 +75,42 @@ class TokenPolicy(ActorCritic):
         self.temperature, self.entropy_gradient = temperature, entropy_gradient
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        assert isinstance(obs, Mapping)
-        tokens, chosen = obs["tokens"], obs["chosen"]
-        hidden = self.network.trunk(tokens)[chosen]
-        logprobs, entropy = self._scores(hidden, actions[chosen], self.temperature)
-        values = self.critic(tokens, chosen, hidden) if self.critic is not None else obs["baseline"][chosen]
-        return Evaluation(*(spread(x, chosen) for x in (logprobs, entropy, values)))
+        assert isinstance(obs, Tensor)
+        chosen = actions != NOT_CHOSEN
+        hidden = self.network.trunk(obs)[chosen]
+        logprobs, entropy = self._logprobs_and_entropy(hidden, actions[chosen], self.temperature)
+        values = torch.zeros_like(logprobs) if self.critic is None else self.critic(obs, chosen, hidden)
+        return Evaluation(*(scatter(x, chosen) for x in (logprobs, entropy, values)))
 
     @torch.no_grad()
     def compare(self, tokens: Tensor, chosen: Tensor, actions: Tensor, reference: Reference) -> Comparison:
         """Log-probs by the same operations as in `evaluate`, beside those of the reference; all [R, L]."""
         hidden = self.network.trunk(tokens)[chosen]
-        other = reference.network.trunk(tokens, reference.adapter)[chosen.to(reference.network.device)]
+        other = reference.network.trunk(tokens, reference.lora)[chosen.to(reference.network.device)]
         parts, start = [], 0
         for h, a in self._chunks(hidden, actions[chosen]):
-            logits = _tempered(self.network.logits(h), self.temperature)
-            theirs = reference.network.logits(other[start : start + len(h)], reference.adapter).to(logits.device)
-            theirs = _tempered(theirs, self.temperature)
-            parts.append(compared(logits, theirs, a))
+            logits = _divide(self.network.logits(h), self.temperature)
+            theirs = reference.network.logits(other[start : start + len(h)], reference.lora).to(logits.device)
+            theirs = _divide(theirs, self.temperature)
+            parts.append(logprobs_and_kl(logits, theirs, a))
             start += len(h)
         logprobs, ref_logprobs, kl = (torch.cat(x) for x in zip(*parts, strict=True))
         values = torch.zeros_like(kl) if self.critic is None else self.critic(tokens, chosen, hidden)
-        return Comparison(*(spread(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
+        return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
         """log pi(action) of the steps where `chosen`, [n], at temperature 1: how likely a given text is."""
         hidden = self.network.trunk(tokens)[chosen]
-        return self._scores(hidden, actions[chosen], 1.0)[0]
+        return self._logprobs_and_entropy(hidden, actions[chosen], 1.0)[0]
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         if self.critic is None:
             return []
-        own = [*self.critic.parameters(), *self.network.adapter_parameters(CRITIC)]
+        own = [*self.critic.parameters(), *self.network.lora_parameters(CRITIC)]
         return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
-        """What training changes: a frozen base under adapters is not in it."""
+        """What training changes: a frozen base under LoRA is not in it."""
         everything: dict[str, Any] = super().state_dict(*arguments, **options)
         named = dict(self.named_parameters(remove_duplicate=False))  # tied weights under each of their names
         if all(p.requires_grad for p in named.values()):
@@ -129,32 +130,33 @@ class TokenPolicy(ActorCritic):
         size = max(1, CHUNK.get(hidden.device.type, 1 << 23) // vocabulary)
         return zip(hidden.split(size), actions.split(size), strict=True)
 
-    def _scores(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _logprobs_and_entropy(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probs of `actions` [n] and entropies [n]. Where the logits take several chunks, each chunk's are made
         again backward: kept, all of them would be there at once."""
 
-        def score(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-            return scored(_tempered(self.network.logits(hidden), temperature), actions, self.entropy_gradient)
+        def compute(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+            logits = _divide(self.network.logits(hidden), temperature)
+            return logprobs_and_entropy(logits, actions, self.entropy_gradient)
 
         chunks = list(self._chunks(hidden, actions))
         if len(chunks) == 1:
-            return score(hidden, actions)
-        again = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
+            return compute(hidden, actions)
+        again = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
         logprobs, entropy = (torch.cat(x) for x in zip(*(again(h, a) for h, a in chunks), strict=True))
         return logprobs, entropy
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
+def _divide(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature  # a copy of the largest tensor there is
 
 
-def scored(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
     """log pi(a) and the entropy, each [n], from logits [n, V]; with no gradient to the entropy unless asked for."""
-    found: tuple[Tensor, Tensor] = _Scored.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
+    found: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
     return found
 
 
-class _Scored(torch.autograd.Function):
+class _LogprobsAndEntropy(torch.autograd.Function):
     """Keeps one tensor [n, V] for the way back and makes one there, where autograd's own steps do several."""
 
     @staticmethod
@@ -185,7 +187,7 @@ class _Scored(torch.autograd.Function):
         return grad.scatter_add_(-1, actions, logprob_grad[:, None]), None, None
 
 
-def compared(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def logprobs_and_kl(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """log pi(a), log pi_ref(a) and KL(pi || pi_ref), each [n], from logits [n, V]."""
     logs, ref_logs = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     taken, ref_taken = (x.gather(-1, actions[:, None]).squeeze(-1) for x in (logs, ref_logs))
@@ -193,6 +195,6 @@ def compared(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tenso
     return taken, ref_taken, torch.einsum("nv,nv->n", logs.exp_(), gap).clamp(min=0)
 
 
-def spread(x: Tensor, chosen: Tensor) -> Tensor:
+def scatter(x: Tensor, chosen: Tensor) -> Tensor:
     """Numbers [n] of the n chosen steps as float32 [R, L], 0 elsewhere."""
     return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, x.float())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.llm import tasks
 from envs.llm.data import PromptData, read_prompts, read_texts
-from envs.llm.options import TASKS, LLMConfig
+from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError
 
 HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # prompts in a file from which on every tenth is held out
@@ -30,9 +30,8 @@ class Prompts:
         return self.data.take(numbers).columns
 
 
-def load_prompts(config: LLMConfig, tokenizer: Any, context: int) -> tuple[Prompts, Prompts]:
+def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Prompts]:
     """Training and held-out prompts. Raises UsageError where there are none, or one does not fit."""
-    llm = config.llm
     training, held_out = _read(llm.prompts_name, llm.prompt_key)
     if llm.eval_prompts:
         held_out = _read(llm.eval_prompts, llm.prompt_key)[0]
@@ -41,7 +40,7 @@ def load_prompts(config: LLMConfig, tokenizer: Any, context: int) -> tuple[Promp
         held_out = training.take([i for i in numbers if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1])
         training = training.take([i for i in numbers if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1])
     longest = context - llm.max_new_tokens
-    return tokenized(training, tokenizer, llm.chat_template, longest), tokenized(
+    return tokenize(training, tokenizer, llm.chat_template, longest), tokenize(
         held_out or training, tokenizer, llm.chat_template, longest
     )
 
@@ -53,12 +52,12 @@ def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
     return read_prompts(Path(name), key), None
 
 
-def tokenized(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
+def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
     """Prompts as the model reads them. Raises UsageError for one that has no tokens or more than `longest`."""
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
-        text = _rendered(chat, tokenizer, data.at(number)) if chat is not None else str(prompt)
+        text = _render(chat, tokenizer, data.at(number)) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)
         if not ids:
             raise UsageError(f"{data.at(number)}: the prompt has no tokens")
@@ -81,7 +80,7 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
     return ids
 
 
-def _rendered(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
+def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: is a chat, but the model's tokenizer has no chat template; use plain prompts")
     try:
@@ -100,8 +99,7 @@ def end_tokens(tokenizer: Any, model: Any) -> list[int]:
 class PtxTexts:
     """Texts for the pretraining term, drawn at random; each ends with the end token, if the tokenizer has one."""
 
-    def __init__(self, config: LLMConfig, tokenizer: Any, context: int) -> None:
-        llm = config.llm
+    def __init__(self, llm: LLM, tokenizer: Any, context: int) -> None:
         texts = read_texts(Path(llm.ptx_data)) if llm.ptx_data else tasks.task_texts()
         end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
         self.rows = [[*encode(tokenizer, text), *end][:context] for text in texts]

@@ -95,7 +95,7 @@ def _arithmetic_prompts() -> tuple[PromptData, PromptData]:
 # sentiment: "The soup was" -> " rather cold and dull. We hated it."
 
 
-def _listed(words: str) -> list[str]:
+def _words(words: str) -> list[str]:
     return words.split()
 
 
@@ -111,13 +111,13 @@ _OPENERS = (
     "Today the {} was",
     "People say the {} is",
 )
-_NOUNS = _listed(
+_NOUNS = _words(
     "film story plot actor music song book show soup bread coffee pizza dinner cake salad tea "
     "hotel room beach museum garden park town street cafe tour view staff boat train"
 )
-_GOOD = _listed("good great lovely warm fresh funny tasty clean bright superb charming pleasant perfect kind")
-_BAD = _listed("bad awful boring cold stale dull dirty noisy ugly bland weak gloomy horrid rude")
-_PLAIN = _listed("new small large usual plain round old long short local green wooden simple busy")
+_GOOD = _words("good great lovely warm fresh funny tasty clean bright superb charming pleasant perfect kind")
+_BAD = _words("bad awful boring cold stale dull dirty noisy ugly bland weak gloomy horrid rude")
+_PLAIN = _words("new small large usual plain round old long short local green wooden simple busy")
 _GRADES = ("very", "quite", "rather", "really", "so", "a bit")
 _TAILS = (
     *(f"{who} {verb} it" for who in ("I", "We") for verb in ("loved", "liked", "hated", "disliked")),

@@ -1,4 +1,4 @@
-"""The models that need no download: `tiny`, and the scoring model of `sentiment`, made here at first use and cached.
+"""The models that need no download: `tiny`, and the reward model of `sentiment`, made here at first use and cached.
 
 Both are Llama in miniature over bytes, saved as `transformers` saves any model: what loads them loads a real one. Made
 by a recipe rather than shipped, so that everybody can see what the models were taught, and change it.
@@ -62,8 +62,8 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class ScorerRecipe:
-    """Everything that decides what the scoring model becomes, besides `tiny` and the pairs in tasks.py."""
+class RewardModelRecipe:
+    """Everything that decides what the reward model becomes, besides `tiny` and the pairs in tasks.py."""
 
     version: int = 1
     seed: int = 0
@@ -80,18 +80,20 @@ def tiny_model(recipe: Recipe | None = None) -> Path:
     Raises UsageError where the cache folder cannot be written.
     """
     recipe = recipe or Recipe()
-    return _cached("tiny", (recipe,), lambda folder: _make_tiny(recipe, folder))
+    return _find_or_make("tiny", (recipe,), lambda folder: _make_tiny(recipe, folder))
 
 
-def sentiment_scorer(recipe: ScorerRecipe | None = None, tiny: Recipe | None = None) -> Path:
-    """The folder of a scoring model (one label) with a tokenizer of its own, trained on `tasks.sentiment_pairs`.
+def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe | None = None) -> Path:
+    """The folder of a reward model (one label) with a tokenizer of its own, trained on `tasks.sentiment_pairs`.
 
     It is the proxy of `sentiment_gold`: as good as its pairs where texts look like theirs, and not elsewhere. Raises
     UsageError where the cache folder cannot be written.
     """
-    recipe, base = recipe or ScorerRecipe(), tiny or Recipe()
+    recipe, base = recipe or RewardModelRecipe(), tiny or Recipe()
     start = tiny_model(base)  # before the lock: each folder has its own
-    return _cached("sentiment-scorer", (recipe, base), lambda folder: _make_scorer(recipe, start, folder))
+    return _find_or_make(
+        "sentiment-reward-model", (recipe, base), lambda folder: _make_reward_model(recipe, start, folder)
+    )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,7 +121,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def _make_tiny(recipe: Recipe, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = _blank(recipe, generator)
+    model = _new_model(recipe, generator)
     sums, remarks = _Sums(), _Remarks(recipe.seed)
     steps = recipe.clean_steps + recipe.noisy_steps
 
@@ -133,14 +135,14 @@ def _make_tiny(recipe: Recipe, folder: Path) -> None:
     _save(model, folder)
 
 
-def _make_scorer(recipe: ScorerRecipe, start: Path, folder: Path) -> None:
+def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
     with quiet(), torch.random.fork_rng(devices=[]):  # the new head is drawn from the global generator, then zeroed
         model = LlamaForSequenceClassification.from_pretrained(start, num_labels=1)
     nn.init.zeros_(model.score.weight)
     pairs = tasks.sentiment_pairs(recipe.pairs, recipe.seed)
     texts = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
-    chosen, rejected = _padded([text.encode() for text in texts]).chunk(2)
+    chosen, rejected = _pad([text.encode() for text in texts]).chunk(2)
 
     def losses() -> Iterator[Tensor]:
         for _ in range(recipe.steps):
@@ -161,7 +163,7 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
         byte_tokenizer().save_pretrained(folder)
 
 
-def _blank(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
+def _new_model(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=PAD + 1,
         hidden_size=recipe.width,
@@ -190,7 +192,7 @@ def _loss(model: LlamaForCausalLM, tokens: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model.lm_head(hidden[counts]), targets[counts])
 
 
-def _padded(texts: Sequence[bytes]) -> Tensor:
+def _pad(texts: Sequence[bytes]) -> Tensor:
     """[R, L] ids, padded on the right."""
     return nn.utils.rnn.pad_sequence([torch.tensor(list(text)) for text in texts], batch_first=True, padding_value=PAD)
 
@@ -206,8 +208,8 @@ class _Sums:
         self.chances = torch.tensor([[*answers.values(), *[0.0] * (width - len(answers))] for answers in shown])
         self.totals = torch.tensor([a + b for a, b in pairs])
         questions = [tasks.question(a, b).encode() for a, b in pairs]
-        self.questions, self.lengths = _padded(questions), torch.tensor([len(text) for text in questions])
-        self.written = _padded([f"{n}".encode() for n in range(int(self.answers.max()) + 1)])
+        self.questions, self.lengths = _pad(questions), torch.tensor([len(text) for text in questions])
+        self.written = _pad([f"{n}".encode() for n in range(int(self.answers.max()) + 1)])
         digits = (self.written != PAD).sum(1, keepdim=True)
         self.written = F.pad(self.written, (0, 1), value=PAD).scatter(1, digits, EOS)  # [numbers, digits + EOS]
 
@@ -231,7 +233,7 @@ class _Remarks:
     def __init__(self, seed: int, count: int = 8192) -> None:
         rng, prompts = random.Random(seed), tasks.sentiment_openings()[0]
         texts = sorted((rng.choice(prompts) + tasks.remark(rng) for _ in range(count)), key=len)  # little padding
-        self.tokens = _padded([text.encode() for text in texts])
+        self.tokens = _pad([text.encode() for text in texts])
         self.lengths = torch.tensor([len(text) for text in texts])
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -286,12 +288,12 @@ class _Muon:
         for shape, group in self.groups.items():
             gradient = torch.stack([matrix.grad for matrix in group if matrix.grad is not None])
             mean = self.means[shape].mul_(self.momentum).add_(gradient)
-            update = _orthogonal(gradient + self.momentum * mean) * max(1.0, shape[0] / shape[1]) ** 0.5
+            update = _orthogonalize(gradient + self.momentum * mean) * max(1.0, shape[0] / shape[1]) ** 0.5
             for matrix, direction in zip(group, update, strict=True):
                 matrix.mul_(1.0 - lr * self.decay).sub_(lr * direction)
 
 
-def _orthogonal(matrices: Tensor) -> Tensor:
+def _orthogonalize(matrices: Tensor) -> Tensor:
     """[M, rows, columns] with all singular values near 1: five Newton-Schulz iterations."""
     wide: Tensor = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -335,7 +337,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-unified"
 
 
-def _cached(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
+def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
     """The folder of what `make` writes, made once: aside first, then moved into place; a second process waits for it.
 
     Its name holds a hash of the recipe and of a sample of the texts: whoever changes them gets a new model.
@@ -347,7 +349,7 @@ def _cached(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock")):
+        with _hold_lock(folder.with_suffix(".lock")):
             if not folder.exists():
                 _make_aside(folder, make)
     except OSError as error:
@@ -377,7 +379,7 @@ def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _hold_lock(lock: Path) -> Iterator[None]:
     """Hold `lock` for the block; whoever else wants it waits and is told so."""
     with lock.open("a") as handle:
         try:

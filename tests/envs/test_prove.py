@@ -27,6 +27,7 @@ from ppo_unified.engine.rollout import Rollout
 from tests.mutants import Mutant, copy_project, run_python
 
 ADAPTER, SAMPLED, KL = "envs/llm/adapter.py", "envs/llm/generate.py", "envs/llm/kl.py"
+TOKEN_POLICY = "envs/llm/policy.py"
 VECTOR, PPO = "envs/gym/vector.py", "ppo_unified/engine/ppo.py"
 MUTANTS = {  # and a quantity that gives each away
     Mutant("mask: with the prompt's last token", SAMPLED, "self.prompt_lengths[:, None] - 1)", "self.prompt_lengths[:, None] - 2)"): "steps",
@@ -36,10 +37,10 @@ MUTANTS = {  # and a quantity that gives each away
     Mutant("kl reward: sign", KL, "-coef * kl", "coef * kl"): "rewards",
     Mutant("kl reward: one step late", KL, "-coef * kl", "-coef * kl.roll(1, 1)"): "rewards",
     Mutant("score: one token early", KL, "last_steps(mask)] += scores", "last_steps(mask) - 1] += scores"): "rewards",
-    Mutant("alignment: actions are the states' own tokens", ADAPTER, "actions=responses.tokens[:, 1:]", "actions=responses.tokens[:, :-1]"): "steps",
+    Mutant("alignment: actions are the states' own tokens", ADAPTER, "torch.where(mask, responses.tokens[:, 1:]", "torch.where(mask, responses.tokens[:, :-1]"): "steps",
     Mutant("alignment: old log-probs of those", ADAPTER, "tokens[:, 1 : longest + 1]", "tokens[:, :longest]"): "logprobs",
     Mutant("alignment: values after the token", ADAPTER, "values=values,", "values=values.roll(-1, 1),"): "values",
-    Mutant("alignment: the update reads other columns", ADAPTER, '"chosen": mask}', '"chosen": mask.roll(-1, 1)}'): "gradient: policy",
+    Mutant("alignment: the update reads other columns", TOKEN_POLICY, "self.network.trunk(obs)[chosen]", "self.network.trunk(obs)[chosen.roll(-1, 1)]"): "gradient: policy",
     Mutant("gymnasium: a value after termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"): "next_values",
     Mutant("gymnasium: reset columns are steps", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"): "steps",
     Mutant("engine: no trace", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"): "advantages, by their definition",

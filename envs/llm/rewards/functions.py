@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from envs.llm.data import clipped
+from envs.llm.data import shorten
+from envs.llm.rewards.errors import RewardError
 from ppo_unified.errors import UsageError, nearest
 from ppo_unified.text import clean
 
@@ -30,43 +31,39 @@ _NUMBER = re.compile(
 )
 
 
-class RewardError(RuntimeError):
-    """A reward that failed, or gave anything but one finite number per response; says on which prompt and response."""
-
-
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
-    """The reward that `reference` means; a scoring model is loaded onto `device`. Raises UsageError.
+    """The reward that `reference` means; a reward model is loaded onto `device`. Raises UsageError.
 
     A built-in task's; exact, numeric, regex:PATTERN, length:N; module:function; or the folder or hub id of a
     sequence-classification model.
     """
     function = find_function(reference, option)
     if function is not None:
-        return _taking_its_columns(function)
-    from envs.llm.rewards.reward_model import ScoringModel
+        return _limit_columns(function)
+    from envs.llm.rewards.reward_model import RewardModel
 
-    return ScoringModel(scoring_model(reference), device, dtype, option)
+    return RewardModel(reward_model_source(reference), device, dtype, option)
 
 
 def check_reward(reference: str, option: str = "llm.reward") -> None:
-    """Raises UsageError for what `load_reward` would refuse, without reading a scoring model's weights."""
+    """Raises UsageError for what `load_reward` would refuse, without reading a reward model's weights."""
     if find_function(reference, option) is None:
-        from envs.llm.rewards.reward_model import load_scorer_parts
+        from envs.llm.rewards.reward_model import load_reward_model_parts
 
-        load_scorer_parts(scoring_model(reference), option)
+        load_reward_model_parts(reward_model_source(reference), option)
 
 
-def scoring_model(reference: str) -> str:
-    """The folder or hub id of a scoring model that is no function; the built-in one is made at first use."""
+def reward_model_source(reference: str) -> str:
+    """The folder or hub id of a reward model that is no function; the built-in one is made at first use."""
     if reference == "sentiment":
-        from envs.llm.tiny import sentiment_scorer
+        from envs.llm.tiny import sentiment_reward_model
 
-        return str(sentiment_scorer())
+        return str(sentiment_reward_model())
     return reference
 
 
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
-    """The function that `reference` means; None where it means a scoring model, which is not looked at.
+    """The function that `reference` means; None where it means a reward model, which is not looked at.
 
     Raises UsageError for what can be neither.
     """
@@ -180,7 +177,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         known = nearest(missing[0], columns)
         raise UsageError(f"{where}: no key {missing[0]!r}, which {option} = {reference!r} needs ({found}){known}")
     try:
-        inspect.signature(function).bind([], [], **_taken(parameters, columns))
+        inspect.signature(function).bind([], [], **_select_columns(parameters, columns))
     except TypeError as error:
         raise UsageError(
             f"{where}: {option} = {reference!r} can't be called as reward(prompts, responses, **columns): {error}"
@@ -192,7 +189,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
     """The columns without which a reward is known to fail; one with `**columns` alone may want others."""
     parameters = _parameters(find_function(reference, option)) or []
-    return [p.name for p in parameters[2:] if _required(p)]
+    return [p.name for p in parameters[2:] if _is_required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
@@ -201,7 +198,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(f"{where}: 'answer' of prompt {number} is {_kind(answer)}, not a text or a number")
         if reference == "numeric" and last_number(str(answer)) is None:
-            raise UsageError(f"{where}: 'answer' of prompt {number} holds no number ({clipped(str(answer))!r})")
+            raise UsageError(f"{where}: 'answer' of prompt {number} holds no number ({shorten(str(answer))!r})")
 
 
 def _parameters(function: Any) -> list[inspect.Parameter] | None:
@@ -212,12 +209,12 @@ def _parameters(function: Any) -> list[inspect.Parameter] | None:
         return None
 
 
-def _required(parameter: inspect.Parameter) -> bool:
+def _is_required(parameter: inspect.Parameter) -> bool:
     gathers = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return not gathers and parameter.default is inspect.Parameter.empty
 
 
-def _taken(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
+def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that a reward takes: all with `**columns`, else those it names."""
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(columns)
@@ -225,14 +222,14 @@ def _taken(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> d
     return {name: values for name, values in columns.items() if name in names}
 
 
-def _taking_its_columns(function: Reward) -> Reward:
+def _limit_columns(function: Reward) -> Reward:
     """`function`, given only the columns that it names where it has no `**columns`."""
     parameters = _parameters(function)
     if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return function
 
     def reward(prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
-        return function(prompts, responses, **_taken(parameters, columns))
+        return function(prompts, responses, **_select_columns(parameters, columns))
 
     return reward
 
@@ -248,29 +245,31 @@ def score(
         return []
     try:
         given = reward(list(prompts), list(responses), **{key: list(values) for key, values in columns.items()})
-        values = _listed(given, len(responses))
+        values = _to_list(given, len(responses))
     except RewardError:
         raise
     except (Exception, SystemExit) as error:  # a reward that ends the process is a reward that failed
-        why, first = clipped(f"{type(error).__name__}: {error}", 200), _named(prompts, responses, 0)
+        why, first = shorten(f"{type(error).__name__}: {error}", 200), _describe(prompts, responses, 0)
         raise RewardError(f"{name} failed on {len(responses)} responses ({why}); the first: {first}") from error
     if values is None:
-        raise RewardError(f"{name} gave {_kind(given)} instead of a list of numbers; {_named(prompts, responses, 0)}")
+        raise RewardError(
+            f"{name} gave {_kind(given)} instead of a list of numbers; {_describe(prompts, responses, 0)}"
+        )
     if len(values) > len(responses):
-        last = _named(prompts, responses, -1)
+        last = _describe(prompts, responses, -1)
         raise RewardError(f"{name} gave more than one score for each of {len(responses)} responses; the last: {last}")
     if len(values) < len(responses):
-        first = _named(prompts, responses, len(values))
+        first = _describe(prompts, responses, len(values))
         raise RewardError(f"{name} gave {len(values)} scores for {len(responses)} responses; without one: {first}")
     numbers = [_number(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None or not math.isfinite(number):
             found = _kind(value) if number is None else str(number)
-            raise RewardError(f"{name} gave {found}, not a finite number; {_named(prompts, responses, index)}")
+            raise RewardError(f"{name} gave {found}, not a finite number; {_describe(prompts, responses, index)}")
     return [number for number in numbers if number is not None]
 
 
-def _listed(given: Any, count: int) -> list[Any] | None:
+def _to_list(given: Any, count: int) -> list[Any] | None:
     """What a reward gave as a list, of at most one value too many; None where it has no order or no values."""
     if hasattr(given, "tolist"):  # a tensor or an array, on whatever device
         given = given.tolist()
@@ -291,13 +290,13 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _named(prompts: Sequence[str], responses: Sequence[str], index: int) -> str:
-    return f"prompt {clipped(prompts[index], 60)!r}, response {clipped(responses[index], 60)!r}"
+def _describe(prompts: Sequence[str], responses: Sequence[str], index: int) -> str:
+    return f"prompt {shorten(prompts[index], 60)!r}, response {shorten(responses[index], 60)!r}"
 
 
 def _kind(value: Any) -> str:
     """A value in a few words: its type, and itself where that is short."""
     if value is None:
         return "None"
-    shown = clipped(repr(value)) if isinstance(value, (str, int, float, list, dict, tuple)) else ""
+    shown = shorten(repr(value)) if isinstance(value, (str, int, float, list, dict, tuple)) else ""
     return f"a value of type {type(value).__name__}" + (f" ({shown})" if shown else "")

@@ -1,4 +1,4 @@
-"""A scoring model that is a low-rank adapter and a head: its folder as peft writes it, without the base's weights."""
+"""A reward model that is LoRA and a head: its folder as peft writes it, without the base's weights."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FINGERPRINT = "base_fingerprint"  # in the metadata of the weights' file
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}  # of a fingerprint, by what the weights are kept in
 
 
-class ScoringAdapter(NamedTuple):
-    """What a folder holds."""
+class LoRAFolder(NamedTuple):
+    """A reward model's LoRA and head on the disk."""
 
-    folder: Path
+    path: Path
     base: str  # the folder or hub id of the model that it belongs to
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(adapter, head): the adapter by peft's keys, the head by those of its layer. Raises UsageError."""
-        path = self.folder / WEIGHTS
+        """(LoRA, head): LoRA by peft's keys, the head by those of its layer. Raises UsageError."""
+        path = self.path / WEIGHTS
         try:
             with safe_open(path, framework="pt") as file:
                 everything = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -39,28 +39,28 @@ class ScoringAdapter(NamedTuple):
         return {key: x for key, x in everything.items() if not key.startswith(HEAD)}, head
 
     def check_base(self, fingerprint: float, dtype: torch.dtype) -> None:
-        """Raises UsageError where a base is not the one that the adapter was trained on; adapters made elsewhere do
-        not say what theirs was."""
+        """Raises UsageError where a base is not the one that the LoRA was trained on; folders made elsewhere do not
+        say what theirs was."""
         try:
-            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
+            with safe_open(self.path / WEIGHTS, framework="pt") as file:
                 wanted = float((file.metadata() or {})[FINGERPRINT])
         except (KeyError, ValueError):
             return
         if not math.isclose(wanted, fingerprint, rel_tol=TOLERANCE.get(dtype, 1e-3)):
             raise UsageError(
-                f"{self.folder}: was trained on other weights than {self.base} has now (sums of all: {wanted:.8g} and "
+                f"{self.path}: was trained on other weights than {self.base} has now (sums of all: {wanted:.8g} and "
                 f"{fingerprint:.8g}); put that model back, or train the adapter again: ppo-unified reward-model"
             )
 
 
-def read_adapter(source: str) -> ScoringAdapter | None:
-    """The scoring adapter in a folder; None for anything else, another kind of adapter included."""
+def read_lora_folder(source: str) -> LoRAFolder | None:
+    """The LoRA folder of a reward model; None for anything else, LoRA of another kind of model included."""
     path = Path(source) / CONFIG
     try:
         options: Any = read_json(path)
         if options["task_type"] != "SEQ_CLS":
             return None
-        return ScoringAdapter(Path(source), str(options["base_model_name_or_path"]))
+        return LoRAFolder(Path(source), str(options["base_model_name_or_path"]))
     except OSError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -69,6 +69,6 @@ def read_adapter(source: str) -> ScoringAdapter | None:
 
 @torch.no_grad()
 def trunk_fingerprint(model: Any) -> float:
-    """One number of the weights below a model's head, adapters left out: the same with whatever head."""
+    """One number of the weights below a model's head, LoRA left out: the same with whatever head."""
     sums = [x.abs().sum(dtype=torch.float64) for name, x in model.base_model.named_parameters() if "lora_" not in name]
     return float(torch.stack([x.cpu() for x in sums]).sum())

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.llm.data import clipped
-from envs.llm.model import Network, context_of, load_config, load_scorer, load_tokenizer, location
-from envs.llm.rewards.functions import RewardError
-from envs.llm.rewards.lora_reward_model import read_adapter
+from envs.llm.data import shorten
+from envs.llm.model import Network, context_of, load_config, load_reward_model, load_tokenizer, location
+from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
 
 BATCH_COLUMNS = 8192  # padded tokens in one forward pass
 
 
-class ScoringModel:
+class RewardModel:
     """The score at the last token of prompt + response, as the model's own tokenizer splits it.
 
     Nothing is added to the text but what that tokenizer always adds. The score is read where the text ends, known from
@@ -25,16 +25,16 @@ class ScoringModel:
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
-        """Raises UsageError for what is not a scoring model: random weights would score as happily as trained ones."""
+        """Raises UsageError for what is not a reward model: random weights would score as happily as trained ones."""
         self._read(source, option)
-        self.model = load_scorer(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
+        self.model = load_reward_model(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
         self.head = getattr(self.model, "score", None)  # None: pools in its own way, as encoders do, by the mask
         if isinstance(self.head, nn.Module):
             self.head.float()  # bfloat16 has 256 numbers between 1 and 2: many scores would tie
 
     def _read(self, source: str, option: str) -> None:
         """Everything but the weights."""
-        config, self.tokenizer = load_scorer_parts(source, option)
+        config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = longest(config, self.tokenizer)
         self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
@@ -54,7 +54,7 @@ class ScoringModel:
         if not 0 < len(ids) <= self.longest:
             size = f"{len(ids)} tokens, and {self.source} reads at most {self.longest}" if ids else "no tokens"
             raise RewardError(
-                f"{self.option}: prompt {clipped(prompt, 60)!r} and response {clipped(response, 60)!r} have {size}"
+                f"{self.option}: prompt {shorten(prompt, 60)!r} and response {shorten(response, 60)!r} have {size}"
             )
         return ids
 
@@ -79,38 +79,38 @@ class ScoringModel:
         return hidden
 
 
-class SharedScoringModel(ScoringModel):
-    """A scoring model that is a low-rank adapter on the policy's own base: the weights are in memory once."""
+class SharedRewardModel(RewardModel):
+    """A reward model that is LoRA on the policy's own base: the weights are in memory once."""
 
     def __init__(self, source: str, network: Network, name: str, option: str) -> None:
-        """`name`: of the adapter in `network`. Raises UsageError where it doesn't fit there."""
+        """`name`: of the LoRA in `network`. Raises UsageError where it doesn't fit there."""
         self._read(source, option)
-        adapter = read_adapter(source)
-        assert adapter is not None
+        folder = read_lora_folder(source)
+        assert folder is not None
         self.network, self.name = network, name
         self.model = network.model
-        self.head = network.add_frozen_adapter(name, adapter, option)
+        self.head = network.add_frozen_lora(name, folder, option)
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.network.trunk(ids, self.name)
 
 
 def shares_base(source: str, model: str) -> bool:
-    """Whether `source` is a scoring adapter whose base is the very model (folder or hub id) that `model` names."""
-    adapter = read_adapter(source)
-    return adapter is not None and location(adapter.base) == location(model)
+    """Whether `source` is a LoRA folder whose base is the very model (folder or hub id) that `model` names."""
+    folder = read_lora_folder(source)
+    return folder is not None and location(folder.base) == location(model)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The ids whose last one a text is scored at, in training a scoring model as in using it."""
+    """The ids whose last one a text is scored at, in training a reward model as in using it."""
     ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
     # a chat template has written it already
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 
-def load_scorer_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
-    """(configuration, tokenizer) of a scoring model. Raises UsageError for another kind of model or a misfit."""
+def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
+    """(configuration, tokenizer) of a reward model. Raises UsageError for another kind of model or a misfit."""
     config = load_config(source, option)
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):

@@ -1,4 +1,4 @@
-"""A scoring model from preference pairs, by TRL's RewardTrainer; its folder is what `llm.reward` takes.
+"""A reward model from preference pairs, by TRL's RewardTrainer; its folder is what `llm.reward` takes.
 
 Needs the extra `trl`. TRL brings the Bradley-Terry loss and the loop. Texts, padding and what is saved are decided
 here, so that a text gets the same score here as there: prompt and response as one text, read at its
@@ -34,7 +34,7 @@ from envs.llm.model import load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
 from envs.llm.quiet import quiet, quiet_peft
 from envs.llm.rewards.functions import Reward, load_reward, score
-from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_adapter, trunk_fingerprint
+from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_lora_folder, trunk_fingerprint
 from envs.llm.rewards.reward_model import encode, longest
 from ppo_unified.errors import UsageError
 
@@ -53,7 +53,7 @@ class Settings:
     batch: int = 8  # pairs
     max_length: int = 0  # tokens; longer pairs are left out
     lora_rank: int = 0
-    adapter: bool = False  # save adapter and head without the base, not a whole model
+    adapter: bool = False  # save LoRA and head without the base, not a whole model
     eval_share: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -88,7 +88,7 @@ class Progress:
 
 
 def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Callable[[Progress], None]) -> Outcome:
-    """Train a scoring model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
+    """Train a reward model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
     device = _device(settings.device)
     with quiet():
         tokenizer = load_tokenizer(settings.model, "--model")
@@ -112,7 +112,7 @@ def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Calla
     )
 
 
-class _Made(NamedTuple):
+class _Training(NamedTuple):
     limit: int  # tokens that a pair may have
     steps: int
     kept: list[Pair]
@@ -126,13 +126,13 @@ def _make(
     device: torch.device,
     folder: Path,
     report: Callable[[Progress], None],
-) -> _Made:
+) -> _Training:
     """Train and save."""
     transformers.set_seed(settings.seed)  # for weights that the base model lacks
     model = _load(settings, tokenizer)
     limit = _limit(settings, longest(model.config, tokenizer))
-    kept, rows = _fitting(pairs, tokenizer, limit)
-    held = _held_out(kept, settings.eval_share, settings.seed)
+    kept, rows = _drop_long_pairs(pairs, tokenizer, limit)
+    held = _choose_held_out(kept, settings.eval_share, settings.seed)
     training = [row for index, row in enumerate(rows) if index not in held]
     fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
     base = trunk_fingerprint(model) if settings.adapter else 0.0
@@ -141,11 +141,11 @@ def _make(
     trained: Any = trainer.model
     _check_finite(trained)
     if settings.adapter:
-        _save_adapter(trained, location(settings.model), base, folder)
+        _save_lora(trained, location(settings.model), base, folder)
     else:
         (trained.merge_and_unload() if settings.lora_rank else trained).save_pretrained(folder)
     _save_tokenizer(tokenizer, fill, folder)
-    return _Made(limit, trainer.state.global_step, kept, held)
+    return _Training(limit, trainer.state.global_step, kept, held)
 
 
 def _device(name: str) -> torch.device:
@@ -157,15 +157,15 @@ def _device(name: str) -> torch.device:
 
 
 def _lr(settings: Settings) -> float:
-    """What is usual for all weights of a pretrained model, for adapters, and for a model as small as `tiny`."""
+    """What is usual for all weights of a pretrained model, for LoRA, and for a model as small as `tiny`."""
     return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
     """The base model with one score per text. Raises UsageError where it has no such form or lacks other weights."""
     name = settings.model
-    if adapter := read_adapter(resolve(name)):
-        raise UsageError(f"--model {name}: is an adapter; name the model that it belongs to ({adapter.base})")
+    if folder := read_lora_folder(resolve(name)):
+        raise UsageError(f"--model {name}: is an adapter; name the model that it belongs to ({folder.base})")
     config = load_config(name, "--model")
     scores = any("SequenceClassification" in kind for kind in config.architectures or [])
     if scores and config.num_labels != 1:
@@ -205,7 +205,9 @@ def _limit(settings: Settings, readable: int) -> int:
     return settings.max_length or min(LONGEST, readable)
 
 
-def _fitting(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> tuple[list[Pair], list[dict[str, list[int]]]]:
+def _drop_long_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, limit: int
+) -> tuple[list[Pair], list[dict[str, list[int]]]]:
     """Pairs of at most `limit` tokens, and their token ids under the names that TRL looks for."""
     chosen = [encode(tokenizer, pair.prompt + pair.chosen) for pair in pairs]
     rejected = [encode(tokenizer, pair.prompt + pair.rejected) for pair in pairs]
@@ -216,7 +218,7 @@ def _fitting(pairs: Sequence[Pair], tokenizer: Any, limit: int) -> tuple[list[Pa
     return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
 
 
-def _held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]:
+def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]:
     """Indices of the pairs to keep from training: none if `share` makes too few, else whole prompts where possible,
     so that accuracy is about prompts never seen."""
     wanted = min(round(share * len(pairs)), len(pairs) - 1)
@@ -306,7 +308,7 @@ def _trainer(
         padded = load_tokenizer(settings.model, "--model")
         padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL passes its id on to the model's configuration
         trainer = _Trainer(
-            model=_with_adapters(model, settings.lora_rank) if settings.lora_rank else model,
+            model=_add_lora(model, settings.lora_rank) if settings.lora_rank else model,
             args=arguments,
             data_collator=DataCollatorForPreference(pad_token_id=fill),
             train_dataset=datasets.Dataset.from_list(rows),
@@ -317,8 +319,8 @@ def _trainer(
     return trainer
 
 
-def _with_adapters(model: Any, rank: int) -> Any:
-    """Frozen but for low-rank adapters and the head, which is trained whole."""
+def _add_lora(model: Any, rank: int) -> Any:
+    """Frozen but for LoRA and the head, which is trained whole."""
     options = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
@@ -335,8 +337,8 @@ def _check_finite(model: Any) -> None:
         raise UsageError("the weights are no longer finite; lower --lr")
 
 
-def _save_adapter(model: Any, base: str, fingerprint: float, folder: Path) -> None:
-    """Adapter and head as peft writes them, and which weights they belong to."""
+def _save_lora(model: Any, base: str, fingerprint: float, folder: Path) -> None:
+    """LoRA and head as peft writes them, and which weights they belong to."""
     options = copy.deepcopy(model.peft_config["default"])
     options.base_model_name_or_path, options.inference_mode = base, True
     options.target_modules = sorted(options.target_modules)

@@ -217,8 +217,8 @@ def test_statistics_travel_with_the_policy() -> None:
     assert {"scaler.mean", "scaler.variance", "scaler.count"} <= one.policy.state_dict().keys()
     other.policy.load_state_dict(one.policy.state_dict())
     shown = torch.tensor([[2.0]])
-    assert torch.equal(one.policy.scaled(shown), other.policy.scaled(shown))
-    assert not torch.equal(one.policy.scaled(shown), shown)
+    assert torch.equal(one.policy.scale(shown), other.policy.scale(shown))
+    assert not torch.equal(one.policy.scale(shown), shown)
 
 
 def test_normalised_observations_are_clipped() -> None:

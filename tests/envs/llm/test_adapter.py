@@ -95,16 +95,13 @@ def test_padded_rows_have_the_logprobs_of_unpadded_ones(folder: Path) -> None:
     adapter = make(folder, "hot")
     rollout = adapter.collect()
     model, temperature = adapter.policy.network.model, adapter.config.llm.temperature
-    assert isinstance(rollout.obs, dict)
-    assert adapter.last is not None
-    for row in range(len(rollout.mask)):
-        length = int(adapter.last.responses.lengths[row])
-        tokens = adapter.last.responses.tokens[row, :length]
+    assert isinstance(rollout.obs, Tensor)
+    for row, mask in enumerate(rollout.mask):
+        states = rollout.obs[row, : int(mask.nonzero().max()) + 1]
         with torch.no_grad():
-            scores = (model(tokens[None]).logits[0] / temperature).log_softmax(-1)
-        alone = scores[:-1].gather(1, tokens[1:, None]).squeeze(1)
-        mask = rollout.mask[row, : length - 1]
-        torch.testing.assert_close(rollout.logprobs[row, : length - 1][mask], alone[mask], atol=1e-5, rtol=0)
+            logprobs = (model(states[None]).logits[0] / temperature).log_softmax(-1)
+        alone = logprobs[mask[: len(states)]].gather(1, rollout.actions[row, mask][:, None]).squeeze(1)
+        torch.testing.assert_close(rollout.logprobs[row, mask], alone, atol=1e-5, rtol=0)
 
 
 def test_greedy_responses_are_those_of_generate(folder: Path) -> None:

@@ -82,10 +82,10 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "a column that is not there": ({"reward": "exact"}, "no key 'answer', which llm.reward = 'exact' needs"),
     "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is refused: top_p cuts the distribution"),
     "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a scoring model"),
-    "adapters to switch off": ({"reference": "adapter-off"}, "needs llm.lora_rank above 0"),
+    "adapters to switch off": ({"reference": "lora-off"}, "needs llm.lora_rank above 0"),
     "4 bits with a copy": (
         {"quantize": "4bit", "lora_rank": "2", "reference": "copy"},
-        "llm.quantize = '4bit' needs llm.reference = 'adapter-off'",
+        "llm.quantize = '4bit' needs llm.reference = 'lora-off'",
     ),
     "a target for no coefficient": ({"kl_coef": "0", "kl_target": "6"}, "llm.kl_target = 6.0 has no effect"),
     "no such layers": ({"lora_rank": "2", "lora_targets": "nothing"}, "llm.lora_targets = ['nothing']"),

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from envs.llm import generate as decoding
 from envs.llm.generate import _choose, _Decoder, _RoomyLayer, generate
 from envs.llm.model import Network
-from envs.llm.policy import compared, scored
+from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, causal_lm
 
 PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
@@ -77,7 +77,7 @@ def test_logprob_and_entropy_have_the_gradient_of_their_definition(entropy_gradi
     weights = torch.randn(2, 6, generator=generator, dtype=torch.float64)
     logs = logits.log_softmax(-1)
     expected = logs.gather(1, actions[:, None]).squeeze(1), -(logs.exp() * logs).sum(1)
-    found = scored(logits, actions, entropy_gradient)
+    found = logprobs_and_entropy(logits, actions, entropy_gradient)
     torch.testing.assert_close(found, expected)
     assert found[1].requires_grad is entropy_gradient
     used = 2 if entropy_gradient else 1
@@ -90,16 +90,16 @@ def test_logprob_and_entropy_have_the_gradient_of_their_definition(entropy_gradi
 def test_unlikely_actions_keep_their_logprobs() -> None:
     logits = torch.tensor([[500.0, 0.0, -500.0]])
     actions = torch.tensor([2])
-    assert scored(logits, actions, False)[0].item() == -1000
-    assert [x.item() for x in compared(logits, logits, actions)] == [-1000, -1000, 0]
+    assert logprobs_and_entropy(logits, actions, False)[0].item() == -1000
+    assert [x.item() for x in logprobs_and_kl(logits, logits, actions)] == [-1000, -1000, 0]
 
 
 def test_scoring_leaves_the_logits_as_they_were() -> None:
     logits, ref_logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
     before = logits.clone(), ref_logits.clone()
     actions = torch.zeros(4, dtype=torch.long)
-    scored(logits, actions, True)
-    compared(logits, ref_logits, actions)
+    logprobs_and_entropy(logits, actions, True)
+    logprobs_and_kl(logits, ref_logits, actions)
     assert torch.equal(logits, before[0])
     assert torch.equal(ref_logits, before[1])
 

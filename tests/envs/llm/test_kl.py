@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.llm.kl import ESTIMATES, KLController, group_baselines, kl_estimates, last_steps, token_rewards, whitened
-from envs.llm.policy import compared
+from envs.llm.kl import ESTIMATES, KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
+from envs.llm.policy import logprobs_and_kl
 from ppo_unified.config.schema import PPO
 from ppo_unified.engine.ppo import gae, make_batch
 from ppo_unified.engine.rollout import Rollout
@@ -30,7 +30,7 @@ def estimates() -> dict[str, Tensor]:
     """By the adapter's own arithmetic, from logits."""
     tokens = given("tokens")
     logits, ref_logits = (given(name).flatten(0, 1) for name in ("logits", "ref_logits"))
-    logprobs, ref_logprobs, full = (x.view(tokens.shape) for x in compared(logits, ref_logits, tokens.flatten()))
+    logprobs, ref_logprobs, full = (x.view(tokens.shape) for x in logprobs_and_kl(logits, ref_logits, tokens.flatten()))
     torch.testing.assert_close(logprobs, given("logprobs"), atol=1e-6, rtol=0)
     return kl_estimates(logprobs, ref_logprobs, full)
 
@@ -87,14 +87,14 @@ def test_the_whole_kl_is_never_negative_and_what_the_estimates_average_to() -> N
     generator = torch.Generator().manual_seed(0)
     logits, ref_logits = (torch.randn(7, generator=generator) for _ in range(2))
     draws = torch.multinomial(logits.softmax(-1), 200_000, True, generator=generator)
-    logprobs, ref_logprobs, full = compared(logits.expand(7, 7), ref_logits.expand(7, 7), torch.arange(7))
+    logprobs, ref_logprobs, full = logprobs_and_kl(logits.expand(7, 7), ref_logits.expand(7, 7), torch.arange(7))
     assert bool((full >= 0).all())
     exact = (logits.softmax(-1) * (logits.log_softmax(-1) - ref_logits.log_softmax(-1))).sum()
     torch.testing.assert_close(full, exact.expand(7))
     for name in ("k1", "k3"):
         estimated = ESTIMATES[name](logprobs - ref_logprobs)[draws]
         assert float(estimated.mean()) == pytest.approx(float(exact), abs=4 * float(estimated.std()) / 200_000**0.5)
-    same = compared(logits[None], logits[None], torch.zeros(1, dtype=torch.long))[2]
+    same = logprobs_and_kl(logits[None], logits[None], torch.zeros(1, dtype=torch.long))[2]
     assert float(same) == 0.0
 
 
@@ -136,7 +136,7 @@ def test_a_group_baseline_gives_the_closed_form_at_every_token(kind: str) -> Non
 def test_whitening_keeps_the_mean_and_leaves_padding_alone() -> None:
     mask = torch.tensor([[True, True, False], [True, True, True]])
     rewards = torch.tensor([[1.0, 5.0, 99.0], [2.0, -3.0, 4.0]])
-    white = whitened(rewards, mask)
+    white = whiten(rewards, mask)
     assert float(white[mask].mean()) == pytest.approx(float(rewards[mask].mean()), abs=1e-6)
     assert float(white[mask].std()) == pytest.approx(1.0, abs=1e-6)
     assert float(white[0, 2]) == 0.0

@@ -21,8 +21,8 @@ from envs.llm.options import LLMConfig
 from envs.llm.quiet import quiet_peft
 from envs.llm.rewards import train_reward_model
 from envs.llm.rewards.functions import load_reward
-from envs.llm.rewards.lora_reward_model import WEIGHTS, read_adapter
-from envs.llm.rewards.reward_model import ScoringModel, SharedScoringModel
+from envs.llm.rewards.lora_reward_model import WEIGHTS, read_lora_folder
+from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel
 from envs.llm.rewards.train_reward_model import Settings
 from ppo_unified import load_preset
 from ppo_unified import run as train
@@ -70,14 +70,14 @@ def build(folder: Path, model: str = "base", **llm: Any) -> LLMAdapter:
 
 
 def own_scores(folder: Path) -> Tensor:
-    return torch.tensor(ScoringModel(str(folder / "scorer"))(ASKED, ANSWERED))
+    return torch.tensor(RewardModel(str(folder / "scorer"))(ASKED, ANSWERED))
 
 
 def test_the_folder_is_one_that_peft_reads(folder: Path) -> None:
     """Base, adapter and head, with the very scores that a reward gives."""
     with quiet_peft():
         model = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "scorer"), num_labels=1).eval()
-    scorer = ScoringModel(str(folder / "scorer"))
+    scorer = RewardModel(str(folder / "scorer"))
     rows = [torch.tensor([scorer.tokenizer(p + r)["input_ids"]]) for p, r in zip(ASKED, ANSWERED, strict=True)]
     with torch.no_grad():
         scores = torch.cat([model(input_ids=ids).logits[:, 0] for ids in rows])
@@ -92,7 +92,7 @@ def test_on_the_policys_base_the_scores_are_the_same(folder: Path, options: dict
     if targets:
         options = {"lora_targets": [targets["gpt2" in (folder / "base" / "config.json").read_text()]]}
     with closing(build(folder, **options)) as adapter:
-        assert isinstance(adapter.reward, SharedScoringModel)
+        assert isinstance(adapter.reward, SharedRewardModel)
         assert adapter.reward.network is adapter.policy.network
         torch.testing.assert_close(
             torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
@@ -104,9 +104,9 @@ def test_reward_and_gold_stand_side_by_side(folder: Path) -> None:
     if not second.exists():
         save_adapter(folder / "base", second, seed=5)
     with closing(build(folder, proxy_of=str(second))) as adapter:
-        assert [x.name for x in (adapter.reward, adapter.gold) if isinstance(x, SharedScoringModel)] == [REWARD, GOLD]
+        assert [x.name for x in (adapter.reward, adapter.gold) if isinstance(x, SharedRewardModel)] == [REWARD, GOLD]
         assert adapter.gold is not None
-        theirs = torch.tensor(ScoringModel(str(second))(ASKED, ANSWERED))
+        theirs = torch.tensor(RewardModel(str(second))(ASKED, ANSWERED))
         torch.testing.assert_close(torch.tensor(adapter.gold(ASKED, ANSWERED)), theirs, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
             torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
@@ -154,12 +154,12 @@ def scores_before(folder: Path) -> Tensor:
 def test_the_ratio_begins_at_one_and_training_leaves_it_alone(folder: Path) -> None:
     with closing(build(folder)) as adapter:
         rollout = adapter.collect()
-        frozen = [p.clone() for p in adapter.policy.network.adapter_parameters(REWARD)]
+        frozen = [p.clone() for p in adapter.policy.network.lora_parameters(REWARD)]
         found = adapter.policy.evaluate(rollout.obs, rollout.actions)
         ratio = (found.logprobs - rollout.logprobs)[rollout.mask].exp()
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=1e-5)
         found.logprobs.sum().backward()
-        for before, now in zip(frozen, adapter.policy.network.adapter_parameters(REWARD), strict=True):
+        for before, now in zip(frozen, adapter.policy.network.lora_parameters(REWARD), strict=True):
             assert now.grad is None
             assert torch.equal(before, now)
 
@@ -178,7 +178,7 @@ def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, t
 @pytest.mark.parametrize("options", [{"model": "other"}, {"lora_rank": 0}])
 def test_on_another_base_or_without_adapters_it_is_a_model_of_its_own(folder: Path, options: dict[str, Any]) -> None:
     with closing(build(folder, **options)) as adapter:
-        assert type(adapter.reward) is ScoringModel
+        assert type(adapter.reward) is RewardModel
         torch.testing.assert_close(torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder))
 
 
@@ -252,5 +252,5 @@ def test_what_cannot_be_made_is_named(
 
 def test_an_adapter_for_something_else_is_none_for_scores(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM"}))
-    assert read_adapter(str(tmp_path)) is None
-    assert read_adapter(str(tmp_path / "nowhere")) is None
+    assert read_lora_folder(str(tmp_path)) is None
+    assert read_lora_folder(str(tmp_path / "nowhere")) is None

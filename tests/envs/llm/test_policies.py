@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from envs.llm.adapter import LLMAdapter
 from envs.llm.explain import explain, token_texts
 from envs.llm.export import export, export_merged
+from envs.llm.generate import Responses
 from envs.llm.model import CRITIC, POLICY
 from envs.llm.options import LLMConfig
 from envs.llm.play import LLMChat
@@ -596,26 +597,30 @@ def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: s
     with torch.no_grad():
         for p in adapter.policy.network.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    answered: list[Responses] = []
+    respond = adapter.respond
+    adapter.respond = lambda *given: answered.append(respond(*given)) or answered[-1]  # type: ignore[func-returns-value, method-assign]
     rollout = adapter.collect()
     columns = explain(adapter, rollout)
-    assert adapter.last is not None
-    mask, last = rollout.mask.numpy(), adapter.last
+    mask, (responses,) = rollout.mask.numpy(), answered
     assert {x.shape for x in columns.values()} == {mask.shape}
     for row, tokens in enumerate(columns["token"]):
-        own = last.responses.response(row)
+        own = responses.response(row)
         assert tokens[mask[row]].tolist() == own
         assert "".join(columns["text"][row][mask[row]]) == "".join(token_texts(adapter.tokenizer, own)[i] for i in own)
         start = int(np.argmax(mask[row]))
-        assert last.prompts[row] == "".join(columns["text"][row][:start])  # with the first, which no column chose
+        prompt = adapter.tokenizer.decode(responses.tokens[row, : responses.prompt_lengths[row]])
+        assert prompt == "".join(columns["text"][row][:start])  # with the first, which no column chose
         assert set(columns["text"][row][start + len(own) :]) <= {""}
     with torch.no_grad():
-        logits = adapter.reference.network.model(last.responses.tokens[:, :-1]).logits / 0.7
-    chosen = logits.log_softmax(-1).gather(-1, rollout.actions[..., None]).squeeze(-1)
+        logits = adapter.reference.network.model(responses.tokens[:, :-1]).logits / 0.7
+    chosen = logits.log_softmax(-1).gather(-1, responses.tokens[:, 1:, None]).squeeze(-1)
     np.testing.assert_allclose(columns["logprob_ref"][mask], chosen.numpy()[mask], rtol=1e-4, atol=1e-4)
     assert (columns["kl_full"][mask] >= 0).all()
     ends = columns["score"].copy()
-    ends[np.arange(len(mask)), mask.cumsum(1).argmax(1)] -= np.where(last.responses.ended, 0.0, 0.5)
-    np.testing.assert_allclose(columns["score"].sum(1), last.scores)
+    ends[np.arange(len(mask)), mask.cumsum(1).argmax(1)] -= np.where(responses.ended, 0.0, 0.5)
+    scores = [float(re.search("[a-p]", text) is not None) for text in adapter.texts(responses)]
+    np.testing.assert_array_equal(columns["score"].sum(1), scores)
     np.testing.assert_allclose((ends - 0.1 * columns["kl"])[mask], rollout.rewards.numpy()[mask], atol=1e-6)
     for name in ("logprob_ref", "kl", "kl_full", "score"):
         assert not columns[name][~mask].any()

@@ -23,8 +23,9 @@ from transformers.utils import logging
 from envs.llm.data import PromptData
 from envs.llm.options import LLM
 from envs.llm.rewards import reward_model
-from envs.llm.rewards.functions import RewardError, check_columns, check_reward, last_number, load_reward, score
-from envs.llm.rewards.reward_model import ScoringModel
+from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.functions import check_columns, check_reward, last_number, load_reward, score
+from envs.llm.rewards.reward_model import RewardModel
 from envs.llm.rewards.score_transforms import Scores
 from envs.llm.tasks import task_prompts
 from ppo_unified.errors import UsageError
@@ -440,7 +441,7 @@ def test_rows_are_batched_by_size() -> None:
 
 def test_bfloat16_scores_are_near_and_keep_their_digits(tmp_path: Path) -> None:
     folder = str(scorer(tmp_path))
-    exact, rough = ScoringModel(folder), ScoringModel(folder, dtype="bfloat16")
+    exact, rough = RewardModel(folder), RewardModel(folder, dtype="bfloat16")
     prompts, responses = [p for p, _ in TEXTS], [r for _, r in TEXTS]
     scores = rough(prompts, responses)
     assert next(rough.model.base_model.parameters()).dtype == torch.bfloat16
@@ -451,13 +452,13 @@ def test_bfloat16_scores_are_near_and_keep_their_digits(tmp_path: Path) -> None:
 
 def test_a_begin_token_that_the_text_brings_is_not_doubled(tmp_path: Path) -> None:
     """A chat template has written it; the tokenizer would write it again."""
-    reward = ScoringModel(str(scorer(tmp_path, tokens=ending_in_eos())))
+    reward = RewardModel(str(scorer(tmp_path, tokens=ending_in_eos())))
     assert reward(["<bos>hi"], [" you"]) == reward(["hi"], [" you"])
     assert reward(["<bos><bos>hi"], [" you"]) != reward(["hi"], [" you"])
 
 
 def test_a_text_too_long_to_read_is_named_and_never_cut(tmp_path: Path) -> None:
-    reward = ScoringModel(str(scorer(tmp_path)))
+    reward = RewardModel(str(scorer(tmp_path)))
     assert len(score(reward, "r", ["p" * 100], ["r" * 28], {})) == 1
     with pytest.raises(RewardError) as caught:
         score(reward, "r", ["a", "p" * 100], ["b", "r" * 29], {})
@@ -468,14 +469,14 @@ def test_a_text_too_long_to_read_is_named_and_never_cut(tmp_path: Path) -> None:
 def test_the_tokenizers_own_limit_counts_too(tmp_path: Path) -> None:
     own = tokenizer()
     own.model_max_length = 10
-    reward = ScoringModel(str(scorer(tmp_path, tokens=own)))
+    reward = RewardModel(str(scorer(tmp_path, tokens=own)))
     with pytest.raises(RewardError, match=r"have 11 tokens, .* reads at most 10"):
         reward(["12345"], ["678901"])
 
 
 def test_a_text_without_tokens_is_named(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="prompt '' and response '' have no tokens"):
-        ScoringModel(str(scorer(tmp_path)))([""], [""])
+        RewardModel(str(scorer(tmp_path)))([""], [""])
 
 
 def check_and_load(folder: Path) -> str:

@@ -16,7 +16,7 @@ from envs.llm import tasks, tiny
 from ppo_unified.errors import UsageError
 
 SHORT = tiny.Recipe(width=16, inner=16, heads=2, clean_steps=2, noisy_steps=2, sums=8, remarks=4)
-SHORT_SCORER = tiny.ScorerRecipe(pairs=20, steps=3, batch=4)
+SHORT_SCORER = tiny.RewardModelRecipe(pairs=20, steps=3, batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_making_leaves_threads_gradients_and_the_global_generator_alone() -> Non
     torch.set_num_threads(2)
     try:
         with torch.no_grad():  # whoever asks
-            tiny.sentiment_scorer(SHORT_SCORER, SHORT)
+            tiny.sentiment_reward_model(SHORT_SCORER, SHORT)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)  # conftest's
@@ -288,7 +288,7 @@ def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_both_folders_load_as_any_model_does() -> None:
-    folder, scorer = tiny.tiny_model(SHORT), tiny.sentiment_scorer(SHORT_SCORER, SHORT)
+    folder, scorer = tiny.tiny_model(SHORT), tiny.sentiment_reward_model(SHORT_SCORER, SHORT)
     model, judge = (
         AutoModelForCausalLM.from_pretrained(folder),
         AutoModelForSequenceClassification.from_pretrained(scorer),

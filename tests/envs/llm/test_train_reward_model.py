@@ -231,17 +231,17 @@ def test_held_out_prompts_are_never_trained_on() -> None:
     for seed in range(20):
         draw = random.Random(seed)
         pairs = [Pair(str(draw.randrange(30)), "a", str(index)) for index in range(100)]
-        held = train_reward_model._held_out(pairs, 0.2, seed)
+        held = train_reward_model._choose_held_out(pairs, 0.2, seed)
         assert FEWEST_HELD_OUT <= len(held) <= 20
         inside = {pairs[index].prompt for index in held}
         assert not inside & {pair.prompt for index, pair in enumerate(pairs) if index not in held}
 
 
 def test_pairs_of_one_prompt_are_held_out_one_by_one_and_too_few_not_at_all() -> None:
-    assert len(train_reward_model._held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
-    assert not train_reward_model._held_out(preferences(10), 0.1, 0)
-    assert not train_reward_model._held_out(preferences(100), 0.0, 0)
-    assert len(train_reward_model._held_out(preferences(6), 0.999, 0)) == 5
+    assert len(train_reward_model._choose_held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
+    assert not train_reward_model._choose_held_out(preferences(10), 0.1, 0)
+    assert not train_reward_model._choose_held_out(preferences(100), 0.0, 0)
+    assert len(train_reward_model._choose_held_out(preferences(6), 0.999, 0)) == 5
 
 
 def test_no_use_is_reported_to_anyone(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
