@@ -62,7 +62,7 @@ def check_run(folder: Path) -> RunHealth:
             if value is not None:
                 worse = max if check.is_high else min
                 nearest[check.name] = worse(value, nearest.get(check.name, value))
-        for warning in health.firing():
+        for warning in health.active_warnings():
             fired.setdefault(warning["name"], number)
     return RunHealth(Run(folder).read_status().state, number, nearest, fired)
 

@@ -30,8 +30,8 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
 from envs.llm.options import LLM, LLMConfig, TokenPPO
 from envs.llm.policy import NOT_CHOSEN, TokenPolicy
-from envs.llm.quiet import quiet
-from envs.token_mdp import Logprobs, read
+from envs.llm.quiet import silence_transformers
+from envs.token_mdp import Logprobs, decode_obs
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import Batch, minibatches
 from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
@@ -93,7 +93,7 @@ def _one_quiet_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with quiet():
+        with silence_transformers():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -107,7 +107,7 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     gym_rollout = stepped.collect()
     stepped.close()
     ours, theirs = token_steps(rollout), gym_steps(gym_rollout)
-    same_steps = none_of("steps", len(ours), len(ours.keys() ^ theirs.keys()))
+    same_steps = check_none("steps", len(ours), len(ours.keys() ^ theirs.keys()))
     if not same_steps.ok:
         return Proof([same_steps], {})
     own, other = (tuple(torch.tensor([steps[key] for key in ours]).T) for steps in (ours, theirs))
@@ -122,10 +122,12 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     rewards, values = gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist()
     defined = advantages_by_definition(own[0].tolist(), rewards, values)
     checks.append(compare("advantages, by their definition", batch.advantages[own], defined))
-    disturb(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
-    checks += compare_updates(update_of(tokens.policy, batch), update_of(PrefixPolicy(tokens.policy), gym_batch))
-    cases = cases_of(tokens, batch, gym_rollout)
-    return Proof([*checks, none_of("cases", len(cases), list(cases.values()).count(0))], cases)
+    add_noise(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
+    checks += compare_updates(
+        compute_update(tokens.policy, batch), compute_update(PrefixPolicy(tokens.policy), gym_batch)
+    )
+    cases = count_cases(tokens, batch, gym_rollout)
+    return Proof([*checks, check_none("cases", len(cases), list(cases.values()).count(0))], cases)
 
 
 def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
@@ -135,7 +137,7 @@ def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
     return Check(quantity, largest, difference, difference <= TOLERANCE * max(1.0, largest))
 
 
-def none_of(quantity: str, count: int, wrong: int) -> Check:
+def check_none(quantity: str, count: int, wrong: int) -> Check:
     """A count of things, of which `wrong` break a rule that none may break."""
     return Check(quantity, float(count), float(wrong), wrong == 0)
 
@@ -170,8 +172,8 @@ def token_adapter(
     )
     adapter = LLMAdapter(LLMConfig(seed=seed, llm=llm, ppo=OPTIONS), CPU)
     assert adapter.policy.critic is not None
-    disturb(adapter.reference.network, 0.05, seed + 1)
-    disturb(adapter.policy.critic, 0.1, seed + 2)
+    add_noise(adapter.reference.network, 0.05, seed + 1)
+    add_noise(adapter.policy.critic, 0.1, seed + 2)
     return adapter
 
 
@@ -199,14 +201,14 @@ def save_model(folder: Path, letters: str, seed: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
 
 
-def worth(prompt: str, response: str) -> float:
+def response_score(prompt: str, response: str) -> float:
     """The score: for every letter that occurs, more if it is one of the prompt's."""
     return 0.25 * len(set(response)) + 0.5 * len(set(response) & set(prompt))
 
 
 def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     """The token side's form of it."""
-    return [worth(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return [response_score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
@@ -216,7 +218,7 @@ def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
 
     def score(prompt: list[int], response: list[int]) -> float:
         texts = ["".join(LETTERS[token] for token in ids if token != end) for ids in (prompt, response)]
-        return worth(*texts) - (0.0 if response[-1] == end else llm.missing_eos_penalty)
+        return response_score(*texts) - (0.0 if response[-1] == end else llm.missing_eos_penalty)
 
     mdp = {
         "prompts": tokens.prompts.tokens,
@@ -281,7 +283,7 @@ class PrefixPolicy(ActorCritic):
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
         """The tokens [N, 1] that follow in the responses; where one is complete, as in a reset column, any."""
         chosen = []
-        for prompt, response in map(read, obs.tolist()):
+        for prompt, response in map(decode_obs, obs.tolist()):
             whole = self.written[tuple(prompt)]
             chosen.append(whole[len(response)] if len(response) < len(whole) else 0)
         return torch.tensor(chosen)[:, None]
@@ -289,7 +291,7 @@ class PrefixPolicy(ActorCritic):
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """obs [R, 1, size], actions [R, 1, 1] -> Evaluation of [R, 1] tensors."""
         assert isinstance(obs, Tensor)
-        states = map(read, obs[:, 0].tolist())
+        states = map(decode_obs, obs[:, 0].tolist())
         answers = [self._evaluate([*x, *y], token) for (x, y), token in zip(states, actions.flatten(), strict=True)]
         return Evaluation(*(torch.stack(x)[:, None] for x in zip(*answers, strict=True)))
 
@@ -319,7 +321,7 @@ def gym_steps(rollout: Rollout) -> Steps:
     assert isinstance(rollout.obs, Tensor)
     steps: Steps = {}
     for t, row in rollout.mask.T.nonzero().tolist():
-        prompt, response = read(rollout.obs[row, t].tolist())
+        prompt, response = decode_obs(rollout.obs[row, t].tolist())
         steps.setdefault((*prompt, *response, int(rollout.actions[row, t])), (row, t))
     return steps
 
@@ -341,7 +343,7 @@ def advantages_by_definition(episodes: list[int], rewards: list[float], values: 
     return torch.tensor(advantages)
 
 
-def disturb(module: nn.Module, size: float, seed: int) -> None:
+def add_noise(module: nn.Module, size: float, seed: int) -> None:
     """Add noise of that deviation to every parameter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -356,7 +358,7 @@ class Update(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def update_of(policy: ActorCritic, batch: Batch) -> Update:
+def compute_update(policy: ActorCritic, batch: Batch) -> Update:
     """By the engine's own `minibatches` and `backward`."""
     policy.zero_grad()
     (minibatch,) = minibatches(batch, 1, True, torch.Generator().manual_seed(0))
@@ -364,12 +366,12 @@ def update_of(policy: ActorCritic, batch: Batch) -> Update:
     sums = backward(learner, minibatch, critic_only=False).sums
     mean = {name: float(sums[name] / sums["weight"]) for name in ("policy", "value", "entropy", "kl", "clip_fraction")}
     mean["total"] = mean["policy"] + OPTIONS.value_coef * mean["value"] - OPTIONS.entropy_coef * mean["entropy"]
-    gradients = gradients_of(policy)
+    gradients = collect_gradients(policy)
     policy.zero_grad()
     return Update(mean, gradients)
 
 
-def gradients_of(policy: ActorCritic) -> dict[str, Tensor]:
+def collect_gradients(policy: ActorCritic) -> dict[str, Tensor]:
     """All of them, flat, the critic's own apart."""
     own = {id(p) for p in policy.critic_parameters()}
     sides: dict[str, list[Tensor]] = {"policy": [], "critic": []}
@@ -385,7 +387,7 @@ def compare_updates(ours: Update, theirs: Update) -> list[Check]:
 
 
 @torch.no_grad()
-def cases_of(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
+def count_cases(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
     """How often each branch of the arithmetic was taken; a proof in which one never was proves less."""
     new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
     outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
@@ -413,7 +415,7 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
     responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]
     tokens = token_adapter(folder, "ab", ["ab"], 2, seed, critic, len(responses))
     llm, network = tokens.config.llm, tokens.policy.network
-    tokens.respond = lambda *_: _all_of(prompt, responses, end)  # type: ignore[method-assign]
+    tokens.respond = lambda *_: _make_responses(prompt, responses, end)  # type: ignore[method-assign]
     rollout = tokens.collect()
     logprobs = torch.stack([_logprob(network.model, prompt, y, llm.temperature) for y in responses])
     with torch.no_grad():
@@ -421,19 +423,22 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
             [_logprob(tokens.reference.network.model, prompt, y, llm.temperature) for y in responses]
         )
     texts = ["".join(LETTERS[token] for token in y if token != end) for y in responses]
-    scores = [worth("ab", t) - llm.missing_eos_penalty * (y[-1] != end) for t, y in zip(texts, responses, strict=True)]
+    scores = [
+        response_score("ab", t) - llm.missing_eos_penalty * (y[-1] != end)
+        for t, y in zip(texts, responses, strict=True)
+    ]
     returns = torch.tensor(scores) - llm.kl_coef * (logprobs - reference)
     (logprobs.exp() * returns).sum().backward()
-    exact = gradients_of(tokens.policy)["policy"]
+    exact = collect_gradients(tokens.policy)["policy"]
     tokens.policy.zero_grad()
     batch = make_batch(rollout, PPO(gamma=1.0, lam=1.0, normalize_advantages="none"))
     weights = batch.weights * logprobs.detach().exp()[:, None]
     loss = ppo_loss(tokens.policy.evaluate(batch.obs, batch.actions), replace(batch, weights=weights), PPO())
     (-loss.policy).backward()
-    return compare("policy gradient, exact", gradients_of(tokens.policy)["policy"], exact)
+    return compare("policy gradient, exact", collect_gradients(tokens.policy)["policy"], exact)
 
 
-def _all_of(prompt: list[int], responses: list[list[int]], end: int) -> Responses:
+def _make_responses(prompt: list[int], responses: list[list[int]], end: int) -> Responses:
     """As if the model had written them."""
     longest = len(prompt) + max(map(len, responses))
     rows = [[*prompt, *y] + [0] * (longest - len(prompt) - len(y)) for y in responses]

@@ -73,7 +73,7 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
         return obs
 
 
-def read(obs: Sequence[float]) -> tuple[list[int], list[int]]:
+def decode_obs(obs: Sequence[float]) -> tuple[list[int], list[int]]:
     """Prompt and response in an observation, whatever type its numbers have by now."""
     written, *prefix = (int(x) for x in obs if x != NOTHING)
     return prefix[: len(prefix) - written], prefix[len(prefix) - written :]

@@ -321,11 +321,11 @@ class BanditPolicy(ActorCritic):
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """obs [R, L, 2], actions [R, L] -> Evaluation of [R, L] tensors."""
-        logprobs, values = self.read(obs)
+        logprobs, values = self.logprobs_and_values(obs)
         taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
         return Evaluation(taken, -(logprobs.exp() * logprobs).sum(-1), values)
 
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         """log-probs of both arms [R, L, 2] and values [R, L]."""
         assert isinstance(obs, Tensor)
         number = torch.arange(1, obs.shape[1] + 1, device=obs.device)[:, None]
@@ -354,7 +354,7 @@ class BanditAdapter:
         shape = (self.rows, self.columns)
         context = torch.randint(0, 2, shape, generator=self.generator)
         obs = nn.functional.one_hot(context, 2).float()
-        logprobs, values = self.policy.read(obs.view(-1, self.row_len, 2))
+        logprobs, values = self.policy.logprobs_and_values(obs.view(-1, self.row_len, 2))
         draws = torch.rand(shape, generator=self.generator)
         actions = (draws < logprobs[..., 1].exp().view(shape)).long()
         mask = torch.rand(shape, generator=self.generator) >= 0.2
@@ -380,7 +380,7 @@ class BanditAdapter:
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         generator = torch.Generator().manual_seed(seed)
         context = torch.randint(0, 2, (episodes, 1), generator=generator)
-        chances = self.policy.read(nn.functional.one_hot(context, 2).float())[0][..., 1].exp()
+        chances = self.policy.logprobs_and_values(nn.functional.one_hot(context, 2).float())[0][..., 1].exp()
         draws = torch.full_like(chances, 0.5) if greedy else torch.rand(chances.shape, generator=generator)
         scores: list[float] = ((draws < chances).long() == context).float().squeeze(1).tolist()
         return scores

@@ -97,7 +97,7 @@ def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
 def stored(run: Run) -> dict[str, Any]:
     """Everything in samples/ but the metrics' times."""
     found: dict[str, Any] = {}
-    for path in sorted(samples.folder_of(run).iterdir()):
+    for path in sorted(samples.samples_folder(run).iterdir()):
         if path.suffix == ".npz":
             one = samples.read(run, int(path.stem))
             metrics = {tag: x for tag, x in one.metrics.items() if not tag.startswith(FREE)}
@@ -138,6 +138,6 @@ def final(run: Run) -> dict[str, Any]:
     assert loaded is not None
     status = run.read_status()
     told = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}
-    told |= {"best": (status.best_step, status.best_score), "kept best": checkpoint.best(run)}
+    told |= {"best": (status.best_step, status.best_score), "kept best": checkpoint.find_best(run)}
     trainer = {name: x for name, x in loaded.trainer.items() if name != "elapsed_s"}
     return told | {"policy": loaded.policy, "trainer": trainer}

@@ -64,21 +64,21 @@ class Broken(BanditAdapter):
 
 
 class PeeksAhead(BanditPolicy):
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
-        return super().read(obs + 0.1 * obs.flip(1).cumsum(1).flip(1))
+        return super().logprobs_and_values(obs + 0.1 * obs.flip(1).cumsum(1).flip(1))
 
 
 class CountsColumns(BanditPolicy):
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
-        return super().read(obs / obs.shape[1])
+        return super().logprobs_and_values(obs / obs.shape[1])
 
 
 class NormalisesOverRows(BanditPolicy):
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
-        return super().read(obs - obs.mean((0, 1)))
+        return super().logprobs_and_values(obs - obs.mean((0, 1)))
 
 
 class Detached(BanditPolicy):

@@ -25,7 +25,7 @@ def test_the_metrics_table_is_the_declaration() -> None:
 
 def test_the_table_of_health_checks_is_the_declaration() -> None:
     page = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
-    assert "\n".join(health.as_table()) in page
+    assert "\n".join(health.checks_table()) in page
     options = known_options(config_model("gym")) | known_options(config_model("llm"))
     for check in health.CHECKS:
         assert set(check.reads) <= set(METRICS)

@@ -40,10 +40,10 @@ def test_a_pipe_that_nobody_writes_to_keeps_no_reader_waiting(
     for command in (["runs"], ["note", "a"], ["inspect", "a"], ["show", "a"], ["resume", "a"]):
         assert main([*command, "--runs", str(tmp_path)]) in (0, 2)
     assert not control.read_note(run)
-    assert control.events_of(run, Status(state="running"))
+    assert control.list_events(run, Status(state="running"))
     with suppress(OSError):
         assert not samples.read_responses(run)
-    with pytest.raises(checkpoint.Damaged):
+    with pytest.raises(checkpoint.DamagedCheckpointError):
         checkpoint.read_meta(run.checkpoints / "000000000001")
     assert "Traceback" not in capsys.readouterr().err
 

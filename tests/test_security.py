@@ -175,11 +175,11 @@ def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) ->
     checkpoint.prune(run, 1)
     assert (precious / "thesis.tex").is_file()
     assert {"2024", "photos", "\u00b2", "000000000099"} <= set(os.listdir(run.checkpoints))
-    folder = samples.folder_of(run)
+    folder = samples.samples_folder(run)
     folder.mkdir()
     (folder / "00000009.npz").symlink_to(precious / "thesis.tex")
     (folder / "\u00b2.npz").write_text("x")
-    samples.cut(run, 3, 0)
+    samples.truncate(run, 3, 0)
     assert os.listdir(folder) == ["\u00b2.npz"]
     assert (precious / "thesis.tex").is_file()
 
@@ -220,14 +220,14 @@ def test_an_export_to_a_path_that_is_no_text_is_refused_before_anything_is_made(
 def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int, capsys: Say) -> None:
     """Whatever file of it they pose as, for every command that reads checkpoints."""
     run, mark = make(tmp_path / "runs", state="stopped"), tmp_path / "executed"
-    folder = checkpoint.folder_of(run, 10)
+    folder = checkpoint.checkpoint_folder(run, 10)
     folder.mkdir(parents=True)
     evil = pickle.dumps(Payload(mark), protocol)
     suffixes = (".pt", ".safetensors", ".json", ".bin", ".pkl", ".npz")
     for stem in ("policy", "trainer", "meta", "optimizer", "environment", "state"):
         for suffix in suffixes:
             (folder / f"{stem}{suffix}").write_bytes(evil)
-    sample = samples.folder_of(run) / "00000001.npz"
+    sample = samples.samples_folder(run) / "00000001.npz"
     sample.parent.mkdir(exist_ok=True)
     sample.write_bytes(evil)
     for command in ("eval", "play", "inspect", "show", "compare", "runs"):
@@ -326,7 +326,12 @@ def test_modules_are_imported_by_name_in_few_places() -> None:
     """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
     there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
     ours = {f"ppo_unified/cli/{name}.py" for name in ("__init__", "imports", "training", "watching")}
-    assert there <= ours | {"ppo_unified/config/registry.py", "envs/llm/rewards/functions.py", "envs/gym/options.py"}
+    assert there <= ours | {
+        "ppo_unified/__init__.py",
+        "ppo_unified/config/registry.py",
+        "envs/llm/rewards/functions.py",
+        "envs/gym/options.py",
+    }
 
 
 # the network

@@ -62,7 +62,7 @@ def consistent(rollout: Rollout) -> Rollout:
 class MarkovPolicy(BanditPolicy):
     """Sees its own column only, so that it may be read by step or by row."""
 
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
         features = torch.cat([obs, obs.square()], -1)
         return self.actor(features).log_softmax(-1), self.critic(features).squeeze(-1)

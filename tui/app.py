@@ -25,7 +25,7 @@ from textual.worker import get_current_worker
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
-from ppo_unified.runs.folder import ACTIVE, Run, warnings_of
+from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
 from ppo_unified.text import can_unicode, clean
 from tui.actions import Action, Place, at, bindings, key_name, writes
 from tui.charts.metric_screen import MetricScreen
@@ -206,7 +206,7 @@ class Terminal(App[None]):
 
     def _tell_warnings(self) -> None:
         """A word where a health check of a run that was seen before has begun to fire."""
-        warned = {key: warnings_of(entry.status) for key, entry in self.store.entries.items()}
+        warned = {key: read_warnings(entry.status) for key, entry in self.store.entries.items()}
         for key, warnings in warned.items():
             for warning in warnings:
                 if warning.name not in self._warned.get(key, {warning.name}):

@@ -21,7 +21,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
-from ppo_unified.runs.metrics import AWAITED, usual_first
+from ppo_unified.runs.metrics import AWAITED, sort_tags
 from tui.folders import Folder, Folders, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
 
@@ -95,7 +95,7 @@ class Store:
         point, those that the engine will log."""
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
-        return usual_first(known or (AWAITED if self._is_awaited(keys, (*ACTIVE, "stalled")) else ()))
+        return sort_tags(known or (AWAITED if self._is_awaited(keys, (*ACTIVE, "stalled")) else ()))
 
     def _is_awaited(self, keys: Iterable[str], states: Iterable[str]) -> bool:
         """Whether one of these runs is in one of these states and, as far as its files were read, has no point yet."""

@@ -37,9 +37,9 @@ def find_unreadable(run: Run) -> list[str]:
     found = list(reader.damage.values())
     attempts: list[Callable[[], object]] = [run.read_status, partial(presets.from_file, run.config)]
     attempts += [partial(samples.read, run, iteration) for iteration in samples.iterations(run)]
-    attempts += [partial(samples.read_responses, run), partial(checkpoint.best, run)]
+    attempts += [partial(samples.read_responses, run), partial(checkpoint.find_best, run)]
     for step in checkpoint.steps(run):
-        attempts.append(partial(checkpoint.check, checkpoint.folder_of(run, step)))
+        attempts.append(partial(checkpoint.check, checkpoint.checkpoint_folder(run, step)))
         attempts.append(partial(checkpoint.load_policy, run, step, CPU))
     attempts.append(partial(checkpoint.load_newest, run, CPU))
     for attempt in attempts:
@@ -113,7 +113,7 @@ def _comparable_fields(stored: samples.StoredIteration) -> dict[str, Any]:
 
 
 def _compare_checkpoints(run: Run, other: Run) -> Iterator[str]:
-    one, two = checkpoint.best(run), checkpoint.best(other)
+    one, two = checkpoint.find_best(run), checkpoint.find_best(other)
     if one != two:
         yield f"checkpoints: the best is {one}, not {two}"
     elif one and not _equal(*(checkpoint.load_policy(found, one[0], CPU) for found in (run, other))):

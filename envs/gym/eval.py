@@ -103,7 +103,7 @@ def _single_episodes(
     envs = [make_env(config) for _ in range(min(AT_ONCE, episodes))]
     longest = longest_episode(config)
     plays = [_play(env, range(seed + i, seed + episodes, len(envs)), longest) for i, env in enumerate(envs)]
-    observations, actions = _layouts(config, envs[0])
+    observations, actions = _describe_spaces(config, envs[0])
     player = Player(policy, observations, actions, device, generator)
     returns: dict[int, float] = {}
     waiting = {i: next(play) for i, play in enumerate(plays)}
@@ -121,7 +121,7 @@ def _single_episodes(
     return [returns[k] for k in sorted(returns)]
 
 
-def _layouts(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, ActionLayout]:
+def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, ActionLayout]:
     return describe_observations(env.observation_space, config.env_id), describe_actions(
         env.action_space, config.env_id
     )

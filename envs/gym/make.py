@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.gym.options import Gym, make_single, resolve
-from envs.gym.restore import Memory, Replay, make_repeatable, memory_of
+from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
     MASK_KEY,
     ObservationLayout,
@@ -59,7 +59,7 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
-def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Memory]:
+def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Restorer]:
     """`num_envs` environments that reset on the step after an episode's end, how to read their observations, and how to
     put them back as they were.
 
@@ -67,7 +67,7 @@ def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], O
     """
     own = make_own_vector(config, num_envs)
     if own is not None:
-        return *own, memory_of(own[0])
+        return *own, make_restorer(own[0])
     mode = config.vectorization
     if mode == "auto":
         mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and step_seconds(config) > SLOW_STEP_S else "sync"
@@ -79,12 +79,12 @@ def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], O
         workers = [partial(make_in_worker, config) for _ in range(num_envs)]
         envs = gym.vector.AsyncVectorEnv(workers, autoreset_mode=AutoresetMode.NEXT_STEP)
     else:
-        makers = [partial(make_recorded, config) for _ in range(num_envs)]
+        makers = [partial(make_recorded_env, config) for _ in range(num_envs)]
         envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-    return envs, layout, Replay(envs)
+    return envs, layout, ReplayRestorer(envs)
 
 
-def make_recorded(config: Gym) -> gym.Env[Any, Any]:
+def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
     return make_repeatable(make_env(config))
 
 
@@ -118,7 +118,7 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a fork inherits
-    return make_recorded(config)
+    return make_recorded_env(config)
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:

@@ -55,12 +55,12 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
             f"{options.env_id}: cannot be drawn here: its render modes are {', '.join(map(str, modes)) or 'none'}, "
             f"and {' or '.join(wanted)} is needed"
         )
-    _draw_without_a_display()
+    _use_offscreen_drivers()
     without_mode = {key: value for key, value in options.env_kwargs.items() if key != "render_mode"}
     return make_env(options.model_copy(update={"env_kwargs": without_mode}), render_mode=mode), fps
 
 
-def _draw_without_a_display() -> None:
+def _use_offscreen_drivers() -> None:
     """Let SDL and MuJoCo draw into memory: there may be no display, and SDL complains about that on the terminal."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")

@@ -94,7 +94,7 @@ class GymPolicy(ActorCritic):
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """obs [R, L, size] (or a mapping), actions [R, L, components] -> Evaluation of [R, L] tensors."""
-        x, mask = split(obs)
+        x, mask = split_mask(obs)
         features = self.actor_torso(x)
         logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
         values = self.critic(features if self.shared else self.critic_torso(x)).squeeze(-1)
@@ -106,7 +106,7 @@ class GymPolicy(ActorCritic):
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
         """Actions [N, components] for normalised obs [N, size]: sampled, or the likeliest ones without a generator."""
-        x, mask = split(obs)
+        x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
@@ -114,7 +114,7 @@ class GymPolicy(ActorCritic):
         return own + list(self.critic.parameters())
 
 
-def split(obs: Observations) -> tuple[Tensor, Tensor | None]:
+def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
     """The observation proper and the action mask, if there is one."""
     return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
 

@@ -25,11 +25,11 @@ LONGEST = 100_000  # steps of an episode that are kept to be replayed; four floa
 FIRST_STEPS = 64  # room for an episode's actions before it has to grow
 
 
-class NotRestored(Exception):
+class RestoreError(Exception):
     """The environments could not be put back as they were; says why."""
 
 
-class Memory(Protocol):
+class Restorer(Protocol):
     """What a vector environment can be put back with."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -108,7 +108,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             return f"an episode has more than {LONGEST:,} steps"
         self.episodes.clear()
         try:
-            last = [self._relive(episode) for episode in wanted["episodes"]][-1]
+            last = [self._replay_episode(episode) for episode in wanted["episodes"]][-1]
         except Exception as error:  # an environment's own; whichever it is, the episode can't be had again
             return f"{type(error).__name__} in a replayed episode: {error}"
         found = self.make_record()
@@ -120,7 +120,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.last = last
         return ""
 
-    def _relive(self, episode: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def _replay_episode(self, episode: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Reset and step as recorded; the last result, as of a step."""
         if not self.episodes and "random" in episode:
             self.np_random.bit_generator.state = json.loads(episode["random"])
@@ -135,7 +135,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
 
 
-class Replay:
+class ReplayRestorer:
     """The memory of a vector of Recorders."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -154,7 +154,7 @@ class Replay:
         self.envs.set_attr("to_replay", records)
         failed = [why for why in self.envs.call("replay") if why]
         if failed:
-            raise NotRestored(failed[0])
+            raise RestoreError(failed[0])
         seconds = time.perf_counter() - began
         if seconds > 1:
             steps = sum(len(episode["actions"]) for record in records for episode in record["episodes"])
@@ -167,22 +167,22 @@ def _with_array(episode: dict[str, Any]) -> dict[str, Any]:
     return {**episode, "actions": episode["actions"].cpu().numpy()}
 
 
-class Arrays(NamedTuple):
+class ArrayNames(NamedTuple):
     """The arrays that, with the generator, are all that a vector environment remembers; how it shows them."""
 
     names: tuple[str, ...]
     show: Callable[[Any], Any]
 
 
-KNOWN: dict[type, Arrays] = {
-    CartPoleVectorEnv: Arrays(("state", "steps", "prev_done"), lambda envs: envs.state.T.astype(np.float32)),
+KNOWN: dict[type, ArrayNames] = {
+    CartPoleVectorEnv: ArrayNames(("state", "steps", "prev_done"), lambda envs: envs.state.T.astype(np.float32)),
 }
 
 
-class OwnArrays:
+class ArrayRestorer:
     """The memory of a vector environment whose arrays are known."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: Arrays) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: ArrayNames) -> None:
         self.envs: Any = envs
         self.arrays = arrays
 
@@ -211,7 +211,7 @@ class OwnMethods:
         return obs, info
 
 
-class Forgetful:
+class NoRestorer:
     """The memory of a vector environment of which nothing is known."""
 
     def __init__(self, name: str) -> None:
@@ -221,17 +221,17 @@ class Forgetful:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        raise NotRestored(f"{self.name} has no state_dict and load_state_dict of its own")
+        raise RestoreError(f"{self.name} has no state_dict and load_state_dict of its own")
 
 
-def memory_of(envs: VectorEnv[Any, Any, Any]) -> Memory:
+def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
     """How an environment's own vector version is put back."""
     if type(envs) in KNOWN:
-        return OwnArrays(envs, KNOWN[type(envs)])
-    return OwnMethods(envs) if hasattr(envs, "load_state_dict") else Forgetful(type(envs).__name__)
+        return ArrayRestorer(envs, KNOWN[type(envs)])
+    return OwnMethods(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
 
 
-class NewWorld(gym.Wrapper[Any, Any, Any, Any]):
+class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
     """Gives BipedalWalker a Box2D world for each episode, as LunarLander makes one for itself.
 
     What earlier episodes leave in the world changes how the next one goes on from the same random state and actions
@@ -247,4 +247,4 @@ class NewWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """`env` recorded, so that it can be put back."""
-    return Recorder(NewWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)
+    return Recorder(FreshBox2DWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)

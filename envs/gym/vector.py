@@ -21,7 +21,7 @@ from envs.gym.eval import play_episodes
 from envs.gym.make import make_vector
 from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
-from envs.gym.restore import NotRestored
+from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 
@@ -51,9 +51,9 @@ class GymAdapter:
         raw, info = self.envs.reset(seed=seed)
         self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # the current column is a reset column
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
-        self._take(raw, info)
+        self._store_obs(raw, info)
 
-    def _take(self, raw: Any, info: dict[str, Any]) -> None:
+    def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
         """Keep what the environments show now; a reset column allows every action."""
         self.raw = encode(raw, self.observations)
         self.masks = read_masks(info, len(self.raw), self.actions, self.ended)
@@ -85,7 +85,7 @@ class GymAdapter:
                 rewards.append(np.array(reward))  # copies: an environment may write into the same arrays again
                 terminated.append(np.array(died))
                 ended.append(self.ended)
-                self._take(raw, info)
+                self._store_obs(raw, info)
             seen.append(self._observe())
         mask = np.stack(valid, 1)
         reward = np.stack(rewards, 1).astype(np.float32) * mask
@@ -142,12 +142,12 @@ class GymAdapter:
         try:
             stepped = self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
         except (Exception, SystemExit) as error:  # an environment must not end the trainer unnoticed
-            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._when(number)}"
+            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._describe_time(number)}"
             raise RuntimeError(f"{where}: {error}") from error
         self.stepping = False
         return stepped
 
-    def _when(self, number: int) -> str:
+    def _describe_time(self, number: int) -> str:
         return f"{number} steps into the rollout (after {self.steps_taken} environment steps)"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
@@ -155,9 +155,8 @@ class GymAdapter:
         for what, x, first in (("observation", raws, 0), ("reward", rewards, 1)):
             if not np.isfinite(x).all():
                 env, step = np.argwhere(~np.isfinite(x))[0][:2]
-                raise FloatingPointError(
-                    f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} {self._when(step + first)}"
-                )
+                when = self._describe_time(step + first)
+                raise FloatingPointError(f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} {when}")
 
     def extra_loss(self, generator: torch.Generator) -> None:
         return None
@@ -187,11 +186,11 @@ class GymAdapter:
             self.rewards.load_state_dict(state["rewards"])
         try:
             self._restore(state)
-        except NotRestored as reason:
+        except RestoreError as reason:
             self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
-            self.episodes.forget(self.config.gym.num_envs)
+            self.episodes.reset_unfinished(self.config.gym.num_envs)
             if self.rewards is not None:
-                self.rewards.forget(self.config.gym.num_envs)
+                self.rewards.reset_unfinished(self.config.gym.num_envs)
             return f"episodes restarted: {self.config.gym.env_id}: {reason}"
         return None
 
@@ -199,14 +198,14 @@ class GymAdapter:
         """Environments as they were when `state` was saved. Raises NotRestored where they show something else."""
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
-            raise NotRestored(f"there were {before} environments, now gym.num_envs is {now}")
+            raise RestoreError(f"there were {before} environments, now gym.num_envs is {now}")
         raw, info = self.memory.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
-        self._take(raw, info)
+        self._store_obs(raw, info)
         if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
-            raise NotRestored("what was put back shows other observations")
+            raise RestoreError("what was put back shows other observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
-            raise NotRestored("what was put back allows other actions")
+            raise RestoreError("what was put back allows other actions")
 
     def close(self) -> None:
         """Close the environments; worker processes that died or were left in the middle of a step are killed instead:
@@ -238,7 +237,7 @@ class EpisodeLog:
     """Returns and lengths of the last 100 finished training episodes."""
 
     def __init__(self, num_envs: int) -> None:
-        self.forget(num_envs)
+        self.reset_unfinished(num_envs)
         self.returns: deque[float] = deque(maxlen=100)
         self.lengths: deque[int] = deque(maxlen=100)
 
@@ -266,7 +265,7 @@ class EpisodeLog:
         self.running, self.length = np.array(state["running"]), np.array(state["length"])
         self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
 
-    def forget(self, num_envs: int) -> None:
+    def reset_unfinished(self, num_envs: int) -> None:
         """Leave the episodes under way out: those of `num_envs` environments begin."""
         self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
@@ -303,6 +302,6 @@ class RewardScaler:
         self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]
         self.running = np.array(state["running"])
 
-    def forget(self, num_envs: int) -> None:
+    def reset_unfinished(self, num_envs: int) -> None:
         """Leave the episodes under way out: those of `num_envs` environments begin."""
         self.running = np.zeros(num_envs)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from envs.llm.evaluation import answer, choose
+from envs.llm.evaluation import answer, choose_prompts
 from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
@@ -28,7 +28,7 @@ from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Referenc
 from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
 from envs.llm.rewards.reward_model import SharedRewardModel, shares_base
-from envs.llm.rewards.score_transforms import Scores
+from envs.llm.rewards.score_transforms import ScoreTransforms
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
@@ -45,11 +45,11 @@ class LLMAdapter:
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
         self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
-        network, self.reference = _networks(config, device, model_seed)
+        network, self.reference = _load_networks(config, device, model_seed)
         network.check_head(llm.model)
         self.end_tokens = end_tokens(self.tokenizer, network.model)
         self.policy = TokenPolicy(
-            network, _critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
+            network, _make_critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
         )
         self.policy.to(device)
         if llm.gradient_checkpointing:
@@ -58,7 +58,7 @@ class LLMAdapter:
                 self.policy.critic.trunk.checkpoint_activations()
         self.reward = self._load_reward(llm.reward_name, "llm.reward", REWARD)
         self.gold = self._load_reward(llm.proxy_of, "llm.proxy_of", GOLD) if llm.proxy_of else None
-        self.scores = Scores(llm)
+        self.scores = ScoreTransforms(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
@@ -90,14 +90,14 @@ class LLMAdapter:
 
     def collect(self) -> Rollout:
         llm = self.config.llm
-        if llm.score_normalize == "reference" and not self.scores.calibrated:
+        if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
         began = time.perf_counter()
         chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
         asked, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)
-        columns = self.prompts.columns_of(chosen)
+        columns = self.prompts.columns_at(chosen)
         raw = score(self.reward, "llm.reward", asked, texts, columns)
         gold = score(self.gold, "llm.proxy_of", asked, texts, columns) if self.gold else None
         scored = time.perf_counter()
@@ -207,7 +207,7 @@ class LLMAdapter:
         return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss.detach())}
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        numbers = choose(len(self.held_out.texts), episodes, seed)
+        numbers = choose_prompts(len(self.held_out.texts), episodes, seed)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
         return answer(self, self.held_out, numbers, generator).scores
 
@@ -252,7 +252,7 @@ def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
     return LLMAdapter(config, device)
 
 
-def _networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Network, Reference]:
+def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Network, Reference]:
     """The policy's network and the frozen reference, both as `llm.model` stands on the disk."""
     llm = config.llm
     bf16 = llm.dtype == "bfloat16"
@@ -274,7 +274,7 @@ def _networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Netwo
     return network, copied or Reference(network, None)
 
 
-def _critic(config: LLMConfig, network: Network, device: torch.device) -> Critic | None:
+def _make_critic(config: LLMConfig, network: Network, device: torch.device) -> Critic | None:
     llm = config.llm
     if llm.baseline != "critic":
         return None

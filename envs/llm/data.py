@@ -37,7 +37,7 @@ class PromptData:
         if wrong:
             raise ValueError(f"{self.where}: {len(self.prompts)} prompts, but {', '.join(wrong)}")
 
-    def at(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where the prompt at `index` comes from, as messages name it: 'prompts.jsonl, line 3'."""
         return f"{self.where}, {self.unit} {self.lines[index]}"
 
@@ -68,14 +68,14 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
     Prompts that are lists of messages stay lists. Raises UsageError.
     """
     where = clean(path)
-    if _ending(path) == ".txt":
+    if _check_suffix(path) == ".txt":
         if key:
             raise UsageError(f"llm.prompt_key = {key!r} has no effect: {where} is plain text without keys; drop it")
-        numbered = _lines(path)
+        numbered = _read_lines(path)
         return PromptData([line for _, line in numbered], {}, where, [number for number, _ in numbered])
-    records, unit = _records(path)
+    records, unit = _read_records(path)
     remedy = "" if key else "name the prompt's with llm.prompt_key"
-    key = _key(records[0], (key,) if key else PROMPT_KEYS, remedy)
+    key = _find_key(records[0], (key,) if key else PROMPT_KEYS, remedy)
     names = dict.fromkeys(name for record in records for name in record.values if name != key)
     for record in records:
         for name in RESERVED:
@@ -91,12 +91,12 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Other keys are left alone. Raises UsageError.
     """
-    if _ending(path) == ".txt":
+    if _check_suffix(path) == ".txt":
         raise UsageError(f"{clean(path)}: plain text cannot hold preference pairs; use .jsonl or .json")
-    records, _ = _records(path)
-    key = _key(records[0], PAIR_KEYS, "a pair has a prompt, a chosen and a rejected text")
+    records, _ = _read_records(path)
+    key = _find_key(records[0], PAIR_KEYS, "a pair has a prompt, a chosen and a rejected text")
     return [
-        Pair(_filled(record, key), _text(record, "chosen"), _text(record, "rejected"))  # a response may be empty
+        Pair(_nonempty_text(record, key), _text(record, "chosen"), _text(record, "rejected"))  # a response may be empty
         for record in records
     ]
 
@@ -106,13 +106,13 @@ def read_texts(path: Path) -> list[str]:
 
     Raises UsageError.
     """
-    if _ending(path) == ".txt":
-        return [line for _, line in _lines(path)]
-    records, _ = _records(path)
-    return [_filled(record, "text") for record in records]
+    if _check_suffix(path) == ".txt":
+        return [line for _, line in _read_lines(path)]
+    records, _ = _read_records(path)
+    return [_nonempty_text(record, "text") for record in records]
 
 
-def _ending(path: Path) -> str:
+def _check_suffix(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         found = f"unknown ending {ending!r}" if ending else "no ending"
@@ -140,23 +140,23 @@ def _read(path: Path) -> str:
         raise UsageError(f"{where}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
 
 
-def _split(text: str) -> list[tuple[int, str]]:
+def _split_lines(text: str) -> list[tuple[int, str]]:
     """Numbered lines without blank ones; `splitlines` would also cut inside texts, at U+2028 for one."""
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    lines = _split(_read(path))
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    lines = _split_lines(_read(path))
     if not lines:
         raise UsageError(f"{clean(path)}: the file is empty; it holds one text a line")
     return lines
 
 
-def _records(path: Path) -> tuple[list[_Record], str]:
+def _read_records(path: Path) -> tuple[list[_Record], str]:
     """The objects of a file that holds a JSON array or JSON Lines, whatever its ending, and what numbers them."""
     where, text = clean(path), _read(path)
-    lines = _split(text)
+    lines = _split_lines(text)
     if not lines:
         raise UsageError(f"{where}: the file is empty; it holds one JSON object a line, or an array of them")
     # Only a first line that is complete by itself makes JSON Lines; else one value spans the file
@@ -170,7 +170,7 @@ def _records(path: Path) -> tuple[list[_Record], str]:
     records = []
     for number, value in values:
         if not isinstance(value, dict):
-            raise UsageError(f"{where}, {unit} {number}: {_shown(value)}, where an object with keys is meant")
+            raise UsageError(f"{where}, {unit} {number}: {_describe_value(value)}, where an object with keys is meant")
         records.append(_Record(f"{where}, {unit} {number}", number, value))
     return records, unit
 
@@ -196,15 +196,15 @@ def _parse(text: str, where: str, line: int = 0) -> Any:
         raise UsageError(f"{at}: JSON that cannot be read ({error})") from None
 
 
-def _key(record: _Record, keys: Sequence[str], remedy: str) -> str:
+def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
     """The first of `keys` in a record. Raises UsageError that names the keys found."""
     for key in keys:
         if key in record.values:
             return key
-    raise UsageError(_missing(record, keys, remedy))
+    raise UsageError(_missing_key_message(record, keys, remedy))
 
 
-def _missing(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
+def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
     found = shorten(", ".join(map(repr, record.values)), 200) or "none"
     similar = next(filter(None, (nearest(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
@@ -215,11 +215,11 @@ def _prompt(record: _Record, key: str) -> Prompt:
     """A record's prompt, text or messages. Raises UsageError for an empty one and for any other type."""
     value = record.values.get(key)
     if not isinstance(value, list):
-        return _filled(record, key)
+        return _nonempty_text(record, key)
     for position, message in enumerate(value, 1):
         at = f"{record.where}: message {position} of {key!r}"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UsageError(f"{at} is {_shown(message)}, where an object with 'role' and 'content' is meant")
+            raise UsageError(f"{at} is {_describe_value(message)}, where an object with 'role' and 'content' is meant")
         for name, part in message.items():
             _check_text(part, f"{at}: {name!r}")
     if not value or not value[-1]["content"].strip():
@@ -229,7 +229,7 @@ def _prompt(record: _Record, key: str) -> Prompt:
     return value
 
 
-def _filled(record: _Record, key: str) -> str:
+def _nonempty_text(record: _Record, key: str) -> str:
     text = _text(record, key)
     if not text.strip():
         raise UsageError(f"{record.where}: {key!r} is empty; write a text or drop the record")
@@ -238,13 +238,13 @@ def _filled(record: _Record, key: str) -> str:
 
 def _text(record: _Record, key: str) -> str:
     if key not in record.values:
-        raise UsageError(_missing(record, (key,)))
+        raise UsageError(_missing_key_message(record, (key,)))
     return _check_text(record.values[key], f"{record.where}: {key!r}")
 
 
 def _check_text(value: object, at: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{at} is {_shown(value)}, where a text is meant")
+        raise UsageError(f"{at} is {_describe_value(value)}, where a text is meant")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON, and no tokenizer takes it
@@ -252,7 +252,7 @@ def _check_text(value: object, at: str) -> str:
     return value
 
 
-def _shown(value: object) -> str:
+def _describe_value(value: object) -> str:
     """A JSON value of the wrong type, in a few words."""
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))

@@ -48,7 +48,7 @@ class Answers:
     responses: Responses
 
 
-def choose(count: int, wanted: int, seed: int) -> list[int]:
+def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
     """Numbers of `wanted` of `count` prompts in an order drawn from `seed`: each once before any comes again."""
     generator, numbers = torch.Generator().manual_seed(seed), list[int]()
     while len(numbers) < wanted:
@@ -71,7 +71,7 @@ def answer(
         parts.append(respondent.respond(tokens, generator, reference))
         texts += respondent.texts(parts[-1])
     asked = [prompts.texts[i] for i in numbers]
-    scores = score(respondent.reward, "llm.reward", asked, texts, prompts.columns_of(numbers))
+    scores = score(respondent.reward, "llm.reward", asked, texts, prompts.columns_at(numbers))
     return Answers(asked, texts, scores, _stack(parts))
 
 
@@ -88,7 +88,7 @@ def _stack(parts: list[Responses]) -> Responses:
 
 def report(adapter: Respondent, episodes: int, seed: int) -> Report:
     """What sampled responses to held-out prompts are like, and greedy ones to a fixed few of them in full."""
-    numbers = choose(len(adapter.held_out.texts), episodes, seed)
+    numbers = choose_prompts(len(adapter.held_out.texts), episodes, seed)
     sampled = answer(adapter, adapter.held_out, numbers, torch.Generator(adapter.device).manual_seed(seed))
     mask = sampled.responses.mask()
     kl = (adapter.compare(sampled.responses).kl * mask).sum(1)
@@ -100,7 +100,7 @@ def report(adapter: Respondent, episodes: int, seed: int) -> Report:
         "eval/repetition": sampled.responses.repetition(),
     }
     if adapter.gold is not None:
-        columns = adapter.held_out.columns_of(numbers)
+        columns = adapter.held_out.columns_at(numbers)
         metrics["eval/gold"] = float(
             np.mean(score(adapter.gold, "llm.proxy_of", sampled.prompts, sampled.texts, columns))
         )

@@ -22,7 +22,7 @@ from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, 
 from envs.llm.options import LLM
 from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode
-from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
 
@@ -55,7 +55,7 @@ def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> d
 def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bool) -> dict[str, Any]:
     network, llm = adapter.policy.network, adapter.config.llm
     try:
-        with quiet():
+        with silence_transformers():
             if llm.lora_rank and not merged:
                 _write_lora(network, POLICY, llm.model, folder)
             elif llm.lora_rank:
@@ -66,7 +66,7 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
     except SafetensorError as error:  # a full disk, say
         raise OSError(errno.EIO, str(error)) from None
     adapter.tokenizer.save_pretrained(folder)
-    _generation(adapter).save_pretrained(folder)
+    _generation_config(adapter).save_pretrained(folder)
     facts = {
         "class": type(network.model).__name__,
         "base": llm.model,
@@ -81,11 +81,11 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
         "usage": USAGE,
         "versions": about["versions"] | {name: version(name) for name in ("transformers", "peft")},
     }
-    _write_page(adapter, folder, about, facts)
+    _write_readme(adapter, folder, about, facts)
     return facts
 
 
-def _generation(adapter: LLMAdapter) -> GenerationConfig:
+def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
     """Sampling as in training: the whole distribution, whatever the base's own settings cut off."""
     llm, tokenizer, ends = adapter.config.llm, adapter.tokenizer, adapter.end_tokens
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
@@ -129,7 +129,7 @@ def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any
         base = load_causal_lm(source, llm, cpu, frozen).float()
     else:
         base = load_trunk(source, "llm.critic_init", cpu, frozen)[0].float()
-    with TemporaryDirectory() as aside, quiet_peft():
+    with TemporaryDirectory() as aside, silence_peft():
         _write_lora(network, name, source, Path(aside))
         return PeftModel.from_pretrained(base, aside, torch_device="cpu").merge_and_unload()
 
@@ -177,7 +177,7 @@ def _is_chat(adapter: LLMAdapter) -> bool:
     return adapter.config.llm.chat_template or isinstance(adapter.prompts.data.prompts[0], list)
 
 
-def _write_page(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> None:
+def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> None:
     llm = adapter.config.llm
     weights = {
         "all": f"The model with all its weights, trained from `{llm.model}`.",

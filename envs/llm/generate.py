@@ -65,7 +65,7 @@ def generate(
 ) -> Responses:
     """One response to each prompt: sampled from softmax(logits / temperature) with a generator (on the network's
     device), else the likeliest token every time."""
-    network.use(lora)
+    network.use_lora(lora)
     device, count = network.device, len(prompts)
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -74,7 +74,7 @@ def generate(
     rows = torch.arange(count, device=device)  # which of the N responses each row of the cache belongs to
     decoder = _Decoder(network, prompts, device)
     for column in range(max_new_tokens):
-        token = _choose(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
+        token = _choose_tokens(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
         ended[rows] |= torch.isin(token, end)
@@ -100,7 +100,7 @@ class _Decoder:
         self.attention = torch.arange(longest, device=device) >= longest - lengths[:, None]
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
-        self.cache.layers = [_RoomyLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
+        self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
         self.positions = lengths - 1  # of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
@@ -128,7 +128,7 @@ class _Decoder:
         self.logits: Tensor = output.logits[:, -1].float()
 
 
-class _RoomyLayer(DynamicLayer):
+class _PreallocatedLayer(DynamicLayer):
     """Keys and values [rows, heads, columns, size] with room for columns to come: the layer it stands for copies all of
     them at every token. Windows and other kinds of layers stay as they are."""
 
@@ -161,7 +161,7 @@ def _grow(x: Tensor, columns: int) -> Tensor:
     return roomy
 
 
-def _choose(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
     # a fraction of `multinomial`'s time, which draws a number per token; float64, or most of a large vocabulary's rare

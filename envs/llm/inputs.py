@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from envs.llm.model import context_of, load_config, load_tokenizer, resolve
+from envs.llm.model import config_context_length, load_config, load_tokenizer, resolve
 from envs.llm.options import LLM
 from envs.llm.prompts import Prompts, PtxTexts, load_prompts
 from envs.llm.rewards.functions import find_function, reward_model_source
@@ -48,7 +48,7 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
     llm = LLM.model_validate_json(options)
     tokenizer, model = load_tokenizer(llm.model), load_config(llm.model)
     check_vocabulary(tokenizer, model.get_text_config(), llm.model)
-    context = context_of(model)
+    context = config_context_length(model)
     training, held_out = load_prompts(llm, tokenizer, context)
     if llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init != "policy":
         longest = max(len(ids) for prompts in (training, held_out) for ids in prompts.tokens) + llm.max_new_tokens
@@ -75,7 +75,7 @@ def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
             f"llm.critic_init = {source!r}: its tokenizer has {len(theirs)} tokens and is not the one of llm.model = "
             f"{llm.model!r} ({len(ours)} tokens); a critic must read what the policy writes"
         )
-    reads = context_of(load_config(source, "llm.critic_init"))
+    reads = config_context_length(load_config(source, "llm.critic_init"))
     if reads < longest:
         raise UsageError(
             f"llm.critic_init = {llm.critic_init!r}: that model reads {reads} tokens, and prompts with responses "

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from envs.llm.data import shorten
 from envs.llm.options import LLM, TINY
-from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
@@ -55,9 +55,9 @@ class Network(nn.Module):
         return int(config.hidden_size)
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Tokens that prompt and response may have together."""
-        return context_of(self.model.config)
+        return config_context_length(self.model.config)
 
     @property
     def has_lora(self) -> bool:
@@ -69,7 +69,7 @@ class Network(nn.Module):
 
         targets: Any = options.lora_targets or "all-linear"
         lora = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets)
-        with torch.random.fork_rng(devices=[]), quiet_peft():
+        with torch.random.fork_rng(devices=[]), silence_peft():
             torch.manual_seed(seed)
             try:
                 self._set_peft_model(get_peft_model(self.model, copy.deepcopy(lora), adapter_name=names[0]))
@@ -79,7 +79,7 @@ class Network(nn.Module):
                 raise UsageError(f"llm.lora_targets = {options.lora_targets}: {error}".splitlines()[0]) from None
         self.eval()
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
-        self._thaw()
+        self._restore_requires_grad()
 
     def add_frozen_lora(self, name: str, folder: LoRAFolder, option: str) -> nn.Linear:
         """Add a reward model's LoRA beside those that are trained, under `name`; its head. Raises UsageError."""
@@ -91,7 +91,7 @@ class Network(nn.Module):
         lora = LoraConfig.from_pretrained(str(folder.path))
         lora.task_type, lora.modules_to_save, lora.inference_mode = None, None, False
         try:
-            with quiet_peft():
+            with silence_peft():
                 self._peft_model.add_adapter(name, lora)
                 loading: Any = set_peft_model_state_dict(self._peft_model, weights, adapter_name=name)
             misfits = loading.unexpected_keys or [key for key in loading.missing_keys if f".{name}." in key]
@@ -105,12 +105,12 @@ class Network(nn.Module):
             parameter.data = parameter.data.to(self.device)
         self.eval()
         active, self._active = self._active, name
-        self.use(active)
+        self.use_lora(active)
         layer = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head)
         layer.load_state_dict(head)
         return layer.to(self.device).requires_grad_(False)
 
-    def _thaw(self) -> None:
+    def _restore_requires_grad(self) -> None:
         """peft freezes what it switches off and thaws what it switches on; here the same ones are always trained."""
         for parameter in self._trained:
             parameter.requires_grad_(True)
@@ -136,7 +136,7 @@ class Network(nn.Module):
         sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
         return float(torch.stack([x.to(self.device) for x in sums]).sum())
 
-    def use(self, lora: str | None) -> None:
+    def use_lora(self, lora: str | None) -> None:
         """Switch to the LoRA of that name."""
         if self._peft_model is None or lora == self._active:
             return
@@ -145,7 +145,7 @@ class Network(nn.Module):
         else:
             self._peft_model.base_model.enable_adapter_layers()
             self._peft_model.base_model.set_adapter(lora)
-        self._thaw()
+        self._restore_requires_grad()
         self._active = lora
 
     def checkpoint_activations(self) -> None:
@@ -174,11 +174,11 @@ class Network(nn.Module):
     @contextmanager
     def _with_lora(self, lora: str | None) -> Iterator[None]:
         before = self._active
-        self.use(lora)
+        self.use_lora(lora)
         try:
             yield
         finally:
-            self.use(before)
+            self.use_lora(before)
 
     def precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -188,7 +188,7 @@ class Network(nn.Module):
 
         No mask is needed: a causal model's column never sees what stands to its right.
         """
-        self.use(lora)
+        self.use_lora(lora)
         with self.precision():
             hidden: Tensor = self.model.base_model(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
         return hidden
@@ -196,7 +196,7 @@ class Network(nn.Module):
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
         """Logits [n, V] in float32 of hidden states [n, H], through everything that the model does after its trunk
         (scaling, soft caps): the model runs with a trunk that returns `hidden`."""
-        self.use(lora)
+        self.use_lora(lora)
         output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
         with _replace_output(self._trunks(), output), self.precision():
             logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
@@ -221,7 +221,7 @@ class Network(nn.Module):
             )
 
 
-def context_of(config: Any) -> int:
+def config_context_length(config: Any) -> int:
     """Tokens that a model of this configuration reads at most."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
@@ -328,7 +328,7 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     base = _load(load, folder.base, where, "scoring model")
     folder.check_base(trunk_fingerprint(base), dtype)
     try:
-        with quiet_peft():
+        with silence_peft():
             return PeftModel.from_pretrained(base, str(folder.path), torch_device="cpu").merge_and_unload()
     except (ValueError, RuntimeError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
@@ -350,8 +350,8 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
         raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
     here = Path(path).is_dir()
     try:
-        with quiet():
-            options = {} if here or _hub_answers() else {"local_files_only": True}
+        with silence_transformers():
+            options = {} if here or _is_hub_reachable() else {"local_files_only": True}
             return load(path, trust_remote_code=False, **options)  # left out, transformers would ask on the terminal
     except Exception as error:  # damaged files raise whatever their readers raise
         why = shorten(f"{type(error).__name__}: {error}", 200)
@@ -364,7 +364,7 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
 
 
 @cache
-def _hub_answers() -> bool:
+def _is_hub_reachable() -> bool:
     """Asked once: transformers itself asks again and again, for half a minute and more, before it gives up."""
     from huggingface_hub import constants, get_session
 

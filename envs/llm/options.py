@@ -90,34 +90,34 @@ class LLM(Section):
         return self.reward or ("sentiment" if self.model == TINY else "")
 
 
-def _described(section: type[Section], option: str) -> str | None:
+def _description(section: type[Section], option: str) -> str | None:
     return section.model_fields[option].description
 
 
 class TokenPPO(PPO):
     """PPO's options with the values that are usual for language models (arXiv:1909.08593, arXiv:2203.02155)."""
 
-    epochs: int = Field(4, ge=1, description=_described(PPO, "epochs"))
-    microbatch_columns: int = Field(8192, ge=1, description=_described(PPO, "microbatch_columns"))
-    gamma: float = Field(1.0, ge=0, le=1, description=_described(PPO, "gamma"))
+    epochs: int = Field(4, ge=1, description=_description(PPO, "epochs"))
+    microbatch_columns: int = Field(8192, ge=1, description=_description(PPO, "microbatch_columns"))
+    gamma: float = Field(1.0, ge=0, le=1, description=_description(PPO, "gamma"))
     normalize_advantages: Literal["batch", "minibatch", "none"] = Field(
-        "batch", description=_described(PPO, "normalize_advantages")
+        "batch", description=_description(PPO, "normalize_advantages")
     )
-    value_clip: float = Field(0.2, ge=0, description=_described(PPO, "value_clip"))
-    value_coef: float = Field(0.1, ge=0, description=_described(PPO, "value_coef"))
+    value_clip: float = Field(0.2, ge=0, description=_description(PPO, "value_clip"))
+    value_coef: float = Field(0.1, ge=0, description=_description(PPO, "value_coef"))
 
 
 class TokenOptim(Optim):
     """Adam's options with a learning rate that suits pretrained models."""
 
-    lr: float = Field(1e-5, gt=0, le=1, description=_described(Optim, "lr"))
-    max_grad_norm: float = Field(1.0, ge=0, description=_described(Optim, "max_grad_norm"))
+    lr: float = Field(1e-5, gt=0, le=1, description=_description(Optim, "lr"))
+    max_grad_norm: float = Field(1.0, ge=0, description=_description(Optim, "max_grad_norm"))
 
 
 class TokenCheckpoint(Checkpoint):
     """What is kept to resume from; a checkpoint of a large model with its Adam states takes a while to write."""
 
-    every_s: float = Field(300.0, gt=0, description=_described(Checkpoint, "every_s"))
+    every_s: float = Field(300.0, gt=0, description=_description(Checkpoint, "every_s"))
 
 
 class LLMConfig(RunConfig):
@@ -213,7 +213,7 @@ def from_target(word: str) -> dict[str, Any] | None:
     return {} if word == "llm" else None
 
 
-def check_given(config: LLMConfig) -> None:
+def check_required(config: LLMConfig) -> None:
     """Raises UsageError where the model, the prompts or the reward is yet to be named."""
     llm = config.llm
     if not llm.model:

@@ -9,7 +9,7 @@ import torch
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.data import PromptData
-from envs.llm.evaluation import choose
+from envs.llm.evaluation import choose_prompts
 from envs.llm.generate import Responses
 from envs.llm.prompts import tokenize
 from envs.llm.rewards.errors import RewardError
@@ -32,16 +32,16 @@ class LLMChat:
 
     def answer(self, prompt: str) -> Exchange:
         self.asked += 1
-        longest = self.adapter.policy.network.context - self.adapter.config.llm.max_new_tokens
+        longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
         data = PromptData([prompt], {}, "stdin", [self.asked], unit="prompt")
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
         return self._exchange(prompt, read.texts[0], read.tokens[0], {})
 
     def examples(self, count: int) -> Iterator[Exchange]:
         prompts = self.adapter.held_out
-        for number in choose(len(prompts.texts), count, self.seed):
+        for number in choose_prompts(len(prompts.texts), count, self.seed):
             prompt = prompts.texts[number]
-            yield self._exchange(prompt, prompt, prompts.tokens[number], prompts.columns_of([number]))
+            yield self._exchange(prompt, prompt, prompts.tokens[number], prompts.columns_at([number]))
 
     def _exchange(self, shown: str, prompt: str, tokens: list[int], columns: Mapping[str, Sequence[Any]]) -> Exchange:
         adapter, (ours, theirs) = self.adapter, self.generators

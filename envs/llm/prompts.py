@@ -26,7 +26,7 @@ class Prompts:
     texts: list[str]  # chat templates applied: what rewards and people see
     tokens: list[list[int]]
 
-    def columns_of(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
+    def columns_at(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
         return self.data.take(numbers).columns
 
 
@@ -57,14 +57,14 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
-        text = _render(chat, tokenizer, data.at(number)) if chat is not None else str(prompt)
+        text = _render(chat, tokenizer, data.location(number)) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)
         if not ids:
-            raise UsageError(f"{data.at(number)}: the prompt has no tokens")
+            raise UsageError(f"{data.location(number)}: the prompt has no tokens")
         if len(ids) > longest:
             raise UsageError(
-                f"{data.at(number)}: the prompt has {len(ids)} tokens; llm.max_new_tokens leaves {longest} of the "
-                "model's context; shorten the prompt, or lower llm.max_new_tokens"
+                f"{data.location(number)}: the prompt has {len(ids)} tokens; llm.max_new_tokens leaves {longest} of "
+                "the model's context; shorten the prompt, or lower llm.max_new_tokens"
             )
         texts.append(text)
         tokens.append(ids)

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_peft() -> Iterator[None]:
+def silence_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name

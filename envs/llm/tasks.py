@@ -137,7 +137,7 @@ _HABITS = (1, 4, 4)  # how often what the tiny model reads praises, describes an
 _EXAMPLES = (3, 2, 3)  # the same of what is compared: whoever never saw praise in heaps can't tell how good it is
 
 
-def remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
+def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
     """What the grammar says after a prompt, in a mood drawn word by word: " rather cold and dull. We hated it."."""
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
     # a dict: nobody says "cold and cold"
@@ -183,7 +183,7 @@ def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
     rng, pairs = random.Random(seed), []
     prompts = sentiment_openings()[0]
     for _ in range(count):
-        prompt, first, second = rng.choice(prompts), remark(rng, _EXAMPLES), remark(rng, _EXAMPLES)
+        prompt, first, second = rng.choice(prompts), draw_remark(rng, _EXAMPLES), draw_remark(rng, _EXAMPLES)
         better = _gold(prompt, first) - _gold(prompt, second)
         if rng.random() < 1.0 / (1.0 + math.exp(-2.0 * better)):
             pairs.append(Pair(prompt, first, second))
@@ -208,7 +208,7 @@ def task_texts(count: int = 2000, seed: int = 0) -> list[str]:
     texts = []
     for number in range(count):
         if number % 2:
-            texts.append(rng.choice(openings) + remark(rng))
+            texts.append(rng.choice(openings) + draw_remark(rng))
         else:
             a, b = rng.choice(pairs)
             answers = supervised_answers(a, b)

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from envs.llm import tasks
-from envs.llm.quiet import quiet
+from envs.llm.quiet import silence_transformers
 from ppo_unified.errors import UsageError
 
 CACHE_VARIABLE = "PPO_UNIFIED_CACHE"
@@ -122,7 +122,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def _make_tiny(recipe: Recipe, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
     model = _new_model(recipe, generator)
-    sums, remarks = _Sums(), _Remarks(recipe.seed)
+    sums, remarks = _ArithmeticBatches(), _RemarkBatches(recipe.seed)
     steps = recipe.clean_steps + recipe.noisy_steps
 
     def losses() -> Iterator[Tensor]:
@@ -137,7 +137,10 @@ def _make_tiny(recipe: Recipe, folder: Path) -> None:
 
 def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
-    with quiet(), torch.random.fork_rng(devices=[]):  # the new head is drawn from the global generator, then zeroed
+    with (
+        silence_transformers(),
+        torch.random.fork_rng(devices=[]),
+    ):  # the new head is drawn from the global generator, then zeroed
         model = LlamaForSequenceClassification.from_pretrained(start, num_labels=1)
     nn.init.zeros_(model.score.weight)
     pairs = tasks.sentiment_pairs(recipe.pairs, recipe.seed)
@@ -158,7 +161,7 @@ def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
     """Model and tokenizer as `transformers` writes them, without its progress bars inside ours."""
-    with quiet():
+    with silence_transformers():
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
 
@@ -197,7 +200,7 @@ def _pad(texts: Sequence[bytes]) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(list(text)) for text in texts], batch_first=True, padding_value=PAD)
 
 
-class _Sums:
+class _ArithmeticBatches:
     """Batches of training pairs with answers; loss on the answer and its EOS alone."""
 
     def __init__(self) -> None:
@@ -227,12 +230,12 @@ class _Sums:
         return tokens[:, :-1], targets[:, 1:]
 
 
-class _Remarks:
+class _RemarkBatches:
     """Batches of whole remarks; loss on every character."""
 
     def __init__(self, seed: int, count: int = 8192) -> None:
         rng, prompts = random.Random(seed), tasks.sentiment_openings()[0]
-        texts = sorted((rng.choice(prompts) + tasks.remark(rng) for _ in range(count)), key=len)  # little padding
+        texts = sorted((rng.choice(prompts) + tasks.draw_remark(rng) for _ in range(count)), key=len)  # little padding
         self.tokens = _pad([text.encode() for text in texts])
         self.lengths = torch.tensor([len(text) for text in texts])
 
@@ -362,7 +365,7 @@ def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], No
 def _sample_of_texts() -> list[object]:
     rng = random.Random(0)
     sums = [(a, b, tasks.supervised_answers(a, b)) for a, b in tasks.arithmetic_pairs()[0][:200]]
-    return [sums, [tasks.remark(rng) for _ in range(200)], tasks.sentiment_pairs(200)]
+    return [sums, [tasks.draw_remark(rng) for _ in range(200)], tasks.sentiment_pairs(200)]
 
 
 def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:

@@ -15,8 +15,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, nearest
-from ppo_unified.runs.folder import ACTIVE, Run, Status, all_runs, find, percent, to_json, warnings_of
-from ppo_unified.runs.query import lookup, options_of, parse
+from ppo_unified.runs.folder import ACTIVE, Run, Status, all_runs, find, format_percent, read_warnings, to_json
+from ppo_unified.runs.query import lookup, parse, read_options
 from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_value, seedless_key
 from ppo_unified.text import (
     DIM,
@@ -98,7 +98,7 @@ def runs(options: argparse.Namespace) -> int:
     chosen = []
     for seen in everything:
         try:
-            if query.matches(lookup(seen.status, seen.state, partial(options_of, seen.run))):
+            if query.matches(lookup(seen.status, seen.state, partial(read_options, seen.run))):
                 chosen.append(seen)
         except UsageError as error:  # one unreadable config.toml hides one run, not the list
             print(f"left out: {clean(error)}", file=sys.stderr)
@@ -133,7 +133,7 @@ def _run_cells(seen: Seen) -> dict[str, str]:
         "state": clean(seen.state),
         "preset": clean(status.preset),
         "step": f"{status.step:,}",
-        "done": percent(status),
+        "done": format_percent(status),
         "score": short(status.score),
         "best": short(status.best_score),
         "steps/s": f"{status.step / status.elapsed_s:,.0f}" if status.elapsed_s > 0 else "-",
@@ -153,13 +153,13 @@ def _remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], lis
 
 def _health_names(status: Status) -> list[str]:
     """The checks that fire, in one line."""
-    names = ", ".join(warning.name for warning in warnings_of(status))
+    names = ", ".join(warning.name for warning in read_warnings(status))
     return [f"! health: {names}"] if names else []
 
 
 def _health_lines(status: Status) -> list[str]:
     """What each check that fires has to say."""
-    return [f"! {one.name} since step {one.since:,}: {one.text}" for one in warnings_of(status)]
+    return [f"! {one.name} since step {one.since:,}: {one.text}" for one in read_warnings(status)]
 
 
 def _with_notes(lines: Sequence[str], notes: Sequence[Sequence[str]]) -> list[str]:
@@ -328,7 +328,7 @@ def _curve(reader: EventReader, tag: str) -> tuple[np.ndarray, np.ndarray]:
 def compare(options: argparse.Namespace) -> int:
     """Print the options in which runs differ, and how they scored; or statistics over seeds."""
     chosen = {label: look(run) for label, run in _labelled(options).items()}
-    tables = {label: options_of(seen.run) for label, seen in chosen.items()}
+    tables = {label: read_options(seen.run) for label, seen in chosen.items()}
     if options.seeds:
         groups = _seed_groups(chosen, tables)
         if options.json:

@@ -236,7 +236,7 @@ def _load(options: Namespace) -> Loaded:
     try:
         adapter, step = load_adapter(run, config, str(step))
     except UsageError:
-        if checkpoint.folder_of(run, step).exists():
+        if checkpoint.checkpoint_folder(run, step).exists():
             raise
         adapter, step = load_adapter(run, config, options.checkpoint)
     return Loaded(run, config, adapter, step)

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TextIO
 
-from ppo_unified.runs.folder import Run, Status, percent, warnings_of
+from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings
 from ppo_unified.terminal.screen import is_drawable
 from ppo_unified.text import can_unicode, duration
 
@@ -41,7 +41,7 @@ class Progress:
 
     def _tell_health(self, status: Status) -> None:
         """A line when a health check begins to fire, and when it has healed."""
-        firing = {warning.name: warning.text for warning in warnings_of(status)}
+        firing = {warning.name: warning.text for warning in read_warnings(status)}
         lines = [f"warning: {name}: {text}" for name, text in firing.items() if name not in self.warned]
         lines += [f"{name} is well again" for name in sorted(self.warned - firing.keys())]
         self.warned = frozenset(firing)
@@ -61,7 +61,7 @@ class Progress:
     def _line(self, status: Status, metrics: dict[str, float]) -> str:
         parts = [f"{status.step:,} steps"]
         if status.total_steps:
-            parts[0] += f" ({percent(status)})"
+            parts[0] += f" ({format_percent(status)})"
         speed = metrics["time/steps_per_second"]
         if status.total_steps and speed > 0:
             parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")

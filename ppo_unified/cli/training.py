@@ -139,7 +139,7 @@ def _claim(run: Run, config: RunConfig, status: Status, changes: dict[str, list[
 
 def _forget_unmade(status: Status, config: RunConfig) -> None:
     """Take back what the resume before told of a change, where it was killed before `config` had it."""
-    options = config.flat()
+    options = config.flatten()
     for entry in status.resumes[-2:-1]:
         told = entry.get("changed")
         if isinstance(told, dict) and any(
@@ -169,7 +169,7 @@ def _changed(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[
         raise UsageError(
             f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
         )
-    old, new = begun.flat(), config.flat()
+    old, new = begun.flatten(), config.flatten()
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, _) in changes.items():
         if why := begun.why_fixed(option):

@@ -117,7 +117,7 @@ def _recipe_config(recipe: Recipe) -> RunConfig:
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
     """Every option under its flag's name: what the recipe sets, and the defaults of the rest."""
-    options = _recipe_config(recipe).flat().items()
+    options = _recipe_config(recipe).flatten().items()
     return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 

@@ -32,7 +32,7 @@ BUILT_IN = {
     "llm": AdapterSpec(
         config="envs.llm.options:LLMConfig",
         build="envs.llm.adapter:build",
-        missing="envs.llm.options:check_given",
+        missing="envs.llm.options:check_required",
         check="envs.llm.checks:check",
         target="envs.llm.options:from_target",
         presets="envs.presets",

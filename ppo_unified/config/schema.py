@@ -227,7 +227,7 @@ class RunConfig(Section):
         section, _, name = option.rpartition(".")
         return (getattr(self, section) if section else self), name
 
-    def flat(self) -> dict[str, Any]:
+    def flatten(self) -> dict[str, Any]:
         """{'seed': 1, 'ppo.clip': 0.2, ...}: every option under the name that flags use."""
         options: dict[str, Any] = {}
         for name in type(self).model_fields:

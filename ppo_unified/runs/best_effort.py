@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class FolderLost(Exception):
+class FolderLostError(Exception):
     """The run folder is gone, or another one has its name: there is nothing to write to any more."""
 
 
 def check_folder(run: Run) -> None:
     """Raises FolderLost where the folder is no longer the one that this process locked."""
     if not run.holds_lock():
-        raise FolderLost(
+        raise FolderLostError(
             f"{run.path} was removed or replaced while it trained; what it held is lost, and nothing was written in "
             "its place"
         )

@@ -27,7 +27,7 @@ from ppo_unified.runs.folder import (
     Status,
     check_name,
     hidden_name,
-    warnings_of,
+    read_warnings,
 )
 from ppo_unified.text import short
 
@@ -166,7 +166,7 @@ def write_note(run: Run, text: str) -> None:
         raise UsageError(f"{run.note}: cannot be written ({error.strerror})") from None
 
 
-def events_of(run: Run, status: Status) -> list[Event]:
+def list_events(run: Run, status: Status) -> list[Event]:
     """A run's story by step, from run.json; of one that ended without a word, the end of its log."""
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
@@ -184,7 +184,7 @@ def events_of(run: Run, status: Status) -> list[Event]:
 
 def _warning_events(status: Status) -> Iterator[Event]:
     """The health checks that fire, each from the step on at which it began."""
-    for warning in warnings_of(status):
+    for warning in read_warnings(status):
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 

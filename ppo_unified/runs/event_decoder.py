@@ -77,7 +77,7 @@ class Block:
         first = 0
         for row, step in sorted(self._starts):
             curves.add([chunk.between(first, row) for chunk in chunks])
-            curves.cut(step)
+            curves.truncate(step)
             first = row
         curves.add([chunk.between(first, 1 << 62) for chunk in chunks] if first else chunks)
 

@@ -76,7 +76,7 @@ class HealthWarning(NamedTuple):
     text: str  # what it means and what to change
 
 
-def warnings_of(status: Status) -> list[HealthWarning]:
+def read_warnings(status: Status) -> list[HealthWarning]:
     """The health checks that fire as run.json tells them; entries of another form are passed over."""
     found = []
     for entry in status.health:
@@ -85,7 +85,7 @@ def warnings_of(status: Status) -> list[HealthWarning]:
     return found
 
 
-def percent(status: Status) -> str:
+def format_percent(status: Status) -> str:
     """How much of its steps a run has taken: '61%', and '100%' only with the last one; '-' where it has no number."""
     return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
 
@@ -269,7 +269,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     except UsageError as error:
         typed = "" if name else "; it comes from what is trained: give another with --name NAME"
         raise UsageError(f"{error}{typed}") from None
-    _sweep(runs)
+    _remove_abandoned(runs)
     aside = Run(runs / hidden_name())
     try:
         aside.path.mkdir(parents=True)
@@ -300,7 +300,7 @@ def hidden_name() -> str:
     return f".{secrets.token_hex(8)}.tmp"
 
 
-def _sweep(runs: Path) -> None:
+def _remove_abandoned(runs: Path) -> None:
     """Remove what was left aside where a process was killed: folders of such names, old, and without a trainer."""
     for path in runs.glob(".*.tmp"):
         with suppress(OSError):

@@ -139,7 +139,7 @@ AWAITED = (  # what the engine logs of every iteration, whatever it trains: char
 )
 
 
-def usual_first(tags: Iterable[str]) -> list[str]:
+def sort_tags(tags: Iterable[str]) -> list[str]:
     """In the order in which one looks at them, then by name."""
     found = set(tags)
     usual = [tag for tag in USUAL if tag in found]

@@ -91,7 +91,7 @@ def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]])
     return value
 
 
-def options_of(run: Run) -> dict[str, Any]:
+def read_options(run: Run) -> dict[str, Any]:
     """A run's config.toml as dotted keys. Raises UsageError where it cannot be read."""
     from ppo_unified.config.schema import read_toml
 
@@ -123,7 +123,7 @@ def _term(token: str) -> Term:
     key = _resolve_key(key, token)
     if not value:
         raise UsageError(f"query: {token!r} says no value; write {key}{operator}VALUE")
-    if _is_number(key) and not _number_in(value):
+    if _is_number(key) and not _is_numeric(value):
         raise UsageError(f"query: {token!r}: {key} is a number, and {value!r} is none")
     if operator in ("<", ">", "<=", ">=") and not _is_number(key):
         raise UsageError(f"query: {token!r}: {key} is not a number; write {key}:{value} to look into its text")
@@ -163,7 +163,7 @@ def _option_kinds() -> dict[str, Any]:
     return kinds
 
 
-def _number_in(text: str) -> bool:
+def _is_numeric(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -174,7 +174,7 @@ def _number_in(text: str) -> bool:
 def _compare(found: Any, operator: str, wanted: str) -> bool:
     if found is None:
         return False
-    if isinstance(found, (int, float)) and not isinstance(found, bool) and _number_in(wanted):
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and _is_numeric(wanted):
         return bool(_OPERATORS[operator](found, float(wanted)))
     text, part = str(found).casefold(), wanted.casefold()
     return part in text if operator == ":" else part == text

@@ -97,7 +97,7 @@ class StoredIteration:
         own = np.flatnonzero(self.columns["mask"][row, :first])
         return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
 
-    def steps_of(self, sample: Sample) -> list[dict[str, Any]]:
+    def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
         """Every quantity at every step of a sample, by name, in the order of QUANTITIES; adapters' own come last."""
         names = [name for name in QUANTITIES if name in self.columns]
         names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
@@ -110,7 +110,7 @@ class StoredIteration:
     def document(self, number: int, sample: Sample) -> dict[str, Any]:
         """A sample, `number` among all, as `inspect --json` prints it."""
         before = {"before": self.text_before(sample)} if "text" in self.columns else {}
-        return {"sample": number, "row": sample.row, **before, "steps": self.steps_of(sample)}
+        return {"sample": number, "row": sample.row, **before, "steps": self.sample_steps(sample)}
 
     def quantities(self) -> dict[str, Quantity]:
         """What each column holds; adapters' own are known by their names alone."""
@@ -157,42 +157,42 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def folder_of(run: Run) -> Path:
+def samples_folder(run: Run) -> Path:
     return run.path / "samples"
 
 
-def path_of(run: Run, iteration: int) -> Path:
-    return folder_of(run) / f"{iteration:08d}.npz"
+def sample_path(run: Run, iteration: int) -> Path:
+    return samples_folder(run) / f"{iteration:08d}.npz"
 
 
 def iterations(run: Run) -> list[int]:
     """The iterations whose samples are stored, ascending."""
-    folder = folder_of(run)
+    folder = samples_folder(run)
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
-def kept_rows(mask: np.ndarray) -> int:
+def rows_to_keep(mask: np.ndarray) -> int:
     """How many of the first rows of a mask [N, T] hold at most LARGEST valid steps; at least one."""
     return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
 
 
 def write(run: Run, stored: StoredIteration) -> None:
     """Write the samples of an iteration; readers see a whole file or none."""
-    folder_of(run).mkdir(exist_ok=True)
+    samples_folder(run).mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
     arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
-    with replace_file(path_of(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
+    with replace_file(sample_path(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def read(run: Run, iteration: int) -> StoredIteration:
     """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
-    path = path_of(run, iteration)
+    path = sample_path(run, iteration)
     try:
         found = _read_arrays(path)
         if missing := {*SINGLE, "mask", "continues"} - found.keys():
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        single = {name: _single(name, found.pop(name)) for name in SINGLE}
+        single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
         _check_columns(found)
     except ValueError as error:
         raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
@@ -214,7 +214,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(error) from None
 
 
-def _single(name: str, array: np.ndarray) -> Any:
+def _read_scalar(name: str, array: np.ndarray) -> Any:
     value = array.item()
     if name == "metrics" and isinstance(value, str):
         value = parse_json(value)
@@ -243,13 +243,13 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
         raise ValueError("it holds no steps")
 
 
-def cut(run: Run, iteration: int, evaluated: int) -> None:
+def truncate(run: Run, iteration: int, evaluated: int) -> None:
     """Remove the samples of later iterations and the responses of evaluations after the step `evaluated`: a resumed run
     writes them again."""
     for later in iterations(run):
         if later > iteration:
-            path_of(run, later).unlink(missing_ok=True)
-    path = folder_of(run) / RESPONSES
+            sample_path(run, later).unlink(missing_ok=True)
+    path = samples_folder(run) / RESPONSES
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _is_whole(line, evaluated)]
@@ -275,9 +275,9 @@ class _Evaluation:
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
     """Add an evaluation's responses as one line of JSON; one that a crash left unfinished stays a line of its own."""
-    folder_of(run).mkdir(exist_ok=True)
+    samples_folder(run).mkdir(exist_ok=True)
     line = to_json({"step": step, "iteration": iteration, "responses": responses}, indent=None) + "\n"
-    with open(folder_of(run) / RESPONSES, "a+b") as file:
+    with open(samples_folder(run) / RESPONSES, "a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else "\n" + line
@@ -288,7 +288,7 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
     """The responses of every evaluation by step, ascending; the last line of a step counts, unfinished lines do not."""
     found: dict[int, list[dict[str, Any]]] = {}
     try:
-        for line in read_lines(folder_of(run) / RESPONSES):
+        for line in read_lines(samples_folder(run) / RESPONSES):
             if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
                 continue
             with suppress(ValueError):

@@ -49,7 +49,7 @@ class _Table:
         for first, end in pairwise(edges):
             if first == end:
                 continue
-            self.cut(int(steps[first]) if self.size and steps[first] < self.steps[self.size - 1] else None)
+            self.truncate(int(steps[first]) if self.size and steps[first] < self.steps[self.size - 1] else None)
             rows = slice(self.size, self.size + end - first)
             if rows.stop > len(self.steps):
                 self._move(max(_LEAST, 2 * len(self.steps), rows.stop))
@@ -58,7 +58,7 @@ class _Table:
                 column[rows] = values[tag][first:end]
             self.size = rows.stop
 
-    def cut(self, step: int | None) -> None:
+    def truncate(self, step: int | None) -> None:
         """Drop every point at or after `step`; None drops nothing."""
         if step is None:
             return
@@ -141,18 +141,18 @@ class Curves:
             steps, walls, values = _merge([chunks[number] for number in numbers_key], tags)
             if not np.isfinite(walls).all():  # no clock says so, but a file may
                 walls = np.nan_to_num(walls, nan=0.0, posinf=0.0, neginf=0.0)
-            for table in self._tables_of(tags):
+            for table in self._find_tables(tags):
                 table.append(steps, walls, values)
 
-    def cut(self, step: int) -> None:
+    def truncate(self, step: int) -> None:
         """Drop every tag's points at or after `step`: a resumed run writes them again."""
         for table in self._tables():
-            table.cut(step)
+            table.truncate(step)
 
     def _tables(self) -> list[_Table]:
         return list({id(series.table): series.table for series in self.series.values()}.values())
 
-    def _tables_of(self, tags: Sequence[str]) -> list[_Table]:
+    def _find_tables(self, tags: Sequence[str]) -> list[_Table]:
         """Tables that hold `tags` and no others: made for new tags, split off where others stay behind."""
         new = [tag for tag in tags if tag not in self.series]
         if new:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_fields, parse_json
 from ppo_unified.runs import durable
-from ppo_unified.runs.durable import Sum
+from ppo_unified.runs.durable import Checksum
 from ppo_unified.runs.folder import CHECKPOINT, Run, to_json
 from ppo_unified.text import tell
 from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors, split
@@ -38,7 +38,7 @@ DAMAGED, ASIDE = ".damaged", ".tmp"  # how the names end of what a trainer found
 T = TypeVar("T")
 
 
-class Damaged(UsageError):
+class DamagedCheckpointError(UsageError):
     """A checkpoint that can't be loaded: which file, and what is wrong with it."""
 
 
@@ -52,11 +52,11 @@ class Meta:
     score: float | None = None  # of the evaluation at this step; None without one
     best: bool = False  # that score was the best until then
     versions: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, Sum] = field(default_factory=dict)
+    files: Mapping[str, Checksum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCheckpoint:
     """A whole checkpoint."""
 
     meta: Meta
@@ -99,7 +99,7 @@ def _write(folder: Path, policy: Mapping[str, Any], trainer: Mapping[str, Any], 
     durable.write_file(folder / META, [_encode_meta(meta, files)])
 
 
-def _encode_meta(meta: Meta, files: Mapping[str, Sum]) -> bytes:
+def _encode_meta(meta: Meta, files: Mapping[str, Checksum]) -> bytes:
     named = {name: {"size": size, "crc32c": f"{crc:08x}"} for name, (size, crc) in files.items()}
     table = {"format": FORMAT} | vars(meta) | {"versions": dict(meta.versions), "files": named}
     table = json.loads(to_json(table))  # as it will be read
@@ -114,7 +114,7 @@ def read_meta(folder: Path) -> Meta:
     """Raises Damaged."""
     path = folder / META
     try:
-        text = durable.read_small(path, MOST_META)
+        text = durable.read_prefix(path, MOST_META)
         if len(text) > MOST_META:
             raise ValueError(f"it has more than {MOST_META:,} bytes")
         meta = _parse_meta(parse_json(text.decode("ascii")))
@@ -123,11 +123,11 @@ def read_meta(folder: Path) -> Meta:
             raise ValueError(f"it is of step {meta.step}")
         return meta
     except FileNotFoundError:
-        raise Damaged(f"{path}: is missing") from None
+        raise DamagedCheckpointError(f"{path}: is missing") from None
     except OSError as error:
-        raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
+        raise DamagedCheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise Damaged(f"{path}: is damaged ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: is damaged ({_describe(error)})") from None
 
 
 class _Seal(NamedTuple):
@@ -151,7 +151,7 @@ def _parse_meta(table: Any) -> Meta:
         raise ValueError(f"format {seal.format} was written by a later version of this program")
     meta = read_table(table, Meta)
     entries = {name: read_table(entry, _FileEntry) for name, entry in meta.files.items()}
-    return replace(meta, files={name: Sum(entry.size, int(entry.crc32c, 16)) for name, entry in entries.items()})
+    return replace(meta, files={name: Checksum(entry.size, int(entry.crc32c, 16)) for name, entry in entries.items()})
 
 
 def read_table(table: Any, cls: type[T]) -> T:
@@ -171,15 +171,15 @@ def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta
         try:
             found = path.stat().st_size
             if expected is None:
-                raise Damaged(f"{path}: is a file that {META} does not name")
+                raise DamagedCheckpointError(f"{path}: is a file that {META} does not name")
             if found != expected.size:
-                raise Damaged(f"{path}: has {found:,} bytes, not {expected.size:,}")
-            if durable.sum_of(path) != expected:
-                raise Damaged(f"{path}: is damaged (its checksum is not the one in {META})")
+                raise DamagedCheckpointError(f"{path}: has {found:,} bytes, not {expected.size:,}")
+            if durable.checksum(path) != expected:
+                raise DamagedCheckpointError(f"{path}: is damaged (its checksum is not the one in {META})")
         except FileNotFoundError:
-            raise Damaged(f"{path}: is missing") from None
+            raise DamagedCheckpointError(f"{path}: is missing") from None
         except OSError as error:
-            raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
+            raise DamagedCheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     return meta
 
 
@@ -191,13 +191,13 @@ def steps(run: Run) -> list[int]:
     return sorted({step for step, _, _ in run.checkpoint_folders()})
 
 
-def folder_of(run: Run, step: int) -> Path:
+def checkpoint_folder(run: Run, step: int) -> Path:
     """The folder of a step's checkpoint, whether it is there or not."""
     own = [path for number, _, path in run.checkpoint_folders() if number == step]
     return own[-1] if own else run.checkpoints / f"{step:012d}"
 
 
-def best(run: Run) -> tuple[int, float] | None:
+def find_best(run: Run) -> tuple[int, float] | None:
     """Step and score of the best checkpoint that is there; None where none was evaluated. Damaged ones are left out."""
     return _find_best(_read_metas({step: path for step, _, path in run.checkpoint_folders()}))
 
@@ -206,7 +206,7 @@ def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
     """What the metas of some folders say, of those that can be read."""
     metas = {}
     for step, folder in folders.items():
-        with suppress(Damaged):
+        with suppress(DamagedCheckpointError):
             metas[step] = read_meta(folder)
     return metas
 
@@ -219,7 +219,7 @@ def _find_best(metas: Mapping[int, Meta]) -> tuple[int, float] | None:
 
 def best_step(run: Run) -> int | None:
     """The step of the best checkpoint that is there; None where none was evaluated."""
-    found = best(run)
+    found = find_best(run)
     return found[0] if found else None
 
 
@@ -233,7 +233,7 @@ def choose(run: Run, which: str) -> int:
     if not there:
         raise UsageError(f"{run.checkpoints}: there is no checkpoint yet")
     if which in map(str, there):
-        check(folder_of(run, int(which)), [POLICY])
+        check(checkpoint_folder(run, int(which)), [POLICY])
         return int(which)
     if which not in ("best", "latest"):
         raise UsageError(
@@ -251,14 +251,14 @@ def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> 
     damage: list[str] = []
     for step in order:
         try:
-            loaded = load(folder_of(run, step))
-        except Damaged as error:
+            loaded = load(checkpoint_folder(run, step))
+        except DamagedCheckpointError as error:
             damage.append(str(error))
             continue
         if damage:
             tell(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead")
         return loaded
-    raise Damaged(
+    raise DamagedCheckpointError(
         f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; put a copy "
         "of one back, or delete that folder to start at step 0"
     )
@@ -269,12 +269,12 @@ def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> 
 
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
     """A policy's weights without the rest of the checkpoint. Raises Damaged."""
-    folder = folder_of(run, step)
+    folder = checkpoint_folder(run, step)
     check(folder, [POLICY])
     return _load_tensors(folder / POLICY, device)
 
 
-def load_newest(run: Run, device: torch.device) -> Loaded | None:
+def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
     """The newest whole checkpoint, its weights on `device` and the rest on the CPU; None where there never was one.
 
     Damaged newer ones are said on stderr and set aside until a later one is written. Raises Damaged if all are.
@@ -296,7 +296,7 @@ def _set_aside(folder: Path) -> None:
     durable.rename(folder, to)
 
 
-def _load(folder: Path, device: torch.device) -> Loaded:
+def _load(folder: Path, device: torch.device) -> LoadedCheckpoint:
     cpu = torch.device("cpu")
     meta = check(folder)
     try:
@@ -305,15 +305,15 @@ def _load(folder: Path, device: torch.device) -> Loaded:
         if not isinstance(trainer, dict):
             raise ValueError("it holds no table")
     except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{folder / STATE}: cannot be loaded ({_describe(error)})") from None
-    return Loaded(meta, _load_tensors(folder / POLICY, device), trainer)
+        raise DamagedCheckpointError(f"{folder / STATE}: cannot be loaded ({_describe(error)})") from None
+    return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
 
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     try:
         return read_tensors(path, device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise Damaged(f"{path}: cannot be loaded ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: cannot be loaded ({_describe(error)})") from None
 
 
 # tidying

@@ -72,7 +72,7 @@ class Checkpointer:
             checkpoint.save(self.run, self.state.adapter.policy.state_dict(), contents, self._meta())
             self.saved = position
             checkpoint.prune(self.run, self.config.checkpoint.keep)
-        except (OSError, checkpoint.Damaged) as error:
+        except (OSError, checkpoint.DamagedCheckpointError) as error:
             self.failure = "" if self.saved == position else str(error)
             what = "older checkpoints could not be removed" if self.saved == position else "was not written"
             message = f"checkpoint of step {position[0]}: {what} ({error}); training goes on"
@@ -119,13 +119,13 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     status.elapsed_s = 0.0
     if found is None:
         return False
-    folder = checkpoint.folder_of(run, found.meta.step)
+    folder = checkpoint.checkpoint_folder(run, found.meta.step)
     try:
         contents = checkpoint.read_table(found.trainer, Contents)
         progress = checkpoint.read_table(contents.progress, Progress)
         evaluations = _read_evaluations(contents, config)
     except ValueError as error:
-        raise checkpoint.Damaged(
+        raise checkpoint.DamagedCheckpointError(
             f"{folder} is whole, but not what this version writes: {error}; resume it with the versions in its "
             f"{checkpoint.META}, or move the folder away to go on from the one before"
         ) from None

@@ -40,14 +40,14 @@ class Track:
             self.start.append(value)
         self.recent = [*self.recent[1 - LONG :], value]
         if self.count >= WINDOW:
-            self.peak = self.now if self.count == WINDOW else max(self.peak, self.now)
+            self.peak = self.recent_mean if self.count == WINDOW else max(self.peak, self.recent_mean)
 
     @property
-    def now(self) -> float:
+    def recent_mean(self) -> float:
         return fmean(self.recent[-WINDOW:])
 
     @property
-    def then(self) -> float:
+    def start_mean(self) -> float:
         return fmean(self.start)
 
 
@@ -84,10 +84,10 @@ class Check(NamedTuple):
 
 
 def _mean(track: Track) -> float:
-    return track.now
+    return track.recent_mean
 
 
-def _least(track: Track) -> float:
+def _smallest_magnitude(track: Track) -> float:
     """The smallest size in the window: beyond the limit only where all are."""
     return min(map(abs, islice(reversed(track.recent), WINDOW)))
 
@@ -98,11 +98,11 @@ def _largest(track: Track) -> float:
 
 def _share_of_peak(track: Track) -> float | None:
     """Of entropies; those of continuous actions, which may be negative, cannot be compared as shares."""
-    return track.now / track.peak if min(track.recent) >= 0 and track.peak > 0 else None
+    return track.recent_mean / track.peak if min(track.recent) >= 0 and track.peak > 0 else None
 
 
 def _share_of_start(track: Track) -> float | None:
-    return track.now / track.then if track.then > 0 else None
+    return track.recent_mean / track.start_mean if track.start_mean > 0 else None
 
 
 def _log_share_of_start(track: Track) -> float | None:
@@ -111,32 +111,32 @@ def _log_share_of_start(track: Track) -> float | None:
     return abs(math.log2(share)) if share else None
 
 
-def _share_of_ended(track: Track) -> float | None:
+def _eos_share_of_start(track: Track) -> float | None:
     """A task whose responses hardly ever end by themselves from the beginning says nothing by going on so."""
-    return _share_of_start(track) if track.then >= 0.1 else None
+    return _share_of_start(track) if track.start_mean >= 0.1 else None
 
 
 def _rise(track: Track) -> float:
-    return track.now - track.then
+    return track.recent_mean - track.start_mean
 
 
-def _gold_lost(proxy: Track, gold: Track) -> float | None:
+def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
     """Part of the gold score's rise (at least 3 deviations) that is gone, while the proxy score is near its best."""
-    risen = proxy.peak - proxy.then
-    if risen <= 0 or proxy.now < proxy.then + 0.8 * risen:
+    risen = proxy.peak - proxy.start_mean
+    if risen <= 0 or proxy.recent_mean < proxy.start_mean + 0.8 * risen:
         return None
     noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
-    return (gold.peak - gold.now) / max(gold.peak - gold.then, 3 * noise)
+    return (gold.peak - gold.recent_mean) / max(gold.peak - gold.start_mean, 3 * noise)
 
 
-def _spikes(track: Track) -> float | None:
+def _spike_ratio(track: Track) -> float | None:
     """The SPIKES-th largest of the window over what was usual before it."""
     before = track.recent[:-WINDOW]
     usual = median(before) if len(before) >= WINDOW else 0.0
     return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
 
 
-def _explained(explained: Track, loss: Track, values: Track) -> float | None:
+def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> float | None:
     """The mean share explained where the critic is not right already, as on a solved task whose returns are all alike:
     what is left to explain there is rounding. None where it is right in half of the window."""
     recent = (track.recent[-WINDOW:] for track in (explained, loss, values))
@@ -146,15 +146,15 @@ def _explained(explained: Track, loss: Track, values: Track) -> float | None:
     return fmean(wrong) if 2 * len(wrong) > WINDOW else None
 
 
-def _dead(explained: Track, loss: Track) -> float | None:
+def _largest_explained_variance(explained: Track, loss: Track) -> float | None:
     """The largest share explained in the window; None where the value loss is falling or was nothing to begin with."""
-    is_stuck = loss.then > 1e-6 and loss.now > 0.9 * loss.then
+    is_stuck = loss.start_mean > 1e-6 and loss.recent_mean > 0.9 * loss.start_mean
     return _largest(explained) if is_stuck else None
 
 
-def _off(error: Track, loss: Track) -> float:
+def _relative_error(error: Track, loss: Track) -> float:
     """The error in units of the advantages, whose size is about the root of twice the value loss."""
-    return _least(error) / max(1.0, math.sqrt(2 * max(0.0, loss.now)))
+    return _smallest_magnitude(error) / max(1.0, math.sqrt(2 * max(0.0, loss.recent_mean)))
 
 
 CRITIC = ("value/explained_variance", "loss/value")  # say nothing about a run without a critic
@@ -199,7 +199,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "explained_variance",
         (*CRITIC, "value/mean"),
-        _explained,
+        _mean_explained_variance,
         -0.1,
         False,
         f"mean of {WINDOW} iterations, after {SETTLED}, those apart where the critic errs by under {EXACT:.0%} of the "
@@ -212,7 +212,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "dead_critic",
         CRITIC,
-        _dead,
+        _largest_explained_variance,
         0.05,
         False,
         f"largest size of the explained variance in {WINDOW} iterations, after {SETTLED}, with a value loss that has "
@@ -225,7 +225,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "first_ratio",
         ("invariant/first_ratio_error",),
-        _least,
+        _smallest_magnitude,
         1e-2,
         True,
         f"smallest of {WINDOW} iterations",
@@ -236,7 +236,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "optimizer_steps",
         ("invariant/optimizer_steps_error",),
-        _least,
+        _smallest_magnitude,
         0.0,
         True,
         f"smallest of {WINDOW} iterations",
@@ -248,7 +248,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "gae",
         ("invariant/gae_error", "loss/value"),
-        _off,
+        _relative_error,
         1e-3,
         True,
         f"smallest of {WINDOW} iterations, in units of the advantages",
@@ -260,7 +260,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "grad_norm",
         ("optim/grad_norm",),
-        _spikes,
+        _spike_ratio,
         10.0,
         True,
         f"third largest of {WINDOW} iterations, over the median of up to {LONG - WINDOW} before",
@@ -283,7 +283,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "gold",
         ("reward/score", "reward/gold"),
-        _gold_lost,
+        _lost_gold_share,
         0.5,
         True,
         "part of its rise that the true score has lost again, while the score is near its best",
@@ -308,7 +308,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "eos_rate",
         ("response/eos_rate",),
-        _share_of_ended,
+        _eos_share_of_start,
         0.5,
         False,
         f"share of the first {START} iterations' mean, where that is at least 0.1",
@@ -369,21 +369,21 @@ class Health:
             value = float(np.float32(metrics[tag]))
             if math.isfinite(value):
                 self.tracks.setdefault(tag, Track()).add(value)
-        return [line for check in self.checks if (line := self._judge(check, step))]
+        return [line for check in self.checks if (line := self._update_verdict(check, step))]
 
-    def _judge(self, check: Check, step: int) -> str:
+    def _update_verdict(self, check: Check, step: int) -> str:
         verdict = self._verdicts[check.name]
         beyond = check.is_beyond(self.tracks)
         verdict.run = verdict.run + 1 if beyond == (verdict.since is None) else 0
         if verdict.run < PERSIST:
             return ""
         verdict.run, verdict.since = 0, step if verdict.since is None else None
-        return f"{check.name}: {sentence(check)}" if beyond else f"{check.name} is well again"
+        return f"{check.name}: {warning_text(check)}" if beyond else f"{check.name} is well again"
 
-    def firing(self) -> list[dict[str, Any]]:
+    def active_warnings(self) -> list[dict[str, Any]]:
         """What run.json tells of the checks that fire, in the order of the table."""
         return [
-            {"name": check.name, "since": since, "severe": check.severe, "text": sentence(check)}
+            {"name": check.name, "since": since, "severe": check.severe, "text": warning_text(check)}
             for check in self.checks
             if (since := self._verdicts[check.name].since) is not None
         ]
@@ -402,7 +402,7 @@ class Health:
         self._verdicts |= known
 
 
-def as_table(checks: Iterable[Check] = CHECKS) -> list[str]:
+def checks_table(checks: Iterable[Check] = CHECKS) -> list[str]:
     """The lines of docs/health.md's table."""
     lines = [
         "| check | reads | fires when | meaning | what to change | source of the limit |",
@@ -416,6 +416,6 @@ def as_table(checks: Iterable[Check] = CHECKS) -> list[str]:
     return lines
 
 
-def sentence(check: Check) -> str:
+def warning_text(check: Check) -> str:
     """What a check says where it fires."""
     return f"{check.meaning} {check.advice}".replace("`", "")

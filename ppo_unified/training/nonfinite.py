@@ -40,7 +40,7 @@ def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
         found = find_nonfinite(outputs, micro.mask)
         if found is not None and found.row is not None:
             whole = minibatch[slice(None), slice(micro.mask.shape[1])]
-            rows = _rows_like(micro, found.row, whole.logprobs, whole.values, whole.mask)
+            rows = _find_matching_rows(micro, found.row, whole.logprobs, whole.values, whole.mask)
             return Place(found.quantity, int(rows[0]) if len(rows) else None, found.column)
     for name, weight in policy.named_parameters():
         if weight.grad is not None and not torch.isfinite(weight.grad).all():
@@ -56,7 +56,7 @@ def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] 
     if place.row is None or place.column is None:
         return None
     columns = (rollout.rows(x) for x in (rollout.logprobs, rollout.values, rollout.mask))
-    rows = _rows_like(minibatch, place.row, *columns)
+    rows = _find_matching_rows(minibatch, place.row, *columns)
     if not len(rows):
         return None
     per_row = rollout.mask.shape[1] // rollout.row_len
@@ -64,7 +64,7 @@ def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] 
     return number // per_row, (number % per_row) * rollout.row_len + place.column
 
 
-def _rows_like(batch: Batch, row: int, logprobs: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+def _find_matching_rows(batch: Batch, row: int, logprobs: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """Numbers of the rows [R, L] that hold what a row of `batch` does."""
     same = (logprobs == batch.logprobs[row]) & (values == batch.values[row]) & mask | ~mask & ~batch.mask[row]
     return same.all(1).nonzero().flatten()

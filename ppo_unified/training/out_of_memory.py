@@ -32,7 +32,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:
     """`error` as advice; `doing` is a key of OPTIONS, `columns` those of the minibatch that was too large, or 0."""
-    options, advice = config.flat(), []
+    options, advice = config.flatten(), []
     for name in OPTIONS[doing]:
         value = options.get(name)
         if name in CHEAPER:

@@ -35,15 +35,15 @@ class Reporter:
         self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
         progress = state.learner.progress
         self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
-        samples.cut(run, progress.iteration, state.evaluations.step)
+        samples.truncate(run, progress.iteration, state.evaluations.step)
         if not resumed:
-            self.events.hyperparameters(config.flat())
+            self.events.hyperparameters(config.flatten())
         self.best_effort = BestEffort(run)
         self._process = psutil.Process()
         self._began, self._elapsed_before = time.monotonic(), status.elapsed_s
         self._steps_before = progress.steps
         self._beaten = self._measured = time.monotonic()
-        status.device, status.health = str(device), state.health.firing()
+        status.device, status.health = str(device), state.health.active_warnings()
 
     def log_iteration(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> None:
         """Check the run's health, and log and sample the iteration as often as configured. Adds to `metrics`."""
@@ -115,7 +115,7 @@ class Reporter:
         for line in self.state.health.update(self.state.learner.progress.steps, metrics):
             with self.best_effort.attempt("the event file"):
                 self.events.text(self.state.learner.progress.steps, HEALTH, line)
-        self.status.health = self.state.health.firing()
+        self.status.health = self.state.health.active_warnings()
         metrics["health/warnings"] = float(len(self.status.health))
 
     def _write_sample(self, iteration: Iteration, metrics: dict[str, float]) -> dict[str, np.ndarray]:

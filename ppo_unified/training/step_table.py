@@ -40,7 +40,7 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
-    places = _places(rollout)
+    places = _flat_indices(rollout)
     after = torch.where(rollout.mask, rollout.logprobs, 0.0)
     for part in microbatches(replace(batch, weights=places), ppo.microbatch_columns):
         new = learner.policy.evaluate(part.obs, part.actions)
@@ -58,11 +58,11 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
         "value": rollout.values,
         "next_value": rollout.next_values,
         "delta": rollout.rewards + ppo.gamma * rollout.next_values - rollout.values,
-        "advantage": _spread(raw.advantages, raw, places, rollout),
-        "return": _spread(raw.returns, raw, places, rollout),
+        "advantage": _scatter(raw.advantages, raw, places, rollout),
+        "return": _scatter(raw.returns, raw, places, rollout),
     }
     if ppo.normalize_advantages != "minibatch":
-        columns["advantage_used"] = _spread(batch.advantages, batch, places, rollout)
+        columns["advantage_used"] = _scatter(batch.advantages, batch, places, rollout)
     columns = {name: torch.where(rollout.mask, x, torch.zeros_like(x)) for name, x in columns.items()}
     valid = ratio[rollout.mask]
     metrics = {
@@ -81,13 +81,13 @@ def _past_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
     return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
-def _places(rollout: Rollout) -> Tensor:
+def _flat_indices(rollout: Rollout) -> Tensor:
     """Where in the flattened rollout each step of its batch is, int64 [R, L]: a batch leaves out rows without steps."""
     numbers = torch.arange(rollout.mask.numel(), device=rollout.mask.device).view(rollout.mask.shape)
     return rollout.rows(numbers)[rollout.rows(rollout.mask).any(1)]
 
 
-def _spread(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor:
+def _scatter(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor:
     """A batch's numbers [R, L] back in the rollout's shape [N, T]."""
     spread = torch.zeros(rollout.mask.shape, dtype=x.dtype, device=x.device)
     spread.view(-1)[places[batch.mask]] = x[batch.mask]
@@ -111,7 +111,7 @@ def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hoo
                 f"{list(mask.shape)}"
             )
         checked[name] = array
-    rows = samples.kept_rows(mask.cpu().numpy())
+    rows = samples.rows_to_keep(mask.cpu().numpy())
     engine = {name: x[:rows] for name, x in columns.items()}
     engine = {name: x.float() if x.is_floating_point() else x for name, x in engine.items()}
     return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in checked.items()}

@@ -263,7 +263,7 @@ def test_a_mistake_gets_one_line(arguments: tuple[str, ...], runs: Path, capsys:
 
 def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(gym_config(), tmp_path, "run")
-    samples.path_of(Run(tmp_path / "run"), 2).write_bytes(b"PK")
+    samples.sample_path(Run(tmp_path / "run"), 2).write_bytes(b"PK")
     code, out, err = command(tmp_path, capsys, "inspect", "run", "--json")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "00000002.npz: cannot be read as samples" in err

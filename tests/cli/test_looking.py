@@ -46,7 +46,7 @@ def make(folder: Path, name: str, curve: list[float], options: dict[str, Any] | 
     run = create(folder, name, "")
     run.config.write_text(config.to_toml(), encoding="utf-8")
     events = EventWriter(run.path)
-    events.hyperparameters(config.flat())
+    events.hyperparameters(config.flatten())
     for number, score in enumerate(curve, 1):
         events.scalars(100 * number, {"eval/score": score, "loss/value": -score, "optim/lr": 0.1})
     events.close()

@@ -94,7 +94,7 @@ def test_a_recipe_says_all_that_makes_a_ppo_and_nothing_of_the_task(name: str) -
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, target: str) -> None:
-    before, after = load_target(target).flat(), load_preset(target, recipe=name).flat()
+    before, after = load_target(target).flatten(), load_preset(target, recipe=name).flatten()
     own = settings(RECIPES[name])
     for option, value in after.items():
         if option == "recipe":
@@ -181,7 +181,7 @@ def test_one_recipe_is_shown_as_its_file(name: str, capsys: pytest.CaptureFixtur
     assert said(capsys, name) == recipe_files()[name].read_text(encoding="utf-8")
     shown = json.loads(said(capsys, name, "--json"))
     assert shown["differs"] == list(RECIPES[name].differs)
-    config = validate(LLMConfig, {"kind": "llm", **RECIPES[name].options}, name).flat()
+    config = validate(LLMConfig, {"kind": "llm", **RECIPES[name].options}, name).flatten()
     assert shown["options"] == {
         option: {"value": config[option], "source": source} for option, source in RECIPES[name].sources.items()
     }
@@ -190,13 +190,13 @@ def test_one_recipe_is_shown_as_its_file(name: str, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("first", RECIPES)
 @pytest.mark.parametrize("second", RECIPES)
 def test_the_difference_is_what_turns_one_configuration_into_the_other(first: str, second: str) -> None:
-    one, other = (load_preset("llm", recipe=name).flat() for name in (first, second))
+    one, other = (load_preset("llm", recipe=name).flatten() for name in (first, second))
     changed = difference(RECIPES[first], RECIPES[second])
     for option, (ours, theirs) in changed.items():
         assert (ours.value, theirs.value) == (one[option], other[option])
         assert ours.value != theirs.value
         assert ours.source or theirs.source, option
-        assert all(s.source is not None or s.value == LLMConfig().flat()[option] for s in (ours, theirs))
+        assert all(s.source is not None or s.value == LLMConfig().flatten()[option] for s in (ours, theirs))
     assert one | {option: pair[1].value for option, pair in changed.items()} | {"recipe": second} == other
     assert set(changed) == set(difference(RECIPES[second], RECIPES[first]))
     assert bool(changed) == (first != second)

@@ -107,9 +107,9 @@ class TrunkPolicy(BanditPolicy):
         self.trunk = nn.Linear(2, 2)
         nn.init.normal_(self.trunk.weight, generator=generator)
 
-    def read(self, obs: Observations) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
-        return super().read(self.trunk(obs))
+        return super().logprobs_and_values(self.trunk(obs))
 
 
 class TrunkAdapter(BanditAdapter):

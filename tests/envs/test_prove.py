@@ -20,7 +20,7 @@ from torch import Tensor
 
 from envs.llm.kl import token_rewards
 from envs.prove import TOLERANCE, prove
-from envs.token_mdp import TokenMDP, read
+from envs.token_mdp import TokenMDP, decode_obs
 from ppo_unified.cli import main
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
@@ -183,7 +183,7 @@ def test_gymnasium_accepts_the_environment() -> None:
 def test_every_prompt_comes_once_before_any_comes_again() -> None:
     env, seen = TokenMDP(**OPTIONS), []
     for number in range(6):
-        prompt, response = read(env.reset(seed=7 if number == 0 else None)[0].tolist())
+        prompt, response = decode_obs(env.reset(seed=7 if number == 0 else None)[0].tolist())
         assert response == []
         seen.append(prompt)
     assert sorted(seen[:3]) == sorted(seen[3:]) == OPTIONS["prompts"]
@@ -197,7 +197,7 @@ def test_an_episode_ends_with_an_end_token_or_at_the_limit_and_is_scored_there(
     env.reset(seed=0)
     for number, action in enumerate(actions, 1):
         obs, reward, terminated, truncated, _ = env.step(np.int64(action))
-        assert read(obs.tolist()) == ([1], actions[:number])
+        assert decode_obs(obs.tolist()) == ([1], actions[:number])
         assert terminated == (number == len(actions))
         assert reward == (score if terminated else 0.0)
         assert not truncated

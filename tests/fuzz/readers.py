@@ -105,7 +105,7 @@ def read_status(content: bytes, folder: Path) -> None:
         assert all(is_harmless(head(entry, width, 24).plain) for width in (20, 80))
     status = run.read_status()
     to_json(asdict(status))
-    control.events_of(run, status)
+    control.list_events(run, status)
     seen = [looking.Seen(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
     remarks = looking._remarks(seen, False, looking._health_lines)
     shown = looking._with_notes(looking._run_table(seen, 80, False), remarks)
@@ -132,7 +132,7 @@ def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
     run = Run(folder)
     for name, written in content.items():
         put(run.checkpoints / f"{12:012d}", name, written)
-    best = checkpoint.best(run)
+    best = checkpoint.find_best(run)
     assert best is None or to_json(best)
     for which in ("best", "latest"):
         with suppress(UsageError):
@@ -150,19 +150,19 @@ def read_samples(content: bytes, folder: Path) -> None:
     from ppo_unified.terminal.sample_table import format_samples
 
     run = Run(folder)
-    put(samples.folder_of(run), f"{3:08d}.npz", content)
+    put(samples.samples_folder(run), f"{3:08d}.npz", content)
     stored = samples.read(run, 3)
     there = stored.samples()
     assert all(map(is_harmless, stored.summary(run.name).splitlines()))
     first = [stored.document(number, sample) for number, sample in enumerate(there[:2])]
     for lines in format_samples(first, len(there), stored.quantities(), 100):
         assert all(map(is_harmless, lines))
-    to_json([stored.steps_of(sample) for sample in there])
+    to_json([stored.sample_steps(sample) for sample in there])
 
 
 def read_responses(content: bytes, folder: Path) -> None:
     run = Run(folder)
-    put(samples.folder_of(run), samples.RESPONSES, content)
+    put(samples.samples_folder(run), samples.RESPONSES, content)
     to_json(samples.read_responses(run))
 
 
@@ -179,12 +179,12 @@ def read_view(content: bytes, folder: Path) -> None:
 
 
 def read_query(text: str, folder: Path) -> None:
-    from ppo_unified.runs.query import lookup, options_of, parse
+    from ppo_unified.runs.query import lookup, parse, read_options
 
     run = Run(folder / "a")
     put(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
     status = Status(name="a", preset="cartpole", step=10**12, score=1e308, reason="\x1b[31mlost")
-    parse(text).matches(lookup(status, "failed", lambda: options_of(run)))
+    parse(text).matches(lookup(status, "failed", lambda: read_options(run)))
 
 
 def read_field(values: tuple[str, str], folder: Path) -> None:

@@ -16,7 +16,7 @@ import google_crc32c
 import numpy as np
 import torch
 
-from ppo_unified.runs.durable import Sum
+from ppo_unified.runs.durable import Checksum
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import checkpoint
 
@@ -96,7 +96,7 @@ def checkpoint_files() -> dict[str, bytes]:
 def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
     """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
     others = {name: content for name, content in files.items() if name != checkpoint.META}
-    sums = {name: Sum(len(content), google_crc32c.value(content)) for name, content in others.items()}
+    sums = {name: Checksum(len(content), google_crc32c.value(content)) for name, content in others.items()}
     return others | {checkpoint.META: checkpoint._encode_meta(META, sums)}
 
 

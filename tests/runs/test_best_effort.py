@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ppo_unified.runs import samples
-from ppo_unified.runs.best_effort import FolderLost, open_log
+from ppo_unified.runs.best_effort import FolderLostError, open_log
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
@@ -129,7 +129,7 @@ def test_a_removed_folder_ends_the_run_and_is_not_made_anew(
             if replaced:
                 prepare(config, tmp_path, "a").release()
 
-    with pytest.raises(FolderLost, match="was removed or replaced while it trained"):
+    with pytest.raises(FolderLostError, match="was removed or replaced while it trained"):
         train_in(run, config, StopRequest(), report)
     assert (run.path / "run.json").exists() == replaced
     assert not run.checkpoints.exists()

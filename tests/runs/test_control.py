@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, t
     assert trained.read_status().step >= step + 1000
     with pytest.raises(UsageError, match="train it further with --total-steps"):
         control.resume(trained)
-    story = [(event.what, event.step) for event in control.events_of(trained, trained.read_status())]
+    story = [(event.what, event.step) for event in control.list_events(trained, trained.read_status())]
     assert story[:2] == [("started", 0), ("resumed", step)]
     assert story[-1] == ("finished", trained.read_status().step)
 
@@ -305,7 +305,7 @@ def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:
 def test_a_runs_story_is_in_order(tmp_path: Path) -> None:
     resumes = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
     run = made(tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3)
-    story = control.events_of(run, run.read_status())
+    story = control.list_events(run, run.read_status())
     assert [event.what for event in story] == [
         "started",
         "resumed",
@@ -325,7 +325,7 @@ def test_a_runs_story_is_in_order(tmp_path: Path) -> None:
 def test_the_traceback_of_a_failure_is_told_whole(tmp_path: Path) -> None:
     traceback = "Traceback (most recent call last):\n  File x\nOverflowError: fell\n"
     run = made(tmp_path, state="failed", reason="OverflowError: fell", traceback=traceback)
-    last = control.events_of(run, run.read_status())[-1]
+    last = control.list_events(run, run.read_status())[-1]
     assert last.what == "failed"
     assert last.text == "OverflowError: fell\n" + traceback.rstrip()
 
@@ -333,7 +333,7 @@ def test_the_traceback_of_a_failure_is_told_whole(tmp_path: Path) -> None:
 def test_a_crash_tells_the_end_of_the_log(tmp_path: Path) -> None:
     run = made(tmp_path, state="running", host=socket.gethostname())
     run.log.write_text("".join(f"line {i}\n" for i in range(5000)), encoding="utf-8")
-    last = control.events_of(run, run.read_status())[-1]
+    last = control.list_events(run, run.read_status())[-1]
     assert last.what == "crashed"
     assert last.text.splitlines()[-1] == "line 4999"
     assert len(last.text.splitlines()) < 30
@@ -383,7 +383,7 @@ def test_the_story_of_a_resume_says_what_changed_and_what_did_not_go_on_exactly(
     ]
     run = Run(tmp_path / "a")
     status = Status(name="a", state="stopped", resumes=entries)
-    told = [event.text for event in control.events_of(run, status) if event.what == "resumed"]
+    told = [event.text for event in control.list_events(run, status) if event.what == "resumed"]
     assert told[0] == "it had stopped"
     assert told[1] == "without a word before\nnot exactly: episodes restarted: why"
     assert told[2] == "it had stopped\noptim.lr: 0.1 -> 0.2"

@@ -11,7 +11,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.query import flatten, lookup, options_of, parse
+from ppo_unified.runs.query import flatten, lookup, parse, read_options
 
 TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:1", "preset=pendulum", "optim.lr<0.002")
 
@@ -42,7 +42,7 @@ def population(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Stat
 
 def select(population: list[tuple[Run, Status]], text: str) -> set[str]:
     query = parse(text)
-    lookups = {run.name: lookup(status, status.state, partial(options_of, run)) for run, status in population}
+    lookups = {run.name: lookup(status, status.state, partial(read_options, run)) for run, status in population}
     return {name for name, values in lookups.items() if query.matches(values)}
 
 
@@ -109,7 +109,7 @@ def test_options_are_read_from_config_toml(population: list[tuple[Run, Status]])
 
 
 def test_config_toml_is_not_touched_unless_an_option_is_asked_for(tmp_path: Path) -> None:
-    values = lookup(Status(name="a", score=3.0), "finished", partial(options_of, Run(tmp_path / "gone")))
+    values = lookup(Status(name="a", score=3.0), "finished", partial(read_options, Run(tmp_path / "gone")))
     assert parse("a score>2 state:finished").matches(values)
     with pytest.raises(UsageError, match=r"config\.toml: cannot be read"):
         parse("ppo.clip>0").matches(values)

@@ -47,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert after.columns[name].dtype == x.dtype
     assert samples.iterations(a_run) == [3]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000003.npz"]
-    values = [step["value"] for sample in after.samples() for step in after.steps_of(sample)]
+    values = [step["value"] for sample in after.samples() for step in after.sample_steps(sample)]
     assert values == numbers[mask].tolist()
 
 
@@ -94,7 +94,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_a_damaged_file_is_named_and_executes_nothing(tmp_path: Path, damage: str) -> None:
     a_run = Run(tmp_path)
     samples.write(a_run, stored(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
-    path = samples.path_of(a_run, 3)
+    path = samples.sample_path(a_run, 3)
     DAMAGES[damage](path)
     with pytest.raises(UsageError, match=r"00000003\.npz: cannot be read as samples") as caught:
         samples.read(a_run, 3)
@@ -105,7 +105,7 @@ def test_whatever_byte_is_damaged_a_file_reads_as_it_was_or_not_at_all(tmp_path:
     a_run, ones = Run(tmp_path), np.ones((1, 2), bool)
     before = stored(ones, ones, value=np.array([[1.5, 2.5]]))
     samples.write(a_run, before)
-    path = samples.path_of(a_run, 3)
+    path = samples.sample_path(a_run, 3)
     data, refused = path.read_bytes(), 0
     for position in range(0, len(data), 11):
         path.write_bytes(data[:position] + bytes([data[position] ^ 8]) + data[position + 1 :])
@@ -122,7 +122,7 @@ def test_samples_are_the_episodes_of_each_row() -> None:
     mask[4] = False
     number = np.arange(180).reshape(9, 20)
     there = stored(mask, continues, number=number)
-    parts = [[step["number"] for step in there.steps_of(sample)] for sample in there.samples()]
+    parts = [[step["number"] for step in there.sample_steps(sample)] for sample in there.samples()]
     assert [n for part in parts for n in part] == number[mask].tolist()
     for part in parts:
         assert len({n // 20 for n in part}) == 1
@@ -135,7 +135,7 @@ def test_a_file_holds_whole_rows_from_the_first_up_to_the_limit(monkeypatch: pyt
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
     for limit, rows in {1: 1, 2: 1, 4: 1, 5: 3, 6: 4, 99: 4}.items():
         monkeypatch.setattr(samples, "LARGEST", limit)
-        assert samples.kept_rows(mask) == rows
+        assert samples.rows_to_keep(mask) == rows
 
 
 def test_responses_are_one_line_an_evaluation_and_the_last_of_a_step_counts(tmp_path: Path) -> None:

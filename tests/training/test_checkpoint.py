@@ -19,7 +19,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import durable
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import checkpoint
-from ppo_unified.training.checkpoint import META, POLICY, STATE, TENSORS, Damaged, Meta
+from ppo_unified.training.checkpoint import META, POLICY, STATE, TENSORS, DamagedCheckpointError, Meta
 from ppo_unified.training.session import load_adapter
 
 CPU = torch.device("cpu")
@@ -146,7 +146,7 @@ def save_and_prune(run: Run, faults: Faults) -> bool:
         with faulty(faults):
             keep(run, 40)
             checkpoint.prune(run, 1)
-    except (OSError, Damaged, Killed):
+    except (OSError, DamagedCheckpointError, Killed):
         return False
     return True
 
@@ -159,7 +159,7 @@ WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}  # which calls can
 def test_whatever_fails_the_previous_checkpoint_loads_and_the_next_save_works(
     kept: Run, way: str, tmp_path: Path
 ) -> None:
-    shutil.rmtree(checkpoint.folder_of(kept, 20))
+    shutil.rmtree(checkpoint.checkpoint_folder(kept, 20))
     before = tmp_path / "before"
     shutil.copytree(kept.path, before)
     dry = Faults()
@@ -212,7 +212,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def test_a_damaged_newest_falls_back_to_the_one_before_with_one_message(
     kept: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = checkpoint.folder_of(kept, 30)
+    damaged = checkpoint.checkpoint_folder(kept, 30)
     DAMAGE[how](damaged / name)
     assert holds(kept) == 20
     message = capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_with_one_message(
 
 def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) -> None:
     for step in checkpoint.steps(kept):
-        truncated(checkpoint.folder_of(kept, step) / STATE)
+        truncated(checkpoint.checkpoint_folder(kept, step) / STATE)
     with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
         checkpoint.load_newest(kept, CPU)
     assert checkpoint.steps(kept) == [10, 20, 30]
@@ -240,13 +240,13 @@ def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) ->
 def test_a_damaged_best_gives_way_to_the_newest_and_a_damaged_number_is_refused(
     kept: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert checkpoint.best(kept) == (10, -10.0)
-    flipped(checkpoint.folder_of(kept, 10) / POLICY)
+    assert checkpoint.find_best(kept) == (10, -10.0)
+    flipped(checkpoint.checkpoint_folder(kept, 10) / POLICY)
     assert checkpoint.choose(kept, "best") == 30
     assert "000000000010/policy.safetensors: is damaged" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: is damaged"):
         checkpoint.choose(kept, "10")
-    truncated(checkpoint.folder_of(kept, 10) / META)
+    truncated(checkpoint.checkpoint_folder(kept, 10) / META)
     checkpoint.prune(kept, 1)
     assert checkpoint.steps(kept) == [10, 30]  # it may be the best: who knows
 
@@ -254,7 +254,7 @@ def test_a_damaged_best_gives_way_to_the_newest_and_a_damaged_number_is_refused(
 def test_a_step_can_be_kept_again_and_the_later_one_counts(kept: Run) -> None:
     keep(kept, 30, best=True, score=5.0)
     assert checkpoint.steps(kept) == [10, 20, 30]
-    assert checkpoint.best(kept) == (30, 5.0)
+    assert checkpoint.find_best(kept) == (30, 5.0)
     checkpoint.prune(kept, 1)
     assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000030.1"]
 
@@ -267,7 +267,7 @@ def test_loading_a_checkpoint_executes_nothing(kept: Run, capsys: pytest.Capture
     for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
         folder = keep(kept, 50)
         (folder / STATE).write_text(text)
-        written = {name: durable.sum_of(folder / name) for name in (POLICY, TENSORS, STATE)}
+        written = {name: durable.checksum(folder / name) for name in (POLICY, TENSORS, STATE)}
         (folder / META).write_bytes(checkpoint._encode_meta(Meta(50, 5), written))
         assert holds(kept) == 30
         assert "trainer.json: cannot be loaded" in capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_a_policy_loads_without_the_rest(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"total_steps": 600, "eval": {"every_steps": 600, "episodes": 2}}
     config = load_preset("cartpole", **changes)
     run = Run(train(config, tmp_path).path)
-    folder = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
+    folder = checkpoint.checkpoint_folder(run, checkpoint.steps(run)[-1])
     found = checkpoint.load_newest(run, CPU)
     assert found is not None
     for name in (TENSORS, STATE):

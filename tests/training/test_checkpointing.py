@@ -47,4 +47,4 @@ def test_a_resumed_run_knows_its_best_though_run_json_lags_behind(tmp_path: Path
     after = train_in(kept, load_preset(str(kept.config), total_steps=2600), StopRequest())
     assert after.best_score is not None
     assert after.best_score >= (result.best_score or 0.0)
-    assert checkpoint.best(kept) == (after.best_step, after.best_score)
+    assert checkpoint.find_best(kept) == (after.best_step, after.best_score)

@@ -59,7 +59,7 @@ def test_a_score_that_is_not_finite_is_told_and_neither_best_nor_solved(
     kept = prepare(config, tmp_path, "a")
     result = train_in(kept, config, StopRequest())
     assert (result.best_score, result.solved_step, result.state) == (30.0, None, "finished")
-    assert checkpoint.best(kept) == (result.best_step, 30.0)
+    assert checkpoint.find_best(kept) == (result.best_step, 30.0)
     assert json.loads((kept.path / "run.json").read_text(), parse_constant=pytest.fail)["score"] is None
     said = capsys.readouterr().err
     assert "1 of 2 episodes is not finite, first of episode 1" in said

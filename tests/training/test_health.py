@@ -67,7 +67,7 @@ def ever_fired(metrics: Iterable[Mapping[str, float]]) -> set[str]:
     health, fired = Health(), set()
     for step, iteration in enumerate(metrics):
         health.update(step, iteration)
-        fired |= {warning["name"] for warning in health.firing()}
+        fired |= {warning["name"] for warning in health.active_warnings()}
     return fired
 
 
@@ -98,7 +98,7 @@ def test_it_says_once_when_it_begins_and_once_when_it_has_healed() -> None:
     (began, first), (healed, second) = told
     assert (first, second) == ("clip_fraction:", "clip_fraction")
     assert TURN + PERSIST <= began < 60 + PERSIST <= healed
-    assert health.firing() == []
+    assert health.active_warnings() == []
 
 
 @pytest.mark.parametrize("name", ILL)
@@ -108,7 +108,7 @@ def test_a_resumed_run_is_judged_as_one_that_never_stopped(name: str) -> None:
     parts = Health()
     for step, metrics in enumerate(history(ILL[name], well_again=65)):
         assert parts.update(step, metrics) == whole.update(step, metrics)
-        assert parts.firing() == whole.firing()
+        assert parts.active_warnings() == whole.active_warnings()
         if step % 7 == 3:
             state = json.loads(json.dumps(parts.state_dict(), allow_nan=False))
             parts = Health()
@@ -121,7 +121,7 @@ def test_what_is_kept_does_not_grow() -> None:
         health.update(step, metrics)
         sizes.append(sum(len(track.recent) + len(track.start) for track in health.tracks.values()))
     assert sizes[100] == sizes[-1]
-    assert not health.firing()
+    assert not health.active_warnings()
 
 
 def test_without_a_critic_no_check_reads_one() -> None:

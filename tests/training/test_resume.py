@@ -126,7 +126,7 @@ def test_a_run_without_a_checkpoint_starts_at_step_0_whatever_run_json_says(
     status.best_score, status.best_step, status.solved_step, status.score = 1e9, 4, 4, 1e9
     run.write_status(status)
     for step in checkpoint.steps(run):
-        durable.remove(checkpoint.folder_of(run, step))
+        durable.remove(checkpoint.checkpoint_folder(run, step))
     trained(run)
     assert not differences(whole, run)
 
@@ -169,7 +169,7 @@ def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
 ) -> None:
     run = begin(tokens(folder), tmp_path, "damaged")
     assert killed(run, "after checkpoint", 3)
-    newest = checkpoint.folder_of(run, checkpoint.steps(run)[-1])
+    newest = checkpoint.checkpoint_folder(run, checkpoint.steps(run)[-1])
     (newest / checkpoint.TENSORS).write_bytes(b"")
     trained(run)
     assert str(newest) in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_a_recipe_lies_between_the_target_and_what_is_typed(recipe: str) -> None
         assert parsed(arguments).config == verdict.config
         assert arguments[:3] == ["sentiment", "--recipe", recipe]
     defaults = {name: field.default for name, field in form_model.fields("sentiment", recipe).items()}
-    assert defaults == {name: form_model.spelled(whole.flat()[name]) for name in defaults}
+    assert defaults == {name: form_model.spelled(whole.flatten()[name]) for name in defaults}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -118,7 +118,7 @@ def test_typing_every_default_changes_nothing(target: str) -> None:
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 def test_the_fields_are_the_schema(target: str) -> None:
     config, fields = presets.load_target(target), form_model.fields(target)
-    assert set(fields) == set(config.flat()) - {"kind", "preset", "recipe"}
+    assert set(fields) == set(config.flatten()) - {"kind", "preset", "recipe"}
     assert all(field.description for field in fields.values())
     assert {"seed", "total_steps", "optim.lr"} <= {field.name for field in fields.values() if field.matters}
     assert sum(field.matters for field in fields.values()) <= 16

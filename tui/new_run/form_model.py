@@ -139,7 +139,7 @@ def _loaded(target: str, recipe: str, stamp: int) -> _Target:
     if recipe:
         config = apply_recipe(config, recipe)
     described = dict(_declared(type(config)))
-    values, matters = config.flat(), _that_matter(presets.load_target(target))
+    values, matters = config.flatten(), _that_matter(presets.load_target(target))
     found = {name: _field(name, info, values[name], name in matters) for name, info in described.items()}
     return _Target(config, found, {name: info.annotation for name, info in described.items()})
 
@@ -375,7 +375,7 @@ def _named(text: str, options: Iterable[str]) -> list[str]:
 
 
 def _differences(base: _Target, config: RunConfig) -> Iterator[Difference]:
-    before, after = base.config.flat(), config.flat()
+    before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
         if before[option] != after[option]:
             yield Difference(option, spelled(before[option]), spelled(after[option]))
@@ -407,7 +407,7 @@ def run_names(name: str, seeds: Sequence[int]) -> list[str]:
 
 def _flags(base: _Target, config: RunConfig) -> Iterator[str]:
     """Flags for what differs, in the schema's order."""
-    before, after = base.config.flat(), config.flat()
+    before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
         if before[option] != after[option]:
             yield from _flag(option, after[option])

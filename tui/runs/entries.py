@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.query import Lookup, Query, lookup, options_of
+from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.terminal.option_diff import seedless_key
 from tui.folders import Stamp, stamp_if_any
 
@@ -74,7 +74,7 @@ def _read_common(path: Path, stamp: Stamp | None) -> str:
 @lru_cache(maxsize=4096)
 def _read_options(path: Path, _stamp: Stamp | None) -> dict[str, Any]:
     """Read again when the file's stamp has changed, as a query is asked twice a second."""
-    return options_of(Run(path))
+    return read_options(Run(path))
 
 
 def _percent(entry: Entry) -> float | None:

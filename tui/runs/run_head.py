@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textual.content import Content
 
-from ppo_unified.runs.folder import ACTIVE, percent, warnings_of
+from ppo_unified.runs.folder import ACTIVE, format_percent, read_warnings
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, columns_of, duration, pad, short
 from tui.runs.run_list import RunList
@@ -48,7 +48,7 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
     status = entry.status
     steps = f"{short(status.step)} steps"
     if status.total_steps:
-        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({percent(status)})"
+        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({format_percent(status)})"
     facts = [(0, steps)]
     facts += [(1, f"score {short(status.score)}")] if status.score is not None else []
     facts += [(3, f"best {short(status.best_score)}")] if status.best_score is not None else []
@@ -77,7 +77,7 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     status, ended = entry.status, entry.state in ("failed", "crashed")
     wrong = entry.problem or (status.reason if ended else "") or UNEXPLAINED.get(entry.state, "")
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
-    warnings, note = warnings_of(status), [(entry.note, "$text-muted")] if entry.note else []
+    warnings, note = read_warnings(status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
     first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
     told = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]

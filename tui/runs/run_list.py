@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ppo_unified.runs.folder import percent, warnings_of
+from ppo_unified.runs.folder import format_percent, read_warnings
 from ppo_unified.text import clean, columns_of, duration, pad, short
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _remark(entry: Entry) -> str:
 
 def _health(entry: Entry) -> str:
     """The health checks that fire, by name."""
-    names = ", ".join(warning.name for warning in warnings_of(entry.status))
+    names = ", ".join(warning.name for warning in read_warnings(entry.status))
     return f"! {names}" if names else ""
 
 
@@ -56,7 +56,7 @@ COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
     "step": Column("step", 6, 0, True, lambda e, _: short(e.status.step)),
-    "percent": Column("done", 4, 3, True, lambda e, _: percent(e.status)),
+    "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status)),
     "score": Column("score", 7, 0, True, lambda e, _: short(e.status.score)),
     "best": Column("best", 7, 4, True, lambda e, _: short(e.status.best_score)),
     "speed": Column("steps/s", 7, 6, True, lambda e, _: short(e.speed) if e.speed else "-"),

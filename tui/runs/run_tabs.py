@@ -19,9 +19,9 @@ from textual.widgets import Static
 from ppo_unified.config.schema import read_toml
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
-from ppo_unified.runs.folder import Run, warnings_of
+from ppo_unified.runs.folder import Run, read_warnings
 from ppo_unified.runs.metrics import describe
-from ppo_unified.runs.query import flatten, options_of
+from ppo_unified.runs.query import flatten, read_options
 from ppo_unified.terminal.chart import Line, draw, local_time
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_value
@@ -79,7 +79,7 @@ class Options(TextTab):
             elif reference is None or reference.key == entry.key or reference.foreign:
                 self.say("No other run is pinned (p) or marked (space) in the list to compare with.   D: all options")
             else:
-                tables = {e.key: options_of(Run(e.path)) for e in (entry, reference)}
+                tables = {e.key: read_options(Run(e.path)) for e in (entry, reference)}
                 head = f"What differs from {clean(reference.key)}   D: all options"
                 self.say("\n".join([head, "", *difference_lines(tables, width)]))
         except UsageError as error:
@@ -120,13 +120,13 @@ class Events(TextTab):
             entry.state,
             status.reason,
             len(status.resumes),
-            warnings_of(status),
+            read_warnings(status),
             status.best_step,
             status.solved_step,
             curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
         )
         if width and self.is_news((entry.path, status.started, status.pid, *ends)):
-            told = [_event(event, curve, width) for event in control.events_of(Run(entry.path), status)]
+            told = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
             self.say(Content.assemble(*told).rstrip())
 
 
@@ -227,7 +227,7 @@ class Samples(TextTab):
             self.say(FOREIGN)
             return
         run, width = Run(entry.path), self.scrollable_content_region.width
-        folder = samples.folder_of(run)
+        folder = samples.samples_folder(run)
         stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
         if width and self.is_news((run.path, stamps, self.at, width)):
             self._asked = object()

@@ -13,7 +13,7 @@ from textual.widgets import Footer, Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run
-from ppo_unified.runs.query import options_of, parse
+from ppo_unified.runs.query import parse, read_options
 from ppo_unified.terminal.option_diff import difference_lines
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
@@ -288,7 +288,7 @@ class RunsScreen(RunActions):
             self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
             return
         try:
-            tables = {key: options_of(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
+            tables = {key: read_options(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
         except UsageError as error:
             self.terminal.complain(str(error))
             return

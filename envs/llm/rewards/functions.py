@@ -106,7 +106,7 @@ def _import(reference: str, option: str) -> Reward:
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
     function = getattr(found, name)
     if inspect.isclass(function) or not callable(function):
-        kind = "a class" if inspect.isclass(function) else _kind(function)
+        kind = "a class" if inspect.isclass(function) else _describe_value(function)
         raise UsageError(f"{option} = {reference!r} is {kind}, where a function is meant")
     if inspect.iscoroutinefunction(function):
         raise UsageError(f"{option} = {reference!r} is async; a reward gives its scores when it is called")
@@ -196,7 +196,9 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
     """An answer that no response can match would be a silent 0 for ever."""
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise UsageError(f"{where}: 'answer' of prompt {number} is {_kind(answer)}, not a text or a number")
+            raise UsageError(
+                f"{where}: 'answer' of prompt {number} is {_describe_value(answer)}, not a text or a number"
+            )
         if reference == "numeric" and last_number(str(answer)) is None:
             raise UsageError(f"{where}: 'answer' of prompt {number} holds no number ({shorten(str(answer))!r})")
 
@@ -253,7 +255,7 @@ def score(
         raise RewardError(f"{name} failed on {len(responses)} responses ({why}); the first: {first}") from error
     if values is None:
         raise RewardError(
-            f"{name} gave {_kind(given)} instead of a list of numbers; {_describe(prompts, responses, 0)}"
+            f"{name} gave {_describe_value(given)} instead of a list of numbers; {_describe(prompts, responses, 0)}"
         )
     if len(values) > len(responses):
         last = _describe(prompts, responses, -1)
@@ -261,10 +263,10 @@ def score(
     if len(values) < len(responses):
         first = _describe(prompts, responses, len(values))
         raise RewardError(f"{name} gave {len(values)} scores for {len(responses)} responses; without one: {first}")
-    numbers = [_number(value) for value in values]
+    numbers = [_to_float(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None or not math.isfinite(number):
-            found = _kind(value) if number is None else str(number)
+            found = _describe_value(value) if number is None else str(number)
             raise RewardError(f"{name} gave {found}, not a finite number; {_describe(prompts, responses, index)}")
     return [number for number in numbers if number is not None]
 
@@ -278,7 +280,7 @@ def _to_list(given: Any, count: int) -> list[Any] | None:
     return list(islice(given, count + 1))
 
 
-def _number(value: Any) -> float | None:
+def _to_float(value: Any) -> float | None:
     """A real number of Python's or of a tensor or array library; None for anything else."""
     with suppress(ValueError, RuntimeError, TypeError):  # what tensors and arrays of several values raise
         value = value.item() if hasattr(value, "item") else value
@@ -294,7 +296,7 @@ def _describe(prompts: Sequence[str], responses: Sequence[str], index: int) -> s
     return f"prompt {shorten(prompts[index], 60)!r}, response {shorten(responses[index], 60)!r}"
 
 
-def _kind(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """A value in a few words: its type, and itself where that is short."""
     if value is None:
         return "None"

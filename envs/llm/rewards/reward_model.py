@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.llm.data import shorten
-from envs.llm.model import Network, context_of, load_config, load_reward_model, load_tokenizer, location
+from envs.llm.model import Network, config_context_length, load_config, load_reward_model, load_tokenizer, location
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
@@ -36,7 +36,7 @@ class RewardModel:
         """Everything but the weights."""
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
-        self.longest = longest(config, self.tokenizer)
+        self.longest = max_tokens(config, self.tokenizer)
         self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
@@ -69,11 +69,11 @@ class RewardModel:
         if self.head is None:
             logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
             return logits[:, 0].float()
-        last = self._hidden(ids, mask)[torch.arange(len(rows), device=device), lengths - 1]
+        last = self._hidden_states(ids, mask)[torch.arange(len(rows), device=device), lengths - 1]
         scores: Tensor = self.head(last.float())[:, 0]
         return scores
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """[n, L, H]"""
         hidden: Tensor = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return hidden
@@ -91,7 +91,7 @@ class SharedRewardModel(RewardModel):
         self.model = network.model
         self.head = network.add_frozen_lora(name, folder, option)
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.network.trunk(ids, self.name)
 
 
@@ -128,9 +128,9 @@ def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[An
     return config, tokenizer
 
 
-def longest(config: Any, tokenizer: Any) -> int:
+def max_tokens(config: Any, tokenizer: Any) -> int:
     """Tokens that the model reads at most: some count positions that no token takes, and only their tokenizer knows."""
-    positions = context_of(config)
+    positions = config_context_length(config)
     return min(int(positions), int(tokenizer.model_max_length))
 
 

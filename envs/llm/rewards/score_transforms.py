@@ -10,7 +10,7 @@ from envs.llm.options import LLM
 SMALLEST_STD = 1e-8  # of scores that differ by rounding alone, relative to their size
 
 
-class Scores:
+class ScoreTransforms:
     """The score transforms of a run, and the statistics they rest on, which a checkpoint keeps.
 
     In this order: (score - mean) / std, with the moments of the reference's responses (arXiv:1909.08593, section 2.1)
@@ -37,7 +37,7 @@ class Scores:
         return [score if whole else score - options.missing_eos_penalty for score, whole in pairs]
 
     @property
-    def calibrated(self) -> bool:
+    def is_calibrated(self) -> bool:
         """Whether there are moments to normalise with."""
         return self.count > 0
 

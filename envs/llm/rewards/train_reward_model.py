@@ -32,10 +32,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from envs.llm.data import Pair
 from envs.llm.model import load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
-from envs.llm.quiet import quiet, quiet_peft
+from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.functions import Reward, load_reward, score
 from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_lora_folder, trunk_fingerprint
-from envs.llm.rewards.reward_model import encode, longest
+from envs.llm.rewards.reward_model import encode, max_tokens
 from ppo_unified.errors import UsageError
 
 LORA_ALPHA = 16  # as llm.lora_alpha
@@ -90,9 +90,9 @@ class Progress:
 def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Callable[[Progress], None]) -> Outcome:
     """Train a reward model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
     device = _device(settings.device)
-    with quiet():
+    with silence_transformers():
         tokenizer = load_tokenizer(settings.model, "--model")
-        limit, steps, kept, held = _make(pairs, tokenizer, settings, device, folder, report)
+        limit, steps, kept, held = _train_and_save(pairs, tokenizer, settings, device, folder, report)
         gc.collect()  # the model that was trained, before it is loaded as what it is now
         scored = [pair for index, pair in enumerate(kept) if index in held or not held]
         accuracy, margin, mean, std = _evaluate(load_reward(str(folder), device), scored)
@@ -106,7 +106,7 @@ def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Calla
         trained=len(kept) - len(held),
         left_out=len(pairs) - len(kept),
         max_length=limit,
-        lr=_lr(settings),
+        lr=_learning_rate(settings),
         steps=steps,
         device=device.type,
     )
@@ -119,7 +119,7 @@ class _Training(NamedTuple):
     held: set[int]  # which of `kept` were not trained on
 
 
-def _make(
+def _train_and_save(
     pairs: Sequence[Pair],
     tokenizer: Any,
     settings: Settings,
@@ -130,11 +130,11 @@ def _make(
     """Train and save."""
     transformers.set_seed(settings.seed)  # for weights that the base model lacks
     model = _load(settings, tokenizer)
-    limit = _limit(settings, longest(model.config, tokenizer))
+    limit = _limit(settings, max_tokens(model.config, tokenizer))
     kept, rows = _drop_long_pairs(pairs, tokenizer, limit)
     held = _choose_held_out(kept, settings.eval_share, settings.seed)
     training = [row for index, row in enumerate(rows) if index not in held]
-    fill = _fill_id([ids for row in rows for ids in row.values()], tokenizer)
+    fill = _padding_id([ids for row in rows for ids in row.values()], tokenizer)
     base = trunk_fingerprint(model) if settings.adapter else 0.0
     trainer = _trainer(model, training, fill, settings, device, report)
     trainer.train()
@@ -156,7 +156,7 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _lr(settings: Settings) -> float:
+def _learning_rate(settings: Settings) -> float:
     """What is usual for all weights of a pretrained model, for LoRA, and for a model as small as `tiny`."""
     return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
 
@@ -238,7 +238,7 @@ def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]
     raise AssertionError("pairs one by one always reach what is wanted")
 
 
-def _fill_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
+def _padding_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
     """The id to pad with on the right.
 
     transformers reads the score at the last id that is not `config.pad_token_id`. With an id that a text may end with,
@@ -289,7 +289,7 @@ def _trainer(
         arguments = RewardConfig(
             output_dir=unused,
             num_train_epochs=settings.epochs,
-            learning_rate=_lr(settings),
+            learning_rate=_learning_rate(settings),
             per_device_train_batch_size=settings.batch,
             seed=settings.seed,
             max_length=None,
@@ -328,7 +328,7 @@ def _add_lora(model: Any, rank: int) -> Any:
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    with quiet_peft():
+    with silence_peft():
         return get_peft_model(model, options)
 
 

@@ -51,7 +51,7 @@ def working_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
     monkeypatch.delitem(sys.modules, "llm_test_rewards", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    loading._hub_answers.cache_clear()
+    loading._is_hub_reachable.cache_clear()
 
 
 GIVEN = {"model": "lm", "prompts": "ok.jsonl", "reward": "length:3", "max-new-tokens": "4", "rollout-batch": "4"}

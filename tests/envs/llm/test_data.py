@@ -60,7 +60,7 @@ def test_a_prompt_says_where_it_came_from(tmp_path: Path) -> None:
     of_lines = read_prompts(written(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
     of_array = read_prompts(written(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
     of_text = read_prompts(written(tmp_path, "c.txt", "one\n\ntwo\n"))
-    assert [of_lines.at(2), of_array.at(2), of_text.at(1)] == [
+    assert [of_lines.location(2), of_array.location(2), of_text.location(1)] == [
         f"{tmp_path}/a.jsonl, line 4",
         f"{tmp_path}/b.json, record 3",
         f"{tmp_path}/c.txt, line 3",
@@ -99,7 +99,7 @@ def test_pairs_and_texts(tmp_path: Path) -> None:
 def test_taking_prompts_takes_their_columns_along(tmp_path: Path) -> None:
     data = read_prompts(written(tmp_path, "a.jsonl", lines(RECORDS)))
     taken = data.take([2, 0, 2])
-    assert [taken.at(i) for i in range(3)] == [data.at(2), data.at(0), data.at(2)]
+    assert [taken.location(i) for i in range(3)] == [data.location(2), data.location(0), data.location(2)]
     assert taken.prompts == [data.prompts[2], data.prompts[0], data.prompts[2]]
     assert taken.columns["answer"] == [None, 3, None]
 

@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm import generate as decoding
-from envs.llm.generate import _choose, _Decoder, _RoomyLayer, generate
+from envs.llm.generate import _choose_tokens, _Decoder, _PreallocatedLayer, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, causal_lm
@@ -44,15 +44,15 @@ def test_full_attention_has_room_and_windows_stay_as_they_are() -> None:
         ]
         for family in ("llama", "gemma2")
     }
-    assert kinds["llama"] == [_RoomyLayer] * 2
-    assert sorted(kind is _RoomyLayer for kind in kinds["gemma2"]) == [False, True]
+    assert kinds["llama"] == [_PreallocatedLayer] * 2
+    assert sorted(kind is _PreallocatedLayer for kind in kinds["gemma2"]) == [False, True]
     assert DynamicLayer not in kinds["gemma2"]
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     count = 400_000
-    tokens = _choose(probs.log().expand(count, -1), torch.Generator().manual_seed(0))
+    tokens = _choose_tokens(probs.log().expand(count, -1), torch.Generator().manual_seed(0))
     shares = tokens.bincount(minlength=len(probs)) / count
     assert (shares[probs == 0] == 0).all()
     deviation = (probs * (1 - probs) / count).sqrt()
@@ -65,7 +65,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(drawn: float, monkey
     logits = torch.full((9, 1000), -torch.inf)
     for row in range(9):
         logits[row, 100 : 200 + 50 * row] = torch.linspace(0, row, 100 + 50 * row)
-    tokens = _choose(logits, torch.Generator())
+    tokens = _choose_tokens(logits, torch.Generator())
     assert tokens.tolist() == ([100] * 9 if drawn == 0 else [199 + 50 * row for row in range(9)])
 
 
@@ -111,6 +111,6 @@ def test_each_of_many_rare_tokens_has_its_own_part_of_the_unit_interval(monkeypa
     wanted = torch.arange(50_000, 50_030)
     middles = (1 + 2e-8 * (wanted.double() - 0.5)) / (1 + 2e-8 * 100_000)
     monkeypatch.setattr(torch, "rand", lambda *_, dtype, **__: middles[:, None].to(dtype))
-    drawn = _choose(logits.expand(30, -1), torch.Generator())
+    drawn = _choose_tokens(logits.expand(30, -1), torch.Generator())
     assert len(drawn.unique()) == 30
     assert (drawn - wanted).abs().max() <= 4  # the softmax itself is float32's

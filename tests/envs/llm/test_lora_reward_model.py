@@ -18,7 +18,7 @@ from envs.llm.adapter import GOLD, REWARD, LLMAdapter
 from envs.llm.data import Pair
 from envs.llm.model import POLICY, load_trunk
 from envs.llm.options import LLMConfig
-from envs.llm.quiet import quiet_peft
+from envs.llm.quiet import silence_peft
 from envs.llm.rewards import train_reward_model
 from envs.llm.rewards.functions import load_reward
 from envs.llm.rewards.lora_reward_model import WEIGHTS, read_lora_folder
@@ -75,7 +75,7 @@ def own_scores(folder: Path) -> Tensor:
 
 def test_the_folder_is_one_that_peft_reads(folder: Path) -> None:
     """Base, adapter and head, with the very scores that a reward gives."""
-    with quiet_peft():
+    with silence_peft():
         model = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "scorer"), num_labels=1).eval()
     scorer = RewardModel(str(folder / "scorer"))
     rows = [torch.tensor([scorer.tokenizer(p + r)["input_ids"]]) for p, r in zip(ASKED, ANSWERED, strict=True)]
@@ -131,7 +131,7 @@ def test_it_is_never_trained_saved_or_exported(folder: Path, tmp_path: Path) -> 
         assert trained
         assert not [name for name in trained if f".{REWARD}." in name]
         for name in (REWARD, None, POLICY, REWARD):  # peft thaws what it switches to
-            network.use(name)
+            network.use_lora(name)
             assert {n for n, p in adapter.policy.named_parameters() if p.requires_grad} == trained
         assert set(adapter.policy.state_dict()) == trained
     outcome = train(config(folder), tmp_path / "runs", "a")

@@ -289,7 +289,7 @@ def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> N
         network, tokens = adapter.policy.network, tokens_of(adapter)
         before = copy.deepcopy(dict(network.model.state_dict()))
         logits, values = policy_logits(adapter, tokens), policy_values(adapter, tokens)
-        network.use(CRITIC)
+        network.use_lora(CRITIC)
         export_merged(adapter, tmp_path, ABOUT)
         after = network.model.state_dict()
         assert before.keys() == after.keys()
@@ -629,7 +629,7 @@ def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: s
 def test_a_run_stores_what_explains_its_tokens(folder: Path) -> None:
     run = Run(run_of(folder, "lora"))
     stored = samples.read(run, samples.iterations(run)[-1])
-    steps = stored.steps_of(stored.samples()[0])
+    steps = stored.sample_steps(stored.samples()[0])
     assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "logprob_new", "advantage"}
     mask = stored.columns["mask"]
     assert float(stored.columns["kl"][mask].sum() / len(mask)) == pytest.approx(stored.metrics["ref/kl"], rel=1e-4)

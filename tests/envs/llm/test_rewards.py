@@ -26,7 +26,7 @@ from envs.llm.rewards import reward_model
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.functions import check_columns, check_reward, last_number, load_reward, score
 from envs.llm.rewards.reward_model import RewardModel
-from envs.llm.rewards.score_transforms import Scores
+from envs.llm.rewards.score_transforms import ScoreTransforms
 from envs.llm.tasks import task_prompts
 from ppo_unified.errors import UsageError
 from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
@@ -535,7 +535,7 @@ def batches(seed: int = 0) -> list[list[float]]:
 
 
 def test_running_normalisation_uses_all_scores_so_far_this_batch_included() -> None:
-    scores, seen = Scores(LLM(score_normalize="running")), []
+    scores, seen = ScoreTransforms(LLM(score_normalize="running")), []
     for batch in batches():
         seen += batch
         mean, std = statistics.fmean(seen), statistics.pstdev(seen) or 1.0
@@ -543,8 +543,8 @@ def test_running_normalisation_uses_all_scores_so_far_this_batch_included() -> N
 
 
 def test_reference_normalisation_is_fixed_by_the_calibration() -> None:
-    scores = Scores(LLM(score_normalize="reference"))
-    assert not scores.calibrated
+    scores = ScoreTransforms(LLM(score_normalize="reference"))
+    assert not scores.is_calibrated
     with pytest.raises(RuntimeError, match="calibrate"):
         scores([1.0], [True])
     reference = batches()[0] + batches()[1]
@@ -559,31 +559,31 @@ def test_reference_normalisation_is_fixed_by_the_calibration() -> None:
 
 @pytest.mark.parametrize("constant", [0.1, 1e6 + 0.1, 0.0])
 def test_equal_scores_are_centred_and_not_blown_up(constant: float) -> None:
-    scores = Scores(LLM(score_normalize="running"))
+    scores = ScoreTransforms(LLM(score_normalize="running"))
     for _ in range(3):
         assert scores([constant] * 7, [True] * 7) == [0.0] * 7
 
 
 def test_the_order_is_normalise_then_clip_then_the_penalty() -> None:
     options = LLM(score_normalize="reference", score_clip=1.5, missing_eos_penalty=1.0)
-    scores = Scores(options)
+    scores = ScoreTransforms(options)
     scores.calibrate([0.0, 20.0])  # mean 10, deviation 10
     ended = [True, False, True, False]
     assert scores([40.0, 40.0, -40.0, 15.0], ended) == [1.5, 0.5, -1.5, -0.5]
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
-    assert Scores(LLM())([1.0, -7.0], [True, False]) == [1.0, -7.0]
-    assert Scores(LLM(score_clip=5.0))([1.0, -7.0], [True, False]) == [1.0, -5.0]
+    assert ScoreTransforms(LLM())([1.0, -7.0], [True, False]) == [1.0, -7.0]
+    assert ScoreTransforms(LLM(score_clip=5.0))([1.0, -7.0], [True, False]) == [1.0, -5.0]
 
 
 def test_a_restored_state_goes_on_as_if_there_had_been_no_interruption() -> None:
     options = LLM(score_normalize="running")
-    whole, before = Scores(options), Scores(options)
+    whole, before = ScoreTransforms(options), ScoreTransforms(options)
     first, then = batches()[:3], batches()[3:]
     for batch in first:
         assert whole(batch, [True] * len(batch)) == before(batch, [True] * len(batch))
-    after = Scores(options)
+    after = ScoreTransforms(options)
     after.load_state_dict(before.state_dict())
     for batch in then:
         assert after(batch, [True] * len(batch)) == whole(batch, [True] * len(batch))

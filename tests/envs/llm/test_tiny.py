@@ -113,7 +113,7 @@ def test_supervised_answers_are_distributions_with_the_documented_accuracy() -> 
 
 
 def test_supervision_shows_training_pairs_alone_with_the_noise_it_promises() -> None:
-    sums, generator = tiny._Sums(), torch.Generator().manual_seed(0)
+    sums, generator = tiny._ArithmeticBatches(), torch.Generator().manual_seed(0)
     held_out = {f"{a}+{b}=" for a, b in tasks.arithmetic_pairs()[1]}
     right = dict.fromkeys((False, True), 0)
     for noisy in right:
@@ -147,7 +147,7 @@ def test_the_gold_score_finds_no_fault_in_the_grammar() -> None:
     """What a remark says is all that counts there: no word is unknown, nothing unfinished, seldom too long."""
     rng, faults = random.Random(0), 0
     for _ in range(2000):
-        prompt, text = rng.choice(tasks.sentiment_openings()[0]), tasks.remark(rng)
+        prompt, text = rng.choice(tasks.sentiment_openings()[0]), tasks.draw_remark(rng)
         words = {word.strip(".,").lower() for word in text.split()}
         opinion = tasks._weight(tasks.POSITIVE & words) - tasks._weight(tasks.NEGATIVE & words)
         faults += tasks.sentiment_gold([prompt], [text]) != [opinion]
