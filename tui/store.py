@@ -22,10 +22,8 @@ from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED, usual_first
-from tui.folders import Folder, Folders, Stamp, stamp_if_any
-from tui.runs.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
-
-__all__ = ["Changes", "Curve", "Entry", "Store", "matching", "sorted_entries"]
+from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
+from tui.runs.entries import LOG, UNREADABLE, Entry
 
 SCAN_S, LOOK_S = 1.0, 0.4  # between two walks through the folder, and two looks whether active runs live
 SCAN_SHARE = 100  # a walk takes at most this part of a processor: a large tree is walked less often
@@ -59,6 +57,15 @@ class Changes(NamedTuple):
     advanced: frozenset[str]  # keys whose curves have new points, or are known now to have none
     pending: bool  # there is more to read at once
 
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to show."""
+        return self.listed or bool(self.advanced)
+
+    def merge(self, later: Changes) -> Changes:
+        """What this turn and a later one found."""
+        return Changes(self.listed or later.listed, self.advanced | later.advanced, later.pending)
+
 
 class Store:
     """The runs of a folder and the curves of the watched ones."""
@@ -69,7 +76,7 @@ class Store:
         self.entries: Mapping[str, Entry] = MappingProxyType({})
         self.damage: Mapping[str, str] = MappingProxyType({})  # key -> what is damaged in its event files
         self.clock = clock
-        self._folders = Folders(folder)
+        self._folders = FolderScanner(folder)
         self._scanned = self._looked = -math.inf
         self._scan_s = SCAN_S
         self._runs: dict[str, _Seen] = {}

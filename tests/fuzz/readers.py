@@ -168,7 +168,7 @@ def read_responses(content: bytes, folder: Path) -> None:
 
 def read_view(content: bytes, folder: Path) -> None:
     from tui.charts.settings import Settings
-    from tui.state import ViewState
+    from tui.view_state import ViewState
 
     with patch.object(ViewState, "path", staticmethod(lambda _: folder / "view.json")):
         put(folder, "view.json", content)

@@ -29,20 +29,22 @@ from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.processes import stop
 from tui import app as program
+from tui import pacing
 from tui.actions import ACTIONS, PLACES, Place, at
-from tui.app import TYPING_S, Terminal
+from tui.app import Terminal
+from tui.charts.chart_picture import GUTTER
 from tui.charts.metric_screen import MetricScreen, OnePlot
-from tui.charts.plot import GUTTER
 from tui.charts.plots import Plots
 from tui.dialogs import Ask, Confirm, Read
 from tui.new_run.form import Form
 from tui.new_run.picker import Picker
+from tui.pacing import TYPING_S, Pacer
 from tui.palette import Actions
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
-from tui.runs.runs_view import RunsScreen
-from tui.state import ViewState
+from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
+from tui.view_state import ViewState
 
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
@@ -108,6 +110,11 @@ async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: fl
         assert time.monotonic() < deadline, f"it never came to that; said: {said(pilot.app)}"
         await pilot.pause(0.02)
     await pilot.pause()
+
+
+def start(app: Terminal, *arguments: str) -> None:
+    """Start a run without a form."""
+    app.run_in_thread(lambda: control.start(arguments, app.runs).name)
 
 
 def the_list(app: Terminal) -> RunList:
@@ -517,7 +524,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         options = ["cartpole", "--name", "long", "--no-stop-when-solved", "--total-steps", "10000000"]
-        app.start_runs([options])
+        start(app, *options)
 
         def state() -> str:
             return app.store.entries["long"].state if "long" in app.store.entries else ""
@@ -550,7 +557,7 @@ def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) 
     folder = tmp_path / "runs"
 
     async def begin(pilot: Pilot[None], app: Terminal) -> None:
-        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]])
+        start(app, "cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000")
         await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
         await pilot.press("q")
 
@@ -616,10 +623,10 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
         goes_on.clear()
         refusals.append("no such luck")
         await start_with("0.125")
-        assert app.typed == {}
+        assert app.state.typed == {}
         goes_on.set()
         await until(pilot, lambda: refusals[0] in said(app))
-        assert app.typed == {"cartpole": {"optim.lr": "0.125"}}
+        assert app.state.typed == {"cartpole": {"optim.lr": "0.125"}}
 
     drive(runs, act)
     assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
@@ -706,10 +713,10 @@ def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypat
         made(runs, "gamma2", 8, lr=4e-3)
         await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
         await rerun_of("gamma2", "0.004", "escape")
-        assert len(app.typed) == 1
+        assert len(app.state.typed) == 1
         the_list(app).move_to("gamma2")
         await pilot.press("d", "y")
-        assert app.typed == {}
+        assert app.state.typed == {}
 
     drive(runs, act)
 
@@ -759,21 +766,21 @@ def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def act(_: Pilot[None], app: Terminal) -> None:
-        now = 100.0
+        now, pacer = 100.0, Pacer()
+        app.pacer = pacer  # nothing else is drawn by it
         with monkeypatch.context() as patch:
             patch.setattr("time.monotonic", lambda: now)
             for name, value in PAUSES.items():
-                patch.setattr(program, name, value)
-            found = []
-            app._took.extend((0.001, 0.001, 0.001))
+                patch.setattr(pacing, name, value)
+            intervals = []
             for took in (0.2, 0.001, 0.1, 0.1):  # a single long one holds nothing up
-                app._pictured(now - took)
-                found.append(app._refresh_s())
-            assert found == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
+                pacer.end(now - took)
+                intervals.append(pacer.interval_s())
+            assert intervals == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
             await app.on_event(Key("z", "z"))
-            assert app._refresh_s() == pytest.approx(6.0)
+            assert pacer.interval_s() == pytest.approx(6.0)
             now += TYPING_S
-            assert app._refresh_s() == pytest.approx(1.0)
+            assert pacer.interval_s() == pytest.approx(1.0)
 
     drive(runs, act)
 
@@ -1012,7 +1019,7 @@ def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, mo
     monkeypatch.setattr(control, "start", start)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        app.typed["cartpole"] = {"name": "taken"}
+        app.state.typed["cartpole"] = {"name": "taken"}
         await pilot.press("n", "enter", "enter")
         await until(pilot, lambda: bool(started))
 

@@ -438,7 +438,7 @@ def test_a_refusal_stands_until_something_changes(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
-        screen.refused("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
+        screen.show_refusal("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
         assert said(screen, "said").endswith("knows\nno such environment")
         await to(pilot, screen, "seed")
         await write(pilot, "2")

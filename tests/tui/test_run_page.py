@@ -28,12 +28,14 @@ from ppo_unified.runs import control, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from tui.actions import Place, at
-from tui.charts.plots import Plots, Settings
+from tui.charts.plots import Plots
+from tui.charts.settings import Settings
 from tui.external_command import run_outside
+from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
-from tui.state import ViewState
-from tui.store import Changes, Entry, Store
+from tui.store import Changes, Store
+from tui.view_state import ViewState
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_id = "CartPole-v1"\nwrappers = []\n'
@@ -48,7 +50,7 @@ class Host(App[None]):
         self.state, self.store = ViewState(), Store(runs)
         self.asked: list[tuple[str, str]] = []
 
-    def hurry(self) -> None:
+    def read_now(self) -> None:
         """The store is asked all the time as it is."""
 
     def attempt(self, work: Callable[[], object]) -> None:
@@ -57,26 +59,29 @@ class Host(App[None]):
         except UsageError as error:
             self.notify(str(error), severity="error")
 
-    def in_thread(self, work: Callable[[], str]) -> None:
-        self.asked.append(("in_thread", work()))
+    def run_in_thread(self, work: Callable[[], str], on_error: Callable[[str], object] | None = None) -> None:
+        self.asked.append(("run_in_thread", work()))
 
-    def outside(self, command: str, run: Run) -> None:
+    def run_external(self, command: str, run: Run) -> None:
         self.asked.append((command, run.name))
 
     def open_rerun(self, entry: Entry) -> None:
         self.asked.append(("rerun", entry.key))
 
-    def deleted(self, key: str) -> None:
+    def forget_run(self, key: str) -> None:
         self.asked.append(("deleted", key))
 
-    def complain(self, text: str) -> None:
+    def show_error(self, text: str) -> None:
         self.notify(text, severity="error")
 
-    def renamed(self, key: str, run: Run) -> None:
+    def rename_run(self, key: str, run: Run) -> None:
         self.asked.append((key, run.name))
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return not (self.readonly and action in ("stop", "delete"))
+    def save_state(self) -> None:
+        """No page changes it."""
+
+    def open_picker(self) -> None:
+        """No page does."""
 
     def on_mount(self) -> None:
         self.set_interval(0.05, self.turn)
@@ -84,7 +89,7 @@ class Host(App[None]):
     def turn(self) -> None:
         """What the UI's reader thread does."""
         changes = self.store.turn()
-        if changes.listed or changes.advanced:
+        if changes.is_news:
             self.tell(changes)
 
     def tell(self, changes: Changes) -> None:
@@ -121,7 +126,7 @@ def drive(
         async with host.run_test(size=(80, 24)) as pilot:
             while host.store.turn().pending or key not in host.store.entries:
                 pass
-            page = RunPage(key, host.store, reference or None, Plots(Settings()))
+            page = RunPage(host, key, host.store, reference or None, Plots(Settings()))
             await host.push_screen(page)
             await pilot.pause()
             await act(pilot, page)

@@ -29,9 +29,9 @@ from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.query import parse
-from tui import folders, store
-from tui.runs.entries import Entry
-from tui.store import Store, matching, sorted_entries
+from tui import folder_scanner, store
+from tui.runs.entries import Entry, select_entries, sort_entries
+from tui.store import Store
 
 HOLD = """
 import sys
@@ -281,14 +281,14 @@ def test_a_folder_that_cannot_be_looked_into_says_so(
 ) -> None:
     make(tmp_path, "a")
     (tmp_path / "closed").mkdir()
-    scan, closed = folders._scan, {str(tmp_path / "closed")}
+    scan, closed = folder_scanner._list_folder, {str(tmp_path / "closed")}
 
     def refuse(path: str) -> tuple[list[str], float | None]:  # as the system refuses anyone but root
         if path in closed:
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(folders, "_scan", refuse)
+    monkeypatch.setattr(folder_scanner, "_list_folder", refuse)
     it = Store(tmp_path, clock)
     it.turn()
     assert it.entries["closed"].problem == f"{tmp_path / 'closed'}: cannot be read (Permission denied)"
@@ -310,7 +310,7 @@ def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
 def test_a_tree_that_is_no_folder_of_runs_is_looked_through_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_MOST", 10)
+    monkeypatch.setattr(folder_scanner, "_MOST", 10)
     for number in range(50):
         (tmp_path / f"{number:02}").mkdir()
     make(tmp_path, "run")
@@ -326,10 +326,10 @@ def test_looking_again_lists_no_folder_that_did_not_change(
     for number in range(20):
         make(tmp_path, f"run-{number}")
         log(tmp_path / f"log-{number}")
-    monkeypatch.setattr(folders, "_SETTLED_NS", -1)  # they were made just now
+    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)  # they were made just now
     it = Store(tmp_path, clock)
     it.turn()
-    monkeypatch.setattr(folders, "_scan", lambda path: pytest.fail(f"{path} is listed again"))
+    monkeypatch.setattr(folder_scanner, "_list_folder", lambda path: pytest.fail(f"{path} is listed again"))
     monkeypatch.setattr(Run, "read_status", lambda run: pytest.fail(f"{run.path} is read again"))
     clock.now += 1
     assert it.turn() == (False, frozenset(), False)
@@ -339,7 +339,7 @@ def test_looking_again_lists_no_folder_that_did_not_change(
 def test_a_folder_that_did_change_is_listed_again(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_SETTLED_NS", -1)
+    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)
     log(tmp_path / "group" / "one")
     it = Store(tmp_path, clock)
     it.turn()
@@ -739,7 +739,7 @@ def test_a_query_selects_by_what_is_shown_and_by_options(tmp_path: Path, query: 
         replace(entry("slow", score=1.0), path=tmp_path / "slow", state="crashed"),
         entry("sb3/PPO_1", state="log"),
     ]
-    assert keys_of(matching(entries, parse(query))) == expected
+    assert keys_of(select_entries(entries, parse(query))) == expected
 
 
 def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> None:
@@ -747,7 +747,7 @@ def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> N
     one = [replace(entry("a"), path=run.path)]
     for clip, found in ((0.2, []), (0.3, ["a"]), (0.25, [])):
         run.config.write_text(f"[ppo]\nclip = {clip}\n")
-        assert keys_of(matching(one, parse("ppo.clip=0.3"))) == found
+        assert keys_of(select_entries(one, parse("ppo.clip=0.3"))) == found
 
 
 COLUMNS: dict[str, Callable[[float | None], Entry]] = {
@@ -768,31 +768,31 @@ def test_the_largest_and_the_newest_come_first_and_what_is_missing_last(column: 
     random.Random(seed).shuffle(numbers)
     entries = [COLUMNS[column](number) for number in numbers]
     missing = [] if column == "step" else ["None"]
-    assert keys_of(sorted_entries(entries, column, False)) == ["3.0", "2.0", "1.0", *missing]
-    assert keys_of(sorted_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
+    assert keys_of(sort_entries(entries, column, False)) == ["3.0", "2.0", "1.0", *missing]
+    assert keys_of(sort_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
 
 
 def test_the_soonest_end_comes_first_and_a_number_that_is_none_last() -> None:
     entries = [entry("a", speed=3.0), entry("b"), entry("c", speed=1.0), entry("d", speed=math.nan)]
-    assert keys_of(sorted_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
+    assert keys_of(sort_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
 
 
 def test_texts_are_sorted_as_people_do() -> None:
     names = ["run-10", "Run-9", "run-2", "run", "b/run", "7", "run-2b"]
     in_order = ["7", "b/run", "run", "run-2", "run-2b", "Run-9", "run-10"]
-    assert keys_of(sorted_entries(map(entry, names), "name", False)) == in_order
-    assert keys_of(sorted_entries(map(entry, names), "name", True)) == in_order[::-1]
+    assert keys_of(sort_entries(map(entry, names), "name", False)) == in_order
+    assert keys_of(sort_entries(map(entry, names), "name", True)) == in_order[::-1]
     states = [entry("d", "finished"), entry("a", "crashed"), entry("c", "running"), entry("b", "log")]
-    assert keys_of(sorted_entries(states, "state", False)) == ["c", "a", "d", "b"]
+    assert keys_of(sort_entries(states, "state", False)) == ["c", "a", "d", "b"]
     presets = [entry("x", preset=""), entry("y", preset="b"), entry("z", preset="A")]
-    assert keys_of(sorted_entries(presets, "preset", False)) == ["z", "y", "x"]
+    assert keys_of(sort_entries(presets, "preset", False)) == ["z", "y", "x"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_equals_keep_their_order(reverse: bool) -> None:
     entries = [entry(key, score=1.0) for key in "cab"] + [entry(key) for key in "zxy"]
     for column in ("score", "best", "state", "preset", "eta"):
-        assert keys_of(sorted_entries(entries, column, reverse)) == list("cabzxy")
+        assert keys_of(sort_entries(entries, column, reverse)) == list("cabzxy")
 
 
 @pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])

@@ -19,7 +19,8 @@ import pytest
 from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.processes import stop
 from tests.staged import stage
-from tui.app import QUIET_S, REFRESH_S
+from tui.pacing import REFRESH_S
+from tui.reader import QUIET_S
 from tui.store import Store
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="these tests need tmux, which is not installed")

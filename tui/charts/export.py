@@ -16,10 +16,21 @@ from ppo_unified.terminal import chart
 from ppo_unified.terminal.braille import Columns, View
 from ppo_unified.terminal.chart import Tick
 from ppo_unified.text import clean, columns_of
-from tui.charts.traces import Drawn, Trace, on_paper
+from tui.charts.traces import Drawn, Trace, paper_color
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
 LINE = 18  # pixels of a line of the legend
+
+
+def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> list[Path]:
+    """Write a chart's values, and its picture if there is one, into a folder; the paths of the new files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, svg = new_files(folder, tag)
+    write_csv(table, traces)
+    if picture is None:
+        return [table]
+    write_svg(svg, tag, picture)
+    return [table, svg]
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
@@ -92,7 +103,7 @@ def _places(drawn: Sequence[Drawn]) -> list[tuple[int, int]]:
 def _legend(drawn: Sequence[Drawn], places: Sequence[tuple[int, int]]) -> Iterator[str]:
     for one, (x, line) in zip(drawn, places, strict=True):
         y = 34 + LINE * line
-        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{on_paper(one.color)}"/>\n'
+        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{paper_color(one.color)}"/>\n'
         yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
 
 
@@ -110,7 +121,7 @@ def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int
 
 
 def _curve(one: Drawn, view: View, plot: tuple[int, int]) -> Iterator[str]:
-    color = on_paper(one.color)
+    color = paper_color(one.color)
     if one.band is not None:
         lower, upper = (_points(one.x, y, view, plot) for y in one.band)
         whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])

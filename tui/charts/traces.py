@@ -67,7 +67,7 @@ def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> d
     return colors
 
 
-def on_paper(color: str) -> str:
+def paper_color(color: str) -> str:
     """The colour for a light background that stands for one on a dark background."""
     pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
     return pairs.get(color, color)
@@ -114,7 +114,7 @@ class Averages:
         values = np.asarray(trace.curve[2])
         if kept is None or not kept.is_of(values, weight):
             kept = self._kept[trace.key] = _Average(weight)
-        return kept.extended(values)
+        return kept.extend(values)
 
     def keep(self, traces: Sequence[Trace]) -> None:
         """Forget all other curves."""
@@ -137,7 +137,7 @@ class _Average:
         same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
         return same and np.array_equal(values[:known].view(np.int32), self._values.view(np.int32))
 
-    def extended(self, values: np.ndarray) -> np.ndarray:
+    def extend(self, values: np.ndarray) -> np.ndarray:
         """The averages [P] of values that begin with the known ones."""
         known, size = len(self._values), len(values)
         if size > len(self._averages):
@@ -154,7 +154,7 @@ class _Average:
         return self._averages[:size]
 
 
-def prepared(
+def prepare_curves(
     traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
 ) -> list[Drawn]:
     """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`.

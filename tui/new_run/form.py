@@ -156,7 +156,7 @@ class Form(Screen[None]):
         changes = [f"{d.option} {clean(d.before) or 'none'} -> {clean(d.after) or 'none'}" for d in verdict.differences]
         return Content(f"{runs} of {over}" + (": " + ", ".join(changes) if changes else " as it is"))
 
-    def refused(self, text: str) -> None:
+    def show_refusal(self, text: str) -> None:
         """Show why the process that was started has refused; it stands until something changes."""
         self._refused, self.waiting = text, False
         self._paint()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from textual.content import Content
 
 from ppo_unified.runs.folder import ACTIVE, percent, warnings_of
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, columns_of, duration, pad, short
+from tui.runs.entries import Entry
 from tui.runs.run_list import RunList
-
-if TYPE_CHECKING:
-    from tui.store import Entry
 
 GAP = 2  # columns between two facts
 SHARE = 8  # remarks that take more than this part of the screen's lines become a line each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -18,15 +18,16 @@ from textual.widgets import ContentSwitcher, Footer, Static
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean
 from tui.actions import Place, at, bindings
-from tui.charts.plots import Plots, Trace, forward, series_colors
+from tui.charts.plots import Plots, forward_actions
+from tui.charts.traces import Trace, series_colors
+from tui.runs.entries import Entry
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
 from tui.runs.run_head import head
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import siblings
-
-if TYPE_CHECKING:
-    from tui.store import Changes, Entry, Store
+from tui.services import Services
+from tui.store import Changes, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
 LOOK_S = 0.5  # between two looks at files that the store does not watch: log and samples
@@ -72,8 +73,8 @@ class RunPage(RunActions):
     ]
     places: tuple[Place, ...] = ("run", "control", "charts")
 
-    def __init__(self, key: str, store: Store, reference: str | None, plots: Plots) -> None:
-        super().__init__()
+    def __init__(self, services: Services, key: str, store: Store, reference: str | None, plots: Plots) -> None:
+        super().__init__(services)
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
         self._among_seeds = plots.settings.aggregate
         self.tab = TABS[0]
@@ -154,7 +155,7 @@ class RunPage(RunActions):
             case "samples":
                 self.query_one(Samples).look(entry)
             case "system":
-                self.query_one(System).look(entry, self.store, self.terminal.unicode)
+                self.query_one(System).look(entry, self.store, self.services.unicode)
             case "events":
                 self.query_one(Events).look(entry, self.store)
 
@@ -170,7 +171,7 @@ class RunPage(RunActions):
 
     def _drawn(self) -> list[str]:
         """Other seeds of this run where they are asked for, this run, and on top of it the pinned one."""
-        pinned = self.terminal.state.pinned
+        pinned = self.services.state.pinned
         keys = [*self._others(), self.key]
         return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
 
@@ -188,9 +189,9 @@ class RunPage(RunActions):
         self._draw()
 
     def _draw(self) -> None:
-        keys, pinned = self._drawn(), self.terminal.state.pinned
+        keys, pinned = self._drawn(), self.services.state.pinned
         if self.store.watch(keys):
-            self.terminal.hurry()
+            self.services.read_now()
         if self.tab != "curves":
             return
         colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._others())
@@ -277,4 +278,4 @@ def _inode(entry: Entry | None) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found is not None else None
 
 
-forward(RunPage, (action.name for action in at("charts")))
+forward_actions(RunPage, (action.name for action in at("charts")))

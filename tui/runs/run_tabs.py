@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from textual import work
@@ -27,10 +27,9 @@ from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_value
 from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import clean, duration, short, table
-from tui.folders import stamp_if_any
-
-if TYPE_CHECKING:
-    from tui.store import Entry, Store
+from tui.folder_scanner import stamp_if_any
+from tui.runs.entries import Entry
+from tui.store import Store
 
 INDENT = 6  # of what belongs to an event
 LABEL = 12  # columns of 'prompt', 'response', ...

@@ -45,7 +45,7 @@ class _Listing:
     started: float | None  # None: no event files
 
 
-class Folders:
+class FolderScanner:
     """Walks the tree under `root` again and again."""
 
     def __init__(self, root: Path) -> None:
@@ -98,7 +98,7 @@ class Folders:
         stamp = (found.st_mtime_ns, found.st_ino)
         listing = self._listings.get(path)
         if listing is None or listing.stamp != stamp or not listing.settled:
-            folders, started = _scan(path)
+            folders, started = _list_folder(path)
             settled = time.time_ns() - found.st_mtime_ns > _SETTLED_NS
             listing = _Listing(stamp, settled, tuple(sorted(folders)), started)
         self._walked[path] = listing
@@ -122,7 +122,7 @@ def stamp_if_any(path: str | Path) -> Stamp | None:
         return None
 
 
-def _scan(path: str) -> tuple[list[str], float | None]:
+def _list_folder(path: str) -> tuple[list[str], float | None]:
     """The names of the folders in a folder, and when the oldest of its event files was made."""
     folders, started = [], None
     with os.scandir(path) as entries:
