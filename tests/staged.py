@@ -303,8 +303,8 @@ async def _settled(pilot: Pilot[None], app: Terminal) -> None:
     def drawn() -> bool:
         plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]
         screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
-        keys = screen._drawn() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
-        lengths = [[len(one.raw) for one in plot.drawn] for plot in plots]
+        keys = screen._drawn_keys() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
+        lengths = [[len(one.raw) for one in plot.curves] for plot in plots]
         shown = not app.reader.found.is_news
         if not shown or any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
             return False

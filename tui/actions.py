@@ -148,7 +148,7 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def at(place: Place) -> Iterator[Action]:
+def actions_of(place: Place) -> Iterator[Action]:
     return (action for action in ACTIONS if action.place == place)
 
 
@@ -156,15 +156,15 @@ def bindings(place: Place) -> list[BindingType]:
     """Textual's bindings of a place, in the table's order."""
     return [
         Binding(a.keys, a.name, a.label, show=a.footer, tooltip=a.help, system=a.name == "command_palette")
-        for a in at(place)
+        for a in actions_of(place)
     ]
 
 
-def available(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Place, list[Action]]]:
+def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Place, list[Action]]]:
     """By place, the actions that a screen takes now: not those of a hidden tab, nor what --readonly forbids."""
     for place in (*getattr(screen, "places", ()), "app"):
         owner = app if place == "app" else screen
-        taken = [action for action in at(place) if owner.check_action(action.name, ()) is not False]
+        taken = [action for action in actions_of(place) if owner.check_action(action.name, ()) is not False]
         if taken:
             yield place, taken
 

@@ -20,14 +20,14 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import can_unicode, clean
-from tui.actions import available, bindings, key_name, writes
-from tui.dialogs import Read, help_text
-from tui.external_command import run_outside
+from tui.actions import available_actions, bindings, key_name, writes
+from tui.dialogs import TextDialog, help_text
+from tui.external_command import run_external_command
 from tui.new_run.launcher import Launcher
-from tui.no_color import Plain
+from tui.no_color import NoColorFilter
 from tui.notices import Notice, Notices
 from tui.pacing import Pacer
-from tui.palette import Actions
+from tui.palette import ActionProvider
 from tui.reader import Reader
 from tui.runs.entries import Entry
 from tui.runs.runs_screen import RunsScreen
@@ -50,7 +50,7 @@ class Terminal(App[None]):
     """The UI over one runs folder. It has what `Services` lists."""
 
     TITLE = "ppo-unified"
-    COMMANDS: ClassVar[set[Any]] = {Actions}
+    COMMANDS: ClassVar[set[Any]] = {ActionProvider}
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
     CSS_PATH = "app.tcss"
 
@@ -66,7 +66,7 @@ class Terminal(App[None]):
         super().__init__()
         self.animation_level = "none"  # over ssh every frame of one is bytes, and a key waits for it
         if self.no_color:  # Textual's own filter for it leaves greys
-            self._filters[1:] = [Plain()]
+            self._filters[1:] = [NoColorFilter()]
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
@@ -168,7 +168,7 @@ class Terminal(App[None]):
         self.read_now()
 
     def run_external(self, command: str, run: Run) -> None:
-        run_outside(self, [command, run.name, "--runs", str(run.path.parent)])
+        run_external_command(self, [command, run.name, "--runs", str(run.path.parent)])
         self.read_now()
 
     def show_error(self, text: str) -> None:
@@ -198,8 +198,10 @@ class Terminal(App[None]):
 
     def action_help(self) -> None:
         explain = getattr(self.screen, "explain", None)
-        text = help_text(available(self, self.screen), explain() if explain else None, Read.room(self.size.width))
-        self.push_screen(Read("Keys", text))
+        text = help_text(
+            available_actions(self, self.screen), explain() if explain else None, TextDialog.text_width(self.size.width)
+        )
+        self.push_screen(TextDialog("Keys", text))
 
     def action_help_quit(self) -> None:
         """Ctrl-C, which ends other programs."""

@@ -7,14 +7,14 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui.actions import Action, available, key_name
+from tui.actions import Action, available_actions, key_name
 
 
-class Actions(Provider):
+class ActionProvider(Provider):
     """Every action of the places on screen, with its key."""
 
     def _actions(self) -> Iterator[tuple[str, Action]]:
-        for _, actions in available(self.app, self.screen):
+        for _, actions in available_actions(self.app, self.screen):
             for action in actions:
                 if action.name != "command_palette":
                     yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action

@@ -33,15 +33,15 @@ class Reader:
         worker = get_current_worker()
         while not (worker.is_cancelled or self._stopped.is_set()):
             self._undisturbed.wait(LONGEST_PICTURE_S)
-            awaited = self._store.is_eager()
-            changes = self._store.turn()
+            awaited = self._store.awaits_first_point()
+            changes = self._store.update()
             if changes.is_news:
-                if awaited and not self._store.is_eager():
+                if awaited and not self._store.awaits_first_point():
                     self._pacer.be_eager()
                 with self._lock:
                     self.found = self.found.merge(changes)
                 self._announce()
-            eager = self._store.is_eager() or self._pacer.is_eager()
+            eager = self._store.awaits_first_point() or self._pacer.is_eager()
             self._hurry.wait(BUSY_S if changes.pending else EAGER_S if eager else QUIET_S)
             self._hurry.clear()
 
@@ -53,7 +53,7 @@ class Reader:
 
     def hurry(self) -> None:
         """Read at once."""
-        self._store.look_again()
+        self._store.request_scan()
         self._hurry.set()
 
     def pause(self) -> None:

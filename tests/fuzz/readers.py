@@ -100,7 +100,7 @@ def read_status(content: bytes, folder: Path) -> None:
     put(run.path, "run.json", content)
     put(run.path, "config.toml", b'kind = "gym"')
     store = Store(folder / "runs")
-    store.turn()
+    store.update()
     for entry in store.entries.values():
         assert all(is_harmless(head(entry, width, 24).plain) for width in (20, 80))
     status = run.read_status()

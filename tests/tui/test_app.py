@@ -30,16 +30,16 @@ from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.processes import stop
 from tui import app as program
 from tui import pacing
-from tui.actions import ACTIONS, PLACES, Place, at
+from tui.actions import ACTIONS, PLACES, Place, actions_of
 from tui.app import Terminal
 from tui.charts.chart_picture import GUTTER
 from tui.charts.metric_screen import MetricScreen, OnePlot
 from tui.charts.plots import Plots
-from tui.dialogs import Ask, Confirm, Read
+from tui.dialogs import ConfirmDialog, PromptDialog, TextDialog
 from tui.new_run.form import Form
 from tui.new_run.picker import Picker
 from tui.pacing import TYPING_S, Pacer
-from tui.palette import Actions
+from tui.palette import ActionProvider
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
@@ -167,7 +167,7 @@ def shown(app: Terminal) -> str:
     ],
 )
 def test_every_action_of_the_table_can_be_done_where_the_table_says(place: Place, classes: list[type]) -> None:
-    for action in at(place):
+    for action in actions_of(place):
         for kind in classes:
             assert hasattr(kind, f"action_{action.name}"), f"{kind.__name__} has no {action.name}"
 
@@ -242,12 +242,12 @@ def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path)
 
 def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
     store = Store(runs)
-    store.turn()
+    store.update()
     assert store.watch(["alpha"])
     assert not store.watch(["alpha"])  # asking again hurries nobody, though it may have nothing to read
-    store.turn(1.0)
+    store.update(1.0)
     assert store.watch(["beta", "alpha"])
-    store.turn(1.0)
+    store.update(1.0)
     assert not store.watch(["alpha", "beta"])
 
 
@@ -260,7 +260,7 @@ def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
         await until(pilot, lambda: len(listed(app)) == 3)
         assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
         await pilot.press("slash", *"score>350")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         await until(pilot, lambda: listed(app) == ["beta"])
         await pilot.press("enter")
         assert isinstance(app.screen, RunsScreen)
@@ -284,7 +284,7 @@ def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
         await pilot.press("slash")
         app.screen.query_one(Input).value = "colour:red"
         await pilot.press("enter")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         assert "colour" in str(app.screen.query_one(".error", Static).content)
         assert len(listed(app)) == 3
 
@@ -330,7 +330,7 @@ def test_the_options_in_which_runs_differ(runs: Path) -> None:
         await pilot.press("c")
         assert "Mark at least two runs" in said(app)
         await pilot.press("a", "c")
-        assert isinstance(app.screen, Read)
+        assert isinstance(app.screen, TextDialog)
         assert "optim.lr" in shown(app)
         assert re.search(r"optim\.lr .* 0\.0005", shown(app))
         assert "env_id" not in shown(app)
@@ -469,7 +469,7 @@ def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pyt
         plots = the_plots(app)
         the_list(app).move_to("omega")
         await until(pilot, lambda: plots.tags == list(AWAITED))
-        for action in at("charts"):
+        for action in actions_of("charts"):
             if action.name not in ("enlarge", "metrics", "group", "zoom_reset"):
                 await plots.run_action(action.name)
         for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
@@ -538,7 +538,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
         await pilot.press("r")
         await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
         await pilot.press("K")
-        assert isinstance(app.screen, Confirm)
+        assert isinstance(app.screen, ConfirmDialog)
         await pilot.press("n")
         assert state() == "running"
         await pilot.press("K", "y")
@@ -635,10 +635,10 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
 def test_rename_and_note(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "e")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "alpha"
         await pilot.press("enter")
-        assert isinstance(app.screen, Ask)  # taken
+        assert isinstance(app.screen, PromptDialog)  # taken
         app.screen.query_one(Input).value = "omega"
         await pilot.press("enter")
         await until(pilot, lambda: "omega" in listed(app))
@@ -653,7 +653,7 @@ def test_rename_and_note(runs: Path) -> None:
         write_note(Run(runs / "omega"), "first\nsecond\tline")
         before = note.stat().st_ino
         await pilot.press("N", "enter", "N")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         assert note.stat().st_ino == before  # nothing was changed, so nothing is written
         await pilot.press("end", "!", "enter")
         await until(pilot, lambda: app.store.entries["omega"].note == "first!")
@@ -666,7 +666,7 @@ def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         the_list(app).move_to("alpha")
         await pilot.press("r")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
         assert "a whole number above 1000" in shown(app)
@@ -731,7 +731,7 @@ def test_the_command_is_copied(runs: Path) -> None:
 
 def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(program, "run_outside", lambda app, arguments: asked.append(list(arguments)))
+    monkeypatch.setattr(program, "run_external_command", lambda app, arguments: asked.append(list(arguments)))
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("w", "i")
@@ -789,11 +789,11 @@ def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: the_plots(app).current is not None)
         await pilot.press("question_mark")
-        assert isinstance(app.screen, Read)
+        assert isinstance(app.screen, TextDialog)
         body = str(app.screen.body)
         assert body.startswith("eval/score:")
         for place in ("runs", "control", "charts", "app"):
-            for action in at(place):
+            for action in actions_of(place):
                 assert action.label in body
 
     drive(runs, act, size=(80, 24))
@@ -804,13 +804,13 @@ def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
         await pilot.press("enter")
         for tab, charts in (("1", True), ("3", False), ("1", True)):
             await pilot.press(tab, "question_mark")
-            assert isinstance(app.screen, Read)
+            assert isinstance(app.screen, TextDialog)
             body = str(app.screen.body)
             assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
             assert "Next tab" in body
             assert "Rename" not in body
             await pilot.press("escape")
-            labels = {str(hit.prompt) async for hit in Actions(app.screen).discover() if hasattr(hit, "prompt")}
+            labels = {str(hit.prompt) async for hit in ActionProvider(app.screen).discover() if hasattr(hit, "prompt")}
             assert any(label.startswith("Smoother") for label in labels) == charts
 
     drive(runs, act, readonly=True)
@@ -823,11 +823,11 @@ def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
         await pilot.pause(0.5)
         await pilot.press("enter")
         await until(pilot, lambda: app.state.reverse)
-        provider = Actions(app.screen)
+        provider = ActionProvider(app.screen)
         hits = [hit async for hit in provider.discover()]
         names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
         for place in ("runs", "control", "charts"):
-            assert {action.label for action in at(place)} <= names
+            assert {action.label for action in actions_of(place)} <= names
 
     drive(runs, act)
 

@@ -22,7 +22,7 @@ from textual.widgets import Static
 from ppo_unified.terminal.braille import BRAILLE, Columns, Layer, View, paint
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import columns_of, short
-from tui.actions import Place, at, bindings
+from tui.actions import Place, actions_of, bindings
 from tui.charts import traces as tui_traces
 from tui.charts.chart_picture import GUTTER
 from tui.charts.export import PaperChart, write_svg
@@ -34,7 +34,7 @@ from tui.charts.traces import (
     PINNED_DARK,
     PINNED_LIGHT,
     Averages,
-    Drawn,
+    DrawnCurve,
     Trace,
     prepare_curves,
     quartiles_over,
@@ -43,7 +43,7 @@ from tui.charts.traces import (
     x_of,
 )
 from tui.charts.window import LEAST, Window, clamp, move_to_end, pan, touches_end, zoom
-from tui.dialogs import Ask
+from tui.dialogs import PromptDialog
 
 NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
 SIZES = [(80, 24), (120, 40), (200, 60)]
@@ -111,7 +111,7 @@ def _forward(name: str) -> Callable[[Page], Awaitable[None]]:
     return action
 
 
-for _action in at("charts"):
+for _action in actions_of("charts"):
     setattr(Page, f"action_{_action.name}", _forward(_action.name))
 
 
@@ -149,7 +149,7 @@ def drive(
 
 async def act(pilot: Pilot[None], name: str, times: int = 1, place: Place = "charts") -> None:
     """Press the first key of an action."""
-    key = next(action.keys.split(",")[0] for action in at(place) if action.name == name)
+    key = next(action.keys.split(",")[0] for action in actions_of(place) if action.name == name)
     for _ in range(times):
         await pilot.press(key)
     await pilot.pause()
@@ -462,7 +462,7 @@ def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
         assert app.plots.settings.smoothing == 0.9
         both = set().union(*({s.style.color for s in plot.render_line(y) if s.style} for y in range(1, 15)))
         assert len(both - single) == 1
-        painted, average = plot.picture, plot.drawn[0]
+        painted, average = plot.picture, plot.curves[0]
         assert painted is not None
         low, high = Columns(average.x, painted.view, 2 * painted.room).minmax(average.curve)
         height, width = painted.picture.codes.shape
@@ -519,7 +519,7 @@ def test_groups_and_words_choose_metrics() -> None:
         await act(pilot, "group", 6)
         assert plots.settings.group == ""
         await act(pilot, "metrics")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         await pilot.press(*"KL cpu")
         await pilot.pause()
         assert [plot.tag for plot in plots.plots] == ["policy/kl", "system/cpu"]
@@ -546,7 +546,7 @@ def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
         assert empty.display
         assert "m changes the words" in str(empty.render())
         assert plots.explain() is None
-        for action in at("charts"):
+        for action in actions_of("charts"):
             if action.name != "metrics":
                 await act(pilot, action.name)
         plots.settings.words, plots.settings.group = "", ""
@@ -750,12 +750,12 @@ def test_seeds_are_drawn_as_one_curve_with_a_band() -> None:
         await act(pilot, "aggregate")
         assert app.plots.settings.aggregate
         plot = app.plots.plots[0]
-        assert [one.label for one in plot.drawn] == ["run (3 seeds)"]
+        assert [one.label for one in plot.curves] == ["run (3 seeds)"]
         assert "run (3 seeds)" in plot.render_line(0).text
         values = [app.source.curves[key, plot.tag][2] for key in app.source.keys]
-        np.testing.assert_allclose(plot.drawn[0].curve, np.median(values, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(plot.curves[0].curve, np.median(values, axis=0), rtol=1e-6)
         await act(pilot, "aggregate")
-        assert len(plot.drawn) == 3
+        assert len(plot.curves) == 3
 
     drive(app, test)
 
@@ -831,7 +831,7 @@ def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) ->
 
 def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
     x = np.arange(3.0)
-    drawn = [Drawn(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
+    drawn = [DrawnCurve(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
     write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
     svg = ET.parse(tmp_path / "a.svg").getroot()
     _, _, width, height = map(float, svg.get("viewBox", "").split())
@@ -955,9 +955,9 @@ def test_one_metric_is_kept_up_to_date() -> None:
 
 
 def test_every_action_of_the_table_is_there() -> None:
-    assert all(hasattr(Plots, f"action_{action.name}") for action in at("charts"))
-    alone = [action for action in at("charts") if action.name not in ("grid", "grid_less", "group")]
-    assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *at("metric")))
+    assert all(hasattr(Plots, f"action_{action.name}") for action in actions_of("charts"))
+    alone = [action for action in actions_of("charts") if action.name not in ("grid", "grid_less", "group")]
+    assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *actions_of("metric")))
 
 
 def test_odd_curves_are_drawn_without_complaint() -> None:

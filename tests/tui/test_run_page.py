@@ -27,10 +27,10 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from tui.actions import Place, at
+from tui.actions import Place, actions_of
 from tui.charts.plots import Plots
 from tui.charts.settings import Settings
-from tui.external_command import run_outside
+from tui.external_command import run_external_command
 from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
@@ -88,7 +88,7 @@ class Host(App[None]):
 
     def turn(self) -> None:
         """What the UI's reader thread does."""
-        changes = self.store.turn()
+        changes = self.store.update()
         if changes.is_news:
             self.tell(changes)
 
@@ -124,7 +124,7 @@ def drive(
 
     async def whole() -> None:
         async with host.run_test(size=(80, 24)) as pilot:
-            while host.store.turn().pending or key not in host.store.entries:
+            while host.store.update().pending or key not in host.store.entries:
                 pass
             page = RunPage(host, key, host.store, reference or None, Plots(Settings()))
             await host.push_screen(page)
@@ -179,7 +179,7 @@ def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: P
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         def drawn() -> list[str]:
-            return [one.label for one in page.plots.plots[0].drawn]
+            return [one.label for one in page.plots.plots[0].curves]
 
         assert drawn() == ["a"]
         await pilot.press("A")
@@ -228,7 +228,9 @@ def test_escape_and_q_go_back(key: str, tab: str, tmp_path: Path) -> None:
 
 def test_the_page_has_a_method_for_every_action_of_its_places() -> None:
     places: tuple[Place, ...] = RunPage.places
-    missing = [action.name for place in places for action in at(place) if not hasattr(RunPage, f"action_{action.name}")]
+    missing = [
+        action.name for place in places for action in actions_of(place) if not hasattr(RunPage, f"action_{action.name}")
+    ]
     assert not missing
 
 
@@ -524,7 +526,7 @@ def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
         await until(pilot, lambda: page.key == "b")
         assert pilot.app.screen is page
         await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
-        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.drawn] == ["b"])
+        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.curves] == ["b"])
 
     drive(host, act)
 
@@ -599,7 +601,7 @@ def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        run_outside(host, ["play", "a b"])
+        run_external_command(host, ["play", "a b"])
         await until(pilot, lambda: host._notifications)
         assert "ppo-unified play 'a b'" in next(str(n.message) for n in host._notifications)
 
@@ -609,12 +611,12 @@ def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -
 LENDING = """
 import os, sys
 from textual.app import App
-from tui.external_command import run_outside
+from tui.external_command import run_external_command
 sys.executable = os.environ.get("EXECUTABLE", sys.executable)
 class Lender(App):
     def on_mount(self): self.call_after_refresh(self.lend)
     def lend(self):
-        run_outside(self, sys.argv[1:])
+        run_external_command(self, sys.argv[1:])
         self.exit(message="back again")
 Lender().run()
 """

@@ -16,7 +16,7 @@ from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
 from ppo_unified.terminal.chart import MARKS
 from ppo_unified.text import clean, columns_of, pad, short
 from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
-from tui.charts.traces import Drawn
+from tui.charts.traces import DrawnCurve
 
 FAINT, BAND = 0.6, 0.7  # how far raw curves and bands fade into the background
 
@@ -42,7 +42,7 @@ class Inks(NamedTuple):
         return Inks(base, title, axis, cross, curves[: len(self.bright)], curves[len(self.bright) :])
 
 
-def curve_styles(drawn: Sequence[Drawn], base: Style, background: Color) -> tuple[list[Style], list[Style]]:
+def curve_styles(drawn: Sequence[DrawnCurve], base: Style, background: Color) -> tuple[list[Style], list[Style]]:
     """Each curve's bright style, and the faint one of its raw values or its band."""
     bright, faint = [], []
     for one in drawn:
@@ -54,7 +54,13 @@ def curve_styles(drawn: Sequence[Drawn], base: Style, background: Color) -> tupl
 
 
 def title_line(
-    tag: str, log_y: bool, drawn: Sequence[Drawn], values: Sequence[float | None], letters: bool, width: int, inks: Inks
+    tag: str,
+    log_y: bool,
+    drawn: Sequence[DrawnCurve],
+    values: Sequence[float | None],
+    letters: bool,
+    width: int,
+    inks: Inks,
 ) -> Strip:
     """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
     tag = pad(clean(tag), min(columns_of(clean(tag)), max(0, width - 1)))

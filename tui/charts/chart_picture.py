@@ -12,7 +12,7 @@ from ppo_unified.terminal import braille, chart
 from ppo_unified.terminal.braille import Glyphs, Layer, Picture, View
 from ppo_unified.terminal.chart import MARKS, Tick
 from tui.charts.export import PaperChart
-from tui.charts.traces import Drawn
+from tui.charts.traces import DrawnCurve
 from tui.charts.window import Window
 
 GUTTER = 8  # columns of the y labels: charts above each other line up
@@ -96,7 +96,7 @@ class ChartPicture:
 
 
 def paint_chart(
-    drawn: Sequence[Drawn], look: Look, size: tuple[int, int], glyphs: Glyphs, letters: bool
+    drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, letters: bool
 ) -> ChartPicture | str:
     """The curves inside the window, and the axes around them, in `size` columns and rows; or why there are none."""
     width, height = size
@@ -122,7 +122,7 @@ def paint_chart(
     return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, ticks)
 
 
-def paper_chart(picture: ChartPicture, drawn: Sequence[Drawn], look: Look) -> PaperChart:
+def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) -> PaperChart:
     """The same chart for a file."""
     curves = [_with_log_x(one) for one in drawn] if look.log_x else drawn
     if picture.log_y:
@@ -130,7 +130,7 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[Drawn], look: Look) -> Pa
     return PaperChart(curves, picture.view, picture.log_y, look.x_ticks(picture.view, 100))
 
 
-def _layers(lines: Sequence[Drawn], span: View, columns: int, log_y: bool) -> list[Layer]:
+def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
     """Bands at the bottom, then raw curves, then the bright ones; styles are 2 k, and 2 k + 1 where faint."""
     bands, raws, curves = [], [], []
     for k, one in enumerate(lines):
@@ -145,7 +145,7 @@ def _layers(lines: Sequence[Drawn], span: View, columns: int, log_y: bool) -> li
     return [*bands, *reversed(raws), *curves]  # the raw curve of the reference, dense and grey, at the bottom
 
 
-def _with_log_x(one: Drawn) -> Drawn:
+def _with_log_x(one: DrawnCurve) -> DrawnCurve:
     """The part of a curve that a logarithmic x axis has."""
     above = int(np.searchsorted(one.x, 0.0, "right"))
     x, raw, curve = np.log10(one.x[above:]), one.raw[above:], one.curve[above:]
@@ -153,7 +153,7 @@ def _with_log_x(one: Drawn) -> Drawn:
     return one._replace(x=x, raw=raw, curve=raw if one.curve is one.raw else curve, band=band)
 
 
-def _with_log_y(one: Drawn) -> Drawn:
+def _with_log_y(one: DrawnCurve) -> DrawnCurve:
     raw = braille.log10(one.raw)
     band = None if one.band is None else (braille.log10(one.band[0]), braille.log10(one.band[1]))
     return one._replace(raw=raw, curve=raw if one.curve is one.raw else braille.log10(one.curve), band=band)

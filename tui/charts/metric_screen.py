@@ -17,7 +17,7 @@ from textual.widgets import Footer, Static
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import clean, columns_of, pad, short
-from tui.actions import Place, at, bindings
+from tui.actions import Place, actions_of, bindings
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
@@ -144,7 +144,7 @@ class MetricScreen(Screen[None]):
             self._turn_to(tags[(here + by) % len(tags)])
 
 
-forward_actions(MetricScreen, (action.name for action in at("charts") if action.name not in OTHERWISE))
+forward_actions(MetricScreen, (action.name for action in actions_of("charts") if action.name not in OTHERWISE))
 
 
 def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:

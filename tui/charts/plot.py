@@ -17,7 +17,7 @@ from ppo_unified.text import pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
 from tui.charts.chart_picture import GUTTER, ChartPicture, Look, paint_chart, paper_chart
 from tui.charts.export import PaperChart
-from tui.charts.traces import Averages, Drawn, Trace, prepare_curves, value_at
+from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, value_at
 
 WHEEL = 0.8  # how much narrower the window gets with one turn of the wheel
 TAIL = 0.9  # share of the plot right of which zooming holds on to the newest data
@@ -84,7 +84,7 @@ class Plot(Widget, can_focus=True):
         self._traces: Sequence[Trace] = ()
         self._look = Look()
         self._data: tuple[object, ...] = ()
-        self._drawn: list[Drawn] | None = None
+        self._drawn: list[DrawnCurve] | None = None
         self._averages = Averages()
         self._painted: ChartPicture | str | None = None  # a chart, or why there is none
         self._strips: list[Strip] | None = None
@@ -130,7 +130,7 @@ class Plot(Widget, can_focus=True):
         self.refresh()
 
     @property
-    def drawn(self) -> list[Drawn]:
+    def curves(self) -> list[DrawnCurve]:
         """The curves as they are drawn."""
         if self._drawn is None:
             look = self._look
@@ -148,18 +148,18 @@ class Plot(Widget, can_focus=True):
     def values(self) -> list[float | None]:
         """Each curve's value at the crosshair, or its last one; as it was logged, not smoothed."""
         if self.cross is None:
-            return [float(one.raw[-1]) for one in self.drawn]
+            return [float(one.raw[-1]) for one in self.curves]
         slack = 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
-        return [value_at(one.x, one.raw, self.cross, slack) for one in self.drawn]
+        return [value_at(one.x, one.raw, self.cross, slack) for one in self.curves]
 
     def x_beside_cross(self, by: int) -> float | None:
         """The place some columns beside the crosshair; beside the right end where there is none."""
         return self.picture.x_beside(self.cross, by) if self.picture is not None else None
 
-    def for_paper(self) -> PaperChart | None:
+    def export_picture(self) -> PaperChart | None:
         """The chart as it is, for a file; None where there is nothing to see."""
         self._paint_if_due()
-        return None if self.picture is None else paper_chart(self.picture, self.drawn, self._look)
+        return None if self.picture is None else paper_chart(self.picture, self.curves, self._look)
 
     # drawing
 
@@ -179,7 +179,7 @@ class Plot(Widget, can_focus=True):
         painted = self._paint_if_due()
         inks = self._own_inks = self._own_inks or self._inks()
         log_y = isinstance(painted, ChartPicture) and painted.log_y
-        title = title_line(self.tag, log_y, self.drawn, self.values(), self._has_letters(), width, inks)
+        title = title_line(self.tag, log_y, self.curves, self.values(), self._has_letters(), width, inks)
         if isinstance(painted, str):
             why = Strip([Segment(pad(" " * GUTTER + painted, width), inks.axis)], width)
             return [title, why, *[Strip.blank(width, inks.base)] * (height - 2)]
@@ -191,7 +191,7 @@ class Plot(Widget, can_focus=True):
     def _paint_if_due(self) -> ChartPicture | str:
         if self._painted is None:
             self.drawings += 1
-            self._painted = paint_chart(self.drawn, self._look, self.size, self._glyphs, self._has_letters())
+            self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, self._has_letters())
         return self._painted
 
     def _has_letters(self) -> bool:
@@ -200,7 +200,7 @@ class Plot(Widget, can_focus=True):
 
     def _inks(self) -> Inks:
         background, base = self.background_colors[1], self.rich_style
-        bright, faint = curve_styles(self.drawn, base, background)
+        bright, faint = curve_styles(self.curves, base, background)
         title = self.get_component_rich_style("plot--current" if self.current else "plot--title")
         axis, cross = (self.get_component_rich_style(f"plot--{name}") for name in ("axis", "cross"))
         inks = Inks(base, title, axis, cross, bright, faint)

@@ -24,7 +24,7 @@ from tui.charts.plot_grid import PlotGrid
 from tui.charts.settings import GRIDS, Settings, layout
 from tui.charts.traces import AXES, Trace
 from tui.charts.x_axis import XAxis
-from tui.dialogs import Ask
+from tui.dialogs import PromptDialog
 
 SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
 ZOOM, PAN = 0.7, 0.25  # of the window, at a key press
@@ -192,12 +192,15 @@ class Plots(Widget):
     # actions, by their names in the table
 
     def action_metrics(self) -> None:
-        def live(text: str) -> None:
+        def preview(text: str) -> None:
             self.settings.words, self.settings.page = text, 0
             self._arrange()
 
-        ask = Ask(
-            "Show only metrics whose name has one of these words", self.settings.words, "kl loss return", live=live
+        ask = PromptDialog(
+            "Show only metrics whose name has one of these words",
+            self.settings.words,
+            "kl loss return",
+            preview=preview,
         )
         self.app.push_screen(ask, lambda _: self.settings_changed())
 
@@ -211,13 +214,13 @@ class Plots(Widget):
         if math.prod(self._shape(larger)) <= columns * rows:
             self.notify("There is no room for more charts here.", markup=False)
             return
-        self._regrid(larger)
+        self._set_grid(larger)
 
     def action_grid_less(self) -> None:
         columns, rows = self._shape(self.settings.grid)
-        self._regrid(max((grid for grid in GRIDS if grid < columns * rows), default=1))
+        self._set_grid(max((grid for grid in GRIDS if grid < columns * rows), default=1))
 
-    def _regrid(self, grid: int) -> None:
+    def _set_grid(self, grid: int) -> None:
         """Another number of charts on a page; the current one stays in sight."""
         tag = self.current.tag if self.current else ""
         self.settings.grid = grid
@@ -225,12 +228,12 @@ class Plots(Widget):
         self.settings_changed()
 
     def action_page_next(self) -> None:
-        self._turn(1)
+        self._turn_page(1)
 
     def action_page_previous(self) -> None:
-        self._turn(-1)
+        self._turn_page(-1)
 
-    def _turn(self, by: int) -> None:
+    def _turn_page(self, by: int) -> None:
         pages = self._pages()
         self.settings.page = (min(self.settings.page, pages.page_count - 1) + by) % pages.page_count
         self.settings_changed()
@@ -309,7 +312,7 @@ class Plots(Widget):
         if plot is None:
             return
         if traces := list(self.traces(plot.tag)):
-            self._export(plot.tag, traces, plot.for_paper())
+            self._export(plot.tag, traces, plot.export_picture())
         else:
             self.notify(f"{clean(plot.tag)} has no points yet.", markup=False)
 

@@ -16,11 +16,11 @@ from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.query import options_of, parse
 from ppo_unified.terminal.option_diff import difference_lines
 from ppo_unified.text import clean
-from tui.actions import Place, at, bindings
+from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.settings import Settings
 from tui.charts.traces import Trace
-from tui.dialogs import Ask, Read
+from tui.dialogs import PromptDialog, TextDialog
 from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.run_actions import RunActions
 from tui.runs.run_list import COLUMNS, Marks, RunList
@@ -51,7 +51,7 @@ class RunsScreen(RunActions):
     def __init__(self, services: Services, store: Store) -> None:
         super().__init__(services)
         self.store, self.selection = store, Selection(store, services.state)
-        self._misread = ""  # what is wrong with the query
+        self._query_error = ""  # what is wrong with the query
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -66,7 +66,7 @@ class RunsScreen(RunActions):
     def on_mount(self) -> None:
         self.run_list.focus()
         self.app.theme_changed_signal.subscribe(self, lambda _: self._redraw())
-        self._share()
+        self._resize_list()
         self._relist()
 
     @property
@@ -80,7 +80,7 @@ class RunsScreen(RunActions):
     def store_changed(self, changes: Changes) -> None:
         if changes.listed:
             self._relist()
-        elif changes.advanced & set(self._drawn()):
+        elif changes.advanced & set(self._drawn_keys()):
             self._redraw()
 
     def on_screen_resume(self) -> None:
@@ -92,35 +92,35 @@ class RunsScreen(RunActions):
         """Filter, sort and show the runs, then the curves."""
         state, everything = self.services.state, list(self.store.entries.values())
         try:
-            chosen, self._misread = select_entries(everything, parse(state.query)), ""
+            chosen, self._query_error = select_entries(everything, parse(state.query)), ""
         except UsageError as error:
-            chosen, self._misread = everything, str(error)
+            chosen, self._query_error = everything, str(error)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
         chosen = sort_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
-        self._share()
-        self._say()
+        self._resize_list()
+        self._update_top_line()
         self._redraw()
 
-    def _say(self) -> None:
+    def _update_top_line(self) -> None:
         """What stands above the list and below the charts."""
         total = len(self.store.entries)
         active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
         title = "ppo-unified   read-only" if self.services.readonly else "ppo-unified"
         parts = [title, str(self.services.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
-        if marked := self.selection.marked():
+        if marked := self.selection.marked_keys():
             parts.append(f"{len(marked)} marked")
         if not self.run_list.has_column(self.services.state.sorted_by):
             parts.append(f"sorted by {self.services.state.sorted_by}")
         self._top.update("   ".join(parts), layout=False)
-        self._say_below()
+        self._update_query_line()
 
-    def _say_below(self) -> None:
+    def _update_query_line(self) -> None:
         """What is wrong with the query, the folder or the drawn runs' files; else the query, where there is one."""
         text, total, listed = self.services.state.query, len(self.store.entries), len(self.run_list.entries)
-        problem = self._misread or self.store.problem or self._damage()
+        problem = self._query_error or self.store.problem or self._damage()
         self._query.display = bool(text or problem)
         self._query.set_class(bool(problem), "-problem")
         line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
@@ -129,13 +129,13 @@ class RunsScreen(RunActions):
 
     def _damage(self) -> str:
         """What of the drawn runs' files cannot be read."""
-        found = [text for key, text in self.store.damage.items() if key in self._drawn()]
+        found = [text for key, text in self.store.damage.items() if key in self._drawn_keys()]
         return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
 
     # which runs are drawn
 
-    def _drawn(self) -> list[str]:
-        return self.selection.drawn(self.entry)
+    def _drawn_keys(self) -> list[str]:
+        return self.selection.drawn_keys(self.entry)
 
     def _marks(self) -> Marks:
         return self.selection.marks(self.entry, self.app.current_theme.dark)
@@ -144,7 +144,7 @@ class RunsScreen(RunActions):
         """Hand the curves of the drawn runs to the charts."""
         if any(isinstance(screen, RunPage) for screen in self.app.screen_stack):
             return  # that page says which curves are read; `on_screen_resume` comes back here
-        keys = self._drawn()
+        keys = self._drawn_keys()
         if self.store.watch(keys):
             self.services.read_now()
         marks = self._marks()
@@ -160,14 +160,14 @@ class RunsScreen(RunActions):
                     drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
-        self.plots.show(self.store.charted(keys), traces)
+        self.plots.show(self.store.chart_tags(keys), traces)
 
     # actions on the list
 
     def on_run_list_moved(self) -> None:
-        if not self.selection.marked():
+        if not self.selection.marked_keys():
             self._redraw()
-            self._say_below()
+            self._update_query_line()
 
     def on_run_list_opened(self) -> None:
         self.action_open()
@@ -181,7 +181,7 @@ class RunsScreen(RunActions):
     def action_open(self) -> None:
         if entry := self.entry:
             plots = Plots(replace(self.plots.settings, aggregate=False), self.services.unicode)
-            others = [key for key in (self.services.state.pinned, *self.selection.marked()) if key != entry.key]
+            others = [key for key in (self.services.state.pinned, *self.selection.marked_keys()) if key != entry.key]
             reference = next((key for key in others if key in self.store.entries), None)
             self.app.push_screen(RunPage(self.services, entry.key, self.store, reference, plots))
 
@@ -207,7 +207,7 @@ class RunsScreen(RunActions):
     def focus_run(self, key: str) -> None:
         """Put the cursor on a run, as soon as it is there, and draw it."""
         state = self.services.state
-        if self.selection.marked() and key not in state.marked:
+        if self.selection.marked_keys() and key not in state.marked:
             state.marked.append(key)
             self.services.save_state()
         self.run_list.move_to(key)
@@ -224,19 +224,19 @@ class RunsScreen(RunActions):
     def action_filter(self) -> None:
         before = self.entry
 
-        def live(text: str) -> None:
+        def preview(text: str) -> None:
             self.services.state.query = text
             self._relist()
 
         hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
-        ask = Ask("List only runs that match", self.services.state.query, hint, check=parse, live=live)
+        ask = PromptDialog("List only runs that match", self.services.state.query, hint, check=parse, preview=preview)
 
-        def answered(text: str | None) -> None:
+        def on_answer(text: str | None) -> None:
             self.services.save_state()
             if text is None and before is not None and before.key in self.store.entries:
                 self.run_list.move_to(before.key)
 
-        self.app.push_screen(ask, answered)
+        self.app.push_screen(ask, on_answer)
 
     def action_sort(self) -> None:
         names = list(COLUMNS)
@@ -254,12 +254,12 @@ class RunsScreen(RunActions):
         self._relist()
 
     def action_wider(self) -> None:
-        self._share(STEP)
+        self._resize_list(STEP)
 
     def action_narrower(self) -> None:
-        self._share(-STEP)
+        self._resize_list(-STEP)
 
-    def _share(self, by: int = 0) -> None:
+    def _resize_list(self, by: int = 0) -> None:
         """Give the list its share of the screen, above the charts no more lines than it has runs."""
         state, runs = self.services.state, self.run_list
         if by:
@@ -272,11 +272,11 @@ class RunsScreen(RunActions):
         runs.styles.height = "100%" if beside else max(4, min(lines, share))
 
     def on_resize(self) -> None:
-        self._share()
+        self._resize_list()
         self.call_after_refresh(self._relist)  # once the list knows which columns it has
 
     def action_compare(self) -> None:
-        keys = self._drawn()
+        keys = self._drawn_keys()
         if len(keys) < 2:
             self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
             return
@@ -285,8 +285,8 @@ class RunsScreen(RunActions):
         except UsageError as error:
             self.services.show_error(str(error))
             return
-        lines = difference_lines(tables, Read.room(self.size.width))
-        self.app.push_screen(Read("Options in which they differ", "\n".join(lines)))
+        lines = difference_lines(tables, TextDialog.text_width(self.size.width))
+        self.app.push_screen(TextDialog("Options in which they differ", "\n".join(lines)))
 
     # actions on the charts, whichever pane has the focus
 
@@ -300,4 +300,4 @@ class RunsScreen(RunActions):
         return self.plots.explain()
 
 
-forward_actions(RunsScreen, (action.name for action in at("charts")))
+forward_actions(RunsScreen, (action.name for action in actions_of("charts")))

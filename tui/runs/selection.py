@@ -17,19 +17,19 @@ class Selection:
     def __init__(self, store: Store, state: ViewState) -> None:
         self._store, self._state = store, state
 
-    def marked(self) -> list[str]:
+    def marked_keys(self) -> list[str]:
         """The marked runs that are there."""
         return [key for key in self._state.marked if key in self._store.entries]
 
-    def drawn(self, current: Entry | None) -> list[str]:
+    def drawn_keys(self, current: Entry | None) -> list[str]:
         """Marked runs, or the current one where none is; the pinned one last, on top of them all."""
-        keys = self.marked() or ([current.key] if current is not None else [])
+        keys = self.marked_keys() or ([current.key] if current is not None else [])
         pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
         return [key for key in keys if key not in pinned] + pinned
 
     def marks(self, current: Entry | None, dark: bool) -> Marks:
         """How these runs are told apart on a dark or a light background."""
-        colors = series_colors(self.drawn(current), pinned=self._state.pinned, dark=dark)
+        colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
         return Marks(colors, frozenset(self._state.marked), self._state.pinned)
 
     def toggle_mark(self, key: str) -> None:
@@ -39,7 +39,7 @@ class Selection:
     def toggle_all(self, keys: Sequence[str]) -> None:
         """Mark all of these runs, or none of them if all are marked."""
         everything = set(keys) <= set(self._state.marked)
-        others = [key for key in self.marked() if key not in keys]
+        others = [key for key in self.marked_keys() if key not in keys]
         self._state.marked = others + ([] if everything else list(keys))
 
     def toggle_pin(self, key: str) -> None:
