@@ -42,8 +42,8 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import METRICS, USUAL
-from tui.charts.plots import Settings
-from tui.state import ViewState
+from tui.charts.settings import Settings
+from tui.view_state import ViewState
 
 WIDTH, HEIGHT = 120, 40
 RUNS, POINTS, METRICS_EACH, BIG = 200, 2_000, 20, 1_000_000

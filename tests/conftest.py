@@ -43,16 +43,16 @@ def _light() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal UI looks and draws as often as it can: tests wait for what it shows, not for its pauses."""
-    from tui import app, store
+    from tui import pacing, reader, store
     from tui.runs import run_page
 
     for module, name in (
-        (app, "QUIET_S"),
-        (app, "REFRESH_S"),
+        (reader, "QUIET_S"),
+        (pacing, "REFRESH_S"),
         (store, "SCAN_S"),
         (store, "LOOK_S"),
         (run_page, "LOOK_S"),
     ):
         monkeypatch.setattr(module, name, 0.05)
-    monkeypatch.setattr(app, "TYPING_SHARE", 2)
-    monkeypatch.setattr(app, "IDLE_SHARE", 2)
+    monkeypatch.setattr(pacing, "TYPING_SHARE", 2)
+    monkeypatch.setattr(pacing, "IDLE_SHARE", 2)

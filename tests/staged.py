@@ -24,7 +24,7 @@ from tui.app import Terminal
 from tui.charts.plot import Plot
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
-from tui.runs.runs_view import RunsScreen
+from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
 
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
@@ -236,7 +236,7 @@ async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-
     """Show a staged folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
     app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
     app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
-    app.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}
+    app.state.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}
     async with app.run_test(size=size) as pilot:
 
         async def look(name: str, *texts: str) -> None:
@@ -303,9 +303,9 @@ async def _settled(pilot: Pilot[None], app: Terminal) -> None:
     def drawn() -> bool:
         plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]
         screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
-        keys = screen._drawn() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
-        lengths = [[len(one.raw) for one in plot.drawn] for plot in plots]
-        shown = not (app._changes.listed or app._changes.advanced)
+        keys = screen._drawn_keys() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
+        lengths = [[len(one.raw) for one in plot.curves] for plot in plots]
+        shown = not app.reader.found.is_news
         if not shown or any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
             return False
         return all(len(found) == len(keys) and set(found) <= {POINTS, POINTS // 4} for found in lengths)

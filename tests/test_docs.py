@@ -11,7 +11,7 @@ from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import known_options
 from ppo_unified.runs.metrics import METRICS
 from ppo_unified.training import health
-from tui.actions import PLACES, at, key_name
+from tui.actions import PLACES, actions_of, key_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ def test_the_table_of_keys_is_the_declaration() -> None:
     page = (ROOT / "docs" / "tui.md").read_text(encoding="utf-8")
     rows = []
     for place, title in PLACES.items():
-        for action in at(place):
+        for action in actions_of(place):
             keys = " ".join(f"`{key_name(key)}`" for key in action.keys.split(","))
             told = action.help.replace("|", r"\|")
             rows.append(f"| {title} | {keys} | {action.label} | {told} |")

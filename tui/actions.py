@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from textual.binding import Binding, BindingType
+
+if TYPE_CHECKING:
+    from textual.app import App
+    from textual.screen import Screen
 
 Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "picker", "form"]
 
@@ -144,7 +148,7 @@ ACTIONS: tuple[Action, ...] = (
 )
 
 
-def at(place: Place) -> Iterator[Action]:
+def actions_of(place: Place) -> Iterator[Action]:
     return (action for action in ACTIONS if action.place == place)
 
 
@@ -152,8 +156,17 @@ def bindings(place: Place) -> list[BindingType]:
     """Textual's bindings of a place, in the table's order."""
     return [
         Binding(a.keys, a.name, a.label, show=a.footer, tooltip=a.help, system=a.name == "command_palette")
-        for a in at(place)
+        for a in actions_of(place)
     ]
+
+
+def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Place, list[Action]]]:
+    """By place, the actions that a screen takes now: not those of a hidden tab, nor what --readonly forbids."""
+    for place in (*getattr(screen, "places", ()), "app"):
+        owner = app if place == "app" else screen
+        taken = [action for action in actions_of(place) if owner.check_action(action.name, ()) is not False]
+        if taken:
+            yield place, taken
 
 
 def writes(name: str) -> bool:

@@ -30,10 +30,10 @@ _BOX = """
 """
 
 
-class Confirm(ModalScreen[bool]):
+class ConfirmDialog(ModalScreen[bool]):
     """A question before something that cannot be taken back."""
 
-    CSS = _BOX.format(name="Confirm") + "Confirm > .box { width: 64; }"
+    CSS = _BOX.format(name="ConfirmDialog") + "ConfirmDialog > .box { width: 64; }"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "answer(True)", "Yes"),
         Binding("n,escape,q", "answer(False)", "No"),
@@ -54,10 +54,10 @@ class Confirm(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-class Ask(ModalScreen[str | None]):
+class PromptDialog(ModalScreen[str | None]):
     """One line of text; None where the user went back. A `check` that raises UsageError keeps the box open."""
 
-    CSS = _BOX.format(name="Ask") + "Ask Input { width: 70; max-width: 100%; }"
+    CSS = _BOX.format(name="PromptDialog") + "PromptDialog Input { width: 70; max-width: 100%; }"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Back")]
 
     def __init__(
@@ -66,11 +66,11 @@ class Ask(ModalScreen[str | None]):
         value: str = "",
         hint: str = "",
         check: Callable[[str], object] | None = None,
-        live: Callable[[str], object] | None = None,
+        preview: Callable[[str], object] | None = None,
     ) -> None:
-        """`live` hears every change, and the first text again where the user goes back."""
+        """`preview` gets every valid text as it is typed, and the first one again if the user goes back."""
         super().__init__()
-        self.question, self.value, self.hint, self.check, self.live = title, clean(value), hint, check, live
+        self.question, self.value, self.hint, self.check, self.preview = title, clean(value), hint, check, preview
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box"):
@@ -92,27 +92,30 @@ class Ask(ModalScreen[str | None]):
     def on_input_changed(self, event: Input.Changed) -> None:
         problem = self._problem(event.value)
         self.query_one(".error", Static).update(Content(clean(problem)))
-        if self.live is not None and not problem:
-            self.live(event.value)
+        if self.preview is not None and not problem:
+            self.preview(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if not self._problem(event.value):
             self.dismiss(event.value)
 
     def action_back(self) -> None:
-        if self.live is not None:
-            self.live(self.value)
+        if self.preview is not None:
+            self.preview(self.value)
         self.dismiss(None)
 
 
-class Read(ModalScreen[None]):
+class TextDialog(ModalScreen[None]):
     """Text to read: help, or what two runs differ in."""
 
-    CSS = _BOX.format(name="Read") + f"Read > .box {{ width: 96%; max-width: {READABLE}; scrollbar-size-vertical: 1; }}"
+    CSS = (
+        _BOX.format(name="TextDialog")
+        + f"TextDialog > .box {{ width: 96%; max-width: {READABLE}; scrollbar-size-vertical: 1; }}"
+    )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1", "dismiss", "Close")]
 
     @staticmethod
-    def room(width: int) -> int:
+    def text_width(width: int) -> int:
         """Columns of text in the box on a screen of this width: without its frame, padding and scrollbar."""
         return min(width * 96 // 100, READABLE) - 6
 

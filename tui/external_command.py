@@ -21,18 +21,18 @@ INTERRUPTED = (130, -signal.SIGINT)  # how a command ends that the user ended
 AT_ONCE_S = 3.0  # what ends sooner has not been seen
 
 
-def run_outside(app: App[Any], arguments: Sequence[str]) -> None:
+def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
     """Run `ppo-unified ARGUMENTS` in the terminal until it ends; where that cannot be, say what to type elsewhere."""
     try:
         with app.suspend():
-            _have_terminal(arguments)  # must not raise: the UI would not come back
+            _run_command(arguments)  # must not raise: the UI would not come back
     except SuspendNotSupported:
         command = clean(shlex.join(["ppo-unified", *arguments]))
         app.notify(f"This terminal cannot be lent out. Type elsewhere: {command}", timeout=20, markup=False)
 
 
-def _have_terminal(arguments: Sequence[str]) -> None:
-    with _kept_attributes(), _interrupts_ignored():
+def _run_command(arguments: Sequence[str]) -> None:
+    with _keep_terminal_modes(), _ignore_interrupts():
         began = time.monotonic()
         try:
             command = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
@@ -42,11 +42,11 @@ def _have_terminal(arguments: Sequence[str]) -> None:
             code = 1
         if code < 0:
             print(LEAVE, end="", flush=True)  # it was killed, and may have left its pictures on
-        if _leaves_something_to_read(arguments, code, time.monotonic() - began):
+        if _has_unread_output(arguments, code, time.monotonic() - began):
             _await_enter()
 
 
-def _leaves_something_to_read(arguments: Sequence[str], code: int, seconds: float) -> bool:
+def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> bool:
     """Whether the terminal holds what nobody has read yet. `play` shows all it has while it goes on."""
     if code in INTERRUPTED:
         return False
@@ -68,7 +68,7 @@ def _await_enter() -> None:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     """Ctrl-C is the command's alone. A handler and not SIG_IGN, which the command would inherit."""
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
@@ -78,7 +78,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def _kept_attributes() -> Iterator[None]:
+def _keep_terminal_modes() -> Iterator[None]:
     """The terminal's modes afterwards are those of before, and what was typed into a dead command is forgotten."""
     terminal: Any = sys.__stdin__
     try:

@@ -12,15 +12,15 @@ from textual.filter import LineFilter, NoColor
 STANDS_OUT = 0.13  # difference in brightness (0 to 1) from which on a background marks something
 
 
-class Plain(LineFilter):
+class NoColorFilter(LineFilter):
     """Takes the colours away."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        return [Segment(text, _plain(style, background.brightness), None) for text, style, _ in segments]
+        return [Segment(text, _without_color(style, background.brightness), None) for text, style, _ in segments]
 
 
 @lru_cache(1024)
-def _plain(style: Style | None, around: float) -> Style:
+def _without_color(style: Style | None, around: float) -> Style:
     """A style without its colours; `around` is the brightness of what surrounds it."""
     if style is None:
         return NoColor.DEFAULT_COLORS

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui.actions import Action, key_name
-
-if TYPE_CHECKING:
-    from tui.app import Terminal
+from tui.actions import Action, available_actions, key_name
 
 
-class Actions(Provider):
+class ActionProvider(Provider):
     """Every action of the places on screen, with its key."""
 
     def _actions(self) -> Iterator[tuple[str, Action]]:
-        terminal = cast("Terminal", self.app)
-        for _, actions in terminal.offered(self.screen):
+        for _, actions in available_actions(self.app, self.screen):
             for action in actions:
                 if action.name != "command_palette":
                     yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action

@@ -1,4 +1,4 @@
-"""What the UI knows of a runs folder. A reader thread calls `turn`; any thread looks at what it left.
+"""What the UI knows of a runs folder. A reader thread calls `update`; any thread looks at what it left.
 
 The reader never changes what it has handed out: entries are frozen, their mapping is replaced as a whole, and curves
 are views of rows that are not written again. So no one waits for a lock.
@@ -22,10 +22,8 @@ from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED, sort_tags
-from tui.folders import Folder, Folders, Stamp, stamp_if_any
-from tui.runs.entries import LOG, UNREADABLE, Entry, matching, sorted_entries
-
-__all__ = ["Changes", "Curve", "Entry", "Store", "matching", "sorted_entries"]
+from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
+from tui.runs.entries import LOG, UNREADABLE, Entry
 
 SCAN_S, LOOK_S = 1.0, 0.4  # between two walks through the folder, and two looks whether active runs live
 SCAN_SHARE = 100  # a walk takes at most this part of a processor: a large tree is walked less often
@@ -59,6 +57,15 @@ class Changes(NamedTuple):
     advanced: frozenset[str]  # keys whose curves have new points, or are known now to have none
     pending: bool  # there is more to read at once
 
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to show."""
+        return self.listed or bool(self.advanced)
+
+    def merge(self, later: Changes) -> Changes:
+        """What this turn and a later one found."""
+        return Changes(self.listed or later.listed, self.advanced | later.advanced, later.pending)
+
 
 class Store:
     """The runs of a folder and the curves of the watched ones."""
@@ -69,14 +76,14 @@ class Store:
         self.entries: Mapping[str, Entry] = MappingProxyType({})
         self.damage: Mapping[str, str] = MappingProxyType({})  # key -> what is damaged in its event files
         self.clock = clock
-        self._folders = Folders(folder)
+        self._folders = FolderScanner(folder)
         self._scanned = self._looked = -math.inf
         self._scan_s = SCAN_S
-        self._runs: dict[str, _Seen] = {}
+        self._runs: dict[str, _RunRecord] = {}
         self._logs: dict[str, Entry] = {}
         self._watched: tuple[str, ...] = ()
-        self._kept: tuple[str, ...] = ()  # what was watched when the cache was last cut
-        self._left: frozenset[str] = frozenset()  # of the watched, those that the last turn had no time for
+        self._trimmed_for: tuple[str, ...] = ()  # what was watched when the cache was last cut
+        self._unread: frozenset[str] = frozenset()  # of the watched, those that the last turn had no time for
         self._readers: OrderedDict[str, EventReader] = OrderedDict()  # the longest unwatched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
@@ -90,7 +97,7 @@ class Store:
     def tags(self, key: str) -> list[str]:
         return sorted(self._curves.get(key, ()))
 
-    def charted(self, keys: Iterable[str]) -> list[str]:
+    def chart_tags(self, keys: Iterable[str]) -> list[str]:
         """The metrics of these runs, in the order in which one looks at them; while one of them trains and none has a
         point, those that the engine will log."""
         keys = list(keys)
@@ -106,13 +113,13 @@ class Store:
     def curve(self, key: str, tag: str) -> Curve | None:
         return self._curves.get(key, {}).get(tag)
 
-    def look_again(self) -> None:
+    def request_scan(self) -> None:
         """Let the next turn look through the folder, whatever the time: something was started or changed there."""
         self._scanned = -math.inf
 
     # for the reader's thread alone
 
-    def turn(self, budget_s: float = 0.05) -> Changes:
+    def update(self, budget_s: float = 0.05) -> Changes:
         """Look at what is due, then read curves for about `budget_s`. Raises nothing that a folder can cause."""
         now = self.clock()
         if _is_due(now, self._scanned, self._scan_s):
@@ -124,23 +131,23 @@ class Store:
                 if seen.status.state in ACTIVE:
                     seen.look(now)
         advanced, pending = self._read(budget_s)
-        self._forget()
+        self._trim_cache()
         return Changes(self._publish(), frozenset(advanced), pending)
 
-    def is_eager(self) -> bool:
+    def awaits_first_point(self) -> bool:
         """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
         return self._is_awaited(self._watched, ACTIVE)
 
     def _scan(self) -> None:
         started = time.thread_time()
-        found = self._folders.walk()
+        found = self._folders.scan()
         self.problem = self._folders.problem
         runs, logs, now = {}, {}, self.clock()
         for folder in found:
             if folder.stamp is None:
                 logs[folder.key] = _log_entry(folder, self._logs.get(folder.key))
             else:
-                seen = runs[folder.key] = self._runs.get(folder.key) or _Seen(folder)
+                seen = runs[folder.key] = self._runs.get(folder.key) or _RunRecord(folder)
                 if seen.has_changed(folder.stamp):
                     seen.look(now)
         self._runs, self._logs = runs, logs
@@ -155,7 +162,7 @@ class Store:
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
-        left = [key for key in keys if key in self._left] or list(keys)
+        left = [key for key in keys if key in self._unread] or list(keys)
         while left:
             remaining = deadline - time.monotonic()
             if self._read_one(left[0], remaining / len(left)):
@@ -163,7 +170,7 @@ class Store:
             del left[0]
             if remaining <= 0:
                 break
-        self._left = frozenset(left)
+        self._unread = frozenset(left)
         return advanced, bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
 
     def _read_one(self, key: str, budget_s: float) -> bool:
@@ -180,12 +187,12 @@ class Store:
             self._logs[key] = _with_curves(self._logs[key], self._curves[key])
         return True
 
-    def _forget(self) -> None:
+    def _trim_cache(self) -> None:
         """Drop the curves that were watched longest ago until the unwatched ones fit into the cache."""
         watched = self._watched
-        if watched == self._kept:
+        if watched == self._trimmed_for:
             return
-        self._kept = watched
+        self._trimmed_for = watched
         idle = [key for key in self._readers if key not in watched]
         size = sum(self._readers[key].nbytes for key in idle)
         for key in idle:
@@ -210,7 +217,7 @@ class Store:
         return True
 
 
-class _Seen:
+class _RunRecord:
     """One run of ours: what was read of it, and how fast it went."""
 
     def __init__(self, folder: Folder) -> None:
@@ -241,7 +248,7 @@ class _Seen:
             if alive or not changed:
                 break
         self._read_note()
-        self._tell(self._state(crashed, now))
+        self._update_entry(self._state(crashed, now))
 
     def _state(self, crashed: bool, now: float) -> str:
         if self._problem:
@@ -250,7 +257,7 @@ class _Seen:
             return self.status.state
         return "crashed" if crashed else "stalled" if now - self.status.heartbeat > STALLED_S else self.status.state
 
-    def _tell(self, state: str) -> None:
+    def _update_entry(self, state: str) -> None:
         speed, status = self._speed(state), self.status
         left = status.total_steps - status.step
         eta_s = left / speed if speed and left > 0 and state in ("starting", "running") else None
@@ -281,10 +288,10 @@ class _Seen:
                 self._stamp = None
             if not self.status.started:
                 self.status = replace(self.status, started=stamp[0] / 1e9)
-        self._keep_pace()
+        self._record_pace()
         return True
 
-    def _keep_pace(self) -> None:
+    def _record_pace(self) -> None:
         status, pace = self.status, self._pace
         trainer = (status.pid, status.pid_started)
         if trainer != self._trainer or (pace and (status.heartbeat < pace[-1][0] or status.step < pace[-1][1])):

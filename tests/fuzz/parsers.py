@@ -105,7 +105,7 @@ def _statuses() -> st.SearchStrategy[bytes]:
 
 
 def _views() -> st.SearchStrategy[bytes]:
-    from tui.state import ViewState
+    from tui.view_state import ViewState
 
     view = asdict(ViewState(charts={"grid": 4}, marked=["a"], typed={"x": {"a": "1"}}))
     return st.one_of(changed_object(view), files(json.dumps(view).encode()))

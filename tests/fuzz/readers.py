@@ -100,7 +100,7 @@ def read_status(content: bytes, folder: Path) -> None:
     put(run.path, "run.json", content)
     put(run.path, "config.toml", b'kind = "gym"')
     store = Store(folder / "runs")
-    store.turn()
+    store.update()
     for entry in store.entries.values():
         assert all(is_harmless(head(entry, width, 24).plain) for width in (20, 80))
     status = run.read_status()
@@ -168,7 +168,7 @@ def read_responses(content: bytes, folder: Path) -> None:
 
 def read_view(content: bytes, folder: Path) -> None:
     from tui.charts.settings import Settings
-    from tui.state import ViewState
+    from tui.view_state import ViewState
 
     with patch.object(ViewState, "path", staticmethod(lambda _: folder / "view.json")):
         put(folder, "view.json", content)

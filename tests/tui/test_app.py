@@ -29,20 +29,22 @@ from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.processes import stop
 from tui import app as program
-from tui.actions import ACTIONS, PLACES, Place, at
-from tui.app import TYPING_S, Terminal
+from tui import pacing
+from tui.actions import ACTIONS, PLACES, Place, actions_of
+from tui.app import Terminal
+from tui.charts.chart_picture import GUTTER
 from tui.charts.metric_screen import MetricScreen, OnePlot
-from tui.charts.plot import GUTTER
 from tui.charts.plots import Plots
-from tui.dialogs import Ask, Confirm, Read
+from tui.dialogs import ConfirmDialog, PromptDialog, TextDialog
 from tui.new_run.form import Form
 from tui.new_run.picker import Picker
-from tui.palette import Actions
+from tui.pacing import TYPING_S, Pacer
+from tui.palette import ActionProvider
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
-from tui.runs.runs_view import RunsScreen
-from tui.state import ViewState
+from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
+from tui.view_state import ViewState
 
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
@@ -110,6 +112,11 @@ async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: fl
     await pilot.pause()
 
 
+def start(app: Terminal, *arguments: str) -> None:
+    """Start a run without a form."""
+    app.run_in_thread(lambda: control.start(arguments, app.runs).name)
+
+
 def the_list(app: Terminal) -> RunList:
     screen = app.screen_stack[1]
     assert isinstance(screen, RunsScreen)
@@ -160,7 +167,7 @@ def shown(app: Terminal) -> str:
     ],
 )
 def test_every_action_of_the_table_can_be_done_where_the_table_says(place: Place, classes: list[type]) -> None:
-    for action in at(place):
+    for action in actions_of(place):
         for kind in classes:
             assert hasattr(kind, f"action_{action.name}"), f"{kind.__name__} has no {action.name}"
 
@@ -235,12 +242,12 @@ def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path)
 
 def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
     store = Store(runs)
-    store.turn()
+    store.update()
     assert store.watch(["alpha"])
     assert not store.watch(["alpha"])  # asking again hurries nobody, though it may have nothing to read
-    store.turn(1.0)
+    store.update(1.0)
     assert store.watch(["beta", "alpha"])
-    store.turn(1.0)
+    store.update(1.0)
     assert not store.watch(["alpha", "beta"])
 
 
@@ -253,7 +260,7 @@ def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
         await until(pilot, lambda: len(listed(app)) == 3)
         assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
         await pilot.press("slash", *"score>350")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         await until(pilot, lambda: listed(app) == ["beta"])
         await pilot.press("enter")
         assert isinstance(app.screen, RunsScreen)
@@ -277,7 +284,7 @@ def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
         await pilot.press("slash")
         app.screen.query_one(Input).value = "colour:red"
         await pilot.press("enter")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         assert "colour" in str(app.screen.query_one(".error", Static).content)
         assert len(listed(app)) == 3
 
@@ -323,7 +330,7 @@ def test_the_options_in_which_runs_differ(runs: Path) -> None:
         await pilot.press("c")
         assert "Mark at least two runs" in said(app)
         await pilot.press("a", "c")
-        assert isinstance(app.screen, Read)
+        assert isinstance(app.screen, TextDialog)
         assert "optim.lr" in shown(app)
         assert re.search(r"optim\.lr .* 0\.0005", shown(app))
         assert "env_id" not in shown(app)
@@ -462,7 +469,7 @@ def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pyt
         plots = the_plots(app)
         the_list(app).move_to("omega")
         await until(pilot, lambda: plots.tags == list(AWAITED))
-        for action in at("charts"):
+        for action in actions_of("charts"):
             if action.name not in ("enlarge", "metrics", "group", "zoom_reset"):
                 await plots.run_action(action.name)
         for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
@@ -517,7 +524,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         options = ["cartpole", "--name", "long", "--no-stop-when-solved", "--total-steps", "10000000"]
-        app.start_runs([options])
+        start(app, *options)
 
         def state() -> str:
             return app.store.entries["long"].state if "long" in app.store.entries else ""
@@ -531,7 +538,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
         await pilot.press("r")
         await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
         await pilot.press("K")
-        assert isinstance(app.screen, Confirm)
+        assert isinstance(app.screen, ConfirmDialog)
         await pilot.press("n")
         assert state() == "running"
         await pilot.press("K", "y")
@@ -550,7 +557,7 @@ def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) 
     folder = tmp_path / "runs"
 
     async def begin(pilot: Pilot[None], app: Terminal) -> None:
-        app.start_runs([["cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000"]])
+        start(app, "cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000")
         await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
         await pilot.press("q")
 
@@ -616,10 +623,10 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
         goes_on.clear()
         refusals.append("no such luck")
         await start_with("0.125")
-        assert app.typed == {}
+        assert app.state.typed == {}
         goes_on.set()
         await until(pilot, lambda: refusals[0] in said(app))
-        assert app.typed == {"cartpole": {"optim.lr": "0.125"}}
+        assert app.state.typed == {"cartpole": {"optim.lr": "0.125"}}
 
     drive(runs, act)
     assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
@@ -628,10 +635,10 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
 def test_rename_and_note(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "e")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "alpha"
         await pilot.press("enter")
-        assert isinstance(app.screen, Ask)  # taken
+        assert isinstance(app.screen, PromptDialog)  # taken
         app.screen.query_one(Input).value = "omega"
         await pilot.press("enter")
         await until(pilot, lambda: "omega" in listed(app))
@@ -646,7 +653,7 @@ def test_rename_and_note(runs: Path) -> None:
         write_note(Run(runs / "omega"), "first\nsecond\tline")
         before = note.stat().st_ino
         await pilot.press("N", "enter", "N")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         assert note.stat().st_ino == before  # nothing was changed, so nothing is written
         await pilot.press("end", "!", "enter")
         await until(pilot, lambda: app.store.entries["omega"].note == "first!")
@@ -659,7 +666,7 @@ def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         the_list(app).move_to("alpha")
         await pilot.press("r")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
         assert "a whole number above 1000" in shown(app)
@@ -706,10 +713,10 @@ def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypat
         made(runs, "gamma2", 8, lr=4e-3)
         await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
         await rerun_of("gamma2", "0.004", "escape")
-        assert len(app.typed) == 1
+        assert len(app.state.typed) == 1
         the_list(app).move_to("gamma2")
         await pilot.press("d", "y")
-        assert app.typed == {}
+        assert app.state.typed == {}
 
     drive(runs, act)
 
@@ -724,7 +731,7 @@ def test_the_command_is_copied(runs: Path) -> None:
 
 def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(program, "run_outside", lambda app, arguments: asked.append(list(arguments)))
+    monkeypatch.setattr(program, "run_external_command", lambda app, arguments: asked.append(list(arguments)))
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("w", "i")
@@ -759,21 +766,21 @@ def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def act(_: Pilot[None], app: Terminal) -> None:
-        now = 100.0
+        now, pacer = 100.0, Pacer()
+        app.pacer = pacer  # nothing else is drawn by it
         with monkeypatch.context() as patch:
             patch.setattr("time.monotonic", lambda: now)
             for name, value in PAUSES.items():
-                patch.setattr(program, name, value)
-            found = []
-            app._took.extend((0.001, 0.001, 0.001))
+                patch.setattr(pacing, name, value)
+            intervals = []
             for took in (0.2, 0.001, 0.1, 0.1):  # a single long one holds nothing up
-                app._pictured(now - took)
-                found.append(app._refresh_s())
-            assert found == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
+                pacer.end(now - took)
+                intervals.append(pacer.interval_s())
+            assert intervals == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
             await app.on_event(Key("z", "z"))
-            assert app._refresh_s() == pytest.approx(6.0)
+            assert pacer.interval_s() == pytest.approx(6.0)
             now += TYPING_S
-            assert app._refresh_s() == pytest.approx(1.0)
+            assert pacer.interval_s() == pytest.approx(1.0)
 
     drive(runs, act)
 
@@ -782,11 +789,11 @@ def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: the_plots(app).current is not None)
         await pilot.press("question_mark")
-        assert isinstance(app.screen, Read)
+        assert isinstance(app.screen, TextDialog)
         body = str(app.screen.body)
         assert body.startswith("eval/score:")
         for place in ("runs", "control", "charts", "app"):
-            for action in at(place):
+            for action in actions_of(place):
                 assert action.label in body
 
     drive(runs, act, size=(80, 24))
@@ -797,13 +804,13 @@ def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
         await pilot.press("enter")
         for tab, charts in (("1", True), ("3", False), ("1", True)):
             await pilot.press(tab, "question_mark")
-            assert isinstance(app.screen, Read)
+            assert isinstance(app.screen, TextDialog)
             body = str(app.screen.body)
             assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
             assert "Next tab" in body
             assert "Rename" not in body
             await pilot.press("escape")
-            labels = {str(hit.prompt) async for hit in Actions(app.screen).discover() if hasattr(hit, "prompt")}
+            labels = {str(hit.prompt) async for hit in ActionProvider(app.screen).discover() if hasattr(hit, "prompt")}
             assert any(label.startswith("Smoother") for label in labels) == charts
 
     drive(runs, act, readonly=True)
@@ -816,11 +823,11 @@ def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
         await pilot.pause(0.5)
         await pilot.press("enter")
         await until(pilot, lambda: app.state.reverse)
-        provider = Actions(app.screen)
+        provider = ActionProvider(app.screen)
         hits = [hit async for hit in provider.discover()]
         names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
         for place in ("runs", "control", "charts"):
-            assert {action.label for action in at(place)} <= names
+            assert {action.label for action in actions_of(place)} <= names
 
     drive(runs, act)
 
@@ -1012,7 +1019,7 @@ def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, mo
     monkeypatch.setattr(control, "start", start)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        app.typed["cartpole"] = {"name": "taken"}
+        app.state.typed["cartpole"] = {"name": "taken"}
         await pilot.press("n", "enter", "enter")
         await until(pilot, lambda: bool(started))
 

@@ -16,10 +16,10 @@ from textual.binding import BindingType
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, Static
 
-from tui.actions import at, bindings
+from tui.actions import actions_of, bindings
 from tui.new_run import form_model
 from tui.new_run.form import Form, Recipes
-from tui.new_run.picker import Picker, matching
+from tui.new_run.picker import Picker, match_picks
 from tui.themes import OURS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +189,7 @@ def test_a_click_picks_too(tmp_path: Path) -> None:
 
 def test_the_search_knows_words_beginnings_and_letters_in_order() -> None:
     def names(text: str) -> list[str]:
-        return [pick.target for pick in matching(form_model.picks(), text)]
+        return [pick.target for pick in match_picks(form_model.picks(), text)]
 
     assert names("")[0] == "cartpole"
     assert names("pole")[0] == "cartpole"
@@ -438,7 +438,7 @@ def test_a_refusal_stands_until_something_changes(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
-        screen.refused("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
+        screen.show_refusal("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
         assert said(screen, "said").endswith("knows\nno such environment")
         await to(pilot, screen, "seed")
         await write(pilot, "2")
@@ -470,7 +470,7 @@ def test_every_option_is_in_sight_when_the_cursor_is_on_it(target: str, tmp_path
         visited: set[str] = set()
         await pilot.press("tab", "tab")
         options.opened |= set(options.sections)
-        options.relist()
+        options.rebuild_lines()
         while options.cursor or not visited:
             line = options.current
             assert line is not None
@@ -525,6 +525,6 @@ def test_the_screens_import_nothing_heavy() -> None:
     assert not {"torch", "gymnasium", "transformers", "tyro"} & set(process.stdout.split())
 
 
-@pytest.mark.parametrize("name", [action.name for place in ("picker", "form") for action in at(place)])
+@pytest.mark.parametrize("name", [action.name for place in ("picker", "form") for action in actions_of(place)])
 def test_every_action_of_the_table_is_there(name: str) -> None:
     assert any(hasattr(screen, f"action_{name}") for screen in (Picker, Form))

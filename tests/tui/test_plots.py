@@ -22,16 +22,28 @@ from textual.widgets import Static
 from ppo_unified.terminal.braille import BRAILLE, Columns, Layer, View, paint
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import columns_of, short
-from tui.actions import Place, at, bindings
+from tui.actions import Place, actions_of, bindings
 from tui.charts import traces as tui_traces
+from tui.charts.chart_picture import GUTTER
 from tui.charts.export import PaperChart, write_svg
 from tui.charts.metric_screen import MetricScreen, value_table
-from tui.charts.plot import GUTTER, Painted, Plot
-from tui.charts.plots import Plots, Trace, explanation, series_colors
+from tui.charts.plot import Plot
+from tui.charts.plots import Plots, explanation
 from tui.charts.settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
-from tui.charts.traces import PINNED_DARK, PINNED_LIGHT, Averages, Drawn, prepared, quartiles_over, value_at, x_of
-from tui.charts.window import LEAST, Window, followed, inside, panned, touches_end, zoomed
-from tui.dialogs import Ask
+from tui.charts.traces import (
+    PINNED_DARK,
+    PINNED_LIGHT,
+    Averages,
+    DrawnCurve,
+    Trace,
+    prepare_curves,
+    quartiles_over,
+    series_colors,
+    value_at,
+    x_of,
+)
+from tui.charts.window import LEAST, Window, clamp, move_to_end, pan, touches_end, zoom
+from tui.dialogs import PromptDialog
 
 NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
 SIZES = [(80, 24), (120, 40), (200, 60)]
@@ -99,7 +111,7 @@ def _forward(name: str) -> Callable[[Page], Awaitable[None]]:
     return action
 
 
-for _action in at("charts"):
+for _action in actions_of("charts"):
     setattr(Page, f"action_{_action.name}", _forward(_action.name))
 
 
@@ -137,7 +149,7 @@ def drive(
 
 async def act(pilot: Pilot[None], name: str, times: int = 1, place: Place = "charts") -> None:
     """Press the first key of an action."""
-    key = next(action.keys.split(",")[0] for action in at(place) if action.name == name)
+    key = next(action.keys.split(",")[0] for action in actions_of(place) if action.name == name)
     for _ in range(times):
         await pilot.press(key)
     await pilot.pause()
@@ -149,8 +161,8 @@ def lines_of(plot: Plot) -> list[str]:
 
 def shown_window(plots: Plots) -> Window:
     """What the first chart really shows, as drawn."""
-    painted = plots.plots[0]._painted
-    assert isinstance(painted, Painted)
+    painted = plots.plots[0].picture
+    assert painted is not None
     return Window(painted.view.left, painted.view.right)
 
 
@@ -172,14 +184,14 @@ def test_a_window_lies_inside_the_axis_whatever_is_done_to_it(seed: int) -> None
         before = window
         match int(rng.integers(3)):
             case 0:
-                window = zoomed(window, whole, float(rng.uniform(0.2, 3)), spot)
+                window = zoom(window, whole, float(rng.uniform(0.2, 3)), spot)
             case 1:
-                window = panned(window, whole, float(rng.uniform(-2, 2)))
+                window = pan(window, whole, float(rng.uniform(-2, 2)))
             case _:
-                window = followed(window, whole)
+                window = move_to_end(window, whole)
         assert whole.left - slack <= window.left < window.right <= whole.right + slack
         assert window.width >= LEAST * whole.width * (1 - 1e-3)
-        assert inside(window, whole) == pytest.approx(window, abs=slack)
+        assert clamp(window, whole) == pytest.approx(window, abs=slack)
         if window.width == pytest.approx(before.width) and window.left > whole.left and window.right < whole.right:
             assert before.width < whole.width
 
@@ -188,20 +200,20 @@ def test_zooming_keeps_what_is_under_the_pointer_in_its_place() -> None:
     whole = Window(0, 1000)
     window = Window(400, 600)
     for factor in (0.5, 0.9, 1.1, 1.5):
-        after = zoomed(window, whole, factor, 450)
+        after = zoom(window, whole, factor, 450)
         assert (450 - after.left) / after.width == pytest.approx((450 - window.left) / window.width)
         assert after.width == pytest.approx(window.width * factor)
-    back = zoomed(zoomed(window, whole, 0.5, 450), whole, 2, 450)
+    back = zoom(zoom(window, whole, 0.5, 450), whole, 2, 450)
     assert back == pytest.approx(window)
-    assert zoomed(window, whole, 100, 450) == whole
+    assert zoom(window, whole, 100, 450) == whole
 
 
 def test_a_window_at_the_end_moves_with_the_data_and_any_other_stands_still() -> None:
     whole, later = Window(0, 100), Window(0, 150)
     assert touches_end(Window(60, 100), whole)
     assert not touches_end(Window(50, 90), whole)
-    assert followed(Window(60, 100), later) == Window(110, 150)
-    assert inside(Window(50, 90), later) == Window(50, 90)
+    assert move_to_end(Window(60, 100), later) == Window(110, 150)
+    assert clamp(Window(50, 90), later) == Window(50, 90)
 
 
 # curves
@@ -255,10 +267,10 @@ def test_groups_are_one_curve_each_and_the_reference_comes_last() -> None:
         return Trace(key, key, "#123456", curve(20, len(key)), pinned, group)
 
     traces = [trace("ref", pinned=True), trace("a-1", "A"), trace("b"), trace("a-2", "A"), trace("c-1", "C")]
-    drawn = prepared(traces, "step", 0.0, True)
+    drawn = prepare_curves(traces, "step", 0.0, True)
     assert [one.label for one in drawn] == ["a (2 seeds)", "b", "c-1", "ref"]
     assert [one.band is not None for one in drawn] == [True, False, False, False]
-    assert [one.label for one in prepared(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
+    assert [one.label for one in prepare_curves(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
 
 
 def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_whole() -> None:
@@ -292,10 +304,10 @@ def test_a_chart_smooths_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> No
     steps, walls, values = curve(500)
     for points in (400, 450, 450, 500):
         trace = Trace("a", "a", "#ffffff", (steps[:points], walls[:points], values[:points]))
-        prepared([trace], "step", 0.9, False, averages)
+        prepare_curves([trace], "step", 0.9, False, averages)
     assert smoothed == [400, 50, 50]
-    prepared([], "step", 0.9, False, averages)
-    prepared([trace], "step", 0.9, False, averages)
+    prepare_curves([], "step", 0.9, False, averages)
+    prepare_curves([trace], "step", 0.9, False, averages)
     assert smoothed[3:] == [500]
 
 
@@ -450,8 +462,8 @@ def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
         assert app.plots.settings.smoothing == 0.9
         both = set().union(*({s.style.color for s in plot.render_line(y) if s.style} for y in range(1, 15)))
         assert len(both - single) == 1
-        painted, average = plot._painted, plot.drawn[0]
-        assert isinstance(painted, Painted)
+        painted, average = plot.picture, plot.curves[0]
+        assert painted is not None
         low, high = Columns(average.x, painted.view, 2 * painted.room).minmax(average.curve)
         height, width = painted.picture.codes.shape
         layer = Layer(low, high, 0, "*")
@@ -507,7 +519,7 @@ def test_groups_and_words_choose_metrics() -> None:
         await act(pilot, "group", 6)
         assert plots.settings.group == ""
         await act(pilot, "metrics")
-        assert isinstance(app.screen, Ask)
+        assert isinstance(app.screen, PromptDialog)
         await pilot.press(*"KL cpu")
         await pilot.pause()
         assert [plot.tag for plot in plots.plots] == ["policy/kl", "system/cpu"]
@@ -534,7 +546,7 @@ def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
         assert empty.display
         assert "m changes the words" in str(empty.render())
         assert plots.explain() is None
-        for action in at("charts"):
+        for action in actions_of("charts"):
             if action.name != "metrics":
                 await act(pilot, action.name)
         plots.settings.words, plots.settings.group = "", ""
@@ -585,8 +597,8 @@ def test_log_axes() -> None:
         await act(pilot, "log_x")
         assert shown_window(plots) == pytest.approx(Window(1, 4))
         body = [line[GUTTER + 1 :] for line in lines_of(plots.plots[0])[1:-1]]
-        painted = plots.plots[0]._painted
-        assert isinstance(painted, Painted)
+        painted = plots.plots[0].picture
+        assert painted is not None
         hit = painted.picture.styles >= 0  # a power law is straight on two log axes
         middles = [np.flatnonzero(column).mean() for column in hit.T]
         line = np.linspace(middles[0], middles[-1], len(middles))
@@ -738,12 +750,12 @@ def test_seeds_are_drawn_as_one_curve_with_a_band() -> None:
         await act(pilot, "aggregate")
         assert app.plots.settings.aggregate
         plot = app.plots.plots[0]
-        assert [one.label for one in plot.drawn] == ["run (3 seeds)"]
+        assert [one.label for one in plot.curves] == ["run (3 seeds)"]
         assert "run (3 seeds)" in plot.render_line(0).text
         values = [app.source.curves[key, plot.tag][2] for key in app.source.keys]
-        np.testing.assert_allclose(plot.drawn[0].curve, np.median(values, axis=0), rtol=1e-6)
+        np.testing.assert_allclose(plot.curves[0].curve, np.median(values, axis=0), rtol=1e-6)
         await act(pilot, "aggregate")
-        assert len(plot.drawn) == 3
+        assert len(plot.curves) == 3
 
     drive(app, test)
 
@@ -819,7 +831,7 @@ def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) ->
 
 def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
     x = np.arange(3.0)
-    drawn = [Drawn(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
+    drawn = [DrawnCurve(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
     write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
     svg = ET.parse(tmp_path / "a.svg").getroot()
     _, _, width, height = map(float, svg.get("viewBox", "").split())
@@ -943,9 +955,9 @@ def test_one_metric_is_kept_up_to_date() -> None:
 
 
 def test_every_action_of_the_table_is_there() -> None:
-    assert all(hasattr(Plots, f"action_{action.name}") for action in at("charts"))
-    alone = [action for action in at("charts") if action.name not in ("grid", "grid_less", "group")]
-    assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *at("metric")))
+    assert all(hasattr(Plots, f"action_{action.name}") for action in actions_of("charts"))
+    alone = [action for action in actions_of("charts") if action.name not in ("grid", "grid_less", "group")]
+    assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *actions_of("metric")))
 
 
 def test_odd_curves_are_drawn_without_complaint() -> None:

@@ -27,13 +27,15 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from tui.actions import Place, at
-from tui.charts.plots import Plots, Settings
-from tui.external_command import run_outside
+from tui.actions import Place, actions_of
+from tui.charts.plots import Plots
+from tui.charts.settings import Settings
+from tui.external_command import run_external_command
+from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
-from tui.state import ViewState
-from tui.store import Changes, Entry, Store
+from tui.store import Changes, Store
+from tui.view_state import ViewState
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_id = "CartPole-v1"\nwrappers = []\n'
@@ -48,7 +50,7 @@ class Host(App[None]):
         self.state, self.store = ViewState(), Store(runs)
         self.asked: list[tuple[str, str]] = []
 
-    def hurry(self) -> None:
+    def read_now(self) -> None:
         """The store is asked all the time as it is."""
 
     def attempt(self, work: Callable[[], object]) -> None:
@@ -57,34 +59,37 @@ class Host(App[None]):
         except UsageError as error:
             self.notify(str(error), severity="error")
 
-    def in_thread(self, work: Callable[[], str]) -> None:
-        self.asked.append(("in_thread", work()))
+    def run_in_thread(self, work: Callable[[], str], on_error: Callable[[str], object] | None = None) -> None:
+        self.asked.append(("run_in_thread", work()))
 
-    def outside(self, command: str, run: Run) -> None:
+    def run_external(self, command: str, run: Run) -> None:
         self.asked.append((command, run.name))
 
     def open_rerun(self, entry: Entry) -> None:
         self.asked.append(("rerun", entry.key))
 
-    def deleted(self, key: str) -> None:
+    def forget_run(self, key: str) -> None:
         self.asked.append(("deleted", key))
 
-    def complain(self, text: str) -> None:
+    def show_error(self, text: str) -> None:
         self.notify(text, severity="error")
 
-    def renamed(self, key: str, run: Run) -> None:
+    def rename_run(self, key: str, run: Run) -> None:
         self.asked.append((key, run.name))
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return not (self.readonly and action in ("stop", "delete"))
+    def save_state(self) -> None:
+        """No page changes it."""
+
+    def open_picker(self) -> None:
+        """No page does."""
 
     def on_mount(self) -> None:
         self.set_interval(0.05, self.turn)
 
     def turn(self) -> None:
         """What the UI's reader thread does."""
-        changes = self.store.turn()
-        if changes.listed or changes.advanced:
+        changes = self.store.update()
+        if changes.is_news:
             self.tell(changes)
 
     def tell(self, changes: Changes) -> None:
@@ -119,9 +124,9 @@ def drive(
 
     async def whole() -> None:
         async with host.run_test(size=(80, 24)) as pilot:
-            while host.store.turn().pending or key not in host.store.entries:
+            while host.store.update().pending or key not in host.store.entries:
                 pass
-            page = RunPage(key, host.store, reference or None, Plots(Settings()))
+            page = RunPage(host, key, host.store, reference or None, Plots(Settings()))
             await host.push_screen(page)
             await pilot.pause()
             await act(pilot, page)
@@ -174,7 +179,7 @@ def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: P
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         def drawn() -> list[str]:
-            return [one.label for one in page.plots.plots[0].drawn]
+            return [one.label for one in page.plots.plots[0].curves]
 
         assert drawn() == ["a"]
         await pilot.press("A")
@@ -223,7 +228,9 @@ def test_escape_and_q_go_back(key: str, tab: str, tmp_path: Path) -> None:
 
 def test_the_page_has_a_method_for_every_action_of_its_places() -> None:
     places: tuple[Place, ...] = RunPage.places
-    missing = [action.name for place in places for action in at(place) if not hasattr(RunPage, f"action_{action.name}")]
+    missing = [
+        action.name for place in places for action in actions_of(place) if not hasattr(RunPage, f"action_{action.name}")
+    ]
     assert not missing
 
 
@@ -519,7 +526,7 @@ def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
         await until(pilot, lambda: page.key == "b")
         assert pilot.app.screen is page
         await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
-        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.drawn] == ["b"])
+        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.curves] == ["b"])
 
     drive(host, act)
 
@@ -594,7 +601,7 @@ def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        run_outside(host, ["play", "a b"])
+        run_external_command(host, ["play", "a b"])
         await until(pilot, lambda: host._notifications)
         assert "ppo-unified play 'a b'" in next(str(n.message) for n in host._notifications)
 
@@ -604,12 +611,12 @@ def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -
 LENDING = """
 import os, sys
 from textual.app import App
-from tui.external_command import run_outside
+from tui.external_command import run_external_command
 sys.executable = os.environ.get("EXECUTABLE", sys.executable)
 class Lender(App):
     def on_mount(self): self.call_after_refresh(self.lend)
     def lend(self):
-        run_outside(self, sys.argv[1:])
+        run_external_command(self, sys.argv[1:])
         self.exit(message="back again")
 Lender().run()
 """

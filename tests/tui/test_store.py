@@ -29,9 +29,9 @@ from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.query import parse
-from tui import folders, store
-from tui.runs.entries import Entry
-from tui.store import Store, matching, sorted_entries
+from tui import folder_scanner, store
+from tui.runs.entries import Entry, select_entries, sort_entries
+from tui.store import Store
 
 HOLD = """
 import sys
@@ -73,7 +73,7 @@ def log(folder: Path, steps: range = range(1, 11), tags: tuple[str, ...] = ("los
 
 
 def read_all(it: Store) -> None:
-    while it.turn().pending:
+    while it.update().pending:
         pass
 
 
@@ -108,31 +108,31 @@ def test_the_store_is_loaded_without_torch_and_without_a_user_interface() -> Non
 def test_a_run_that_another_terminal_starts_appears_and_one_that_is_deleted_goes(tmp_path: Path, clock: Clock) -> None:
     runs = tmp_path / "runs"
     it = Store(runs, clock)
-    assert not it.turn().listed  # the folder itself may still be missing
+    assert not it.update().listed  # the folder itself may still be missing
     assert not it.problem
     make(runs, "a")
-    assert not it.turn().listed  # looked a moment ago
+    assert not it.update().listed  # looked a moment ago
     clock.now += 1
-    assert it.turn().listed
+    assert it.update().listed
     entry = it.entries["a"]
     assert (entry.path, entry.foreign, entry.state, entry.status.step) == (runs / "a", False, "finished", 100)
     clock.now += 1
-    assert not it.turn().listed
+    assert not it.update().listed
     shutil.rmtree(runs / "a")
     clock.now += 1
-    assert it.turn().listed
+    assert it.update().listed
     assert not it.entries
 
 
 def test_a_change_replaces_the_entries_and_leaves_those_handed_out_alone(tmp_path: Path, clock: Clock) -> None:
     make(tmp_path, "a")
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     before = it.entries
     make(tmp_path, "a", step=150)
     make(tmp_path, "b")
     clock.now += 1
-    it.turn()
+    it.update()
     assert (list(before), before["a"].status.step) == (["a"], 100)
     assert (list(it.entries), it.entries["a"].status.step) == (["a", "b"], 150)
     with pytest.raises(TypeError):
@@ -146,7 +146,7 @@ def test_a_note_is_its_first_line(tmp_path: Path, clock: Clock) -> None:
         path = run.path / "note.txt"
         path.write_text(text) if text is not None else path.unlink()
         clock.now += 1
-        it.turn()
+        it.update()
         assert it.entries["a"].note == note
 
 
@@ -157,7 +157,7 @@ def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clo
     make(tmp_path, "folder").path.joinpath("run.json").unlink()
     (tmp_path / "folder" / "run.json").mkdir()
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     broken = {key: entry for key, entry in it.entries.items() if key != "good"}
     assert set(broken) == {"torn", "wrong", "list", "binary", "folder"}
     for key, entry in broken.items():
@@ -167,7 +167,7 @@ def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clo
     assert not it.entries["good"].problem
     make(tmp_path, "torn", step=7)
     clock.now += 1
-    it.turn()
+    it.update()
     assert (it.entries["torn"].problem, it.entries["torn"].status.step) == ("", 7)
 
 
@@ -182,10 +182,10 @@ def test_what_the_system_refuses_is_read_as_soon_as_it_allows_it(
     with monkeypatch.context() as refusing:
         refusing.setattr(folder, "read_json", refuse)
         refusing.setattr(Path, "read_text", refuse)
-        it.turn()
+        it.update()
         assert "Permission denied" in it.entries["a"].problem
     clock.now += 1
-    it.turn()
+    it.update()
     assert (it.entries["a"].state, it.entries["a"].problem, it.entries["a"].note) == ("finished", "", "a note")
 
 
@@ -200,7 +200,7 @@ def test_folders_of_other_programs_are_logs_down_to_a_depth_and_never_inside_a_r
         log(tmp_path / name)
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     assert {key: entry.state for key, entry in it.entries.items()} == {
         "ours": "finished",
         "group/deep": "finished",
@@ -215,7 +215,7 @@ def test_a_folder_that_is_a_log_itself_is_listed(tmp_path: Path) -> None:
     log(tmp_path)
     it = Store(tmp_path)
     it.watch(["."])
-    it.turn()
+    it.update()
     assert it.entries["."].status.step == 10
 
 
@@ -230,7 +230,7 @@ def test_a_logs_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> 
         (tmp_path / "plain" / f"{PREFIX}.{name}").touch()
         os.utime(tmp_path / "plain" / f"{PREFIX}.{name}", (made, made))
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     assert {key: entry.status.started for key, entry in it.entries.items()} == {"named": 1.5e9, "plain": 5e8}
 
 
@@ -243,16 +243,16 @@ def test_a_watched_log_tells_step_score_and_best(tmp_path: Path, clock: Clock, t
         writer.scalars(step, {tag: value, "train/loss": 100.0})
     writer.scalars(8, {"train/loss": 100.0})
     it = Store(tmp_path, clock)
-    assert it.turn().listed
+    assert it.update().listed
     assert it.entries["log"].status.score is None  # nobody looks at it yet
     it.watch(["log"])
-    assert it.turn() == (True, frozenset({"log"}), False)
+    assert it.update() == (True, frozenset({"log"}), False)
     status = it.entries["log"].status
     assert (status.step, status.score, status.best_score, status.best_step) == (8, 2.0, 9.0, 3)
     it.watch([])
     writer.close()
     clock.now += 5
-    it.turn()
+    it.update()
     assert it.entries["log"].status == status
 
 
@@ -263,7 +263,7 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     (tmp_path / "itself").symlink_to(tmp_path / "itself")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     it = Store(tmp_path)
-    it.turn()
+    it.update()
     assert set(it.entries) == {"a", "logs/one"}
 
 
@@ -272,7 +272,7 @@ def test_a_linked_run_is_listed(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "a")
     it = Store(tmp_path / "runs")
-    it.turn()
+    it.update()
     assert set(it.entries) == {"linked"}
 
 
@@ -281,28 +281,28 @@ def test_a_folder_that_cannot_be_looked_into_says_so(
 ) -> None:
     make(tmp_path, "a")
     (tmp_path / "closed").mkdir()
-    scan, closed = folders._scan, {str(tmp_path / "closed")}
+    scan, closed = folder_scanner._read_folder, {str(tmp_path / "closed")}
 
     def refuse(path: str) -> tuple[list[str], float | None]:  # as the system refuses anyone but root
         if path in closed:
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(folders, "_scan", refuse)
+    monkeypatch.setattr(folder_scanner, "_read_folder", refuse)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     assert it.entries["closed"].problem == f"{tmp_path / 'closed'}: cannot be read (Permission denied)"
     assert it.entries["a"].state == "finished"
     closed.add(str(tmp_path))
     clock.now += 1
-    it.turn()
+    it.update()
     assert it.problem == f"{tmp_path}: cannot be read (Permission denied)"
 
 
 def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     it = Store(tmp_path / "file")
-    it.turn()
+    it.update()
     assert it.problem == f"{tmp_path / 'file'}: cannot be read (Not a directory)"
     assert not it.entries
 
@@ -310,12 +310,12 @@ def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
 def test_a_tree_that_is_no_folder_of_runs_is_looked_through_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_MOST", 10)
+    monkeypatch.setattr(folder_scanner, "_MOST", 10)
     for number in range(50):
         (tmp_path / f"{number:02}").mkdir()
     make(tmp_path, "run")
     it = Store(tmp_path)
-    it.turn()
+    it.update()
     assert list(it.entries) == ["run"]  # a run needs no looking into
     assert "only the first 10 folders" in it.problem
 
@@ -326,28 +326,28 @@ def test_looking_again_lists_no_folder_that_did_not_change(
     for number in range(20):
         make(tmp_path, f"run-{number}")
         log(tmp_path / f"log-{number}")
-    monkeypatch.setattr(folders, "_SETTLED_NS", -1)  # they were made just now
+    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)  # they were made just now
     it = Store(tmp_path, clock)
-    it.turn()
-    monkeypatch.setattr(folders, "_scan", lambda path: pytest.fail(f"{path} is listed again"))
+    it.update()
+    monkeypatch.setattr(folder_scanner, "_read_folder", lambda path: pytest.fail(f"{path} is listed again"))
     monkeypatch.setattr(Run, "read_status", lambda run: pytest.fail(f"{run.path} is read again"))
     clock.now += 1
-    assert it.turn() == (False, frozenset(), False)
+    assert it.update() == (False, frozenset(), False)
     assert len(it.entries) == 40
 
 
 def test_a_folder_that_did_change_is_listed_again(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders, "_SETTLED_NS", -1)
+    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)
     log(tmp_path / "group" / "one")
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     for number in range(3):
         log(tmp_path / "group" / f"more-{number}")
         os.utime(tmp_path / "group", (number, number))  # the file system's own clock ticks in steps
         clock.now += 1
-        it.turn()
+        it.update()
         assert f"group/more-{number}" in it.entries
 
 
@@ -359,14 +359,14 @@ def test_a_killed_run_is_crashed_within_two_seconds(tmp_path: Path, clock: Clock
     run = make(tmp_path, "a", state="running", heartbeat=clock.now)
     it = Store(tmp_path, clock)
     with trainer(run) as process:
-        it.turn()
+        it.update()
         assert it.entries["a"].state == "running"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     turns = 0
     while it.entries["a"].state == "running":
         clock.now += 0.5
-        it.turn()
+        it.update()
         turns += 1
         assert turns < 4
     assert it.entries["a"].state == "crashed"
@@ -380,7 +380,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
     make(tmp_path, "a", state="running", heartbeat=clock.now)
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
 
     def end_now(run: Run) -> bool:
         run.write_status(replace(run.read_status(), state=end))
@@ -388,7 +388,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
 
     monkeypatch.setattr(Run, "is_locked", end_now)
     clock.now += 1
-    assert it.turn().listed
+    assert it.update().listed
     assert it.entries["a"].state == end
 
 
@@ -398,7 +398,7 @@ def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
     """Resumed: run.json said stopped, then a trainer took the lock and wrote."""
     run = make(tmp_path, "a", state="stopped")
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     read = Run.read_status
     taken: list[bool] = []
 
@@ -410,7 +410,7 @@ def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
     monkeypatch.setattr(Run, "is_locked", lambda _: bool(taken))
     make(tmp_path, "a", state="starting", heartbeat=clock.now)
     clock.now += 1
-    it.turn()
+    it.update()
     assert it.entries[run.name].state == "starting"
 
 
@@ -418,7 +418,7 @@ def test_a_run_that_is_found_dead_is_crashed_at_once(tmp_path: Path) -> None:
     """It was never seen alive, so nobody is told that it ended."""
     make(tmp_path, "a", state="running", heartbeat=time.time())
     it = Store(tmp_path)
-    it.turn()
+    it.update()
     assert it.entries["a"].state == "crashed"
 
 
@@ -433,7 +433,7 @@ def test_a_run_that_writes_whenever_it_is_looked_at_lives(
     make(tmp_path, "a", state="running", heartbeat=clock.now)
     monkeypatch.setattr(Run, "is_locked", beat)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     assert it.entries["a"].state == "running"
 
 
@@ -441,10 +441,10 @@ def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, mo
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     make(tmp_path, "a", state="running", heartbeat=clock.now, elapsed_s=10.0)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     assert it.entries["a"].state == "running"
     clock.now += STALLED_S + 1
-    it.turn()
+    it.update()
     entry = it.entries["a"]
     assert (entry.state, entry.speed, entry.eta_s) == ("stalled", None, None)
 
@@ -456,16 +456,16 @@ def test_a_clock_that_jumps_stops_nothing(
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     make(tmp_path, "a", state="running", heartbeat=clock.now, step=100)
     it = Store(tmp_path, clock)
-    it.turn()
+    it.update()
     clock.now += jump
     make(tmp_path, "a", state="running", heartbeat=clock.now, step=150)
     make(tmp_path, "b")
-    it.turn()
+    it.update()
     assert it.entries["a"].status.step == 150
     assert "b" in it.entries
     clock.now += 1
     make(tmp_path, "a", state="running", heartbeat=clock.now, step=160)
-    it.turn()
+    it.update()
     speed = it.entries["a"].speed
     assert speed is not None
     assert 0 <= speed <= 11
@@ -483,14 +483,14 @@ def test_speed_and_the_time_left_are_of_the_last_seconds(
     step, elapsed_s = 3600, 3600.0
     fields = {"state": "running", "total_steps": 10_000}
     make(tmp_path, "a", step=step, elapsed_s=elapsed_s, heartbeat=clock.now, **fields)
-    it.turn()
+    it.update()
     assert it.entries["a"].speed == 1.0  # there is no other yet
     speeds = []
     for second in range(30):
         step, elapsed_s = step + (1 if second < 10 else 100), elapsed_s + 1
         clock.now += 1
         make(tmp_path, "a", step=step, elapsed_s=elapsed_s, heartbeat=clock.now, **fields)
-        it.turn()
+        it.update()
         speeds.append(it.entries["a"].speed)
     assert speeds[:10] == pytest.approx([1.0] * 10)
     assert speeds[-10:] == pytest.approx([100.0] * 10)
@@ -502,7 +502,7 @@ def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypa
     it = Store(tmp_path, clock)
     for step in (100, 220, 400):
         make(tmp_path, "a", state="running", step=step, heartbeat=clock.now, total_steps=1000)
-        it.turn()
+        it.update()
         clock.now += 50
     assert it.entries["a"].speed == pytest.approx(180 / 50)
 
@@ -514,7 +514,7 @@ def test_a_resumed_run_forgets_the_pace_before_its_pause(
     it = Store(tmp_path, clock)
     for pid, step, seconds in ((1, 0, 1), (1, 10, 3600), (2, 20, 1), (2, 25, 1)):
         make(tmp_path, "a", state="running", pid=pid, step=step, heartbeat=clock.now)
-        it.turn()
+        it.update()
         clock.now += seconds
     assert it.entries["a"].speed == pytest.approx(5.0)
 
@@ -523,7 +523,7 @@ def test_a_run_that_has_ended_has_its_mean_speed_and_no_time_left(tmp_path: Path
     make(tmp_path, "a", step=100, elapsed_s=4.0)
     make(tmp_path, "b", step=0)
     it = Store(tmp_path)
-    it.turn()
+    it.update()
     assert [(entry.speed, entry.eta_s) for entry in it.entries.values()] == [(25.0, None), (None, None)]
 
 
@@ -535,7 +535,7 @@ def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, cl
         log(make(tmp_path, name).path, tags=("x", "y"))
     it = Store(tmp_path, clock)
     it.watch(["a", "not there"])
-    assert it.turn() == (True, frozenset({"a"}), False)
+    assert it.update() == (True, frozenset({"a"}), False)
     assert (it.tags("a"), it.tags("b"), it.tags("not there")) == (["x", "y"], [], [])
     curve = it.curve("a", "x")
     assert curve is not None
@@ -543,7 +543,7 @@ def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, cl
     assert curve.steps.tolist() == curve.values.tolist() == list(range(1, 11))
     assert it.curve("a", "z") is it.curve("b", "x") is None
     log(tmp_path / "a", range(11, 13), tags=("x",))
-    assert it.turn() == (False, frozenset({"a"}), False)
+    assert it.update() == (False, frozenset({"a"}), False)
     later = it.curve("a", "x")
     assert later is not None
     assert later.steps.tolist() == list(range(1, 13))
@@ -553,10 +553,10 @@ def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, cl
 def test_a_run_that_is_watched_before_it_exists_is_read_when_it_does(tmp_path: Path, clock: Clock) -> None:
     it = Store(tmp_path, clock)
     it.watch(["new"])
-    it.turn()
+    it.update()
     log(make(tmp_path, "new").path)
     clock.now += 1
-    assert it.turn().advanced == {"new"}
+    assert it.update().advanced == {"new"}
 
 
 def test_every_watched_run_is_read_however_little_time_a_turn_has(
@@ -569,7 +569,7 @@ def test_every_watched_run_is_read_however_little_time_a_turn_has(
     it = Store(tmp_path)
     it.watch(keys)
     turns, advanced = 0, list[str]()
-    while (changes := it.turn(0.0)).pending:
+    while (changes := it.update(0.0)).pending:
         turns += 1
         advanced += changes.advanced
     assert turns > 20
@@ -590,10 +590,10 @@ def test_another_choice_of_runs_while_some_are_still_to_be_read(
     for chosen in ([2, 3], [1], [3], []):
         it = Store(tmp_path)
         it.watch(keys[:3])
-        it.turn(0.0)
-        it.turn(0.0)
+        it.update(0.0)
+        it.update(0.0)
         it.watch(keys[number] for number in chosen)
-        while it.turn(0.0).pending:
+        while it.update(0.0).pending:
             pass
         for number in chosen:
             curve = it.curve(keys[number], "loss/value")
@@ -631,12 +631,12 @@ def test_a_run_that_is_deleted_while_it_is_read_is_no_error(tmp_path: Path, cloc
     log(make(tmp_path, "a").path)
     it = Store(tmp_path, clock)
     it.watch(["a"])
-    it.turn()
+    it.update()
     held = it.curve("a", "loss/value")
     shutil.rmtree(tmp_path / "a")
-    it.turn()  # not yet looked at the folder again
+    it.update()  # not yet looked at the folder again
     clock.now += 1
-    it.turn()
+    it.update()
     assert not it.entries
     assert it.curve("a", "loss/value") is None
     assert held is not None
@@ -647,11 +647,11 @@ def test_a_run_that_takes_a_deleted_ones_name_starts_anew(tmp_path: Path, clock:
     log(make(tmp_path, "a").path, tags=("old",))
     it = Store(tmp_path, clock)
     it.watch(["a"])
-    it.turn()
+    it.update()
     shutil.rmtree(tmp_path / "a")
     log(make(tmp_path, "a", step=1).path, range(2), tags=("new",))
     clock.now += 1
-    it.turn()
+    it.update()
     curves = {tag: it.curve("a", tag) for tag in it.tags("a")}
     assert {tag: curve.steps.tolist() for tag, curve in curves.items() if curve is not None and len(curve.steps)} == {
         "new": [0, 1]
@@ -662,11 +662,11 @@ def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
     (run.path / f"{PREFIX}.1").write_bytes(b"\xff" * 100)
     it = Store(tmp_path)
-    it.turn()
+    it.update()
     it.watch(["a"])
-    assert it.turn().listed  # though no entry changes
+    assert it.update().listed  # though no entry changes
     assert "damaged at byte 0" in it.damage["a"]
-    assert not it.turn().listed
+    assert not it.update().listed
 
 
 def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -678,7 +678,7 @@ def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, m
 
     def reading() -> None:
         while not done.is_set():
-            it.turn(0.0)
+            it.update(0.0)
 
     reader = threading.Thread(target=reading)
     reader.start()
@@ -739,7 +739,7 @@ def test_a_query_selects_by_what_is_shown_and_by_options(tmp_path: Path, query: 
         replace(entry("slow", score=1.0), path=tmp_path / "slow", state="crashed"),
         entry("sb3/PPO_1", state="log"),
     ]
-    assert keys_of(matching(entries, parse(query))) == expected
+    assert keys_of(select_entries(entries, parse(query))) == expected
 
 
 def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> None:
@@ -747,7 +747,7 @@ def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> N
     one = [replace(entry("a"), path=run.path)]
     for clip, found in ((0.2, []), (0.3, ["a"]), (0.25, [])):
         run.config.write_text(f"[ppo]\nclip = {clip}\n")
-        assert keys_of(matching(one, parse("ppo.clip=0.3"))) == found
+        assert keys_of(select_entries(one, parse("ppo.clip=0.3"))) == found
 
 
 COLUMNS: dict[str, Callable[[float | None], Entry]] = {
@@ -768,31 +768,31 @@ def test_the_largest_and_the_newest_come_first_and_what_is_missing_last(column: 
     random.Random(seed).shuffle(numbers)
     entries = [COLUMNS[column](number) for number in numbers]
     missing = [] if column == "step" else ["None"]
-    assert keys_of(sorted_entries(entries, column, False)) == ["3.0", "2.0", "1.0", *missing]
-    assert keys_of(sorted_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
+    assert keys_of(sort_entries(entries, column, False)) == ["3.0", "2.0", "1.0", *missing]
+    assert keys_of(sort_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
 
 
 def test_the_soonest_end_comes_first_and_a_number_that_is_none_last() -> None:
     entries = [entry("a", speed=3.0), entry("b"), entry("c", speed=1.0), entry("d", speed=math.nan)]
-    assert keys_of(sorted_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
+    assert keys_of(sort_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
 
 
 def test_texts_are_sorted_as_people_do() -> None:
     names = ["run-10", "Run-9", "run-2", "run", "b/run", "7", "run-2b"]
     in_order = ["7", "b/run", "run", "run-2", "run-2b", "Run-9", "run-10"]
-    assert keys_of(sorted_entries(map(entry, names), "name", False)) == in_order
-    assert keys_of(sorted_entries(map(entry, names), "name", True)) == in_order[::-1]
+    assert keys_of(sort_entries(map(entry, names), "name", False)) == in_order
+    assert keys_of(sort_entries(map(entry, names), "name", True)) == in_order[::-1]
     states = [entry("d", "finished"), entry("a", "crashed"), entry("c", "running"), entry("b", "log")]
-    assert keys_of(sorted_entries(states, "state", False)) == ["c", "a", "d", "b"]
+    assert keys_of(sort_entries(states, "state", False)) == ["c", "a", "d", "b"]
     presets = [entry("x", preset=""), entry("y", preset="b"), entry("z", preset="A")]
-    assert keys_of(sorted_entries(presets, "preset", False)) == ["z", "y", "x"]
+    assert keys_of(sort_entries(presets, "preset", False)) == ["z", "y", "x"]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_equals_keep_their_order(reverse: bool) -> None:
     entries = [entry(key, score=1.0) for key in "cab"] + [entry(key) for key in "zxy"]
     for column in ("score", "best", "state", "preset", "eta"):
-        assert keys_of(sorted_entries(entries, column, reverse)) == list("cabzxy")
+        assert keys_of(sort_entries(entries, column, reverse)) == list("cabzxy")
 
 
 @pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])
@@ -801,7 +801,7 @@ def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: st
     shutil.copytree(Path(__file__).parents[1] / "golden" / "logs" / name, tmp_path / name)
     it = Store(tmp_path)
     it.watch([name])
-    while it.turn().pending:
+    while it.update().pending:
         pass
     theirs = EventAccumulator(str(tmp_path / name), size_guidance={"scalars": 0})
     theirs.Reload()
@@ -820,23 +820,23 @@ def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, mo
     alive = True
     monkeypatch.setattr(Run, "is_locked", lambda _: alive)
     shown = Store(tmp_path, clock := Clock())
-    shown.turn()
-    assert not shown.is_eager()  # not drawn
+    shown.update()
+    assert not shown.awaits_first_point()  # not drawn
     shown.watch(["a"])
-    shown.turn()
-    assert shown.is_eager()
+    shown.update()
+    assert shown.awaits_first_point()
     alive = False
     clock.now += 10
-    shown.turn()
-    assert not shown.is_eager()  # crashed
+    shown.update()
+    assert not shown.awaits_first_point()  # crashed
     alive = True
     writer = EventWriter(run.path)
     writer.scalars(1, {"eval/score": 1.0})
     writer.close()
     clock.now += 10
-    shown.turn()
+    shown.update()
     assert shown.tags("a")
-    assert not shown.is_eager()
+    assert not shown.awaits_first_point()
 
 
 def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
@@ -846,16 +846,16 @@ def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
     run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
     monkeypatch.setattr(Run, "is_locked", lambda _: True)
     shown = Store(tmp_path, clock := Clock())
-    shown.turn()
-    assert shown.charted(["begun"]) == []  # nobody has looked for its points
+    shown.update()
+    assert shown.chart_tags(["begun"]) == []  # nobody has looked for its points
     shown.watch(["begun", "ended"])
-    assert shown.turn().advanced == {"begun", "ended"}
-    assert not shown.turn().advanced
-    assert shown.charted([]) == shown.charted(["ended"]) == shown.charted(["unknown"]) == []
-    assert shown.charted(["begun"]) == shown.charted(["ended", "begun"]) == list(AWAITED)
+    assert shown.update().advanced == {"begun", "ended"}
+    assert not shown.update().advanced
+    assert shown.chart_tags([]) == shown.chart_tags(["ended"]) == shown.chart_tags(["unknown"]) == []
+    assert shown.chart_tags(["begun"]) == shown.chart_tags(["ended", "begun"]) == list(AWAITED)
     writer = EventWriter(run.path)
     writer.scalars(1, {"loss/value": 1.0, "zoo/animals": 2.0, "eval/score": 3.0})
     writer.close()
     clock.now += 10
-    shown.turn()
-    assert shown.charted(["ended", "begun"]) == ["eval/score", "loss/value", "zoo/animals"]
+    shown.update()
+    assert shown.chart_tags(["ended", "begun"]) == ["eval/score", "loss/value", "zoo/animals"]

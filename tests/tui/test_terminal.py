@@ -19,7 +19,8 @@ import pytest
 from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.processes import stop
 from tests.staged import stage
-from tui.app import QUIET_S, REFRESH_S
+from tui.pacing import REFRESH_S
+from tui.reader import QUIET_S
 from tui.store import Store
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="these tests need tmux, which is not installed")
@@ -211,7 +212,7 @@ def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     one.shows("long", "running", "1 running")
     run, now = Run(one.folder / "runs" / "long"), time.time()
     store = Store(run.path.parent, clock=lambda: now)
-    store.turn()
+    store.update()
     assert store.entries["long"].state == "running"
     os.kill(run.read_status().pid, signal.SIGKILL)
     one.until(lambda: not run.is_locked())
@@ -219,7 +220,7 @@ def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     while store.entries["long"].state != "crashed":
         now, waited = now + QUIET_S, waited + QUIET_S
         assert waited <= TOLD_S
-        store.turn()
+        store.update()
     one.shows("long", "crashed", "0 running")
 
 

@@ -16,10 +16,21 @@ from ppo_unified.terminal import chart
 from ppo_unified.terminal.braille import Columns, View
 from ppo_unified.terminal.chart import Tick
 from ppo_unified.text import clean, columns_of
-from tui.charts.traces import Drawn, Trace, on_paper
+from tui.charts.traces import DrawnCurve, Trace, paper_color
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
 LINE = 18  # pixels of a line of the legend
+
+
+def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> list[Path]:
+    """Write a chart's values, and its picture if there is one, into a folder; the paths of the new files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, svg = new_files(folder, tag)
+    write_csv(table, traces)
+    if picture is None:
+        return [table]
+    write_svg(svg, tag, picture)
+    return [table, svg]
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
@@ -48,7 +59,7 @@ def write_csv(path: Path, traces: Sequence[Trace]) -> None:
 class PaperChart(NamedTuple):
     """What is in a picture. Curves, window and ticks are on the axes as drawn: logarithms on log axes."""
 
-    drawn: Sequence[Drawn]
+    drawn: Sequence[DrawnCurve]
     view: View
     log_y: bool
     ticks: Sequence[Tick]
@@ -77,7 +88,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
         file.write("</g>\n</g>\n</svg>\n")
 
 
-def _places(drawn: Sequence[Drawn]) -> list[tuple[int, int]]:
+def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     """Where each entry of the legend stands: its left end in pixels, and its line."""
     x, line, places = LEFT, 0, []
     for one in drawn:
@@ -89,10 +100,10 @@ def _places(drawn: Sequence[Drawn]) -> list[tuple[int, int]]:
     return places
 
 
-def _legend(drawn: Sequence[Drawn], places: Sequence[tuple[int, int]]) -> Iterator[str]:
+def _legend(drawn: Sequence[DrawnCurve], places: Sequence[tuple[int, int]]) -> Iterator[str]:
     for one, (x, line) in zip(drawn, places, strict=True):
         y = 34 + LINE * line
-        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{on_paper(one.color)}"/>\n'
+        yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{paper_color(one.color)}"/>\n'
         yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
 
 
@@ -109,8 +120,8 @@ def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int
         yield f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>\n'
 
 
-def _curve(one: Drawn, view: View, plot: tuple[int, int]) -> Iterator[str]:
-    color = on_paper(one.color)
+def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
+    color = paper_color(one.color)
     if one.band is not None:
         lower, upper = (_points(one.x, y, view, plot) for y in one.band)
         whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from textual.app import ComposeResult
@@ -17,13 +17,12 @@ from textual.widgets import Footer, Static
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import clean, columns_of, pad, short
-from tui.actions import Place, at, bindings
-from tui.charts.plots import Plots, explanation, forward
+from tui.actions import Place, actions_of, bindings
+from tui.charts.pages import Page
+from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
 from tui.charts.traces import Trace, value_at, x_of
-
-if TYPE_CHECKING:
-    from tui.store import Changes
+from tui.store import Changes
 
 FORGOTTEN = 40.0  # a moving average knows nothing of values whose weight is exp(-40)
 
@@ -45,10 +44,10 @@ class OnePlot(Plots):
     def matching(self) -> list[str]:
         return self.tags
 
-    def _page(self) -> tuple[list[str], tuple[int, int], str]:
+    def _page(self) -> Page:
         others = self.source.matching()
         tag = self.tags[0]
-        return self.tags, (1, 1), f"{others.index(tag) + 1} of {len(others)}" if tag in others else ""
+        return Page(self.tags, 1, 1, f"{others.index(tag) + 1} of {len(others)}" if tag in others else "")
 
 
 class MetricScreen(Screen[None]):
@@ -145,7 +144,7 @@ class MetricScreen(Screen[None]):
             self._turn_to(tags[(here + by) % len(tags)])
 
 
-forward(MetricScreen, (action.name for action in at("charts") if action.name not in OTHERWISE))
+forward_actions(MetricScreen, (action.name for action in actions_of("charts") if action.name not in OTHERWISE))
 
 
 def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:

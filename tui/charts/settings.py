@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ppo_unified.text import clean
 from tui.charts.traces import AXES
 
 GRIDS = (1, 2, 4, 6, 9, 16, 25, 36)
@@ -29,6 +30,23 @@ class Settings:
     aggregate: bool = False  # runs that differ in the seed only as one curve
     window: tuple[float, float] | None = None  # of the x axis; None: all of it
     follow: bool = True  # the window moves with the newest data
+
+    @property
+    def has_log_x(self) -> bool:
+        """Whether the x axis is logarithmic; that of the time of day never is."""
+        return self.log_x and self.x_axis != "time"
+
+    def describe(self) -> list[str]:
+        """What differs from plain charts of everything, in words."""
+        parts = [f"x: {self.x_axis}{' log' if self.has_log_x else ''}"]
+        parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
+        parts += ["log y"] if self.log_y else []
+        parts += ["seeds as one"] if self.aggregate else []
+        parts += [f"group {clean(self.group)}/"] if self.group else []
+        parts += [f"words: {clean(self.words)}"] if self.words else []
+        if self.window is not None:
+            parts.append("zoomed, following" if self.follow else "zoomed")
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -35,7 +35,7 @@ class Trace(NamedTuple):
     group: str = ""  # runs of one group differ in the seed only
 
 
-class Drawn(NamedTuple):
+class DrawnCurve(NamedTuple):
     """A curve ready for a chart: x ascending, all arrays [P]."""
 
     label: str
@@ -67,7 +67,7 @@ def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> d
     return colors
 
 
-def on_paper(color: str) -> str:
+def paper_color(color: str) -> str:
     """The colour for a light background that stands for one on a dark background."""
     pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
     return pairs.get(color, color)
@@ -114,7 +114,7 @@ class Averages:
         values = np.asarray(trace.curve[2])
         if kept is None or not kept.is_of(values, weight):
             kept = self._kept[trace.key] = _Average(weight)
-        return kept.extended(values)
+        return kept.extend(values)
 
     def keep(self, traces: Sequence[Trace]) -> None:
         """Forget all other curves."""
@@ -137,7 +137,7 @@ class _Average:
         same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
         return same and np.array_equal(values[:known].view(np.int32), self._values.view(np.int32))
 
-    def extended(self, values: np.ndarray) -> np.ndarray:
+    def extend(self, values: np.ndarray) -> np.ndarray:
         """The averages [P] of values that begin with the known ones."""
         known, size = len(self._values), len(values)
         if size > len(self._averages):
@@ -154,9 +154,9 @@ class _Average:
         return self._averages[:size]
 
 
-def prepared(
+def prepare_curves(
     traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
-) -> list[Drawn]:
+) -> list[DrawnCurve]:
     """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`.
 
     `averages`: those of the metric's curves as they were before.
@@ -168,19 +168,21 @@ def prepared(
         if len(trace.curve[0]):
             groups.setdefault(trace.group if aggregate and trace.group else f"\0{number}", []).append(trace)
     drawn = [
-        _one(members[0], axis, smoothing, averages) if len(members) == 1 else _median(members, axis, smoothing)
+        _single_run(members[0], axis, smoothing, averages)
+        if len(members) == 1
+        else _median_of_seeds(members, axis, smoothing)
         for members in groups.values()
     ]
     return sorted(drawn, key=lambda one: one.pinned)
 
 
-def _one(trace: Trace, axis: str, smoothing: float, averages: Averages) -> Drawn:
+def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
     raw = np.asarray(trace.curve[2])
     curve = averages.of(trace, smoothing) if smoothing else raw
-    return Drawn(trace.label, trace.color, trace.pinned, x_of(trace.curve, axis), raw, curve)
+    return DrawnCurve(trace.label, trace.color, trace.pinned, x_of(trace.curve, axis), raw, curve)
 
 
-def _median(members: Sequence[Trace], axis: str, smoothing: float) -> Drawn:
+def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> DrawnCurve:
     """Runs of one group as their median, with the quartiles around it."""
     xs = [x_of(trace.curve, axis) for trace in members]
     ys = [smooth(trace.curve[2], smoothing) for trace in members]
@@ -190,7 +192,7 @@ def _median(members: Sequence[Trace], axis: str, smoothing: float) -> Drawn:
     common = "-".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words))
     label = f"{common or members[0].label} ({len(members)} seeds)"
     lower, median, upper = quartiles
-    return Drawn(label, first.color, first.pinned, x, median, median, (lower, upper))
+    return DrawnCurve(label, first.color, first.pinned, x, median, median, (lower, upper))
 
 
 def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ class Window(NamedTuple):
         return self.right - self.left
 
 
-def inside(window: Window, whole: Window) -> Window:
+def clamp(window: Window, whole: Window) -> Window:
     """The window moved into the whole axis; the whole axis where it is as wide."""
     if window.width >= whole.width:
         return whole
@@ -34,21 +34,21 @@ def touches_end(window: Window, whole: Window) -> bool:
     return window.right >= whole.right - 1e-9 * max(whole.width, abs(whole.right))
 
 
-def followed(window: Window, whole: Window) -> Window:
+def move_to_end(window: Window, whole: Window) -> Window:
     """As wide as before, at the right end of the axis."""
-    return inside(Window(whole.right - window.width, whole.right), whole)
+    return clamp(Window(whole.right - window.width, whole.right), whole)
 
 
-def zoomed(window: Window, whole: Window, factor: float, at: float) -> Window:
+def zoom(window: Window, whole: Window, factor: float, at: float) -> Window:
     """`factor` times as wide; what is at `at` stays where it is on the screen, as far as the axis allows."""
     width = max(window.width * factor, LEAST * whole.width)
     if width >= whole.width:
         return whole
     share = (at - window.left) / window.width
     left = at - share * width
-    return inside(Window(left, left + width), whole)
+    return clamp(Window(left, left + width), whole)
 
 
-def panned(window: Window, whole: Window, by: float) -> Window:
+def pan(window: Window, whole: Window, by: float) -> Window:
     """Moved by a share of its own width, to the right where positive."""
-    return inside(Window(window.left + by * window.width, window.right + by * window.width), whole)
+    return clamp(Window(window.left + by * window.width, window.right + by * window.width), whole)

@@ -43,8 +43,8 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
         f"lines--{part}" for part in ("name", "changed", "value", "description", "section", "problem", "cursor")
     }
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space,enter,right", "turn(1)", "Next value", show=False),
-        Binding("left", "turn(-1)", "Value before", show=False),
+        Binding("space,enter,right", "cycle(1)", "Next value", show=False),
+        Binding("left", "cycle(-1)", "Value before", show=False),
     ]
 
     @property
@@ -54,25 +54,25 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
 
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width
-        pieces = self.owner.drawn(round(self.scroll_y) + y, width)
+        pieces = self.owner.line_pieces(round(self.scroll_y) + y, width)
         segments = [Segment(text, self.get_component_rich_style(f"lines--{style}")) for text, style in pieces]
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         super().watch_scroll_y(old_value, new_value)
-        self.owner.place()
+        self.owner.place_editor()
 
     def on_focus(self) -> None:
-        self.owner.enter()
+        self.owner.take_focus()
 
     def on_resize(self, event: Resize) -> None:
-        self.owner.relist()
+        self.owner.rebuild_lines()
 
     def on_click(self, event: Click) -> None:
         self.owner.click(round(self.scroll_y) + event.y, event.x)
 
-    def action_turn(self, by: int) -> None:
-        self.owner.turn(by)
+    def action_cycle(self, by: int) -> None:
+        self.owner.cycle(by)
 
 
 class Fields(Widget):
@@ -115,7 +115,7 @@ class Fields(Widget):
         yield self.lines
         yield self.editor
 
-    def lay(self, fields: Mapping[str, Field]) -> None:
+    def set_fields(self, fields: Mapping[str, Field]) -> None:
         """Take these options. What matters, or was typed before, stands above; that never changes later."""
         self.fields = fields
         if not self.above:
@@ -139,7 +139,7 @@ class Fields(Widget):
     def text(self, option: str) -> str:
         return self.typed.get(option, self.fields[option].default)
 
-    def put(self, option: str, text: str) -> None:
+    def set_text(self, option: str, text: str) -> None:
         """Remember what was typed; the target's own value is nothing typed."""
         if text == self.text(option):
             return
@@ -153,56 +153,56 @@ class Fields(Widget):
     def reset(self) -> None:
         """Give the option under the cursor the target's value back."""
         if field := self.option:
-            self.put(field.name, field.default)
-            self.place()
+            self.set_text(field.name, field.default)
+            self.place_editor()
 
-    def turn(self, by: int) -> None:
+    def cycle(self, by: int) -> None:
         """The next value of a switch or a choice; open or close a section."""
         line, field = self.current, self.option
         if field is None and line is not None:
             self.opened ^= {line.name}
-            self.relist()
+            self.rebuild_lines()
         elif field is not None and (choices := _choices(field)):
             text = self.text(field.name)
             at = choices.index(text) if text in choices else -by
-            self.put(field.name, choices[(at + by) % len(choices)])
+            self.set_text(field.name, choices[(at + by) % len(choices)])
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The box always holds the value under the cursor, also when this message is of one before."""
         event.stop()
         if (field := self.option) and not _choices(field):
-            self.put(field.name, self.editor.value)
+            self.set_text(field.name, self.editor.value)
 
     # lines
 
-    def relist(self) -> None:
+    def rebuild_lines(self) -> None:
         """Work out the lines anew; the cursor stays on its option where that is still in sight."""
         line = self.current
         self.shown = list(self._lines(max(20, self.lines.scrollable_content_region.width - INDENT)))
         self.cursor = next((i for i, other in enumerate(self.shown) if line is not None and other[:2] == line[:2]), 0)
         self.lines.virtual_size = Size(self.lines.scrollable_content_region.width, len(self.shown))
         self.lines.refresh()
-        self.place()
+        self.place_editor()
 
     def _lines(self, width: int) -> Iterator[Line]:
-        found = {name for name, field in self.fields.items() if _has(field, self.words)}
+        found = {name for name, field in self.fields.items() if _matches(field, self.words)}
         for option in self.above:
             if option in found:
-                yield from self._option(option, width)
+                yield from self._option_lines(option, width)
         for section, options in self.sections.items():
             inside = [option for option in options if option in found]
             opened = bool(self.words) or section in self.opened
             if inside or not self.words:
-                yield Line("section", section, self._head(section, opened))
+                yield Line("section", section, self._section_heading(section, opened))
             for option in inside if opened else ():
-                yield from self._option(option, width)
+                yield from self._option_lines(option, width)
 
-    def _option(self, option: str, width: int) -> Iterator[Line]:
+    def _option_lines(self, option: str, width: int) -> Iterator[Line]:
         yield Line("option", option)
         for text in textwrap.wrap(clean(self.problems.get(option, "")), width):
             yield Line("problem", option, text)
 
-    def _head(self, section: str, opened: bool) -> str:
+    def _section_heading(self, section: str, opened: bool) -> str:
         options = self.sections[section]
         counts = [f"{len(options)} more option{'s' if len(options) > 1 else ''}"]
         for count, what in (
@@ -212,34 +212,34 @@ class Fields(Widget):
             counts += [f"{count} {what}"] if count else []
         return f"{'-' if opened else '+'} {section or 'general':<12} {', '.join(counts)}"
 
-    def drawn(self, index: int, width: int) -> list[tuple[str, str]]:
+    def line_pieces(self, index: int, width: int) -> list[tuple[str, str]]:
         """A line's pieces: text and style."""
         if index >= len(self.shown):
             return []
-        line, here = self.shown[index], index == self.cursor and self._focused
+        line, here = self.shown[index], index == self.cursor and self._has_focus
         if line.kind == "problem":
             return [(" " * INDENT + line.text, "problem")]
         if line.kind == "section":
             return [(pad(line.text, width) if here else line.text, "cursor" if here else "section")]
-        field, text, room = self.fields[line.name], self.text(line.name), self._room
+        field, text, room = self.fields[line.name], self.text(line.name), self._value_width
         changed = "changed" if text != field.default else "name"
         name = pad(clean(field.name), NAME)
         description = pad(clean(field.description), max(1, width - NAME - room - GAP))
         return [
             (name, changed),
-            (pad(_shown(field, text), room), "cursor" if here else "value"),
+            (pad(_display_value(field, text), room), "cursor" if here else "value"),
             (" " * GAP + description, "description"),
         ]
 
     @property
-    def _room(self) -> int:
+    def _value_width(self) -> int:
         """Columns of a value."""
         return next(room for width, room in VALUES if self.size.width >= width)
 
     # cursor and focus
 
     @property
-    def _focused(self) -> bool:
+    def _has_focus(self) -> bool:
         return self.screen.focused in (self.lines, self.editor)
 
     def action_move(self, by: int) -> None:
@@ -251,31 +251,31 @@ class Fields(Widget):
             self.post_message(self.Left(by))
             return
         self.cursor = stops[max(0, min(at, len(stops) - 1))]
-        self.enter()
+        self.take_focus()
 
-    def first(self) -> None:
+    def go_to_first(self) -> None:
         """Put the cursor on the first option."""
         self.cursor = next((i for i, line in enumerate(self.shown) if line.kind == "option"), 0)
-        self.enter()
+        self.take_focus()
 
     def go_to(self, option: str) -> None:
         """Put the cursor on an option, its section opened."""
         if option not in self.above:
             self.opened.add(self.fields[option].section)
         self.words = ()
-        self.relist()
+        self.rebuild_lines()
         self.cursor = self.shown.index(Line("option", option))
-        self.enter()
+        self.take_focus()
 
-    def enter(self) -> None:
+    def take_focus(self) -> None:
         """Take the focus: the box where there is something to type, else the lines."""
-        self._into_sight()
-        self.place()
+        self._scroll_to_cursor()
+        self.place_editor()
         self.screen.set_focus(self.editor if self.editor.display else self.lines)
         self.lines.refresh()
         self.post_message(self.Moved())
 
-    def _into_sight(self) -> None:
+    def _scroll_to_cursor(self) -> None:
         """Scroll so that the option is seen, and what is wrong with it."""
         last = self.cursor
         while last + 1 < len(self.shown) and self.shown[last + 1].kind == "problem":
@@ -285,7 +285,7 @@ class Fields(Widget):
         if wanted != top:
             self.lines.scroll_to(y=wanted, animate=False, force=True, immediate=True)
 
-    def place(self) -> None:
+    def place_editor(self) -> None:
         """Put the box over the value under the cursor, or away."""
         field = self.option
         typing = field is not None and not _choices(field)
@@ -296,29 +296,29 @@ class Fields(Widget):
             if self.editor.value != self.text(field.name):
                 self.editor.value = self.text(field.name)
                 self.editor.cursor_position = len(self.editor.value)
-            self.editor.styles.width = self._room
+            self.editor.styles.width = self._value_width
             self.editor.styles.offset = (NAME, self.cursor - round(self.lines.scroll_y))
 
     def click(self, index: int, column: int) -> None:
         """Go to the line; on a value or a section's head, do what Enter does."""
         if index < len(self.shown) and self.shown[index].kind != "problem":
             self.cursor = index
-            self.enter()
+            self.take_focus()
             if self.option is None or (_choices(self.option) and column >= NAME):
-                self.turn(1)
+                self.cycle(1)
 
 
 def _choices(field: Field) -> tuple[str, ...]:
     return SWITCH if field.kind == "bool" else field.choices
 
 
-def _shown(field: Field, text: str) -> str:
+def _display_value(field: Field, text: str) -> str:
     if field.kind == "bool" and text in SWITCH:
         return f"[{'x' if text == 'true' else ' '}] {text}"
     return f"< {clean(text)} >" if field.choices else clean(text)
 
 
-def _has(field: Field, words: Sequence[str]) -> bool:
+def _matches(field: Field, words: Sequence[str]) -> bool:
     """Whether an option's name or description has every word."""
     text = f"{field.name} {field.description}".lower()
     return all(word in text for word in words)

@@ -104,7 +104,7 @@ class Form(Screen[None]):
             known = {NAME: NAME_FIELD, **found}
             for option in self.typed.keys() - known.keys() - {RECIPE}:
                 del self.typed[option]  # remembered from another version's schema
-            self.options.lay(known)
+            self.options.set_fields(known)
 
     # judging
 
@@ -113,7 +113,7 @@ class Form(Screen[None]):
         self._judge_soon()
 
     def on_fields_moved(self) -> None:
-        self._tell_option()
+        self._describe_option()
 
     def _judge_soon(self) -> None:
         if self._timer is not None:
@@ -131,9 +131,9 @@ class Form(Screen[None]):
 
     def _paint(self) -> None:
         self.options.problems = self.verdict.problems
-        self.options.relist()
+        self.options.rebuild_lines()
         self._show("recipe", Content(f"recipe: {clean(self.recipe) or 'none'}"))
-        self._show("said", self._said())
+        self._show("said", self._verdict_text())
         self._show("command", Content(f"$ {clean(self.verdict.command)}" if self.verdict.good else ""))
 
     def _show(self, name: str, content: Content) -> None:
@@ -143,7 +143,7 @@ class Form(Screen[None]):
             place.update(content)
             place.set_class(not content.plain, "-empty")
 
-    def _said(self) -> Content:
+    def _verdict_text(self) -> Content:
         """What is wrong, or what differs from the target."""
         verdict = self.verdict
         wrong = [self._refused] if self._refused else list(verdict.general)
@@ -156,11 +156,11 @@ class Form(Screen[None]):
         changes = [f"{d.option} {clean(d.before) or 'none'} -> {clean(d.after) or 'none'}" for d in verdict.differences]
         return Content(f"{runs} of {over}" + (": " + ", ".join(changes) if changes else " as it is"))
 
-    def refused(self, text: str) -> None:
+    def show_refusal(self, text: str) -> None:
         """Show why the process that was started has refused; it stands until something changes."""
         self._refused, self.waiting = text, False
         self._paint()
-        self._tell_option()
+        self._describe_option()
         self.app.bell()
 
     # what is under the focus
@@ -171,21 +171,23 @@ class Form(Screen[None]):
         return self.options.option if self.focused in (self.options.lines, self.options.editor) else None
 
     def on_descendant_focus(self) -> None:
-        self._tell_option()
+        self._describe_option()
 
-    def _tell_option(self) -> None:
+    def _describe_option(self) -> None:
         option = self.option
-        about = "Enter starts the run; Tab and the arrows go through the options" if option is None else _brief(option)
+        about = (
+            "Enter starts the run; Tab and the arrows go through the options" if option is None else _short_help(option)
+        )
         self._show("about", Content(about))
 
     def explain(self) -> str | None:
         """The focused option, for the page of keys."""
-        return None if self.option is None else _whole(self.option)
+        return None if self.option is None else _full_help(self.option)
 
     # actions
 
     @on(Button.Pressed, "#start")
-    def _pressed(self) -> None:
+    def _start(self) -> None:
         self.action_start()
 
     def action_start(self) -> None:
@@ -222,9 +224,9 @@ class Form(Screen[None]):
         if not known:
             self.notify("There is no recipe for what is trained here.", markup=False)
             return
-        self.app.push_screen(Recipes(known, self.recipe), self._lay)
+        self.app.push_screen(Recipes(known, self.recipe), self._apply_recipe)
 
-    def _lay(self, recipe: str | None) -> None:
+    def _apply_recipe(self, recipe: str | None) -> None:
         if recipe is None:
             return
         self.recipe = recipe
@@ -240,15 +242,15 @@ class Form(Screen[None]):
         self.query_one("#search").focus()
 
     @on(Input.Changed, "#search")
-    def _searched(self, event: Input.Changed) -> None:
+    def _filter_options(self, event: Input.Changed) -> None:
         self.options.words = event.value.lower().split()
-        self.options.relist()
+        self.options.rebuild_lines()
 
     @on(Input.Submitted)
-    def _entered(self, event: Input.Submitted) -> None:
+    def _leave_input(self, event: Input.Submitted) -> None:
         """From the search to the first option that was found, from an option to Start."""
         if event.input.id == "search" and event.value and self.options.shown:
-            self.options.first()
+            self.options.go_to_first()
         else:
             self.query_one("#start").focus()
 
@@ -269,12 +271,12 @@ def _expectation(about: form_model.Pick) -> str:
     return "; ".join(clean(part) for part in (about.title, score, about.time) if part)
 
 
-def _brief(field: Field) -> str:
+def _short_help(field: Field) -> str:
     bounds = f" ({field.bounds})" if field.bounds else ""
     return f"{field.name}: {field.description}{bounds}. Unchanged: {clean(field.default) or 'none'}"
 
 
-def _whole(field: Field) -> str:
+def _full_help(field: Field) -> str:
     lines = [field.name, f"  {field.description}", f"  {TYPES[field.kind]}"]
     lines[-1] += f": {', '.join(field.choices)}" if field.choices else f", {field.bounds}" if field.bounds else ""
     return "\n".join([*lines, f"  unchanged: {clean(field.default) or 'none'}"])
@@ -294,7 +296,7 @@ class Recipes(ModalScreen[str | None]):
         room = min(100, self.app.size.width * 9 // 10 - 6)
         with Vertical(classes="box"):
             yield Static("Lay a known system's options over the target's", classes="title")
-            lines = [_hanging(name or "none", clean(title), room) for name, title in self.recipes]
+            lines = [_hang_indent(name or "none", clean(title), room) for name, title in self.recipes]
             yield OptionList(*(Option(Content(line)) for line in lines), compact=True, markup=False)
             yield Static("Enter: choose    Esc: back", classes="hint")
 
@@ -308,6 +310,6 @@ class Recipes(ModalScreen[str | None]):
         self.dismiss(self.recipes[event.option_index][0])
 
 
-def _hanging(name: str, title: str, room: int) -> str:
+def _hang_indent(name: str, title: str, room: int) -> str:
     """A name, and its title beside it in as many lines as it takes."""
     return textwrap.fill(title, room, initial_indent=f"{name:<17} ", subsequent_indent=" " * 18)

@@ -70,7 +70,7 @@ class Picker(Screen[None]):
         return None if index is None else self.shown[index]
 
     def _list(self, text: str) -> None:
-        self.shown = matching(self.known, text)
+        self.shown = match_picks(self.known, text)
         self._draw(0)
 
     def _draw(self, cursor: int | None) -> None:
@@ -79,9 +79,9 @@ class Picker(Screen[None]):
         picks.add_options([Option(_line(pick, self.size.width)) for pick in self.shown])
         picks.highlighted = cursor if self.shown else None
         if not self.shown:
-            self._say("Nothing has this name. An environment's id ends in -v0, -v1, ...; a file's name in .toml")
+            self._show_text("Nothing has this name. An environment's id ends in -v0, -v1, ...; a file's name in .toml")
 
-    def _say(self, text: str, problem: bool = False) -> None:
+    def _show_text(self, text: str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
         about.set_class(problem, "-problem")
         about.update(Content(text))
@@ -97,7 +97,7 @@ class Picker(Screen[None]):
         if pick := self.current:
             expected = [f"Score to expect: {clean(pick.score)}"] if pick.score else []
             expected += [f"Time: {clean(pick.time)}"] if pick.time else []
-            self._say("\n".join([clean(pick.title), *expected]))
+            self._show_text("\n".join([clean(pick.title), *expected]))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.action_choose()
@@ -111,12 +111,12 @@ class Picker(Screen[None]):
         if pick is None:
             return
         if not pick.target:
-            self._say(f"{pick.title}. It goes into the box above.", problem=True)
+            self._show_text(f"{pick.title}. It goes into the box above.", problem=True)
             return
         try:
             form_model.fields(pick.target)
         except UsageError as error:
-            self._say("\n".join(map(clean, str(error).split("\n"))), problem=True)
+            self._show_text("\n".join(map(clean, str(error).split("\n"))), problem=True)
             return
         self.open_form(pick.target)
 
@@ -124,7 +124,7 @@ class Picker(Screen[None]):
         self.app.pop_screen()
 
 
-def matching(picks: list[Pick], text: str) -> list[Pick]:
+def match_picks(picks: list[Pick], text: str) -> list[Pick]:
     """Those that have every word, names that begin with the text first; where none has, those whose name has its
     letters in this order. A text that is a target by itself comes before all."""
     words, text = text.lower().split(), text.strip()

@@ -14,7 +14,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.terminal.option_diff import seedless_key
-from tui.folders import Stamp, stamp_if_any
+from tui.folder_scanner import Stamp, stamp_if_any
 
 LOG, UNREADABLE = "log", "unreadable"  # states beside those of run.json and what `Run.state` makes of them
 
@@ -36,7 +36,7 @@ class Entry:
     problem: str = ""  # why there is nothing to say about it
 
 
-def matching(entries: Iterable[Entry], query: Query) -> list[Entry]:
+def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
     """The entries that a query selects. One whose config.toml cannot be read has no options to match."""
     return [entry for entry in entries if query.matches(_lookup(entry))]
 
@@ -104,7 +104,7 @@ _KEYS: dict[str, tuple[Key, bool]] = {  # column -> value, and whether the large
 }
 
 
-def sorted_entries(entries: Iterable[Entry], column: str, reverse: bool) -> list[Entry]:
+def sort_entries(entries: Iterable[Entry], column: str, reverse: bool) -> list[Entry]:
     """Entries by a column, in the direction that one wants first or the other one; those without a value last."""
     value, largest_first = _KEYS[column]
     there, missing = [], []

@@ -48,7 +48,7 @@ class Tail:
             self._start(0, 0)
             return None if gone else []
         self._offset += len(block)
-        new = self._divide(block)
+        new = self._add_block(block)
         return None if replaced else new
 
     def _start(self, inode: int, offset: int) -> None:
@@ -57,7 +57,7 @@ class Tail:
         self._bytes, self.rest = b"", ""
         self.lines.clear()
 
-    def _divide(self, block: bytes) -> list[str]:
+    def _add_block(self, block: bytes) -> list[str]:
         whole = (self._bytes + block).split(b"\n")
         self._bytes = whole.pop()[-LONGEST_LINE * 4 :]
         if self._inside and whole:
@@ -89,7 +89,7 @@ class LogView(ScrollView, can_focus=True):
         self._rows: list[str] = []  # wrapped to `_width`, without the unfinished last line
         self._width = 0
 
-    def read(self, path: Path) -> None:
+    def set_path(self, path: Path) -> None:
         """The log is to be found there from now on."""
         self.tail.path = path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from textual.screen import Screen
 
@@ -11,34 +11,33 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, processes
 from ppo_unified.runs.folder import ACTIVE, Run, check_name
 from ppo_unified.text import clean
+from tui.actions import writes
 from tui.charts.metric_screen import MetricScreen
 from tui.charts.plots import Plots
-from tui.dialogs import Ask, Confirm
-
-if TYPE_CHECKING:
-    from tui.app import Terminal
-    from tui.store import Entry
+from tui.dialogs import ConfirmDialog, PromptDialog
+from tui.runs.entries import Entry
+from tui.services import Services
 
 
 class RunActions(Screen[None]):
     """A screen on which one run is meant: `entry`. Its bindings are those of the place "control"."""
 
+    def __init__(self, services: Services) -> None:
+        super().__init__()
+        self.services = services
+
     @property
     def entry(self) -> Entry | None:
         raise NotImplementedError
-
-    @property
-    def terminal(self) -> Terminal:
-        return cast("Terminal", self.app)
 
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         self.app.push_screen(MetricScreen(message.plots, message.tag))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """--readonly takes actions away from screens, too."""
-        return self.terminal.check_action(action, parameters)
+        return not (self.services.readonly and writes(action))
 
-    def _ours(self, what: str) -> Entry | None:
+    def _own_run(self, what: str) -> Entry | None:
         """The run that is meant; None, with a word of why, where there is none or other programs wrote it."""
         entry = self.entry
         if entry is None:
@@ -50,30 +49,30 @@ class RunActions(Screen[None]):
         return None
 
     def action_stop(self) -> None:
-        if entry := self._ours("stop"):
+        if entry := self._own_run("stop"):
             run = Run(entry.path)
-            if not _trains(entry):
+            if not _is_active(entry):
                 self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to stop.", markup=False)
                 return
             self.notify(f"{clean(run.name)} writes a checkpoint and stops ...", markup=False)
-            self.terminal.in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=False)}")
+            self.services.run_in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=False)}")
 
     def action_kill(self) -> None:
-        if entry := self._ours("kill"):
+        if entry := self._own_run("kill"):
             run = Run(entry.path)
-            if not _trains(entry):
+            if not _is_active(entry):
                 self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to kill.", markup=False)
                 return
 
-            def answered(yes: bool | None) -> None:
+            def on_answer(yes: bool | None) -> None:
                 if yes:
-                    self.terminal.in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=True)}")
+                    self.services.run_in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=True)}")
 
             detail = "What it learned since its last checkpoint is lost."
-            self.app.push_screen(Confirm(f"Kill {clean(run.name)}?", detail), answered)
+            self.app.push_screen(ConfirmDialog(f"Kill {clean(run.name)}?", detail), on_answer)
 
     def action_resume(self) -> None:
-        if entry := self._ours("resume"):
+        if entry := self._own_run("resume"):
             run = Run(entry.path)
             if entry.state in (*ACTIVE, "stalled"):
                 self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to resume.", markup=False)
@@ -89,7 +88,7 @@ class RunActions(Screen[None]):
             control.resume(run, *flags)
             return f"{clean(run.name)} is running"
 
-        self.terminal.in_thread(work)
+        self.services.run_in_thread(work)
 
     def _resume_further(self, entry: Entry) -> None:
         """A finished run goes on only to a further end."""
@@ -99,19 +98,19 @@ class RunActions(Screen[None]):
             if not text.isdecimal() or len(text) > 18 or int(text) <= step:
                 raise UsageError(f"a whole number above {step} is expected")
 
-        def answered(text: str | None) -> None:
+        def on_answer(text: str | None) -> None:
             if text:
                 self._resume(Run(entry.path), f"--total-steps={text}")
 
         title = f"{clean(entry.key)} has finished after {step:,} steps. Train it on to how many?"
-        self.app.push_screen(Ask(title, str(2 * step), check=check), answered)
+        self.app.push_screen(PromptDialog(title, str(2 * step), check=check), on_answer)
 
     def action_rerun(self) -> None:
-        if entry := self._ours("rerun"):
-            self.terminal.open_rerun(entry)
+        if entry := self._own_run("rerun"):
+            self.services.open_rerun(entry)
 
     def action_rename(self) -> None:
-        if entry := self._ours("rename"):
+        if entry := self._own_run("rename"):
             run = Run(entry.path)
 
             def check(text: str) -> None:
@@ -120,58 +119,58 @@ class RunActions(Screen[None]):
                     if os.path.lexists(run.path.parent / text):
                         raise UsageError(f"{text} exists already")
 
-            def answered(text: str | None) -> None:
+            def on_answer(text: str | None) -> None:
                 if text and text != run.name:
-                    self.terminal.attempt(lambda: self.terminal.renamed(entry.key, control.rename(run, text)))
+                    self.services.attempt(lambda: self.services.rename_run(entry.key, control.rename(run, text)))
 
-            self.app.push_screen(Ask(f"A new name for {clean(run.name)}", run.name, check=check), answered)
+            self.app.push_screen(PromptDialog(f"A new name for {clean(run.name)}", run.name, check=check), on_answer)
 
     def action_note(self) -> None:
-        if entry := self._ours("write about"):
+        if entry := self._own_run("write about"):
             run = Run(entry.path)
             first, end, others = control.read_note(run).partition("\n")
-            ask = Ask(f"A note on {clean(run.name)}{': its first line' if others else ''}", first)
+            ask = PromptDialog(f"A note on {clean(run.name)}{': its first line' if others else ''}", first)
 
-            def answered(text: str | None) -> None:
+            def on_answer(text: str | None) -> None:
                 if text is not None and text != ask.value:
-                    self.terminal.attempt(lambda: control.write_note(run, text + end + others))
+                    self.services.attempt(lambda: control.write_note(run, text + end + others))
 
-            self.app.push_screen(ask, answered)
+            self.app.push_screen(ask, on_answer)
 
     def action_delete(self) -> None:
-        if entry := self._ours("delete"):
+        if entry := self._own_run("delete"):
             run = Run(entry.path)
 
-            def answered(yes: bool | None) -> None:
+            def on_answer(yes: bool | None) -> None:
                 def delete() -> None:
                     control.delete(run)
-                    self.terminal.deleted(entry.key)
+                    self.services.forget_run(entry.key)
 
                 if yes:
-                    self.terminal.attempt(delete)
+                    self.services.attempt(delete)
 
             detail = f"Curves, checkpoints and samples of {entry.status.step:,} steps go with it, for good."
-            self.app.push_screen(Confirm(f"Delete {clean(run.path)}?", detail), answered)
+            self.app.push_screen(ConfirmDialog(f"Delete {clean(run.path)}?", detail), on_answer)
 
     def action_inspect(self) -> None:
-        if entry := self._ours("inspect"):
-            self.terminal.outside("inspect", Run(entry.path))
+        if entry := self._own_run("inspect"):
+            self.services.run_external("inspect", Run(entry.path))
 
     def action_play(self) -> None:
-        if entry := self._ours("watch"):
-            self.terminal.outside("play", Run(entry.path))
+        if entry := self._own_run("watch"):
+            self.services.run_external("play", Run(entry.path))
 
     def action_copy_command(self) -> None:
-        if entry := self._ours("copy the command of"):
+        if entry := self._own_run("copy the command of"):
             path: Any = Run(entry.path).command
             try:
                 command = path.read_text(encoding="utf-8", errors="replace").strip()
             except OSError as error:
-                self.terminal.complain(f"{path}: cannot be read ({error.strerror})")
+                self.services.show_error(f"{path}: cannot be read ({error.strerror})")
                 return
             self.app.copy_to_clipboard(clean(command))  # what is pasted into a shell must not bring a line of its own
             self.notify(f"Copied: {clean(command)}", markup=False)
 
 
-def _trains(entry: Entry) -> bool:
+def _is_active(entry: Entry) -> bool:
     return entry.state in (*ACTIVE, "stalled")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from textual.content import Content
 
 from ppo_unified.runs.folder import ACTIVE, format_percent, read_warnings
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, columns_of, duration, pad, short
+from tui.runs.entries import Entry
 from tui.runs.run_list import RunList
-
-if TYPE_CHECKING:
-    from tui.store import Entry
 
 GAP = 2  # columns between two facts
 SHARE = 8  # remarks that take more than this part of the screen's lines become a line each
@@ -29,11 +26,11 @@ def head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _cut(clean(entry.state), width // 2), clean(entry.key)
     name = _cut(name, max(8, width - GAP - columns_of(state)))
-    facts = _fitting(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
-    beneath = _fitting(_facts(entry), width + GAP)
-    below = [(_joined(beneath), "")] if beneath and not facts else []
+    facts = _drop_to_fit(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
+    beneath = _drop_to_fit(_facts(entry), width + GAP)
+    below = [(_join(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
-    parts += [Content(" " * GAP + _joined(facts))] if facts else []
+    parts += [Content(" " * GAP + _join(facts))] if facts else []
     remarks = _remarks(entry, width, height // SHARE, damage)
     parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *remarks]]
     return Content.assemble(*parts)
@@ -57,7 +54,7 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
     return facts
 
 
-def _fitting(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
+def _drop_to_fit(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
     """Those that have room, each behind a gap."""
     kept = list(facts)
     while kept and sum(GAP + len(text) for _, text in kept) > room:
@@ -65,7 +62,7 @@ def _fitting(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str
     return kept
 
 
-def _joined(facts: Sequence[tuple[int, str]]) -> str:
+def _join(facts: Sequence[tuple[int, str]]) -> str:
     return (" " * GAP).join(text for _, text in facts)
 
 
@@ -80,10 +77,10 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     warnings, note = read_warnings(status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
     first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
-    told = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
-    lines = [(line, color) for text, color in told for line in wrap_text(clean(text), width)]
+    texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
+    lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
         return lines
     names = ", ".join(warning.name for warning in warnings)
-    told = [*first, *([(f"! {names}; 6 tells more", "$text-warning")] if warnings else []), *note]
-    return [(pad(clean(text), width).rstrip(), color) for text, color in told]
+    texts = [*first, *([(f"! {names}; 6 tells more", "$text-warning")] if warnings else []), *note]
+    return [(pad(clean(text), width).rstrip(), color) for text, color in texts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rich.segment import Segment
 from rich.style import Style
@@ -18,9 +18,7 @@ from textual.strip import Strip
 
 from ppo_unified.runs.folder import format_percent, read_warnings
 from ppo_unified.text import clean, columns_of, duration, pad, short
-
-if TYPE_CHECKING:
-    from tui.store import Entry
+from tui.runs.entries import Entry
 
 _LONGEST_NAME = 40
 AGEING_S = 5.0  # between two looks at the clock where nothing else changes
@@ -51,7 +49,7 @@ def _health(entry: Entry) -> str:
     return f"! {names}" if names else ""
 
 
-COLUMNS: dict[str, Column] = {  # by what `sorted_entries` calls them
+COLUMNS: dict[str, Column] = {  # by what `sort_entries` calls them
     "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),

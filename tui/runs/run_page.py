@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -17,20 +17,21 @@ from textual.widgets import ContentSwitcher, Footer, Static
 
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean
-from tui.actions import Place, at, bindings
-from tui.charts.plots import Plots, Trace, forward, series_colors
+from tui.actions import Place, actions_of, bindings
+from tui.charts.plots import Plots, forward_actions
+from tui.charts.traces import Trace, series_colors
+from tui.runs.entries import Entry
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
 from tui.runs.run_head import head
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import siblings
-
-if TYPE_CHECKING:
-    from tui.store import Changes, Entry, Store
+from tui.services import Services
+from tui.store import Changes, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
 LOOK_S = 0.5  # between two looks at files that the store does not watch: log and samples
-CHART_ACTIONS = frozenset(action.name for action in at("charts"))
+CHART_ACTIONS = frozenset(action.name for action in actions_of("charts"))
 
 
 class TabBar(Widget):
@@ -72,8 +73,8 @@ class RunPage(RunActions):
     ]
     places: tuple[Place, ...] = ("run", "control", "charts")
 
-    def __init__(self, key: str, store: Store, reference: str | None, plots: Plots) -> None:
-        super().__init__()
+    def __init__(self, services: Services, key: str, store: Store, reference: str | None, plots: Plots) -> None:
+        super().__init__(services)
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
         self._among_seeds = plots.settings.aggregate
         self.tab = TABS[0]
@@ -94,9 +95,9 @@ class RunPage(RunActions):
 
     def on_mount(self) -> None:
         self.set_interval(LOOK_S, self._look_at_files)
-        self.app.theme_changed_signal.subscribe(self, lambda _: self._draw())
-        self._say()
-        self._draw()
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._draw_curves())
+        self._update_head()
+        self._draw_curves()
 
     @property
     def entry(self) -> Entry | None:
@@ -108,12 +109,12 @@ class RunPage(RunActions):
         if changes.listed and self.entry is None:
             self._find_again()
         if changes.listed:
-            self._say()
+            self._update_head()
         if changes.listed or self.key in changes.advanced:
             self._look()
         awaited = changes.listed and not self.store.tags(self.key)  # whether it has charts is a matter of its state
-        if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn())):
-            self._draw()
+        if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn_keys())):
+            self._draw_curves()
 
     def on_screen_resume(self) -> None:
         """A question over this page was answered, or another program had the terminal."""
@@ -125,8 +126,8 @@ class RunPage(RunActions):
         for key, entry in self.store.entries.items():
             if self._inode is not None and _inode(entry) == self._inode:
                 self.key = key
-                self.query_one(LogView).read(self._log())
-                self._draw()
+                self.query_one(LogView).set_path(self._log())
+                self._draw_curves()
                 return
         if self.app.screen is self:
             self.notify(f"{clean(self.key)} is gone.", markup=False)
@@ -154,27 +155,27 @@ class RunPage(RunActions):
             case "samples":
                 self.query_one(Samples).look(entry)
             case "system":
-                self.query_one(System).look(entry, self.store, self.terminal.unicode)
+                self.query_one(System).look(entry, self.store, self.services.unicode)
             case "events":
                 self.query_one(Events).look(entry, self.store)
 
-    def _say(self) -> None:
+    def _update_head(self) -> None:
         if entry := self.entry:
-            said = self.query_one("#head", Static)
+            place = self.query_one("#head", Static)
             damage = self.store.damage.get(self.key, "")
-            told = head(entry, max(20, self.size.width - 2), self.size.height, damage)
-            if told != said.content:
-                said.update(told)
+            text = head(entry, max(20, self.size.width - 2), self.size.height, damage)
+            if text != place.content:
+                place.update(text)
 
     # curves
 
-    def _drawn(self) -> list[str]:
+    def _drawn_keys(self) -> list[str]:
         """Other seeds of this run where they are asked for, this run, and on top of it the pinned one."""
-        pinned = self.terminal.state.pinned
-        keys = [*self._others(), self.key]
+        pinned = self.services.state.pinned
+        keys = [*self._siblings(), self.key]
         return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
 
-    def _others(self) -> list[str]:
+    def _siblings(self) -> list[str]:
         """The runs that differ from this one in the seed only, where `A` asks for them."""
         return siblings(self.store, self.key) if self.plots.settings.aggregate else []
 
@@ -183,17 +184,17 @@ class RunPage(RunActions):
         if among == self._among_seeds:
             return
         self._among_seeds = among
-        if among and not self._others():
+        if among and not self._siblings():
             self.notify(f"No other run differs from {clean(self.key)} in the seed only.", markup=False)
-        self._draw()
+        self._draw_curves()
 
-    def _draw(self) -> None:
-        keys, pinned = self._drawn(), self.terminal.state.pinned
+    def _draw_curves(self) -> None:
+        keys, pinned = self._drawn_keys(), self.services.state.pinned
         if self.store.watch(keys):
-            self.terminal.hurry()
+            self.services.read_now()
         if self.tab != "curves":
             return
-        colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._others())
+        colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._siblings())
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
@@ -202,7 +203,7 @@ class RunPage(RunActions):
                 for key, curve in curves.items()
             ]
 
-        self.plots.show(self.store.charted([self.key]), traces)
+        self.plots.show(self.store.chart_tags([self.key]), traces)
 
     def explain(self) -> str | None:
         return self.plots.explain() if self.tab == "curves" else None
@@ -228,7 +229,7 @@ class RunPage(RunActions):
         pane = self.query_one(f"#{tab}")
         self.set_focus(pane if pane.can_focus else None)
         self.refresh_bindings()
-        self.call_after_refresh(self._draw if tab == "curves" else self._look)  # once it has a width
+        self.call_after_refresh(self._draw_curves if tab == "curves" else self._look)  # once it has a width
 
     def action_tab_next(self) -> None:
         self.action_tab(TABS[(TABS.index(self.tab) + 1) % len(TABS)])
@@ -240,7 +241,7 @@ class RunPage(RunActions):
         self.action_tab(message.tab)
 
     def on_resize(self) -> None:
-        self._say()
+        self._update_head()
         self.call_after_refresh(self._look)
 
     def action_follow(self) -> None:
@@ -256,7 +257,7 @@ class RunPage(RunActions):
     def _turn(self, by: int) -> None:
         samples = self.query_one(Samples)
         if self.tab == "samples":
-            samples.turn(by)
+            samples.move(by)
             self._look()
         else:
             self.action_tab("samples")
@@ -277,4 +278,4 @@ def _inode(entry: Entry | None) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found is not None else None
 
 
-forward(RunPage, (action.name for action in at("charts")))
+forward_actions(RunPage, (action.name for action in actions_of("charts")))

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from textual import work
@@ -27,10 +27,9 @@ from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_value
 from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import clean, duration, short, table
-from tui.folders import stamp_if_any
-
-if TYPE_CHECKING:
-    from tui.store import Entry, Store
+from tui.folder_scanner import stamp_if_any
+from tui.runs.entries import Entry
+from tui.store import Store
 
 INDENT = 6  # of what belongs to an event
 LABEL = 12  # columns of 'prompt', 'response', ...
@@ -50,7 +49,7 @@ class TextTab(VerticalScroll, can_focus=True):
     def compose(self) -> ComposeResult:
         yield Static("", markup=False)
 
-    def say(self, text: Content | str) -> None:
+    def set_text(self, text: Content | str) -> None:
         self.query_one(Static).update(Content(text) if isinstance(text, str) else text)
 
     def is_news(self, signature: object) -> bool:
@@ -73,17 +72,19 @@ class Options(TextTab):
             return
         try:
             if entry.foreign:
-                self.say(FOREIGN)
+                self.set_text(FOREIGN)
             elif not self.differences:
-                self.say(_sections(read_toml(paths[0])))
+                self.set_text(_sections(read_toml(paths[0])))
             elif reference is None or reference.key == entry.key or reference.foreign:
-                self.say("No other run is pinned (p) or marked (space) in the list to compare with.   D: all options")
+                self.set_text(
+                    "No other run is pinned (p) or marked (space) in the list to compare with.   D: all options"
+                )
             else:
                 tables = {e.key: read_options(Run(e.path)) for e in (entry, reference)}
                 head = f"What differs from {clean(reference.key)}   D: all options"
-                self.say("\n".join([head, "", *difference_lines(tables, width)]))
+                self.set_text("\n".join([head, "", *difference_lines(tables, width)]))
         except UsageError as error:
-            self.say(clean(error))
+            self.set_text(clean(error))
 
 
 def _sections(config: Mapping[str, Any]) -> Content:
@@ -110,7 +111,7 @@ class Events(TextTab):
 
     def look(self, entry: Entry, store: Store) -> None:
         if entry.foreign or entry.problem:
-            self.say(FOREIGN if entry.foreign else clean(entry.problem))
+            self.set_text(FOREIGN if entry.foreign else clean(entry.problem))
             return
         status, width = entry.status, self.scrollable_content_region.width
         curve = store.curve(entry.key, "eval/score")
@@ -126,8 +127,8 @@ class Events(TextTab):
             curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
         )
         if width and self.is_news((entry.path, status.started, status.pid, *ends)):
-            told = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
-            self.say(Content.assemble(*told).rstrip())
+            texts = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
+            self.set_text(Content.assemble(*texts).rstrip())
 
 
 def _event(event: control.Event, scores: Any, width: int) -> Content:
@@ -171,7 +172,7 @@ class System(TextTab):
                     "",
                     *draw([line], min(width, CHART[0]), CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode),
                 ]
-        self.say("\n".join(lines).lstrip("\n"))
+        self.set_text("\n".join(lines).lstrip("\n"))
 
 
 def _process(entry: Entry) -> list[str]:
@@ -211,68 +212,68 @@ class Samples(TextTab):
     class Loaded(Message):
         """A thread has read what is to be shown."""
 
-        def __init__(self, asked: object, moment: Moment | str, numbers: Sequence[int]) -> None:
+        def __init__(self, request: object, moment: Moment | str, numbers: Sequence[int]) -> None:
             super().__init__()
-            self.asked, self.moment, self.numbers = asked, moment, numbers
+            self.request, self.moment, self.numbers = request, moment, numbers
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
         self.numbers: Sequence[int] = ()  # the moments there are, ascending
         self.at: int | None = None  # the chosen one; None: always the newest
         self.moment: Moment | None = None
-        self._asked: object = None  # what the last thread was sent for: an earlier one may come back later
+        self._request: object = None  # what the last thread was sent for: an earlier one may come back later
 
     def look(self, entry: Entry) -> None:
         if entry.foreign:
-            self.say(FOREIGN)
+            self.set_text(FOREIGN)
             return
         run, width = Run(entry.path), self.scrollable_content_region.width
         folder = samples.samples_folder(run)
         stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
         if width and self.is_news((run.path, stamps, self.at, width)):
-            self._asked = object()
-            self._read(run, self.at, width, self._asked)
+            self._request = object()
+            self._read(run, self.at, width, self._request)
 
     @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
-    def _read(self, run: Run, at: int | None, width: int, asked: object) -> None:
+    def _read(self, run: Run, at: int | None, width: int, request: object) -> None:
         """Reading and laying out may take long; no key waits for it."""
         numbers: Sequence[int] = ()
         try:
             if responses := samples.read_responses(run):
                 unit, numbers = "step", list(responses)
                 chosen = at if at in responses else numbers[-1]
-                lines = _responses(responses[chosen], width)
+                lines = _response_lines(responses[chosen], width)
             elif numbers := samples.iterations(run):
                 unit = "iteration"
                 chosen = at if at in numbers else numbers[-1]
-                lines = _stored(run, chosen, width)
+                lines = _stored_lines(run, chosen, width)
             else:
                 self.post_message(
-                    self.Loaded(asked, "Nothing is stored yet: samples come with the first iteration.", ())
+                    self.Loaded(request, "Nothing is stored yet: samples come with the first iteration.", ())
                 )
                 return
             found: Moment | str = Moment(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
         except (UsageError, OSError) as error:
             found = clean(error)
-        self.post_message(self.Loaded(asked, found, numbers))
+        self.post_message(self.Loaded(request, found, numbers))
 
     def on_samples_loaded(self, message: Loaded) -> None:
         message.stop()
-        if message.asked is not self._asked:
+        if message.request is not self._request:
             return
         self.numbers = message.numbers
         if isinstance(message.moment, str):
-            self.say(message.moment)
+            self.set_text(message.moment)
             return
         turned = self.moment is not None and self.moment.number != message.moment.number
         self.moment = moment = message.moment
         head = f"{moment.unit} {moment.number:,}, {moment.place + 1} of {moment.of}"
         head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
-        self.say(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
+        self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
         if turned:
             self.scroll_home(animate=False)
 
-    def turn(self, by: int) -> None:
+    def move(self, by: int) -> None:
         """To an older moment (-1) or a newer one (1); beyond the newest, what comes is followed."""
         if not self.numbers:
             return
@@ -281,7 +282,7 @@ class Samples(TextTab):
         self.at = None if place == len(self.numbers) - 1 else self.numbers[place]
 
 
-def _responses(responses: Sequence[Any], width: int) -> list[str]:
+def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
     """Each with its numbers in a line and its texts below, prompt and response first."""
     lines: list[str] = []
     for number, response in enumerate(responses, 1):
@@ -296,7 +297,7 @@ def _responses(responses: Sequence[Any], width: int) -> list[str]:
     return lines
 
 
-def _stored(run: Run, iteration: int, width: int) -> list[str]:
+def _stored_lines(run: Run, iteration: int, width: int) -> list[str]:
     """The table that `inspect` prints, of the first samples."""
     stored = samples.read(run, iteration)
     there = stored.samples()

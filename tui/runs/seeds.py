@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tui.runs.entries import common_of_entry
-
-if TYPE_CHECKING:
-    from tui.store import Store
+from tui.store import Store
 
 
 def group_of(store: Store, key: str) -> str:

@@ -45,7 +45,7 @@ class _Listing:
     started: float | None  # None: no event files
 
 
-class Folders:
+class FolderScanner:
     """Walks the tree under `root` again and again."""
 
     def __init__(self, root: Path) -> None:
@@ -55,22 +55,22 @@ class Folders:
         self._walked: dict[str, _Listing] = {}
         self._seen: set[tuple[int, int]] = set()
 
-    def walk(self) -> list[Folder]:
+    def scan(self) -> list[Folder]:
         """Every run of ours, log of other programs, and folder that cannot be looked into. Raises nothing."""
         self._walked, self._seen, self.problem = {}, set(), ""
-        found = list(self._in(str(self.root), "", 0))
+        found = list(self._walk(str(self.root), "", 0))
         if len(self._seen) >= _MOST:
             self.problem = f"{self.root}: only the first {_MOST:,} folders were looked into"
         self._listings = self._walked
         return found
 
-    def _in(self, path: str, key: str, depth: int) -> Iterator[Folder]:
+    def _walk(self, path: str, key: str, depth: int) -> Iterator[Folder]:
         try:
             stamp = stamp_of(f"{path}/run.json") if key else None
             if stamp is not None:
                 yield Folder(key, path, stamp)
                 return
-            listing = self._list(path)
+            listing = self._listing(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -86,9 +86,9 @@ class Folders:
             yield Folder(key or ".", path, None, listing.started)
         if depth < DEPTH:
             for name in listing.folders:
-                yield from self._in(f"{path}/{name}", f"{key}/{name}" if key else name, depth + 1)
+                yield from self._walk(f"{path}/{name}", f"{key}/{name}" if key else name, depth + 1)
 
-    def _list(self, path: str) -> _Listing | None:
+    def _listing(self, path: str) -> _Listing | None:
         """A folder's listing; None where a link leads to a folder that was listed already, or there are too many."""
         found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
         identity = (found.st_dev, found.st_ino)
@@ -98,7 +98,7 @@ class Folders:
         stamp = (found.st_mtime_ns, found.st_ino)
         listing = self._listings.get(path)
         if listing is None or listing.stamp != stamp or not listing.settled:
-            folders, started = _scan(path)
+            folders, started = _read_folder(path)
             settled = time.time_ns() - found.st_mtime_ns > _SETTLED_NS
             listing = _Listing(stamp, settled, tuple(sorted(folders)), started)
         self._walked[path] = listing
@@ -122,7 +122,7 @@ def stamp_if_any(path: str | Path) -> Stamp | None:
         return None
 
 
-def _scan(path: str) -> tuple[list[str], float | None]:
+def _read_folder(path: str) -> tuple[list[str], float | None]:
     """The names of the folders in a folder, and when the oldest of its event files was made."""
     folders, started = [], None
     with os.scandir(path) as entries:

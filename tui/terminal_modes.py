@@ -13,10 +13,10 @@ _LEAVE = "\x1b[?1049l"  # the alternate screen
 
 
 @contextmanager
-def restored() -> Iterator[None]:
+def restore_terminal() -> Iterator[None]:
     """Leave the terminal in a state that a shell can use, whatever happens inside, also if it was found in none."""
     with suppress(termios.error, ValueError, OSError):
-        if mend():
+        if repair_modes():
             sys.stderr.write(_PLAIN + _LEAVE)
             sys.stderr.flush()
     try:
@@ -28,7 +28,7 @@ def restored() -> Iterator[None]:
                 sys.stdout.flush()
 
 
-def mend() -> bool:
+def repair_modes() -> bool:
     """Give a terminal that someone left in raw mode its line discipline back; whether there was anything to mend."""
     attributes = termios.tcgetattr(sys.stdin.fileno())
     local = attributes[3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -16,17 +16,19 @@ from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.query import parse, read_options
 from ppo_unified.terminal.option_diff import difference_lines
 from ppo_unified.text import clean
-from tui.actions import Place, at, bindings
-from tui.charts.plots import Plots, Settings, Trace, forward, series_colors
-from tui.dialogs import Ask, Read
+from tui.actions import Place, actions_of, bindings
+from tui.charts.plots import Plots, forward_actions
+from tui.charts.settings import Settings
+from tui.charts.traces import Trace
+from tui.dialogs import PromptDialog, TextDialog
+from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.run_actions import RunActions
 from tui.runs.run_list import COLUMNS, Marks, RunList
 from tui.runs.run_page import RunPage
 from tui.runs.seeds import group_of
-from tui.store import matching, sorted_entries
-
-if TYPE_CHECKING:
-    from tui.store import Changes, Entry, Store
+from tui.runs.selection import Selection
+from tui.services import Services
+from tui.store import Changes, Store
 
 LEAST, MOST, STEP = 15, 80, 5  # share of the screen that the list may take, in per cent
 NO_RUNS = """No runs here yet.
@@ -41,20 +43,20 @@ Runs that other terminals start in this folder appear by themselves."""
 class RunsScreen(RunActions):
     """Table above charts; side by side on wide terminals."""
 
-    CSS_PATH = "runs_view.tcss"
+    CSS_PATH = "runs_screen.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *bindings("control"), *bindings("charts")]
     HORIZONTAL_BREAKPOINTS = [(0, "-stacked"), (170, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("runs", "control", "charts")
 
-    def __init__(self, store: Store) -> None:
-        super().__init__()
-        self.store = store
-        self._misread = ""  # what is wrong with the query
+    def __init__(self, services: Services, store: Store) -> None:
+        super().__init__(services)
+        self.store, self.selection = store, Selection(store, services.state)
+        self._query_error = ""  # what is wrong with the query
         self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
 
     def compose(self) -> ComposeResult:
-        self.run_list = RunList(self.terminal.unicode, self.store.clock)
-        self.plots = Plots(Settings.from_dict(self.terminal.state.charts), self.terminal.unicode)
+        self.run_list = RunList(self.services.unicode, self.store.clock)
+        self.plots = Plots(Settings.from_dict(self.services.state.charts), self.services.unicode)
         self._panes = Container(self.run_list, self.plots, id="panes")
         yield self._top
         yield self._panes
@@ -63,7 +65,8 @@ class RunsScreen(RunActions):
 
     def on_mount(self) -> None:
         self.run_list.focus()
-        self._share()
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._redraw())
+        self._resize_list()
         self._relist()
 
     @property
@@ -77,7 +80,7 @@ class RunsScreen(RunActions):
     def store_changed(self, changes: Changes) -> None:
         if changes.listed:
             self._relist()
-        elif changes.advanced & set(self._drawn()):
+        elif changes.advanced & set(self._drawn_keys()):
             self._redraw()
 
     def on_screen_resume(self) -> None:
@@ -87,37 +90,37 @@ class RunsScreen(RunActions):
 
     def _relist(self) -> None:
         """Filter, sort and show the runs, then the curves."""
-        state, everything = self.terminal.state, list(self.store.entries.values())
+        state, everything = self.services.state, list(self.store.entries.values())
         try:
-            chosen, self._misread = matching(everything, parse(state.query)), ""
+            chosen, self._query_error = select_entries(everything, parse(state.query)), ""
         except UsageError as error:
-            chosen, self._misread = everything, str(error)
+            chosen, self._query_error = everything, str(error)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
-        chosen = sorted_entries(chosen, state.sorted_by, state.reverse)
+        chosen = sort_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
-        self._share()
-        self._say()
+        self._resize_list()
+        self._update_top_line()
         self._redraw()
 
-    def _say(self) -> None:
+    def _update_top_line(self) -> None:
         """What stands above the list and below the charts."""
         total = len(self.store.entries)
         active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
-        title = "ppo-unified   read-only" if self.terminal.readonly else "ppo-unified"
-        parts = [title, str(self.terminal.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
-        if marked := self._marked():
+        title = "ppo-unified   read-only" if self.services.readonly else "ppo-unified"
+        parts = [title, str(self.services.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
+        if marked := self.selection.marked_keys():
             parts.append(f"{len(marked)} marked")
-        if not self.run_list.has_column(self.terminal.state.sorted_by):
-            parts.append(f"sorted by {self.terminal.state.sorted_by}")
+        if not self.run_list.has_column(self.services.state.sorted_by):
+            parts.append(f"sorted by {self.services.state.sorted_by}")
         self._top.update("   ".join(parts), layout=False)
-        self._say_below()
+        self._update_query_line()
 
-    def _say_below(self) -> None:
+    def _update_query_line(self) -> None:
         """What is wrong with the query, the folder or the drawn runs' files; else the query, where there is one."""
-        text, total, listed = self.terminal.state.query, len(self.store.entries), len(self.run_list.entries)
-        problem = self._misread or self.store.problem or self._damage()
+        text, total, listed = self.services.state.query, len(self.store.entries), len(self.run_list.entries)
+        problem = self._query_error or self.store.problem or self._damage()
         self._query.display = bool(text or problem)
         self._query.set_class(bool(problem), "-problem")
         line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
@@ -126,35 +129,24 @@ class RunsScreen(RunActions):
 
     def _damage(self) -> str:
         """What of the drawn runs' files cannot be read."""
-        found = [text for key, text in self.store.damage.items() if key in self._drawn()]
+        found = [text for key, text in self.store.damage.items() if key in self._drawn_keys()]
         return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
 
     # which runs are drawn
 
-    def _marked(self) -> list[str]:
-        """The marked runs that are there."""
-        return [key for key in self.terminal.state.marked if key in self.store.entries]
-
-    def _drawn(self) -> list[str]:
-        """Marked runs, or the one under the cursor where none is; the pinned one last, on top of them all."""
-        state, entries, keys = self.terminal.state, self.store.entries, self._marked()
-        if not keys and (entry := self.entry) is not None:
-            keys = [entry.key]
-        pinned = [state.pinned] if state.pinned in entries else []
-        return [key for key in keys if key not in pinned] + pinned
+    def _drawn_keys(self) -> list[str]:
+        return self.selection.drawn_keys(self.entry)
 
     def _marks(self) -> Marks:
-        state = self.terminal.state
-        colors = series_colors(self._drawn(), pinned=state.pinned, dark=self.app.current_theme.dark)
-        return Marks(colors, frozenset(state.marked), state.pinned)
+        return self.selection.marks(self.entry, self.app.current_theme.dark)
 
     def _redraw(self) -> None:
         """Hand the curves of the drawn runs to the charts."""
         if any(isinstance(screen, RunPage) for screen in self.app.screen_stack):
             return  # that page says which curves are read; `on_screen_resume` comes back here
-        keys = self._drawn()
+        keys = self._drawn_keys()
         if self.store.watch(keys):
-            self.terminal.hurry()
+            self.services.read_now()
         marks = self._marks()
         self.run_list.recolor(marks)
         aggregate = self.plots.settings.aggregate
@@ -168,17 +160,14 @@ class RunsScreen(RunActions):
                     drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
-        self.plots.show(self.store.charted(keys), traces)
-
-    def theme_changed(self) -> None:
-        self._redraw()
+        self.plots.show(self.store.chart_tags(keys), traces)
 
     # actions on the list
 
     def on_run_list_moved(self) -> None:
-        if not self._marked():
+        if not self.selection.marked_keys():
             self._redraw()
-            self._say_below()
+            self._update_query_line()
 
     def on_run_list_opened(self) -> None:
         self.action_open()
@@ -187,91 +176,95 @@ class RunsScreen(RunActions):
         self._sort(message.column)
 
     def action_new(self) -> None:
-        self.terminal.open_picker()
+        self.services.open_picker()
 
     def action_open(self) -> None:
         if entry := self.entry:
-            plots = Plots(replace(self.plots.settings, aggregate=False), self.terminal.unicode)
-            others = [key for key in (self.terminal.state.pinned, *self._marked()) if key != entry.key]
+            plots = Plots(replace(self.plots.settings, aggregate=False), self.services.unicode)
+            others = [key for key in (self.services.state.pinned, *self.selection.marked_keys()) if key != entry.key]
             reference = next((key for key in others if key in self.store.entries), None)
-            self.app.push_screen(RunPage(entry.key, self.store, reference, plots))
+            self.app.push_screen(RunPage(self.services, entry.key, self.store, reference, plots))
 
     def action_mark(self) -> None:
         if entry := self.entry:
-            key, marked = entry.key, self.terminal.state.marked
-            marked.remove(key) if key in marked else marked.append(key)
-            self._marks_changed()
+            self.selection.toggle_mark(entry.key)
+            self._show_marks()
             self.run_list.action_move(1)
 
     def action_mark_all(self) -> None:
-        listed, state = [entry.key for entry in self.run_list.entries], self.terminal.state
-        everything = set(listed) <= set(state.marked)
-        state.marked = [key for key in self._marked() if key not in listed] + ([] if everything else listed)
-        self._marks_changed()
+        self.selection.toggle_all([entry.key for entry in self.run_list.entries])
+        self._show_marks()
 
     def action_pin(self) -> None:
         if entry := self.entry:
-            state = self.terminal.state
-            state.pinned = "" if state.pinned == entry.key else entry.key
-            self._marks_changed()
+            self.selection.toggle_pin(entry.key)
+            self._show_marks()
 
-    def _marks_changed(self) -> None:
-        self.terminal.remember()
+    def _show_marks(self) -> None:
+        self.services.save_state()
         self._relist()
 
     def focus_run(self, key: str) -> None:
         """Put the cursor on a run, as soon as it is there, and draw it."""
-        state = self.terminal.state
-        if self._marked() and key not in state.marked:
+        state = self.services.state
+        if self.selection.marked_keys() and key not in state.marked:
             state.marked.append(key)
-            self.terminal.remember()
+            self.services.save_state()
         self.run_list.move_to(key)
         self._redraw()
+
+    def rename_run(self, key: str, new: str) -> None:
+        """Keep mark, pin and cursor of a run that has another key now."""
+        self.selection.rename(key, new)
+        self.run_list.move_to(new)
+
+    def forget_run(self, key: str) -> None:
+        self.selection.forget(key)
 
     def action_filter(self) -> None:
         before = self.entry
 
-        def live(text: str) -> None:
-            self.terminal.state.query = text
+        def preview(text: str) -> None:
+            self.services.state.query = text
             self._relist()
 
         hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
-        ask = Ask("List only runs that match", self.terminal.state.query, hint, check=parse, live=live)
+        ask = PromptDialog("List only runs that match", self.services.state.query, hint, check=parse, preview=preview)
 
-        def answered(text: str | None) -> None:
-            self.terminal.remember()
+        def on_answer(text: str | None) -> None:
+            self.services.save_state()
             if text is None and before is not None and before.key in self.store.entries:
                 self.run_list.move_to(before.key)
 
-        self.app.push_screen(ask, answered)
+        self.app.push_screen(ask, on_answer)
 
     def action_sort(self) -> None:
         names = list(COLUMNS)
-        self._sort(names[(names.index(self.terminal.state.sorted_by) + 1) % len(names)])
+        self._sort(names[(names.index(self.services.state.sorted_by) + 1) % len(names)])
 
     def action_sort_reverse(self) -> None:
-        self._sort(self.terminal.state.sorted_by)
+        self._sort(self.services.state.sorted_by)
 
     def _sort(self, column: str) -> None:
         """By another column; by the same one the other way round."""
-        state = self.terminal.state
+        state = self.services.state
         state.reverse = not state.reverse if column == state.sorted_by else False
         state.sorted_by = column
-        self.terminal.remember()
+        self.services.save_state()
         self._relist()
 
     def action_wider(self) -> None:
-        self._share(STEP)
+        self._resize_list(STEP)
 
     def action_narrower(self) -> None:
-        self._share(-STEP)
+        self._resize_list(-STEP)
 
-    def _share(self, by: int = 0) -> None:
+    def _resize_list(self, by: int = 0) -> None:
         """Give the list its share of the screen, above the charts no more lines than it has runs."""
-        state, runs = self.terminal.state, self.run_list
+        state, runs = self.services.state, self.run_list
         if by:
             state.list_share = min(MOST, max(LEAST, state.list_share + by))
-            self.terminal.remember()
+            self.services.save_state()
         beside = self.has_class("-beside")
         lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + 2
         share = self._panes.size.height * state.list_share // 100
@@ -279,27 +272,27 @@ class RunsScreen(RunActions):
         runs.styles.height = "100%" if beside else max(4, min(lines, share))
 
     def on_resize(self) -> None:
-        self._share()
+        self._resize_list()
         self.call_after_refresh(self._relist)  # once the list knows which columns it has
 
     def action_compare(self) -> None:
-        keys = self._drawn()
+        keys = self._drawn_keys()
         if len(keys) < 2:
             self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
             return
         try:
             tables = {key: read_options(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
         except UsageError as error:
-            self.terminal.complain(str(error))
+            self.services.show_error(str(error))
             return
-        lines = difference_lines(tables, Read.room(self.size.width))
-        self.app.push_screen(Read("Options in which they differ", "\n".join(lines)))
+        lines = difference_lines(tables, TextDialog.text_width(self.size.width))
+        self.app.push_screen(TextDialog("Options in which they differ", "\n".join(lines)))
 
     # actions on the charts, whichever pane has the focus
 
     def on_plots_changed(self) -> None:
-        self.terminal.state.charts = self.plots.settings.to_dict()
-        self.call_after_refresh(self.terminal.remember)  # a file is written: what the key asked for comes first
+        self.services.state.charts = self.plots.settings.to_dict()
+        self.call_after_refresh(self.services.save_state)  # a file is written: what the key asked for comes first
         if self.plots.settings.aggregate:
             self._redraw()
 
@@ -307,4 +300,4 @@ class RunsScreen(RunActions):
         return self.plots.explain()
 
 
-forward(RunsScreen, (action.name for action in at("charts")))
+forward_actions(RunsScreen, (action.name for action in actions_of("charts")))

@@ -1,0 +1,116 @@
+"""The lines of one chart on the screen: its title, its curves beside the y labels, and its x axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.color import Color
+from textual.filter import LineFilter
+from textual.strip import Strip
+
+from ppo_unified.terminal import braille, chart
+from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
+from ppo_unified.terminal.chart import MARKS
+from ppo_unified.text import clean, columns_of, pad, short
+from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
+from tui.charts.traces import DrawnCurve
+
+FAINT, BAND = 0.6, 0.7  # how far raw curves and bands fade into the background
+
+
+class Inks(NamedTuple):
+    """The styles of a chart's parts, on its background."""
+
+    base: Style
+    title: Style
+    axis: Style
+    cross: Style
+    bright: list[Style]  # of each curve
+    faint: list[Style]
+
+    def apply_filters(self, filters: Sequence[LineFilter], background: Color) -> Inks:
+        """The inks as the program's filters let them through; to filter every line costs a fifth of a redraw."""
+        several = [self.base, self.title, self.axis, self.cross, *self.bright, *self.faint]
+        segments = [Segment("", style) for style in several]
+        for line_filter in filters:
+            segments = line_filter.apply(segments, background)
+        seen = [segment.style or self.base for segment in segments]
+        base, title, axis, cross, *curves = seen
+        return Inks(base, title, axis, cross, curves[: len(self.bright)], curves[len(self.bright) :])
+
+
+def curve_styles(drawn: Sequence[DrawnCurve], base: Style, background: Color) -> tuple[list[Style], list[Style]]:
+    """Each curve's bright style, and the faint one of its raw values or its band."""
+    bright, faint = [], []
+    for one in drawn:
+        color = Color.parse(one.color)
+        faded = color.blend(background, BAND if one.band is not None else FAINT)
+        bright.append(base + Style(color=color.rich_color))
+        faint.append(base + Style(color=faded.rich_color))
+    return bright, faint
+
+
+def title_line(
+    tag: str,
+    log_y: bool,
+    drawn: Sequence[DrawnCurve],
+    values: Sequence[float | None],
+    letters: bool,
+    width: int,
+    inks: Inks,
+) -> Strip:
+    """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
+    tag = pad(clean(tag), min(columns_of(clean(tag)), max(0, width - 1)))
+    head = [Segment(tag, inks.title), Segment(" log" if log_y and columns_of(tag) + 5 < width else "", inks.axis)]
+    left = width - sum(columns_of(segment.text) for segment in head)
+    marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
+    numbers = [short(value) for value in values]
+    named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
+    bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
+    worth = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a lone run is what one looks at anyway
+    entries = named if worth and sum(map(columns_of, named)) <= left else bare
+    for number, entry in reversed(list(enumerate(entries))):
+        more = f"  +{number + 1}"
+        if columns_of(entry) + (len(more) if number else 0) > left:
+            head.append(Segment(more[: max(0, left)], inks.axis))
+            left -= len(head[-1].text)
+            break
+        head.append(Segment(entry, inks.bright[number]))
+        left -= columns_of(entry)
+    return Strip([*head, Segment(" " * left, inks.base)], width)
+
+
+def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width: int, inks: Inks) -> list[Strip]:
+    """The plot, with the crosshair in column `cross` of it, and the y labels on the left."""
+    styles = {CROSS: inks.axis, NOTHING: inks.base}
+    styles |= {2 * k: style for k, style in enumerate(inks.bright)}
+    styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
+    strips = []
+    for row, runs in enumerate(braille.spans(picture.picture, cross, glyphs.side)):
+        label = picture.labels.get(row)
+        side = (label or "").rjust(GUTTER)
+        segments = [Segment(side + (glyphs.side if label is None else glyphs.tick), inks.axis)]
+        segments += [Segment(text, styles[style]) for text, style in runs]
+        strips.append(Strip(segments, width))
+    return strips
+
+
+def axis_lines(
+    picture: ChartPicture, cross: tuple[int, str] | None, glyphs: Glyphs, size: tuple[int, int], inks: Inks
+) -> list[Strip]:
+    """The x axis of a chart of `size` columns and rows; `cross`: the crosshair's column and what stands below it."""
+    (width, height), axis, strips = size, inks.axis, []
+    if height >= TALL:
+        floor = chart.floor_row(picture.ticks, picture.room, glyphs)
+        strips.append(Strip([Segment(" " * GUTTER + glyphs.corner + floor, axis)], width))
+    if cross is None:
+        return [*strips, Strip([Segment(chart.label_row(picture.ticks, width, GUTTER)[:width], axis)], width)]
+    column, text = cross[0], f" {cross[1]} "[:width]
+    start = max(0, min(GUTTER + 1 + column - len(text) // 2, width - len(text)))
+    free = [tick for tick in picture.ticks if tick[1] >= start + len(text) or tick[1] + len(tick[2]) <= start]
+    labels = chart.label_row(free, width, GUTTER)[:width]
+    parts = [Segment(labels[:start], axis), Segment(text, inks.cross), Segment(labels[start + len(text) :], axis)]
+    return [*strips, Strip(parts, width)]

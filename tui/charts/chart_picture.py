@@ -1,0 +1,159 @@
+"""One chart's curves painted in cells, and which place of the x axis each column shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ppo_unified.terminal import braille, chart
+from ppo_unified.terminal.braille import Glyphs, Layer, Picture, View
+from ppo_unified.terminal.chart import MARKS, Tick
+from tui.charts.export import PaperChart
+from tui.charts.traces import DrawnCurve
+from tui.charts.window import Window
+
+GUTTER = 8  # columns of the y labels: charts above each other line up
+TALL = 12  # rows from which on the x axis gets a line of its own
+
+
+class Look(NamedTuple):
+    """How the charts of a page are drawn."""
+
+    axis: str = "step"
+    log_x: bool = False
+    log_y: bool = False
+    smoothing: float = 0.0
+    aggregate: bool = False
+    window: Window | None = None  # on the axis as it is drawn; None: there is no data
+
+    def x_label(self, x: float) -> str:
+        """A place of the x axis in words."""
+        if self.axis == "relative":
+            return chart.span_label(x)
+        return chart.format_local_time(x) if self.axis == "time" else f"{round(x):,}"
+
+    def x_ticks(self, view: View, room: int) -> list[Tick]:
+        """The ticks of an x axis of `room` columns."""
+        count = max(2, room // (7 if self.axis == "step" else 10))
+        if self.log_x:
+            ticks = chart.log_ticks(view.left, view.right, count)
+            if self.axis == "relative":
+                ticks = [Tick(at, chart.span_label(10.0**at) if at >= 0 else label) for at, label in ticks]
+            return ticks
+        if self.axis == "step":
+            return chart.plain_ticks(view.left, view.right, count)
+        return chart.time_ticks(view.left, view.right, count, self.axis == "time")
+
+
+@dataclass(frozen=True)
+class ChartPicture:
+    """A chart without its title, crosshair and colours. Columns are counted from the left edge of the widget."""
+
+    picture: Picture
+    view: View
+    log_x: bool
+    log_y: bool
+    dots: int  # side by side in a cell
+    room: int  # columns of the plot, right of the gutter and its line
+    labels: dict[int, str]  # row -> y label
+    ticks: list[tuple[int, int, str]]
+
+    def column_of(self, x: float) -> int | None:
+        """The column of the plot, from 0, that shows a place of the x axis; None outside the window."""
+        if self.log_x and x <= 0:
+            return None
+        at, view = float(np.log10(x)) if self.log_x else x, self.view
+        column = round((at - view.left) / (view.right - view.left) * (self.room * self.dots - 1)) // self.dots
+        return column if 0 <= column < self.room else None
+
+    def share_at(self, column: float) -> float:
+        """How much of the plot's width is left of the middle of a column."""
+        return ((column - GUTTER - 1) * self.dots + (self.dots - 1) / 2) / max(1, self.room * self.dots - 1)
+
+    def place_at(self, column: float) -> float | None:
+        """The place that a column shows, on the axis as it is drawn; None outside the plot."""
+        share = self.share_at(column)
+        return self.view.left + share * (self.view.right - self.view.left) if 0 <= share <= 1 else None
+
+    def x_at(self, column: float) -> float | None:
+        """The place that a column shows, on the x axis, not its logarithm; None outside the plot."""
+        at = self.place_at(column)
+        return 10.0**at if at is not None and self.log_x else at
+
+    def x_beside(self, x: float | None, by: int) -> float | None:
+        """The place some columns beside another one; beside the right end where that is not in sight."""
+        column = None if x is None else self.column_of(x)
+        column = (self.room if by < 0 else self.room - 1) if column is None else column
+        return self.x_at(GUTTER + 1 + min(self.room - 1, max(0, column + by)))
+
+    @property
+    def column_width(self) -> float:
+        """What a column covers of the axis as it is drawn."""
+        return (self.view.right - self.view.left) / self.room
+
+
+def paint_chart(
+    drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, letters: bool
+) -> ChartPicture | str:
+    """The curves inside the window, and the axes around them, in `size` columns and rows; or why there are none."""
+    width, height = size
+    rows = height - 1 - (2 if height >= TALL else 1)
+    if look.window is None or not drawn:
+        return "no points yet"
+    if rows < 1 or width < GUTTER + 4:
+        return ""
+    lines = [_with_log_x(one) for one in drawn] if look.log_x else drawn
+    span, room = View(*look.window, 0, 1), width - GUTTER - 1
+    log_y = look.log_y
+    layers = _layers(lines, span, room * glyphs.columns, log_y)
+    if log_y and not any(np.isfinite(layer.low).any() for layer in layers):
+        log_y, layers = False, _layers(lines, span, room * glyphs.columns, False)
+    low = float(np.fmin.reduce([np.fmin.reduce(layer.low) for layer in layers]))
+    high = float(np.fmax.reduce([np.fmax.reduce(layer.high) for layer in layers]))
+    if not np.isfinite(high - low):
+        return "no finite value here"
+    view = chart.add_margins(View(*look.window, low, high))
+    labels = chart.y_labels((low, high), view, rows, log_y, glyphs, GUTTER)
+    picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters and len(lines) > 1)
+    ticks = chart.place_ticks(look.x_ticks(view, room), view, room, GUTTER)
+    return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, ticks)
+
+
+def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) -> PaperChart:
+    """The same chart for a file."""
+    curves = [_with_log_x(one) for one in drawn] if look.log_x else drawn
+    if picture.log_y:
+        curves = [_with_log_y(one) for one in curves]
+    return PaperChart(curves, picture.view, picture.log_y, look.x_ticks(picture.view, 100))
+
+
+def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
+    """Bands at the bottom, then raw curves, then the bright ones; styles are 2 k, and 2 k + 1 where faint."""
+    bands, raws, curves = [], [], []
+    for k, one in enumerate(lines):
+        places = braille.Columns(one.x, span, columns)
+        if one.band is not None:
+            lower, upper = places.minmax(one.band[0], log_y)[0], places.minmax(one.band[1], log_y)[1]
+            bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True))
+        elif one.curve is not one.raw:
+            raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, "."))
+        mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
+        curves.append(Layer(*places.minmax(one.curve, log_y), 2 * k, mark))
+    return [*bands, *reversed(raws), *curves]  # the raw curve of the reference, dense and grey, at the bottom
+
+
+def _with_log_x(one: DrawnCurve) -> DrawnCurve:
+    """The part of a curve that a logarithmic x axis has."""
+    above = int(np.searchsorted(one.x, 0.0, "right"))
+    x, raw, curve = np.log10(one.x[above:]), one.raw[above:], one.curve[above:]
+    band = None if one.band is None else (one.band[0][above:], one.band[1][above:])
+    return one._replace(x=x, raw=raw, curve=raw if one.curve is one.raw else curve, band=band)
+
+
+def _with_log_y(one: DrawnCurve) -> DrawnCurve:
+    raw = braille.log10(one.raw)
+    band = None if one.band is None else (braille.log10(one.band[0]), braille.log10(one.band[1]))
+    return one._replace(raw=raw, curve=raw if one.curve is one.raw else braille.log10(one.curve), band=band)

@@ -1,0 +1,54 @@
+"""The charts in sight, side by side. They stay from page to page: to make a widget takes longer than to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from textual.containers import Container
+
+from tui.charts.chart_picture import Look
+from tui.charts.pages import Page
+from tui.charts.plot import Plot
+from tui.charts.traces import Trace
+
+
+class PlotGrid(Container):
+    """As many charts as any page has had; those that a page has no metric for are hidden."""
+
+    DEFAULT_CSS = """
+    PlotGrid { layout: grid; grid-gutter: 0 1; height: 1fr; }
+    """
+
+    def __init__(self, unicode: bool) -> None:
+        super().__init__()
+        self._unicode = unicode
+        self._pool: list[Plot] = []
+
+    @property
+    def plots(self) -> list[Plot]:
+        """The charts in sight."""
+        return [plot for plot in self._pool if plot.display]
+
+    def show(self, page: Page, traces: Mapping[str, Sequence[Trace]], look: Look, cross: float | None) -> None:
+        """Draw the metrics of a page. Charts that stay the same are not drawn again."""
+        self.display = bool(page.tags)
+        self.styles.grid_size_columns, self.styles.grid_size_rows = page.columns, page.rows
+        if len(page.tags) > len(self._pool):
+            fresh = [Plot(self._unicode) for _ in range(len(page.tags) - len(self._pool))]
+            self._pool += fresh
+            self.mount(*fresh)
+        for number, plot in enumerate(self._pool):
+            plot.display = number < len(page.tags)
+        for plot, tag in zip(self._pool, page.tags, strict=False):
+            plot.show(tag, traces[tag], look)
+        self.set_cross(cross)
+
+    def set_cross(self, x: float | None) -> None:
+        """Put the crosshair of all charts on a place of the x axis."""
+        for plot in self.plots:
+            plot.set_cross(x)
+
+    def set_current(self, current: Plot | None) -> None:
+        """Mark one of the charts as the current one."""
+        for plot in self.plots:
+            plot.set_current(plot is current)

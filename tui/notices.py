@@ -1,0 +1,61 @@
+"""What to tell of the runs as they change: that one has ended or hangs, and which health checks begin to fire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from textual.notifications import SeverityLevel
+
+from ppo_unified.runs.folder import ACTIVE, read_warnings
+from ppo_unified.text import clean
+from tui.runs.entries import Entry
+
+SEVERITIES: dict[str, SeverityLevel] = {
+    "finished": "information",
+    "failed": "error",
+    "crashed": "error",
+    "stalled": "warning",
+}
+
+
+class Notice(NamedTuple):
+    """One message."""
+
+    text: str
+    severity: SeverityLevel
+    rings: bool  # calls somebody who looks elsewhere
+
+
+class Notices:
+    """Compares the runs with what they were at the last call."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._warned: dict[str, set[str]] = {}  # names of the health checks that fired
+
+    def update(self, entries: Mapping[str, Entry]) -> list[Notice]:
+        """What is new. A run that was not there at the last call is no news."""
+        return [*self._ends(entries), *self._warnings(entries)]
+
+    def _ends(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:
+        for key, entry in entries.items():
+            before = self._states.get(key)
+            if before in (*ACTIVE, "stalled") and entry.state in SEVERITIES and entry.state != before:
+                yield Notice(_summary(entry), SEVERITIES[entry.state], rings=True)
+        self._states = {key: entry.state for key, entry in entries.items()}
+
+    def _warnings(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:
+        warned = {key: read_warnings(entry.status) for key, entry in entries.items()}
+        for key, warnings in warned.items():
+            for warning in warnings:
+                if warning.name not in self._warned.get(key, {warning.name}):
+                    yield Notice(clean(f"{key}: {warning.name}: {warning.text}"), "warning", rings=False)
+        self._warned = {key: {warning.name for warning in warnings} for key, warnings in warned.items()}
+
+
+def _summary(entry: Entry) -> str:
+    status = entry.status
+    reason = f" ({clean(status.reason)})" if status.reason else ""
+    score = "" if status.best_score is None else f", best score {status.best_score:.4g}"
+    return f"{clean(entry.key)}: {entry.state}{reason} after {status.step:,} steps{score}"

@@ -1,0 +1,56 @@
+"""Which runs are marked, pinned and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tui.charts.traces import series_colors
+from tui.runs.entries import Entry
+from tui.runs.run_list import Marks
+from tui.store import Store
+from tui.view_state import ViewState
+
+
+class Selection:
+    """Marks and pin are kept in the view state, also those of runs that are not there at the moment."""
+
+    def __init__(self, store: Store, state: ViewState) -> None:
+        self._store, self._state = store, state
+
+    def marked_keys(self) -> list[str]:
+        """The marked runs that are there."""
+        return [key for key in self._state.marked if key in self._store.entries]
+
+    def drawn_keys(self, current: Entry | None) -> list[str]:
+        """Marked runs, or the current one where none is; the pinned one last, on top of them all."""
+        keys = self.marked_keys() or ([current.key] if current is not None else [])
+        pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
+        return [key for key in keys if key not in pinned] + pinned
+
+    def marks(self, current: Entry | None, dark: bool) -> Marks:
+        """How these runs are told apart on a dark or a light background."""
+        colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
+        return Marks(colors, frozenset(self._state.marked), self._state.pinned)
+
+    def toggle_mark(self, key: str) -> None:
+        marked = self._state.marked
+        marked.remove(key) if key in marked else marked.append(key)
+
+    def toggle_all(self, keys: Sequence[str]) -> None:
+        """Mark all of these runs, or none of them if all are marked."""
+        everything = set(keys) <= set(self._state.marked)
+        others = [key for key in self.marked_keys() if key not in keys]
+        self._state.marked = others + ([] if everything else list(keys))
+
+    def toggle_pin(self, key: str) -> None:
+        self._state.pinned = "" if self._state.pinned == key else key
+
+    def rename(self, key: str, new: str) -> None:
+        state = self._state
+        state.marked = [new if name == key else name for name in state.marked]
+        state.pinned = new if state.pinned == key else state.pinned
+
+    def forget(self, key: str) -> None:
+        state = self._state
+        state.marked = [name for name in state.marked if name != key]
+        state.pinned = "" if state.pinned == key else state.pinned
