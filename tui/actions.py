@@ -169,7 +169,7 @@ def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Plac
             yield place, taken
 
 
-def writes(name: str) -> bool:
+def is_write_action(name: str) -> bool:
     """Whether an action is taken away by --readonly."""
     return any(action.writes for action in ACTIONS if action.name == name)
 

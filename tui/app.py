@@ -20,7 +20,7 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import can_unicode, clean
-from tui.actions import available_actions, bindings, key_name, writes
+from tui.actions import available_actions, bindings, is_write_action, key_name
 from tui.dialogs import TextDialog, help_text
 from tui.external_command import run_external_command
 from tui.new_run.launcher import Launcher
@@ -118,7 +118,7 @@ class Terminal(App[None]):
                 self._show_notice(notice)
         for screen in self.screen_stack:
             if isinstance(screen, StoreListener) and screen.is_mounted:
-                screen.store_changed(changes)
+                screen.update_from_store(changes)
 
     def _end_picture(self, began: float) -> None:
         self.reader.resume()
@@ -194,7 +194,7 @@ class Terminal(App[None]):
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return not (self.readonly and writes(action))
+        return not (self.readonly and is_write_action(action))
 
     def action_help(self) -> None:
         explain = getattr(self.screen, "explain", None)

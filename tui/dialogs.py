@@ -81,7 +81,7 @@ class PromptDialog(ModalScreen[str | None]):
                 yield Static(f"Examples: {self.hint}", markup=False, classes="hint")
             yield Static("Enter: done    Esc: back", markup=False, classes="hint")
 
-    def _problem(self, text: str) -> str:
+    def _find_problem(self, text: str) -> str:
         try:
             if self.check is not None:
                 self.check(text)
@@ -90,13 +90,13 @@ class PromptDialog(ModalScreen[str | None]):
         return ""
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        problem = self._problem(event.value)
+        problem = self._find_problem(event.value)
         self.query_one(".error", Static).update(Content(clean(problem)))
         if self.preview is not None and not problem:
             self.preview(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if not self._problem(event.value):
+        if not self._find_problem(event.value):
             self.dismiss(event.value)
 
     def action_back(self) -> None:

@@ -43,7 +43,7 @@ def _run_command(arguments: Sequence[str]) -> None:
         if code < 0:
             print(LEAVE, end="", flush=True)  # it was killed, and may have left its pictures on
         if _has_unread_output(arguments, code, time.monotonic() - began):
-            _await_enter()
+            _wait_for_enter()
 
 
 def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> bool:
@@ -53,7 +53,7 @@ def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> b
     return code != 0 or "play" not in arguments[:1] or seconds < AT_ONCE_S
 
 
-def _await_enter() -> None:
+def _wait_for_enter() -> None:
     """Ctrl-C goes back as well."""
     terminal: Any = sys.__stdin__
     before = signal.getsignal(signal.SIGINT)

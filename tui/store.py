@@ -102,9 +102,9 @@ class Store:
         point, those that the engine will log."""
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
-        return sort_tags(known or (AWAITED if self._is_awaited(keys, (*ACTIVE, "stalled")) else ()))
+        return sort_tags(known or (AWAITED if self._awaits_first_point(keys, (*ACTIVE, "stalled")) else ()))
 
-    def _is_awaited(self, keys: Iterable[str], states: Iterable[str]) -> bool:
+    def _awaits_first_point(self, keys: Iterable[str], states: Iterable[str]) -> bool:
         """Whether one of these runs is in one of these states and, as far as its files were read, has no point yet."""
         entries, readers = self.entries, self._readers
         bare = [entries[key] for key in keys if key in entries and key in readers and not self._curves.get(key)]
@@ -129,14 +129,14 @@ class Store:
             self._looked = now
             for seen in self._runs.values():
                 if seen.status.state in ACTIVE:
-                    seen.look(now)
+                    seen.refresh(now)
         advanced, pending = self._read(budget_s)
         self._trim_cache()
         return Changes(self._publish(), frozenset(advanced), pending)
 
     def awaits_first_point(self) -> bool:
         """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
-        return self._is_awaited(self._watched, ACTIVE)
+        return self._awaits_first_point(self._watched, ACTIVE)
 
     def _scan(self) -> None:
         started = time.thread_time()
@@ -149,7 +149,7 @@ class Store:
             else:
                 seen = runs[folder.key] = self._runs.get(folder.key) or _RunRecord(folder)
                 if seen.has_changed(folder.stamp):
-                    seen.look(now)
+                    seen.refresh(now)
         self._runs, self._logs = runs, logs
         for key in [key for key in self._readers if key not in runs and key not in logs]:
             self._drop(key)
@@ -234,7 +234,7 @@ class _RunRecord:
         """Whether to look: its trainer may have died, or run.json, now with this `stamp`, or the note was written."""
         return self.status.state in ACTIVE or stamp != self._stamp or stamp_if_any(self._note_path) != self._note_stamp
 
-    def look(self, now: float) -> None:
+    def refresh(self, now: float) -> None:
         """Bring the entry up to date.
 
         A trainer writes its end and then lets go of the lock: 'crashed' is said only where run.json stays the same

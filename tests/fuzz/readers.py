@@ -93,7 +93,7 @@ def read_events(content: bytes, folder: Path) -> None:
 
 def read_status(content: bytes, folder: Path) -> None:
     from ppo_unified.cli import looking
-    from tui.runs.run_head import head
+    from tui.runs.run_head import format_head
     from tui.store import Store
 
     run = Run(folder / "runs" / "a")
@@ -102,7 +102,7 @@ def read_status(content: bytes, folder: Path) -> None:
     store = Store(folder / "runs")
     store.update()
     for entry in store.entries.values():
-        assert all(is_harmless(head(entry, width, 24).plain) for width in (20, 80))
+        assert all(is_harmless(format_head(entry, width, 24).plain) for width in (20, 80))
     status = run.read_status()
     to_json(asdict(status))
     control.list_events(run, status)

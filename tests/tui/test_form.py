@@ -266,7 +266,7 @@ def test_a_wrong_value_in_a_closed_section_is_gone_to(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         app.typed["ppo.clip"] = "2"
-        screen.judge()
+        screen.check_options()
         await pilot.pause()
         screen.query_one("#search", Input).value = "seed"
         await pilot.press("ctrl+s")

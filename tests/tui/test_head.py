@@ -11,7 +11,7 @@ from ppo_unified.runs.folder import Status
 from ppo_unified.terminal.option_diff import difference_lines
 from ppo_unified.text import columns_of
 from tui.runs.entries import Entry
-from tui.runs.run_head import head
+from tui.runs.run_head import format_head
 
 FACTS = ("368.6k of 600k steps (61%)", "score 231.7", "best 240.1", "2168 steps/s", "ETA 1.8 min")
 
@@ -22,7 +22,7 @@ def entry(state: str = "running", note: str = "", key: str = "lunarlander-s1", *
 
 
 def lines_of(shown: Entry, width: int, height: int = 24) -> list[str]:
-    return head(shown, width, height).plain.split("\n")
+    return format_head(shown, width, height).plain.split("\n")
 
 
 @pytest.mark.parametrize("key", ["a", "lunarlander-s1", "日本語", "x" * 100])

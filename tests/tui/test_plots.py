@@ -40,7 +40,7 @@ from tui.charts.traces import (
     quartiles_over,
     series_colors,
     value_at,
-    x_of,
+    x_values,
 )
 from tui.charts.window import LEAST, Window, clamp, move_to_end, pan, touches_end, zoom
 from tui.dialogs import PromptDialog
@@ -285,7 +285,9 @@ def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_who
         *((array, 0.9) for array in (values.copy(), changed, changed[:0], values)),
         *((values, weight) for weight in (0.6, 0.99)),
     ]:
-        found = averages.of(Trace("a", "a", "#ffffff", (np.arange(len(now)), np.arange(len(now)) * 1.0, now)), weight)
+        found = averages.average(
+            Trace("a", "a", "#ffffff", (np.arange(len(now)), np.arange(len(now)) * 1.0, now)), weight
+        )
         np.testing.assert_allclose(found, smooth(now, weight), rtol=1e-9, atol=1e-12)
         handed_out.append((found, found.copy()))
     for found, then in handed_out:
@@ -315,10 +317,10 @@ def test_the_x_axis_never_goes_back_even_where_the_clock_did() -> None:
     steps, walls, values = curve(50)
     walls[20:] -= 1000
     for axis in ("relative", "time"):
-        x = x_of((steps, walls, values), axis)
+        x = x_values((steps, walls, values), axis)
         assert (np.diff(x) >= 0).all()
-    assert x_of((steps, walls, values), "relative")[0] == 0
-    np.testing.assert_array_equal(x_of((steps, walls, values), "step"), steps)
+    assert x_values((steps, walls, values), "relative")[0] == 0
+    np.testing.assert_array_equal(x_values((steps, walls, values), "step"), steps)
 
 
 def test_the_value_at_a_place_is_the_nearest_point() -> None:
@@ -529,7 +531,7 @@ def test_groups_and_words_choose_metrics() -> None:
         await act(pilot, "metrics")
         await pilot.press(*"xyz")
         await pilot.pause()
-        assert plots.plots == [] or plots.matching() == ["policy/kl"]
+        assert plots.plots == [] or plots.matching_tags() == ["policy/kl"]
         await pilot.press("escape")
         await pilot.pause()
         assert [plot.tag for plot in plots.plots] == ["policy/kl", "system/cpu"]
@@ -937,7 +939,7 @@ def test_one_metric_is_kept_up_to_date() -> None:
         screen = app.screen
         assert isinstance(screen, MetricScreen)
         app.source.grow("eval/score", 777)
-        screen.store_changed(NO_MATTER)
+        screen.update_from_store(NO_MATTER)
         await pilot.pause()
         assert shown_window(screen.plots) == Window(10, 7770)
         app.source.grow("eval/score", 888)
@@ -947,7 +949,7 @@ def test_one_metric_is_kept_up_to_date() -> None:
         plot = screen.plots.plots[0]
         before = plot.drawings
         app.show()
-        screen.store_changed(NO_MATTER)
+        screen.update_from_store(NO_MATTER)
         await pilot.pause()
         assert plot.drawings == before
 

@@ -95,7 +95,7 @@ class Host(App[None]):
     def tell(self, changes: Changes) -> None:
         for screen in self.screen_stack:
             if isinstance(screen, RunPage):
-                screen.store_changed(changes)
+                screen.update_from_store(changes)
 
 
 def made(runs: Path, name: str = "a", clip: float = 0.2, **changes: object) -> Run:

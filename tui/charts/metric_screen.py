@@ -21,7 +21,7 @@ from tui.actions import Place, actions_of, bindings
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
-from tui.charts.traces import Trace, value_at, x_of
+from tui.charts.traces import Trace, value_at, x_values
 from tui.store import Changes
 
 FORGOTTEN = 40.0  # a moving average knows nothing of values whose weight is exp(-40)
@@ -41,11 +41,11 @@ class OnePlot(Plots):
     def turn_to(self, tag: str) -> None:
         self.show([tag], self.source.traces)
 
-    def matching(self) -> list[str]:
+    def matching_tags(self) -> list[str]:
         return self.tags
 
     def _page(self) -> Page:
-        others = self.source.matching()
+        others = self.source.matching_tags()
         tag = self.tags[0]
         return Page(self.tags, 1, 1, f"{others.index(tag) + 1} of {len(others)}" if tag in others else "")
 
@@ -85,7 +85,7 @@ class MetricScreen(Screen[None]):
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.source.renewed.subscribe(self, lambda _: self.renew())
+        self.source.renewed.subscribe(self, lambda _: self.redraw())
         self._turn_to(self.tag)
 
     def on_unmount(self) -> None:
@@ -95,18 +95,18 @@ class MetricScreen(Screen[None]):
     def plots(self) -> OnePlot:
         return self.query_one(OnePlot)
 
-    def store_changed(self, changes: Changes) -> None:
+    def update_from_store(self, changes: Changes) -> None:
         """Runs have new values."""
-        self.renew()
+        self.redraw()
 
-    def renew(self) -> None:
+    def redraw(self) -> None:
         """Draw what the charts behind have now."""
         self.plots.turn_to(self.tag)
 
     def _turn_to(self, tag: str) -> None:
         self.tag = tag
         self.query_one("#meaning", Static).update(describe(tag) or explanation(tag))
-        self.renew()
+        self.redraw()
 
     def on_plots_updated(self) -> None:
         traces, settings = list(self.source.traces(self.tag)), self.source.settings
@@ -116,7 +116,7 @@ class MetricScreen(Screen[None]):
         self._table_size = size
 
     def on_plots_changed(self) -> None:
-        self.source.settings_changed()
+        self.source.apply_settings()
 
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         message.stop()
@@ -138,7 +138,7 @@ class MetricScreen(Screen[None]):
     action_enlarge, action_page_next, action_page_previous = action_back, action_next, action_previous
 
     def _turn(self, by: int) -> None:
-        tags = self.source.matching()
+        tags = self.source.matching_tags()
         if tags:
             here = tags.index(self.tag) if self.tag in tags else -by
             self._turn_to(tags[(here + by) % len(tags)])
@@ -174,6 +174,6 @@ def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]
     average = smooth(values[finite][-reach:], weight)[-1] if weight else values[-1]
     lowest = float(np.fmin.reduce(values[finite]))
     best = int(np.argmax(np.where(finite, values, -np.inf)))
-    here = None if cross is None else value_at(x_of(trace.curve, settings.x_axis), values, cross)
+    here = None if cross is None else value_at(x_values(trace.curve, settings.x_axis), values, cross)
     numbers = [short(float(x)) for x in (values[-1], average, lowest, values[best])]
     return [*numbers, f"{int(steps[best]):,}", short(here)]

@@ -88,7 +88,7 @@ class Plots(Widget):
 
     # which charts
 
-    def matching(self) -> list[str]:
+    def matching_tags(self) -> list[str]:
         """The metrics that group and words leave."""
         return matching_tags(self.tags, self.settings)
 
@@ -97,7 +97,7 @@ class Plots(Widget):
         return layout(self.size.width, self.size.height - 1, max(1, grid))
 
     def _pages(self) -> Pages:
-        return divide(self.matching(), self.settings.grid, self.size.width, self.size.height - 1)
+        return divide(self.matching_tags(), self.settings.grid, self.size.width, self.size.height - 1)
 
     def _page(self) -> Page:
         """The charts in sight."""
@@ -154,7 +154,7 @@ class Plots(Widget):
     def on_resize(self) -> None:
         self.call_after_refresh(self._arrange)
 
-    def settings_changed(self) -> None:
+    def apply_settings(self) -> None:
         """Show what `settings` say now, and tell."""
         self._arrange()
         self.post_message(self.Changed())
@@ -182,7 +182,7 @@ class Plots(Widget):
     def on_plot_dragged(self, message: Plot.Dragged) -> None:
         if self._axis.whole is not None:
             self._axis.drag(message.grabbed, message.share)
-            self.settings_changed()
+            self.apply_settings()
 
     def _set_cross(self, x: float | None, pointed: bool) -> None:
         self.cross, self._pointed = x, pointed
@@ -202,7 +202,7 @@ class Plots(Widget):
             "kl loss return",
             preview=preview,
         )
-        self.app.push_screen(ask, lambda _: self.settings_changed())
+        self.app.push_screen(ask, lambda _: self.apply_settings())
 
     def action_enlarge(self) -> None:
         if self.current is not None:
@@ -225,7 +225,7 @@ class Plots(Widget):
         tag = self.current.tag if self.current else ""
         self.settings.grid = grid
         self.choose(tag)
-        self.settings_changed()
+        self.apply_settings()
 
     def action_page_next(self) -> None:
         self._turn_page(1)
@@ -236,35 +236,35 @@ class Plots(Widget):
     def _turn_page(self, by: int) -> None:
         pages = self._pages()
         self.settings.page = (min(self.settings.page, pages.page_count - 1) + by) % pages.page_count
-        self.settings_changed()
+        self.apply_settings()
 
     def action_group(self) -> None:
         groups = ["", *dict.fromkeys(map(group_of, self.tags))]
         at = groups.index(self.settings.group) if self.settings.group in groups else -1
         self.settings.group, self.settings.page = groups[(at + 1) % len(groups)], 0
-        self.settings_changed()
+        self.apply_settings()
 
     def action_x_axis(self) -> None:
         settings = self.settings
         settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
         settings.window = None  # of another axis
-        self.settings_changed()
+        self.apply_settings()
 
     def action_log_y(self) -> None:
         self.settings.log_y = not self.settings.log_y
-        self.settings_changed()
+        self.apply_settings()
 
     def action_log_x(self) -> None:
         self.settings.log_x = not self.settings.log_x
-        self.settings_changed()
+        self.apply_settings()
 
     def action_smoother(self) -> None:
         self.settings.smoothing = next((w for w in SMOOTHING if w > self.settings.smoothing), SMOOTHING[-1])
-        self.settings_changed()
+        self.apply_settings()
 
     def action_rougher(self) -> None:
         self.settings.smoothing = max((w for w in SMOOTHING if w < self.settings.smoothing), default=0.0)
-        self.settings_changed()
+        self.apply_settings()
 
     def action_zoom_in(self) -> None:
         self._zoom(ZOOM, self._axis.position_of(self.cross))
@@ -275,7 +275,7 @@ class Plots(Widget):
     def _zoom(self, factor: float, at: float | None) -> None:
         if self._axis.whole is not None:
             self._axis.zoom(factor, at)
-            self.settings_changed()
+            self.apply_settings()
 
     def action_pan_left(self) -> None:
         self._pan(-PAN)
@@ -286,12 +286,12 @@ class Plots(Widget):
     def _pan(self, by: float) -> None:
         if self._axis.whole is not None:
             self._axis.pan(by)
-            self.settings_changed()
+            self.apply_settings()
 
     def action_zoom_reset(self) -> None:
         self._axis.reset()
         self._set_cross(None, False)
-        self.settings_changed()
+        self.apply_settings()
 
     def action_cross_left(self) -> None:
         self._step(-1)
@@ -305,7 +305,7 @@ class Plots(Widget):
 
     def action_aggregate(self) -> None:
         self.settings.aggregate = not self.settings.aggregate
-        self.settings_changed()
+        self.apply_settings()
 
     def action_export(self) -> None:
         plot = self.current

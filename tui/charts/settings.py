@@ -78,14 +78,14 @@ def layout(width: int, height: int, count: int) -> tuple[int, int]:
     most_columns = max(1, min(width // LEAST_WIDTH, 2 if width < NARROW else count, count))
     most_rows = max(1, height // LEAST_HEIGHT)
 
-    def shown(columns: int) -> tuple[int, int]:
+    def fit_charts(columns: int) -> tuple[int, int]:
         charts = min(count, columns * min(most_rows, -(-count // columns)))
         return charts, max(1, -(-charts // columns))
 
-    def badness(columns: int) -> tuple[int, int, float]:
-        charts, rows = shown(columns)
+    def layout_cost(columns: int) -> tuple[int, int, float]:
+        charts, rows = fit_charts(columns)
         shape = (width / columns) / (max(1, height) / rows)
         return -charts, columns * rows - charts, abs(math.log(max(shape, 0.1) / SHAPE))
 
-    best = min(range(1, most_columns + 1), key=badness)
-    return best, shown(best)[1]
+    best = min(range(1, most_columns + 1), key=layout_cost)
+    return best, fit_charts(best)[1]

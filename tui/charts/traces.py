@@ -73,7 +73,7 @@ def paper_color(color: str) -> str:
     return pairs.get(color, color)
 
 
-def x_of(curve: Curve, axis: str) -> np.ndarray:
+def x_values(curve: Curve, axis: str) -> np.ndarray:
     """Where a curve's values stand on an axis of AXES, never descending; steps as they are, a million is not copied."""
     steps, walls, _ = curve
     if axis == "step" or not len(walls):
@@ -92,7 +92,7 @@ def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float]
             x: np.ndarray = trace.curve[0 if axis == "step" else 1]
             ends += (float(x[0]), float(x[-1]))
             continue
-        x = x_of(trace.curve, axis)
+        x = x_values(trace.curve, axis)
         above = int(np.searchsorted(x, 0.0, "right")) if log else 0
         if above < len(x):
             ends += (float(x[above]), float(x[-1]))
@@ -108,15 +108,15 @@ class Averages:
     def __init__(self) -> None:
         self._kept: dict[str, _Average] = {}
 
-    def of(self, trace: Trace, weight: float) -> np.ndarray:
+    def average(self, trace: Trace, weight: float) -> np.ndarray:
         """`smooth` of the trace's values [P]; what was handed out before stays as it is."""
         kept = self._kept.get(trace.key)
         values = np.asarray(trace.curve[2])
-        if kept is None or not kept.is_of(values, weight):
+        if kept is None or not kept.is_extended_by(values, weight):
             kept = self._kept[trace.key] = _Average(weight)
         return kept.extend(values)
 
-    def keep(self, traces: Sequence[Trace]) -> None:
+    def keep_only(self, traces: Sequence[Trace]) -> None:
         """Forget all other curves."""
         keys = {trace.key for trace in traces}
         self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
@@ -131,7 +131,7 @@ class _Average:
         self._averages = np.empty(0)  # at least [P]
         self._count, self._last = 0, 0.0  # of finite values, and their average
 
-    def is_of(self, values: np.ndarray, weight: float) -> bool:
+    def is_extended_by(self, values: np.ndarray, weight: float) -> bool:
         """Whether these values begin with those that it was made of, to the bit."""
         known = len(self._values)
         same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
@@ -162,7 +162,7 @@ def prepare_curves(
     `averages`: those of the metric's curves as they were before.
     """
     averages = averages or Averages()
-    averages.keep(traces)
+    averages.keep_only(traces)
     groups: dict[str, list[Trace]] = {}
     for number, trace in enumerate(traces):
         if len(trace.curve[0]):
@@ -178,13 +178,13 @@ def prepare_curves(
 
 def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
     raw = np.asarray(trace.curve[2])
-    curve = averages.of(trace, smoothing) if smoothing else raw
-    return DrawnCurve(trace.label, trace.color, trace.pinned, x_of(trace.curve, axis), raw, curve)
+    curve = averages.average(trace, smoothing) if smoothing else raw
+    return DrawnCurve(trace.label, trace.color, trace.pinned, x_values(trace.curve, axis), raw, curve)
 
 
 def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> DrawnCurve:
     """Runs of one group as their median, with the quartiles around it."""
-    xs = [x_of(trace.curve, axis) for trace in members]
+    xs = [x_values(trace.curve, axis) for trace in members]
     ys = [smooth(trace.curve[2], smoothing) for trace in members]
     x, quartiles = quartiles_over(xs, ys)
     first = next((trace for trace in members if trace.pinned), members[0])

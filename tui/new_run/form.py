@@ -94,7 +94,7 @@ class Form(Screen[None]):
     def on_mount(self) -> None:
         self._load()
         self.query_one("#start").focus()
-        self.judge()
+        self.check_options()
 
     def _load(self) -> None:
         """The target's options and values, the recipe's over them; what cannot be read is the verdict's to say."""
@@ -110,17 +110,17 @@ class Form(Screen[None]):
 
     def on_fields_typed(self) -> None:
         """Judge when the fingers rest."""
-        self._judge_soon()
+        self._schedule_check()
 
     def on_fields_moved(self) -> None:
         self._describe_option()
 
-    def _judge_soon(self) -> None:
+    def _schedule_check(self) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(WAIT_S, self.judge)
+        self._timer = self.set_timer(WAIT_S, self.check_options)
 
-    def judge(self) -> None:
+    def check_options(self) -> None:
         """Hold what is typed to the schema, and show what comes of it."""
         if self._timer is not None:
             self._timer.stop()
@@ -194,7 +194,7 @@ class Form(Screen[None]):
         """Start what was typed, once, or go to the first field that is wrong."""
         if self.waiting:
             return
-        self.judge()
+        self.check_options()
         if self.verdict.good:
             self.waiting = True
             self._show("about", Content("starting ..."))
@@ -208,7 +208,7 @@ class Form(Screen[None]):
         self.app.bell()
 
     def action_copy_command(self) -> None:
-        self.judge()
+        self.check_options()
         if self.verdict.good:
             self.app.copy_to_clipboard(self.verdict.command)
             self.notify(f"Copied: {clean(self.verdict.command)}", markup=False)
@@ -232,7 +232,7 @@ class Form(Screen[None]):
         self.recipe = recipe
         self.typed[RECIPE] = recipe
         self._load()
-        self.judge()
+        self.check_options()
 
     def action_reset_field(self) -> None:
         if self.option is not None:

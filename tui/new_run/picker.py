@@ -131,7 +131,7 @@ def match_picks(picks: list[Pick], text: str) -> list[Pick]:
     found = [pick for pick in picks if all(word in _words(pick) for word in words)]
     found.sort(key=lambda pick: bool(words) and not pick.target.startswith(text.lower()))
     if not found:
-        found = [pick for pick in picks if pick.target and _has_in_order(pick.target, "".join(words))]
+        found = [pick for pick in picks if pick.target and _is_subsequence(pick.target, "".join(words))]
     if text not in [pick.target for pick in found] and (form_model.is_target(text) or (text and is_file(text))):
         found.insert(0, Pick(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
     return found
@@ -141,7 +141,7 @@ def _words(pick: Pick) -> str:
     return f"{pick.target} {pick.title} {pick.score} {pick.time}".lower()
 
 
-def _has_in_order(name: str, letters: str) -> bool:
+def _is_subsequence(name: str, letters: str) -> bool:
     rest = iter(name)
     return all(letter in rest for letter in letters)
 

@@ -43,10 +43,10 @@ def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
 
 def _lookup(entry: Entry) -> Lookup:
     """Of an entry under the name that the list shows."""
-    return lookup(replace(entry.status, name=entry.key), entry.state, partial(options_of_entry, entry))
+    return lookup(replace(entry.status, name=entry.key), entry.state, partial(entry_options, entry))
 
 
-def options_of_entry(entry: Entry) -> dict[str, Any]:
+def entry_options(entry: Entry) -> dict[str, Any]:
     """An entry's config.toml as dotted keys; empty where it cannot be read or another program wrote the folder."""
     if entry.foreign:
         return {}
@@ -56,7 +56,7 @@ def options_of_entry(entry: Entry) -> dict[str, Any]:
         return {}
 
 
-def common_of_entry(entry: Entry) -> str:
+def entry_group(entry: Entry) -> str:
     """What an entry has in common with those that differ from it in the seed only; empty where it has no options."""
     if entry.foreign:
         return ""
@@ -81,7 +81,7 @@ def _percent(entry: Entry) -> float | None:
     return entry.status.step / entry.status.total_steps if entry.status.total_steps else None
 
 
-def _natural(text: str) -> list[tuple[float, str]]:
+def _natural_key(text: str) -> list[tuple[float, str]]:
     """'run-10' after 'run-9': digits compare as numbers, and stand before words."""
     return [
         (int(digits) if digits else math.inf, word) for digits, word in re.findall(r"(\d{1,18})|(\D+)", text.casefold())
@@ -91,7 +91,7 @@ def _natural(text: str) -> list[tuple[float, str]]:
 Key: TypeAlias = Callable[[Entry], Any]
 
 _KEYS: dict[str, tuple[Key, bool]] = {  # column -> value, and whether the largest comes first
-    "name": (lambda entry: _natural(entry.key), False),
+    "name": (lambda entry: _natural_key(entry.key), False),
     "state": (lambda entry: _STATES.index(entry.state) if entry.state in _STATES else len(_STATES), False),
     "preset": (lambda entry: entry.status.preset.casefold() or None, False),
     "step": (lambda entry: entry.status.step, True),

@@ -63,15 +63,15 @@ class Tail:
         if self._inside and whole:
             del whole[0]
             self._inside = False
-        new = [_readable(line) for line in whole]
+        new = [_decode_line(line) for line in whole]
         if len(self.lines) + len(new) > MOST_LINES:
             self.skipped = True
         self.lines.extend(new)
-        self.rest = _readable(self._bytes)
+        self.rest = _decode_line(self._bytes)
         return new
 
 
-def _readable(line: bytes) -> str:
+def _decode_line(line: bytes) -> str:
     """A line as a terminal would leave it: a progress bar writes over itself behind every carriage return."""
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].expandtabs(4)
     return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
@@ -93,7 +93,7 @@ class LogView(ScrollView, can_focus=True):
         """The log is to be found there from now on."""
         self.tail.path = path
 
-    def look(self) -> None:
+    def append_new_lines(self) -> None:
         """Show what has been written since the last look."""
         rest = self.tail.rest
         new = self.tail.poll()
@@ -127,14 +127,14 @@ class LogView(ScrollView, can_focus=True):
             self._rows += wrap_text(line, max(10, self._width))
         dropped = max(0, len(self._rows) - MOST_LINES)
         del self._rows[:dropped]
-        self.virtual_size = Size(self._width, len(self._shown_tail()) + len(self._rows) + self._heading())
+        self.virtual_size = Size(self._width, len(self._tail_rows()) + len(self._rows) + self._heading())
         if following:
             self.follow()
         elif dropped:  # what the user reads stays where it is
             self.scroll_to(y=self.scroll_y - dropped, animate=False, immediate=True, force=True)
         self.refresh()
 
-    def _shown_tail(self) -> list[str]:
+    def _tail_rows(self) -> list[str]:
         return wrap_text(self.tail.rest, max(10, self._width)) if self.tail.rest else []
 
     def _heading(self) -> int:
@@ -149,7 +149,7 @@ class LogView(ScrollView, can_focus=True):
             text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "Nothing was printed yet."
         else:
             rows = row - self._heading()
-            after = self._shown_tail() if rows >= len(self._rows) else []
+            after = self._tail_rows() if rows >= len(self._rows) else []
             later = rows - len(self._rows)
             text = self._rows[rows] if later < 0 else after[later] if later < len(after) else ""
         return Strip([Segment(pad(text, width), style)])

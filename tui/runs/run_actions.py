@@ -11,7 +11,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, processes
 from ppo_unified.runs.folder import ACTIVE, Run, check_name
 from ppo_unified.text import clean
-from tui.actions import writes
+from tui.actions import is_write_action
 from tui.charts.metric_screen import MetricScreen
 from tui.charts.plots import Plots
 from tui.dialogs import ConfirmDialog, PromptDialog
@@ -35,7 +35,7 @@ class RunActions(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """--readonly takes actions away from screens, too."""
-        return not (self.services.readonly and writes(action))
+        return not (self.services.readonly and is_write_action(action))
 
     def _own_run(self, what: str) -> Entry | None:
         """The run that is meant; None, with a word of why, where there is none or other programs wrote it."""
@@ -84,11 +84,11 @@ class RunActions(Screen[None]):
     def _resume(self, run: Run, *flags: str) -> None:
         self.notify(f"{clean(run.name)} goes on ...", markup=False)
 
-        def work() -> str:
+        def resume_run() -> str:
             control.resume(run, *flags)
             return f"{clean(run.name)} is running"
 
-        self.services.run_in_thread(work)
+        self.services.run_in_thread(resume_run)
 
     def _resume_further(self, entry: Entry) -> None:
         """A finished run goes on only to a further end."""

@@ -21,11 +21,11 @@ UNEXPLAINED = {  # states whose reason nobody could write down
 }
 
 
-def head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
+def format_head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
     """In lines of `width` columns, for a screen of `height` lines; `damage`: of its event files."""
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
-    state, name = _cut(clean(entry.state), width // 2), clean(entry.key)
-    name = _cut(name, max(8, width - GAP - columns_of(state)))
+    state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)
+    name = _shorten(name, max(8, width - GAP - columns_of(state)))
     facts = _drop_to_fit(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
     beneath = _drop_to_fit(_facts(entry), width + GAP)
     below = [(_join(beneath), "")] if beneath and not facts else []
@@ -36,7 +36,7 @@ def head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
     return Content.assemble(*parts)
 
 
-def _cut(text: str, most: int) -> str:
+def _shorten(text: str, most: int) -> str:
     return pad(text, min(columns_of(text), most))
 
 

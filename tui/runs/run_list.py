@@ -153,7 +153,7 @@ class RunList(ScrollView, can_focus=True):
             self._scroll_to_cursor()
         self._refresh_changed()
 
-    def recolor(self, marks: Marks) -> None:
+    def set_marks(self, marks: Marks) -> None:
         """Tell runs apart in another way."""
         self.marks = marks
         self._refresh_changed()

@@ -23,7 +23,7 @@ from tui.charts.traces import Trace, series_colors
 from tui.runs.entries import Entry
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
-from tui.runs.run_head import head
+from tui.runs.run_head import format_head
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import siblings
 from tui.services import Services
@@ -78,7 +78,7 @@ class RunPage(RunActions):
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
         self._among_seeds = plots.settings.aggregate
         self.tab = TABS[0]
-        self._inode = _inode(self.entry)
+        self._inode = _file_identity(self.entry)
 
     def compose(self) -> ComposeResult:
         yield Static(id="head", markup=False)
@@ -94,7 +94,7 @@ class RunPage(RunActions):
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
-        self.set_interval(LOOK_S, self._look_at_files)
+        self.set_interval(LOOK_S, self._poll_files)
         self.app.theme_changed_signal.subscribe(self, lambda _: self._draw_curves())
         self._update_head()
         self._draw_curves()
@@ -105,13 +105,13 @@ class RunPage(RunActions):
 
     # what the store and the files say
 
-    def store_changed(self, changes: Changes) -> None:
+    def update_from_store(self, changes: Changes) -> None:
         if changes.listed and self.entry is None:
-            self._find_again()
+            self._follow_rename()
         if changes.listed:
             self._update_head()
         if changes.listed or self.key in changes.advanced:
-            self._look()
+            self._refresh_tab()
         awaited = changes.listed and not self.store.tags(self.key)  # whether it has charts is a matter of its state
         if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn_keys())):
             self._draw_curves()
@@ -119,12 +119,12 @@ class RunPage(RunActions):
     def on_screen_resume(self) -> None:
         """A question over this page was answered, or another program had the terminal."""
         if self.is_mounted and self.entry is None:
-            self._find_again()
+            self._follow_rename()
 
-    def _find_again(self) -> None:
+    def _follow_rename(self) -> None:
         """The run has another name, or is gone."""
         for key, entry in self.store.entries.items():
-            if self._inode is not None and _inode(entry) == self._inode:
+            if self._inode is not None and _file_identity(entry) == self._inode:
                 self.key = key
                 self.query_one(LogView).set_path(self._log())
                 self._draw_curves()
@@ -137,11 +137,11 @@ class RunPage(RunActions):
         entry = self.entry
         return Run(entry.path if entry is not None else Path(self.key)).log
 
-    def _look_at_files(self) -> None:
+    def _poll_files(self) -> None:
         if self.app.screen is self and self.tab in ("options", "log", "samples"):
-            self._look()
+            self._refresh_tab()
 
-    def _look(self) -> None:
+    def _refresh_tab(self) -> None:
         """Let the visible tab see whether there is anything new for it."""
         entry = self.entry
         if entry is None:
@@ -149,21 +149,21 @@ class RunPage(RunActions):
         match self.tab:
             case "options":
                 other = self.store.entries.get(self.reference) if self.reference else None
-                self.query_one(Options).look(entry, other)
+                self.query_one(Options).refresh_text(entry, other)
             case "log":
-                self.query_one(LogView).look()
+                self.query_one(LogView).append_new_lines()
             case "samples":
-                self.query_one(Samples).look(entry)
+                self.query_one(Samples).refresh_text(entry)
             case "system":
-                self.query_one(System).look(entry, self.store, self.services.unicode)
+                self.query_one(System).refresh_text(entry, self.store, self.services.unicode)
             case "events":
-                self.query_one(Events).look(entry, self.store)
+                self.query_one(Events).refresh_text(entry, self.store)
 
     def _update_head(self) -> None:
         if entry := self.entry:
             place = self.query_one("#head", Static)
             damage = self.store.damage.get(self.key, "")
-            text = head(entry, max(20, self.size.width - 2), self.size.height, damage)
+            text = format_head(entry, max(20, self.size.width - 2), self.size.height, damage)
             if text != place.content:
                 place.update(text)
 
@@ -229,7 +229,7 @@ class RunPage(RunActions):
         pane = self.query_one(f"#{tab}")
         self.set_focus(pane if pane.can_focus else None)
         self.refresh_bindings()
-        self.call_after_refresh(self._draw_curves if tab == "curves" else self._look)  # once it has a width
+        self.call_after_refresh(self._draw_curves if tab == "curves" else self._refresh_tab)  # once it has a width
 
     def action_tab_next(self) -> None:
         self.action_tab(TABS[(TABS.index(self.tab) + 1) % len(TABS)])
@@ -242,23 +242,23 @@ class RunPage(RunActions):
 
     def on_resize(self) -> None:
         self._update_head()
-        self.call_after_refresh(self._look)
+        self.call_after_refresh(self._refresh_tab)
 
     def action_follow(self) -> None:
         self.action_tab("log")
         self.query_one(LogView).follow()
 
     def action_older(self) -> None:
-        self._turn(-1)
+        self._turn_page(-1)
 
     def action_newer(self) -> None:
-        self._turn(1)
+        self._turn_page(1)
 
-    def _turn(self, by: int) -> None:
+    def _turn_page(self, by: int) -> None:
         samples = self.query_one(Samples)
         if self.tab == "samples":
             samples.move(by)
-            self._look()
+            self._refresh_tab()
         else:
             self.action_tab("samples")
 
@@ -266,10 +266,10 @@ class RunPage(RunActions):
         options = self.query_one(Options)
         options.differences = self.tab != "options" or not options.differences
         self.action_tab("options")
-        self._look()
+        self._refresh_tab()
 
 
-def _inode(entry: Entry | None) -> tuple[int, int] | None:
+def _file_identity(entry: Entry | None) -> tuple[int, int] | None:
     """What tells a folder that has another name now."""
     try:
         found = entry.path.stat() if entry is not None else None

@@ -52,7 +52,7 @@ class TextTab(VerticalScroll, can_focus=True):
     def set_text(self, text: Content | str) -> None:
         self.query_one(Static).update(Content(text) if isinstance(text, str) else text)
 
-    def is_news(self, signature: object) -> bool:
+    def has_changed(self, signature: object) -> bool:
         """Whether this is not what was shown last."""
         news, self._seen = signature != self._seen, signature
         return news
@@ -65,10 +65,10 @@ class Options(TextTab):
         super().__init__(id)
         self.differences = False
 
-    def look(self, entry: Entry, reference: Entry | None) -> None:
+    def refresh_text(self, entry: Entry, reference: Entry | None) -> None:
         paths = [Run(e.path).config for e in (entry, reference) if e is not None]
         width = self.scrollable_content_region.width
-        if not self.is_news((self.differences, width, *((path, stamp_if_any(path)) for path in paths))):
+        if not self.has_changed((self.differences, width, *((path, stamp_if_any(path)) for path in paths))):
             return
         try:
             if entry.foreign:
@@ -109,7 +109,7 @@ def _sections(config: Mapping[str, Any]) -> Content:
 class Events(TextTab):
     """What happened to the run, and why it ended."""
 
-    def look(self, entry: Entry, store: Store) -> None:
+    def refresh_text(self, entry: Entry, store: Store) -> None:
         if entry.foreign or entry.problem:
             self.set_text(FOREIGN if entry.foreign else clean(entry.problem))
             return
@@ -126,7 +126,7 @@ class Events(TextTab):
             status.solved_step,
             curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
         )
-        if width and self.is_news((entry.path, status.started, status.pid, *ends)):
+        if width and self.has_changed((entry.path, status.started, status.pid, *ends)):
             texts = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
             self.set_text(Content.assemble(*texts).rstrip())
 
@@ -153,16 +153,16 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
 class System(TextTab):
     """Where it runs, and what it takes."""
 
-    def look(self, entry: Entry, store: Store, unicode: bool) -> None:
+    def refresh_text(self, entry: Entry, store: Store, unicode: bool) -> None:
         tags = [tag for tag in store.tags(entry.key) if tag.startswith(("system/", "time/"))]
         curves = {tag: curve for tag in tags if (curve := store.curve(entry.key, tag)) is not None and len(curve.steps)}
         width = self.scrollable_content_region.width
         ends = tuple((tag, len(curve.steps), float(curve.walls[-1])) for tag, curve in curves.items())
-        if not width or not self.is_news((entry.path, entry.status.pid, entry.state, width, ends)):
+        if not width or not self.has_changed((entry.path, entry.status.pid, entry.state, width, ends)):
             return
         lines = [] if entry.foreign else _process(entry)
         if curves:
-            lines += ["", *table([_cells(tag, curve.values) for tag, curve in curves.items()])]
+            lines += ["", *table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
             lines += ["", "No system metrics yet: they are logged once a second."]
         for tag, curve in curves.items():
@@ -188,7 +188,7 @@ def _process(entry: Entry) -> list[str]:
     return [f"{name:<10}{clean(value)}" for name, value in rows.items()]
 
 
-def _cells(tag: str, values: Any) -> dict[str, str]:
+def _metric_cells(tag: str, values: Any) -> dict[str, str]:
     finite = values[np.isfinite(values)]
     lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
     numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
@@ -196,7 +196,7 @@ def _cells(tag: str, values: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Moment:
+class SamplePage:
     """One page of samples: an evaluation's responses, or a stored iteration."""
 
     unit: str  # 'step' or 'iteration'
@@ -212,7 +212,7 @@ class Samples(TextTab):
     class Loaded(Message):
         """A thread has read what is to be shown."""
 
-        def __init__(self, request: object, moment: Moment | str, numbers: Sequence[int]) -> None:
+        def __init__(self, request: object, moment: SamplePage | str, numbers: Sequence[int]) -> None:
             super().__init__()
             self.request, self.moment, self.numbers = request, moment, numbers
 
@@ -220,17 +220,17 @@ class Samples(TextTab):
         super().__init__(id)
         self.numbers: Sequence[int] = ()  # the moments there are, ascending
         self.at: int | None = None  # the chosen one; None: always the newest
-        self.moment: Moment | None = None
+        self.moment: SamplePage | None = None
         self._request: object = None  # what the last thread was sent for: an earlier one may come back later
 
-    def look(self, entry: Entry) -> None:
+    def refresh_text(self, entry: Entry) -> None:
         if entry.foreign:
             self.set_text(FOREIGN)
             return
         run, width = Run(entry.path), self.scrollable_content_region.width
         folder = samples.samples_folder(run)
         stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
-        if width and self.is_news((run.path, stamps, self.at, width)):
+        if width and self.has_changed((run.path, stamps, self.at, width)):
             self._request = object()
             self._read(run, self.at, width, self._request)
 
@@ -252,7 +252,7 @@ class Samples(TextTab):
                     self.Loaded(request, "Nothing is stored yet: samples come with the first iteration.", ())
                 )
                 return
-            found: Moment | str = Moment(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
+            found: SamplePage | str = SamplePage(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
         except (UsageError, OSError) as error:
             found = clean(error)
         self.post_message(self.Loaded(request, found, numbers))

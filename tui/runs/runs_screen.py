@@ -25,7 +25,7 @@ from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.run_actions import RunActions
 from tui.runs.run_list import COLUMNS, Marks, RunList
 from tui.runs.run_page import RunPage
-from tui.runs.seeds import group_of
+from tui.runs.seeds import seed_group
 from tui.runs.selection import Selection
 from tui.services import Services
 from tui.store import Changes, Store
@@ -77,7 +77,7 @@ class RunsScreen(RunActions):
 
     # what the store says
 
-    def store_changed(self, changes: Changes) -> None:
+    def update_from_store(self, changes: Changes) -> None:
         if changes.listed:
             self._relist()
         elif changes.advanced & set(self._drawn_keys()):
@@ -148,7 +148,7 @@ class RunsScreen(RunActions):
         if self.store.watch(keys):
             self.services.read_now()
         marks = self._marks()
-        self.run_list.recolor(marks)
+        self.run_list.set_marks(marks)
         aggregate = self.plots.settings.aggregate
 
         def traces(tag: str) -> Sequence[Trace]:
@@ -156,7 +156,7 @@ class RunsScreen(RunActions):
             for key in keys:
                 curve = self.store.curve(key, tag)
                 if curve is not None:
-                    group = group_of(self.store, key) if aggregate else ""
+                    group = seed_group(self.store, key) if aggregate else ""
                     drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
             return drawn
 
