@@ -2,6 +2,6 @@
 
 import sys
 
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "numpy", "pydantic", "gymnasium", "transformers", "tensorboard", "textual", "tyro", "rich"}
+HEAVY = {"torch", "numpy", "pydantic", "gymnasium", "transformers", "tensorboard", "textual", "rich"}
 WORLDS = {"gymnasium", "transformers", "textual", "envs", "tui"}
 
 CODE = ("ppo_unified", "envs", "tui")
@@ -37,12 +37,13 @@ BANNED = {
     "ppo_unified.runs.metrics": HEAVY,
     "ppo_unified.runs.folder": HEAVY,
     "ppo_unified.config.spec": HEAVY,
-    "ppo_unified.config.schema": {"torch", "tyro", *WORLDS},
-    "ppo_unified.config.presets": {"torch", "tyro", *WORLDS},
+    "ppo_unified.config.schema": {"torch", *WORLDS},
+    "ppo_unified.config.presets": {"torch", *WORLDS},
     "ppo_unified.cli.flags": {"torch", *WORLDS},
     "ppo_unified.runs.event_reader, ppo_unified.runs.event_writer": {"torch", *WORLDS},
     "ppo_unified.runs.control, ppo_unified.runs.preparation": {"torch", *WORLDS},
-    "ppo_unified.cli": {"torch", *WORLDS},
+    "ppo_unified.cli.main": HEAVY | WORLDS,
+    "ppo_unified.cli.train, ppo_unified.cli.resume, ppo_unified.cli.show, ppo_unified.cli.export": {"torch", *WORLDS},
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
@@ -54,7 +55,6 @@ BANNED = {
         "torch",
         "transformers",
         "gymnasium",
-        "tyro",
     },
     "envs.llm.adapter": {
         "gymnasium",

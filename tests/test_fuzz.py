@@ -97,7 +97,7 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "logarithmic chart of the largest number": ("chart", ([0.0], [1.797e308], 0, 0, True), False),
     "command line with an odd digit for a step": ("command line", ["inspect", "a", "--sample", "\u00b2"], True),
     "command line with a number of 5,000 digits": ("command line", ["inspect", "a", "--sample", "9" * 5000], True),
-    "form field nested 100,000 deep": ("form field", ("env_kwargs", "[" * DEEP), False),
+    "form field nested 100,000 deep": ("form field", ("gym.env_kwargs", "[" * DEEP), False),
 }
 
 

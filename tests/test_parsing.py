@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ppo_unified import parsing
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import checkpoint

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_unified.cli import main
-from ppo_unified.cli.policies import DESCRIPTION, FORMAT, _check_target
+from ppo_unified.cli.export import DESCRIPTION, FORMAT, _check_target
+from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
@@ -325,7 +325,7 @@ def test_nothing_reaches_a_shell_an_evaluation_or_a_pickle() -> None:
 def test_modules_are_imported_by_name_in_few_places() -> None:
     """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
     there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
-    ours = {f"ppo_unified/cli/{name}.py" for name in ("__init__", "imports", "training", "watching")}
+    ours = {f"ppo_unified/cli/{name}.py" for name in ("imports", "main", "policy", "regress", "run_training", "tui")}
     assert there <= ours | {
         "ppo_unified/__init__.py",
         "ppo_unified/config/registry.py",
@@ -340,7 +340,7 @@ def test_modules_are_imported_by_name_in_few_places() -> None:
 def test_tensorboard_listens_on_this_machine_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
 ) -> None:
-    from ppo_unified.cli import tools
+    from ppo_unified.cli import tensorboard
 
     served: list[list[str]] = []
 
@@ -348,10 +348,10 @@ def test_tensorboard_listens_on_this_machine_alone(
         served.append(list(command))
         return 0
 
-    monkeypatch.setattr(tools, "_serve", serve)
+    monkeypatch.setattr(tensorboard, "_serve", serve)
     make(tmp_path)
     options = argparse.Namespace(run=["a"], folder=tmp_path, port=0)
-    assert tools.tensorboard(options) == 0
+    assert tensorboard.run(options) == 0
     (command,) = served
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert not {"--bind_all", "--path_prefix"} & set(command)

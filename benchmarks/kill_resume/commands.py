@@ -113,7 +113,7 @@ def _run(command: Command) -> int:
     """The command's exit code. No random state is shared with other forks, as it is not between interpreters."""
     import torch
 
-    from ppo_unified.cli import main
+    from ppo_unified.cli.main import main
 
     torch.seed()
     random.seed()

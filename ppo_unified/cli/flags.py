@@ -1,120 +1,149 @@
-"""Command-line flags for every option, by tyro from the schema; what tyro can't say in one line is said here."""
+"""Command-line flags for every option of a configuration: an argparse parser that is generated from the schema."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
-import json
+import argparse
 import re
-from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Any, TypeVar, get_origin
+from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
+from typing import Any, TypeVar
 
-import tyro
+from pydantic.fields import FieldInfo
 
-from ppo_unified.config.schema import RunConfig, Section, known_options, validate
-from ppo_unified.errors import UsageError, closest
-from ppo_unified.parsing import parse_json
-
-HIDDEN = ("kind", "preset", "recipe")  # they come with the target and --recipe
-
-_MISREAD = {  # what Python says of a text that is no such number, and what it should be
-    r"invalid literal for int\(\) with base 10": "a whole number, in digits",
-    "could not convert string to float": "a number",
-}
+from ppo_unified.cli.arguments import Parser
+from ppo_unified.config.schema import RunConfig, typed_options, validate
+from ppo_unified.config.suggestions import suggest
+from ppo_unified.config.values import (
+    bounds_of,
+    choices_of,
+    flag_name,
+    format_value,
+    join_words,
+    kind_of,
+    negative_flag,
+    read_value,
+)
+from ppo_unified.errors import UsageError
 
 C = TypeVar("C", bound=RunConfig)
 
-
-def parse_flags(config: C, args: Sequence[str], prog: str, description: str) -> C:
-    """`config` with flags such as `--ppo.lr 1e-3` laid over it; `--help` prints them all with config's values as
-    defaults and exits. Raises UsageError, one line, for unknown flags and unfit values."""
-    default = _mirror(config)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            parsed, unknown = tyro.cli(
-                type(default),
-                args=list(args),
-                default=default,
-                prog=prog,
-                description=description,
-                return_unknown_args=True,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(said.getvalue())) from None
-    if unknown:
-        raise UsageError(_unknown(unknown[0], type(config)))
-    return validate(type(config), _tables(parsed, config), "command line")
+WHERE = "command line"
+WIDEST_HELP = 100  # columns
+METAVARS = {"int": "INT", "float": "FLOAT", "text": "TEXT", "table": "JSON"}
+_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # -1e-3 is a value, not a flag
 
 
-def _mirror(section: Section) -> Any:
-    """A dataclass instance of the same shape, for tyro to fill without validating half-parsed values.
+def read_flags(config: RunConfig, args: Sequence[str], prog: str, about: str) -> dict[str, str]:
+    """{'ppo.clip': '0.1', ...}: the text of every option that has a flag in `args`.
 
-    Tables become JSON strings; what comes with the target has no flag.
+    `--help` prints all options, with config's values as defaults, and exits. Raises UsageError, one line, for what is
+    no flag and for a flag without a value.
     """
-    members: list[tuple[str, Any, Any]] = []
-    for name, f in type(section).model_fields.items():
-        value, kind = getattr(section, name), f.annotation
-        if isinstance(value, Section):
-            value = _mirror(value)
-            members.append((name, type(value), dataclasses.field(default=value)))
-            continue
-        if get_origin(kind) is dict:
-            kind, value = str, json.dumps(value)
-        marks: list[Any] = [tyro.conf.arg(help=f.description)] + ([tyro.conf.Suppress] if name in HIDDEN else [])
-        default: Any = dataclasses.field(default=value)
-        if isinstance(value, list):
-            default = dataclasses.field(default_factory=partial(list, value))
-        members.append((name, Annotated[(kind, *marks)], default))
-    return dataclasses.make_dataclass(type(section).__name__, members, frozen=True)()
+    known, unknown = _make_parser(config, prog, about).parse_known_args([_normalize_flag(word) for word in args])
+    typed: dict[str, str | None] = vars(known)
+    if missing := [option for option, text in typed.items() if text is None]:
+        raise UsageError(_explain_missing(missing[0], config, unknown))
+    if unknown:
+        raise UsageError(_explain_unknown(unknown[0], type(config)))
+    return {option: text for option, text in typed.items() if text is not None}
 
 
-def _tables(parsed: Any, section: Section) -> dict[str, Any]:
-    """The filled mirror as nested tables, JSON strings decoded."""
-    tables: dict[str, Any] = {}
-    for f in dataclasses.fields(parsed):
-        value, before = getattr(parsed, f.name), getattr(section, f.name)
-        if isinstance(before, Section):
-            value = _tables(value, before)
-        elif isinstance(before, dict):
-            try:
-                value = parse_json(value)
-            except ValueError as error:
-                raise UsageError(f"command line: {f.name} = {value!r} is not JSON: {error}") from None
-        tables[f.name] = value
-    return tables
+def configure(config: C, typed: Mapping[str, str]) -> C:
+    """`config` with the options that were typed. Raises UsageError, one line for each mistake."""
+    declared, tables = typed_options(type(config)), config.model_dump()
+    for option, text in typed.items():
+        section, _, key = option.rpartition(".")
+        try:
+            value = read_value(text, declared[option])
+        except ValueError as error:
+            raise UsageError(f"{flag_name(option)}: {error}") from None
+        (tables[section] if section else tables)[key] = value
+    return validate(type(config), tables, WHERE)
 
 
-def _unknown(flag: str, model: type[RunConfig]) -> str:
+def _make_parser(config: RunConfig, prog: str, about: str) -> Parser:
+    usage = f"{prog} [--section.key VALUE ...]"
+    parser = Parser(
+        prog=prog, usage=usage, description=about, formatter_class=_Help, argument_default=argparse.SUPPRESS
+    )
+    parser._negative_number_matcher = _NUMBER
+    parser._optionals.title = "options"
+    groups, values = {"": parser._optionals}, config.flatten()
+    for option, declared in typed_options(type(config)).items():
+        section = option.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
+        _add_flag(groups[section], option, declared, values[option])
+    return parser
+
+
+def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, value: Any) -> None:
+    kind, bounds = kind_of(declared), bounds_of(declared)
+    text = f"{declared.description} (default: {format_value(value) or 'none'})".replace("%", "%%")
+    if kind == "bool":
+        flags = (flag_name(option), negative_flag(option))
+        group.add_argument(*flags, dest=option, nargs="?", const="", action=_Switch, help=text)
+    elif kind == "list":
+        group.add_argument(flag_name(option), dest=option, nargs="*", metavar="VALUE ...", action=_Words, help=text)
+    else:
+        metavar = f"{{{','.join(choices_of(declared))}}}" if kind == "choice" else f"{METAVARS[kind]} {bounds}".strip()
+        group.add_argument(flag_name(option), dest=option, nargs="?", metavar=metavar, help=text)
+
+
+class _Switch(argparse.Action):
+    """--gym.normalize-obs and --gym.no-normalize-obs; the former also takes true or false."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        negative = option_string != self.option_strings[0]
+        if negative and values:
+            raise UsageError(f"{option_string} takes no value, got {values!r}")
+        setattr(namespace, self.dest, "false" if negative else values or "true")
+
+
+class _Words(argparse.Action):
+    """A list as several words or as one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, join_words(values))
+
+
+class _Help(argparse.HelpFormatter):
+    """Each description below its flag, in lines of at most WIDEST_HELP columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=8, width=min(WIDEST_HELP, get_terminal_size().columns))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0 or isinstance(action, _Switch):
+            return ", ".join(action.option_strings)
+        return f"{action.option_strings[0]} {action.metavar}"
+
+
+def _normalize_flag(word: str) -> str:
+    """`word` with the dashes in a flag's name that its author may have written as underscores."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> str:
+    flag, example = flag_name(option), format_value(config.flatten()[option])
+    text = (
+        f"{flag} needs a value, e.g. {flag} {example or METAVARS.get(kind_of(typed_options(type(config))[option]), '')}"
+    )
+    return text + (f"; one that begins with '-' is written {flag}={unknown[0]}" if unknown else "")
+
+
+def _explain_unknown(flag: str, model: type[RunConfig]) -> str:
     if not flag.startswith("--"):
-        return f"unexpected argument {flag!r}; options are written --section.key VALUE"
-    name = flag.partition("=")[0].lstrip("-").replace("-", "_")
+        return f"unexpected argument {flag!r}; options are written --section.key VALUE, several values 1,2,3"
+    flag = flag.partition("=")[0]
+    name = flag.lstrip("-").replace("-", "_")
     for option, reason in model.refused.items():
         if name in (option, option.rpartition(".")[2]):
-            return f"{flag.partition('=')[0]} is refused: {reason}"
-    section, _, key = name.rpartition(".")
-    keys = {known.rpartition(".")[2]: known for known in known_options(model)}
-    keys |= {k.rpartition(".")[2]: k for k in known_options(model) if k.startswith(f"{section}.")}
-    match = closest(key, keys)
-    remedy = f"; did you mean --{keys[match].replace('_', '-')}?" if match else "; list them all with --help"
-    return f"there is no option {flag.partition('=')[0]}{remedy}"
-
-
-def _one_line(box: str) -> str:
-    """tyro's framed complaint as one sentence: the text between the frame's top and its first rule."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines: list[str] = []
-    for line in text.splitlines():
-        if re.match(r"^[╭┌+]", line):
-            continue
-        if re.match(r"^[│|]?\s*[─-]{5,}|^[╰└]", line):
-            break
-        lines.append(line.strip("│| "))
-    sentence = " ".join(" ".join(lines).split())
-    for theirs, ours in _MISREAD.items():
-        sentence = re.sub(rf"Error parsing (--\S+): {theirs}: (.*)", rf"\1 \2: should be {ours}", sentence)
-    return f"command line: {sentence}"
+            return f"{flag} is refused: {reason}"
+    found = suggest(name, typed_options(model))
+    if found is None:
+        return f"there is no option {flag}; list them all with --help"
+    return f"there is no option {flag}; did you mean {flag_name(found.option)}?" + (
+        f" ({found.note})" if found.note else ""
+    )

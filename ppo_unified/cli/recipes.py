@@ -9,6 +9,7 @@ import sys
 import textwrap
 from typing import Any
 
+from ppo_unified.cli.arguments import add_json
 from ppo_unified.config import recipes as book
 from ppo_unified.config.recipes import Recipe, Setting
 from ppo_unified.errors import UsageError
@@ -18,7 +19,12 @@ from ppo_unified.text import DIM, can_color, clean, painted, say, table
 _WIDEST = 120  # columns of prose where stdout is no terminal
 
 
-def recipes(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one to show, two to compare; without any: list them")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """List all recipes, show one, or print how two differ."""
     if len(options.names) > 2:
         raise UsageError(f"ppo-unified recipes: {len(options.names)} names; give one to show it, two to compare them")
@@ -39,7 +45,7 @@ def _list(as_json: bool) -> int:
     say(lines[0])
     for line, recipe in zip(lines[1:], everything, strict=True):
         say(line)
-        _note(recipe.source)
+        _print_note(recipe.source)
     say(
         "\nTrain with one:          ppo-unified train sentiment --recipe trl-early"
         "\nIts settings:            ppo-unified recipes trl-early"
@@ -73,24 +79,24 @@ def _compare(first: Recipe, second: Recipe, as_json: bool) -> int:
         return 0
     names = (clean(first.name), clean(second.name))
     rows = [
-        {"option": option} | dict(zip(names, map(_spelled, pair), strict=True)) for option, pair in differing.items()
+        {"option": option} | dict(zip(names, map(_format, pair), strict=True)) for option, pair in differing.items()
     ]
     lines = table(rows, can_color(sys.stdout))
     say(lines[0])
     for line, pair in zip(lines[1:], differing.values(), strict=True):
         say(line)
         for name, setting in zip(names, pair, strict=True):
-            _note(f"{name}: {'the default' if setting.source is None else setting.source}")
+            _print_note(f"{name}: {'the default' if setting.source is None else setting.source}")
     return 0
 
 
-def _spelled(setting: Setting) -> str:
+def _format(setting: Setting) -> str:
     """A value as TOML spells it; '-' where the recipe's kind has no such option."""
     value: Any = setting.value
     return "-" if value is None else clean(json.dumps(value))
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     """Print indented prose, dim where there is colour."""
     color = can_color(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST

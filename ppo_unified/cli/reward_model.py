@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -9,13 +10,13 @@ import platform
 import shutil
 import sys
 import time
-from argparse import Namespace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ppo_unified.cli.arguments import add_json
 from ppo_unified.cli.progress import LIVE_S, PLAIN_S
 from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
@@ -28,7 +29,34 @@ FORMAT = "ppo_unified reward model 1"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
-def reward_model(options: Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder or hub id of the model to start from, or 'tiny'")
+    parser.add_argument("--data", required=True, type=Path, help="preference pairs: prompt, chosen, rejected (JSON)")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write into; made if it isn't there")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the pairs (default: 1)")
+    parser.add_argument(
+        "--lr", type=float, default=0.0, help="learning rate (default: 1e-5; with LoRA 1e-4; for 'tiny' 1e-3)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="pairs per optimizer step (default: 8)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=0,
+        help="leave longer pairs out (default: 1024 tokens, or the model's context)",
+    )
+    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, merged at the end")
+    parser.add_argument(
+        "--adapter", action="store_true", help="save adapter and head alone: they share the base with a LoRA policy"
+    )
+    parser.add_argument(
+        "--eval-share", type=float, default=0.1, help="share of the pairs to hold out and measure on (default: 0.1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights and of the order (default: 0)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Train a scoring model, save it, and say how well it orders pairs."""
     _check_numbers(options)
     pairs = load("envs.llm.data:read_pairs")(options.data)
@@ -51,7 +79,7 @@ def reward_model(options: Namespace) -> int:
     return 0
 
 
-def _print(options: Namespace, outcome: Any) -> None:
+def _print(options: argparse.Namespace, outcome: Any) -> None:
     if outcome.left_out:
         longest = f"{outcome.max_length} tokens; see --max-length"
         print(f"left out {outcome.left_out} pairs of more than {longest}", file=sys.stderr)
@@ -68,7 +96,7 @@ def _print(options: Namespace, outcome: Any) -> None:
     )
 
 
-def _check_numbers(options: Namespace) -> None:
+def _check_numbers(options: argparse.Namespace) -> None:
     for name, lowest in (("epochs", 1), ("batch", 1), ("max_length", 0), ("lora_rank", 0), ("seed", 0)):
         if getattr(options, name) < lowest:
             flag = "--" + name.replace("_", "-")
@@ -85,7 +113,7 @@ def _check_out(folder: Path) -> None:
     """Make the folder. Raises UsageError where it holds anything but an earlier scoring model, naming what."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(set(os.listdir(folder)) - _earlier(folder))
+        others = sorted(set(os.listdir(folder)) - _list_earlier(folder))
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be made a folder ({error.strerror}); choose another") from None
     if others:
@@ -93,7 +121,7 @@ def _check_out(folder: Path) -> None:
         raise UsageError(f"--out {folder}: holds something else already ({named}); choose an empty or a new folder")
 
 
-def _earlier(folder: Path) -> set[str]:
+def _list_earlier(folder: Path) -> set[str]:
     """The files of an earlier scoring model there."""
     try:
         description = read_json(folder / DESCRIPTION)
@@ -109,7 +137,7 @@ def _move(aside: Path, folder: Path, about: dict[str, Any]) -> None:
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     description = {"format": FORMAT, **about, "versions": versions, "files": files}
     (aside / DESCRIPTION).write_text(json.dumps(description, indent=1, allow_nan=False), encoding="utf-8")
-    for name in _earlier(folder) - set(files):
+    for name in _list_earlier(folder) - set(files):
         (folder / name).unlink(missing_ok=True)
     for name in files:
         (aside / name).replace(folder / name)

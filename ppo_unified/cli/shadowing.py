@@ -28,7 +28,7 @@ def shadowed_packages(project: Path | None = None) -> list[str]:
 
 def _problem(name: str, home: Path, others: list[str]) -> str:
     """What is wrong with one package; "" if nothing is."""
-    found, ours = _found(name), home / name
+    found, ours = _locate(name), home / name
     remedy = (
         f"pip uninstall {others[0]}, or install ppo-unified into a virtual environment of its own" if others else ""
     )
@@ -42,7 +42,7 @@ def _problem(name: str, home: Path, others: list[str]) -> str:
     return ""
 
 
-def _found(name: str) -> Path | None:
+def _locate(name: str) -> Path | None:
     """The folder that `import name` takes, or has taken."""
     module = sys.modules.get(name)
     spec = module.__spec__ if module is not None else find_spec(name)

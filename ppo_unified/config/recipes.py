@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.config.registry import config_model, toml_files
-from ppo_unified.config.schema import RunConfig, Section, read_toml, validate
+from ppo_unified.config.schema import RECORDS, RunConfig, Section, read_toml, validate
 from ppo_unified.errors import UsageError, nearest
-
-RECORDS = ("kind", "preset", "recipe")  # what a configuration is, not what it does
 
 _SECTION = re.compile(r"\s*\[([\w-]+)\]")
 _SETTING = re.compile(r"""\s*([\w-]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^"'#])*(?:#\s*(.*))?""")

@@ -12,10 +12,14 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from ppo_unified.errors import UsageError, nearest
+from ppo_unified.config.suggestions import suggest
+from ppo_unified.config.values import format_mismatch
+from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_toml, read_bytes
 
+RECORDS = ("kind", "preset", "recipe")  # what a configuration is, not what it does
 LARGEST_WHOLE = 2**63 - 1  # that files and other programs take for a whole number
 
 
@@ -255,6 +259,15 @@ def known_options(model: type[RunConfig]) -> dict[str, type[Section]]:
     return options
 
 
+def typed_options(model: type[RunConfig]) -> dict[str, FieldInfo]:
+    """The declaration of every option that a person can set: all but those that the target and the recipe set."""
+    return {
+        option: section.model_fields[option.rpartition(".")[2]]
+        for option, section in known_options(model).items()
+        if option not in RECORDS
+    }
+
+
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -273,24 +286,26 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
         return f"{where}: {option} is refused: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
         subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
-        return f"{where}: {subject} no option {location[-1]!r}{_suggest_key(model, location)}"
+        return f"{where}: {subject} no option {location[-1]!r}{_suggest_key(model, option)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return f"{where}: [{option}] is a table of options, not {problem['input']!r}"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
+    declared = typed_options(model)
+    for name in (option, ".".join(location[:2]), *location[:1]):  # of a list's element, the list
+        if name in declared:
+            return f"{where}: {name}: {format_mismatch(declared[name], problem['input'])}"
     return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
 
 
-def _suggest_key(model: type[RunConfig], location: list[str]) -> str:
-    """For an unknown key: the nearest key of the same section, else of any."""
-    options = known_options(model)
-    section = location[0] + "." if len(location) > 1 else ""
-    siblings = [
-        name.removeprefix(section)
-        for name in options
-        if name.startswith(section) and "." not in name.removeprefix(section)
-    ]
-    return nearest(location[-1], siblings) or nearest(location[-1], options)
+def _suggest_key(model: type[RunConfig], unknown: str) -> str:
+    """The existing option that an unknown key probably means; without its section if that is the same."""
+    found = suggest(unknown, typed_options(model))
+    if found is None:
+        return ""
+    section, _, key = found.option.rpartition(".")
+    name = key if section == unknown.rpartition(".")[0] else found.option
+    return f"; did you mean {name!r}?" + (f" ({found.note})" if found.note else "")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

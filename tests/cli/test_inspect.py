@@ -21,7 +21,7 @@ from envs.gym.explain import explain
 from envs.gym.options import GymConfig
 from envs.gym.vector import GymAdapter
 from ppo_unified import run as train
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
@@ -99,7 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_numbers_of_every_step_follow_by_hand_and_their_means_are_the_logged_metrics(
+def test_inspected_numbers_follow_by_hand_and_average_to_metrics(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for iteration in (1, 2):
@@ -125,9 +125,7 @@ def test_the_numbers_of_every_step_follow_by_hand_and_their_means_are_the_logged
         assert max(ratios) > 1.01  # the new policy is that after the update
 
 
-def test_an_annealed_uneven_clip_range_and_a_time_limit_follow_by_hand_too(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_annealed_clip_range_and_time_limit_follow_by_hand(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = document(runs, capsys, "timed", "--sample", "all")
     assert (shown["iteration"], shown["clip"], shown["clip_high"]) == (2, 0.025, 0.05)
     assert document(runs, capsys, "timed", "--iteration", "1")["clip"] == 0.05
@@ -272,7 +270,7 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captu
 
 def test_inspecting_loads_no_torch(runs: Path) -> None:
     code = (
-        "import sys; from ppo_unified.cli import main;"
+        "import sys; from ppo_unified.cli.main import main;"
         f"main(['inspect', 'pole', '--json', '--runs', {str(runs)!r}]); print('torch' in sys.modules, file=sys.stderr)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -281,7 +279,7 @@ def test_inspecting_loads_no_torch(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
-def test_the_actions_of_environments_are_shown_as_the_environment_counts_them(space: str) -> None:
+def test_actions_are_shown_as_the_environment_counts_them(space: str) -> None:
     config = gym_config("tests.worlds:Echo-v0", gym={"env_kwargs": {"space": space}, "num_steps": 7})
     adapter = GymAdapter(config, torch.device("cpu"))
     rollout = adapter.collect()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ppo_unified import load_preset
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
 from ppo_unified.text import clean, columns_of, duration, pad, short, table
@@ -189,7 +189,7 @@ def test_runs_refuses_a_bad_query_in_one_line(say: Any) -> None:
     assert err == "query: 'scor>3': there is no key 'scor'; did you mean 'score'?\n"
 
 
-def test_runs_leaves_out_a_run_whose_options_cannot_be_read_and_says_so(say: Any, folder: Path) -> None:
+def test_runs_reports_a_run_whose_options_cannot_be_read(say: Any, folder: Path) -> None:
     (folder / "fast" / "config.toml").write_bytes(b"\xff\xfe")
     code, out, err = say("runs", "optim.lr>0")
     assert code == 0
@@ -230,7 +230,7 @@ def test_show_overlays_runs_under_letters(say: Any) -> None:
     assert "B" in plot
 
 
-def test_show_takes_metrics_by_name_and_names_the_nearest_for_a_wrong_one(say: Any) -> None:
+def test_show_suggests_the_nearest_metric(say: Any) -> None:
     _, out, _ = say("show", "base-s1", "--metric", "optim/lr", "--metric", "loss/value")
     assert out.index("optim/lr") < out.index("loss/value")
     assert "eval/score" not in out
@@ -271,7 +271,7 @@ def test_show_csv_and_json_hold_every_point(say: Any) -> None:
     assert "choose one" in err
 
 
-def test_show_names_runs_that_share_a_name_by_path_and_a_run_named_twice_once(say: Any, folder: Path) -> None:
+def test_show_labels_runs_of_one_name_by_path(say: Any, folder: Path) -> None:
     other = make(folder / "elsewhere", "fast", [1.0])
     document = json.loads(say("show", "fast", str(other.path), str(folder / "fast"), "--json")[1])
     assert set(document) == {str(folder / "fast"), str(other.path)}
@@ -373,7 +373,7 @@ def test_compare_shows_an_option_that_one_run_lacks(say: Any, folder: Path) -> N
 def test_compare_turns_the_table_where_it_would_not_fit(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert wide.startswith("option")
-    monkeypatch.setattr("ppo_unified.cli.looking._width", lambda: 42)
+    monkeypatch.setattr("ppo_unified.cli.compare.width", lambda: 42)
     _, narrow, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
 
@@ -418,7 +418,7 @@ def test_looking_loads_no_torch(folder: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "ppo_unified", *arguments, *where]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "ppo_unified.cli" in loaded
+    assert "ppo_unified.cli.main" in loaded
     banned = {"torch", "gymnasium"} | (
         {"numpy", "tensorboard", "pydantic"} if arguments[0] in ("runs", "--help") else set()
     )

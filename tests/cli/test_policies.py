@@ -34,8 +34,8 @@ from envs.gym.spaces import encode
 from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset
 from ppo_unified import run as train
-from ppo_unified.cli import main
-from ppo_unified.cli.policies import facts
+from ppo_unified.cli.main import main
+from ppo_unified.cli.play import describe_reply
 from ppo_unified.config.spec import Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
@@ -170,7 +170,8 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another process holds the lock: it keeps it, and nothing but export/ changes."""
-    code = "from ppo_unified.runs.folder import *; import sys; r = Run(Path(sys.argv[1])); r.acquire(); input(print())"
+    code = "import sys; from ppo_unified.runs.folder import *; run = Run(Path(sys.argv[1]))"
+    code += "; run.acquire(); print(); input()"
     run, before = Run(runs / "dot"), contents(runs / "dot")
     with subprocess.Popen(
         [sys.executable, "-u", "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -184,7 +185,7 @@ def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixtu
     assert not run.is_locked()
 
 
-def test_a_checkpoint_that_a_trainer_removes_meanwhile_is_chosen_anew(
+def test_a_checkpoint_removed_meanwhile_is_chosen_anew(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = checkpoint.choose, []
@@ -267,7 +268,7 @@ def test_the_same_seed_shows_the_same_episode() -> None:
     assert played[0] == played[1] != played[2]
 
 
-def test_an_environment_with_only_a_vector_version_cannot_be_watched() -> None:
+def test_an_environment_only_in_vectors_cannot_be_watched() -> None:
     with pytest.raises(UsageError, match=r"OnlyVector-v0: has only a vector version"):
         gym_play.play(adapter_of("tests.worlds:OnlyVector-v0"), 1, 0, True, ())
 
@@ -534,6 +535,6 @@ def test_a_policy_json_of_others_is_not_overwritten(
         assert (tmp_path / "policy.json").read_text(encoding="utf-8") == text
 
 
-def test_facts_of_a_reply() -> None:
-    assert facts(Reply("text", 40, True, 0.123456)) == "score 0.1235, 40 tokens, ended"
-    assert facts(Reply("text", 1, False, None)) == "1 token, cut off"
+def test_a_reply_is_described_in_numbers() -> None:
+    assert describe_reply(Reply("text", 40, True, 0.123456)) == "score 0.1235, 40 tokens, ended"
+    assert describe_reply(Reply("text", 1, False, None)) == "1 token, cut off"

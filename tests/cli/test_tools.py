@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 import pytest
 
-from ppo_unified.cli import main
+from ppo_unified.cli.doctor import at_least, check_runs, lower_bound
+from ppo_unified.cli.main import main
 from ppo_unified.cli.shadowing import shadowed_packages
-from ppo_unified.cli.tools import at_least, check_runs, lower_bound
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 
@@ -174,7 +174,7 @@ def test_doctor_says_the_same_to_people(capsys: pytest.CaptureFixture[str]) -> N
 
 def doctor_in(folder: Path, code: str, **environ: str) -> tuple[int, str, str]:
     """Exit code and output of a doctor that starts in `folder` and whose interpreter has run `code` first."""
-    script = f"import sys\n{code}\nfrom ppo_unified.cli import main\nsys.exit(main(['doctor']))"
+    script = f"import sys\n{code}\nfrom ppo_unified.cli.main import main\nsys.exit(main(['doctor']))"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, cwd=folder, check=False)
     return ended.returncode, ended.stdout, ended.stderr
@@ -191,7 +191,7 @@ def test_doctor_works_where_packages_are_missing(tmp_path: Path) -> None:
         "    if old.get(name, '') is None: raise m.PackageNotFoundError(name)\n"
         "    return old.get(name) or real(name)\n"
         "m.version = version\n"
-        "gone = 'torch numpy gymnasium pydantic tyro tomli_w psutil rich tensorboard google_crc32c PIL Box2D pygame'\n"
+        "gone = 'torch numpy gymnasium pydantic tomli_w psutil rich tensorboard google_crc32c PIL Box2D pygame'\n"
         "sys.modules.update(dict.fromkeys(gone.split()))\n",
     )
     assert (code, err) == (1, "")

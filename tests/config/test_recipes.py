@@ -19,8 +19,8 @@ import pytest
 
 from envs.llm.options import LLMConfig
 from ppo_unified import load_preset
-from ppo_unified.cli import main
-from ppo_unified.cli.flags import parse_flags
+from ppo_unified.cli.flags import configure, read_flags
+from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_target, preset_files
 from ppo_unified.config.recipes import (
     all_recipes,
@@ -105,12 +105,12 @@ def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, ta
 
 def test_flags_lie_over_the_recipe() -> None:
     config = apply_recipe(load_target("llm"), "tldr")
-    changed = parse_flags(config, ["--llm.kl-coef", "0.3", "--total-iterations", "7"], "train llm", "")
+    changed = configure(config, {"llm.kl_coef": "0.3", "total_iterations": "7"})
     assert isinstance(changed, LLMConfig)
     assert (changed.llm.kl_coef, changed.total_iterations) == (0.3, 7)
     assert (changed.llm.temperature, changed.recipe) == (0.7, "tldr")
     with pytest.raises(UsageError, match=r"there is no option --recipe"):
-        parse_flags(config, ["--recipe", "x"], "train llm", "")
+        read_flags(config, ["--recipe", "x"], "train llm", "")
 
 
 def test_flags_may_mend_what_target_and_recipe_contradict_each_other_in(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_flags_may_mend_what_target_and_recipe_contradict_each_other_in(tmp_path
             load_preset(str(path), recipe=name)
         assert "\n" not in str(caught.value)
     config = apply_recipe(load_target(str(path)), "instructgpt-ptx")
-    assert parse_flags(config, ["--llm.ptx-data", "texts.txt"], "train", "").recipe == "instructgpt-ptx"
+    assert configure(config, {"llm.ptx_data": "texts.txt"}).recipe == "instructgpt-ptx"
     assert apply_recipe(load_target(str(path)), "plain-ratio").model_dump()["ppo"]["clip_high"] == 0.3
 
 
@@ -130,7 +130,14 @@ MISTAKES = {
     ("train", "llm", "--recipe", "zzz"): "there is no recipe 'zzz' (list: ppo-unified recipes)",
     ("train", "cartpole", "--recipe", "tldr"): "--recipe tldr: is for kind 'llm', and cartpole is of kind 'gym'",
     ("train", "llm", "--recipe", "tldr"): "llm.model: no model is given",
-    ("train", "llm", "--recipe", "tldr", "--llm.rollout-batch", "0"): "llm.rollout_batch = 0",
+    (
+        "train",
+        "llm",
+        "--recipe",
+        "tldr",
+        "--llm.rollout-batch",
+        "0",
+    ): "expected a whole number >= 1, got '0'",
     ("recipes", "tdlr"): "did you mean 'tldr'",
     ("recipes", "tldr", "tldr", "tldr"): "3 names; give one to show it, two to compare them",
 }

@@ -21,7 +21,7 @@ from torch import Tensor
 from envs.llm.kl import token_rewards
 from envs.prove import TOLERANCE, prove
 from envs.token_mdp import TokenMDP, decode_obs
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
 from tests.mutants import Mutant, copy_project, run_python

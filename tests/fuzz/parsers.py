@@ -68,11 +68,12 @@ _ARGUMENTS = ("a", "latest", "cartpole", "Acrobot-v1", "llm", "tiny", "..", "../
 _LOOKING = ("--json", "--once", "--csv", "--metric", "--seeds", "--iteration", "--sample")
 _FLAGS = (*_LOOKING, "--help", "--version", "--yes")
 _ENVIRONMENT = ("--gym.env-kwargs", "--gym.env-id")
-_OPTIONS = ("--ppo.clip", "--ppo.lr", "--optim.lr=1e-3", *_ENVIRONMENT, "--seed", "--seed=2", "-h")
+_NUMBERS = ("--ppo.clip", "--ppo.lr", "--optim.lr=1e-3", "--seed", "--seed=2", "--seed=1-3", "1,2", "[64,", "64]")
+_OPTIONS = (*_NUMBERS, *_ENVIRONMENT, "--policy.hidden", "--gym.no-normalize-obs", "-h")
 
 
 def _command_lines() -> st.SearchStrategy[list[str]]:
-    from ppo_unified.cli import COMMANDS
+    from ppo_unified.cli.main import COMMANDS
 
     argument = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
     words = st.sampled_from([x for x in WORDS if "\x00" not in x and "\\ud800" not in x])
@@ -82,12 +83,12 @@ def _command_lines() -> st.SearchStrategy[list[str]]:
     short = st.builds(lambda name, rest: [name, *rest], command, st.lists(word, max_size=4))
     several = st.lists(st.one_of(st.sampled_from(_OPTIONS), word), max_size=4)
     train = several.map(lambda rest: ["train", "cartpole", *rest])
-    return st.integers(0, 99).flatmap(lambda n: train if n == 0 else short)  # tyro takes its time
+    return st.integers(0, 9).flatmap(lambda n: train if n == 0 else short)
 
 
 def _usual_command_lines() -> list[list[str]]:
     """Every command with its help, and those that are run with what they need."""
-    from ppo_unified.cli import COMMANDS
+    from ppo_unified.cli.main import COMMANDS
 
     looking = ["runs a", "show a --once", "inspect a", "compare a a", "envs --json", "recipes", "recipes zephyr"]
     training = ["train cartpole --help", "train cartpole --ppo.clip 2", "train cartpole", "train tiny", "train llm"]
@@ -125,8 +126,8 @@ def parsers() -> dict[str, Parser]:
     """Every parser by name."""
     configs, recipes, status = real.configs(), real.recipes(), json.dumps(real.STATUS).encode()
     log = b"step 1\nstep 2\r50%\r\x1b[31mred\n"
-    fields = [("lr", "1e-3"), ("env_kwargs", "{}")]
-    options = st.sampled_from(("env_kwargs", "betas", "lr", "seed", "hidden"))
+    fields = [("optim.lr", "1e-3"), ("gym.env_kwargs", "{}")]
+    options = st.sampled_from(("gym.env_kwargs", "optim.betas", "optim.lr", "seed", "policy.hidden", "gym.wrappers"))
     prompts, pairs = (records("prompt"), records("prompt", "answer")), records("prompt", "chosen", "rejected")
     return {
         "configuration": Parser(st.one_of(changed_tables(*configs), files(*configs)), readers.read_config, configs),

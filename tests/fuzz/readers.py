@@ -6,25 +6,26 @@ A reader raises UsageError where the input is refused, and AssertionError where 
 from __future__ import annotations
 
 import io
-import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from envs.gym.options import GymConfig
+from ppo_unified.config.schema import typed_options
+from ppo_unified.config.values import read_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, Status, all_runs, to_json
 from ppo_unified.training import checkpoint
-from tui.new_run import form_model
-
-STUB = "stub_of_the_fuzzer"  # the module of commands that are not to be run
 
 
 def put(folder: Path, name: str, content: bytes) -> Path:
@@ -92,7 +93,7 @@ def read_events(content: bytes, folder: Path) -> None:
 
 
 def read_status(content: bytes, folder: Path) -> None:
-    from ppo_unified.cli import looking
+    from ppo_unified.cli import run_table
     from tui.runs.run_head import format_head
     from tui.store import Store
 
@@ -106,9 +107,9 @@ def read_status(content: bytes, folder: Path) -> None:
     status = run.read_status()
     to_json(asdict(status))
     control.list_events(run, status)
-    seen = [looking.Seen(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
-    remarks = looking._remarks(seen, False, looking._health_lines)
-    shown = looking._with_notes(looking._run_table(seen, 80, False), remarks)
+    seen = [run_table.Seen(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
+    remarks = run_table.remarks(seen, False, run_table.health_lines)
+    shown = run_table.interleave(run_table.run_table(seen, 80, False), remarks)
     assert all(map(is_harmless, shown))
 
 
@@ -190,9 +191,8 @@ def read_query(text: str, folder: Path) -> None:
 def read_field(values: tuple[str, str], folder: Path) -> None:
     """A form of the terminal UI with something typed into a field."""
     option, text = values
-    kind = {"env_kwargs": dict[str, Any], "betas": list[float], "lr": float, "seed": int, "hidden": list[int]}[option]
     try:
-        form_model._read(text, kind)
+        read_value(text, typed_options(GymConfig)[option])
     except ValueError as error:
         assert is_harmless(str(error).replace("\t", " "))
 
@@ -211,7 +211,7 @@ def draw_chart(values: tuple[list[float], list[float], int, int, bool], folder: 
 
 def run_command(arguments: list[str], folder: Path) -> None:
     """A command line, up to the point where it would train, serve or change something."""
-    from ppo_unified import cli
+    from ppo_unified.cli import main as cli
 
     put(folder / "runs" / "a", "run.json", to_json(asdict(Status(name="a", state="finished"))).encode())
     put(folder / "runs" / "a", "config.toml", b'kind = "gym"\n')
@@ -233,25 +233,22 @@ def run_command(arguments: list[str], folder: Path) -> None:
 @contextmanager
 def _only_looking(folder: Path) -> Iterator[None]:
     """Inside the block, commands that would do more than look end where they have understood their arguments."""
-    from ppo_unified import cli
+    from ppo_unified.cli import main as cli
 
     harmless = ("envs", "recipes", "runs", "show", "inspect", "compare", "train")
-    stubs = {name: command._replace(module="looking") for name, command in cli.COMMANDS.items() if name not in harmless}
 
-    class Stub:
-        def __getattr__(self, name: str) -> Callable[..., int]:
-            return lambda *_: 0
-
-    def imported(name: str) -> Any:
-        return sys.modules.get(name) or __import__(name, fromlist=["x"])
+    def load(name: str) -> Any:
+        module = import_module(name)
+        command = name.rpartition(".")[2].replace("_", "-")
+        if command in harmless or command not in cli.COMMANDS:
+            return module
+        return SimpleNamespace(add_arguments=module.add_arguments, run=lambda *_: 0)
 
     def refused(*_: Any, **__: Any) -> Any:
         raise UsageError("it would train")
 
     with (
-        patch.object(cli, "preload", imported),
-        patch.dict(cli.COMMANDS, {name: command._replace(module=STUB) for name, command in stubs.items()}),
-        patch.dict(sys.modules, {f"ppo_unified.cli.{STUB}": Stub()}),
+        patch.object(cli, "preload", load),
         patch("ppo_unified.runs.preparation.prepare", refused),
         patch("ppo_unified.runs.control.start", refused),
         chdir(folder),

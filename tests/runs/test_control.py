@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ppo_unified import load_preset
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, handshake, log_tee, preparation, processes
 from ppo_unified.runs.folder import Run, Status

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from envs.llm.options import LLMConfig
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs import durable
 from ppo_unified.runs.folder import Run

@@ -19,27 +19,27 @@ from textual.timer import Timer
 from textual.widgets import Button, Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from ppo_unified.config.sweep import SEED
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
 from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.fields import Fields
-from tui.new_run.form_model import NAME, RECIPE, SEED, Field, Verdict
+from tui.new_run.form_model import NAME, RECIPE, Field, Verdict
 
 WAIT_S = 0.1  # after a key press, before what was typed is judged
 NAME_FIELD = Field(
-    NAME, "", "text", "name of the run's folder; left empty, it is made of the preset and the seed", "", (), "", True
+    NAME,
+    "",
+    "text",
+    "name of the run's folder; left empty, it is made of the preset and the seed",
+    "text",
+    (),
+    "",
+    True,
 )
 SEVERAL = "; several, such as 1-5 or 1,2,7, are a run each"
-TYPES = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "choice": "one of a few words",
-    "text": "text",
-    "list": "words, separated by spaces",
-    "table": "a table, as JSON",
-}
+MANY = "  several values, separated by commas, are a run each"
 
 
 class Form(Screen[None]):
@@ -71,13 +71,13 @@ class Form(Screen[None]):
         self.target, self.typed, self.runs, self.start = target, typed, runs, start
         self.recipe = typed.get(RECIPE, recipe)  # "" there is none, chosen
         self.options = Fields(typed)
-        self.verdict = Verdict({}, (), (), None, (), "")
+        self.verdict = Verdict({}, (), (), None, 0, "")
         self.waiting = False  # for a process that was started to show itself, or to refuse
         self._refused = ""
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        about = form_model.picked(self.target)
+        about = form_model.find_pick(self.target)
         yield Static(Content(f"New run: {clean(self.target)}"), id="top")
         yield Static(Content(_expectation(about)), id="title")
         with Horizontal(id="head"):
@@ -152,7 +152,7 @@ class Form(Screen[None]):
         if wrong:
             return Content.styled("\n".join(clean(line) for text in wrong for line in text.split("\n")), "$text-error")
         over = f"{clean(self.target)} with {clean(self.recipe)}" if self.recipe else clean(self.target)
-        runs = f"{len(verdict.seeds)} runs" if len(verdict.seeds) > 1 else "one run"
+        runs = f"{verdict.runs} runs" if verdict.runs > 1 else "one run"
         changes = [f"{d.option} {clean(d.before) or 'none'} -> {clean(d.after) or 'none'}" for d in verdict.differences]
         return Content(f"{runs} of {over}" + (": " + ", ".join(changes) if changes else " as it is"))
 
@@ -272,13 +272,13 @@ def _expectation(about: form_model.Pick) -> str:
 
 
 def _short_help(field: Field) -> str:
-    bounds = f" ({field.bounds})" if field.bounds else ""
-    return f"{field.name}: {field.description}{bounds}. Unchanged: {clean(field.default) or 'none'}"
+    expected = f" ({field.expected})" if field.kind in ("int", "float", "list", "table") else ""
+    return f"{field.name}: {field.description}{expected}. Unchanged: {clean(field.default) or 'none'}"
 
 
 def _full_help(field: Field) -> str:
-    lines = [field.name, f"  {field.description}", f"  {TYPES[field.kind]}"]
-    lines[-1] += f": {', '.join(field.choices)}" if field.choices else f", {field.bounds}" if field.bounds else ""
+    many = [MANY] if field.kind in ("int", "float") else []
+    lines = [field.name, f"  {field.description}", f"  {field.expected}", *many]
     return "\n".join([*lines, f"  unchanged: {clean(field.default) or 'none'}"])
 
 

@@ -3,37 +3,42 @@ what was typed makes a configuration, and the command line that says the same. T
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
 from ppo_unified.config import presets
-from ppo_unified.config.recipes import RECORDS, all_recipes, apply_recipe
+from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.registry import find_adapter, load
-from ppo_unified.config.schema import RunConfig, known_options, validate
+from ppo_unified.config.schema import RECORDS, RunConfig, known_options, typed_options, validate
+from ppo_unified.config.sweep import Combination, combine, run_name, split_values
+from ppo_unified.config.values import (
+    Kind,
+    choices_of,
+    describe,
+    flag_name,
+    format_flag,
+    format_value,
+    kind_of,
+    read_value,
+)
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import parse_json
-from ppo_unified.runs.folder import Run, check_name
+from ppo_unified.runs.folder import Run, check_name, free_name
 
 WHERE = "command line"  # a mistake in a form reads as the same mistake in a command
-NAME, SEED, RECIPE = "name", "seed", "recipe"  # of what is typed: the run's name, one seed or several, the recipe
+NAME, RECIPE = "name", "recipe"  # of what is typed, besides options: the run's name, the recipe
 RUNS = Path("runs")  # where runs go unless the command says otherwise
 FIRST = "cartpole"  # the quickest proof that everything works
-MOST_SEEDS = 64  # each is a process of its own
 MATTERS = (  # what people set first, besides whatever a preset sets
     "seed", "total_steps", "optim.lr", "gym.num_envs", "llm.model", "llm.prompts", "llm.reward",
 )  # fmt: skip
-
-Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "table"]
 
 
 class Pick(NamedTuple):
@@ -52,7 +57,7 @@ class Field(NamedTuple):
     section: str  # 'ppo'; '' at the top level
     kind: Kind
     description: str
-    bounds: str  # 'at least 1', or nothing
+    expected: str  # 'a whole number >= 1'
     choices: tuple[str, ...]
     default: str  # the target's value, a recipe's laid over it, as one would type it
     matters: bool
@@ -73,8 +78,8 @@ class Verdict:
     problems: Mapping[str, str]  # option -> what is wrong with it
     general: tuple[str, ...]  # what is wrong with no single option
     differences: tuple[Difference, ...]
-    config: RunConfig | None
-    seeds: tuple[int, ...]
+    config: RunConfig | None  # of the first run
+    runs: int
     command: str
 
     @property
@@ -93,7 +98,7 @@ def picks() -> list[Pick]:
     ]
 
 
-def picked(target: str) -> Pick:
+def find_pick(target: str) -> Pick:
     """The line of a target, whatever it is."""
     return next((pick for pick in picks() if pick.target == target), Pick(target, ""))
 
@@ -107,7 +112,7 @@ def is_target(word: str) -> bool:
 class _Target(NamedTuple):
     config: RunConfig  # yet to be validated as a whole where a recipe is laid over it
     fields: Mapping[str, Field]
-    kinds: Mapping[str, Any]  # option -> annotation
+    declared: Mapping[str, FieldInfo]
 
 
 def fields(target: str, recipe: str = "") -> Mapping[str, Field]:
@@ -123,7 +128,7 @@ def recipes_for(target: str) -> list[tuple[str, str]]:
 
 def _load(target: str, recipe: str) -> _Target:
     path = _presets().get(target, Path(target))
-    return _loaded(target, recipe, path.stat().st_mtime_ns if presets.is_file(path) else 0)
+    return _load_at(target, recipe, path.stat().st_mtime_ns if presets.is_file(path) else 0)
 
 
 @lru_cache(maxsize=1)
@@ -133,24 +138,18 @@ def _presets() -> dict[str, Path]:
 
 
 @lru_cache(maxsize=16)
-def _loaded(target: str, recipe: str, stamp: int) -> _Target:
+def _load_at(target: str, recipe: str, stamp: int) -> _Target:
     """A target as of the file's time `stamp`: a form asks at every key press."""
     config = presets.load_target(target)
     if recipe:
         config = apply_recipe(config, recipe)
-    described = dict(_declared(type(config)))
-    values, matters = config.flatten(), _that_matter(presets.load_target(target))
-    found = {name: _field(name, info, values[name], name in matters) for name, info in described.items()}
-    return _Target(config, found, {name: info.annotation for name, info in described.items()})
+    declared = typed_options(type(config))
+    values, matters = config.flatten(), _important_options(presets.load_target(target))
+    found = {name: _field(name, info, values[name], name in matters) for name, info in declared.items()}
+    return _Target(config, found, declared)
 
 
-def _declared(model: type[RunConfig]) -> Iterator[tuple[str, FieldInfo]]:
-    for option, section in known_options(model).items():
-        if option not in RECORDS:
-            yield option, section.model_fields[option.rpartition(".")[2]]
-
-
-def _that_matter(config: RunConfig) -> set[str]:
+def _important_options(config: RunConfig) -> set[str]:
     """The usual ones, and those that the target sets to something else than the schema does."""
     options = known_options(type(config))
     owned = ((option, *config.owner(option)) for option in options)
@@ -158,193 +157,103 @@ def _that_matter(config: RunConfig) -> set[str]:
 
 
 def _field(name: str, info: FieldInfo, value: Any, matters: bool) -> Field:
-    kind, choices = _kind(info.annotation)
-    section = name.rpartition(".")[0]
-    return Field(name, section, kind, info.description or "", _bounds(info), choices, spelled(value), matters)
-
-
-def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return "choice", tuple(map(str, get_args(annotation)))
-    if origin in (list, dict):
-        return ("list" if origin is list else "table"), ()
-    names: dict[Any, Kind] = {bool: "bool", int: "int", float: "float"}
-    return names.get(_present(annotation), "text"), ()
-
-
-def _present(annotation: Any) -> Any:
-    """`float` of `float | None`."""
-    if get_origin(annotation) in (Union, UnionType):
-        return next(part for part in get_args(annotation) if part is not NoneType)
-    return annotation
-
-
-def _bounds(info: FieldInfo) -> str:
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    said = [
-        f"{word} {getattr(mark, name)}" for name, word in words.items() for mark in info.metadata if hasattr(mark, name)
-    ]
-    if NoneType in get_args(info.annotation):
-        said.append("may be left empty")
-    return ", ".join(said)
-
-
-def spelled(value: Any) -> str:
-    """A value as one would type it into a field."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return shlex.join(map(str, value))
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-
-
-def _read(text: str, annotation: Any) -> Any:
-    """The value that a text spells; the text itself where it spells none, for the schema to refuse.
-
-    Raises ValueError with a reason where the text is no list or table at all.
-    """
-    origin = get_origin(annotation)
-    if origin is list:
-        (inner,) = get_args(annotation)
-        elements = [_read(word, inner) for word in shlex.split(text)]
-        if any(isinstance(element, str) and element.startswith("-") for element in elements):
-            raise ValueError("an element cannot begin with '-'")
-        return elements
-    if origin is dict:
-        return _table(text)
-    if annotation is not _present(annotation) and not text.strip():
-        return None
-    readers = {bool: _switch, int: _whole, float: _real}
-    return readers.get(_present(annotation), str)(text)
-
-
-def _table(text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from None
-
-
-def _switch(text: str) -> bool | str:
-    return {"true": True, "false": False}.get(text.strip().lower(), text)
-
-
-def _whole(text: str) -> int | str:
-    """1e6 is a whole number too."""
-    try:
-        return int(text)
-    except ValueError:
-        number = _real(text)
-        return int(number) if isinstance(number, float) and number.is_integer() else text
-
-
-def _real(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds of '3', '1-5' or '1,2,7-9', each once. Raises UsageError."""
-    seeds: dict[int, None] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
-        if match is None:
-            raise UsageError(f"{SEED} = {text!r}: one seed, or several such as 1-5 or 1,2,7")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last - first >= MOST_SEEDS or len(seeds) + last - first >= MOST_SEEDS:
-            raise UsageError(f"{SEED} = {text!r}: more than {MOST_SEEDS} runs at once")
-        if last < first:
-            raise UsageError(f"{SEED} = {text!r}: {first} is above {last}")
-        seeds.update(dict.fromkeys(range(first, last + 1)))
-    return tuple(seeds)
+    section, text = name.rpartition(".")[0], info.description or ""
+    return Field(name, section, kind_of(info), text, describe(info), choices_of(info), format_value(value), matters)
 
 
 def judge(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
-    """Whether the options that were typed, over the target's and the recipe's, make a run in the folder `runs`.
+    """Whether the options that were typed, over the target's and the recipe's, make runs in the folder `runs`.
 
-    `typed`: option -> text, for those that were changed; besides options the run's NAME, and SEED may be several.
+    `typed`: option -> text, for those that were changed; besides options the runs' NAME.
     """
     try:
         base = _load(target, recipe)
     except UsageError as error:
-        return Verdict({}, tuple(str(error).split("\n")), (), None, (), "")
+        return Verdict({}, tuple(str(error).split("\n")), (), None, 0, "")
     judgement = _Judgement(base, typed)
-    config, seeds = judgement.config(), judgement.seeds
-    judgement.name(typed.get(NAME, ""), runs)
-    differences = () if config is None else tuple(_differences(base, config))
-    if judgement.problems or judgement.general or config is None:
-        return Verdict(judgement.problems, tuple(judgement.general), differences, None, seeds, "")
-    begun = [target, *(["--recipe", recipe] if recipe else [])]
-    command = _command(begun, base, config, seeds, typed.get(NAME, ""), runs)
-    return Verdict({}, (), differences, config, seeds, command)
+    configs = judgement.configs()
+    judgement.check_names(configs, typed.get(NAME, ""), runs)
+    varied = judgement.combinations[0].varied if judgement.combinations else {}
+    differences = tuple(_differences(base, configs[0], typed, varied)) if configs else ()
+    if judgement.problems or judgement.general:
+        return Verdict(judgement.problems, tuple(judgement.general), differences, None, 0, "")
+    words = ["ppo-unified", "train", target, *(["--recipe", recipe] if recipe else [])]
+    words += _flags(base, configs[0], {option: typed[option] for option in varied})
+    words += ["--name", typed[NAME]] if typed.get(NAME) else []
+    words += [] if runs.absolute() == RUNS.absolute() else ["--runs", str(runs)]
+    return Verdict({}, (), differences, configs[0], len(configs), shlex.join(words))
 
 
 class _Judgement:
-    """One look at what was typed: problems are gathered on the way to the configuration."""
+    """One look at what was typed: problems are gathered on the way to the configurations."""
 
     def __init__(self, base: _Target, typed: Mapping[str, str]) -> None:
         self.base = base
         self.typed = {option: text for option, text in typed.items() if option not in (NAME, *RECORDS)}
         self.problems: dict[str, str] = {}
         self.general: list[str] = []
-        self.seeds = self._seeds()
+        self.values: dict[tuple[str, str], Any] = {}  # of every text of an option that can be read
+        self.combinations = self._combine()
 
-    def _seeds(self) -> tuple[int, ...]:
-        text = self.typed.get(SEED, self.base.fields[SEED].default)
-        if not re.search(r"\d\s*[-,]", text):  # one seed is an option like any other
-            return ()
-        try:
-            return parse_seeds(text)
-        except UsageError as error:
-            self.problems[SEED] = str(error)
-            return ()
-
-    def config(self) -> RunConfig | None:
-        """The configuration, where there is one, of the first seed; what is missing in it is a problem too."""
-        data = self.base.config.model_dump()
-        for option, text in self.typed.items():
-            self._lay(data, option, text)
-        config = self._validated(data)
-        if self.seeds and config is not None:
-            self._validated(data | {SEED: max(self.seeds)})
-        if config is not None and (spec := find_adapter(config.kind)).missing:
+    def _combine(self) -> list[Combination]:
+        """The runs, without the options that cannot be read."""
+        lists = {}
+        for option in (name for name in self.base.declared if name in self.typed):
             try:
-                load(spec.missing)(config)
+                lists[option] = self._read_list(option)
+            except (UsageError, ValueError) as error:
+                self.problems[option] = str(error) if isinstance(error, UsageError) else f"{option}: {error}"
+        readable = {option: text for option, text in self.typed.items() if option not in self.problems}
+        try:
+            return combine(readable, lists)
+        except UsageError as error:
+            self.general.append(str(error))
+            return []
+
+    def _read_list(self, option: str) -> list[str]:
+        """The texts of an option's values, each of which can be read. Raises UsageError or ValueError."""
+        declared = self.base.declared[option]
+        texts = split_values(option, self.typed[option], declared)
+        self.values |= {(option, text): read_value(text, declared) for text in texts}
+        return texts
+
+    def configs(self) -> list[RunConfig]:
+        """The configurations of the runs, up to the first that is refused; what is missing in one is a problem too."""
+        found: list[RunConfig] = []
+        for combination in self.combinations:
+            config = self._validate(self._make_tables(combination))
+            if config is None:
+                break
+            found.append(config)
+        if found and (spec := find_adapter(found[0].kind)).missing:
+            try:
+                load(spec.missing)(found[0])
             except UsageError as error:
                 self._blame(error)
-        return config
+        return found
 
-    def name(self, name: str, runs: Path) -> None:
-        """A run's name is a new folder's."""
+    def check_names(self, configs: Sequence[RunConfig], name: str, runs: Path) -> None:
+        """The name of every run must be that of a new folder."""
+        pairs = zip(self.combinations, configs, strict=False)  # fewer configurations where one is refused
+        names = [run_name(combination, name, config) for combination, config in pairs]
         try:
-            for own in run_names(name, self.seeds) if name else ():
+            for own in filter(None, names):
                 check_name(own)
-                if os.path.lexists(runs / own):
+                if name and os.path.lexists(runs / own):
                     raise UsageError(f"{runs / own} exists already")
         except UsageError as error:
             self.problems[NAME] = str(error)
 
-    def _lay(self, data: dict[str, Any], option: str, text: str) -> None:
-        section, _, key = option.rpartition(".")
-        value: Any = text
-        if option == SEED and (self.seeds or SEED in self.problems):
-            value = self.seeds[0] if self.seeds else self.base.config.seed
-        elif option in self.base.kinds:
-            try:
-                value = _read(text, self.base.kinds[option])
-            except ValueError as error:
-                self.problems[option] = f"{option} = {text!r}: {error}"
-                return
-        place = data.setdefault(section, {}) if section else data
-        if isinstance(place, dict):
-            place[key] = value
+    def _make_tables(self, combination: Combination) -> dict[str, Any]:
+        data = self.base.config.model_dump()
+        for option, text in combination.typed.items():
+            section, _, key = option.rpartition(".")
+            place = data.setdefault(section, {}) if section else data
+            if isinstance(place, dict):
+                place[key] = self.values.get((option, text), text)
+        return data
 
-    def _validated(self, data: Mapping[str, Any]) -> RunConfig | None:
+    def _validate(self, data: Mapping[str, Any]) -> RunConfig | None:
         try:
             return validate(type(self.base.config), data, WHERE)
         except UsageError as error:
@@ -355,7 +264,7 @@ class _Judgement:
         """Each line of an error goes to the options that were typed among those it names, else to the first one."""
         for line in str(error).split("\n"):
             text = line.removeprefix(f"{WHERE}: ")
-            named = _named(text, self.base.fields)
+            named = _find_options(text, self.base.fields)
             blamed = [option for option in named if option in self.typed] or named[:1]
             leads = [option for option in blamed if text.startswith(option)]
             for option in leads or blamed:
@@ -364,7 +273,7 @@ class _Judgement:
                 self.general.append(text)
 
 
-def _named(text: str, options: Iterable[str]) -> list[str]:
+def _find_options(text: str, options: Iterable[str]) -> list[str]:
     """The options that a complaint is about, in the order in which it names them."""
     found = []
     for option in options:
@@ -374,68 +283,41 @@ def _named(text: str, options: Iterable[str]) -> list[str]:
     return [option for _, option in sorted(found)]
 
 
-def _differences(base: _Target, config: RunConfig) -> Iterator[Difference]:
+def _differences(
+    base: _Target, config: RunConfig, typed: Mapping[str, str], varied: Collection[str] = ()
+) -> Iterator[Difference]:
+    """The options that are not the target's; of one that varies between runs what was typed."""
     before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
-        if before[option] != after[option]:
-            yield Difference(option, spelled(before[option]), spelled(after[option]))
+        if option in varied or before[option] != after[option]:
+            text = typed[option] if option in varied else format_value(after[option])
+            yield Difference(option, format_value(before[option]), text)
 
 
-def arguments(
-    target: str, recipe: str, typed: Mapping[str, str], seeds: Sequence[int] = (), runs: Path = RUNS
-) -> list[list[str]]:
-    """What follows `ppo-unified train`, one list for each seed: of `seeds`, else of what was typed as seed.
-
-    Raises UsageError where the options make no run.
-    """
+def arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> list[list[str]]:
+    """What follows `ppo-unified train`, a list for each run. Raises UsageError where the options make no run."""
     verdict = judge(target, recipe, typed, runs)
     if verdict.config is None:
         raise UsageError("\n".join([*verdict.problems.values(), *verdict.general]))
-    base, config, name = _load(target, recipe), verdict.config, typed.get(NAME, "")
-    chosen = tuple(seeds) or verdict.seeds or (config.seed,)
-    begun = [target, *(["--recipe", recipe] if recipe else [])]
-    return [
-        [*begun, *_flags(base, config.model_copy(update={SEED: seed})), *(["--name", own] if own else [])]
-        for seed, own in zip(chosen, run_names(name, chosen), strict=True)
-    ]
+    base, name, found = _load(target, recipe), typed.get(NAME, ""), []
+    judgement = _Judgement(base, typed)
+    for combination, config in zip(judgement.combinations, judgement.configs(), strict=True):
+        own = run_name(combination, name, config)
+        own = own if name or not own else free_name(runs, own)
+        words = [target, *(["--recipe", recipe] if recipe else []), *_flags(base, config)]
+        found.append([*words, *(["--name", own] if own else [])])
+    return found
 
 
-def run_names(name: str, seeds: Sequence[int]) -> list[str]:
-    """The folders' names of runs over some seeds; no name is left to `train`."""
-    return [f"{name}-s{seed}" if name else "" for seed in seeds] if len(seeds) > 1 else [name]
-
-
-def _flags(base: _Target, config: RunConfig) -> Iterator[str]:
-    """Flags for what differs, in the schema's order."""
+def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> Iterator[str]:
+    """Flags for what differs, in the schema's order; for what varies between runs with the list of its values."""
     before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
-        if before[option] != after[option]:
-            yield from _flag(option, after[option])
-
-
-def _flag(option: str, value: Any) -> list[str]:
-    name = option.replace("_", "-")
-    if isinstance(value, bool):
-        section, _, key = name.rpartition(".")
-        return [f"--{name}" if value else f"--{section + '.' if section else ''}no-{key}"]
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    text = "None" if value is None else spelled(value)
-    return [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
-
-
-def _command(
-    begun: Sequence[str], base: _Target, config: RunConfig, seeds: Sequence[int], name: str, runs: Path
-) -> str:
-    """The command line, or a shell's loop over several seeds."""
-    place = [] if runs.absolute() == RUNS.absolute() else ["--runs", str(runs)]
-    words = ["ppo-unified", "train", *begun]
-    if len(seeds) < 2:
-        return shlex.join([*words, *_flags(base, config), *(["--name", name] if name else []), *place])
-    flags = _flags(base, config.model_copy(update={SEED: base.config.seed}))
-    named = f' --name {shlex.quote(name)}-s"$seed"' if name else ""
-    each = shlex.join([*words, *flags, *place])
-    return f'for seed in {" ".join(map(str, seeds))}; do {each} --seed "$seed"{named}; done'
+        if option in varied:
+            text = re.sub(r"\s", "", varied[option])
+            yield from [f"{flag_name(option)}={text}"] if text.startswith("-") else [flag_name(option), text]
+        elif before[option] != after[option]:
+            yield from format_flag(option, after[option])
 
 
 def arguments_of(run: Run) -> tuple[str, str, dict[str, str]]:
@@ -444,18 +326,18 @@ def arguments_of(run: Run) -> tuple[str, str, dict[str, str]]:
     Raises UsageError where its config.toml cannot be read.
     """
     config = presets.from_file(run.config)
-    for target in (*_begun_from(run, config), str(run.config)):
+    for target in (*_possible_targets(run, config), str(run.config)):
         for recipe in dict.fromkeys((config.recipe, "")):
             try:
                 base = _load(target, recipe)
             except UsageError:
                 continue
             if type(base.config) is type(config):
-                return target, recipe, {d.option: d.after for d in _differences(base, config)}
+                return target, recipe, {d.option: d.after for d in _differences(base, config, {})}
     raise UsageError(f"{run.config}: cannot be read as the options of a new run")
 
 
-def _begun_from(run: Run, config: RunConfig) -> Iterator[str]:
+def _possible_targets(run: Run, config: RunConfig) -> Iterator[str]:
     """What the run may have been begun from: the word in its command, its preset."""
     try:
         words = shlex.split(run.command.read_text(encoding="utf-8"))

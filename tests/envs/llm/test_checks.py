@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from envs.llm import model as loading
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.runs.folder import Run
 from tests.models import causal_lm, save_model, tokenizer
 

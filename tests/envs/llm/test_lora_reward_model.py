@@ -26,7 +26,7 @@ from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel
 from envs.llm.rewards.train_reward_model import Settings
 from ppo_unified import load_preset
 from ppo_unified import run as train
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import checkpoint, session

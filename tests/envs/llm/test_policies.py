@@ -35,7 +35,7 @@ from envs.llm.options import LLMConfig
 from envs.llm.play import LLMChat
 from ppo_unified import load_preset
 from ppo_unified import run as train
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run

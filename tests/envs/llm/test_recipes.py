@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from envs.llm.options import LLMConfig
 from envs.llm.tasks import arithmetic_pairs, question, sentiment_openings, supervised_answers, task_texts
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_target
 from ppo_unified.config.recipes import recipe_files
 from ppo_unified.runs.event_reader import EventReader

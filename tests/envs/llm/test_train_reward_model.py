@@ -34,7 +34,7 @@ from envs.llm.data import Pair
 from envs.llm.rewards import train_reward_model
 from envs.llm.rewards.functions import load_reward
 from envs.llm.rewards.train_reward_model import FEWEST_HELD_OUT, Outcome, Settings
-from ppo_unified.cli import main
+from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 
 EOS = "<eos>"

@@ -1,32 +1,24 @@
-"""`rename`, `note` and `delete`: what one does to runs that are not being trained."""
+"""`delete`: delete runs for good."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from ppo_unified.cli.arguments import add_run, add_runs_folder
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
 from ppo_unified.runs.folder import find
-from ppo_unified.text import clean, clean_lines, say
+from ppo_unified.text import clean
 
 
-def rename(options: argparse.Namespace) -> int:
-    say(clean(control.rename(find(options.run, options.folder), options.name).path))
-    return 0
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, many="+")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    add_runs_folder(parser)
 
 
-def note(options: argparse.Namespace) -> int:
-    """Write a run's note, or print it where no text is given; an empty text removes it."""
-    run = find(options.run, options.folder)
-    if options.text is not None:
-        control.write_note(run, options.text)
-    elif text := control.read_note(run):
-        say(clean_lines(text))
-    return 0
-
-
-def delete(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Delete the folders of runs, each after a question unless --yes is given."""
     for run in [find(name, options.folder) for name in options.run]:
         if not options.yes:

@@ -1,16 +1,21 @@
-"""`prove`: one token MDP through both adapters."""
+"""`prove`: one token MDP through both adapters, which must give the engine the same numbers."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from argparse import Namespace
 
+from ppo_unified.cli.arguments import add_json
 from ppo_unified.config.registry import load
 from ppo_unified.runs.folder import to_json
 from ppo_unified.text import GREEN, RED, can_color, say, short, table
 
 
-def prove(options: Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Compare what both adapters give the engine, quantity by quantity; 1 where anything differs."""
     proof = load("envs.prove:prove")()
     tolerance = load("envs.prove:TOLERANCE")

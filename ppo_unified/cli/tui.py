@@ -6,12 +6,18 @@ import argparse
 import os
 import sys
 
+from ppo_unified.cli.arguments import add_runs_folder
 from ppo_unified.cli.imports import preload
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.screen import is_drawable
 
 
-def tui(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--readonly", action="store_true", help="only look: nothing is started, stopped or changed")
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Open the terminal UI over a runs folder, until the user leaves it."""
     if not (sys.stdin.isatty() and is_drawable(sys.stdout)):
         found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "input or output is no terminal"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run, find, to_json
@@ -16,12 +17,20 @@ from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import can_color, clean, say
 
 
-def inspect(options: argparse.Namespace) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--iteration", type=int, help="which stored iteration (default: the newest)")
+    parser.add_argument("--sample", default="0", help="which episode or sequence of it, from 0; or all (default: 0)")
+    add_json(parser)
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Print one sample of a stored iteration, or all of them."""
     run = find(options.run, options.folder)
-    stored = samples.read(run, _iteration(run, options.iteration))
+    stored = samples.read(run, _choose_iteration(run, options.iteration))
     there = stored.samples()
-    chosen = _chosen(options.sample, len(there), stored.iteration)
+    chosen = _choose_samples(options.sample, len(there), stored.iteration)
     each = [stored.document(number, there[number]) for number in chosen]
     if options.json:
         about: dict[str, Any] = {"run": run.name, "iterations": samples.iterations(run), "samples": len(there)}
@@ -34,7 +43,7 @@ def inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _iteration(run: Run, asked: int | None) -> int:
+def _choose_iteration(run: Run, asked: int | None) -> int:
     """The stored iteration that is meant. Raises UsageError naming those there are."""
     there = samples.iterations(run)
     if not there:
@@ -49,7 +58,7 @@ def _iteration(run: Run, asked: int | None) -> int:
     return there[-1] if asked is None else asked
 
 
-def _chosen(asked: str, count: int, iteration: int) -> Sequence[int]:
+def _choose_samples(asked: str, count: int, iteration: int) -> Sequence[int]:
     """The numbers of the samples that are meant. Raises UsageError naming the range."""
     if asked == "all":
         return range(count)

@@ -1,37 +1,31 @@
-"""Commands about the installation: `tensorboard` and `doctor`.
+"""`doctor`: what is installed, what is missing, and the remedy.
 
-At the top they import nothing beyond the standard library, directly or not: `doctor` runs where packages are missing.
+At the top this imports nothing beyond the standard library, directly or not: it runs where packages are missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import warnings
-from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NoReturn, TypeAlias
+from typing import Literal, TypeAlias
 
+from ppo_unified.cli.arguments import add_json
 from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
-from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import find
 from ppo_unified.terminal.screen import style_for
 from ppo_unified.text import can_unicode, clean, say
 
-HOST = "127.0.0.1"
 EXTRAS = {  # our extra: the module that it brings, and what needs it
     "box2d": ("Box2D", "these environments"),
     "mujoco": ("mujoco", "these environments"),
@@ -40,76 +34,11 @@ EXTRAS = {  # our extra: the module that it brings, and what needs it
 STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
 SMALLEST = (80, 24)  # columns and lines that curves and pictures are made for
 
-
-def tensorboard(options: Namespace) -> int:
-    """Serve the named runs, or the whole runs folder, until Ctrl-C."""
-    runs = [find(reference, options.folder).path for reference in options.run]
-    if not options.folder.is_dir() and not runs:
-        raise UsageError(f"{options.folder}: there is no runs folder; name one with --runs DIR")
-    port = _free_port(options.port)
-    with _logdir(options.folder, runs) as logdir:
-        print(f"TensorBoard: http://{HOST}:{port}/ (Ctrl-C ends it)", flush=True)
-        arguments = ["--logdir", str(logdir), "--host", HOST, "--port", str(port)]
-        code = _serve([sys.executable, "-m", "tensorboard.main", *arguments])
-    return 1 if code else 0
-
-
-@contextmanager
-def _logdir(folder: Path, runs: Sequence[Path]) -> Iterator[Path]:
-    """The folder itself, or a temporary one with a link per run: TensorBoard's fast reader takes one folder only."""
-    if not runs:
-        yield folder.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="ppo-unified-tensorboard-") as links:
-        for path in dict.fromkeys(run.resolve() for run in runs):
-            name, number = path.name, 1
-            while Path(links, name).exists():
-                number += 1
-                name = f"{path.name}-{number}"
-            Path(links, name).symlink_to(path)
-        yield Path(links)
-
-
-def _free_port(port: int) -> int:
-    """`port` if it can be listened at, any free one for 0. Raises UsageError where it can't."""
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: must be between 0 (any free one) and 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no obstacle
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            why = f"cannot be listened at ({error.strerror})"
-            raise UsageError(f"--port {port}: {why}; choose another, or --port 0 for any free one") from None
-        free: int = probe.getsockname()[1]
-    return free
-
-
-def _serve(command: Sequence[str]) -> int:
-    """Run a server and return its exit code; it never outlives this call.
-
-    The child shares the terminal, so that Ctrl-C reaches both; other ways to end this process are passed on to it.
-    """
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        with subprocess.Popen(command) as child:
-            try:
-                return child.wait()
-            finally:
-                if child.poll() is None:
-                    child.terminate()
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(timeout=5)
-                    child.kill()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
-
-
 Verdict: TypeAlias = Literal["ok", "warn", "missing"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
 
 
 @dataclass(frozen=True)
@@ -123,7 +52,7 @@ class Check:
     required: bool = False  # without it nothing trains
 
 
-def doctor(options: Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Look at everything that a run needs or can use; 1 if something required is broken."""
     checks = [check_python(), *check_dependencies(), check_torch(), *check_extras(), check_terminal(), check_runs()]
     checks += check_names()
@@ -185,7 +114,7 @@ def at_least(found: str, lowest: str) -> bool:
 
 def check_torch() -> Check:
     """Whether torch can be imported, and whether it sees the GPU that is there."""
-    driver = _driver()
+    driver = _find_driver()
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -207,7 +136,7 @@ def check_torch() -> Check:
     return Check("gpu", "warn", f"NVIDIA driver {driver}, torch {build}: {why}", remedy)
 
 
-def _driver() -> str:
+def _find_driver() -> str:
     """The NVIDIA driver's version; "" without one. Not asked through torch, whose CPU build knows none."""
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -1,0 +1,121 @@
+"""`compare`: what differs between runs, and how they scored."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
+from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, width
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import to_json
+from ppo_unified.runs.query import read_options
+from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_value, seedless_key
+from ppo_unified.text import can_color, clean, duration, say, short, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, many="+")
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ in nothing but the seed")
+    add_json(parser)
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the options in which runs differ, and how they scored; or statistics over seeds."""
+    chosen = {label: look(run) for label, run in label_runs(options).items()}
+    tables = {label: read_options(seen.run) for label, seen in chosen.items()}
+    if options.seeds:
+        groups = _seed_groups(chosen, tables)
+        if options.json:
+            print(to_json({"groups": groups}))
+        else:
+            say("\n".join(table([_group_cells(group) for group in groups], can_color(sys.stdout))))
+        return 0
+    if len(chosen) < 2:
+        raise UsageError("ppo-unified compare: name at least two different runs, or group runs by seed with --seeds")
+    chosen_options = find_differences(list(tables.values()))
+    if options.json:
+        by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
+        print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
+        return 0
+    lines = difference_lines(tables, width(), can_color(sys.stdout))
+    say("\n".join([*lines, "", *_score_table(chosen)]))
+    return 0
+
+
+def _scores(seen: Seen) -> dict[str, Any]:
+    status = seen.status
+    keys = ("step", "score", "best_score", "solved_step", "elapsed_s")
+    return {"state": seen.state} | {key: getattr(status, key) for key in keys}
+
+
+def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
+    rows = []
+    for label, (_, status, state) in chosen.items():
+        rows.append(
+            {
+                "run": label,
+                "state": clean(state),
+                "step": f"{status.step:,}",
+                "score": short(status.score),
+                "best": short(status.best_score),
+                "solved at": "-" if status.solved_step is None else f"{status.solved_step:,}",
+                "elapsed": duration(status.elapsed_s),
+            }
+        )
+    return table(rows, can_color(sys.stdout), PAINT)
+
+
+def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs that differ in nothing but the seed, together; each group with what tells it from others of its preset."""
+    alike: dict[str, list[str]] = {}
+    for label, options in tables.items():
+        alike.setdefault(seedless_key(options), []).append(label)
+    groups = []
+    for labels in alike.values():
+        preset = chosen[labels[0]].status.preset
+        rivals = [tables[other[0]] for other in alike.values() if chosen[other[0]].status.preset == preset]
+        members = [chosen[label].status for label in labels]
+        groups.append(
+            {
+                "preset": preset,
+                "options": {key: tables[labels[0]].get(key) for key in find_differences(rivals) if key != "seed"},
+                "runs": labels,
+                "seeds": sorted({status.seed for status in members}),
+                "best_score": _statistics([status.best_score for status in members]),
+                "solved_step": _statistics([status.solved_step for status in members]),
+            }
+        )
+    return groups
+
+
+def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, lowest and highest of those runs that have the number, and how many have it."""
+    there = [value for value in values if value is not None and math.isfinite(value)]
+    if not there:
+        return {"mean": None, "min": None, "max": None, "runs": 0}
+    return {"mean": mean(there), "min": min(there), "max": max(there), "runs": len(there)}
+
+
+def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
+    best, solved = group["best_score"], group["solved_step"]
+    name = " ".join([group["preset"], *(f"{key}={format_value(value)}" for key, value in group["options"].items())])
+    return {
+        "group": clean(name),
+        "seeds": str(len(group["seeds"])),
+        "best score": _format_spread(best, short),
+        "solved": f"{solved['runs']} of {len(group['runs'])}",
+        "solved at step": _format_spread(solved, "{:,.0f}".format),
+    }
+
+
+def _format_spread(statistics: Mapping[str, Any], format_number: Callable[[float], str]) -> str:
+    """'498 (495 .. 500)': the mean and the range."""
+    if not statistics["runs"]:
+        return "-"
+    return "{} ({} .. {})".format(*(format_number(statistics[key]) for key in ("mean", "min", "max")))

@@ -1,0 +1,42 @@
+"""`envs`: what can be trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ppo_unified.cli.arguments import add_json
+from ppo_unified.cli.run_table import interleave, width
+from ppo_unified.config.presets import list_presets
+from ppo_unified.config.registry import all_adapters, config_model
+from ppo_unified.runs.folder import to_json
+from ppo_unified.text import DIM, can_color, clean, painted, say, table, width_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what can be trained."""
+    presets = list(list_presets())
+    if options.json:
+        schemas = {kind: config_model(kind).model_json_schema() for kind in all_adapters()}
+        print(to_json({"presets": [about._asdict() for about in presets], "options": schemas}))
+        return 0
+    names = {"preset": "name", "time": "time", "score to expect": "score", "task": "title"}
+    rows = [{header: clean(getattr(about, name)) for header, name in names.items()} for about in presets]
+    color = can_color(sys.stdout)
+    if width_of(table(rows)) <= width():
+        say("\n".join(table(rows, color)))
+    else:
+        tasks = [[painted(row.pop("task"), DIM if color else "")] for row in rows]
+        say("\n".join(interleave(table(rows, color), tasks)))
+    say(
+        "\nOne of these:               ppo-unified train cartpole"
+        "\nAny Gymnasium environment:  ppo-unified train Acrobot-v1"
+        "\nYour own, from mymodule.py: ppo-unified train mymodule:MyEnv-v0"
+        "\nA Hugging Face model:       ppo-unified train llm --llm.model FOLDER_OR_HUB_ID"
+        "\nWhat can be set:            ppo-unified train cartpole --help"
+    )
+    return 0

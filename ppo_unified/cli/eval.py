@@ -1,0 +1,66 @@
+"""`eval`: score a run's policy on fresh episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import closing
+from pathlib import Path
+
+from ppo_unified.cli.arguments import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes
+from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
+from ppo_unified.config.registry import find_adapter
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.atomic import replace_file
+from ppo_unified.text import clean, say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--episodes", type=int, default=100, help="how many fresh episodes (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
+    parser.add_argument("--video", action="store_true", help="save one episode as an animated GIF in the run's export/")
+    add_json(parser)
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score a run's policy on fresh episodes, and save a video of one if asked to."""
+    check_episodes(options)
+    loaded = load_policy(options)
+    from ppo_unified.training.evaluation import evaluate  # imports torch, as loading did
+
+    with closing(loaded.adapter):
+        video = _video(loaded, options) if options.video else None
+        scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
+    if options.json:
+        asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
+        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
+        document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **asked, "step": loaded.step}
+        print(json.dumps(document | ({"video": str(video)} if video else {})))
+        return 0
+    how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {describe_checkpoint(options, loaded)}"
+    episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
+    score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
+    print(f"{clean(loaded.run.name)}: {score} ({how})")
+    if video:
+        say(clean(f"video: {video}"))
+    return 0
+
+
+def _video(loaded: Loaded, options: argparse.Namespace) -> Path:
+    """One episode as runs/<run>/export/step<step>-seed<seed>.gif. Raises UsageError where nothing can be drawn."""
+    sampled = "-sampled" if options.sampled else ""
+    path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
+    from ppo_unified.terminal.frames import write_gif
+
+    frames = play_frames(loaded, options, 1, ("picture",))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replace_file(path) as temporary:
+            write_gif(temporary, ((frame.picture, frame.seconds) for frame in frames))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    return path

@@ -1,0 +1,126 @@
+"""`export`: write a policy that runs without this program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ppo_unified.cli.arguments import add_checkpoint, add_run, add_runs_folder
+from ppo_unified.cli.policy import Loaded, load_policy
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.errors import UsageError
+from ppo_unified.parsing import read_json
+from ppo_unified.text import clean, say
+
+DESCRIPTION = "policy.json"  # marks an exported folder and lists its files
+FORMAT = "ppo-unified policy 1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--to", required=True, type=Path, help="folder to write into; made if it isn't there")
+    parser.add_argument("--merged", action="store_true", help="add a low-rank adapter to the weights it belongs to")
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write a run's policy in a form that works without this program."""
+    folder: Path = options.to
+    loaded = load_policy(options)
+    with closing(loaded.adapter):
+        spec = find_adapter(loaded.config.kind)
+        if not spec.export:
+            raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
+        if options.merged and not spec.export_merged:
+            raise UsageError(f"--merged: policies of kind {loaded.config.kind!r} have nothing to merge; drop it")
+        _check_target(folder, loaded.run.name)
+        about = _describe(loaded)
+        try:
+            with TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
+                new, old = Path(aside, "new"), Path(aside, "old")
+                new.mkdir()
+                facts = load(spec.export_merged if options.merged else spec.export)(loaded.adapter, new, about)
+                written = (path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file())
+                files = sorted([*written, DESCRIPTION])
+                description = json.dumps(
+                    {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
+                )
+                (new / DESCRIPTION).write_text(description, encoding="utf-8")
+                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model takes its time
+                _replace(folder, new, old)
+        except OSError as error:
+            why = error.strerror or error
+            raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
+    for name in files:
+        say(clean(folder / name))
+    return 0
+
+
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Move what `folder` holds to `old` and what `new` holds into it; both are below `folder`, so nothing is copied."""
+    old.mkdir()
+    for source, target in ((folder, old), (new, folder)):
+        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # first: it lists the others
+            if name != new.parent.name:
+                (source / name).rename(target / name)
+
+
+def _check_target(folder: Path, run: str, aside: str = "") -> None:
+    """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what; the entry
+    `aside` is ours too."""
+    try:
+        str(folder).encode("utf-8")
+    except UnicodeEncodeError:  # what writes models takes nothing else, and ends the process over it
+        raise UsageError(f"--to {folder}: this path is not UTF-8; choose another") from None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(_find_others(folder, _find_exported(folder, run) | {aside}))
+    except OSError as error:
+        raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+    if others:
+        named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
+
+
+def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[str]:
+    """What is in a folder and isn't known. Looks into no folder without anything known, or `--to ~` would take long."""
+    for entry in os.scandir(folder):
+        name = within + entry.name
+        if entry.is_dir(follow_symlinks=False) and any(path.startswith(f"{name}/") for path in known):
+            yield from _find_others(Path(entry), known, f"{name}/")
+        elif name not in known:
+            yield name
+
+
+def _find_exported(folder: Path, run: str) -> set[str]:
+    """The files of an earlier export of the same run there, which may be replaced."""
+    try:
+        description = read_json(folder / DESCRIPTION)
+        ours = (description["format"], description["run"]) == (FORMAT, run)
+        return {name for name in description["files"] if isinstance(name, str)} if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _describe(loaded: Loaded) -> dict[str, Any]:
+    """Where an exported policy comes from; `score` is the evaluation that chose the best checkpoint, else null."""
+    from ppo_unified.training import checkpoint
+
+    best = loaded.step == checkpoint.best_step(loaded.run)
+    versions = {name: version(name) for name in ("ppo-unified", "torch")}
+    return {
+        "run": loaded.run.name,
+        "kind": loaded.config.kind,
+        "step": loaded.step,
+        "score": loaded.run.read_status().best_score if best else None,
+        "versions": {"python": platform.python_version(), **versions},
+    }

@@ -1,0 +1,63 @@
+"""A trained policy, loaded for `eval`, `play` and `export`. torch is imported when it is loaded.
+
+Into a run these commands write nothing but its export/, so that a trainer in the same folder never notices."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from ppo_unified.cli.imports import preload
+from ppo_unified.config import presets
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.spec import Frame
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import Run, find
+
+if TYPE_CHECKING:
+    from ppo_unified.engine.rollout import Adapter
+
+
+class Loaded(NamedTuple):
+    """A policy in its world."""
+
+    run: Run
+    config: RunConfig
+    adapter: Adapter
+    step: int  # of the checkpoint
+
+
+def load_policy(options: Namespace) -> Loaded:
+    """The run and policy that the options name, on the device that suits this machine rather than the trainer's.
+
+    A trainer may remove a checkpoint between choosing and reading it; then the choice is made again.
+    """
+    run = find(options.run, options.folder)
+    config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))
+    preload("ppo_unified.training.session")
+    from ppo_unified.training import checkpoint
+    from ppo_unified.training.session import load_adapter
+
+    step = checkpoint.choose(run, options.checkpoint)
+    try:
+        adapter, step = load_adapter(run, config, str(step))
+    except UsageError:
+        if checkpoint.checkpoint_folder(run, step).exists():
+            raise
+        adapter, step = load_adapter(run, config, options.checkpoint)
+    return Loaded(run, config, adapter, step)
+
+
+def describe_checkpoint(options: Namespace, loaded: Loaded) -> str:
+    kind = f"{options.checkpoint} checkpoint, " if not options.checkpoint.isdigit() else ""
+    return f"{kind}step {loaded.step:,}"
+
+
+def play_frames(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
+    spec = find_adapter(loaded.config.kind)
+    if not spec.play:
+        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be watched")
+    frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)
+    return frames

@@ -1,0 +1,106 @@
+"""`regress`: is this checkout's engine still as good as the committed baseline?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ppo_unified.cli.arguments import add_json, add_runs_folder
+from ppo_unified.cli.imports import preload
+from ppo_unified.config import presets
+from ppo_unified.errors import UsageError
+from ppo_unified.parsing import read_json
+
+FIGURES = ("seeds", "solved", "median_steps", "worst_steps")  # of a preset in a baseline file
+SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", nargs="?", default="cartpole", help="preset with a committed baseline (default: cartpole)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds to train (default: 3)")
+    parser.add_argument(
+        "--baseline", type=Path, help="baseline file (default: benchmarks/baseline.json of this checkout)"
+    )
+    parser.add_argument("--update", action="store_true", help="write what was measured as the new baseline")
+    add_json(parser)
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train fresh seeds of a preset and hold score and steps to solve against the committed baseline."""
+    path = options.baseline or Path(__file__).parents[2] / "benchmarks" / "baseline.json"
+    baseline = _read_baseline(path)
+    if options.target not in baseline and not options.update:
+        raise UsageError(
+            f"{path}: no baseline for {options.target!r}; there are {', '.join(baseline) or 'none'}; "
+            "add one with --update"
+        )
+    if options.seeds < 1:
+        raise UsageError(f"--seeds {options.seeds}: must be at least 1")
+    measured = _measure(options.target, options.seeds)
+    if options.update:
+        if measured["solved"] < options.seeds:
+            raise UsageError(
+                f"{options.target}: only {measured['solved']} of {options.seeds} seeds solved; no baseline written"
+            )
+        baseline[options.target] = measured
+        path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
+        print(f"{path}: baseline of {options.target} updated", file=sys.stderr)
+    known = baseline[options.target]
+    good = measured["solved"] == options.seeds and measured["median_steps"] <= SLACK * known["worst_steps"]
+    verdict = {"preset": options.target, "good": good, "measured": measured, "baseline": known}
+    if options.json:
+        print(json.dumps(verdict))
+    else:
+        for name, figures in (("measured", measured), ("baseline", known)):
+            solved = f"{figures['solved']} of {figures['seeds']} seeds solved"
+            print(f"{name}: {solved}, median {figures['median_steps']:,.0f} steps, worst {figures['worst_steps']:,}")
+        print("as good as the baseline" if good else "WORSE than the baseline")
+    return 0 if good else 1
+
+
+def _read_baseline(path: Path) -> dict[str, Any]:
+    try:
+        table = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(f"{path}: is not a baseline file ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(table, dict) or not all(_has_figures(known) for known in table.values()):
+        raise UsageError(f"{path}: is not a baseline file (one holds {', '.join(FIGURES)} for each preset)")
+    return table
+
+
+def _has_figures(known: object) -> bool:
+    return isinstance(known, dict) and all(type(known.get(name)) in (int, float) for name in FIGURES)
+
+
+def _measure(preset: str, seeds: int) -> dict[str, Any]:
+    """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
+    preload("ppo_unified.training.session")
+    from ppo_unified.training import session
+
+    steps, solved = [], 0
+    for seed in range(1, seeds + 1):
+        config = presets.load_preset(preset, seed=seed)
+        if config.eval.threshold is None:
+            raise UsageError(f"preset {preset!r} has no eval.threshold to be solved by")
+        with tempfile.TemporaryDirectory() as folder:
+            result = session.run(config, folder)
+        if result.state == "stopped":
+            raise KeyboardInterrupt
+        solved += result.solved_step is not None
+        steps.append(result.solved_step or config.total_steps)
+        print(
+            f"seed {seed}: {'solved' if result.solved_step else 'not solved'} at {steps[-1]:,} steps", file=sys.stderr
+        )
+    return {"seeds": seeds, "solved": solved, "median_steps": statistics.median(steps), "worst_steps": max(steps)}

@@ -1,0 +1,21 @@
+"""`rename`: give a run another name."""
+
+from __future__ import annotations
+
+import argparse
+
+from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.runs import control
+from ppo_unified.runs.folder import find
+from ppo_unified.text import clean, say
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("name", help="the new name of the run's folder")
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    say(clean(control.rename(find(options.run, options.folder), options.name).path))
+    return 0

@@ -1,0 +1,177 @@
+"""`show`: curves in plain text, for pipes and CI."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
+from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, remarks, run_table
+from ppo_unified.errors import UsageError, nearest
+from ppo_unified.runs.folder import ACTIVE, Run, to_json
+from ppo_unified.text import can_color, can_unicode, clean, say
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ppo_unified.runs.event_reader import EventReader
+
+REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
+_ALIVE = (*ACTIVE, "stalled")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, many="+")
+    parser.add_argument("--once", action="store_true", help="draw once and exit, also while the run goes on")
+    parser.add_argument("--metric", action="append", default=[], help="draw this metric (may be given again)")
+    parser.add_argument("--csv", action="store_true", help="print every point as CSV")
+    add_json(parser)
+    add_runs_folder(parser)
+
+
+class Watched(NamedTuple):
+    """A run whose curves are shown, and what it is called in the output."""
+
+    label: str
+    run: Run
+    reader: EventReader
+
+
+class Paper(NamedTuple):
+    """What pictures are drawn on: columns, lines (0 = no end) and what it can show."""
+
+    columns: int
+    lines: int
+    color: bool
+    unicode: bool
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
+    from ppo_unified.runs.event_reader import EventReader
+    from ppo_unified.terminal.screen import is_drawable
+
+    if options.csv and options.json:
+        raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")
+    chosen = label_runs(options)
+    watched = [Watched(label, run, EventReader(run.path)) for label, run in chosen.items()]
+    tags = _read(watched, options.metric, everything=options.csv or options.json)
+    if options.csv:
+        _print_csv(watched, tags)
+    elif options.json:
+        print(to_json({one.label: _points(one.reader, tags) for one in watched}, indent=None))
+    else:
+        size = shutil.get_terminal_size()
+        lines = size.lines if sys.stdout.isatty() else 0
+        paper = Paper(size.columns, lines, can_color(sys.stdout), can_unicode(sys.stdout))
+        if not options.once and is_drawable(sys.stdout) and _any_alive(watched):
+            _follow(watched, options.metric, paper)
+        else:
+            say("\n".join(_picture(watched, tags, paper)))
+    for one in watched:
+        for damage in one.reader.damage.values():
+            print(clean(damage), file=sys.stderr)
+    return 0
+
+
+def _any_alive(watched: Iterable[Watched]) -> bool:
+    return any(look(one.run).state in _ALIVE for one in watched)
+
+
+def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
+    """Read what is new; the tags to show. Raises UsageError for one that no run has, unless it may still come."""
+    from ppo_unified.runs.metrics import METRICS, USUAL
+
+    to_come = set(METRICS) if _any_alive(watched) else set()
+    for one in watched:
+        one.reader.poll()
+    found = sorted({tag for one in watched for tag in one.reader.series})
+    for tag in metrics:
+        if tag not in found and tag not in to_come:
+            hint = nearest(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
+            raise UsageError(
+                f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
+            )
+    usual = [tag for tag in USUAL if tag in found]
+    return list(dict.fromkeys(metrics)) or (found if everything or not usual else usual)
+
+
+def _points(reader: EventReader, tags: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """Each tag's points; values are written as short as float32 allows."""
+    points = {}
+    for tag in tags:
+        if tag in reader.series:
+            steps, walls, values = reader.series[tag].numpy()
+            points[tag] = {"steps": steps.tolist(), "wall": walls.tolist(), "values": [float(str(v)) for v in values]}
+    return points
+
+
+def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("run", "tag", "step", "wall_time", "value"))
+    for one in watched:
+        for tag, columns in _points(one.reader, tags).items():
+            for step, wall, value in zip(*columns.values(), strict=True):
+                writer.writerow((one.label, clean(tag), step, wall, value))
+
+
+def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
+    """Redraw until every run has ended, then leave the last picture on the terminal; on Ctrl-C too."""
+    from ppo_unified.terminal.screen import screen
+
+    try:
+        with screen(sys.stdout) as shown:
+            while _any_alive(watched):
+                columns, lines = shown.size()
+                paper = paper._replace(columns=columns, lines=lines)
+                shown.paint(_picture(watched, _read(watched, metrics), paper)[:lines])
+                redraw = time.monotonic() + REDRAW_S
+                while time.monotonic() < redraw and _any_alive(watched):
+                    time.sleep(LOOK_S)
+    finally:
+        say("\n".join(_picture(watched, _read(watched, metrics), paper)))
+
+
+def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:
+    """The runs' states and a grid of charts that fills the paper's width, and its height if it has one."""
+    from ppo_unified.runs.metrics import METRICS
+    from ppo_unified.terminal.chart import MARKS, Line, draw
+
+    marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
+    seen = [look(one.run) for one in watched]
+    head = interleave(run_table(seen, paper.columns, paper.color, marks), remarks(seen, paper.color, health_lines))
+    if not tags:
+        return [*head, "", "no metrics yet"]
+    across = min(len(tags), 1 if paper.columns < 56 else 2 if paper.columns < 180 else 3)
+    down = -(-len(tags) // across)
+    width = (paper.columns - 2 * (across - 1)) // across
+    tallest = 18 if len(tags) == 1 else 11
+    height = max(6, min(tallest, (paper.lines - len(head) - 1) // down - 1)) if paper.lines else tallest
+    last = max(
+        (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
+    )
+    rows = []
+    for first in range(0, len(tags), across):
+        charts = []
+        for tag in tags[first : first + across]:
+            lines = [Line("", *_curve(one.reader, tag)) for one in watched]
+            unit = METRICS[tag].unit if tag in METRICS else ""
+            title = clean(tag) + (f" [{unit}]" if unit else "")
+            style = {"unicode": paper.unicode, "color": paper.color}
+            charts.append(draw(lines, width, height, title, x_range=(0, last), **style))
+        rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
+    return head + rows
+
+
+def _curve(reader: EventReader, tag: str) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    if tag not in reader.series:
+        return np.empty(0), np.empty(0)
+    steps, _, values = reader.series[tag].numpy()
+    return steps, values

@@ -1,0 +1,24 @@
+"""`stop`: end a run, with a checkpoint or at once."""
+
+from __future__ import annotations
+
+import argparse
+
+from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.cli.run_training import format_command
+from ppo_unified.runs import processes
+from ppo_unified.runs.folder import find
+from ppo_unified.text import tell
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--kill", action="store_true", help="end it at once, without a checkpoint")
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    run = find(options.run, options.folder)
+    state = processes.stop(run, options.kill)
+    tell(f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {format_command('resume', run)}")
+    return 0

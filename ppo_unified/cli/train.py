@@ -1,0 +1,124 @@
+"""`train`: one run, or one for each combination of the values that options list."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ppo_unified.cli.arguments import add_detach, add_runs_folder
+from ppo_unified.cli.run_training import EXIT, format_command, run_training
+from ppo_unified.config import presets
+from ppo_unified.config.recipes import apply_recipe
+from ppo_unified.config.schema import RunConfig, typed_options
+from ppo_unified.config.sweep import expand, run_name
+from ppo_unified.config.values import format_flag
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import control, preparation
+from ppo_unified.runs.folder import free_name
+from ppo_unified.runs.signals import StopRequest
+from ppo_unified.text import clean, say, tell
+
+ABOUT = (
+    "Options of {} and their values there; besides them --name NAME, --runs DIR and --detach. Several values, such as "
+    "--seed 1-3 or --optim.lr 1e-3,3e-3, are a run each: one after the other, or all at once with --detach."
+)
+
+
+class Job(NamedTuple):
+    """A run that is to be trained."""
+
+    config: RunConfig
+    name: str  # of its folder; empty for the first free default
+    flags: Sequence[str]  # which make `config` of the target
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", nargs="?", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0"
+    )
+    parser.add_argument("-h", "--help", action="store_true", help="with a target: every option and its value there")
+    parser.add_argument("--recipe", default="", help="lay a known system's options over the target's (see recipes)")
+    parser.add_argument("--name", default="", help="name of the run's folder (default: from the preset and the seed)")
+    add_detach(parser)
+    add_runs_folder(parser)
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Validate, make the run folder, then train in it, here or in the background."""
+    if options.target is None and options.help:
+        options.parser.print_help()
+        print("\nEvery option and its value in a preset: ppo-unified train cartpole --help")
+        return 0
+    if options.target is None:
+        raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
+    config = presets.load_target(options.target)
+    if options.recipe:
+        config = apply_recipe(config, options.recipe)
+    jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])])
+    if options.detach:
+        return _train_detached(options, jobs)
+    codes = list(_train_here(options, jobs))
+    if len(codes) < len(jobs):
+        tell(_count_unstarted(len(codes), len(jobs)))
+    return max(codes)
+
+
+def _count_unstarted(started: int, total: int) -> str:
+    return f"{total - started} of {total} runs {'was' if total - started == 1 else 'were'} not started"
+
+
+def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str]) -> list[Job]:
+    """The runs that the flags ask for. Raises UsageError where one of them is wrong; nothing has been started then."""
+    if not flags:
+        return [Job(presets.apply_changes(config, {}, "command line"), options.name, ())]
+    from ppo_unified.cli.flags import configure, read_flags
+
+    typed = read_flags(config, flags, f"ppo-unified train {options.target}", ABOUT.format(config.origin))
+    jobs = []
+    for combination in expand(typed, typed_options(type(config))):
+        own = configure(config, combination.typed)
+        if not combination.varied:
+            return [Job(own, options.name, flags)]
+        values = own.flatten()
+        words = [word for option in combination.typed for word in format_flag(option, values[option])]
+        name = run_name(combination, options.name, own)
+        if options.name and os.path.lexists(options.folder / name):
+            raise UsageError(f"{options.folder / name} exists already; choose another --name")
+        name = name if options.name or not name else free_name(options.folder, name)
+        jobs.append(Job(own, name, words))
+    return jobs
+
+
+def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[int]:
+    """Train one run after the other; the exit code of each. After one that was stopped no other begins."""
+    for config, name, flags in jobs:
+        stop = StopRequest()
+        with stop.handle_signals():
+            command = ["ppo-unified", "train", *_target_words(options), *flags]
+            run = preparation.prepare(config, options.folder, name, command)
+            code = run_training(run, config, stop, lambda run=run: preparation.discard(run))  # type: ignore[misc]
+        yield code
+        if code == EXIT["stopped"]:
+            return
+
+
+def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Leave each run to a process of its own, which refuses what can be refused."""
+    for number, (_, name, flags) in enumerate(jobs):
+        own_name = ["--name", name] if name else []
+        try:
+            run = control.start([*_target_words(options), *own_name, *flags], options.folder)
+        except UsageError as error:
+            if len(jobs) > 1:
+                raise UsageError(f"{error}; {_count_unstarted(number, len(jobs))}") from None
+            raise
+        say(clean(run.path))
+        process = run.read_status().pid
+        tell(f"training in the background, process {process}; stop it: {format_command('stop', run)}")
+    return 0
+
+
+def _target_words(options: argparse.Namespace) -> list[str]:
+    return [options.target, *(["--recipe", options.recipe] if options.recipe else [])]

@@ -1,0 +1,71 @@
+"""What people probably mean by an option that does not exist: names from other PPO libraries, and misspellings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ppo_unified.errors import closest
+
+OTHER_NAMES = {  # as in Stable-Baselines3, CleanRL and TRL -> the option here
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "adam_eps": "optim.eps",
+    "anneal_lr": "optim.anneal",
+    "total_timesteps": "total_steps",
+    "timesteps": "total_steps",
+    "max_steps": "total_steps",
+    "num_envs": "gym.num_envs",
+    "n_envs": "gym.num_envs",
+    "env": "gym.env_id",
+    "num_steps": "gym.num_steps",
+    "n_steps": "gym.num_steps",
+    "net_arch": "policy.hidden",
+    "hidden_sizes": "policy.hidden",
+    "n_epochs": "ppo.epochs",
+    "num_epochs": "ppo.epochs",
+    "update_epochs": "ppo.epochs",
+    "num_ppo_epochs": "ppo.epochs",
+    "batch_size": "ppo.minibatches",
+    "minibatch_size": "ppo.minibatches",
+    "num_minibatches": "ppo.minibatches",
+    "num_mini_batches": "ppo.minibatches",
+    "discount": "ppo.gamma",
+    "gae_lambda": "ppo.lam",
+    "clip_range": "ppo.clip",
+    "clip_coef": "ppo.clip",
+    "clip_eps": "ppo.clip",
+    "cliprange": "ppo.clip",
+    "clip_range_vf": "ppo.value_clip",
+    "cliprange_value": "ppo.value_clip",
+    "ent_coef": "ppo.entropy_coef",
+    "entropy_coeff": "ppo.entropy_coef",
+    "vf_coef": "ppo.value_coef",
+    "normalize_advantage": "ppo.normalize_advantages",
+    "norm_adv": "ppo.normalize_advantages",
+    "beta": "llm.kl_coef",
+    "response_length": "llm.max_new_tokens",
+}
+_COUNT = "ppo.minibatches is the number of minibatches per epoch, not their size"
+NOTES = {"batch_size": _COUNT, "minibatch_size": _COUNT}
+
+
+class Suggestion(NamedTuple):
+    """An existing option, and what to know about it before using it instead."""
+
+    option: str
+    note: str = ""
+
+
+def suggest(unknown: str, options: Collection[str]) -> Suggestion | None:
+    """The option that `unknown` ('lr', 'ppo.clip_range') most likely means: the one that replaces another library's,
+    else the most similar one, of the same section if possible."""
+    section, _, key = unknown.rpartition(".")
+    if (option := OTHER_NAMES.get(key, "")) in options:
+        return Suggestion(option, NOTES.get(key, ""))
+    inside = [option for option in options if option.rpartition(".")[0] == section]
+    for group in (inside, options):
+        by_key = {option.rpartition(".")[2]: option for option in group}
+        if match := closest(key, by_key):
+            return Suggestion(by_key[match])
+    return None

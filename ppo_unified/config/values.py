@@ -1,0 +1,194 @@
+"""Values of options as people type them: read from text, checked, described and formatted again. The command line and
+the terminal UI's form both use this module, so they accept the same texts and refuse them in the same words."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from ppo_unified.errors import nearest
+from ppo_unified.parsing import parse_json
+
+Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "table"]
+
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number", "table": "a JSON object"}
+ELEMENTS = {int: "whole numbers", float: "numbers"}  # of a list; others are words
+LONGEST_SHOWN = 80  # characters of a wrong value that an error repeats
+
+
+def kind_of(option: FieldInfo) -> Kind:
+    """Which sort of value an option takes."""
+    annotation = _strip_optional(option.annotation)
+    names: dict[Any, Kind] = {Literal: "choice", list: "list", dict: "table", bool: "bool", int: "int", float: "float"}
+    return names.get(get_origin(annotation) or annotation, "text")
+
+
+def choices_of(option: FieldInfo) -> tuple[str, ...]:
+    return tuple(map(str, get_args(option.annotation))) if kind_of(option) == "choice" else ()
+
+
+def is_optional(option: FieldInfo) -> bool:
+    return NoneType in get_args(option.annotation)
+
+
+def _strip_optional(annotation: Any) -> Any:
+    """`float` of `float | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(part for part in get_args(annotation) if part is not NoneType)
+    return annotation
+
+
+def describe(option: FieldInfo) -> str:
+    """What an option takes: 'a whole number >= 1', 'one of auto, cpu, cuda', '2 numbers separated by spaces'."""
+    kind = kind_of(option)
+    if kind == "choice":
+        return f"one of {', '.join(choices_of(option))}"
+    if kind == "list":
+        shortest, longest = _limit(option, "min_length"), _limit(option, "max_length")
+        count = f"{shortest} " if shortest is not None and shortest == longest else ""
+        return f"{count}{ELEMENTS.get(get_args(option.annotation)[0], 'words')} separated by spaces"
+    if kind == "text":
+        return "text that is not empty" if _limit(option, "min_length") else "text"
+    suffix = ", or None" if is_optional(option) else ""
+    return f"{NOUNS[kind]} {bounds_of(option)}".strip() + suffix
+
+
+def bounds_of(option: FieldInfo) -> str:
+    """'>= 0 and < 1'; empty without bounds."""
+    limits = {sign: _limit(option, name) for name, sign in BOUNDS.items()}
+    return " and ".join(f"{sign} {limit}" for sign, limit in limits.items() if limit is not None)
+
+
+def _limit(option: FieldInfo, name: str) -> Any:
+    return next((getattr(mark, name) for mark in option.metadata if hasattr(mark, name)), None)
+
+
+def format_mismatch(option: FieldInfo, value: object) -> str:
+    """What was expected, what was found, and the choice that was probably meant."""
+    found = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
+    return f"expected {describe(option)}, got {found}{nearest(str(value), choices_of(option))}"
+
+
+def read_value(text: str, option: FieldInfo) -> Any:
+    """The value that `text` stands for, checked against the option's type and bounds.
+
+    Whole numbers may be written as 1e6 or 600_000; lists as `64 64`, `64,64` or `[64, 64]`; tables as JSON.
+    Raises ValueError: what was expected and what was found.
+    """
+    try:
+        if is_optional(option) and text.strip() in ("", "None"):
+            return None
+        value = _parse(text, _strip_optional(option.annotation))
+    except ValueError as error:
+        why = f" ({error})" if kind_of(option) in ("list", "table") and str(error) else ""
+        raise ValueError(format_mismatch(option, text) + why) from None
+    bounded: Any = Annotated[(option.annotation, *option.metadata, None)]
+    checker = TypeAdapter[Any](bounded, config=ConfigDict(allow_inf_nan=False))
+    try:
+        return checker.validate_python(value)
+    except ValidationError:
+        raise ValueError(format_mismatch(option, text)) from None
+
+
+def _parse(text: str, annotation: Any) -> Any:
+    """Raises ValueError, with a reason where the expected type alone does not tell."""
+    if annotation is bool:
+        return _parse_switch(text)
+    if annotation is int:
+        return _parse_whole(text)
+    if annotation is float:
+        return _parse_number(text)
+    if get_origin(annotation) is list:
+        return [_parse(element, get_args(annotation)[0]) for element in split_list(text)]
+    if get_origin(annotation) is Literal:
+        return next((choice for choice in get_args(annotation) if str(choice) == text.strip()), text)
+    return parse_json(text) if get_origin(annotation) is dict else text
+
+
+def _parse_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("true", "false"):
+        raise ValueError
+    return word == "true"
+
+
+def _parse_whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = _parse_number(text)
+        if not number.is_integer():
+            raise ValueError from None
+        return int(number)
+
+
+def _parse_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError from None
+
+
+def split_list(text: str) -> list[str]:
+    """The elements of a list: separated by spaces or commas, with or without brackets around it and quotes around an
+    element. Raises ValueError for a quotation mark without its counterpart."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace += ","
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    return list(lexer)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """The text of a list that a shell has split into words, which may be `[64,` and `64]`."""
+    if len(words) == 1 or (words and words[0].startswith("[") and words[-1].endswith("]")):
+        return " ".join(words)
+    return " ".join(map(_quote, words))
+
+
+def _quote(element: str) -> str:
+    """An element as `split_list` reads it back."""
+    return f"'{element}'" if "," in element and shlex.quote(element) == element else shlex.quote(element)
+
+
+def format_value(value: Any) -> str:
+    """A value as one types it; `read_value` reads it back."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return " ".join(_quote(str(element)) for element in value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def format_flag(option: str, value: Any) -> list[str]:
+    """The words of a command line that set an option to a value."""
+    name = flag_name(option)
+    if isinstance(value, bool):
+        return [name if value else negative_flag(option)]
+    words = [str(element) for element in value] if isinstance(value, list) else []
+    if isinstance(value, list) and all(_quote(word) == word and not word.startswith("-") for word in words):
+        return [name, *words]
+    text = "None" if value is None else format_value(value)
+    return [f"{name}={text}"] if text.startswith("-") else [name, text]
+
+
+def flag_name(option: str) -> str:
+    """'--ppo.value-clip' for 'ppo.value_clip'."""
+    return f"--{option.replace('_', '-')}"
+
+
+def negative_flag(option: str) -> str:
+    """'--gym.no-normalize-obs' for 'gym.normalize_obs'."""
+    section, dot, key = option.rpartition(".")
+    return flag_name(f"{section}{dot}no_{key}")

@@ -1,0 +1,40 @@
+"""`regress`: baselines are read, measured against and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.cli import regress
+from ppo_unified.cli.main import main
+
+
+@pytest.mark.parametrize("text", ["5", "null", "[1]", '{"cartpole": 5}', '{"cartpole": {"seeds": 1}}', "{", ""])
+def test_what_is_no_baseline_is_refused_in_one_line(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    assert main(["regress", "--baseline", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: is not a baseline file (")
+    assert said.count("\n") == 1
+
+
+def test_regress_measures_against_a_baseline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    baseline = tmp_path / "baseline.json"
+    assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--update"]) == 0
+    measured = json.loads(baseline.read_text())["cartpole"]
+    assert measured["solved"] == 1
+    capsys.readouterr()
+    monkeypatch.setattr(regress, "_measure", lambda preset, seeds: measured)  # it was measured for good once
+    assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["good"] is True
+    baseline.write_text(json.dumps({"cartpole": measured | {"worst_steps": measured["worst_steps"] // 2}}))
+    assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["good"] is False

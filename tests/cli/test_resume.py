@@ -1,0 +1,175 @@
+"""`resume` and `stop` as people call them, in real processes where processes are the point."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.cli import resume
+from ppo_unified.cli.main import main
+from ppo_unified.config.presets import load_preset
+from ppo_unified.runs import preparation
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.folder import Run
+from tests.cli.commands import LONG, QUICK, Call, command, wait_for
+
+
+def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> None:
+    started = command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    run = Run(tmp_path / "runs" / "a")
+    wait_for(lambda: run.read_status().step > 0)
+    assert run.is_locked()
+    second = command("resume", "a", cwd=tmp_path)
+    assert second.returncode == 2
+    assert "another process is training in this folder" in second.stderr
+    stopped = command("stop", "a", cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    status = run.read_status()
+    assert (status.state, status.reason) == ("stopped", "stopped by SIGTERM")
+    further = command("resume", "a", "--total-steps", str(status.step + 1000), cwd=tmp_path)
+    assert further.returncode == 0, further.stderr
+    after = run.read_status()
+    assert after.state == "finished"
+    assert after.step >= status.step + 1000
+    assert len(after.resumes) == 1
+    reader = EventReader(run.path)
+    reader.poll()
+    steps = list(reader.series["policy/kl"].steps)
+    assert steps == sorted(set(steps))
+    assert steps[-1] == after.step
+    assert command("stop", "a", cwd=tmp_path).returncode == 2
+
+
+def test_a_solved_run_is_resumed_only_further(tmp_path: Path, call: Call) -> None:
+    easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
+    assert "finished (solved)" in call("train", "cartpole", "--name", "a", *easy)[1]
+    run = Run(tmp_path / "runs" / "a")
+    steps = run.read_status().step
+    code, _, error = call("resume", "a")
+    assert code == 2
+    assert "was solved at" in error
+    assert call("resume", "a", "--total-steps", str(steps + 1500))[0] == 0
+    status = run.read_status()
+    assert (status.reason, status.solved_step) == ("total_steps reached", steps)
+    assert status.step >= steps + 1500
+
+
+def test_a_solved_run_resumes_for_a_higher_threshold(tmp_path: Path, call: Call) -> None:
+    easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
+    assert call("train", "cartpole", "--name", "a", *easy)[0] == 0
+    _, output, error = call("resume", "a", "--total-steps", "90000", "--eval.threshold", "12")
+    assert "finished (solved)" in output, error
+    assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
+
+
+def test_a_killed_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    assert command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path).returncode == 0
+    run = Run(tmp_path / "runs" / "a")
+    wait_for(lambda: run.read_status().step > 0)
+    os.kill(run.read_status().pid, signal.SIGKILL)
+    wait_for(lambda: not run.is_locked())
+    assert run.state(run.read_status()) == "crashed"
+    again = command("resume", "a", "--total-steps", "1", cwd=tmp_path)
+    assert again.returncode == 2  # run.json knows of more steps than that
+    again = command("resume", "a", "--detach", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    wait_for(lambda: run.read_status().state == "running")
+    assert command("stop", "a", "--kill", cwd=tmp_path).returncode == 0
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, call: Call) -> None:
+    assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    run = Run(tmp_path / "runs" / "a")
+    before = run.read_status()
+    for path in run.checkpoints.glob("*/trainer.json"):
+        path.write_bytes(b"torn")
+    code, _, error = call("resume", "a", "--total-steps", "9000")
+    assert code == 2
+    assert "trainer.json: has 4 bytes" in error
+    assert run.read_status() == before
+    assert "total_steps = 1500" in run.config.read_text()
+    assert not run.original_config.exists()
+    detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
+    assert detached.returncode == 2
+    assert "trainer.json: has 4 bytes" in detached.stderr
+    assert run.read_status() == before
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run that `resume` takes up and does not train."""
+    run = preparation.prepare(load_preset("cartpole"), tmp_path, "a")
+    status = run.read_status()
+    status.state, status.step = "stopped", 4000
+    run.write_status(status)
+    run.release()
+    monkeypatch.setattr(resume, "run_training", lambda run, *_: run.release() or 0)
+    return run
+
+
+FASTER = ("resume", "a", "--total-steps", "9000", "--optim.lr", "1e-5")
+
+
+def test_a_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*FASTER, "--runs", str(stopped.path.parent)]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "write_atomically", killed)
+        with pytest.raises(Killed):
+            main(arguments)
+    assert "lr = 1e-05" not in stopped.config.read_text()
+    assert main(arguments) == 0
+    first, second = stopped.read_status().resumes
+    assert "changed" not in first
+    assert second["changed"]["optim.lr"] == [0.002, 1e-5]
+    assert "lr = 1e-05" in stopped.config.read_text()
+    assert main(["resume", "a", "--runs", str(stopped.path.parent)]) == 0
+    assert stopped.read_status().resumes[1]["changed"] == second["changed"]
+
+
+def test_a_resume_that_cannot_write_leaves_the_run_unchanged(
+    stopped: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stopped.read_status(), stopped.config.read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(resume, "write_atomically", full)
+    assert main([*FASTER, "--runs", str(stopped.path.parent)]) == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert (stopped.read_status(), stopped.config.read_text()) == before
+
+
+def test_resume_at_step_0_says_what_lies_beside_checkpoints(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["resume", "a", "--runs", str(stopped.path.parent)]
+    for names, told in (
+        ((), "a has no checkpoint: it starts at step 0"),
+        ((".000000004000.12.tmp",), "a has no checkpoint: it starts at step 0"),
+        (("000000004000.bak",), "holds 000000004000.bak): it starts at step 0"),
+        (("000000004000",), ""),
+    ):
+        for name in names:
+            (stopped.checkpoints / name).mkdir(parents=True)
+        assert main(again) == 0
+        said = capsys.readouterr().err
+        assert told in said
+        assert bool(told) == ("step 0" in said)
+
+
+def test_more_steps_than_a_whole_number_holds_are_refused(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    before = stopped.read_status()
+    assert main(["resume", "a", "--total-steps", "9" * 25, "--runs", str(stopped.path.parent)]) == 2
+    assert "total_steps" in capsys.readouterr().err.replace("-", "_")
+    assert stopped.read_status() == before

@@ -1,0 +1,315 @@
+"""`train` as people call it, in real processes where processes are the point."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppo_unified.cli import train
+from ppo_unified.cli.main import main
+from ppo_unified.config.presets import load_preset
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import preparation
+from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.folder import Run
+from tests.cli.commands import LONG, QUICK, Call, command, wait_for
+
+
+def test_train_leaves_a_whole_run_folder_and_the_next_command(tmp_path: Path) -> None:
+    done = command("train", "cartpole", "--name", "a", "--ppo.clip", "0.1", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "Next: watch it with: ppo-unified play a"
+    run = Run(tmp_path / "runs" / "a")
+    status = run.read_status()
+    assert (status.state, status.reason, run.state(status)) == ("finished", "total_steps reached", "finished")
+    assert status.score is not None
+    assert status.step >= 1500
+    assert run.command.read_text() == f"ppo-unified train cartpole --ppo.clip 0.1 {' '.join(QUICK)}\n"
+    assert "clip = 0.1" in run.config.read_text()
+    assert "training in" in run.log.read_text()
+    assert not run.is_locked()
+    assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path, call: Call) -> None:
+    assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    assert command("train", "runs/a/config.toml", "--name", "b", cwd=tmp_path).returncode == 0  # another hash seed
+    curves = []
+    for name in ("a", "b"):
+        reader = EventReader(tmp_path / "runs" / name)
+        reader.poll()
+        curves.append(
+            {
+                tag: (s.steps.tolist(), s.values.tolist())
+                for tag, s in reader.series.items()
+                if tag.startswith(("loss", "episode"))
+            }
+        )
+    assert curves[0] == curves[1]
+
+
+def test_ctrl_c_stops_with_a_checkpoint_and_exit_code_130(tmp_path: Path) -> None:
+    whole = [sys.executable, "-m", "ppo_unified", "train", "cartpole", "--name", "a", *LONG]
+    with subprocess.Popen(whole, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        run = Run(tmp_path / "runs" / "a")
+        wait_for(lambda: (run.path / "run.json").exists() and run.read_status().step > 0)
+        process.send_signal(signal.SIGINT)
+        output = process.communicate(timeout=60)[0].decode()
+        assert process.returncode == 130
+    assert "ppo-unified resume a" in output
+    assert list(run.checkpoints.iterdir())
+
+
+BROKEN_ENVIRONMENT = """
+import gymnasium as gym, numpy as np
+class Broken(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, how): self.how, self.count = how, 0
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.count += 1
+        bad = self.count > 300
+        if bad and self.how == "raise": raise OverflowError("the bridge fell down")
+        obs = np.full(2, np.nan if bad and self.how == "obs" else 0.5, np.float32)
+        return obs, float("inf") if bad and self.how == "reward" else 1.0, False, self.count % 20 == 0, {}
+gym.register("Broken-v0", entry_point=Broken)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("raise", "OverflowError"),
+        pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
+        ("reward", "non-finite reward"),
+    ],
+)
+def test_a_broken_environment_fails_the_run_and_keeps_everything(how: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN_ENVIRONMENT, encoding="utf-8")
+    options = ["--gym.env-kwargs", json.dumps({"how": how}), "--checkpoint.every-s", "0.001", "--eval.every-steps", "0"]
+    done = command("train", "broken:Broken-v0", "--name", "a", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    run = Run(tmp_path / "runs" / "a")
+    status = run.read_status()
+    assert status.state == "failed"
+    assert says in status.reason
+    assert "Broken-v0" in status.reason
+    assert "Traceback" in status.traceback
+    assert "Traceback" in run.log.read_text()
+    assert list(run.checkpoints.iterdir())
+
+
+def test_a_mistake_found_while_training_fails_and_keeps_the_run(tmp_path: Path) -> None:
+    """Only what is refused before it trains leaves nothing."""
+    late = "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT
+    (tmp_path / "broken.py").write_text(late, encoding="utf-8")
+    options = ["--gym.env-kwargs", json.dumps({"how": "raise"}), "--eval.every-steps", "0"]
+    assert command("train", "broken:Broken-v0", "--name", "a", *options, cwd=tmp_path).returncode == 1
+    run = Run(tmp_path / "runs" / "a")
+    assert run.read_status().state == "failed"
+    assert "the bridge fell down" in run.read_status().reason
+    assert command("resume", "a", cwd=tmp_path).returncode == 1
+    assert run.read_status().state == "failed"
+
+
+REFUSED = {
+    ("train", "cartpol"): "did you mean 'cartpole'",
+    ("train",): "name a preset",
+    ("train", "cartpole", "--ppo.clp", "1"): "did you mean --ppo.clip",
+    ("train", "cartpole", "--optim.lr", "nan"): "expected a number > 0 and <= 1, got 'nan'",
+    ("train", "cartpole", "--name", "../out"): "it names a folder inside the runs folder",
+    ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
+    ("train", "cartpole", "--name", ""): None,  # the default name
+    ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
+    ("train", "nomodule:X-v0"): "module 'nomodule' cannot be imported",
+    ("train", "cartpole", "--runs", "/proc/nowhere"): "the runs folder cannot be written",
+    ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",
+    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "cannot be made with gym.env_kwargs = {'moon': 1}",
+    ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
+    ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
+    ("resume", "nothing"): "no run 'nothing'",
+    ("regress", "acrobot"): "no baseline for 'acrobot'",
+    ("trian",): "did you mean 'train'",
+    ("stop",): "required",
+}
+
+
+@pytest.mark.parametrize("arguments", [a for a in REFUSED if REFUSED[a]], ids=" ".join)
+def test_a_mistake_gets_one_line_exit_code_2_and_leaves_nothing(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert REFUSED[arguments] in output.err  # type: ignore[operator]
+    assert len(output.err.splitlines()) == 1
+    assert output.out == ""
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    done = command("train", "cartpole", "--device", "cuda", *QUICK, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "torch sees no GPU" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_missing_extra_names_the_pip_command(tmp_path: Path) -> None:
+    (tmp_path / "Box2D.py").write_text("raise ImportError('no Box2D here')", encoding="utf-8")
+    done = command("train", "lunarlander", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "pip install 'ppo-unified[box2d]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_taken_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for extra in ((), ("--detach",)):
+        assert main(["train", "cartpole", "--name", "a", *extra]) == 2
+        assert "exists already" in capsys.readouterr().err
+
+
+def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(tmp_path: Path) -> None:
+    done = command("train", "cartpole", "--detach", "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "torch sees no GPU" in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_modules_of_the_current_folder_shadow_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')", encoding="utf-8")
+    whole = [sys.executable, "-P", "-m", "ppo_unified", "train", "cartpole", "--name", "a", "--detach", *QUICK]
+    done = subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "runs" / "a")
+    wait_for(lambda: run.read_status().state == "finished")
+
+
+ENDLESS_ENVIRONMENT = """
+import gymnasium as gym, numpy as np
+class Endless(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action): return np.zeros(2, np.float32), 0.5, False, False, {}
+gym.register("Endless-v0", entry_point=Endless)
+"""
+
+
+def test_an_episode_that_nothing_ends_is_cut_and_scored(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS_ENVIRONMENT, encoding="utf-8")
+    options = ["--total-steps", "1000", "--eval.every-steps", "0", "--eval.episodes", "1"]
+    done = command("train", "endless:Endless-v0", "--name", "a", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "runs" / "a").read_status().score == 5000.0
+
+
+def test_help_is_quick_to_reach_and_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for name in ("train", "resume", "stop", "runs", "show", "eval", "play", "compare", "export", "regress", "doctor"):
+        assert name in shown
+    assert main(["train", "--help"]) == 0
+    assert "--detach" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "cartpole", "--help"])
+    assert "(default: 0.98)" in capsys.readouterr().out
+
+
+def test_lists_of_values_are_trained_one_after_the_other(tmp_path: Path, call: Call) -> None:
+    listed = ["--total-steps", "5e2,6e2", "--seed", "1-2", "--no-stop-when-solved", "--eval.episodes", "1"]
+    code, out, err = call("train", "cartpole", *listed, "--eval.every-steps", "0")
+    assert code == 0, err
+    names = [f"cartpole-total_steps{steps}-s{seed}" for steps in ("5e2", "6e2") for seed in (1, 2)]
+    assert [line.split(":")[0] for line in out.splitlines() if ": finished" in line] == names
+    run = Run(tmp_path / "runs" / names[3])
+    words = run.command.read_text().split()
+    assert words[:7] == ["ppo-unified", "train", "cartpole", "--total-steps", "600", "--seed", "2"]
+    assert call(*words[1:], "--name", "alone")[0] == 0
+    curves = []
+    for name in (names[3], "alone"):
+        reader = EventReader(tmp_path / "runs" / name)
+        reader.poll()
+        curves.append({tag: s.values.tolist() for tag, s in reader.series.items() if not tag.startswith("time/")})
+    assert curves[0].keys() == curves[1].keys()
+    assert {tag for tag in curves[0] if curves[0][tag] != curves[1][tag]} <= {"memory/process"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "names", "told"),
+    [
+        ([0, 1, 0], 1, ["x-s1", "x-s2", "x-s3"], ""),
+        ([0, 130, 0], 130, ["x-s1", "x-s2"], "1 of 3 runs was not started"),
+        ([130, 0, 0], 130, ["x-s1"], "2 of 3 runs were not started"),
+    ],
+)
+def test_a_failed_run_stops_no_other_and_a_stopped_one_does(
+    codes: list[int], code: int, names: list[str], told: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def work(run: Run, *_: object) -> int:
+        run.release()
+        started.append(run.name)
+        return codes[len(started) - 1]
+
+    monkeypatch.setattr(train, "run_training", work)
+    result, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "x")
+    assert (result, started) == (code, names)
+    assert err == (f"{told}\n" if told else "")
+
+
+def test_a_taken_name_among_several_starts_nothing(tmp_path: Path, call: Call) -> None:
+    (tmp_path / "runs" / "a-s3").mkdir(parents=True)
+    for extra in ((), ("--detach",)):
+        code, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "a", *extra)
+        assert (code, err) == (2, "runs/a-s3 exists already; choose another --name\n")
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a-s3"]
+
+
+def test_a_default_name_of_several_runs_is_the_first_free_one(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def work(run: Run, *_: object) -> int:
+        run.release()
+        started.append(run.name)
+        return 0
+
+    monkeypatch.setattr(train, "run_training", work)
+    for _ in range(2):
+        assert call("train", "cartpole", "--optim.lr", "1e-3,3e-3")[0] == 0
+    assert started[:2] == ["cartpole-lr1e-3-s1", "cartpole-lr3e-3-s1"]
+    assert started[2:] == ["cartpole-lr1e-3-s1-2", "cartpole-lr3e-3-s1-2"]
+
+
+def test_a_background_run_that_is_refused_is_told_beside_those_that_train(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(arguments: list[str], runs: Path) -> Run:
+        if "3" in arguments:
+            raise UsageError("no room")
+        run = preparation.prepare(load_preset("cartpole"), tmp_path, f"x{len(list(tmp_path.iterdir()))}")
+        run.release()
+        return run
+
+    monkeypatch.setattr("ppo_unified.runs.control.start", start)
+    code, out, err = call("train", "cartpole", "--seed", "1-4", "--detach")
+    assert code == 2
+    assert len(out.splitlines()) == 2
+    assert err.splitlines()[-1] == "no room; 2 of 4 runs were not started"

@@ -1,0 +1,85 @@
+"""Lists of values: what is split, in which order runs come, what they are called, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from envs.gym.options import GymConfig
+from ppo_unified.config.presets import load_target
+from ppo_unified.config.schema import typed_options
+from ppo_unified.config.sweep import MOST_RUNS, expand, parse_seeds, run_name
+from ppo_unified.errors import UsageError
+
+OPTIONS = typed_options(GymConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("1-5", [1, 2, 3, 4, 5]), ("1,2,7", [1, 2, 7]), (" 7-9 , 8, 1 ", [7, 8, 9, 1])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+    assert [int(one.typed["seed"]) for one in expand({"seed": text}, OPTIONS)] == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "5-1", "1--2", "1-1000000", "1.5,2", "-1,2"])
+def test_seeds_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_seeds(text)
+
+
+def test_every_combination_is_a_run_and_the_seed_varies_fastest() -> None:
+    runs = expand({"seed": "1,2", "optim.lr": "1e-3,3e-3", "ppo.clip": "0.1"}, OPTIONS)
+    assert [tuple(one.varied.values()) for one in runs] == [("1e-3", "1"), ("1e-3", "2"), ("3e-3", "1"), ("3e-3", "2")]
+    assert all(one.typed["ppo.clip"] == "0.1" for one in runs)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "values"),
+    [
+        ("optim.lr", "1e-3, 0.001, 2e-3", ["1e-3", "2e-3"]),  # the same number twice is one run
+        ("ppo.objective", "clip,ratio", ["clip", "ratio"]),
+        ("gym.normalize_obs", "true,false", ["true", "false"]),
+        ("eval.threshold", "None,400", ["None", "400"]),
+        ("policy.hidden", "64,64", ["64,64"]),
+        ("gym.env_id", "A-v1,B-v1", ["A-v1,B-v1"]),
+        ("gym.env_kwargs", '{"a": 1, "b": 2}', ['{"a": 1, "b": 2}']),
+        ("total_steps", "1-2", ["1-2"]),  # only seeds have ranges
+    ],
+)
+def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[str]) -> None:
+    assert [one.typed[option] for one in expand({option: text}, OPTIONS)] == values
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ({"optim.lr": "1e-3,"}, "optim.lr: expected values separated by commas, got '1e-3,'"),
+        ({"total_steps": "1,000,000"}, "write one number without commas, such as 1e6"),
+        ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"80 runs at once: at most {MOST_RUNS}"),
+        ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7; got '9-1'"),
+    ],
+)
+def test_lists_that_are_refused(typed: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        expand(typed, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "names"),
+    [
+        ({"seed": "3"}, "", [""]),
+        ({"seed": "3"}, "pole", ["pole"]),
+        ({"seed": "1-2"}, "", ["", ""]),  # `train` chooses cartpole-s1 and cartpole-s2
+        ({"seed": "1-2"}, "pole", ["pole-s1", "pole-s2"]),
+        ({"optim.lr": "3e-3,1e-3"}, "", ["cartpole-lr3e-3-s1", "cartpole-lr1e-3-s1"]),
+        ({"optim.lr": "3e-3,1e-3"}, "pole", ["pole-lr3e-3", "pole-lr1e-3"]),
+        ({"ppo.clip": "0.1,0.2", "seed": "7,1e1"}, "", [f"cartpole-clip{c}-s{s}" for c in (0.1, 0.2) for s in (7, 10)]),
+        ({"ppo.objective": "clip,ratio"}, "", ["cartpole-objective-clip-s1", "cartpole-objective-ratio-s1"]),
+        ({"log.every": "1,2", "eval.every_steps": "3"}, "x", ["x-every1", "x-every2"]),
+    ],
+)
+def test_names_tell_runs_apart(typed: dict[str, str], name: str, names: list[str]) -> None:
+    config = load_target("cartpole")
+    runs = expand(typed, OPTIONS)
+    configs = [config.model_copy(update={"seed": int(float(one.typed.get("seed", "1")))}) for one in runs]
+    assert [run_name(one, name, own) for one, own in zip(runs, configs, strict=True)] == names
