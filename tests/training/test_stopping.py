@@ -22,7 +22,7 @@ from ppo_unified.runs.preparation import prepare, reopen
 from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
-from tests.cli.test_training import wait_for
+from tests.cli.commands import wait_for
 from tests.sequences import SequenceAdapter, configured, sequences  # noqa: F401 - a fixture
 
 
