@@ -11,11 +11,11 @@ class UsageError(Exception):
     """A mistake in what was typed or configured. Its text says where, what was found, and what would do."""
 
 
-class Refused(UsageError):
+class StartError(UsageError):
     """A run that could not begin: nothing was trained."""
 
 
-def closest(word: str, known: Iterable[str]) -> str:
+def closest_match(word: str, known: Iterable[str]) -> str:
     """The known name that `word` most likely means: a part of it ('clip' for 'clip_range'), else the most similar one;
     empty if nothing resembles it."""
     names = list(known)
@@ -24,7 +24,7 @@ def closest(word: str, known: Iterable[str]) -> str:
     return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.6)), "")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' when something known resembles `word`, else an empty string."""
-    match = closest(word, known)
+    match = closest_match(word, known)
     return f"; did you mean {match!r}?" if match else ""

@@ -40,23 +40,23 @@ def can_unicode(stream: TextIO) -> bool:
     return encoding.startswith("utf8") and os.environ.get("LC_ALL") not in ("C", "POSIX")
 
 
-def say(text: str) -> None:
+def print_out(text: str) -> None:
     """Print to stdout; characters that its encoding lacks become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-def tell(text: str) -> None:
+def print_err(text: str) -> None:
     """Print a message to stderr; nothing in it can hurt a terminal."""
     print(clean_lines(text), file=sys.stderr)
 
 
-def painted(text: str, code: str) -> str:
+def apply_style(text: str, code: str) -> str:
     """`text` in an ANSI style; itself where `code` is empty."""
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
-def short(value: float | None, resolution: float = 0.0) -> str:
+def format_number(value: float | None, resolution: float = 0.0) -> str:
     """A number in about four digits, from 10,000 on with k, M, G or T: 14742 -> '14.74k'; None -> '-'.
 
     `resolution` is for labels of one axis: differences of this size stay visible, and k begins at 1000.
@@ -75,7 +75,7 @@ def short(value: float | None, resolution: float = 0.0) -> str:
     return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.{digits}g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in the unit that reads best: '2.1 s', '3.5 min', '12 h', '4.0 d'."""
     amount, unit = max(0.0, seconds), "s"
     for factor, larger in ((60, "min"), (60, "h"), (24, "d")):
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
     return f"{amount:.0f} {unit}" if amount >= 9.95 else f"{amount:.1f} {unit}"
 
 
-def columns_of(text: str) -> int:
+def display_width(text: str) -> int:
     """How many terminal columns `text` takes: East Asian wide characters two, combining marks none."""
     if text.isascii():
         return len(text)
@@ -94,14 +94,14 @@ def columns_of(text: str) -> int:
 
 def pad(text: str, width: int) -> str:
     """`text` filled with spaces, or cut with a final '~', to exactly `width` columns."""
-    if columns_of(text) > width:
-        while text and columns_of(text) > width - 1:
+    if display_width(text) > width:
+        while text and display_width(text) > width - 1:
             text = text[:-1]
         text += "~"[:width]
-    return text + " " * (width - columns_of(text))
+    return text + " " * (width - display_width(text))
 
 
-def table(
+def format_table(
     rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:
     """Aligned lines, the keys of the first row as header; columns of numbers stand right. Nothing is cut.
@@ -111,17 +111,17 @@ def table(
     columns = []
     for key in rows[0]:
         cells = [key, *(row[key] for row in rows)]
-        width, right = max(map(columns_of, cells)), all(_NUMBER.fullmatch(cell) for cell in cells[1:])
+        width, right = max(map(display_width, cells)), all(_NUMBER.fullmatch(cell) for cell in cells[1:])
         codes = [BOLD, *((paint or {}).get(key, {}).get(cell, "") for cell in cells[1:])]
         columns.append([_cell(x, width, right, code if color else "") for x, code in zip(cells, codes, strict=True)])
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def _cell(text: str, width: int, right: bool, code: str) -> str:
-    space, shown = " " * (width - columns_of(text)), painted(text, code) if text else ""
+    space, shown = " " * (width - display_width(text)), apply_style(text, code) if text else ""
     return space + shown if right else shown + space
 
 
-def width_of(lines: Sequence[str]) -> int:
+def max_display_width(lines: Sequence[str]) -> int:
     """Columns that the widest of some lines without colours takes."""
-    return max(map(columns_of, lines), default=0)
+    return max(map(display_width, lines), default=0)

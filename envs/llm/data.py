@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_unified.errors import UsageError, nearest
+from ppo_unified.errors import UsageError, suggest
 from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
 
@@ -128,7 +128,7 @@ def _read(path: Path) -> str:
         folder = path.parent
         if not folder.is_dir():
             raise UsageError(f"{where}: no such file (there is no folder {clean(folder)!r})") from None
-        known = nearest(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
+        known = suggest(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
         raise UsageError(f"{where}: no such file{known}") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
@@ -206,7 +206,7 @@ def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
     found = shorten(", ".join(map(repr, record.values)), 200) or "none"
-    similar = next(filter(None, (nearest(key, record.values) for key in keys)), "")
+    similar = next(filter(None, (suggest(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
     return f"{record.where}: no key {', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]} (found: {found}){then}"
 

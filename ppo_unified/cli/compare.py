@@ -15,7 +15,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import read_options
 from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_value, seedless_key
-from ppo_unified.text import can_color, clean, duration, say, short, table
+from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print(to_json({"groups": groups}))
         else:
-            say("\n".join(table([_group_cells(group) for group in groups], can_color(sys.stdout))))
+            print_out("\n".join(format_table([_group_cells(group) for group in groups], can_color(sys.stdout))))
         return 0
     if len(chosen) < 2:
         raise UsageError("ppo-unified compare: name at least two different runs, or group runs by seed with --seeds")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
         return 0
     lines = difference_lines(tables, width(), can_color(sys.stdout))
-    say("\n".join([*lines, "", *_score_table(chosen)]))
+    print_out("\n".join([*lines, "", *_score_table(chosen)]))
     return 0
 
 
@@ -62,13 +62,13 @@ def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
                 "run": label,
                 "state": clean(state),
                 "step": f"{status.step:,}",
-                "score": short(status.score),
-                "best": short(status.best_score),
+                "score": format_number(status.score),
+                "best": format_number(status.best_score),
                 "solved at": "-" if status.solved_step is None else f"{status.solved_step:,}",
-                "elapsed": duration(status.elapsed_s),
+                "elapsed": format_duration(status.elapsed_s),
             }
         )
-    return table(rows, can_color(sys.stdout), PAINT)
+    return format_table(rows, can_color(sys.stdout), PAINT)
 
 
 def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
-        "best score": _format_spread(best, short),
+        "best score": _format_spread(best, format_number),
         "solved": f"{solved['runs']} of {len(group['runs'])}",
         "solved at step": _format_spread(solved, "{:,.0f}".format),
     }

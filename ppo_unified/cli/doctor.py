@@ -24,7 +24,7 @@ from typing import Literal, TypeAlias
 from ppo_unified.cli.arguments import add_json
 from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
 from ppo_unified.terminal.screen import style_for
-from ppo_unified.text import can_unicode, clean, say
+from ppo_unified.text import can_unicode, clean, print_out
 
 EXTRAS = {  # our extra: the module that it brings, and what needs it
     "box2d": ("Box2D", "these environments"),
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     width = max(len(check.name) for check in checks)
     for check in checks:
         remedy = f"; {check.remedy}" if check.remedy else ""
-        say(clean(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}"))
+        print_out(clean(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}"))
     print(f"broken: {', '.join(check.name for check in broken)}" if broken else "everything that is required is there")
     return 1 if broken else 0
 

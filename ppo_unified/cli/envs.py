@@ -10,7 +10,7 @@ from ppo_unified.cli.run_table import interleave, width
 from ppo_unified.config.presets import list_presets
 from ppo_unified.config.registry import all_adapters, config_model
 from ppo_unified.runs.folder import to_json
-from ppo_unified.text import DIM, can_color, clean, painted, say, table, width_of
+from ppo_unified.text import DIM, apply_style, can_color, clean, format_table, max_display_width, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,12 @@ def run(options: argparse.Namespace) -> int:
     names = {"preset": "name", "time": "time", "score to expect": "score", "task": "title"}
     rows = [{header: clean(getattr(about, name)) for header, name in names.items()} for about in presets]
     color = can_color(sys.stdout)
-    if width_of(table(rows)) <= width():
-        say("\n".join(table(rows, color)))
+    if max_display_width(format_table(rows)) <= width():
+        print_out("\n".join(format_table(rows, color)))
     else:
-        tasks = [[painted(row.pop("task"), DIM if color else "")] for row in rows]
-        say("\n".join(interleave(table(rows, color), tasks)))
-    say(
+        tasks = [[apply_style(row.pop("task"), DIM if color else "")] for row in rows]
+        print_out("\n".join(interleave(format_table(rows, color), tasks)))
+    print_out(
         "\nOne of these:               ppo-unified train cartpole"
         "\nAny Gymnasium environment:  ppo-unified train Acrobot-v1"
         "\nYour own, from mymodule.py: ppo-unified train mymodule:MyEnv-v0"

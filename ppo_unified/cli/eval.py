@@ -12,7 +12,7 @@ from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, pla
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.atomic import replace_file
-from ppo_unified.text import clean, say
+from ppo_unified.text import clean, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")
     if video:
-        say(clean(f"video: {video}"))
+        print_out(clean(f"video: {video}"))
     return 0
 
 

@@ -18,7 +18,7 @@ from ppo_unified.cli.policy import Loaded, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
-from ppo_unified.text import clean, say
+from ppo_unified.text import clean, print_out
 
 DESCRIPTION = "policy.json"  # marks an exported folder and lists its files
 FORMAT = "ppo-unified policy 1"
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             why = error.strerror or error
             raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
     for name in files:
-        say(clean(folder / name))
+        print_out(clean(folder / name))
     return 0
 
 

@@ -14,7 +14,7 @@ from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run, find, to_json
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.sample_table import format_samples
-from ppo_unified.text import can_color, clean, say
+from ppo_unified.text import can_color, clean, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         about: dict[str, Any] = {"run": run.name, "iterations": samples.iterations(run), "samples": len(there)}
         about |= {"iteration_steps" if name == "steps" else name: getattr(stored, name) for name in samples.SINGLE}
-        say(to_json(about | ({"each": each} if options.sample == "all" else each[0]), indent=None))
+        print_out(to_json(about | ({"each": each} if options.sample == "all" else each[0]), indent=None))
     else:
         width = shutil.get_terminal_size().columns
         meanings, tables = format_samples(each, len(there), stored.quantities(), width, can_color(sys.stdout))
-        say("\n".join([*wrap_text(stored.summary(run.name), width), "", *meanings, *tables]))
+        print_out("\n".join([*wrap_text(stored.summary(run.name), width), "", *meanings, *tables]))
     return 0
 
 

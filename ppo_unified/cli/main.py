@@ -15,8 +15,8 @@ from typing import IO
 from ppo_unified import __version__
 from ppo_unified.cli.arguments import Parser
 from ppo_unified.cli.imports import preload
-from ppo_unified.errors import UsageError, nearest
-from ppo_unified.text import tell
+from ppo_unified.errors import UsageError, suggest
+from ppo_unified.text import print_err
 
 COMMANDS = {  # name -> help; the module is named like the command and has `add_arguments` and `run`
     "tui": "the terminal UI: launch runs and watch them learn (also without a command)",
@@ -61,7 +61,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     parser.set_defaults(parser=parser)
     options, rest = parser.parse_known_args(arguments)
     if rest and name not in WITH_FLAGS:
-        hint = nearest(rest[0], parser.flags)
+        hint = suggest(rest[0], parser.flags)
         raise UsageError(f"ppo-unified {name}: unexpected argument {rest[0]!r}{hint or '; see --help'}")
     folder = getattr(options, "folder", None)
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -99,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_command(name, rest)
         make_parser().parse_known_args([name] if name.startswith("-") else [])  # --help and --version exit
         what = "option" if name.startswith("-") else "command"
-        raise UsageError(f"there is no {what} {name!r}{nearest(name, COMMANDS)} (list: ppo-unified --help)")
+        raise UsageError(f"there is no {what} {name!r}{suggest(name, COMMANDS)} (list: ppo-unified --help)")
     except UsageError as error:
-        tell(str(error))
+        print_err(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -109,5 +109,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:  # a full disk behind stdout, say
-        tell(f"ppo-unified: {error}")
+        print_err(f"ppo-unified: {error}")
         return 1

@@ -7,7 +7,7 @@ import argparse
 from ppo_unified.cli.arguments import add_run, add_runs_folder
 from ppo_unified.runs import control
 from ppo_unified.runs.folder import find
-from ppo_unified.text import clean_lines, say
+from ppo_unified.text import clean_lines, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,5 +22,5 @@ def run(options: argparse.Namespace) -> int:
     if options.text is not None:
         control.write_note(run, options.text)
     elif text := control.read_note(run):
-        say(clean_lines(text))
+        print_out(clean_lines(text))
     return 0

@@ -17,8 +17,8 @@ from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import Block, format_blocks
 from ppo_unified.terminal.frames import Style, draw
-from ppo_unified.terminal.screen import Screen, is_drawable, screen, style_for
-from ppo_unified.text import can_color, clean, say, short, tell
+from ppo_unified.terminal.screen import Screen, is_drawable, open_screen, style_for
+from ppo_unified.text import can_color, clean, format_number, print_err, print_out
 
 FPS = 30.0  # faster is shown at this
 # faster is shown at this
@@ -64,7 +64,7 @@ def _watch(loaded: Loaded, options: argparse.Namespace) -> None:
     if draws:
         title = f"{clean(loaded.run.name)}, {describe_checkpoint(options, loaded)}"
         style = style_for(sys.stdout)
-        with screen(sys.stdout) as shown:
+        with open_screen(sys.stdout) as shown:
             ends = [frame for frame in _show_frames(frames, shown, style, options.fps, title) if frame.ended]
         _print_ends(iter(ends))
     else:
@@ -86,7 +86,7 @@ def _chat(loaded: Loaded, options: argparse.Namespace) -> None:
         try:
             _print_exchange(chat.answer(prompt), with_prompt=not typed)
         except UsageError as error:
-            tell(str(error))
+            print_err(str(error))
     if not asked and not typed:
         for exchange in chat.examples(options.episodes or 1):
             _print_exchange(exchange, with_prompt=True)
@@ -131,18 +131,18 @@ def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
     columns = get_terminal_size().columns if sys.stdout.isatty() else 0
     policy, reference = exchange.policy, exchange.reference
     blocks = [
-        Block("policy", policy.text, f"{describe_reply(policy)}, KL {short(exchange.kl)}"),
+        Block("policy", policy.text, f"{describe_reply(policy)}, KL {format_number(exchange.kl)}"),
         Block("reference", reference.text, describe_reply(reference)),
     ]
     prompt = exchange.prompt if with_prompt else None
     for line in [*format_blocks(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
-        say(line)
+        print_out(line)
     sys.stdout.flush()
 
 
 def describe_reply(reply: Reply) -> str:
     """A reply in numbers: 'score 0.5, 3 tokens, ended'."""
-    score = [] if reply.score is None else [f"score {short(reply.score)}"]
+    score = [] if reply.score is None else [f"score {format_number(reply.score)}"]
     count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
     return ", ".join([*score, count, "ended" if reply.ended else "cut off"])
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings
 from ppo_unified.terminal.screen import is_drawable
-from ppo_unified.text import can_unicode, duration
+from ppo_unified.text import can_unicode, format_duration
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
 
@@ -26,7 +26,7 @@ class Progress:
         self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
-        self._tell_health(status)
+        self._print_health(status)
         now = time.monotonic()
         if self.terminal and now - self.lived >= LIVE_S:
             self.lived = now
@@ -39,7 +39,7 @@ class Progress:
             if not self.terminal and self.screen is not self.log:
                 self._show(line)
 
-    def _tell_health(self, status: Status) -> None:
+    def _print_health(self, status: Status) -> None:
         """A line when a health check begins to fire, and when it has healed."""
         firing = {warning.name: warning.text for warning in read_warnings(status)}
         lines = [f"warning: {name}: {text}" for name, text in firing.items() if name not in self.warned]
@@ -64,7 +64,7 @@ class Progress:
             parts[0] += f" ({format_percent(status)})"
         speed = metrics["time/steps_per_second"]
         if status.total_steps and speed > 0:
-            parts.append(f"ETA {duration((status.total_steps - status.step) / speed)}")
+            parts.append(f"ETA {format_duration((status.total_steps - status.step) / speed)}")
         if "episode/return" in metrics:
             parts.append(f"return {metrics['episode/return']:.4g}")
         if status.score is not None:
@@ -92,7 +92,6 @@ def summary(run: Run, status: Status) -> str:
     score = "" if status.score is None else f", score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
     reason = f" ({status.reason})" if status.reason else ""
-    lines.append(
-        f"{run.name}: {status.state}{reason} after {status.step:,} steps in {duration(status.elapsed_s)}{score}{best}"
-    )
+    took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
+    lines.append(f"{run.name}: {status.state}{reason} {took}{score}{best}")
     return "\n".join(lines)

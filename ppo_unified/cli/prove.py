@@ -8,7 +8,7 @@ import sys
 from ppo_unified.cli.arguments import add_json
 from ppo_unified.config.registry import load
 from ppo_unified.runs.folder import to_json
-from ppo_unified.text import GREEN, RED, can_color, say, short, table
+from ppo_unified.text import GREEN, RED, can_color, format_number, format_table, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,18 +27,18 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         {
             "quantity": check.quantity,
-            "largest": short(check.largest),
+            "largest": format_number(check.largest),
             "difference": f"{check.difference:.1e}",
             "": "ok" if check.ok else "DIFFERS",
         }
         for check in proof.checks
     ]
-    for line in table(rows, can_color(sys.stdout), {"": {"ok": GREEN, "DIFFERS": RED}}):
-        say(line)
+    for line in format_table(rows, can_color(sys.stdout), {"": {"ok": GREEN, "DIFFERS": RED}}):
+        print_out(line)
     if proof.cases:
-        say("\nAmong them: " + ", ".join(f"{count} {case}" for case, count in proof.cases.items()))
+        print_out("\nAmong them: " + ", ".join(f"{count} {case}" for case, count in proof.cases.items()))
     if differing:
-        say(f"\nNOT the same to {tolerance:g}: {', '.join(differing)}")
+        print_out(f"\nNOT the same to {tolerance:g}: {', '.join(differing)}")
         return 1
-    say(f"\nBoth adapters give the engine the same numbers, to {tolerance:g}")
+    print_out(f"\nBoth adapters give the engine the same numbers, to {tolerance:g}")
     return 0

@@ -14,7 +14,7 @@ from ppo_unified.config import recipes as book
 from ppo_unified.config.recipes import Recipe, Setting
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
-from ppo_unified.text import DIM, can_color, clean, painted, say, table
+from ppo_unified.text import DIM, apply_style, can_color, clean, format_table, print_out
 
 _WIDEST = 120  # columns of prose where stdout is no terminal
 
@@ -41,12 +41,12 @@ def _list(as_json: bool) -> int:
         print(to_json({"recipes": heads}))
         return 0
     rows = [{"recipe": clean(recipe.name), "what it reproduces": clean(recipe.title)} for recipe in everything]
-    lines = table(rows, can_color(sys.stdout))
-    say(lines[0])
+    lines = format_table(rows, can_color(sys.stdout))
+    print_out(lines[0])
     for line, recipe in zip(lines[1:], everything, strict=True):
-        say(line)
+        print_out(line)
         _print_note(recipe.source)
-    say(
+    print_out(
         "\nTrain with one:          ppo-unified train sentiment --recipe trl-early"
         "\nIts settings:            ppo-unified recipes trl-early"
         "\nHow it differs:          ppo-unified recipes trl-early tldr"
@@ -61,7 +61,7 @@ def _show(recipe: Recipe, as_json: bool) -> int:
         print(to_json({**about, "options": {name: setting._asdict() for name, setting in chosen.items()}}))
         return 0
     for line in recipe.text.splitlines():
-        say(line[: len(line) - len(line.lstrip())] + clean(line))
+        print_out(line[: len(line) - len(line.lstrip())] + clean(line))
     return 0
 
 
@@ -75,16 +75,16 @@ def _compare(first: Recipe, second: Recipe, as_json: bool) -> int:
         print(to_json({"recipes": [first.name, second.name], "options": options}))
         return 0
     if not differing:
-        say("the options are the same")
+        print_out("the options are the same")
         return 0
     names = (clean(first.name), clean(second.name))
     rows = [
         {"option": option} | dict(zip(names, map(_format, pair), strict=True)) for option, pair in differing.items()
     ]
-    lines = table(rows, can_color(sys.stdout))
-    say(lines[0])
+    lines = format_table(rows, can_color(sys.stdout))
+    print_out(lines[0])
     for line, pair in zip(lines[1:], differing.values(), strict=True):
-        say(line)
+        print_out(line)
         for name, setting in zip(names, pair, strict=True):
             _print_note(f"{name}: {'the default' if setting.source is None else setting.source}")
     return 0
@@ -101,4 +101,4 @@ def _print_note(text: str) -> None:
     color = can_color(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     for line in textwrap.wrap(clean(text), max(20, width - 4)):
-        say("    " + painted(line, DIM if color else ""))
+        print_out("    " + apply_style(line, DIM if color else ""))

@@ -7,7 +7,7 @@ import argparse
 from ppo_unified.cli.arguments import add_run, add_runs_folder
 from ppo_unified.runs import control
 from ppo_unified.runs.folder import find
-from ppo_unified.text import clean, say
+from ppo_unified.text import clean, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,5 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    say(clean(control.rename(find(options.run, options.folder), options.name).path))
+    print_out(clean(control.rename(find(options.run, options.folder), options.name).path))
     return 0

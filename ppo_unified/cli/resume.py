@@ -16,7 +16,7 @@ from ppo_unified.runs import control, preparation
 from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import Run, Status, find, to_json
 from ppo_unified.runs.signals import Interrupted, StopRequest
-from ppo_unified.text import clean, say, tell
+from ppo_unified.text import clean, print_err, print_out
 
 TOTALS = ("total_steps", "total_iterations")
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     totals = {name: getattr(options, name) for name in TOTALS}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
     if options.detach:
-        say(clean(control.resume(run, *flags, *rest).path))
+        print_out(clean(control.resume(run, *flags, *rest).path))
         return 0
     config, changes = _change(run, [*flags, *rest])
     stop = StopRequest()
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         if not run.checkpoint_folders():
             found = [clean(path.name) for path in run.checkpoints.glob("*") if not path.name.startswith(".")]
             beside = f" ({run.checkpoints} holds {', '.join(sorted(found))})" if found else ""
-            tell(f"{run.name} has no checkpoint{beside}: it starts at step 0")
+            print_err(f"{run.name} has no checkpoint{beside}: it starts at step 0")
         return run_training(run, config, stop, undo)
 
 

@@ -22,7 +22,7 @@ from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
 from ppo_unified.terminal.screen import is_drawable
-from ppo_unified.text import clean, duration, say
+from ppo_unified.text import clean, format_duration, print_out
 
 DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
 FORMAT = "ppo_unified reward model 1"
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         finally:
             progress.finish()
         found = load(f"{module}:describe")(settings, outcome)
-        _move(Path(aside), options.out, {"data": str(options.data), **found})
+        _replace_model(Path(aside), options.out, {"data": str(options.data), **found})
     _print(options, outcome)
     return 0
 
@@ -91,7 +91,7 @@ def _print(options: argparse.Namespace, outcome: Any) -> None:
         return
     which = f"{outcome.scored} {'held-out' if outcome.held_out else 'training'} pairs"
     measured = f"accuracy {outcome.accuracy:.3f}, margin {outcome.margin:.3g} on {which}"
-    say(
+    print_out(
         f"{clean(options.out)}: {measured}, trained on {outcome.trained}; use it with --llm.reward {clean(options.out)}"
     )
 
@@ -131,7 +131,7 @@ def _list_earlier(folder: Path) -> set[str]:
         return set()
 
 
-def _move(aside: Path, folder: Path, about: dict[str, Any]) -> None:
+def _replace_model(aside: Path, folder: Path, about: dict[str, Any]) -> None:
     """Replace an earlier scoring model in `folder` by the one in `aside`."""
     files = sorted([*os.listdir(aside), DESCRIPTION])
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
@@ -161,7 +161,7 @@ class _Progress:
         self.said = moment
         left = (moment - self.began) / max(1, now.step - 1) * (now.steps - now.step)
         line = f"step {now.step:,} of {now.steps:,} | loss {now.loss:.3f} | accuracy {now.accuracy:.2f}"
-        line += f" | ETA {duration(left)}" if now.step > 1 else ""
+        line += f" | ETA {format_duration(left)}" if now.step > 1 else ""
         if self.live:
             line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
         print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)

@@ -14,12 +14,12 @@ from ppo_unified.text import (
     GREEN,
     RED,
     YELLOW,
+    apply_style,
     clean,
-    duration,
-    painted,
-    short,
-    table,
-    width_of,
+    format_duration,
+    format_number,
+    format_table,
+    max_display_width,
 )
 
 _STATE_COLORS = {"starting": GREEN, "running": GREEN, "stopping": YELLOW, "stopped": YELLOW, "stalled": YELLOW}
@@ -52,9 +52,9 @@ def run_table(chosen: Sequence[Seen], width: int, color: bool, marks: Sequence[s
     rows = [_run_cells(seen) for seen in chosen]
     if marks:
         rows = [{"": mark} | row for mark, row in zip(marks, rows, strict=True)]
-    if width_of(table(rows)) > width:
+    if max_display_width(format_table(rows)) > width:
         rows = [{key: cell for key, cell in row.items() if key != "preset"} for row in rows]
-    return table(rows, color, PAINT)
+    return format_table(rows, color, PAINT)
 
 
 def _run_cells(seen: Seen) -> dict[str, str]:
@@ -65,10 +65,10 @@ def _run_cells(seen: Seen) -> dict[str, str]:
         "preset": clean(status.preset),
         "step": f"{status.step:,}",
         "done": format_percent(status),
-        "score": short(status.score),
-        "best": short(status.best_score),
+        "score": format_number(status.score),
+        "best": format_number(status.best_score),
         "steps/s": f"{status.step / status.elapsed_s:,.0f}" if status.elapsed_s > 0 else "-",
-        "age": duration(time.time() - status.started),
+        "age": format_duration(time.time() - status.started),
     }
 
 
@@ -78,7 +78,7 @@ def remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list
     for seen in chosen:
         lines = [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
-        remarks.append([painted(text, style) if color else text for text, style in lines if text])
+        remarks.append([apply_style(text, style) if color else text for text, style in lines if text])
     return remarks
 
 

@@ -10,11 +10,11 @@ from ppo_unified.cli.imports import preload
 from ppo_unified.cli.progress import Progress, summary
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.errors import Refused, UsageError
+from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
-from ppo_unified.text import clean, clean_lines, say, tell
+from ppo_unified.text import clean, clean_lines, print_err, print_out
 
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 
@@ -23,7 +23,7 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
     """Train in a claimed folder and say how it ended. Raises Refused, after `undo`, where it can't begin."""
     stop.show_in(run)
     with log_tee.log_output(run) as log:
-        tell(f"training in {run.path}")
+        print_err(f"training in {run.path}")
         preload("ppo_unified.training.session")  # imports torch: the folder and the signal handlers are there by now
         from ppo_unified.training.session import train_in
 
@@ -32,23 +32,23 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
             status = train_in(run, config, stop, progress, undo)
         except Exception as error:
             progress.finish()
-            if isinstance(error, Refused):
+            if isinstance(error, StartError):
                 raise
             kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            tell(f"{run.name} failed: {kind}{error}")
+            print_err(f"{run.name} failed: {kind}{error}")
             kept = f"; checkpoints are kept: {format_command('resume', run)}" if run.checkpoints.is_dir() else ""
             if run.log.exists():
-                tell(f"the traceback is in {run.log}{kept}")
+                print_err(f"the traceback is in {run.log}{kept}")
             return EXIT["failed"]
         progress.finish()
-        say(clean_lines(summary(run, status)))
+        print_out(clean_lines(summary(run, status)))
         spec = find_adapter(config.kind)
         verb, what = "eval", "score it"
         if status.state == "stopped":
             verb, what = "resume", "go on"
         elif spec.play or spec.chat:
             verb, what = "play", "watch it" if spec.play else "talk to it"
-        say(clean(f"Next: {what} with: {format_command(verb, run)}"))
+        print_out(clean(f"Next: {what} with: {format_command(verb, run)}"))
     return EXIT[status.state]
 
 

@@ -12,7 +12,7 @@ from ppo_unified.cli.run_table import Seen, health_names, interleave, remarks, r
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.query import lookup, parse, read_options
-from ppo_unified.text import can_color, clean, say, tell
+from ppo_unified.text import can_color, clean, print_err, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,9 +45,9 @@ def run(options: argparse.Namespace) -> int:
         )
     elif chosen:
         color = can_color(sys.stdout)
-        say("\n".join(interleave(run_table(chosen, width(), color), remarks(chosen, color, health_names))))
+        print_out("\n".join(interleave(run_table(chosen, width(), color), remarks(chosen, color, health_names))))
     elif everything:
-        tell(f"none of the {len(everything)} runs in {options.folder} matches the query")
+        print_err(f"none of the {len(everything)} runs in {options.folder} matches the query")
     else:
-        tell(f"no runs in {options.folder} yet; start one with: ppo-unified train cartpole")
+        print_err(f"no runs in {options.folder} yet; start one with: ppo-unified train cartpole")
     return 0

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, remarks, run_table
-from ppo_unified.errors import UsageError, nearest
+from ppo_unified.errors import UsageError, suggest
 from ppo_unified.runs.folder import ACTIVE, Run, to_json
-from ppo_unified.text import can_color, can_unicode, clean, say
+from ppo_unified.text import can_color, can_unicode, clean, print_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.once and is_drawable(sys.stdout) and _any_alive(watched):
             _follow(watched, options.metric, paper)
         else:
-            say("\n".join(_picture(watched, tags, paper)))
+            print_out("\n".join(_picture(watched, tags, paper)))
     for one in watched:
         for damage in one.reader.damage.values():
             print(clean(damage), file=sys.stderr)
@@ -93,7 +93,7 @@ def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool =
     found = sorted({tag for one in watched for tag in one.reader.series})
     for tag in metrics:
         if tag not in found and tag not in to_come:
-            hint = nearest(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
+            hint = suggest(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
             raise UsageError(
                 f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
             )
@@ -122,10 +122,10 @@ def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
 
 def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
     """Redraw until every run has ended, then leave the last picture on the terminal; on Ctrl-C too."""
-    from ppo_unified.terminal.screen import screen
+    from ppo_unified.terminal.screen import open_screen
 
     try:
-        with screen(sys.stdout) as shown:
+        with open_screen(sys.stdout) as shown:
             while _any_alive(watched):
                 columns, lines = shown.size()
                 paper = paper._replace(columns=columns, lines=lines)
@@ -134,7 +134,7 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) ->
                 while time.monotonic() < redraw and _any_alive(watched):
                     time.sleep(LOOK_S)
     finally:
-        say("\n".join(_picture(watched, _read(watched, metrics), paper)))
+        print_out("\n".join(_picture(watched, _read(watched, metrics), paper)))
 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:

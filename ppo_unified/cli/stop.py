@@ -8,7 +8,7 @@ from ppo_unified.cli.arguments import add_run, add_runs_folder
 from ppo_unified.cli.run_training import format_command
 from ppo_unified.runs import processes
 from ppo_unified.runs.folder import find
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,5 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     run = find(options.run, options.folder)
     state = processes.stop(run, options.kill)
-    tell(f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {format_command('resume', run)}")
+    print_err(
+        f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {format_command('resume', run)}"
+    )
     return 0

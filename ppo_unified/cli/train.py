@@ -18,7 +18,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
 from ppo_unified.runs.folder import free_name
 from ppo_unified.runs.signals import StopRequest
-from ppo_unified.text import clean, say, tell
+from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
     "Options of {} and their values there; besides them --name NAME, --runs DIR and --detach. Several values, such as "
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return _train_detached(options, jobs)
     codes = list(_train_here(options, jobs))
     if len(codes) < len(jobs):
-        tell(_count_unstarted(len(codes), len(jobs)))
+        print_err(_count_unstarted(len(codes), len(jobs)))
     return max(codes)
 
 
@@ -114,9 +114,9 @@ def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
             if len(jobs) > 1:
                 raise UsageError(f"{error}; {_count_unstarted(number, len(jobs))}") from None
             raise
-        say(clean(run.path))
+        print_out(clean(run.path))
         process = run.read_status().pid
-        tell(f"training in the background, process {process}; stop it: {format_command('stop', run)}")
+        print_err(f"training in the background, process {process}; stop it: {format_command('stop', run)}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from ppo_unified.errors import closest
+from ppo_unified.errors import closest_match
 
 OTHER_NAMES = {  # as in Stable-Baselines3, CleanRL and TRL -> the option here
     "learning_rate": "optim.lr",
@@ -66,6 +66,6 @@ def suggest(unknown: str, options: Collection[str]) -> Suggestion | None:
     inside = [option for option in options if option.rpartition(".")[0] == section]
     for group in (inside, options):
         by_key = {option.rpartition(".")[2]: option for option in group}
-        if match := closest(key, by_key):
+        if match := closest_match(key, by_key):
             return Suggestion(by_key[match])
     return None

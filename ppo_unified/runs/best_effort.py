@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ppo_unified.runs.folder import Run
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,11 +45,11 @@ class BestEffort:
             if what not in self.failing:
                 self.failing.add(what)
                 why = error.strerror or error
-                tell(f"{self.run.path}: {what} cannot be written ({why}); training goes on, and tries again")
+                print_err(f"{self.run.path}: {what} cannot be written ({why}); training goes on, and tries again")
         else:
             if what in self.failing:
                 self.failing.discard(what)
-                tell(f"{self.run.path}: {what} can be written again")
+                print_err(f"{self.run.path}: {what} can be written again")
 
 
 class _LossyFile(FileIO):

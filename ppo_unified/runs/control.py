@@ -29,7 +29,7 @@ from ppo_unified.runs.folder import (
     hidden_name,
     read_warnings,
 )
-from ppo_unified.text import short
+from ppo_unified.text import format_number
 
 LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
 LONGEST_NOTE = 1 << 16  # characters; the rest is not read
@@ -173,7 +173,7 @@ def list_events(run: Run, status: Status) -> list[Event]:
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
     middle = [_resume_event(entry) for entry in status.resumes]
     if status.best_step is not None:
-        middle.append(Event(None, status.best_step, "best score", short(status.best_score)))
+        middle.append(Event(None, status.best_step, "best score", format_number(status.best_score)))
     if status.solved_step is not None:
         middle.append(Event(None, status.solved_step, "solved", "both further evaluations reached the threshold"))
     middle.sort(key=lambda event: event.step or 0)

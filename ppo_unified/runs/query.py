@@ -18,7 +18,7 @@ from functools import cache
 from operator import eq, ge, gt, le, lt
 from typing import Any, get_args, get_type_hints
 
-from ppo_unified.errors import UsageError, nearest
+from ppo_unified.errors import UsageError, suggest
 from ppo_unified.runs.folder import Run, Status
 
 Lookup = Callable[[str], Any]  # a key -> the run's value, None if it has none
@@ -135,7 +135,7 @@ def _resolve_key(word: str, token: str) -> str:
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():
         return key
-    known = nearest(key, _status_kinds()) or nearest(key, _option_kinds())
+    known = suggest(key, _status_kinds()) or suggest(key, _option_kinds())
     raise UsageError(f"query: {token!r}: there is no key {word!r}{known or '; known: ' + ', '.join(_status_kinds())}")
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.terminal.braille import ASCII, BRAILLE, NOTHING, Columns, Glyphs, Layer, View, log10, paint, spans
-from ppo_unified.text import BOLD, DIM, columns_of, pad, painted, short
+from ppo_unified.text import BOLD, DIM, apply_style, display_width, format_number, pad
 
 MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
@@ -91,7 +91,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
     """`nice_ticks` with their labels."""
-    return [Tick(at, short(at, (high - low) / 100)) for at in nice_ticks(low, high, count)]
+    return [Tick(at, format_number(at, (high - low) / 100)) for at in nice_ticks(low, high, count)]
 
 
 def log_ticks(low: float, high: float, count: int) -> list[Tick]:
@@ -99,13 +99,13 @@ def log_ticks(low: float, high: float, count: int) -> list[Tick]:
     decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
     if len(decades) > 2:
         stride = math.ceil(len(decades) / max(1, count))
-        return [Tick(k, short(10.0**k, 10.0**k)) for k in decades if k % stride == 0]
+        return [Tick(k, format_number(10.0**k, 10.0**k)) for k in decades if k % stride == 0]
     exponents = range(math.floor(low), math.ceil(high) + 1)
     inside = [k + math.log10(m) for k in exponents for m in (1, 2, 5) if low - 1e-9 <= k + math.log10(m) <= high + 1e-9]
     if 2 <= len(inside) <= count + 1:
-        return [Tick(at, short(10.0**at, 10.0 ** math.floor(at + 1e-9))) for at in inside]
+        return [Tick(at, format_number(10.0**at, 10.0 ** math.floor(at + 1e-9))) for at in inside]
     values = [value for value in nice_ticks(10.0**low, 10.0**high, count) if value > 0]
-    return [Tick(math.log10(value), short(value, (10.0**high - 10.0**low) / 100)) for value in values]
+    return [Tick(math.log10(value), format_number(value, (10.0**high - 10.0**low) / 100)) for value in values]
 
 
 def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
@@ -208,12 +208,12 @@ def draw(
     rows = [head]
     for row, text in enumerate(body):
         side = labels.get(row, "").rjust(gutter) + (glyphs.tick if row in labels else glyphs.side)
-        rows.append((painted(side, DIM) if color else side) + text)
+        rows.append((apply_style(side, DIM) if color else side) + text)
     room = width - gutter - 1
     ticks = place_ticks(plain_ticks(view.left, view.right, max(1, room // 7)), view, room, gutter)
     floor, below = floor_row(ticks, room, glyphs), label_row(ticks, width, gutter)
     axis = [" " * gutter + glyphs.corner + floor, below]
-    return rows + [painted(row, DIM) if color else row for row in axis]
+    return rows + [apply_style(row, DIM) if color else row for row in axis]
 
 
 def _drop_nonfinite_x(line: Line) -> Line:
@@ -233,20 +233,20 @@ def _clip_values(values: np.ndarray) -> np.ndarray:
 
 def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
     """The first row: the title, then each curve's letter, label and last value, as many as fit."""
-    text, used = painted(pad(title, columns_of(title)), BOLD) if color and title else title, columns_of(title)
+    text, used = apply_style(pad(title, display_width(title)), BOLD) if color and title else title, display_width(title)
     if used > width:
         return pad(title, width)
     for number, line in enumerate(lines):
         mark = MARKS[number % len(MARKS)] if len(lines) > 1 else ""
-        last = short(float(line.y[-1])) if len(line.y) else "-"
+        last = format_number(float(line.y[-1])) if len(line.y) else "-"
         label = line.label if len(lines) > 1 or not title else ""  # a lone curve is what the title says
         entry = " ".join(part for part in (mark, label, last) if part)
         more = f"  +{len(lines) - number}" if number else ""
-        if used + 2 + columns_of(entry) + (6 if number + 1 < len(lines) else 0) > width:
+        if used + 2 + display_width(entry) + (6 if number + 1 < len(lines) else 0) > width:
             text, used = text + more, used + len(more)
             break
-        text += ("  " if used else "") + (painted(entry, COLORS[number % len(COLORS)]) if color and mark else entry)
-        used += columns_of(entry) + (2 if used else 0)
+        text += ("  " if used else "") + (apply_style(entry, COLORS[number % len(COLORS)]) if color and mark else entry)
+        used += display_width(entry) + (2 if used else 0)
     return text + " " * (width - used)
 
 
@@ -266,7 +266,7 @@ def y_labels(
         row = round((view.high - value) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows
         if value in ends or not {row - 1, row, row + 1} & values.keys():
             values[row] = 10.0**value if log_y else value
-    labels = {row: short(value, resolution) for row, value in values.items()}
+    labels = {row: format_number(value, resolution) for row, value in values.items()}
     if most and (max(map(len, labels.values())) > most or len(set(labels.values())) < len(labels)):
         return {row: _format_within(value, most) for row, value in values.items()}
     return labels
@@ -278,7 +278,7 @@ def _format_within(value: float, most: int) -> str:
         text = f"{value:.{count}g}"
         mantissa, _, exponent = text.partition("e")
         if exponent and 1e3 <= abs(value) < 1e15:
-            text = short(value, abs(value) / 10.0 ** (count - 1))
+            text = format_number(value, abs(value) / 10.0 ** (count - 1))
         elif exponent:
             text = f"{mantissa}e{int(exponent)}"
         if len(text) <= most:
@@ -297,7 +297,7 @@ def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: 
         return ["".join(map(chr, row)) for row in picture.codes.tolist()]
     codes = [*COLORS[: len(lines)], ""]  # NOTHING is the last one
     return [
-        "".join(painted(text, codes[style % len(COLORS) if style >= 0 else NOTHING]) for text, style in row)
+        "".join(apply_style(text, codes[style % len(COLORS) if style >= 0 else NOTHING]) for text, style in row)
         for row in spans(picture)
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, zip_longest
 from typing import NamedTuple
 
-from ppo_unified.text import BOLD, DIM, clean, columns_of, pad, painted
+from ppo_unified.text import BOLD, DIM, apply_style, clean, display_width, pad
 
 SIDE_BY_SIDE = 80  # columns from which on two replies stand beside each other
 GAP = "   "
@@ -35,7 +35,7 @@ def format_blocks(
     else:
         for name, text, facts in blocks:
             lines += [*_label_lines(name, text, columns, color), *_label_lines("", facts, columns, color, DIM)]
-    return lines + [painted(line, DIM if color else "") for line in wrap_text(remark, columns) if line]
+    return lines + [apply_style(line, DIM if color else "") for line in wrap_text(remark, columns) if line]
 
 
 def wrap_text(text: str, columns: int) -> list[str]:
@@ -43,7 +43,7 @@ def wrap_text(text: str, columns: int) -> list[str]:
     lines = []
     for line in text.splitlines() or [""]:
         left = clean("." + line)[1:]  # the dot keeps `clean` from taking the indentation for empty space
-        while columns and columns_of(left) > columns:
+        while columns and display_width(left) > columns:
             cut = _prefix_length(left, columns)
             space = left.rfind(" ", 1, cut + 1)
             cut = space if space > 0 and left[:space].strip() else cut
@@ -55,15 +55,15 @@ def wrap_text(text: str, columns: int) -> list[str]:
 
 def _prefix_length(text: str, columns: int) -> int:
     """How many characters fit, at least one."""
-    return max(1, bisect_right(list(accumulate(map(columns_of, text))), columns))
+    return max(1, bisect_right(list(accumulate(map(display_width, text))), columns))
 
 
 def _label_lines(label: str, text: str, columns: int, color: bool, code: str = "") -> list[str]:
     """A text behind its label, further lines below it."""
     rows = wrap_text(text, max(1, columns - LABEL) if columns else 0)
-    heads = [painted(label.ljust(LABEL), BOLD if color and label else ""), *[" " * LABEL] * (len(rows) - 1)]
+    heads = [apply_style(label.ljust(LABEL), BOLD if color and label else ""), *[" " * LABEL] * (len(rows) - 1)]
     return [
-        (head + painted(row, code if color and row else "")).rstrip() for head, row in zip(heads, rows, strict=True)
+        (head + apply_style(row, code if color and row else "")).rstrip() for head, row in zip(heads, rows, strict=True)
     ]
 
 
@@ -73,6 +73,6 @@ def _place_side_by_side(blocks: Sequence[Block], width: int, color: bool) -> lis
     lines = []
     for code, rows in zip((BOLD, "", DIM), zip(*parts, strict=True), strict=True):
         for cells in zip_longest(*rows, fillvalue=""):
-            shown = [painted(pad(cell, width), code if color and cell else "") for cell in cells]
+            shown = [apply_style(pad(cell, width), code if color and cell else "") for cell in cells]
             lines.append(GAP.join(shown).rstrip())
     return lines

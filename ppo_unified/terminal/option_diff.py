@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppo_unified.text import BOLD, clean, painted, table, width_of
+from ppo_unified.text import BOLD, apply_style, clean, format_table, max_display_width
 
 Options = Mapping[str, Any]  # dotted keys, as `query.flatten` makes them
 
@@ -14,7 +14,7 @@ Options = Mapping[str, Any]  # dotted keys, as `query.flatten` makes them
 def find_differences(tables: Sequence[Options]) -> list[str]:
     """The options that are not the same in all tables; a text that a table lacks is the same as an empty one."""
     keys = dict.fromkeys(key for options in tables for key in options)
-    return [key for key in keys if any(_value(table, key) != _value(tables[0], key) for table in tables)]
+    return [key for key in keys if any(_value(options, key) != _value(tables[0], key) for options in tables)]
 
 
 def _value(options: Options, key: str) -> Any:
@@ -41,13 +41,13 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
     by_option = [{option_head: key} | {run: row[key] for run, row in cells.items()} for key in names]
     by_run = [{run_head: run} | row for run, row in cells.items()]
     for rows in (by_option, by_run):
-        if width_of(table(rows)) <= width:
-            return table(rows, color)
-    widest = width_of(list(cells))
+        if max_display_width(format_table(rows)) <= width:
+            return format_table(rows, color)
+    widest = max_display_width(list(cells))
     lines = []
     for key in names:
-        lines.append(painted(key, BOLD if color else ""))
-        lines += [f"  {run}{' ' * (widest - width_of([run]))}  {row[key]}" for run, row in cells.items()]
+        lines.append(apply_style(key, BOLD if color else ""))
+        lines += [f"  {run}{' ' * (widest - max_display_width([run]))}  {row[key]}" for run, row in cells.items()]
     return lines
 
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ppo_unified.text import clean, columns_of, pad, table
+from ppo_unified.text import clean, display_width, format_table, pad
 
 NUMBER = "#"  # the table's first column
 WANTED = (  # in this order as far as the width allows, once the texts have theirs
@@ -48,8 +48,8 @@ def format_samples(
         tables += ["", *textwrap.wrap(_title(sample, count), width)]
         if before := sample.get("before"):
             line = f"After {clean(json.dumps(before, ensure_ascii=False))}:"
-            tables.append(pad(line, min(width, columns_of(line))))
-        tables += table([{headers[name]: row[name] for name in shown} for row in rows], color)
+            tables.append(pad(line, min(width, display_width(line))))
+        tables += format_table([{headers[name]: row[name] for name in shown} for row in rows], color)
     hidden = [headers[name] for name in columns if name not in shown]
     return _meanings([about[name] for name in shown], hidden, width), tables
 
@@ -99,13 +99,13 @@ def _format_cells(values: Sequence[Any]) -> list[str]:
 def _format_text(value: str) -> str:
     """A text in one narrow cell; in quotes and with escapes where blanks or unprintable characters would be lost."""
     shown = clean(value) if clean(value) == value else clean(json.dumps(value, ensure_ascii=False))
-    return pad(shown, min(WIDEST_TEXT, columns_of(shown)))
+    return pad(shown, min(WIDEST_TEXT, display_width(shown)))
 
 
 def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
     """The names of the columns, headers included, that fit side by side: the most wanted are taken first, the very
     first however narrow `width` is."""
-    widths = {name: max(map(columns_of, cells)) + 2 for name, cells in columns.items()}
+    widths = {name: max(map(display_width, cells)) + 2 for name, cells in columns.items()}
     texts = [name for name in columns if name not in (NUMBER, *WANTED)]
     order = [NUMBER, *dict.fromkeys(["text", *WANTED, *texts])]
     taken: list[str] = []

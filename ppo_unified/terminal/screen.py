@@ -67,7 +67,7 @@ class Screen:
 
 
 @contextmanager
-def screen(stream: TextIO) -> Iterator[Screen]:
+def open_screen(stream: TextIO) -> Iterator[Screen]:
     """The alternate screen of the terminal behind `stream` for the block's time.
 
     Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143) in the block, and neither can interrupt the

@@ -27,7 +27,7 @@ from ppo_unified.parsing import parse_fields, parse_json
 from ppo_unified.runs import durable
 from ppo_unified.runs.durable import Checksum
 from ppo_unified.runs.folder import CHECKPOINT, Run, to_json
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors, split
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
@@ -256,7 +256,7 @@ def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> 
             damage.append(str(error))
             continue
         if damage:
-            tell(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead")
+            print_err(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead")
         return loaded
     raise DamagedCheckpointError(
         f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; put a copy "

@@ -22,7 +22,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.best_effort import check_folder
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.state import Evaluations, TrainingState
 
@@ -76,7 +76,7 @@ class Checkpointer:
             self.failure = "" if self.saved == position else str(error)
             what = "older checkpoints could not be removed" if self.saved == position else "was not written"
             message = f"checkpoint of step {position[0]}: {what} ({error}); training goes on"
-            tell(f"{self.run.checkpoints}: {message}")
+            print_err(f"{self.run.checkpoints}: {message}")
 
     def _position(self) -> tuple[int, int]:
         """Step and last evaluation: two checkpoints of the same position hold the same."""
@@ -141,7 +141,7 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     for entry in status.resumes[-1:]:
         entry |= {"restored": restarted or "exact", "checkpoint": found.meta.step}
     if restarted:
-        tell(f"resumed at step {found.meta.step}, not exactly: {restarted}")
+        print_err(f"resumed at step {found.meta.step}, not exactly: {restarted}")
     return True
 
 

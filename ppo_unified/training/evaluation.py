@@ -12,7 +12,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import Report
 from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 
 CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
 
@@ -58,7 +58,7 @@ def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int,
     if wrong.size:
         first = f"the score of {wrong.size} of {len(scores)} episodes is not finite, first of episode {wrong[0]}"
         what = "it counts neither as best nor as solved; training goes on"
-        tell(f"{where}: {first} ({scores[wrong[0]]}); {what}")
+        print_err(f"{where}: {first} ({scores[wrong[0]]}); {what}")
     with np.errstate(invalid="ignore"):  # of inf and -inf
         return float(np.mean(scores))
 

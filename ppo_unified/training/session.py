@@ -15,7 +15,7 @@ from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import make_learner
 from ppo_unified.engine.rollout import Adapter
-from ppo_unified.errors import Refused, UsageError
+from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.signals import Interrupted, StopRequest
@@ -85,7 +85,7 @@ def train_in(
                 run.write_status(status)
                 with open(run.log, "a", encoding="utf-8") as log:
                     log.write(status.traceback)
-        if undo is not None and isinstance(error, Refused):
+        if undo is not None and isinstance(error, StartError):
             with suppress(OSError):
                 undo()
         raise
@@ -100,7 +100,7 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest
         with stop.interruptible():
             return _assemble(run, config, status, stop, listener)
     except UsageError as error:
-        raise Refused(*error.args) from error
+        raise StartError(*error.args) from error
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise explain_out_of_memory(error, "making the models", config) from error

@@ -10,7 +10,7 @@ from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.ppo import Iteration, Progress, train
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.signals import Interrupted, StopRequest
-from ppo_unified.text import tell
+from ppo_unified.text import print_err
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.collection import Collector
 from ppo_unified.training.evaluation import evaluate_run, is_due
@@ -162,5 +162,5 @@ class Trainer:
         try:
             self.state.adapter.close()
         except Exception as error:
-            tell(f"closing the environment failed: {type(error).__name__}: {error}")
+            print_err(f"closing the environment failed: {type(error).__name__}: {error}")
         self.reporter.events.close()

@@ -26,7 +26,7 @@ from ppo_unified.runs import samples
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.samples import QUANTITIES
-from ppo_unified.text import columns_of
+from ppo_unified.text import display_width
 from tests.sequences import COLUMNS, ROWS, configured, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -181,7 +181,7 @@ def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
     for folder, name in ((runs, "pole"), (runs, "timed"), (tmp_path, "toy")):
         code, out, err = command(folder, capsys, "inspect", name, "--sample", "all")
         assert (code, err) == (0, "")
-        assert max(map(columns_of, out.splitlines())) <= width
+        assert max(map(display_width, out.splitlines())) <= width
         assert all(line.isprintable() for line in out.splitlines())
         assert not re.search(r"\s-0(\.0+)?\s", out)
         for lines in tables(out):

@@ -21,7 +21,7 @@ from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
-from ppo_unified.text import clean, columns_of, duration, pad, short, table
+from ppo_unified.text import clean, display_width, format_duration, format_number, format_table, pad
 
 HOLD = """
 import sys, time
@@ -208,7 +208,7 @@ def test_show_draws_the_usual_metrics_that_are_there(say: Any) -> None:
     assert "eval/score [score]  450" in out
     assert "loss/value" in out
     assert "optim/lr" not in out
-    assert all(columns_of(line) <= 80 for line in out.splitlines())
+    assert all(display_width(line) <= 80 for line in out.splitlines())
     assert rows(out)["base-s1"][1] == "finished"
 
 
@@ -217,7 +217,7 @@ def test_show_takes_the_width_it_is_given(say: Any, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("COLUMNS", str(width))
         out = say("show", "base-s1", "--metric", "eval/score")[1]
         chart = out.split("\n\n")[1].splitlines()
-        assert max(map(columns_of, chart)) == width
+        assert max(map(display_width, chart)) == width
 
 
 def test_show_overlays_runs_under_letters(say: Any) -> None:
@@ -450,7 +450,7 @@ def test_clean_leaves_one_harmless_line() -> None:
      (0, 0, "0"), (5000, 1000, "5k"), (500.013, 0.001, "500.013")],
 )  # fmt: skip
 def test_short_numbers(value: float | None, resolution: float, text: str) -> None:
-    assert short(value, resolution) == text
+    assert format_number(value, resolution) == text
 
 
 @pytest.mark.parametrize(
@@ -466,13 +466,13 @@ def test_short_numbers(value: float | None, resolution: float, text: str) -> Non
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_tables_align_wide_characters_and_numbers() -> None:
-    lines = table([{"name": "學習", "n": "5"}, {"name": "abc", "n": "1,234"}])
+    lines = format_table([{"name": "學習", "n": "5"}, {"name": "abc", "n": "1,234"}])
     assert lines == ["name      n", "學習      5", "abc   1,234"]
-    assert [columns_of(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
+    assert [display_width(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
 
 
 def test_colours_only_where_a_terminal_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:

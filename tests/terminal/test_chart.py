@@ -24,7 +24,7 @@ from ppo_unified.terminal.chart import (
     time_ticks,
     y_labels,
 )
-from ppo_unified.text import columns_of
+from ppo_unified.text import display_width
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -135,7 +135,7 @@ def test_the_size_is_exact_whatever_the_data(width: int, height: int, color: boo
             chart = draw(lines, width, height, "a/metric", unicode=unicode, color=color, log_y=log_y)
             assert len(chart) == height, kind
             for row in chart:
-                assert columns_of(SGR.sub("", row)) == width, (kind, row)
+                assert display_width(SGR.sub("", row)) == width, (kind, row)
             if not color:
                 assert "\x1b" not in "".join(chart)
             if not unicode and kind != "wide characters":

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ppo_unified.terminal.chat import SIDE_BY_SIDE, Block, format_blocks, wrap_text
-from ppo_unified.text import columns_of
+from ppo_unified.text import display_width
 
 PROMPT, REMARK = "What is it?", "no score: it needs `answer`"
 TEXT = "A sentence of many words, 语言模型的强化学习, " * 4 + "\n  indented\x1b[31m line"
@@ -24,7 +24,7 @@ def lines_of(columns: int, color: bool = False) -> list[str]:
 @pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
 def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) -> None:
     lines = lines_of(columns)
-    assert max(map(columns_of, lines)) <= columns
+    assert max(map(display_width, lines)) <= columns
     assert "\x1b" not in "".join(lines)
     together = any("policy" in line and "reference" in line for line in lines)
     assert together == (columns >= SIDE_BY_SIDE)

@@ -9,7 +9,7 @@ import pytest
 
 from ppo_unified.runs.folder import Status
 from ppo_unified.terminal.option_diff import difference_lines
-from ppo_unified.text import columns_of
+from ppo_unified.text import display_width
 from tui.runs.entries import Entry
 from tui.runs.run_head import format_head
 
@@ -30,7 +30,7 @@ def test_no_line_is_wider_than_the_screen_and_no_fact_is_broken(key: str) -> Non
     before = 0
     for width in range(40, 200):
         lines = lines_of(entry(key=key), width)
-        assert max(map(columns_of, lines)) <= width
+        assert max(map(display_width, lines)) <= width
         found = [fact for fact in FACTS if fact in "\n".join(lines)]
         assert FACTS[0] in found, width
         rest = "\n".join(lines).replace(key, "")

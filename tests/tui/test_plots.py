@@ -21,7 +21,7 @@ from textual.widgets import Static
 
 from ppo_unified.terminal.braille import BRAILLE, Columns, Layer, View, paint
 from ppo_unified.terminal.chart import smooth
-from ppo_unified.text import columns_of, short
+from ppo_unified.text import display_width, format_number
 from tui.actions import Place, actions_of, bindings
 from tui.charts import traces as tui_traces
 from tui.charts.chart_picture import GUTTER
@@ -377,7 +377,7 @@ def test_charts_fill_the_page_and_only_those_in_sight_are_asked_for(size: tuple[
             assert plot.size.height >= LEAST_HEIGHT
             lines = lines_of(plot)
             assert lines[0].startswith(plot.tag)
-            assert all(columns_of(line) == plot.size.width for line in lines)
+            assert all(display_width(line) == plot.size.width for line in lines)
             assert any("⠀" < character <= "⣿" for character in "".join(lines))
         assert page_line(app.plots).startswith("1-6 of 10  [ ] pages  x: step")
 
@@ -409,7 +409,7 @@ def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
     values[[5, -3]] = np.nan
     for weight in (0.6, 0.997):
         table = value_table([trace], Settings(smoothing=weight), None)
-        assert f"  {short(float(smooth(values, weight)[-1]))}  " in table.plain
+        assert f"  {format_number(float(smooth(values, weight)[-1]))}  " in table.plain
 
 
 def test_without_unicode_everything_is_ascii_and_letters_tell_curves_apart() -> None:

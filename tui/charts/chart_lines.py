@@ -14,7 +14,7 @@ from textual.strip import Strip
 from ppo_unified.terminal import braille, chart
 from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
 from ppo_unified.terminal.chart import MARKS
-from ppo_unified.text import clean, columns_of, pad, short
+from ppo_unified.text import clean, display_width, format_number, pad
 from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
 from tui.charts.traces import DrawnCurve
 
@@ -63,23 +63,23 @@ def title_line(
     inks: Inks,
 ) -> Strip:
     """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
-    tag = pad(clean(tag), min(columns_of(clean(tag)), max(0, width - 1)))
-    head = [Segment(tag, inks.title), Segment(" log" if log_y and columns_of(tag) + 5 < width else "", inks.axis)]
-    left = width - sum(columns_of(segment.text) for segment in head)
+    tag = pad(clean(tag), min(display_width(clean(tag)), max(0, width - 1)))
+    head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
+    left = width - sum(display_width(segment.text) for segment in head)
     marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
-    numbers = [short(value) for value in values]
+    numbers = [format_number(value) for value in values]
     named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
     bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
     worth = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a lone run is what one looks at anyway
-    entries = named if worth and sum(map(columns_of, named)) <= left else bare
+    entries = named if worth and sum(map(display_width, named)) <= left else bare
     for number, entry in reversed(list(enumerate(entries))):
         more = f"  +{number + 1}"
-        if columns_of(entry) + (len(more) if number else 0) > left:
+        if display_width(entry) + (len(more) if number else 0) > left:
             head.append(Segment(more[: max(0, left)], inks.axis))
             left -= len(head[-1].text)
             break
         head.append(Segment(entry, inks.bright[number]))
-        left -= columns_of(entry)
+        left -= display_width(entry)
     return Strip([*head, Segment(" " * left, inks.base)], width)
 
 

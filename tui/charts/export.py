@@ -15,7 +15,7 @@ import numpy as np
 from ppo_unified.terminal import chart
 from ppo_unified.terminal.braille import Columns, View
 from ppo_unified.terminal.chart import Tick
-from ppo_unified.text import clean, columns_of
+from ppo_unified.text import clean, display_width
 from tui.charts.traces import DrawnCurve, Trace, paper_color
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
@@ -92,7 +92,7 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     """Where each entry of the legend stands: its left end in pixels, and its line."""
     x, line, places = LEFT, 0, []
     for one in drawn:
-        size = 17 + 7 * columns_of(clean(one.label))  # about what a letter takes
+        size = 17 + 7 * display_width(clean(one.label))  # about what a letter takes
         if x > LEFT and x + size > WIDTH - RIGHT:
             x, line = LEFT, line + 1
         places.append((x, line))

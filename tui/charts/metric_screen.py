@@ -16,7 +16,7 @@ from textual.widgets import Footer, Static
 
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
-from ppo_unified.text import clean, columns_of, pad, short
+from ppo_unified.text import clean, display_width, format_number, pad
 from tui.actions import Place, actions_of, bindings
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
@@ -152,7 +152,7 @@ def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None
     heads = ["last", "average", "lowest", "highest", "at step", "here"]
     rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
-    name = min(28, max(3, *(columns_of(label) for label, _, _ in rows)) if rows else 3)
+    name = min(28, max(3, *(display_width(label) for label, _, _ in rows)) if rows else 3)
     widths = [max(len(heads[k]), *(len(numbers[k]) for _, _, numbers in rows), 0) for k in shown]
 
     def line(cells: Sequence[str]) -> str:
@@ -168,12 +168,12 @@ def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]
     steps, _, values = trace.curve
     finite = np.isfinite(values)
     if not finite.any():
-        return [short(float(values[-1])) if len(values) else "-", *["-"] * 5]
+        return [format_number(float(values[-1])) if len(values) else "-", *["-"] * 5]
     weight = settings.smoothing
     reach = math.ceil(-FORGOTTEN / math.log(weight)) if weight else 1
     average = smooth(values[finite][-reach:], weight)[-1] if weight else values[-1]
     lowest = float(np.fmin.reduce(values[finite]))
     best = int(np.argmax(np.where(finite, values, -np.inf)))
     here = None if cross is None else value_at(x_values(trace.curve, settings.x_axis), values, cross)
-    numbers = [short(float(x)) for x in (values[-1], average, lowest, values[best])]
-    return [*numbers, f"{int(steps[best]):,}", short(here)]
+    numbers = [format_number(float(x)) for x in (values[-1], average, lowest, values[best])]
+    return [*numbers, f"{int(steps[best]):,}", format_number(here)]

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from ppo_unified.runs.folder import ACTIVE, format_percent, read_warnings
 from ppo_unified.terminal.chat import wrap_text
-from ppo_unified.text import clean, columns_of, duration, pad, short
+from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
 from tui.runs.run_list import RunList
 
@@ -25,8 +25,8 @@ def format_head(entry: Entry, width: int, height: int, damage: str = "") -> Cont
     """In lines of `width` columns, for a screen of `height` lines; `damage`: of its event files."""
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)
-    name = _shorten(name, max(8, width - GAP - columns_of(state)))
-    facts = _drop_to_fit(_facts(entry), width - columns_of(name) - GAP - columns_of(state))
+    name = _shorten(name, max(8, width - GAP - display_width(state)))
+    facts = _drop_to_fit(_facts(entry), width - display_width(name) - GAP - display_width(state))
     beneath = _drop_to_fit(_facts(entry), width + GAP)
     below = [(_join(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
@@ -37,20 +37,20 @@ def format_head(entry: Entry, width: int, height: int, damage: str = "") -> Cont
 
 
 def _shorten(text: str, most: int) -> str:
-    return pad(text, min(columns_of(text), most))
+    return pad(text, min(display_width(text), most))
 
 
 def _facts(entry: Entry) -> list[tuple[int, str]]:
     """Its numbers in the order in which they are read, each with its rank: the last one goes where room is short."""
     status = entry.status
-    steps = f"{short(status.step)} steps"
+    steps = f"{format_number(status.step)} steps"
     if status.total_steps:
-        steps = f"{short(status.step)} of {short(status.total_steps)} steps ({format_percent(status)})"
+        steps = f"{format_number(status.step)} of {format_number(status.total_steps)} steps ({format_percent(status)})"
     facts = [(0, steps)]
-    facts += [(1, f"score {short(status.score)}")] if status.score is not None else []
-    facts += [(3, f"best {short(status.best_score)}")] if status.best_score is not None else []
-    facts += [(4, f"{short(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []
-    facts += [(2, f"ETA {duration(entry.eta_s)}")] if entry.eta_s is not None else []
+    facts += [(1, f"score {format_number(status.score)}")] if status.score is not None else []
+    facts += [(3, f"best {format_number(status.best_score)}")] if status.best_score is not None else []
+    facts += [(4, f"{format_number(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []
+    facts += [(2, f"ETA {format_duration(entry.eta_s)}")] if entry.eta_s is not None else []
     return facts
 
 

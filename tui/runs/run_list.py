@@ -17,7 +17,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from ppo_unified.runs.folder import format_percent, read_warnings
-from ppo_unified.text import clean, columns_of, duration, pad, short
+from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
 
 _LONGEST_NAME = 40
@@ -53,13 +53,15 @@ COLUMNS: dict[str, Column] = {  # by what `sort_entries` calls them
     "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
-    "step": Column("step", 6, 0, True, lambda e, _: short(e.status.step)),
+    "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step)),
     "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status)),
-    "score": Column("score", 7, 0, True, lambda e, _: short(e.status.score)),
-    "best": Column("best", 7, 4, True, lambda e, _: short(e.status.best_score)),
-    "speed": Column("steps/s", 7, 6, True, lambda e, _: short(e.speed) if e.speed else "-"),
-    "eta": Column("ETA", 7, 2, True, lambda e, _: "-" if e.eta_s is None else duration(e.eta_s)),
-    "age": Column("age", 7, 5, True, lambda e, now: duration(now - e.status.started) if e.status.started else "-"),
+    "score": Column("score", 7, 0, True, lambda e, _: format_number(e.status.score)),
+    "best": Column("best", 7, 4, True, lambda e, _: format_number(e.status.best_score)),
+    "speed": Column("steps/s", 7, 6, True, lambda e, _: format_number(e.speed) if e.speed else "-"),
+    "eta": Column("ETA", 7, 2, True, lambda e, _: "-" if e.eta_s is None else format_duration(e.eta_s)),
+    "age": Column(
+        "age", 7, 5, True, lambda e, now: format_duration(now - e.status.started) if e.status.started else "-"
+    ),
 }
 NOTE = 8  # the remark takes what is left, if this much is
 REMARK, DEAR = 20, 4  # where there are remarks, columns from this `drop` on go for that much room
@@ -237,7 +239,7 @@ class RunList(ScrollView, can_focus=True):
         widths, longest = {}, min(_LONGEST_NAME, room // 3)
         for name, column in COLUMNS.items():
             cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
-            widest = max(map(columns_of, cells), default=0)
+            widest = max(map(display_width, cells), default=0)
             widths[name] = max(column.width, len(column.head), min(longest, widest))
         remark = REMARK if any(map(_remark, self.entries)) else 0
         for name in sorted((n for n in COLUMNS if COLUMNS[n].drop), key=lambda n: -COLUMNS[n].drop):
@@ -275,9 +277,9 @@ class RunList(ScrollView, can_focus=True):
             arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
             head = column.head + (arrow if name == self.sorted_by else "")
             head = head.rjust(size) if column.right else pad(head, size)
-            self._heads.append((columns_of(text), columns_of(text) + size - 1, name))
+            self._heads.append((display_width(text), display_width(text) + size - 1, name))
             text += (head[-size:] if column.right else head) + "  "
-        text += "note" if width - columns_of(text) >= NOTE and any(map(_remark, self.entries)) else ""
+        text += "note" if width - display_width(text) >= NOTE and any(map(_remark, self.entries)) else ""
         text = text.rstrip()
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 

@@ -26,7 +26,7 @@ from ppo_unified.terminal.chart import Line, draw, local_time
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_value
 from ppo_unified.terminal.sample_table import format_samples
-from ppo_unified.text import clean, duration, short, table
+from ppo_unified.text import clean, format_duration, format_number, format_table
 from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry
 from tui.store import Store
@@ -162,7 +162,7 @@ class System(TextTab):
             return
         lines = [] if entry.foreign else _process(entry)
         if curves:
-            lines += ["", *table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
+            lines += ["", *format_table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
             lines += ["", "No system metrics yet: they are logged once a second."]
         for tag, curve in curves.items():
@@ -181,7 +181,7 @@ def _process(entry: Entry) -> list[str]:
         "machine": status.host,
         "process": status.pid,
         "device": status.device or "-",
-        "elapsed": duration(status.elapsed_s),
+        "elapsed": format_duration(status.elapsed_s),
         "folder": entry.path,
         "versions": ", ".join(f"{name} {version}" for name, version in status.versions.items()),
     }
@@ -192,7 +192,9 @@ def _metric_cells(tag: str, values: Any) -> dict[str, str]:
     finite = values[np.isfinite(values)]
     lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
     numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
-    return {"metric": clean(tag)} | {name: short(None if x is None else float(x)) for name, x in numbers.items()}
+    return {"metric": clean(tag)} | {
+        name: format_number(None if x is None else float(x)) for name, x in numbers.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,9 @@ def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
     for number, response in enumerate(responses, 1):
         fields = response if isinstance(response, dict) else {"response": response}
         texts = {name: x for name, x in fields.items() if x is not None and not isinstance(x, int | float)}
-        facts = [f"{name.replace('_', ' ')} {short(x)}" for name, x in fields.items() if isinstance(x, int | float)]
+        facts = [
+            f"{name.replace('_', ' ')} {format_number(x)}" for name, x in fields.items() if isinstance(x, int | float)
+        ]
         lines += ["", clean("   ".join([f"{number} of {len(responses)}", *facts]))]
         for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:
             value = texts[name] if isinstance(texts[name], str) else json.dumps(texts[name], ensure_ascii=False)
