@@ -313,7 +313,7 @@ async def _settled(pilot: Pilot[None], app: Terminal) -> None:
     await _until(pilot, drawn)
     before, same = "", 0
     while same < 3:
-        await pilot.pause(0.03)
+        await pilot.pause(0.015)
         text = text_of(app)
         same = same + 1 if text == before else 0
         before = text

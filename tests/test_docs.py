@@ -56,36 +56,29 @@ def test_options_that_pages_name_exist(page: Path) -> None:
     options = known_options(config_model("gym")) | known_options(config_model("llm"))
     sections = {name.partition(".")[0] for name in options if "." in name}
     for section, key in re.findall(r"`(\w+)\.(\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):
-        module = ROOT / "ppo_unified" / f"{section}.py"  # `ppo.gae` is a function, `ppo.clip` an option
+        module = ROOT / "ppo_unified" / "engine" / f"{section}.py"  # `ppo.gae` is a function, `ppo.clip` an option
         defined = module.exists() and re.search(rf"^(def|class) {key}\b", module.read_text(encoding="utf-8"), re.M)
         if section in sections and key not in ("txt", "pt", "safetensors") and not defined:
             assert f"{section}.{key}" in options, f"{page.name}: {section}.{key}"
 
 
-def test_all_37_details_are_listed_with_tests_that_exist() -> None:
-    page = (ROOT / "docs" / "details.md").read_text(encoding="utf-8")
-    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)] == list(range(1, 38))
-    for name in re.findall(r"`(test_\w+)`", page):
-        assert any(f"def {name}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")), name
-    for name in re.findall(r"\b(test_\w+\.py)", page):
-        assert (ROOT / "tests" / name).exists(), name
+@pytest.mark.parametrize(("page", "count"), [("details.md", 37), ("details-rlhf.md", 32)])
+def test_details_are_listed_with_existing_tests_and_places(page: str, count: int) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.M)] == list(range(1, count + 1))
+    for path in re.findall(r"[\w/]*test_\w+\.py", text):
+        assert (ROOT / "tests" / path).is_file(), path
+    tests = re.findall(r"([\w/]*test_\w+\.py): `(test_\w+)`", text)
+    assert len(tests) == len(re.findall(r"`test_\w+`", text)), "name the file of each test"
+    places = re.findall(r"`((?:envs|ppo_unified)/[\w/]+\.py): (\w+)", text)
+    for path, name in [*((f"tests/{path}", name) for path, name in tests), *places]:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def |class |){name}\b", source, re.M), f"{path}: {name}"
 
 
-def test_all_32_details_of_language_models_are_listed_with_tests_and_places_that_exist() -> None:
-    page = (ROOT / "docs" / "details-rlhf.md").read_text(encoding="utf-8")
-    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.M)] == list(range(1, 33))
-    tests = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
-    for name in re.findall(r"`(test_\w+)`", page):
-        assert any(f"def {name}(" in text for text in tests.values()), name
-    assert set(re.findall(r"\b(test_\w+\.py)", page)) <= set(tests)
-    for path, name in re.findall(r"`(envs/llm/\w+\.py): (\w+)", page):
-        assert re.search(rf"^(def|class) {name}\b", (ROOT / path).read_text(encoding="utf-8"), re.M), f"{path}: {name}"
-
-
-def test_the_annotated_tree_names_real_files() -> None:
+def test_annotated_tree_names_existing_files() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = page.split("ppo_unified/         the engine")[1].split("```")[0]
-    for name in re.findall(r"\b(\w+\.py)\b", tree):
-        assert any(
-            (ROOT / folder / name).exists() for folder in ("ppo_unified", "envs", "envs/gym", "envs/llm", "tui")
-        ), name
+    tree = page.split("```\nppo_unified/ ")[1].split("```")[0]
+    paths = {path.relative_to(ROOT) for folder in ("ppo_unified", "envs", "tui") for path in (ROOT / folder).rglob("*")}
+    for name in re.findall(r"[\w/]+(?:\.py\b|/(?=\s))", tree):
+        assert (ROOT / name).is_dir() or any(path.match(name) for path in paths), name

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from envs.token_mdp import TokenMDP, decode_obs
 from ppo_unified.cli.main import main
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
-from tests.mutants import Mutant, copy_project, run_python
+from tests.mutants import Mutant, copy_project
 
 ADAPTER, SAMPLED, KL = "envs/llm/adapter.py", "envs/llm/generate.py", "envs/llm/kl.py"
 TOKEN_POLICY = "envs/llm/policy.py"
@@ -51,6 +50,7 @@ ALWAYS = {  # the others are tried by `make exhaustive`
     "kl reward: sign",
     "engine: sign of the objective",
 }
+UNBROKEN = Mutant("nothing", PPO, "    return -gain\n", "    return -gain\n")
 # Imports what takes long once, and forks for every folder: each child finds this project's packages in its own folder.
 PROVE_IN_EACH = """
 import os, runpy, sys
@@ -91,21 +91,19 @@ def prove_in_each(folders: list[Path]) -> list[tuple[int, dict[str, Any]]]:
     )
     proofs = [(folder / "proof.json").read_text(encoding="utf-8") for folder in folders]
     assert all(proofs), process.stderr
+    assert not process.stderr
     return [(int(code), json.loads(proof)) for code, proof in zip(process.stdout.split(), proofs, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Of the mutants that were asked for, all proved together."""
+    """Of an unbroken copy and the mutants that were asked for, all proved together."""
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    mutants = list(dict.fromkeys(x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)))
+    asked = [x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)]
+    mutants = list(dict.fromkeys([UNBROKEN, *asked]))
     folder = tmp_path_factory.mktemp("mutants")
     folders = [broken(mutant, folder / str(number)) for number, mutant in enumerate(mutants)]
-    with ThreadPoolExecutor(2) as pool:
-        halves = pool.map(prove_in_each, (folders[0::2], folders[1::2]))
-    even, odd = halves
-    found = [(even, odd)[number % 2][number // 2] for number in range(len(folders))]
-    return {mutant.name: outcome for mutant, outcome in zip(mutants, found, strict=True)}
+    return {mutant.name: outcome for mutant, outcome in zip(mutants, prove_in_each(folders), strict=True)}
 
 
 @pytest.mark.parametrize("mutant", [one_of_many(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
@@ -116,13 +114,14 @@ def test_what_is_broken_is_noticed_and_named(mutant: Mutant, outcomes: Outcomes)
     assert MUTANTS[mutant] in [check["quantity"] for check in document["checks"] if not check["ok"]]
 
 
-def test_an_unbroken_copy_proves_itself_as_a_command(tmp_path: Path) -> None:
+def test_an_unbroken_copy_proves_itself_as_a_command(outcomes: Outcomes, capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise the exit codes above would mean nothing."""
-    copy_project(tmp_path)
-    process = run_python(tmp_path, "-m", "ppo_unified", "prove")
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert "Both adapters give the engine the same numbers" in process.stdout
-    assert not process.stderr
+    code, document = outcomes[UNBROKEN.name]
+    assert (code, document["ok"]) == (0, True)
+    assert main(["prove"]) == 0
+    output = capsys.readouterr()
+    assert "Both adapters give the engine the same numbers" in output.out
+    assert not output.err
 
 
 @pytest.mark.parametrize(("seed", "critic"), [(1, "independent"), (2, "shared")])

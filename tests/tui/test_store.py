@@ -96,12 +96,6 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_the_store_is_loaded_without_torch_and_without_a_user_interface() -> None:
-    code = "import tui.store, sys; print(' '.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "gymnasium", "transformers", "textual", "envs"} & set(done.stdout.split())
-
-
 # what is listed
 
 

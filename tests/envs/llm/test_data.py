@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -238,10 +236,3 @@ def test_what_cannot_be_opened_is_named_in_one_line(tmp_path: Path) -> None:
     assert message(read_prompts, tmp_path / "folder.jsonl") == "folder.jsonl: cannot be read (Is a directory)"
     assert "cannot be read" in message(read_prompts, tmp_path / "prompts.jsonl" / "a.txt")
     assert "cannot be read" in message(read_prompts, tmp_path / "a\0.txt")
-
-
-def test_reading_data_and_choosing_a_reward_import_no_torch() -> None:
-    modules = "envs.llm.data, envs.llm.rewards.functions, envs.llm.rewards.score_transforms"
-    code = f"import {modules}, sys; print('torch' in sys.modules)"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.strip() == "False"

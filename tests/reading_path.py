@@ -1,0 +1,91 @@
+"""Which files of this project run when a command trains: `python -m tests.reading_path FOLDER` prints them as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tuple(f"{ROOT / name}{os.sep}" for name in ("ppo_unified", "envs", "tui"))
+FILE = """
+kind = "llm"
+total_steps = 0
+total_iterations = 1
+threads = 1
+[llm]
+model = "model"
+prompts = "prompts.jsonl"
+reward = "arithmetic"
+max_new_tokens = 4
+rollout_batch = 8
+[ppo]
+minibatches = 2
+[eval]
+episodes = 4
+"""
+COMMANDS = {  # both train one iteration
+    "cartpole": ["train", "cartpole", "--total-steps", "512", "--eval.episodes", "2"],
+    "response": ["train", "response.toml"],
+}
+
+
+def record(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """The files whose functions run, in the order of their first call: before the first optimizer step, and in all."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    from ppo_unified.cli.main import main
+
+    files: dict[str, None] = {}
+    before: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(PROJECT) and code.co_flags & 1 and code.co_name[0] != "<":
+            files[code.co_filename] = None
+
+    def stepping(*_: Any) -> None:
+        before.extend([] if before else files)
+
+    register_optimizer_step_pre_hook(stepping)
+    threading.setprofile(note)
+    sys.setprofile(note)
+    code = main(arguments)
+    sys.setprofile(None)
+    threading.setprofile(None)
+    assert code == 0
+    return {"before": [relative(path) for path in before], "whole": [relative(path) for path in files]}
+
+
+def relative(path: str) -> str:
+    return Path(path).relative_to(ROOT).as_posix()
+
+
+def record_all(folder: Path) -> None:
+    """Each command in a process that has imported the libraries and nothing of this project's."""
+    import torch
+    import transformers  # noqa: F401
+
+    from tests.models import save_model
+
+    torch.set_num_threads(1)
+    save_model(folder / "model")
+    (folder / "response.toml").write_text(FILE, encoding="utf-8")
+    lines = [json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(32)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    os.chdir(folder)
+    for name, arguments in COMMANDS.items():
+        child = os.fork()
+        if not child:
+            (folder / f"{name}.json").write_text(json.dumps(record(arguments)), encoding="utf-8")
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, name
+
+
+if __name__ == "__main__":
+    record_all(Path(sys.argv[1]))
