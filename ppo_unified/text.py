@@ -26,6 +26,11 @@ def clean_lines(text: object) -> str:
     return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot keeps the indentation
 
 
+def is_drawable(stream: TextIO) -> bool:
+    """Whether escape sequences written to `stream` reach a terminal that obeys them."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def can_color(stream: TextIO) -> bool:
     """Whether to write ANSI colours: a terminal that is not dumb, and NO_COLOR (no-color.org) is unset or empty."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

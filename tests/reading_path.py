@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tuple(f"{ROOT / name}{os.sep}" for name in ("ppo_unified", "envs", "tui"))
-FILE = """
+RESPONSE = """
 kind = "llm"
 total_steps = 0
 total_iterations = 1
@@ -29,10 +29,7 @@ minibatches = 2
 [eval]
 episodes = 4
 """
-COMMANDS = {  # both train one iteration
-    "cartpole": ["train", "cartpole", "--total-steps", "512", "--eval.episodes", "2"],
-    "response": ["train", "response.toml"],
-}
+COMMANDS = {name: ["train", f"{name}.toml"] for name in ("cartpole", "response")}  # both train one iteration
 
 
 def record(arguments: Sequence[str]) -> dict[str, list[str]]:
@@ -71,11 +68,16 @@ def record_all(folder: Path) -> None:
     import torch
     import transformers  # noqa: F401
 
+    from ppo_unified import load_preset
+    from ppo_unified.config.presets import apply_changes
     from tests.models import save_model
 
     torch.set_num_threads(1)
     save_model(folder / "model")
-    (folder / "response.toml").write_text(FILE, encoding="utf-8")
+    (folder / "response.toml").write_text(RESPONSE, encoding="utf-8")
+    short = {"total_steps": 512, "eval": {"every_steps": 512, "episodes": 2}}
+    config = apply_changes(load_preset("cartpole"), short, "reading_path")
+    (folder / "cartpole.toml").write_text(config.to_toml(), encoding="utf-8")
     lines = [json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(32)]
     (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     os.chdir(folder)

@@ -220,7 +220,7 @@ def test_packages_without_code_have_empty_init_files() -> None:
 
 PRELOAD = """
 import gc, sys
-from ppo_unified.cli.imports import preload
+from ppo_unified.cli.common import preload
 before, seen = gc.get_freeze_count(), []
 gc.callbacks.append(lambda phase, info: seen.append(phase))
 preload(sys.argv[1])

@@ -13,7 +13,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from ppo_unified.parsing import read_json
-from ppo_unified.runs.atomic import write_atomically
+from ppo_unified.runs.folder import write_atomically
 from tui.runs.run_list import COLUMNS
 
 

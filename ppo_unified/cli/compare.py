@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
+from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, width
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json

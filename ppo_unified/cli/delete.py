@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.cli.common import add_run, add_runs_folder
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
 from ppo_unified.runs.folder import find

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ppo_unified.cli.arguments import add_json
+from ppo_unified.cli.common import add_json
 from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
 from ppo_unified.terminal.screen import style_for
 from ppo_unified.text import can_unicode, clean, print_out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ppo_unified.cli.arguments import add_json
+from ppo_unified.cli.common import add_json
 from ppo_unified.cli.run_table import interleave, width
 from ppo_unified.config.presets import list_presets
 from ppo_unified.config.registry import all_adapters, config_model

@@ -7,11 +7,11 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from ppo_unified.cli.arguments import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes
+from ppo_unified.cli.common import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes
 from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.atomic import replace_file
+from ppo_unified.runs.folder import replace_file
 from ppo_unified.text import clean, print_out
 
 

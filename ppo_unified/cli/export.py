@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.arguments import add_checkpoint, add_run, add_runs_folder
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
 from ppo_unified.cli.policy import Loaded, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError

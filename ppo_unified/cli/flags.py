@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
-from ppo_unified.cli.arguments import Parser
+from ppo_unified.cli.common import Parser
 from ppo_unified.config.schema import RunConfig, typed_options, validate
 from ppo_unified.config.suggestions import suggest
 from ppo_unified.config.values import (

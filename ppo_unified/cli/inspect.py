@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
+from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run, find, to_json

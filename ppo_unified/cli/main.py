@@ -13,8 +13,7 @@ from functools import cache
 from typing import IO
 
 from ppo_unified import __version__
-from ppo_unified.cli.arguments import Parser
-from ppo_unified.cli.imports import preload
+from ppo_unified.cli.common import Parser, preload
 from ppo_unified.errors import UsageError, suggest
 from ppo_unified.text import print_err
 

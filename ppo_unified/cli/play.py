@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from shutil import get_terminal_size
 
-from ppo_unified.cli.arguments import add_checkpoint, add_run, add_runs_folder, check_episodes
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, check_episodes
 from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import Block, format_blocks
 from ppo_unified.terminal.frames import Style, draw
-from ppo_unified.terminal.screen import Screen, is_drawable, open_screen, style_for
-from ppo_unified.text import can_color, clean, format_number, print_err, print_out
+from ppo_unified.terminal.screen import Screen, open_screen, style_for
+from ppo_unified.text import can_color, clean, format_number, is_drawable, print_err, print_out
 
 FPS = 30.0  # faster is shown at this
 # faster is shown at this

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from ppo_unified.cli.imports import preload
+from ppo_unified.cli.common import preload
 from ppo_unified.config import presets
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ppo_unified.cli.arguments import add_json
+from ppo_unified.cli.common import add_json
 from ppo_unified.config.registry import load
 from ppo_unified.runs.folder import to_json
 from ppo_unified.text import GREEN, RED, can_color, format_number, format_table, print_out

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from typing import Any
 
-from ppo_unified.cli.arguments import add_json
+from ppo_unified.cli.common import add_json
 from ppo_unified.config import recipes as book
 from ppo_unified.config.recipes import Recipe, Setting
 from ppo_unified.errors import UsageError

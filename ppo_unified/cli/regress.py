@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ppo_unified.cli.arguments import add_json, add_runs_folder
-from ppo_unified.cli.imports import preload
+from ppo_unified.cli.common import add_json, add_runs_folder, preload
 from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json

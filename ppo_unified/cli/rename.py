@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.cli.common import add_run, add_runs_folder
 from ppo_unified.runs import control
 from ppo_unified.runs.folder import find
 from ppo_unified.text import clean, print_out

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ppo_unified.cli.arguments import add_detach, add_run, add_runs_folder
+from ppo_unified.cli.common import add_detach, add_run, add_runs_folder
 from ppo_unified.cli.run_training import EXIT, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
-from ppo_unified.runs.atomic import write_atomically
-from ppo_unified.runs.folder import Run, Status, find, to_json
+from ppo_unified.runs.folder import Run, Status, find, to_json, write_atomically
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import clean, print_err, print_out
 

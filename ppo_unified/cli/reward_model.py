@@ -16,13 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.arguments import add_json
-from ppo_unified.cli.progress import LIVE_S, PLAIN_S
+from ppo_unified.cli.common import add_json
+from ppo_unified.cli.run_training import LIVE_S, PLAIN_S
 from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
-from ppo_unified.terminal.screen import is_drawable
-from ppo_unified.text import clean, format_duration, print_out
+from ppo_unified.text import clean, format_duration, is_drawable, print_out
 
 DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
 FORMAT = "ppo_unified reward model 1"

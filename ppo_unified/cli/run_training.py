@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-from ppo_unified.cli.imports import preload
-from ppo_unified.cli.progress import Progress, summary
+from ppo_unified.cli.common import preload
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
-from ppo_unified.runs.folder import Run
+from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings
 from ppo_unified.runs.signals import StopRequest
-from ppo_unified.text import clean, clean_lines, print_err, print_out
+from ppo_unified.text import can_unicode, clean, clean_lines, format_duration, is_drawable, print_err, print_out
 
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 
@@ -56,3 +60,88 @@ def format_command(verb: str, run: Run) -> str:
     """The command line that applies `verb` to a run, wherever its runs folder is."""
     folder = run.path.parent
     return shlex.join(["ppo-unified", verb, run.name, *([] if folder == Path("runs") else ["--runs", str(folder)])])
+
+
+LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
+
+
+class Progress:
+    """A callable for the trainer; `finish` clears the live line."""
+
+    def __init__(self, log: TextIO) -> None:
+        self.terminal = is_drawable(sys.stderr)
+        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # not the log: a live line is not for keeping
+        self.log = log
+        self.lived, self.said = 0.0, time.monotonic()  # when the last line of either kind was written
+        self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
+
+    def __call__(self, status: Status, metrics: dict[str, float]) -> None:
+        self._print_health(status)
+        now = time.monotonic()
+        if self.terminal and now - self.lived >= LIVE_S:
+            self.lived = now
+            width = shutil.get_terminal_size().columns - 1
+            self._show("\r\x1b[K" + self._line(status, metrics)[:width])
+        if now - self.said >= PLAIN_S:
+            self.said = now
+            line = self._line(status, metrics) + "\n"
+            self.log.write(line)
+            if not self.terminal and self.screen is not self.log:
+                self._show(line)
+
+    def _print_health(self, status: Status) -> None:
+        """A line when a health check begins to fire, and when it has healed."""
+        firing = {warning.name: warning.text for warning in read_warnings(status)}
+        lines = [f"warning: {name}: {text}" for name, text in firing.items() if name not in self.warned]
+        lines += [f"{name} is well again" for name in sorted(self.warned - firing.keys())]
+        self.warned = frozenset(firing)
+        for line in lines:
+            self.finish()
+            print(f"step {status.step:,}: {line}", file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        if self.terminal:
+            self._show("\r\x1b[K")
+
+    def _show(self, text: str) -> None:
+        with suppress(OSError):  # a terminal that was closed must not cost the run its checkpoint
+            self.screen.write(text)
+            self.screen.flush()
+
+    def _line(self, status: Status, metrics: dict[str, float]) -> str:
+        parts = [f"{status.step:,} steps"]
+        if status.total_steps:
+            parts[0] += f" ({format_percent(status)})"
+        speed = metrics["time/steps_per_second"]
+        if status.total_steps and speed > 0:
+            parts.append(f"ETA {format_duration((status.total_steps - status.step) / speed)}")
+        if "episode/return" in metrics:
+            parts.append(f"return {metrics['episode/return']:.4g}")
+        if status.score is not None:
+            parts.append(f"score {status.score:.4g}")
+        parts.append(f"KL {metrics['policy/kl']:.4f}")
+        parts.append(f"{speed:,.0f} steps/s")
+        return " · ".join(parts) if can_unicode(self.screen) else " | ".join(parts)
+
+
+def summary(run: Run, status: Status) -> str:
+    """How a run ended: a small curve, the scores, and what to do next."""
+    from ppo_unified.runs.event_reader import EventReader
+    from ppo_unified.terminal.chart import Line, draw
+
+    reader = EventReader(run.path)
+    reader.poll()
+    lines: list[str] = []
+    for tag in ("eval/score", "episode/return"):
+        series = reader.series.get(tag)
+        if series is not None and len(series) > 1:
+            steps, _, values = series.numpy()
+            width = min(shutil.get_terminal_size().columns, 72)
+            lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=can_unicode(sys.stdout))
+            break
+    score = "" if status.score is None else f", score {status.score:.4g}"
+    best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
+    reason = f" ({status.reason})" if status.reason else ""
+    took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
+    lines.append(f"{run.name}: {status.state}{reason} {took}{score}{best}")
+    return "\n".join(lines)

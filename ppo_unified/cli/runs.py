@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from functools import partial
 
-from ppo_unified.cli.arguments import add_json, add_runs_folder
+from ppo_unified.cli.common import add_json, add_runs_folder
 from ppo_unified.cli.run_table import Seen, health_names, interleave, remarks, run_table, width
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json

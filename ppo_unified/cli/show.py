@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppo_unified.cli.arguments import add_json, add_run, add_runs_folder
+from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, remarks, run_table
 from ppo_unified.errors import UsageError, suggest
 from ppo_unified.runs.folder import ACTIVE, Run, to_json
@@ -54,7 +54,7 @@ class Paper(NamedTuple):
 def run(options: argparse.Namespace) -> int:
     """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
     from ppo_unified.runs.event_reader import EventReader
-    from ppo_unified.terminal.screen import is_drawable
+    from ppo_unified.text import is_drawable
 
     if options.csv and options.json:
         raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")

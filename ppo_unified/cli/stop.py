@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.cli.common import add_run, add_runs_folder
 from ppo_unified.cli.run_training import format_command
 from ppo_unified.runs import processes
 from ppo_unified.runs.folder import find

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ppo_unified.cli.arguments import add_run, add_runs_folder
+from ppo_unified.cli.common import add_run, add_runs_folder
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import find
 

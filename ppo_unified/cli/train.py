@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ppo_unified.cli.arguments import add_detach, add_runs_folder
+from ppo_unified.cli.common import add_detach, add_runs_folder
 from ppo_unified.cli.run_training import EXIT, format_command, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe

@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 
-from ppo_unified.cli.arguments import add_runs_folder
-from ppo_unified.cli.imports import preload
+from ppo_unified.cli.common import add_runs_folder, preload
 from ppo_unified.errors import UsageError
-from ppo_unified.terminal.screen import is_drawable
+from ppo_unified.text import is_drawable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file
 from ppo_unified.runs import processes
-from ppo_unified.runs.atomic import write_atomically
 from ppo_unified.runs.folder import (
     ACTIVE,
     LOCK,
@@ -28,6 +27,7 @@ from ppo_unified.runs.folder import (
     check_name,
     hidden_name,
     read_warnings,
+    write_atomically,
 )
 from ppo_unified.text import format_number
 

@@ -18,14 +18,13 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ppo_unified.errors import UsageError, suggest
 from ppo_unified.parsing import parse_fields, read_json
-from ppo_unified.runs.atomic import write_atomically
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
 LOCK = "run.lock"
@@ -366,3 +365,39 @@ def find(reference: str, runs: Path) -> Run:
     names = [run.name for run, _ in all_runs(runs)]
     listing = "ppo-unified runs" + ("" if runs == Path("runs") else f" --runs {runs}")
     raise UsageError(f"no run {reference!r} in {runs}{suggest(reference, names)} (list: {listing})")
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file that the block writes there replaces `path` when the block ends.
+
+    If the block raises, `path` keeps its content and the temporary file is removed. A killed process may leave one
+    behind, named .NAME.PID.tmp.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the content of a text file. Raises OSError, and UnicodeEncodeError for text that is not valid Unicode."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class FolderLostError(Exception):
+    """The run folder is gone, or another one has its name: there is nothing to write to any more."""
+
+
+def check_folder(run: Run) -> None:
+    """Raises FolderLost where the folder is no longer the one that this process locked."""
+    if not run.holds_lock():
+        raise FolderLostError(
+            f"{run.path} was removed or replaced while it trained; what it held is lost, and nothing was written in "
+            "its place"
+        )

@@ -6,11 +6,29 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TextIO
+from io import BufferedWriter, FileIO, TextIOWrapper
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TextIO
 
-from ppo_unified.runs.best_effort import open_log
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.handshake import is_detached
+from ppo_unified.runs.preparation import is_detached
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class _LossyFile(FileIO):
+    def write(self, data: Buffer) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # a full disk: the run matters more than its log
+            return memoryview(data).nbytes
+
+
+def open_log(path: Path) -> TextIO:
+    """A text file that is appended to line by line; what cannot be written is lost and raises nothing."""
+    file = BufferedWriter(_LossyFile(path, "a"))
+    return TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Tee:

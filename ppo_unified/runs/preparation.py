@@ -1,4 +1,7 @@
-"""Preparing a folder to be trained in, before torch is imported: a new run, a resumed one, a refused one."""
+"""Prepare a run folder before torch is imported: a new run, a resumed one, a refused one.
+
+A detached trainer also reports its folder to the process that started it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ import platform
 import shlex
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 import psutil
 
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
-from ppo_unified.runs.handshake import is_detached, report_descriptor, report_folder
 
 LEAVING_S = 10.0  # that an ended trainer may take to release its folder
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
@@ -93,3 +99,40 @@ def discard(run: Run) -> None:
     if not run.checkpoints.exists() and not is_detached():
         shutil.rmtree(run.path, ignore_errors=True)
     run.release()
+
+
+# reporting the folder to `processes.detach`, which passes an open file to the new process and names its descriptor
+# in the environment; it is a file and not a pipe because the starting process may be gone by then
+
+VARIABLE = "PPO_UNIFIED_DETACHED"  # holds the number of the descriptor
+
+
+@cache
+def report_descriptor() -> int | None:
+    """The file in which the starting process looks for our folder; None where this process is not detached.
+
+    The variable is removed from the environment at once: a child of this process would take it for its own.
+    """
+    text = os.environ.pop(VARIABLE, "")
+    with suppress(OSError, ValueError, OverflowError):
+        if (descriptor := int(text)) > 2 and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+    return None
+
+
+def is_detached() -> bool:
+    """Whether another process started this one in the background and reads its errors."""
+    return report_descriptor() is not None
+
+
+def report_folder(folder: Path) -> None:
+    """Tell the starting process, if there is one, which folder this process made."""
+    descriptor = report_descriptor()
+    if descriptor is not None:
+        os.write(descriptor, os.fsencode(folder) + b"\0")
+
+
+def read_reported_folder(file: IO[bytes]) -> Path | None:
+    """The folder that a detached process has reported in `file`; None before it has."""
+    path = os.pread(file.fileno(), 1 << 16, 0)  # the child shares the offset: reading must not move it
+    return Path(os.fsdecode(path[:-1])) if path.endswith(b"\0") else None

@@ -18,8 +18,7 @@ import psutil
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run, Status
-from ppo_unified.runs.handshake import VARIABLE, read_reported_folder
-from ppo_unified.runs.preparation import discard
+from ppo_unified.runs.preparation import VARIABLE, discard, read_reported_folder
 
 
 def detach(

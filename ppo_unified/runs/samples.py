@@ -18,8 +18,7 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file, parse_fields, parse_json, read_lines
-from ppo_unified.runs.atomic import replace_file, write_atomically
-from ppo_unified.runs.folder import Run, to_json
+from ppo_unified.runs.folder import Run, replace_file, to_json, write_atomically
 from ppo_unified.text import clean
 
 LARGEST = 65_536  # valid steps in one file; the rows behind them are left out

@@ -20,11 +20,6 @@ ENTER = "\x1b[?1049h\x1b[?25l"  # the alternate screen, without a cursor
 LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
 
 
-def is_drawable(stream: TextIO) -> bool:
-    """Whether escape sequences written to `stream` reach a terminal that obeys them."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-
-
 def style_for(stream: TextIO) -> Style:
     """The best picture that the terminal behind `stream` is known to show."""
     if not (can_color(stream) and can_unicode(stream)):

@@ -19,9 +19,8 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.best_effort import check_folder
 from ppo_unified.runs.event_writer import EventWriter
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import Run, Status, check_folder
 from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.state import Evaluations, TrainingState

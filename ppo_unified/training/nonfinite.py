@@ -15,8 +15,7 @@ from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.ppo import Learner
 from ppo_unified.engine.rollout import ActorCritic, Rollout
-from ppo_unified.runs.atomic import write_atomically
-from ppo_unified.runs.folder import Run, to_json
+from ppo_unified.runs.folder import Run, to_json, write_atomically
 from ppo_unified.training.collection import Place, find_nonfinite, name_observations
 
 

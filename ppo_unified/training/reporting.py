@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,39 @@ from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Iteration
 from ppo_unified.runs import samples
-from ppo_unified.runs.best_effort import BestEffort
 from ppo_unified.runs.event_writer import EventWriter, markdown_table
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import Run, Status, check_folder
+from ppo_unified.text import print_err
 from ppo_unified.training.state import TrainingState
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
 
 HEARTBEAT_S = 1.0
 RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
 HEALTH = "health/events"  # tag of the texts that say which checks fire and heal
+
+
+class BestEffort:
+    """Writes that may fail without ending the run: a failure is reported once, and the next write tries again."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.failing = run, set[str]()
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """Continue where the block cannot write `what`. Raises FolderLost where the run folder is gone."""
+        check_folder(self.run)
+        try:
+            yield
+        except OSError as error:
+            check_folder(self.run)
+            if what not in self.failing:
+                self.failing.add(what)
+                why = error.strerror or error
+                print_err(f"{self.run.path}: {what} cannot be written ({why}); training goes on, and tries again")
+        else:
+            if what in self.failing:
+                self.failing.discard(what)
+                print_err(f"{self.run.path}: {what} can be written again")
 
 
 class Reporter:
@@ -35,7 +59,8 @@ class Reporter:
         self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
         progress = state.learner.progress
         self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
-        samples.truncate(run, progress.iteration, state.evaluations.step)
+        if status.resumes:  # even without a checkpoint: an earlier trainer may have stored samples
+            samples.truncate(run, progress.iteration, state.evaluations.step)
         if not resumed:
             self.events.hyperparameters(config.flatten())
         self.best_effort = BestEffort(run)

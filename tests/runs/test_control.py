@@ -20,7 +20,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, handshake, log_tee, preparation, processes
+from ppo_unified.runs import control, log_tee, preparation, processes
 from ppo_unified.runs.folder import Run, Status
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
@@ -272,10 +272,10 @@ def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
     tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever stands in the environment; what it starts does not even see it."""
-    monkeypatch.setenv(handshake.VARIABLE, told)
-    handshake.report_descriptor.cache_clear()
+    monkeypatch.setenv(preparation.VARIABLE, told)
+    preparation.report_descriptor.cache_clear()
     run = preparation.prepare(load_preset("cartpole"), tmp_path)
-    assert handshake.VARIABLE not in os.environ
+    assert preparation.VARIABLE not in os.environ
     with log_tee.log_output(run):
         print("for people")
     assert capsys.readouterr().out == "for people\n"

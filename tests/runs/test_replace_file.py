@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified.runs.atomic import replace_file, write_atomically
+from ppo_unified.runs.folder import replace_file, write_atomically
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from ppo_unified.runs import samples
-from ppo_unified.runs.best_effort import FolderLostError, open_log
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.event_writer import EventWriter
-from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.log_tee import Tee
+from ppo_unified.runs.folder import FolderLostError, Run, Status
+from ppo_unified.runs.log_tee import Tee, open_log
 from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
