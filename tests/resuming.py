@@ -97,7 +97,7 @@ def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
 def stored(run: Run) -> dict[str, Any]:
     """Everything in samples/ but the metrics' times."""
     found: dict[str, Any] = {}
-    for path in sorted(samples.samples_folder(run).iterdir()):
+    for path in sorted(run.samples.iterdir()):
         if path.suffix == ".npz":
             one = samples.read(run, int(path.stem))
             metrics = {tag: x for tag, x in one.metrics.items() if not tag.startswith(FREE)}

@@ -162,7 +162,7 @@ def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
     from ppo_unified.runs.folder import Run
 
     monkeypatch.setattr(samples, "MOST_BYTES", 1 << 20)
-    folder = samples.samples_folder(Run(tmp_path))
+    folder = Run(tmp_path).samples
     folder.mkdir()
     np.savez_compressed(folder / "00000003.npz", value=np.zeros(samples.MOST_BYTES // 8 + 1))
     assert (folder / "00000003.npz").stat().st_size < 1 << 14

@@ -175,7 +175,7 @@ def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) ->
     checkpoint.prune(run, 1)
     assert (precious / "thesis.tex").is_file()
     assert {"2024", "photos", "\u00b2", "000000000099"} <= set(os.listdir(run.checkpoints))
-    folder = samples.samples_folder(run)
+    folder = run.samples
     folder.mkdir()
     (folder / "00000009.npz").symlink_to(precious / "thesis.tex")
     (folder / "\u00b2.npz").write_text("x")
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int,
     for stem in ("policy", "trainer", "meta", "optimizer", "environment", "state"):
         for suffix in suffixes:
             (folder / f"{stem}{suffix}").write_bytes(evil)
-    sample = samples.samples_folder(run) / "00000001.npz"
+    sample = run.samples / "00000001.npz"
     sample.parent.mkdir(exist_ok=True)
     sample.write_bytes(evil)
     for command in ("eval", "play", "inspect", "show", "compare", "runs"):

@@ -100,6 +100,7 @@ class Run:
         self.command = path / "command.txt"
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
         self.export = path / "export"
         self.note = path / "note.txt"  # written by people
         self._lock: IO[str] | None = None

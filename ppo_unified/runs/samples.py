@@ -156,17 +156,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def samples_folder(run: Run) -> Path:
-    return run.path / "samples"
-
-
 def sample_path(run: Run, iteration: int) -> Path:
-    return samples_folder(run) / f"{iteration:08d}.npz"
+    return run.samples / f"{iteration:08d}.npz"
 
 
 def iterations(run: Run) -> list[int]:
     """The iterations whose samples are stored, ascending."""
-    folder = samples_folder(run)
+    folder = run.samples
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
@@ -177,7 +173,7 @@ def rows_to_keep(mask: np.ndarray) -> int:
 
 def write(run: Run, stored: StoredIteration) -> None:
     """Write the samples of an iteration; readers see a whole file or none."""
-    samples_folder(run).mkdir(exist_ok=True)
+    run.samples.mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
     arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
     with replace_file(sample_path(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
@@ -248,7 +244,7 @@ def truncate(run: Run, iteration: int, evaluated: int) -> None:
     for later in iterations(run):
         if later > iteration:
             sample_path(run, later).unlink(missing_ok=True)
-    path = samples_folder(run) / RESPONSES
+    path = run.samples / RESPONSES
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _is_whole(line, evaluated)]
@@ -274,9 +270,9 @@ class _Evaluation:
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
     """Add an evaluation's responses as one line of JSON; one that a crash left unfinished stays a line of its own."""
-    samples_folder(run).mkdir(exist_ok=True)
+    run.samples.mkdir(exist_ok=True)
     line = to_json({"step": step, "iteration": iteration, "responses": responses}, indent=None) + "\n"
-    with open(samples_folder(run) / RESPONSES, "a+b") as file:
+    with open(run.samples / RESPONSES, "a+b") as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else "\n" + line
@@ -287,7 +283,7 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
     """The responses of every evaluation by step, ascending; the last line of a step counts, unfinished lines do not."""
     found: dict[int, list[dict[str, Any]]] = {}
     try:
-        for line in read_lines(samples_folder(run) / RESPONSES):
+        for line in read_lines(run.samples / RESPONSES):
             if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
                 continue
             with suppress(ValueError):

@@ -59,7 +59,7 @@ class Reporter:
         self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
         progress = state.learner.progress
         self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
-        if status.resumes:  # even without a checkpoint: an earlier trainer may have stored samples
+        if run.samples.is_dir():  # even without a checkpoint: an earlier trainer may have stored samples
             samples.truncate(run, progress.iteration, state.evaluations.step)
         if not resumed:
             self.events.hyperparameters(config.flatten())

@@ -151,7 +151,7 @@ def read_samples(content: bytes, folder: Path) -> None:
     from ppo_unified.terminal.sample_table import format_samples
 
     run = Run(folder)
-    put(samples.samples_folder(run), f"{3:08d}.npz", content)
+    put(run.samples, f"{3:08d}.npz", content)
     stored = samples.read(run, 3)
     there = stored.samples()
     assert all(map(is_harmless, stored.summary(run.name).splitlines()))
@@ -163,7 +163,7 @@ def read_samples(content: bytes, folder: Path) -> None:
 
 def read_responses(content: bytes, folder: Path) -> None:
     run = Run(folder)
-    put(samples.samples_folder(run), samples.RESPONSES, content)
+    put(run.samples, samples.RESPONSES, content)
     to_json(samples.read_responses(run))
 
 

@@ -230,7 +230,7 @@ class Samples(TextTab):
             self.set_text(FOREIGN)
             return
         run, width = Run(entry.path), self.scrollable_content_region.width
-        folder = samples.samples_folder(run)
+        folder = run.samples
         stamps = stamp_if_any(folder), stamp_if_any(folder / samples.RESPONSES)
         if width and self.has_changed((run.path, stamps, self.at, width)):
             self._request = object()
