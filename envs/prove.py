@@ -123,9 +123,8 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     defined = advantages_by_definition(own[0].tolist(), rewards, values)
     checks.append(compare("advantages, by their definition", batch.advantages[own], defined))
     add_noise(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
-    checks += compare_updates(
-        compute_update(tokens.policy, batch), compute_update(PrefixPolicy(tokens.policy), gym_batch)
-    )
+    updates = compute_update(tokens.policy, batch), compute_update(PrefixPolicy(tokens.policy), gym_batch)
+    checks += compare_updates(*updates)
     cases = count_cases(tokens, batch, gym_rollout)
     return Proof([*checks, check_none("cases", len(cases), list(cases.values()).count(0))], cases)
 
@@ -417,17 +416,13 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
     llm, network = tokens.config.llm, tokens.policy.network
     tokens.respond = lambda *_: _make_responses(prompt, responses, end)  # type: ignore[method-assign]
     rollout = tokens.collect()
-    logprobs = torch.stack([_logprob(network.model, prompt, y, llm.temperature) for y in responses])
+    logprobs = _logprobs(network.model, prompt, responses, llm.temperature)
     with torch.no_grad():
-        reference = torch.stack(
-            [_logprob(tokens.reference.network.model, prompt, y, llm.temperature) for y in responses]
-        )
+        reference = _logprobs(tokens.reference.network.model, prompt, responses, llm.temperature)
     texts = ["".join(LETTERS[token] for token in y if token != end) for y in responses]
-    scores = [
-        response_score("ab", t) - llm.missing_eos_penalty * (y[-1] != end)
-        for t, y in zip(texts, responses, strict=True)
-    ]
-    returns = torch.tensor(scores) - llm.kl_coef * (logprobs - reference)
+    penalties = torch.tensor([llm.missing_eos_penalty * (y[-1] != end) for y in responses])
+    scores = torch.tensor([response_score("ab", text) for text in texts]) - penalties
+    returns = scores - llm.kl_coef * (logprobs - reference)
     (logprobs.exp() * returns).sum().backward()
     exact = collect_gradients(tokens.policy)["policy"]
     tokens.policy.zero_grad()
@@ -447,7 +442,9 @@ def _make_responses(prompt: list[int], responses: list[list[int]], end: int) -> 
     return Responses(torch.tensor(rows), torch.full_like(lengths, len(prompt)), lengths, ended)
 
 
-def _logprob(model: nn.Module, prompt: list[int], response: list[int], temperature: float) -> Tensor:
-    """log-prob of a whole response."""
-    terms = [next_logprobs(model, [*prompt, *response[:t]], temperature)[token] for t, token in enumerate(response)]
-    return torch.stack(terms).sum()
+def _logprobs(model: nn.Module, prompt: list[int], responses: list[list[int]], temperature: float) -> Tensor:
+    """log-probs [N] of whole responses."""
+    terms = [
+        [next_logprobs(model, [*prompt, *y[:t]], temperature)[token] for t, token in enumerate(y)] for y in responses
+    ]
+    return torch.stack([torch.stack(x).sum() for x in terms])
