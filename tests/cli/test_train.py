@@ -298,7 +298,7 @@ def test_a_default_name_of_several_runs_is_the_first_free_one(call: Call, monkey
     assert started[2:] == ["cartpole-lr1e-3-s1-2", "cartpole-lr3e-3-s1-2"]
 
 
-def test_a_background_run_that_is_refused_is_told_beside_those_that_train(
+def test_detach_counts_the_runs_that_were_not_started(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(arguments: list[str], runs: Path) -> Run:
