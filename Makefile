@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo test check exhaustive format learn bench bench-tui fuzz torture mutants pictures clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures clean
 
 install: $(VENV)/.installed
 
@@ -16,6 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## train CartPole until it is solved
 	$(BIN)/ppo-unified train cartpole
 	@echo "(ppo-unified is a command after: source $(BIN)/activate)"
+
+quick: install  ## engine, configuration, adapter contract, CartPole and token runs (under a minute)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
 
 test: install  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

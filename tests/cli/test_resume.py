@@ -18,21 +18,19 @@ from ppo_unified.runs.folder import Run
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
-def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> None:
+def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path, call: Call) -> None:
     started = command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
     run = Run(tmp_path / "runs" / "a")
     wait_for(lambda: run.read_status().step > 0)
     assert run.is_locked()
-    second = command("resume", "a", cwd=tmp_path)
-    assert second.returncode == 2
-    assert "another process is training in this folder" in second.stderr
-    stopped = command("stop", "a", cwd=tmp_path)
-    assert stopped.returncode == 0, stopped.stderr
+    code, _, error = call("resume", "a")
+    assert code == 2
+    assert "another process is training in this folder" in error
+    assert call("stop", "a")[0] == 0
     status = run.read_status()
     assert (status.state, status.reason) == ("stopped", "stopped by SIGTERM")
-    further = command("resume", "a", "--total-steps", str(status.step + 1000), cwd=tmp_path)
-    assert further.returncode == 0, further.stderr
+    assert call("resume", "a", "--total-steps", str(status.step + 1000))[0] == 0
     after = run.read_status()
     assert after.state == "finished"
     assert after.step >= status.step + 1000
@@ -42,7 +40,7 @@ def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path) -> Non
     steps = list(reader.series["policy/kl"].steps)
     assert steps == sorted(set(steps))
     assert steps[-1] == after.step
-    assert command("stop", "a", cwd=tmp_path).returncode == 2
+    assert call("stop", "a")[0] == 2
 
 
 def test_a_solved_run_is_resumed_only_further(tmp_path: Path, call: Call) -> None:
@@ -67,19 +65,18 @@ def test_a_solved_run_resumes_for_a_higher_threshold(tmp_path: Path, call: Call)
     assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
 
 
-def test_a_killed_run_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
-    assert command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path).returncode == 0
+def test_a_killed_run_without_a_checkpoint_starts_anew(tmp_path: Path, call: Call) -> None:
+    assert call("train", "cartpole", "--name", "a", "--detach", *LONG)[0] == 0
     run = Run(tmp_path / "runs" / "a")
     wait_for(lambda: run.read_status().step > 0)
     os.kill(run.read_status().pid, signal.SIGKILL)
     wait_for(lambda: not run.is_locked())
     assert run.state(run.read_status()) == "crashed"
-    again = command("resume", "a", "--total-steps", "1", cwd=tmp_path)
-    assert again.returncode == 2  # run.json knows of more steps than that
-    again = command("resume", "a", "--detach", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    assert call("resume", "a", "--total-steps", "1")[0] == 2  # run.json knows of more steps than that
+    code, _, error = call("resume", "a", "--detach")
+    assert code == 0, error
     wait_for(lambda: run.read_status().state == "running")
-    assert command("stop", "a", "--kill", cwd=tmp_path).returncode == 0
+    assert call("stop", "a", "--kill")[0] == 0
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, call: Call) -> None:
@@ -94,9 +91,9 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, call: Call) -
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
     assert not run.original_config.exists()
-    detached = command("resume", "a", "--total-steps", "9000", "--detach", cwd=tmp_path)
-    assert detached.returncode == 2
-    assert "trainer.json: has 4 bytes" in detached.stderr
+    code, _, error = call("resume", "a", "--total-steps", "9000", "--detach")
+    assert code == 2
+    assert "trainer.json: has 4 bytes" in error
     assert run.read_status() == before
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ class Broken(gym.Env):
         if bad and self.how == "raise": raise OverflowError("the bridge fell down")
         obs = np.full(2, np.nan if bad and self.how == "obs" else 0.5, np.float32)
         return obs, float("inf") if bad and self.how == "reward" else 1.0, False, self.count % 20 == 0, {}
-gym.register("Broken-v0", entry_point=Broken)
+if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broken:Broken")
 """
 
 
@@ -92,13 +93,15 @@ gym.register("Broken-v0", entry_point=Broken)
         ("reward", "non-finite reward"),
     ],
 )
-def test_a_broken_environment_fails_the_run_and_keeps_everything(how: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN_ENVIRONMENT, encoding="utf-8")
+def test_a_broken_environment_fails_the_run_and_keeps_everything(
+    how: str, says: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
+) -> None:
+    write_module("broken", BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": how}), "--checkpoint.every-s", "0.001", "--eval.every-steps", "0"]
-    done = command("train", "broken:Broken-v0", "--name", "a", *options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, error = call("train", "broken:Broken-v0", "--name", "a", *options)
+    assert code == 1
+    assert says in error
+    assert "Traceback" not in error
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
     assert status.state == "failed"
@@ -109,16 +112,17 @@ def test_a_broken_environment_fails_the_run_and_keeps_everything(how: str, says:
     assert list(run.checkpoints.iterdir())
 
 
-def test_a_mistake_found_while_training_fails_and_keeps_the_run(tmp_path: Path) -> None:
+def test_a_mistake_found_while_training_fails_and_keeps_the_run(
+    tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
+) -> None:
     """Only what is refused before it trains leaves nothing."""
-    late = "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT
-    (tmp_path / "broken.py").write_text(late, encoding="utf-8")
+    write_module("broken", "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": "raise"}), "--eval.every-steps", "0"]
-    assert command("train", "broken:Broken-v0", "--name", "a", *options, cwd=tmp_path).returncode == 1
+    assert call("train", "broken:Broken-v0", "--name", "a", *options)[0] == 1
     run = Run(tmp_path / "runs" / "a")
     assert run.read_status().state == "failed"
     assert "the bridge fell down" in run.read_status().reason
-    assert command("resume", "a", cwd=tmp_path).returncode == 1
+    assert call("resume", "a")[0] == 1
     assert run.read_status().state == "failed"
 
 
@@ -157,10 +161,13 @@ def test_a_mistake_gets_one_line_exit_code_2_and_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_gpu_that_is_not_there_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    done = command("train", "cartpole", "--device", "cuda", *QUICK, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert "torch sees no GPU" in done.stderr
+def test_a_gpu_that_is_not_there_is_refused_and_leaves_nothing(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
+    assert code == 2
+    assert "torch sees no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -182,10 +189,13 @@ def test_a_taken_name_is_refused(
         assert "exists already" in capsys.readouterr().err
 
 
-def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(tmp_path: Path) -> None:
-    done = command("train", "cartpole", "--detach", "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert "torch sees no GPU" in done.stderr
+def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, _, error = call("train", "cartpole", "--detach", "--device", "cuda")
+    assert code == 2
+    assert "torch sees no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -207,15 +217,17 @@ class Endless(gym.Env):
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
     def step(self, action): return np.zeros(2, np.float32), 0.5, False, False, {}
-gym.register("Endless-v0", entry_point=Endless)
+if "Endless-v0" not in gym.registry: gym.register("Endless-v0", entry_point="endless:Endless")
 """
 
 
-def test_an_episode_that_nothing_ends_is_cut_and_scored(tmp_path: Path) -> None:
-    (tmp_path / "endless.py").write_text(ENDLESS_ENVIRONMENT, encoding="utf-8")
+def test_an_episode_that_nothing_ends_is_cut_and_scored(
+    tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
+) -> None:
+    write_module("endless", ENDLESS_ENVIRONMENT)
     options = ["--total-steps", "1000", "--eval.every-steps", "0", "--eval.episodes", "1"]
-    done = command("train", "endless:Endless-v0", "--name", "a", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    code, _, error = call("train", "endless:Endless-v0", "--name", "a", *options)
+    assert code == 0, error
     assert Run(tmp_path / "runs" / "a").read_status().score == 5000.0
 
 
