@@ -109,7 +109,7 @@ def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
             yield path, ast.parse(path.read_text(encoding="utf-8"))
 
 
-def test_functions_classes_and_files_stay_small() -> None:
+def test_functions_classes_and_files_are_small() -> None:
     """A file that a person reads in one sitting; tests and benchmarks may be longer files, not longer functions."""
     found = []
     for path, tree in sources("ppo_unified", "envs", "tui", "tests", "benchmarks", "docs"):
@@ -138,13 +138,13 @@ def test_test_names_are_short() -> None:
     assert not names, "\n".join(names)
 
 
-def test_the_engine_fits_a_sitting() -> None:
+def test_engine_has_fewer_than_500_lines() -> None:
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path, _ in sources("ppo_unified/engine")}
     assert sum(lines.values()) < 700, lines
 
 
 @pytest.mark.parametrize("name", ["ppo", "batch", "rollout", "optimizers", "diagnostics"])
-def test_the_engine_has_no_word_for_what_it_trains(name: str) -> None:
+def test_engine_names_no_domain(name: str) -> None:
     """No identifier of a world, and no question after a type but whether observations are a tensor or a mapping."""
     tree = ast.parse((ROOT / "ppo_unified" / "engine" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -183,7 +183,7 @@ def room_of(module: str) -> str:
     return parts[1] if parts[0] == "ppo_unified" and len(parts) > 1 else parts[0]
 
 
-def test_packages_import_only_what_the_table_allows() -> None:
+def test_imports_follow_the_table() -> None:
     against = [
         f"{module} imports {target}"
         for module, targets in imports().items()
@@ -195,7 +195,7 @@ def test_packages_import_only_what_the_table_allows() -> None:
     assert not against, "\n".join(against)
 
 
-def test_no_file_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     """Tarjan's algorithm would be faster; a file is in a circle where it reaches itself."""
     graph = imports()
 
@@ -213,7 +213,7 @@ def test_no_file_imports_itself_through_others() -> None:
     assert not circles, circles
 
 
-def test_packages_without_code_have_empty_init_files() -> None:
+def test_init_files_are_empty() -> None:
     filled = {module_name(path) for path, tree in sources(*CODE) if path.name == "__init__.py" and len(tree.body) > 1}
     assert filled == {"ppo_unified"}
 
@@ -235,7 +235,7 @@ print(collected, frozen > 10_000, again, gc.isenabled(), sys.argv[1] in sys.modu
 """
 
 
-def test_nothing_is_collected_while_a_module_is_preloaded_and_what_it_made_is_left_alone_later() -> None:
+def test_preload_pauses_gc_and_freezes_the_module() -> None:
     command = [sys.executable, "-c", PRELOAD, "pydantic.types"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.split() == ["0", "True", "0", "True", "True"]

@@ -45,7 +45,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_adapter_keeps_the_contract(name: str) -> None:
+def test_adapter_satisfies_the_contract(name: str) -> None:
     check_adapter(ADAPTERS[name])
 
 
@@ -155,7 +155,7 @@ BREAKS: list[tuple[Callable[[], Adapter], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), BREAKS)
-def test_the_contract_notices(make: Callable[[], Adapter], message: str) -> None:
+def test_contract_detects_violation(make: Callable[[], Adapter], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_adapter(make)
 
@@ -248,6 +248,6 @@ class CannotClose(BanditAdapter):
         (CannotClose, OSError, "busy"),
     ],
 )
-def test_the_contract_notices_an_adapter(make: type[BanditAdapter], error: type[Exception], message: str) -> None:
+def test_contract_detects_adapter_violation(make: type[BanditAdapter], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_adapter(make)

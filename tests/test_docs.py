@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_metrics_table_is_the_declaration() -> None:
+def test_metrics_table_matches_declaration() -> None:
     page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     for tag, metric in METRICS.items():
         assert f"| `{tag}` | {metric.unit} | {metric.meaning} | {metric.healthy} |" in page
 
 
-def test_the_table_of_health_checks_is_the_declaration() -> None:
+def test_health_table_matches_declaration() -> None:
     page = (ROOT / "docs" / "health.md").read_text(encoding="utf-8")
     assert "\n".join(health.checks_table()) in page
     options = known_options(config_model("gym")) | known_options(config_model("llm"))
@@ -33,7 +33,7 @@ def test_the_table_of_health_checks_is_the_declaration() -> None:
             assert name in options, f"{check.name}: {name}"
 
 
-def test_the_table_of_keys_is_the_declaration() -> None:
+def test_key_table_matches_declaration() -> None:
     page = (ROOT / "docs" / "tui.md").read_text(encoding="utf-8")
     rows = []
     for place, title in PLACES.items():
@@ -46,13 +46,13 @@ def test_the_table_of_keys_is_the_declaration() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_point_to_existing_files(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_options_that_pages_name_exist(page: Path) -> None:
+def test_options_named_in_docs_exist(page: Path) -> None:
     options = known_options(config_model("gym")) | known_options(config_model("llm"))
     sections = {name.partition(".")[0] for name in options if "." in name}
     for section, key in re.findall(r"`(\w+)\.(\w+)(?: = [^`]*)?`", page.read_text(encoding="utf-8")):

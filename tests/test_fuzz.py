@@ -37,7 +37,7 @@ def parsers() -> dict[str, Parser]:
 
 
 @pytest.mark.parametrize("name", all_parsers())
-def test_no_input_raises_anything_but_a_usage_error_or_takes_a_second(name: str) -> None:
+def test_fuzzed_input_raises_only_quick_usage_errors(name: str) -> None:
     assert try_many(name, SHARE if name != "command line" else SHARE // 2).inputs
 
 
@@ -102,12 +102,12 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
 
 
 @pytest.mark.parametrize("what", ONCE_FAILED)
-def test_what_once_failed_does_no_harm(parsers: dict[str, Parser], what: str) -> None:
+def test_past_fuzz_failures_stay_fixed(parsers: dict[str, Parser], what: str) -> None:
     name, value, refused = ONCE_FAILED[what]
     assert try_one(parsers[name], value() if callable(value) else value).refused == refused
 
 
-def test_an_input_beyond_the_limits_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fuzzer_detects_exceeded_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = Parser(st.integers(), lambda value, _: bytearray(value << 20))
     assert not try_one(parser, 1).refused
     with pytest.raises(AssertionError, match=r"it took .* and 3\d\d MB"):
@@ -117,7 +117,7 @@ def test_an_input_beyond_the_limits_fails(monkeypatch: pytest.MonkeyPatch) -> No
         try_one(parser, 1)
 
 
-def test_the_fuzzers_own_memory_costs_a_parser_nothing() -> None:
+def test_fuzzer_memory_is_not_charged_to_the_parser() -> None:
     passes: list[int] = []
 
     def read(_: int, __: object) -> None:
@@ -130,7 +130,7 @@ def test_the_fuzzers_own_memory_costs_a_parser_nothing() -> None:
     assert not gc.get_freeze_count()
 
 
-def test_a_report_keeps_the_lines_of_other_runs() -> None:
+def test_fuzz_report_keeps_lines_of_other_runs() -> None:
     rows = {name: f"| {name} | 9 | 1 | 5 ms | +1 MB | 1 | 2026-11-28 |" for name in ("query", "chart")}
     written = report(rows, ["query", "recipe", "chart"])
     assert rows_of(written) == rows
@@ -140,7 +140,7 @@ def test_a_report_keeps_the_lines_of_other_runs() -> None:
 
 
 @pytest.mark.parametrize("parse", [parse_json, parse_toml])
-def test_nesting_is_bounded_just_where_it_is_said(parse: Any) -> None:
+def test_nesting_limit_is_exact(parse: Any) -> None:
     start = "a = " if parse is parse_toml else ""
     inner = DEEPEST - 1 if parse is parse_toml else DEEPEST
     parse(start + "[" * inner + "]" * inner)
@@ -155,9 +155,7 @@ def test_nesting_is_bounded_just_where_it_is_said(parse: Any) -> None:
         assert parse_toml(f"x = 'a{dots}'")
 
 
-def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compressed_sample_bomb_is_rejected_before_unpacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_unified.runs import samples
     from ppo_unified.runs.folder import Run
 
@@ -171,6 +169,6 @@ def test_a_bomb_among_the_samples_is_refused_before_it_is_unpacked(
 
 
 @pytest.mark.parametrize("text", [*WORDS, MARKS, "a\r\nb", "  indented\n\ttab", "\x1b]52;c;x"])
-def test_a_message_in_lines_is_harmless_and_keeps_its_indentation(text: str) -> None:
+def test_multiline_message_is_safe_and_keeps_indentation(text: str) -> None:
     assert is_harmless(clean_lines(text))
     assert clean_lines("  a\n    b") == "  a\n    b"

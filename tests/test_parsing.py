@@ -17,7 +17,7 @@ from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import checkpoint
 
 
-def test_lines_come_one_by_one_and_too_long_ones_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_read_one_by_one_up_to_a_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parsing, "LARGEST", 8)
     path = tmp_path / "lines"
     lines = [b"short\n", b"exactly\n", b"longer 9\n", b"much longer than eight\n", b"\n", b"\xff\n", b"torn"]
@@ -26,9 +26,7 @@ def test_lines_come_one_by_one_and_too_long_ones_not_at_all(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("name", ["run.json", "note.txt", "log.txt", "samples/responses.jsonl", "samples/00000001.npz"])
-def test_a_pipe_that_nobody_writes_to_keeps_no_reader_waiting(
-    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reader_does_not_wait_for_a_silent_pipe(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does the checkpoint beside it."""
     run = Run(tmp_path / "a")
     (run.path / "samples").mkdir(parents=True)
@@ -55,7 +53,7 @@ class Row:
     names: list[dict[str, Any]] = field(default_factory=list)
 
 
-def test_a_table_is_read_as_far_as_a_class_knows_it() -> None:
+def test_table_reads_known_fields_only() -> None:
     table = {"step": 3, "score": 2, "names": [{}], "later": object()}
     assert Row(**parsing.parse_fields(table, Row)) == Row(3, 2, [{}])
     assert parsing.parse_fields({}, Row) == {}
@@ -65,6 +63,6 @@ WRONG = ({"step": True}, {"step": 1.0}, {"step": 1 << 63}, {"score": float("inf"
 
 
 @pytest.mark.parametrize("table", [[], "step", None, *WRONG])
-def test_what_is_no_table_or_of_another_type_is_refused(table: Any) -> None:
+def test_wrong_table_type_is_rejected(table: Any) -> None:
     with pytest.raises(ValueError, match="is no"):
         parsing.parse_fields(table, Row)

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", ppo_unified.__all__)
-def test_a_public_name_resolves(name: str) -> None:
+def test_public_name_resolves(name: str) -> None:
     assert getattr(ppo_unified, name).__name__ == name
     assert name in dir(ppo_unified)
 
 
-def test_type_checkers_see_the_same_names_in_the_same_modules() -> None:
+def test_type_checkers_see_the_same_public_names() -> None:
     tree = ast.parse(Path(ppo_unified.__file__).read_text(encoding="utf-8"))
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
     declared = {
@@ -30,12 +30,12 @@ def test_type_checkers_see_the_same_names_in_the_same_modules() -> None:
     assert sorted(declared) == sorted(ppo_unified.__all__)
 
 
-def test_unknown_names_are_attribute_errors() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'ppo_unified' has no attribute 'trian'"):
         ppo_unified.trian  # noqa: B018
 
 
-def test_importing_the_package_loads_no_module_of_it() -> None:
+def test_importing_the_package_imports_no_submodule() -> None:
     code = "import ppo_unified, sys; dir(ppo_unified); print([name for name in sys.modules if 'ppo_unified.' in name])"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"

@@ -81,7 +81,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ESCAPING)
-def test_no_command_makes_or_renames_a_run_outside_its_folder(tmp_path: Path, name: str) -> None:
+def test_no_command_creates_or_renames_runs_outside_the_folder(tmp_path: Path, name: str) -> None:
     runs = tmp_path / "deep" / "runs"
     run = make(runs)
     before = contents(tmp_path)
@@ -95,7 +95,7 @@ def test_no_command_makes_or_renames_a_run_outside_its_folder(tmp_path: Path, na
     assert contents(tmp_path) == before
 
 
-def test_the_name_in_run_json_decides_nothing(tmp_path: Path, capsys: Say) -> None:
+def test_name_in_run_json_has_no_effect(tmp_path: Path, capsys: Say) -> None:
     """Only the folder's own name is a run's."""
     victim, run = make(tmp_path, "victim"), make(tmp_path, "a", name="../victim")
     assert main(["delete", "a", "--yes", "--runs", str(tmp_path)]) == 0
@@ -104,7 +104,7 @@ def test_the_name_in_run_json_decides_nothing(tmp_path: Path, capsys: Say) -> No
     capsys.readouterr()
 
 
-def test_a_preset_file_cannot_name_a_run_folder_elsewhere(tmp_path: Path) -> None:
+def test_preset_file_cannot_choose_another_run_folder(tmp_path: Path) -> None:
     from ppo_unified.config.presets import load_target
     from ppo_unified.runs.preparation import default_name
 
@@ -118,7 +118,7 @@ def test_a_preset_file_cannot_name_a_run_folder_elsewhere(tmp_path: Path) -> Non
 # links
 
 
-def test_deleting_a_run_removes_links_and_never_what_they_mean(tmp_path: Path) -> None:
+def test_delete_removes_links_but_never_their_targets(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     (precious / "000000000010").mkdir(parents=True)
     (precious / "thesis.tex").write_text("x")
@@ -139,7 +139,7 @@ def test_deleting_a_run_removes_links_and_never_what_they_mean(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["log.txt", "run.lock", "checkpoints", "samples", "nonfinite", "export"])
-def test_a_foreign_run_is_not_resumed_through_a_link(tmp_path: Path, capsys: Say, name: str) -> None:
+def test_resume_rejects_run_behind_a_link(tmp_path: Path, capsys: Say, name: str) -> None:
     run = make(tmp_path / "runs", state="stopped")
     run.config.write_text(load_preset("cartpole").to_toml(), encoding="utf-8")
     (tmp_path / "precious").mkdir()
@@ -150,7 +150,7 @@ def test_a_foreign_run_is_not_resumed_through_a_link(tmp_path: Path, capsys: Say
     assert contents(tmp_path) == before
 
 
-def test_only_runs_are_deleted(tmp_path: Path) -> None:
+def test_delete_rejects_folders_that_are_not_runs(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "a.jpg").write_text("x")
@@ -161,7 +161,7 @@ def test_only_runs_are_deleted(tmp_path: Path) -> None:
     assert contents(folder) == {"a.jpg": ""}
 
 
-def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) -> None:
+def test_pruning_and_truncation_touch_only_own_files(tmp_path: Path) -> None:
     """Nor what a link among them means."""
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -184,7 +184,7 @@ def test_pruning_and_cutting_touch_nothing_that_is_not_theirs(tmp_path: Path) ->
     assert (precious / "thesis.tex").is_file()
 
 
-def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path) -> None:
+def test_forged_export_description_cannot_replace_files(tmp_path: Path) -> None:
     """policy.json lists what an earlier export wrote; one that lists more moves nothing outside its folder."""
     (tmp_path / "thesis.tex").write_text("x")
     out = tmp_path / "out"
@@ -198,7 +198,7 @@ def test_an_export_never_replaces_what_a_false_description_claims(tmp_path: Path
 
 
 @pytest.mark.parametrize("files", [[1], [None, DESCRIPTION], 1, "deep/a"])
-def test_an_export_beside_a_description_of_another_form_is_refused(tmp_path: Path, files: Any) -> None:
+def test_export_beside_malformed_description_is_rejected(tmp_path: Path, files: Any) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").touch()
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
@@ -206,7 +206,7 @@ def test_an_export_beside_a_description_of_another_form_is_refused(tmp_path: Pat
         _check_target(tmp_path, "a")
 
 
-def test_an_export_to_a_path_that_is_no_text_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_export_to_non_utf8_path_is_rejected_early(tmp_path: Path) -> None:
     """torch would end the process over it."""
     with pytest.raises(UsageError, match="not UTF-8"):
         _check_target(tmp_path / os.fsdecode(b"ex\xff"), "a")
@@ -217,7 +217,7 @@ def test_an_export_to_a_path_that_is_no_text_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int, capsys: Say) -> None:
+def test_pickle_checkpoint_runs_no_code(tmp_path: Path, protocol: int, capsys: Say) -> None:
     """Whatever file of it they pose as, for every command that reads checkpoints."""
     run, mark = make(tmp_path / "runs", state="stopped"), tmp_path / "executed"
     folder = checkpoint.checkpoint_folder(run, 10)
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_pickles_executes_nothing(tmp_path: Path, protocol: int,
     assert mark.is_dir(), "the payload itself works"
 
 
-def test_a_model_that_is_a_pickle_executes_nothing(tmp_path: Path) -> None:
+def test_pickle_model_runs_no_code(tmp_path: Path) -> None:
     from envs.llm.model import load_causal_lm, load_reward_model
     from envs.llm.options import LLM
     from tests.models import save_model
@@ -259,9 +259,7 @@ def test_a_model_that_is_a_pickle_executes_nothing(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_a_model_that_brings_its_own_code_is_refused_without_a_question(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers would ask on the terminal whether to run it."""
     from envs.llm.model import load_config, load_tokenizer
     from tests.models import save_model
@@ -298,7 +296,7 @@ def calls() -> list[tuple[str, ast.Call, str]]:
     ]
 
 
-def test_nothing_reaches_a_shell_an_evaluation_or_a_pickle() -> None:
+def test_code_uses_no_shell_eval_or_pickle() -> None:
     words = (
         "pickle.",
         "marshal.",
@@ -322,7 +320,7 @@ def test_nothing_reaches_a_shell_an_evaluation_or_a_pickle() -> None:
     assert sum(name == "np.load" for _, _, name in calls()), "the search finds what it looks for"
 
 
-def test_modules_are_imported_by_name_in_few_places() -> None:
+def test_dynamic_imports_are_limited() -> None:
     """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
     there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
     ours = {f"ppo_unified/cli/{name}.py" for name in ("imports", "main", "policy", "regress", "run_training", "tui")}
@@ -337,9 +335,7 @@ def test_modules_are_imported_by_name_in_few_places() -> None:
 # the network
 
 
-def test_tensorboard_listens_on_this_machine_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say
-) -> None:
+def test_tensorboard_listens_on_localhost_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
     from ppo_unified.cli import tensorboard
 
     served: list[list[str]] = []
@@ -420,7 +416,7 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda x: " ".join(x).encode("unicode_escape").decode()[:50])
-def test_no_command_hands_a_foreign_text_to_the_terminal(
+def test_commands_sanitize_foreign_text(
     tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -435,7 +431,7 @@ def test_no_command_hands_a_foreign_text_to_the_terminal(
 
 
 @pytest.mark.parametrize("arguments", [["runs", "--runs", "a"], ["runs", "x", "--runs", "b"], ["doctor"]], ids=" ".join)
-def test_nor_the_name_of_a_folder(
+def test_commands_sanitize_folder_names(
     tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     folder = tmp_path / EVIL.replace("\x00", "").replace("/", "")
@@ -447,7 +443,7 @@ def test_nor_the_name_of_a_folder(
     assert is_harmless(said.out + said.err)
 
 
-def test_nor_what_a_run_says_of_its_own_folder(tmp_path: Path, capsys: Say) -> None:
+def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Say) -> None:
     run = make(tmp_path / EVIL.replace("\x00", "").replace("/", ""))
     run.acquire()
     writes = BestEffort(run)
@@ -462,7 +458,7 @@ def test_nor_what_a_run_says_of_its_own_folder(tmp_path: Path, capsys: Say) -> N
     assert is_harmless(said)
 
 
-def test_a_json_document_holds_foreign_text_escaped(tmp_path: Path, capsys: Say) -> None:
+def test_json_output_escapes_foreign_text(tmp_path: Path, capsys: Say) -> None:
     hostile(tmp_path)
     for command in ("runs", "show latest", "inspect latest"):
         assert main([*command.split(), "--json", "--runs", str(tmp_path)]) == 0
@@ -473,7 +469,7 @@ def test_a_json_document_holds_foreign_text_escaped(tmp_path: Path, capsys: Say)
     assert to_json(EVIL).isascii()
 
 
-def test_the_terminal_ui_shows_foreign_text_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tui_shows_foreign_text_literally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every view of a hostile run: no markup is obeyed, and no control character is among what is drawn."""
     import asyncio
 

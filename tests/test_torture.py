@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_runs_that_are_killed_at_any_moment_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_runs_killed_at_any_moment_resume_identically(tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "torture.py"
     limits = ("--kills", "6", "--only", "cartpole, a checkpoint", "--crowd", "0", "--stops", "0", "--seed", "5")
     done = subprocess.run(

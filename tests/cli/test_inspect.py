@@ -99,9 +99,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_inspected_numbers_follow_by_hand_and_average_to_metrics(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_matches_hand_computation_and_logged_metrics(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (1, 2):
         shown = document(runs, capsys, "pole", "--sample", "all", "--iteration", str(iteration))
         assert (shown["run"], shown["iteration"], shown["iterations"]) == ("pole", iteration, [1, 2])
@@ -125,7 +123,7 @@ def test_inspected_numbers_follow_by_hand_and_average_to_metrics(
         assert max(ratios) > 1.01  # the new policy is that after the update
 
 
-def test_annealed_clip_range_and_time_limit_follow_by_hand(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_handles_annealed_clip_and_truncation(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = document(runs, capsys, "timed", "--sample", "all")
     assert (shown["iteration"], shown["clip"], shown["clip_high"]) == (2, 0.025, 0.05)
     assert document(runs, capsys, "timed", "--iteration", "1")["clip"] == 0.05
@@ -142,7 +140,7 @@ def test_annealed_clip_range_and_time_limit_follow_by_hand(runs: Path, capsys: p
 
 
 @pytest.mark.usefixtures("sequences")
-def test_sequences_with_holes_and_texts_follow_by_hand_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_handles_masked_columns_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(configured(), tmp_path, "toy")
     shown = document(tmp_path, capsys, "toy", "--sample", "all")
     assert shown["samples"] == len(shown["each"]) == 2 * (ROWS - 1)
@@ -173,7 +171,7 @@ def tables(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("width", [40, 80, 81, 120, 200])
 @pytest.mark.usefixtures("sequences")
-def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
+def test_table_fits_terminal_width(
     width: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -192,7 +190,7 @@ def test_a_table_fits_the_terminal_and_a_wider_one_shows_more(
         assert (width >= 80) == all(word in header.split() for word in ("r", "V", "V'", "delta", "A", "ratio", "clip"))
 
 
-def test_where_nothing_fits_the_first_column_is_shown(
+def test_narrowest_table_keeps_first_column(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "1")
@@ -202,7 +200,7 @@ def test_where_nothing_fits_the_first_column_is_shown(
 
 
 @pytest.mark.usefixtures("sequences")
-def test_texts_are_shown_as_one_harmless_cell_and_sums_below(
+def test_text_cells_are_sanitized_and_sums_follow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
@@ -223,7 +221,7 @@ def test_texts_are_shown_as_one_harmless_cell_and_sums_below(
         assert QUANTITIES[name].meaning in out
 
 
-def test_the_formulas_are_those_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(gym_config(), tmp_path, "run")
     a_run = Run(tmp_path / "run")
     usual = samples.read(a_run, 2)
@@ -253,13 +251,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_gets_one_line(arguments: tuple[str, ...], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_is_one_line(arguments: tuple[str, ...], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = command(runs, capsys, "inspect", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert re.search(MISTAKES[arguments], err)
 
 
-def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_sample_file_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(gym_config(), tmp_path, "run")
     samples.sample_path(Run(tmp_path / "run"), 2).write_bytes(b"PK")
     code, out, err = command(tmp_path, capsys, "inspect", "run", "--json")
@@ -268,7 +266,7 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captu
     assert document(tmp_path, capsys, "run", "--iteration", "1")["iteration"] == 1
 
 
-def test_inspecting_loads_no_torch(runs: Path) -> None:
+def test_inspect_imports_no_torch(runs: Path) -> None:
     code = (
         "import sys; from ppo_unified.cli.main import main;"
         f"main(['inspect', 'pole', '--json', '--runs', {str(runs)!r}]); print('torch' in sys.modules, file=sys.stderr)"
@@ -279,7 +277,7 @@ def test_inspecting_loads_no_torch(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
-def test_actions_are_shown_as_the_environment_counts_them(space: str) -> None:
+def test_actions_are_shown_as_environment_values(space: str) -> None:
     config = gym_config("tests.worlds:Echo-v0", gym={"env_kwargs": {"space": space}, "num_steps": 7})
     adapter = GymAdapter(config, torch.device("cpu"))
     rollout = adapter.collect()
@@ -296,7 +294,7 @@ def test_actions_are_shown_as_the_environment_counts_them(space: str) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_eval_names_its_mean_as_the_adapter_names_its_score(
+def test_eval_labels_mean_with_the_adapters_score_name(
     tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(configured(), tmp_path, "toy")

@@ -111,7 +111,7 @@ def rows(text: str) -> dict[str, list[str]]:
 # --- envs
 
 
-def test_envs_lists_every_preset_with_its_score_and_time(say: Any) -> None:
+def test_envs_lists_presets_with_score_and_time(say: Any) -> None:
     code, out, err = say("envs")
     assert (code, err) == (0, "")
     listed = rows(out)
@@ -120,7 +120,7 @@ def test_envs_lists_every_preset_with_its_score_and_time(say: Any) -> None:
     assert "ppo-unified train mymodule:MyEnv-v0" in out
 
 
-def test_envs_json_holds_presets_and_the_schema_of_every_option(say: Any) -> None:
+def test_envs_json_holds_presets_and_option_schemas(say: Any) -> None:
     document = json.loads(say("envs", "--json")[1])
     names = {preset["name"] for preset in document["presets"]}
     assert {path.stem for path in Path(__file__).parents[2].glob("envs/presets/*.toml")} == names
@@ -133,7 +133,7 @@ def test_envs_json_holds_presets_and_the_schema_of_every_option(say: Any) -> Non
 # --- runs
 
 
-def test_runs_lists_the_newest_first_with_their_shown_state(say: Any) -> None:
+def test_runs_lists_newest_first_with_shown_state(say: Any) -> None:
     code, out, err = say("runs")
     assert (code, err) == (0, "")
     listed = rows(out)
@@ -142,13 +142,13 @@ def test_runs_lists_the_newest_first_with_their_shown_state(say: Any) -> None:
     assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "4%", "450", "480", "200", *listed["base-s1"][8:]]
 
 
-def test_runs_strips_control_sequences_from_what_files_say(say: Any) -> None:
+def test_runs_strips_control_sequences(say: Any) -> None:
     _, out, _ = say("runs", "failed")
     assert out.splitlines()[2] == "  ValueError: reward is NaN boom"
     assert "\x1b" not in out
 
 
-def test_runs_json_is_run_json_and_the_shown_state(say: Any, folder: Path) -> None:
+def test_runs_json_adds_shown_state_to_run_json(say: Any, folder: Path) -> None:
     found = json.loads(say("runs", "--json")[1])
     assert [entry["name"] for entry in found] == ["gone", "broken", "fast", "base-s2", "base-s1"]
     for entry in found:
@@ -164,7 +164,7 @@ def test_runs_json_is_run_json_and_the_shown_state(say: Any, folder: Path) -> No
     assert json.loads(say("runs", "nothing-like-it", "--json")[1]) == []
 
 
-def test_runs_without_any_run_says_how_to_start_one(say: Any, tmp_path: Path) -> None:
+def test_runs_in_empty_folder_explains_how_to_start(say: Any, tmp_path: Path) -> None:
     for missing in ("empty", "not there"):
         if missing == "empty":
             (tmp_path / "empty").mkdir()
@@ -176,20 +176,20 @@ def test_runs_without_any_run_says_how_to_start_one(say: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&- nothing-matches", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_an_empty_file(folder: Path, closed: str) -> None:
+def test_command_runs_with_a_closed_stream(folder: Path, closed: str) -> None:
     words = [sys.executable, "-m", "ppo_unified", "runs", "--runs", str(folder)]
     script = ["sh", "-c", f'exec "$@" {closed}', "sh", *words]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_runs_refuses_a_bad_query_in_one_line(say: Any) -> None:
+def test_runs_rejects_bad_query_in_one_line(say: Any) -> None:
     code, out, err = say("runs", "scor>3")
     assert (code, out) == (2, "")
     assert err == "query: 'scor>3': there is no key 'scor'; did you mean 'score'?\n"
 
 
-def test_runs_reports_a_run_whose_options_cannot_be_read(say: Any, folder: Path) -> None:
+def test_runs_reports_runs_with_unreadable_options(say: Any, folder: Path) -> None:
     (folder / "fast" / "config.toml").write_bytes(b"\xff\xfe")
     code, out, err = say("runs", "optim.lr>0")
     assert code == 0
@@ -202,7 +202,7 @@ def test_runs_reports_a_run_whose_options_cannot_be_read(say: Any, folder: Path)
 # --- show
 
 
-def test_show_draws_the_usual_metrics_that_are_there(say: Any) -> None:
+def test_show_draws_default_metrics(say: Any) -> None:
     code, out, err = say("show", "base-s1")
     assert (code, err) == (0, "")
     assert "eval/score [score]  450" in out
@@ -212,7 +212,7 @@ def test_show_draws_the_usual_metrics_that_are_there(say: Any) -> None:
     assert rows(out)["base-s1"][1] == "finished"
 
 
-def test_show_takes_the_width_it_is_given(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_respects_width(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (30, 60, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
         out = say("show", "base-s1", "--metric", "eval/score")[1]
@@ -220,7 +220,7 @@ def test_show_takes_the_width_it_is_given(say: Any, monkeypatch: pytest.MonkeyPa
         assert max(map(display_width, chart)) == width
 
 
-def test_show_overlays_runs_under_letters(say: Any) -> None:
+def test_show_overlays_runs_with_letters(say: Any) -> None:
     _, out, _ = say("show", "base-s1", "base-s2", "--metric", "eval/score")
     assert rows(out)["A"][1] == "base-s1"
     assert rows(out)["B"][1] == "base-s2"
@@ -240,14 +240,14 @@ def test_show_suggests_the_nearest_metric(say: Any) -> None:
     assert "there are: eval/score, loss/value, optim/lr" in say("show", "base-s1", "--metric", "zzz")[2]
 
 
-def test_show_of_a_run_without_events_says_so(say: Any) -> None:
+def test_show_reports_run_without_events(say: Any) -> None:
     code, out, _ = say("show", "broken")
     assert code == 0
     assert "no metrics yet" in out
     assert "ValueError: reward is NaN boom" in out
 
 
-def test_show_csv_and_json_hold_every_point(say: Any) -> None:
+def test_show_csv_and_json_contain_every_point(say: Any) -> None:
     _, out, _ = say("show", "fast", "base-s1", "--csv")
     table_rows = list(csv.DictReader(io.StringIO(out)))
     assert table_rows[0].keys() == {"run", "tag", "step", "wall_time", "value"}
@@ -271,13 +271,13 @@ def test_show_csv_and_json_hold_every_point(say: Any) -> None:
     assert "choose one" in err
 
 
-def test_show_labels_runs_of_one_name_by_path(say: Any, folder: Path) -> None:
+def test_show_labels_same_named_runs_by_path(say: Any, folder: Path) -> None:
     other = make(folder / "elsewhere", "fast", [1.0])
     document = json.loads(say("show", "fast", str(other.path), str(folder / "fast"), "--json")[1])
     assert set(document) == {str(folder / "fast"), str(other.path)}
 
 
-def test_show_reports_damage_on_stderr_and_draws_the_rest(say: Any, folder: Path) -> None:
+def test_show_reports_damaged_file_and_draws_the_rest(say: Any, folder: Path) -> None:
     (path,) = (folder / "base-s1").glob("events*")
     data = bytearray(path.read_bytes())
     data[-10] ^= 0xFF
@@ -308,7 +308,7 @@ def read_until(terminal: int, wanted: bytes, patience_s: float = 30.0) -> bytes:
 
 
 @pytest.mark.parametrize("end", ["finished", "ctrl-c"])
-def test_show_follows_a_running_run_on_a_terminal(folder: Path, end: str) -> None:
+def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
     run = make(folder, "live", [1.0, 2.0])
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -342,7 +342,7 @@ def test_show_follows_a_running_run_on_a_terminal(folder: Path, end: str) -> Non
 # --- compare
 
 
-def test_compare_shows_only_what_differs_then_the_scores(say: Any) -> None:
+def test_compare_shows_differences_then_scores(say: Any) -> None:
     code, out, err = say("compare", "base-s1", "fast")
     assert (code, err) == (0, "")
     options, scores = out.split("\n\n")
@@ -351,7 +351,7 @@ def test_compare_shows_only_what_differs_then_the_scores(say: Any) -> None:
     assert rows(scores)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
 
 
-def test_compare_json(say: Any) -> None:
+def test_compare_json_lists_differences_and_scores(say: Any) -> None:
     document = json.loads(say("compare", "base-s1", "base-s2", "gone", "--json")[1])
     assert document["options"] == {
         "seed": {"base-s1": 1, "base-s2": 2, "gone": 1},
@@ -362,7 +362,7 @@ def test_compare_json(say: Any) -> None:
     }  # fmt: skip
 
 
-def test_compare_shows_an_option_that_one_run_lacks(say: Any, folder: Path) -> None:
+def test_compare_shows_option_missing_from_one_run(say: Any, folder: Path) -> None:
     path = folder / "fast" / "config.toml"
     path.write_text(path.read_text().replace("lr = 0.01\n", "") + "\n[extra]\nflag = true\n")
     options = rows(say("compare", "base-s1", "fast")[1].split("\n\n")[0])
@@ -370,7 +370,7 @@ def test_compare_shows_an_option_that_one_run_lacks(say: Any, folder: Path) -> N
     assert options["extra.flag"] == ["extra.flag", "-", "true"]
 
 
-def test_compare_turns_the_table_where_it_would_not_fit(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_transposes_a_table_that_is_too_wide(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert wide.startswith("option")
     monkeypatch.setattr("ppo_unified.cli.compare.width", lambda: 42)
@@ -378,7 +378,7 @@ def test_compare_turns_the_table_where_it_would_not_fit(say: Any, monkeypatch: p
     assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
 
 
-def test_compare_of_equal_runs_says_so_and_of_one_is_refused(say: Any, folder: Path) -> None:
+def test_compare_reports_equal_runs_and_needs_two(say: Any, folder: Path) -> None:
     make(folder, "twin", [1.0], {"seed": 1})
     assert say("compare", "base-s1", "twin")[1].startswith("the options are the same\n")
     for names in (["base-s1"], ["base-s1", "base-s1"]):
@@ -387,7 +387,7 @@ def test_compare_of_equal_runs_says_so_and_of_one_is_refused(say: Any, folder: P
         assert "name at least two different runs" in err
 
 
-def test_compare_seeds_groups_runs_that_differ_in_the_seed_alone(say: Any) -> None:
+def test_compare_seeds_groups_runs_by_options(say: Any) -> None:
     document = json.loads(say("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
     base, fast = document["groups"]
     assert (base["runs"], base["seeds"], base["options"]) == (["base-s1", "base-s2"], [1, 2], {"optim.lr": 0.002})
@@ -402,7 +402,7 @@ def test_compare_seeds_groups_runs_that_differ_in_the_seed_alone(say: Any) -> No
 
 
 @pytest.mark.parametrize("command", ["show", "compare"])
-def test_an_unknown_run_names_the_nearest(say: Any, command: str) -> None:
+def test_unknown_run_suggests_the_nearest(say: Any, command: str) -> None:
     code, out, err = say(command, "base-s3", "fast")
     assert (code, out) == (2, "")
     assert "no run 'base-s3' in" in err
@@ -413,7 +413,7 @@ def test_an_unknown_run_names_the_nearest(say: Any, command: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["runs", "--json"], ["--help"], ["runs"], ["envs"], ["show", "fast", "--once"]])
-def test_looking_loads_no_torch(folder: Path, arguments: list[str]) -> None:
+def test_read_commands_import_no_torch(folder: Path, arguments: list[str]) -> None:
     where = [] if arguments[0] in ("--help", "envs") else ["--runs", str(folder)]
     command = [sys.executable, "-X", "importtime", "-m", "ppo_unified", *arguments, *where]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -427,7 +427,7 @@ def test_looking_loads_no_torch(folder: Path, arguments: list[str]) -> None:
         assert len(json.loads(done.stdout)) == 5
 
 
-def test_a_pipe_that_closes_early_is_no_error(folder: Path) -> None:
+def test_closed_pipe_is_no_error(folder: Path) -> None:
     command = f"{sys.executable} -m ppo_unified show fast base-s1 --csv --runs {folder} | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stdout == "run,tag,step,wall_time,value\n"
@@ -437,7 +437,7 @@ def test_a_pipe_that_closes_early_is_no_error(folder: Path) -> None:
 # --- text
 
 
-def test_clean_leaves_one_harmless_line() -> None:
+def test_clean_returns_one_safe_line() -> None:
     assert clean("a\x1b[31;1mb\x1b]8;;http://x\x07c\x1b]0;t\x1b\\d\x1bMe\nf\tg\x07\x9b31m") == "abcde f g  31m"
     assert clean("\u202eevil\u2066") == "evil"
     assert clean("學習 é ok") == "學習 é ok"
@@ -449,7 +449,7 @@ def test_clean_leaves_one_harmless_line() -> None:
      (2e6, 0, "2M"), (-1234.567, 0, "-1235"), (0.00004, 0, "4.0e-05"), (math.nan, 0, "nan"), (-math.inf, 0, "-inf"),
      (0, 0, "0"), (5000, 1000, "5k"), (500.013, 0.001, "500.013")],
 )  # fmt: skip
-def test_short_numbers(value: float | None, resolution: float, text: str) -> None:
+def test_numbers_are_shortened(value: float | None, resolution: float, text: str) -> None:
     assert format_number(value, resolution) == text
 
 
@@ -465,7 +465,7 @@ def test_short_numbers(value: float | None, resolution: float, text: str) -> Non
         (-5, "0.0 s"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
@@ -475,7 +475,7 @@ def test_tables_align_wide_characters_and_numbers() -> None:
     assert [display_width(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
 
 
-def test_colours_only_where_a_terminal_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_used_only_on_colour_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_unified.text import can_color, can_unicode
 
     class Terminal(io.TextIOWrapper):

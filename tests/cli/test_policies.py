@@ -97,7 +97,7 @@ def evaluated(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
 # eval
 
 
-def test_eval_scores_the_best_checkpoint_greedily(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_uses_best_checkpoint_and_greedy_actions(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = evaluated(runs, capsys, "--episodes", "30", "--seed", "7")
     best = checkpoint.best_step(Run(runs / "pole"))
     assert document.pop("score") == document.pop("mean_return") >= 475
@@ -105,7 +105,7 @@ def test_eval_scores_the_best_checkpoint_greedily(runs: Path, capsys: pytest.Cap
     assert document == {"episodes": 30, "greedy": True, "seed": 7, "checkpoint": "best", "step": best}
 
 
-def test_eval_repeats_and_its_options_matter(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_is_repeatable_and_depends_on_options(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def score(*arguments: str) -> float:
         _, out, _ = command(runs, capsys, "eval", "fallen", "--json", "--episodes", "20", *arguments)
         return float(json.loads(out)["score"])
@@ -114,7 +114,7 @@ def test_eval_repeats_and_its_options_matter(runs: Path, capsys: pytest.CaptureF
     assert score("--seed", "1") != score("--seed", "1", "--sampled") == score("--seed", "1", "--sampled")
 
 
-def test_eval_takes_the_checkpoint_it_is_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_uses_the_given_checkpoint(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = checkpoint.steps(Run(runs / "pole"))
     for which, step in (("latest", steps[-1]), (str(steps[0]), steps[0])):
         document = evaluated(runs, capsys, "--episodes", "2", "--checkpoint", which)
@@ -123,9 +123,7 @@ def test_eval_takes_the_checkpoint_it_is_told(runs: Path, capsys: pytest.Capture
     assert words[1] == "words: score 12 +- 0 over 2 episodes (greedy, seed 0, best checkpoint, step 8)\n"
 
 
-def test_a_run_of_another_machine_can_be_looked_at_here(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its config.toml may ask for a GPU that this machine lacks."""
     copy = shutil.copytree(runs / "dot", tmp_path / "far")
     config = (copy / "config.toml").read_text(encoding="utf-8")
@@ -152,7 +150,7 @@ def test_a_run_of_another_machine_can_be_looked_at_here(
         (("export", "pole", "--to", "/dev/null/x"), "--to /dev/null/x: cannot be made a folder (Not a directory)"),
     ],
 )
-def test_mistakes_get_one_line(
+def test_usage_errors_are_one_line(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], named: str
 ) -> None:
     code, out, err = command(runs, capsys, *arguments)
@@ -168,7 +166,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_leaves_running_trainer_undisturbed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another process holds the lock: it keeps it, and nothing but export/ changes."""
     code = "import sys; from ppo_unified.runs.folder import *; run = Run(Path(sys.argv[1]))"
     code += "; run.acquire(); print(); input()"
@@ -185,7 +183,7 @@ def test_eval_does_not_disturb_a_trainer(runs: Path, capsys: pytest.CaptureFixtu
     assert not run.is_locked()
 
 
-def test_a_checkpoint_removed_meanwhile_is_chosen_anew(
+def test_eval_rechooses_a_checkpoint_pruned_meanwhile(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = checkpoint.choose, []
@@ -200,7 +198,7 @@ def test_a_checkpoint_removed_meanwhile_is_chosen_anew(
     assert calls == ["best", "1", "best"]
 
 
-def test_eval_saves_a_video_of_an_episode(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_saves_episode_video(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command(runs, capsys, "eval", "dot", "--episodes", "1", "--video", "--seed", "4")
     path = runs / "dot" / "export" / "step8-seed4.gif"
     assert code == 0
@@ -213,7 +211,7 @@ def test_eval_saves_a_video_of_an_episode(runs: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("arguments", [("eval", "dot", "--episodes", "1", "--video"), ("export", "pole", "--to", "")])
-def test_no_folder_name_reaches_the_terminal_as_it_is(
+def test_folder_names_are_sanitized_for_the_terminal(
     runs: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -229,7 +227,7 @@ def test_no_folder_name_reaches_the_terminal_as_it_is(
     assert is_harmless(out)
 
 
-def test_json_with_a_video_stays_one_document(runs: Path) -> None:
+def test_eval_json_with_video_is_one_document(runs: Path) -> None:
     """A process of its own: the libraries that draw greet on stdout and complain on stderr unless told not to."""
     command = [sys.executable, "-m", "ppo_unified", "eval", "fallen", "--episodes", "1", "--json", "--video"]
     ended = subprocess.run([*command, "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -241,16 +239,14 @@ def test_json_with_a_video_stays_one_document(runs: Path) -> None:
 # play
 
 
-def test_play_without_a_terminal_prints_a_plain_line_per_episode(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_play_without_terminal_prints_one_line_per_episode(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("dot", "words", "unseen", "odd"):
         code, out, err = command(runs, capsys, "play", name, "--episodes", "2")
         assert (code, err) == (0, "")
         assert out == "episode 1: return 12 in 12 steps\nepisode 2: return 12 in 12 steps\n"
 
 
-def test_frames_follow_the_episode() -> None:
+def test_play_yields_one_frame_per_step() -> None:
     frames = list(gym_play.play(adapter_of("tests.pictures:Dot-v0"), 2, 0, True, ("picture", "text")))
     assert [(frame.episode, frame.step) for frame in frames] == [(e, s) for e in (1, 2) for s in range(13)]
     assert [frame.total for frame in frames] == [float(frame.step) for frame in frames]
@@ -262,13 +258,13 @@ def test_frames_follow_the_episode() -> None:
         assert frame.seconds == 1 / 25
 
 
-def test_the_same_seed_shows_the_same_episode() -> None:
+def test_same_seed_plays_the_same_episode() -> None:
     adapter = adapter_of("CartPole-v1")
     played = [[f.action for f in gym_play.play(adapter, 2, seed, False, ())] for seed in (1, 1, 2)]
     assert played[0] == played[1] != played[2]
 
 
-def test_an_environment_only_in_vectors_cannot_be_watched() -> None:
+def test_play_rejects_vector_only_environment() -> None:
     with pytest.raises(UsageError, match=r"OnlyVector-v0: has only a vector version"):
         gym_play.play(adapter_of("tests.worlds:OnlyVector-v0"), 1, 0, True, ())
 
@@ -313,7 +309,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) ->
     return code, text.result()
 
 
-def test_play_draws_on_a_terminal_and_gives_it_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_draws_and_restores_the_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs))
     before, picture, after = re.split(f"{re.escape(ENTER)}|{re.escape(LEAVE)}", text)
     assert (code, before, after) == (0, "", "episode 1: return 12 in 12 steps\r\n")
@@ -330,7 +326,7 @@ def test_play_draws_on_a_terminal_and_gives_it_back(runs: Path, monkeypatch: pyt
         ({"LC_ALL": "C"}, "@@@@", "48;"),
     ],
 )
-def test_play_respects_what_the_terminal_can_show(
+def test_play_respects_terminal_capabilities(
     runs: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], has: str, lacks: str
 ) -> None:
     code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs), **environ)
@@ -340,7 +336,7 @@ def test_play_respects_what_the_terminal_can_show(
     assert text.isascii() or environ == {"COLORTERM": ""}
 
 
-def test_play_shows_text_where_there_is_no_picture(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_shows_text_frames(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = watched(monkeypatch, "play", "words", "--fps", "1000", "--runs", str(runs))
     assert code == 0
     assert "  S ............" in text
@@ -348,19 +344,19 @@ def test_play_shows_text_where_there_is_no_picture(runs: Path, monkeypatch: pyte
     assert "\x1b[41m" not in text
 
 
-def test_a_terminal_that_draws_nothing_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dumb_terminal_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = watched(monkeypatch, "play", "dot", "--runs", str(runs), TERM="dumb")
     assert shown == (0, "episode 1: return 12 in 12 steps\r\n")
 
 
-def test_play_says_what_cannot_be_drawn(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_reports_environment_without_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = watched(monkeypatch, "play", "unseen", "--runs", str(runs))
     assert code == 2
     assert "its render modes are none, and rgb_array or ansi is needed" in text
     assert "\x1b" not in text
 
 
-def test_what_an_environment_prints_follows_the_picture(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_output_appears_below_the_frame(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = watched(monkeypatch, "play", "chatty", "--fps", "1000", "--runs", str(runs))
     assert code == 0
     assert "a line of its own" not in text.partition(LEAVE)[0]
@@ -384,7 +380,7 @@ def start_on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_gives_the_terminal_back(runs: Path, number: signal.Signals, code: int) -> None:
+def test_signal_restores_the_terminal(runs: Path, number: signal.Signals, code: int) -> None:
     process, terminal = start_on_a_terminal("play", "dot", "--fps", "0.01", "--runs", str(runs))
     text = read_until(terminal, "step 0")
     assert ENTER in text
@@ -395,7 +391,7 @@ def test_a_signal_gives_the_terminal_back(runs: Path, number: signal.Signals, co
     os.close(terminal)
 
 
-def test_a_world_that_breaks_gives_the_terminal_back(runs: Path) -> None:
+def test_environment_error_restores_the_terminal(runs: Path) -> None:
     process, terminal = start_on_a_terminal("play", "broken", "--fps", "1000", "--runs", str(runs))
     text = read_until(terminal, "\0")
     assert process.wait() == 1
@@ -426,7 +422,7 @@ def python_blocks(page: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 
 
-def test_an_exported_policy_says_what_it_is(runs: Path, exported: Path) -> None:
+def test_exported_policy_describes_itself(runs: Path, exported: Path) -> None:
     description = json.loads((exported / "policy.json").read_text(encoding="utf-8"))
     status = Run(runs / "pole").read_status()
     assert sorted(os.listdir(exported)) == description["files"] == ["README.md", "policy.json", "policy.pt2"]
@@ -438,7 +434,7 @@ def test_an_exported_policy_says_what_it_is(runs: Path, exported: Path) -> None:
     assert description["versions"]["torch"] == torch.__version__
 
 
-def test_an_exported_policy_works_without_this_project(runs: Path, exported: Path, tmp_path: Path) -> None:
+def test_exported_policy_runs_without_this_project(runs: Path, exported: Path, tmp_path: Path) -> None:
     """In a process that has neither us nor Gymnasium it acts the same; then its example scores as the run did."""
     pole = Run(runs / "pole")
     config = load_preset("cartpole")
@@ -470,7 +466,7 @@ WORLDS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("env_id", "options"), WORLDS)
-def test_the_example_of_an_export_plays_what_play_plays(
+def test_exported_example_plays_as_play_does(
     env_id: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = adapter_of(env_id, **options)
@@ -486,7 +482,7 @@ def test_the_example_of_an_export_plays_what_play_plays(
     assert json.dumps(facts, allow_nan=False)
 
 
-def test_a_program_that_acts_otherwise_is_not_let_through(tmp_path: Path) -> None:
+def test_export_rejects_program_with_different_actions(tmp_path: Path) -> None:
     ours, other = adapter_of("Pendulum-v1"), adapter_of("Pendulum-v1")
     with torch.no_grad():
         list(other.policy.head.parameters())[-1].add_(0.01)
@@ -496,7 +492,7 @@ def test_a_program_that_acts_otherwise_is_not_let_through(tmp_path: Path) -> Non
         gym_export.check_program(ours.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
 
 
-def test_a_mask_of_an_exported_program_forbids(tmp_path: Path) -> None:
+def test_exported_program_applies_action_mask(tmp_path: Path) -> None:
     adapter = adapter_of("Taxi-v4")
     gym_export.write_program(adapter.policy, adapter.observations, adapter.actions, True, tmp_path / "policy.pt2")
     program = torch.export.load(tmp_path / "policy.pt2").module()
@@ -505,9 +501,7 @@ def test_a_mask_of_an_exported_program_forbids(tmp_path: Path) -> None:
         assert (program(obs, (torch.arange(6) == only).expand(500, 6)) == only).all()
 
 
-def test_export_replaces_an_earlier_export_and_nothing_else(
-    runs: Path, exported: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_replaces_only_an_earlier_export(runs: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def age() -> int:
         return (exported / "policy.pt2").stat().st_mtime_ns
 
@@ -526,15 +520,13 @@ def test_export_replaces_an_earlier_export_and_nothing_else(
     (exported / "notes.txt").unlink()
 
 
-def test_a_policy_json_of_others_is_not_overwritten(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_keeps_foreign_policy_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("{", "[]", "{}", '{"format": "theirs", "files": ["policy.json"]}'):
         (tmp_path / "policy.json").write_text(text, encoding="utf-8")
         assert command(runs, capsys, "export", "pole", "--to", str(tmp_path))[0] == 2
         assert (tmp_path / "policy.json").read_text(encoding="utf-8") == text
 
 
-def test_a_reply_is_described_in_numbers() -> None:
+def test_reply_facts_are_formatted() -> None:
     assert describe_reply(Reply("text", 40, True, 0.123456)) == "score 0.1235, 40 tokens, ended"
     assert describe_reply(Reply("text", 1, False, None)) == "1 token, cut off"

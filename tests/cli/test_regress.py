@@ -12,9 +12,7 @@ from ppo_unified.cli.main import main
 
 
 @pytest.mark.parametrize("text", ["5", "null", "[1]", '{"cartpole": 5}', '{"cartpole": {"seeds": 1}}', "{", ""])
-def test_what_is_no_baseline_is_refused_in_one_line(
-    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_baseline_is_a_one_line_error(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "b.json"
     path.write_text(text)
     assert main(["regress", "--baseline", str(path)]) == 2
@@ -23,7 +21,7 @@ def test_what_is_no_baseline_is_refused_in_one_line(
     assert said.count("\n") == 1
 
 
-def test_regress_measures_against_a_baseline(
+def test_regress_compares_with_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,7 +18,7 @@ from ppo_unified.runs.folder import Run
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
-def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path, call: Call) -> None:
+def test_stopped_run_resumes_with_one_continuous_curve(tmp_path: Path, call: Call) -> None:
     started = command("train", "cartpole", "--name", "a", "--detach", *LONG, cwd=tmp_path)
     assert started.returncode == 0, started.stderr
     run = Run(tmp_path / "runs" / "a")
@@ -43,7 +43,7 @@ def test_stop_checkpoints_and_resume_goes_on_in_one_curve(tmp_path: Path, call: 
     assert call("stop", "a")[0] == 2
 
 
-def test_a_solved_run_is_resumed_only_further(tmp_path: Path, call: Call) -> None:
+def test_solved_run_resumes_only_with_higher_target(tmp_path: Path, call: Call) -> None:
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
     assert "finished (solved)" in call("train", "cartpole", "--name", "a", *easy)[1]
     run = Run(tmp_path / "runs" / "a")
@@ -57,7 +57,7 @@ def test_a_solved_run_is_resumed_only_further(tmp_path: Path, call: Call) -> Non
     assert status.step >= steps + 1500
 
 
-def test_a_solved_run_resumes_for_a_higher_threshold(tmp_path: Path, call: Call) -> None:
+def test_solved_run_resumes_until_a_higher_threshold(tmp_path: Path, call: Call) -> None:
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
     assert call("train", "cartpole", "--name", "a", *easy)[0] == 0
     _, output, error = call("resume", "a", "--total-steps", "90000", "--eval.threshold", "12")
@@ -65,7 +65,7 @@ def test_a_solved_run_resumes_for_a_higher_threshold(tmp_path: Path, call: Call)
     assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
 
 
-def test_a_killed_run_without_a_checkpoint_starts_anew(tmp_path: Path, call: Call) -> None:
+def test_killed_run_without_checkpoint_restarts(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", "--name", "a", "--detach", *LONG)[0] == 0
     run = Run(tmp_path / "runs" / "a")
     wait_for(lambda: run.read_status().step > 0)
@@ -79,7 +79,7 @@ def test_a_killed_run_without_a_checkpoint_starts_anew(tmp_path: Path, call: Cal
     assert call("stop", "a", "--kill")[0] == 0
 
 
-def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path: Path, call: Call) -> None:
+def test_rejected_resume_leaves_run_unchanged(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
     run = Run(tmp_path / "runs" / "a")
     before = run.read_status()
@@ -112,7 +112,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 FASTER = ("resume", "a", "--total-steps", "9000", "--optim.lr", "1e-5")
 
 
-def test_a_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*FASTER, "--runs", str(stopped.path.parent)]
 
     class Killed(BaseException):
@@ -135,7 +135,7 @@ def test_a_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeyp
     assert stopped.read_status().resumes[1]["changed"] == second["changed"]
 
 
-def test_a_resume_that_cannot_write_leaves_the_run_unchanged(
+def test_resume_on_full_disk_leaves_run_unchanged(
     stopped: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = stopped.read_status(), stopped.config.read_text()
@@ -149,7 +149,7 @@ def test_a_resume_that_cannot_write_leaves_the_run_unchanged(
     assert (stopped.read_status(), stopped.config.read_text()) == before
 
 
-def test_resume_at_step_0_says_what_lies_beside_checkpoints(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_checkpoint_explains_start_at_step_0(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["resume", "a", "--runs", str(stopped.path.parent)]
     for names, told in (
         ((), "a has no checkpoint: it starts at step 0"),
@@ -165,7 +165,7 @@ def test_resume_at_step_0_says_what_lies_beside_checkpoints(stopped: Run, capsys
         assert bool(told) == ("step 0" in said)
 
 
-def test_more_steps_than_a_whole_number_holds_are_refused(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_total_steps_beyond_int64_are_rejected(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
     before = stopped.read_status()
     assert main(["resume", "a", "--total-steps", "9" * 25, "--runs", str(stopped.path.parent)]) == 2
     assert "total_steps" in capsys.readouterr().err.replace("-", "_")

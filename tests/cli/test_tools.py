@@ -86,7 +86,7 @@ def lists(address: str, names: list[str]) -> bool:
         return sorted(json.load(answer)) == names
 
 
-def test_tensorboard_serves_the_runs_it_is_given(runs: Path, tmp_path: Path) -> None:
+def test_tensorboard_serves_the_given_runs(runs: Path, tmp_path: Path) -> None:
     """The whole folder, and two named runs; each server ends with its parent and leaves nothing behind."""
     everything = serving("--runs", str(runs), tmp=tmp_path)
     named = serving("two, a=b:c", str(runs / "one"), "--runs", str(runs), tmp=tmp_path)
@@ -109,7 +109,7 @@ def test_tensorboard_serves_the_runs_it_is_given(runs: Path, tmp_path: Path) -> 
         assert not links[0].exists()
 
 
-def test_a_taken_port_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensorboard_reports_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -131,7 +131,7 @@ def test_a_taken_port_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -
         (["--runs", "/nowhere"], "/nowhere: there is no runs folder"),
     ],
 )
-def test_mistakes_get_one_line(
+def test_usage_errors_are_one_line(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
 ) -> None:
     assert main(["tensorboard", "--runs", str(runs), *arguments]) == 2
@@ -152,7 +152,7 @@ def diagnosis(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return document
 
 
-def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
     document = diagnosis(capsys)
     checks = {check["name"]: check for check in document["checks"]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -164,7 +164,7 @@ def test_doctor_finds_this_installation_sound(capsys: pytest.CaptureFixture[str]
     assert all(check["verdict"] == "ok" or check["remedy"] for check in checks.values())
 
 
-def test_doctor_says_the_same_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_text_matches_its_json(capsys: pytest.CaptureFixture[str]) -> None:
     document = diagnosis(capsys)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -180,7 +180,7 @@ def doctor_in(folder: Path, code: str, **environ: str) -> tuple[int, str, str]:
     return ended.returncode, ended.stdout, ended.stderr
 
 
-def test_doctor_works_where_packages_are_missing(tmp_path: Path) -> None:
+def test_doctor_runs_with_missing_packages(tmp_path: Path) -> None:
     """Not one of them can be imported, two are not installed, one is too old."""
     code, out, err = doctor_in(
         tmp_path,
@@ -205,7 +205,7 @@ def test_doctor_works_where_packages_are_missing(tmp_path: Path) -> None:
     assert out.splitlines()[-1] == "broken: torch, numpy, rich, torch import"
 
 
-def test_doctor_names_a_package_that_shadows_ours(tmp_path: Path) -> None:
+def test_doctor_reports_shadowing_package(tmp_path: Path) -> None:
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "__init__.py").touch()
     (tmp_path / "start").mkdir()
@@ -238,11 +238,11 @@ def test_versions_compare_as_numbers(found: str, lowest: str, reaches: bool) -> 
     ("requirement", "bound"),
     [("a[b,c]>=1.3", "1.3"), ("a<3,>=1.26", "1.26"), ("a==2", ""), ("a", ""), (">=3.11", "3.11")],
 )
-def test_lower_bounds_are_read(requirement: str, bound: str) -> None:
+def test_lower_bounds_are_parsed(requirement: str, bound: str) -> None:
     assert lower_bound(requirement) == bound
 
 
-def test_a_runs_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_doctor_reports_unwritable_runs_folder(tmp_path: Path) -> None:
     assert check_runs(tmp_path / "not" / "there" / "yet").verdict == "ok"
     assert not (tmp_path / "not").exists()
     (tmp_path / "file").touch()
@@ -256,18 +256,18 @@ def test_a_runs_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 # shadowing
 
 
-def test_our_own_packages_are_no_clash() -> None:
+def test_own_packages_are_not_reported_as_shadowing() -> None:
     assert shadowed_packages() == []
 
 
-def test_a_package_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_package_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppo_unified.cli.shadowing.REQUIRED", ("ppo_unified_has_no_such_package",))
     (problem,) = shadowed_packages(tmp_path)
     assert "'ppo_unified_has_no_such_package': not found" in problem
     assert problem.endswith("; install the project again: pip install -e .")
 
 
-def test_a_distribution_that_installs_our_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_distribution_with_our_package_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether it came first on the path, or into the very same folder."""
     info = tmp_path / "other_envs-1.0.dist-info"
     info.mkdir()

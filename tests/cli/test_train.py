@@ -21,7 +21,7 @@ from ppo_unified.runs.folder import Run
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
-def test_train_leaves_a_whole_run_folder_and_the_next_command(tmp_path: Path) -> None:
+def test_train_writes_run_folder_and_prints_next_step(tmp_path: Path) -> None:
     done = command("train", "cartpole", "--name", "a", "--ppo.clip", "0.1", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "Next: watch it with: ppo-unified play a"
@@ -37,7 +37,7 @@ def test_train_leaves_a_whole_run_folder_and_the_next_command(tmp_path: Path) ->
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path, call: Call) -> None:
+def test_config_toml_reproduces_the_run(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
     assert command("train", "runs/a/config.toml", "--name", "b", cwd=tmp_path).returncode == 0  # another hash seed
     curves = []
@@ -54,7 +54,7 @@ def test_a_run_is_repeated_by_its_own_configuration(tmp_path: Path, call: Call) 
     assert curves[0] == curves[1]
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_exit_code_130(tmp_path: Path) -> None:
+def test_ctrl_c_saves_checkpoint_and_exits_130(tmp_path: Path) -> None:
     whole = [sys.executable, "-m", "ppo_unified", "train", "cartpole", "--name", "a", *LONG]
     with subprocess.Popen(whole, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         run = Run(tmp_path / "runs" / "a")
@@ -93,7 +93,7 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
         ("reward", "non-finite reward"),
     ],
 )
-def test_a_broken_environment_fails_the_run_and_keeps_everything(
+def test_environment_error_fails_run_and_keeps_folder(
     how: str, says: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("broken", BROKEN_ENVIRONMENT)
@@ -112,7 +112,7 @@ def test_a_broken_environment_fails_the_run_and_keeps_everything(
     assert list(run.checkpoints.iterdir())
 
 
-def test_a_mistake_found_while_training_fails_and_keeps_the_run(
+def test_usage_error_during_training_keeps_the_failed_run(
     tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     """Only what is refused before it trains leaves nothing."""
@@ -149,7 +149,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("arguments", [a for a in REFUSED if REFUSED[a]], ids=" ".join)
-def test_a_mistake_gets_one_line_exit_code_2_and_leaves_nothing(
+def test_usage_error_exits_2_and_leaves_no_folder(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -161,7 +161,7 @@ def test_a_mistake_gets_one_line_exit_code_2_and_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_gpu_that_is_not_there_is_refused_and_leaves_nothing(
+def test_missing_gpu_is_rejected_and_leaves_no_folder(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -171,7 +171,7 @@ def test_a_gpu_that_is_not_there_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_missing_extra_names_the_pip_command(tmp_path: Path) -> None:
+def test_missing_extra_suggests_pip_command(tmp_path: Path) -> None:
     (tmp_path / "Box2D.py").write_text("raise ImportError('no Box2D here')", encoding="utf-8")
     done = command("train", "lunarlander", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
@@ -179,7 +179,7 @@ def test_a_missing_extra_names_the_pip_command(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_taken_name_is_refused(
+def test_existing_run_name_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -189,7 +189,7 @@ def test_a_taken_name_is_refused(
         assert "exists already" in capsys.readouterr().err
 
 
-def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(
+def test_detached_start_reports_rejection_and_leaves_nothing(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -199,7 +199,7 @@ def test_a_refusal_reaches_the_user_of_detach_and_leaves_nothing(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_modules_of_the_current_folder_shadow_none_of_ours(tmp_path: Path) -> None:
+def test_trainer_ignores_modules_in_current_folder(tmp_path: Path) -> None:
     (tmp_path / "random.py").write_text("raise RuntimeError('shadowed')", encoding="utf-8")
     whole = [sys.executable, "-P", "-m", "ppo_unified", "train", "cartpole", "--name", "a", "--detach", *QUICK]
     done = subprocess.run(whole, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
@@ -221,7 +221,7 @@ if "Endless-v0" not in gym.registry: gym.register("Endless-v0", entry_point="end
 """
 
 
-def test_an_episode_that_nothing_ends_is_cut_and_scored(
+def test_endless_episode_is_truncated_and_scored(
     tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("endless", ENDLESS_ENVIRONMENT)
@@ -231,7 +231,7 @@ def test_an_episode_that_nothing_ends_is_cut_and_scored(
     assert Run(tmp_path / "runs" / "a").read_status().score == 5000.0
 
 
-def test_help_is_quick_to_reach_and_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_help_is_quick_to_reach_and_lists_what_there_is(capsys: pytest.CaptureFi
     assert "(default: 0.98)" in capsys.readouterr().out
 
 
-def test_lists_of_values_are_trained_one_after_the_other(tmp_path: Path, call: Call) -> None:
+def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) -> None:
     listed = ["--total-steps", "5e2,6e2", "--seed", "1-2", "--no-stop-when-solved", "--eval.episodes", "1"]
     code, out, err = call("train", "cartpole", *listed, "--eval.every-steps", "0")
     assert code == 0, err
@@ -271,7 +271,7 @@ def test_lists_of_values_are_trained_one_after_the_other(tmp_path: Path, call: C
         ([130, 0, 0], 130, ["x-s1"], "2 of 3 runs were not started"),
     ],
 )
-def test_a_failed_run_stops_no_other_and_a_stopped_one_does(
+def test_sequence_continues_after_failure_but_not_after_stop(
     codes: list[int], code: int, names: list[str], told: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
@@ -287,7 +287,7 @@ def test_a_failed_run_stops_no_other_and_a_stopped_one_does(
     assert err == (f"{told}\n" if told else "")
 
 
-def test_a_taken_name_among_several_starts_nothing(tmp_path: Path, call: Call) -> None:
+def test_existing_name_among_several_starts_nothing(tmp_path: Path, call: Call) -> None:
     (tmp_path / "runs" / "a-s3").mkdir(parents=True)
     for extra in ((), ("--detach",)):
         code, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "a", *extra)
@@ -295,7 +295,7 @@ def test_a_taken_name_among_several_starts_nothing(tmp_path: Path, call: Call) -
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a-s3"]
 
 
-def test_a_default_name_of_several_runs_is_the_first_free_one(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_names_of_several_runs_are_the_first_free_ones(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def work(run: Run, *_: object) -> int:

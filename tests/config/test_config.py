@@ -25,7 +25,7 @@ def flags(*arguments: str, config: GymConfig | None = None) -> GymConfig:
     return configure(config, read_flags(config, arguments, "ppo-unified train x", ""))
 
 
-def test_defaults_are_those_of_the_literature() -> None:
+def test_defaults_match_the_literature() -> None:
     config = GymConfig()
     assert (config.optim.eps, config.optim.max_grad_norm, config.optim.anneal) == (1e-5, 0.5, True)
     assert (config.ppo.clip, config.ppo.gamma, config.ppo.lam, config.ppo.value_clip) == (0.2, 0.99, 0.95, 0.0)
@@ -34,14 +34,14 @@ def test_defaults_are_those_of_the_literature() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(preset_files()))
-def test_a_preset_written_as_toml_reads_back_the_same(preset: str, tmp_path: Path) -> None:
+def test_preset_round_trips_through_toml(preset: str, tmp_path: Path) -> None:
     config = load_target(preset)
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     assert from_file(path) == config
 
 
-def test_every_preset_says_what_to_expect() -> None:
+def test_every_preset_states_score_and_time() -> None:
     for about in list_presets():
         assert about.title
         assert about.score
@@ -49,7 +49,7 @@ def test_every_preset_says_what_to_expect() -> None:
     assert {about.name for about in list_presets()} >= {"cartpole", "lunarlander-continuous", "taxi"}
 
 
-def test_flags_lie_over_the_preset() -> None:
+def test_flags_override_the_preset() -> None:
     config = load_target("cartpole")
     assert isinstance(config, GymConfig)
     changed = flags("--ppo.clip", "0.1", "--policy.hidden", "32", "16", "--gym.normalize-obs", config=config)
@@ -98,7 +98,7 @@ VALUES: dict[tuple[str, ...], tuple[str, object]] = {
 
 
 @pytest.mark.parametrize("arguments", VALUES, ids=" ".join)
-def test_values_are_read_as_people_and_the_program_write_them(arguments: tuple[str, ...]) -> None:
+def test_values_are_parsed_as_typed_and_as_printed(arguments: tuple[str, ...]) -> None:
     option, value = VALUES[arguments]
     assert flags(*arguments).flatten()[option] == value
 
@@ -123,7 +123,7 @@ OTHER_NAMES = {
 
 
 @pytest.mark.parametrize("flag", OTHER_NAMES)
-def test_names_of_other_libraries_get_a_suggestion(flag: str) -> None:
+def test_option_names_of_other_libraries_get_a_suggestion(flag: str) -> None:
     with pytest.raises(UsageError) as caught:
         flags(flag, "1")
     name = flag.partition("=")[0].replace("_", "-")
@@ -144,14 +144,14 @@ def test_files_get_the_same_suggestions() -> None:
         assert text in str(caught.value)
 
 
-def test_every_suggestion_is_an_option() -> None:
+def test_every_suggested_name_is_an_option() -> None:
     known = {**typed_options(GymConfig), **typed_options(config_model("llm"))}
     assert set(suggestions.OTHER_NAMES.values()) <= known.keys()
     assert not {name for name in suggestions.OTHER_NAMES if name in known}
 
 
 @pytest.mark.parametrize("value", [[], ["a"], ["a,b"], ["a b", "c"], ["-x", "y"], ["it's"], [""], ["[x]"], ["'", '"']])
-def test_lists_survive_being_formatted_and_read(value: list[str]) -> None:
+def test_lists_round_trip_through_text(value: list[str]) -> None:
     declared = typed_options(GymConfig)["gym.wrappers"]
     assert read_value(format_value(value), declared) == value
     assert flags(*format_flag("gym.wrappers", value)).gym.wrappers == value
@@ -205,13 +205,13 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_gets_one_line_that_names_it(arguments: tuple[str, ...]) -> None:
+def test_invalid_flag_is_a_one_line_error(arguments: tuple[str, ...]) -> None:
     with pytest.raises(UsageError, match=MISTAKES[arguments]) as caught:
         flags(*arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_with_mistakes_names_file_table_and_key(tmp_path: Path) -> None:
+def test_invalid_toml_names_file_table_and_key(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('kind = "gym"\n[ppo]\nclip_range = 0.2\n[optim]\nlr = 0\n', encoding="utf-8")
     with pytest.raises(UsageError) as caught:
@@ -225,7 +225,7 @@ def test_a_file_with_mistakes_names_file_table_and_key(tmp_path: Path) -> None:
     ("content", "says"),
     [(b"\xff\xfe\x00\x01", "is not a text file"), (b"[ppo\nx", "is not valid TOML"), (b"seed = 1", "says no adapter")],
 )
-def test_what_is_no_configuration_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+def test_non_configuration_file_is_rejected(content: bytes, says: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=says):
@@ -237,7 +237,7 @@ def test_what_is_no_configuration_is_refused(content: bytes, says: str, tmp_path
         read_toml(tmp_path / "absent.toml")
 
 
-def test_a_file_cannot_name_its_runs_out_of_the_runs_folder(tmp_path: Path) -> None:
+def test_preset_file_cannot_name_runs_outside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text('kind = "gym"\npreset = "../../out"', encoding="utf-8")
     config = from_file(tmp_path / "x.toml")
     with pytest.raises(UsageError, match="names a folder inside the runs folder"):
@@ -245,26 +245,26 @@ def test_a_file_cannot_name_its_runs_out_of_the_runs_folder(tmp_path: Path) -> N
     assert load_target(str(tmp_path / "x.toml")).preset == "out"
 
 
-def test_unknown_names_get_the_nearest() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'cartpole'"):
         load_target("cartpol")
     with pytest.raises(UsageError, match=r"no adapter 'gim'.*did you mean 'gym'"):
         from_table({"kind": "gim"}, "x")
 
 
-def test_python_gets_the_same_checks() -> None:
+def test_load_preset_validates_like_the_command_line() -> None:
     assert load_preset("cartpole", seed=3, ppo={"clip": 0.1}).seed == 3
     with pytest.raises(UsageError, match=r"load_preset\('cartpole'\): ppo.clip: expected a number > 0 and < 1, got 7"):
         load_preset("cartpole", ppo={"clip": 7})
 
 
-def test_an_overlay_changes_what_it_names_and_nothing_else() -> None:
+def test_overlay_changes_only_its_options() -> None:
     base = {"a": 1, "t": {"x": 1, "y": 2}}
     assert overlay(base, {"t": {"y": 3}, "b": 4}) == {"a": 1, "b": 4, "t": {"x": 1, "y": 3}}
     assert base == {"a": 1, "t": {"x": 1, "y": 2}}
 
 
-def test_toml_holds_every_option_but_those_that_are_not_set() -> None:
+def test_toml_contains_every_set_option() -> None:
     table = tomllib.loads(GymConfig().to_toml())
     assert "threshold" not in table["eval"]
     assert validate(GymConfig, table, "x") == GymConfig()
@@ -275,7 +275,7 @@ class Refusing(GymConfig):
 
 
 @pytest.mark.parametrize("flag", ["--gym.frame-skip", "--gym.frame_skip=4", "--frame-skip"])
-def test_an_option_that_is_refused_says_why_as_flag_and_as_key(flag: str) -> None:
+def test_rejected_option_is_explained_as_flag_and_key(flag: str) -> None:
     reason = "is refused: the rewards of skipped frames would be lost"
     with pytest.raises(UsageError) as caught:
         read_flags(Refusing(), [flag, "4"], "ppo-unified train x", "")

@@ -55,12 +55,12 @@ ALWAYS = re.findall(
 NEVER = ("llm.model", "llm.prompts", "llm.reward", "seed", "device", "threads")
 
 
-def test_the_recipes_are_there() -> None:
+def test_expected_recipes_exist() -> None:
     assert list(RECIPES) == NAMED_BY_THE_ISSUE
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_where_each_setting_comes_from(name: str) -> None:
+def test_recipe_cites_a_source_for_each_setting(name: str) -> None:
     recipe = RECIPES[name]
     assert recipe.title
     assert recipe.source
@@ -79,7 +79,7 @@ def test_a_recipe_says_where_each_setting_comes_from(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_all_that_makes_a_ppo_and_nothing_of_the_task(name: str) -> None:
+def test_recipe_sets_all_ppo_options_and_no_task_option(name: str) -> None:
     said, config = set(RECIPES[name].sources), settings(RECIPES[name])
     wanted = set(ALWAYS)
     wanted |= {"llm.critic_init"} if config["llm.critic"].value == "independent" else set()
@@ -93,7 +93,7 @@ def test_a_recipe_says_all_that_makes_a_ppo_and_nothing_of_the_task(name: str) -
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, target: str) -> None:
+def test_recipe_applies_to_every_target(name: str, target: str) -> None:
     before, after = load_target(target).flatten(), load_preset(target, recipe=name).flatten()
     own = settings(RECIPES[name])
     for option, value in after.items():
@@ -103,7 +103,7 @@ def test_a_recipe_lies_over_every_target_and_leaves_the_rest_alone(name: str, ta
             assert value == (own[option].value if option in RECIPES[name].sources else before[option]), option
 
 
-def test_flags_lie_over_the_recipe() -> None:
+def test_flags_override_the_recipe() -> None:
     config = apply_recipe(load_target("llm"), "tldr")
     changed = configure(config, {"llm.kl_coef": "0.3", "total_iterations": "7"})
     assert isinstance(changed, LLMConfig)
@@ -113,7 +113,7 @@ def test_flags_lie_over_the_recipe() -> None:
         read_flags(config, ["--recipe", "x"], "train llm", "")
 
 
-def test_flags_may_mend_what_target_and_recipe_contradict_each_other_in(tmp_path: Path) -> None:
+def test_flags_resolve_target_and_recipe_conflicts(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('kind = "llm"\n[llm]\nmodel = "gpt2"\n[ppo]\nclip_high = 0.3\n', encoding="utf-8")
     for name, option in (("plain-ratio", "ppo.clip_high"), ("instructgpt-ptx", "llm.ptx_coef")):
@@ -144,7 +144,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
-def test_a_mistake_gets_one_line_and_leaves_nothing(
+def test_usage_error_is_one_line_and_leaves_nothing(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -156,7 +156,7 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_recipe_values(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["train", "llm", "--recipe", "deepspeed-chat", "--help"])
     shown = capsys.readouterr().out
@@ -173,7 +173,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys)
     listed = json.loads(said(capsys, "--json"))["recipes"]
     assert [entry["name"] for entry in listed] == list(RECIPES)
@@ -184,7 +184,7 @@ def test_the_list_has_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_recipe_is_shown_as_its_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_command_prints_the_recipe_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, name) == recipe_files()[name].read_text(encoding="utf-8")
     shown = json.loads(said(capsys, name, "--json"))
     assert shown["differs"] == list(RECIPES[name].differs)
@@ -196,7 +196,7 @@ def test_one_recipe_is_shown_as_its_file(name: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("first", RECIPES)
 @pytest.mark.parametrize("second", RECIPES)
-def test_the_difference_is_what_turns_one_configuration_into_the_other(first: str, second: str) -> None:
+def test_difference_maps_one_configuration_to_the_other(first: str, second: str) -> None:
     one, other = (load_preset("llm", recipe=name).flatten() for name in (first, second))
     changed = difference(RECIPES[first], RECIPES[second])
     for option, (ours, theirs) in changed.items():
@@ -209,7 +209,7 @@ def test_the_difference_is_what_turns_one_configuration_into_the_other(first: st
     assert bool(changed) == (first != second)
 
 
-def test_the_printed_difference_names_values_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_difference_shows_values_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "trl-early", "trian-ppo").splitlines()
     assert shown[0].split() == ["option", "trl-early", "trian-ppo"]
     row = next(number for number, line in enumerate(shown) if line.startswith("llm.kl "))
@@ -226,7 +226,7 @@ def test_the_printed_difference_names_values_and_sources(capsys: pytest.CaptureF
     assert said(capsys, "tldr", "tldr") == "the options are the same\n"
 
 
-def test_remarks_are_the_comments_beside_settings() -> None:
+def test_remarks_come_from_comments_beside_settings() -> None:
     text = """
         # of nothing
         kind = "llm"  # no option
@@ -328,9 +328,7 @@ def config_of(run: Run) -> RunConfig:
     return load_target(str(run.config))
 
 
-def test_a_run_is_named_after_its_recipe_repeated_by_its_command_and_resumed(
-    cook: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_run_is_named_repeatable_and_resumable(cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "two-arms", "--recipe", "quick", "--optim.lr", "0.1"]) == 0
     run = Run(cook / "runs" / "two-arms-quick-s1")
     status, config = run.read_status(), config_of(run)
@@ -351,7 +349,7 @@ def test_a_run_is_named_after_its_recipe_repeated_by_its_command_and_resumed(
     assert re.search(r"^arms\.rows +16 +-$", capsys.readouterr().out, re.M)
 
 
-def test_a_run_in_the_background_has_the_recipe_too(cook: Path) -> None:
+def test_detached_run_uses_the_recipe(cook: Path) -> None:
     whole = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
     environment = os.environ | {"PYTHONPATH": str(cook.parent / "site")}
     subprocess.run([*whole, "--detach"], cwd=cook, env=environment, check=True, capture_output=True, timeout=120)
@@ -368,17 +366,17 @@ def test_a_run_in_the_background_has_the_recipe_too(cook: Path) -> None:
     ("name", "says"),
     [("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"), ("odd", "says no adapter")],
 )
-def test_a_broken_recipe_is_named(name: str, says: str, cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_recipe_file_is_reported(name: str, says: str, cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "two-arms", "--recipe", name]) == 2
     assert says in capsys.readouterr().err
 
 
-def test_python_gets_recipes_too(cook: Path) -> None:
+def test_load_preset_accepts_recipe(cook: Path) -> None:
     config = load_preset("two-arms", recipe="quick", ppo={"epochs": 7}, seed=4)
     assert (config.total_iterations, config.ppo.epochs, config.ppo.minibatches, config.recipe) == (3, 7, 2, "quick")
     assert load_recipe("quick").sources == {"total_iterations": "here: enough", "ppo.epochs": "here: enough"}
 
 
-def test_the_page_tells_of_every_recipe() -> None:
+def test_docs_page_describes_every_recipe() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([\w-]+)` \|", page, re.M) == list(RECIPES)

@@ -16,18 +16,18 @@ OPTIONS = typed_options(GymConfig)
 @pytest.mark.parametrize(
     ("text", "seeds"), [("3", [3]), ("1-5", [1, 2, 3, 4, 5]), ("1,2,7", [1, 2, 7]), (" 7-9 , 8, 1 ", [7, 8, 9, 1])]
 )
-def test_seeds(text: str, seeds: list[int]) -> None:
+def test_seed_lists_are_parsed(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
     assert [int(one.typed["seed"]) for one in expand({"seed": text}, OPTIONS)] == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "5-1", "1--2", "1-1000000", "1.5,2", "-1,2"])
-def test_seeds_that_are_none(text: str) -> None:
+def test_invalid_seed_lists_are_rejected(text: str) -> None:
     with pytest.raises(UsageError):
         parse_seeds(text)
 
 
-def test_every_combination_is_a_run_and_the_seed_varies_fastest() -> None:
+def test_each_combination_is_a_run_and_seed_varies_fastest() -> None:
     runs = expand({"seed": "1,2", "optim.lr": "1e-3,3e-3", "ppo.clip": "0.1"}, OPTIONS)
     assert [tuple(one.varied.values()) for one in runs] == [("1e-3", "1"), ("1e-3", "2"), ("3e-3", "1"), ("3e-3", "2")]
     assert all(one.typed["ppo.clip"] == "0.1" for one in runs)
@@ -59,7 +59,7 @@ def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[
         ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7; got '9-1'"),
     ],
 )
-def test_lists_that_are_refused(typed: dict[str, str], says: str) -> None:
+def test_invalid_lists_are_rejected(typed: dict[str, str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         expand(typed, OPTIONS)
 
@@ -78,7 +78,7 @@ def test_lists_that_are_refused(typed: dict[str, str], says: str) -> None:
         ({"log.every": "1,2", "eval.every_steps": "3"}, "x", ["x-every1", "x-every2"]),
     ],
 )
-def test_names_tell_runs_apart(typed: dict[str, str], name: str, names: list[str]) -> None:
+def test_run_names_are_distinct(typed: dict[str, str], name: str, names: list[str]) -> None:
     config = load_target("cartpole")
     runs = expand(typed, OPTIONS)
     configs = [config.model_copy(update={"seed": int(float(one.typed.get("seed", "1")))}) for one in runs]

@@ -118,7 +118,7 @@ def arms(site: Path) -> Path:
     return site
 
 
-def test_an_environment_with_dict_observations_two_actions_and_a_mask_trains(
+def test_dict_observation_multi_action_masked_env_trains(
     tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`my_world:Vault-v0`, found in the current directory; chance scores 2, the optimum is 4."""
@@ -137,7 +137,7 @@ def test_an_environment_with_dict_observations_two_actions_and_a_mask_trains(
     adapter.close()
 
 
-def test_an_adapter_published_by_an_entry_point_trains_from_a_toml_file(tmp_path: Path, arms: Path) -> None:
+def test_entry_point_adapter_trains_from_toml(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", PRESET.replace("row_len = 8", "row_len = 2\nrows = 20"))
     config = load_target(str(tmp_path / "mine.toml"))
     assert (config.preset, config.kind) == ("mine", "arms")
@@ -149,7 +149,7 @@ def test_an_adapter_published_by_an_entry_point_trains_from_a_toml_file(tmp_path
     assert again == config
 
 
-def test_its_presets_and_targets_are_found_and_its_check_is_asked(tmp_path: Path, arms: Path) -> None:
+def test_entry_point_presets_targets_and_check_are_used(tmp_path: Path, arms: Path) -> None:
     assert "two-arms" in preset_files()
     assert load_preset("two-arms", seed=5).seed == 5
     assert load_target("arms!").total_iterations == 3
@@ -168,13 +168,13 @@ def test_its_presets_and_targets_are_found_and_its_check_is_asked(tmp_path: Path
         ("arms = their_options:Arms", r"must be an AdapterSpec, not ModelMetaclass"),
     ],
 )
-def test_a_broken_entry_point_is_named(arms: Path, entry_point: str, message: str) -> None:
+def test_broken_entry_point_is_reported(arms: Path, entry_point: str, message: str) -> None:
     publish(arms, entry_point)
     with pytest.raises(UsageError, match=message):
         all_adapters()
 
 
-def test_an_unknown_kind_names_the_nearest(tmp_path: Path, arms: Path) -> None:
+def test_unknown_kind_suggests_the_nearest(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", 'kind = "arm"')
     with pytest.raises(UsageError, match=r"there is no adapter 'arm'; did you mean 'arms'\?; known: gym, llm, arms"):
         load_target(str(tmp_path / "mine.toml"))

@@ -28,7 +28,7 @@ def dealt(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("row_len", [1, 3, 12])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
-def test_every_row_once_and_as_many_minibatches_as_asked_for(row_len: int, count: int) -> None:
+def test_minibatches_cover_every_row_once(row_len: int, count: int) -> None:
     batch = make_batch(random_rollout(n=20, row_len=row_len, ragged=True), PPO())
     groups = dealt(batch, count)
     assert sorted(row for group in groups for row in group) == list(range(len(batch)))
@@ -36,12 +36,12 @@ def test_every_row_once_and_as_many_minibatches_as_asked_for(row_len: int, count
     assert all(groups)
 
 
-def test_no_more_minibatches_than_rows_and_none_empty() -> None:
+def test_minibatches_are_never_empty() -> None:
     groups = dealt(make_batch(random_rollout(n=3, row_len=12), PPO()), 8)
     assert sorted(map(len, groups)) == [1, 1, 1]
 
 
-def test_rows_are_dealt_anew_each_epoch_and_alike_for_the_same_seed() -> None:
+def test_minibatches_are_redrawn_each_epoch_and_seeded() -> None:
     batch = numbered(make_batch(random_rollout(n=20, row_len=12), PPO()))
     generator = torch.Generator().manual_seed(0)
     epochs = [[m.actions[:, 0].tolist() for m in minibatches(batch, 4, False, generator)] for _ in range(2)]
@@ -65,7 +65,7 @@ def test_minibatches_have_near_equal_steps(seed: int) -> None:
     assert (shares - steps.sum() / count).abs().max() <= steps.max()
 
 
-def test_long_rows_are_spread_by_their_steps() -> None:
+def test_long_rows_are_spread_over_minibatches() -> None:
     """Four rows of 12 steps among sixteen of one: a deal by rows alone would often put three long ones together."""
     rollout = random_rollout(n=20, row_len=12, holes=0.0)
     mask = torch.arange(12) < torch.tensor([12, 1, 1, 1, 1] * 4)[:, None]
@@ -75,7 +75,7 @@ def test_long_rows_are_spread_by_their_steps() -> None:
         assert all(abs(int(part.mask.sum()) - 16) <= 12 for part in parts)
 
 
-def test_one_row_that_outweighs_the_rest_leaves_no_minibatch_empty() -> None:
+def test_one_heavy_row_leaves_no_minibatch_empty() -> None:
     for heavy in range(4):
         steps = torch.ones(4, dtype=torch.long)
         steps[heavy] = 1000
@@ -85,7 +85,7 @@ def test_one_row_that_outweighs_the_rest_leaves_no_minibatch_empty() -> None:
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 @pytest.mark.parametrize("row_len", [1, 3, 12])
 @pytest.mark.parametrize("columns", [1, 5, 24, 100])
-def test_memory_for_a_forward_pass_does_not_change_the_gradient(loss_mean: str, row_len: int, columns: int) -> None:
+def test_microbatch_columns_do_not_change_the_gradient(loss_mean: str, row_len: int, columns: int) -> None:
     """Micro-batches, and the padding they cut off, are invisible: for a policy that reads its row up to each column."""
     options = {"loss_mean": loss_mean, "entropy_coef": 0.01, "gamma": 0.9}
     batch = make_batch(random_rollout(n=10, row_len=row_len, ragged=True), PPO(**options))
@@ -113,7 +113,7 @@ def test_padding_does_not_change_the_gradient(loss_mean: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 7, 24, 1000])
-def test_microbatches_hold_every_valid_step_once_within_the_limit(columns: int) -> None:
+def test_microbatches_cover_valid_steps_within_the_limit(columns: int) -> None:
     batch = make_batch(random_rollout(n=10, row_len=12, ragged=True), PPO())
     parts = list(microbatches(batch, columns))
     assert sum(int(part.mask.sum()) for part in parts) == int(batch.mask.sum())
@@ -125,14 +125,14 @@ def test_microbatches_hold_every_valid_step_once_within_the_limit(columns: int) 
 
 
 @pytest.mark.parametrize("row_len", [1, 2, 3, 12])
-def test_a_markov_policy_may_be_read_by_step_or_by_row(row_len: int) -> None:
+def test_row_len_does_not_change_a_markov_policys_gradient(row_len: int) -> None:
     policy, ppo = seeded(MarkovPolicy), PPO()
     by_step = engine_gradient(policy, make_batch(random_rollout(row_len=1), ppo), ppo)
     by_row = engine_gradient(policy, make_batch(random_rollout(row_len=row_len), ppo), ppo)
     assert torch.allclose(by_row, by_step, rtol=1e-10, atol=1e-12)
 
 
-def test_every_sequence_counts_the_same_or_every_step_does() -> None:
+def test_loss_mean_weights_sequences_or_steps_equally() -> None:
     rollout = random_rollout(n=6, row_len=12, ragged=True)
     by_step, by_sequence = (make_batch(rollout, PPO(loss_mean=mean)).weights for mean in ("token", "sequence"))
     assert torch.equal(by_step, rollout.mask.double())
@@ -142,7 +142,7 @@ def test_every_sequence_counts_the_same_or_every_step_does() -> None:
     assert torch.allclose(by_sequence.amax(1), 1 / lengths)
 
 
-def test_rows_without_a_step_are_left_out() -> None:
+def test_rows_without_valid_steps_are_dropped() -> None:
     rollout = random_rollout(holes=0.5)
     batch = make_batch(rollout, PPO())
     assert batch.mask.all()
@@ -150,7 +150,7 @@ def test_rows_without_a_step_are_left_out() -> None:
     assert torch.equal(batch.logprobs[:, 0], rollout.logprobs[rollout.mask])
 
 
-def test_mapped_observations_follow_their_rows() -> None:
+def test_mapped_observations_stay_with_their_rows() -> None:
     rollout = random_rollout(n=9, row_len=12)
     assert isinstance(rollout.obs, Tensor)
     both = replace(rollout, obs={"x": rollout.obs, "number": torch.arange(9)[:, None].expand(9, 12)})
@@ -161,7 +161,7 @@ def test_mapped_observations_follow_their_rows() -> None:
         assert torch.equal(part.logprobs, rollout.logprobs[rows])
 
 
-def test_normalized_advantages_have_mean_0_and_variance_1_over_valid_steps() -> None:
+def test_normalized_advantages_have_mean_0_and_variance_1() -> None:
     rollout = random_rollout(holes=0.4)
     x = torch.where(rollout.mask, rollout.rewards * 3 + 2, 1e9)
     y = standardize(x, rollout.mask)
@@ -171,14 +171,14 @@ def test_normalized_advantages_have_mean_0_and_variance_1_over_valid_steps() -> 
     assert torch.equal(y[rollout.mask].argsort(), x[rollout.mask].argsort())
 
 
-def test_a_single_step_is_not_normalised_to_nan() -> None:
+def test_normalizing_a_single_step_gives_no_nan() -> None:
     x, one = torch.tensor([[3.0, 5.0]]), torch.tensor([[True, False]])
     assert torch.equal(standardize(x, one), x)
     assert standardize(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("over", ["batch", "minibatch", "none"])
-def test_advantages_are_normalised_over_what_the_option_says(over: str) -> None:
+def test_advantages_are_normalized_over_the_configured_set(over: str) -> None:
     ppo = PPO(normalize_advantages=over)
     batch = make_batch(random_rollout(n=40, row_len=12, ragged=True), ppo)
     generator = torch.Generator().manual_seed(0)

@@ -49,7 +49,7 @@ def valid_steps(rollout: Rollout) -> Iterator[tuple[int, int, list[int]]]:
 
 @pytest.mark.parametrize("rollout", ROLLOUTS)
 @pytest.mark.parametrize(("gamma", "lam"), [(0.97, 0.9), (1.0, 1.0), (0.9, 0.0), (0.0, 0.5)])
-def test_gae_is_the_discounted_sum_of_td_errors_over_valid_steps(rollout: Rollout, gamma: float, lam: float) -> None:
+def test_gae_is_the_discounted_sum_of_td_errors(rollout: Rollout, gamma: float, lam: float) -> None:
     advantages = gae(rollout, gamma, lam)
     for i, t, rest in valid_steps(rollout):
         deltas = [rollout.rewards[i, s] + gamma * rollout.next_values[i, s] - rollout.values[i, s] for s in rest]
@@ -59,7 +59,7 @@ def test_gae_is_the_discounted_sum_of_td_errors_over_valid_steps(rollout: Rollou
     assert gae_error(advantages, rollout, gamma, lam) < 1e-12
 
 
-def test_the_live_invariant_sees_wrong_advantages() -> None:
+def test_gae_invariant_detects_wrong_advantages() -> None:
     rollout = random_rollout()
     wrong = gae(rollout, 0.97, 0.9)
     wrong[0, 0] += 0.5
@@ -67,7 +67,7 @@ def test_the_live_invariant_sees_wrong_advantages() -> None:
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS)
-def test_the_ladder_of_advantages_is_what_its_names_say(rollout: Rollout) -> None:
+def test_advantage_ladder_matches_definitions(rollout: Rollout) -> None:
     gamma, rollout = 0.93, consistent(rollout)
     ladder = {
         name: make_batch(replace(rollout, row_len=12), PPO(advantage=name, gamma=gamma, normalize_advantages="none"))
@@ -92,7 +92,7 @@ def test_the_ladder_of_advantages_is_what_its_names_say(rollout: Rollout) -> Non
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS)
-def test_two_rungs_are_gae_at_its_ends(rollout: Rollout) -> None:
+def test_advantage_ladder_ends_equal_gae(rollout: Rollout) -> None:
     mask = rollout.mask
     assert torch.allclose(reward_to_go(rollout, 0.9), (gae(rollout, 0.9, 1.0) + rollout.values) * mask)
     td = make_batch(replace(rollout, row_len=12), PPO(advantage="td", gamma=0.9, lam=0.7, normalize_advantages="none"))
@@ -100,7 +100,7 @@ def test_two_rungs_are_gae_at_its_ends(rollout: Rollout) -> None:
     assert (episode_return(rollout, 0.9)[~mask] == 0).all()
 
 
-def test_value_targets() -> None:
+def test_value_targets_match_definitions() -> None:
     rollout = random_rollout(row_len=12)
     own = rollout.mask
     lambda_return = make_batch(rollout, PPO(gamma=0.9, lam=0.8, advantage="td")).returns
@@ -154,7 +154,7 @@ def test_token_rollout_worked_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_tool_text_leaves_the_advantages_of_own_columns_unchanged(seed: int) -> None:
+def test_tool_text_does_not_change_advantages(seed: int) -> None:
     """A multi-turn episode with masked text between its turns equals the same episode with that text cut out."""
     whole = random_rollout(n=1, t=24, seed=seed, holes=0.5)
     own = whole.mask[0]
@@ -164,7 +164,7 @@ def test_tool_text_leaves_the_advantages_of_own_columns_unchanged(seed: int) -> 
     assert torch.equal(episode_return(whole, 0.99)[:, own], episode_return(cut, 0.99))
 
 
-def test_rows_do_not_mix() -> None:
+def test_rows_are_independent_in_gae() -> None:
     rollout = random_rollout()
     other = replace(rollout, rewards=torch.cat([rollout.rewards[:1], rollout.rewards[1:] + 5]))
     assert torch.equal(gae(rollout, 0.9, 0.9)[0], gae(other, 0.9, 0.9)[0])

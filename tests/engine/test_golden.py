@@ -38,7 +38,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
     return got.shape == expected.shape and bool((got - expected).abs().max() <= tolerance)
 
 
-def test_stable_baselines3_gae() -> None:
+def test_gae_matches_stable_baselines3() -> None:
     """Time first there; `episode_starts[t]` says that the step before t ended an episode, all of them by dying."""
     x, expected = tensors(VECTOR["inputs"]), tensors(VECTOR["outputs"])
     died = torch.cat([x["episode_starts"][1:], x["last_dones"][None]]).bool().T
@@ -119,7 +119,7 @@ def ppo_of(setting: tuple[float, float, bool], **options: Any) -> PPO:
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_trl_gae_whitened_and_returns(setting: tuple[float, float, bool]) -> None:
+def test_whitened_gae_and_returns_match_trl(setting: tuple[float, float, bool]) -> None:
     batch = token_batch(setting, ppo_of(setting))
     mask = batch.mask
     assert 0 < mask.sum() < mask.numel()
@@ -128,7 +128,7 @@ def test_trl_gae_whitened_and_returns(setting: tuple[float, float, bool]) -> Non
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_trl_losses(setting: tuple[float, float, bool]) -> None:
+def test_losses_match_trl(setting: tuple[float, float, bool]) -> None:
     x, ppo = tensors(TOKENS["inputs"]), ppo_of(setting)
     batch = token_batch(setting, ppo)
     scores = x["new_logits"].log_softmax(-1)
@@ -142,7 +142,7 @@ def test_trl_losses(setting: tuple[float, float, bool]) -> None:
     assert float(0.1 * free.value / steps) != pytest.approx(expected["value_times_0.1"], abs=1e-4)
 
 
-def test_what_stands_behind_the_end_is_not_read() -> None:
+def test_columns_after_the_end_are_ignored() -> None:
     rollout = token_rollout()
     other = replace(rollout, values=rollout.values.masked_fill(~rollout.mask, float("nan")))
     assert not rollout.mask.all()

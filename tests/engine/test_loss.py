@@ -83,7 +83,9 @@ def entries(x: Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize(("options", "clip_scale", "penalty_coef"), OBJECTIVES)
-def test_each_objective_and_its_gradient(options: dict[str, Any], clip_scale: float, penalty_coef: float) -> None:
+def test_objective_and_gradient_match_reference(
+    options: dict[str, Any], clip_scale: float, penalty_coef: float
+) -> None:
     batch, new, ppo = example(**options)
     loss = policy_loss(new.logprobs, batch, ppo, clip_scale, penalty_coef)
     (slopes,) = torch.autograd.grad(loss.sum(), new.logprobs)
@@ -101,7 +103,7 @@ def test_each_objective_and_its_gradient(options: dict[str, Any], clip_scale: fl
 
 
 @pytest.mark.parametrize("value_clip", [0.0, 0.2, 1.0])
-def test_value_loss_and_its_gradient(value_clip: float) -> None:
+def test_value_loss_and_gradient_match_reference(value_clip: float) -> None:
     batch, new, _ = example()
     loss = value_loss(new.values, batch, value_clip)
     (slopes,) = torch.autograd.grad(loss.sum(), new.values)
@@ -137,14 +139,14 @@ def one_step(ratio: float, advantage: float, **options: Any) -> tuple[float, flo
         (1.0, -1.0, False),
     ],
 )
-def test_clip_stops_the_gradient_exactly_outside_the_range(ratio: float, advantage: float, stops: bool) -> None:
+def test_clip_zeroes_the_gradient_outside_the_range(ratio: float, advantage: float, stops: bool) -> None:
     _, gradient = one_step(ratio, advantage, clip=0.2)
     assert gradient == pytest.approx(0.0 if stops else -ratio * advantage)
     if stops:
         assert gradient == 0.0
 
 
-def test_a_wider_upper_clip_is_upper_only() -> None:
+def test_clip_high_affects_only_the_upper_bound() -> None:
     assert one_step(1.25, 1.0, clip=0.2, clip_high=0.28)[1] == pytest.approx(-1.25)
     assert one_step(1.29, 1.0, clip=0.2, clip_high=0.28)[1] == 0.0
     assert one_step(0.79, -1.0, clip=0.2, clip_high=0.28)[1] == 0.0
@@ -157,7 +159,7 @@ def test_dual_clip_bounds_the_loss_of_bad_actions() -> None:
     assert one_step(50.0, 2.0, dual_clip=3.0) == one_step(50.0, 2.0)
 
 
-def test_terms_are_weighted_sums_and_the_total_rewards_entropy() -> None:
+def test_total_loss_is_the_weighted_sum_of_terms() -> None:
     batch, new, ppo = example(loss_mean="sequence", objective="clip", value_clip=0.3)
     loss = ppo_loss(new, batch, ppo)
     w = batch.weights.numpy().astype(np.float64)
@@ -189,7 +191,7 @@ def test_diagnostics_of_a_moved_policy() -> None:
     assert not any(x.requires_grad for x in (sums | maxima).values())
 
 
-def test_nothing_moved_means_ratio_one() -> None:
+def test_unchanged_policy_has_ratio_one() -> None:
     batch, _, ppo = example()
     same = Evaluation(batch.logprobs.clone().requires_grad_(), batch.logprobs.abs(), batch.values)
     loss = ppo_loss(same, batch, ppo)
@@ -203,7 +205,7 @@ def test_nothing_moved_means_ratio_one() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"dual_clip": 2.0}, {"objective": "penalty"}, {"objective": "policy-gradient"}]
 )
-def test_masked_entries_poison_neither_loss_nor_gradient(poison: float, options: dict[str, Any]) -> None:
+def test_masked_entries_do_not_affect_loss_or_gradient(poison: float, options: dict[str, Any]) -> None:
     """Whatever stands there: in what the policy says, in what was stored, and in both."""
     batch, new, ppo = example(**options, value_clip=0.2)
     holes = ~batch.mask

@@ -13,13 +13,13 @@ from tests.toys import random_rollout
 
 
 @pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values", "continues", "actions", "obs"])
-def test_a_field_of_another_length_is_named(name: str) -> None:
+def test_wrong_field_length_is_reported(name: str) -> None:
     rollout = random_rollout()
     with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 11.*\[5, 12\]"):
         replace(rollout, **{name: getattr(rollout, name)[:, :-1]})
 
 
-def test_a_wrong_entry_of_mapped_observations_is_named() -> None:
+def test_wrong_mapped_observation_is_reported() -> None:
     rollout = random_rollout()
     replace(rollout, obs={"tokens": rollout.actions, "state": torch.zeros(5, 12, 3)})
     with pytest.raises(ValueError, match=r"Rollout\.obs\['state'\] is \[5, 3\]"):
@@ -27,7 +27,7 @@ def test_a_wrong_entry_of_mapped_observations_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values"])
-def test_one_number_a_step(name: str) -> None:
+def test_scalar_fields_have_one_number_per_step(name: str) -> None:
     """[N, T, 1] would broadcast against [N, T] into [N, T, T] without a word."""
     rollout = random_rollout()
     with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 12, 1\]"):
@@ -44,13 +44,13 @@ def test_one_number_a_step(name: str) -> None:
         ({"mask": torch.zeros(5, 12, dtype=torch.bool)}, r"Rollout\.mask is False everywhere"),
     ],
 )
-def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
+def test_contradictory_fields_are_rejected(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(random_rollout(), **change)
 
 
 @pytest.mark.parametrize("row_len", [1, 3, 12])
-def test_rows_keep_columns_in_order(row_len: int) -> None:
+def test_rows_preserve_column_order(row_len: int) -> None:
     rollout = random_rollout(row_len=row_len)
     rows = rollout.rows(rollout.rewards)
     assert rows.shape == (60 // row_len, row_len)
@@ -69,14 +69,14 @@ def test_map_obs_reaches_every_tensor() -> None:
     assert torch.equal(mapped["b"], x * 2 + 1)
 
 
-def test_a_policy_must_define_its_two_methods() -> None:
+def test_policy_must_define_evaluate_and_critic_parameters() -> None:
     with pytest.raises(NotImplementedError, match="ActorCritic must define evaluate"):
         ActorCritic().evaluate(torch.zeros(1), torch.zeros(1))
     with pytest.raises(NotImplementedError, match="ActorCritic must define critic_parameters"):
         ActorCritic().critic_parameters()
 
 
-def test_a_rollout_does_not_change() -> None:
+def test_rollout_is_immutable() -> None:
     with pytest.raises(AttributeError):
         random_rollout().row_len = 2  # type: ignore[misc]
     assert isinstance(random_rollout(), Rollout)

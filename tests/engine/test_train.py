@@ -38,12 +38,12 @@ def test_optimizer_steps_are_epochs_times_minibatches(epochs: int, count: int, j
     assert number == learner.progress.iteration == 2
 
 
-def test_what_is_charted_before_there_is_a_point_is_logged_of_every_iteration() -> None:
+def test_preannounced_metrics_are_logged_every_iteration() -> None:
     for metrics in run_engine(BanditAdapter(), 2):
         assert set(AWAITED) <= metrics.keys()
 
 
-def test_the_run_ends_with_the_first_total_and_counts_valid_steps() -> None:
+def test_run_ends_at_first_limit_and_counts_valid_steps() -> None:
     adapter = BanditAdapter()
     learner = make_learner(adapter.policy, PPO(), Optim(), total_steps=300, total_iterations=100)
     progress = learner.progress
@@ -53,7 +53,7 @@ def test_the_run_ends_with_the_first_total_and_counts_valid_steps() -> None:
     assert len(run_engine(BanditAdapter(), 3)) == 3
 
 
-def test_the_caller_stops_by_not_asking_for_more() -> None:
+def test_caller_can_stop_between_iterations() -> None:
     adapter = BanditAdapter()
     learner = make_learner(adapter.policy, PPO(), Optim(), total_iterations=100)
     loop = train(adapter, learner)
@@ -64,14 +64,14 @@ def test_the_caller_stops_by_not_asking_for_more() -> None:
     assert learner.progress.iteration == 1
 
 
-def test_the_ratio_is_one_before_the_first_update_of_every_iteration() -> None:
+def test_first_ratio_is_one_every_iteration() -> None:
     metrics = run_engine(BanditAdapter(row_len=4), 4, optim=Optim(lr=0.05))
     assert max(m["invariant/first_ratio_error"] for m in metrics) <= 1e-6
     assert max(m["policy/ratio_max"] for m in metrics) > 1.1  # although the policy moves
     assert max(m["invariant/gae_error"] for m in metrics) <= 1e-5
 
 
-def test_a_policy_that_answers_otherwise_than_it_acted_is_seen() -> None:
+def test_inconsistent_logprobs_are_detected() -> None:
     class Hotter(BanditAdapter):
         def collect(self) -> Rollout:
             rollout = super().collect()
@@ -80,7 +80,7 @@ def test_a_policy_that_answers_otherwise_than_it_acted_is_seen() -> None:
     assert run_engine(Hotter(), 1)[0]["invariant/first_ratio_error"] > 0.1
 
 
-def test_target_kl_stops_the_updates_of_an_iteration() -> None:
+def test_target_kl_ends_the_iterations_updates() -> None:
     optim, free = Optim(lr=0.1, anneal=False), PPO(epochs=20)
     adapter, ppo = BanditAdapter(), PPO(epochs=20, target_kl=0.01)
     learner = make_learner(adapter.policy, ppo, optim, total_iterations=3)
@@ -120,7 +120,7 @@ class TrunkAdapter(BanditAdapter):
 
 @pytest.mark.parametrize("make", [BanditAdapter, TrunkAdapter])
 @pytest.mark.parametrize("joint", [True, False])
-def test_critic_warmup_trains_the_critic_alone(make: Any, joint: bool) -> None:
+def test_critic_warmup_trains_only_the_critic(make: Any, joint: bool) -> None:
     adapter, ppo, optim = make(), PPO(critic_warmup=2, entropy_coef=0.1), Optim(joint=joint)
     own = {id(p) for p in adapter.policy.critic_parameters()}
 
@@ -139,7 +139,7 @@ def test_critic_warmup_trains_the_critic_alone(make: Any, joint: bool) -> None:
     assert not torch.equal(snapshot(False), rest)
 
 
-def test_critic_warmup_follows_the_value_loss() -> None:
+def test_critic_warmup_minimizes_the_value_loss() -> None:
     """The same step as if nothing but the value loss existed."""
     warm, plain = BanditAdapter(), BanditAdapter()
     optim = Optim(max_grad_norm=0)
@@ -149,7 +149,7 @@ def test_critic_warmup_follows_the_value_loss() -> None:
         assert torch.allclose(a, b, atol=1e-7)
 
 
-def test_two_optimizers_clip_two_norms_and_one_clips_one() -> None:
+def test_gradient_norm_is_clipped_per_optimizer() -> None:
     def stepped(joint: bool, max_grad_norm: float) -> tuple[BanditPolicy, float]:
         policy = BanditPolicy(torch.Generator().manual_seed(0))
         for p in policy.parameters():
@@ -171,7 +171,7 @@ def test_two_optimizers_clip_two_norms_and_one_clips_one() -> None:
     assert norm(policy.parameters()) == pytest.approx(whole)  # clipping never enlarges
 
 
-def test_two_optimizers_divide_the_parameters_and_know_no_value_coef() -> None:
+def test_separate_optimizers_partition_parameters() -> None:
     policy = seeded(BanditPolicy)
     actor, critic = make_optimizers(policy, Optim(joint=False, lr=1e-3, critic_lr=2e-3))
     assert [p is q for p, q in zip(critic.param_groups[0]["params"], policy.critic.parameters(), strict=True)]
@@ -184,7 +184,7 @@ def test_two_optimizers_divide_the_parameters_and_know_no_value_coef() -> None:
     assert not torch.equal(separate, engine_gradient(policy, batch, PPO(value_coef=0.1)))
 
 
-def test_adam_is_as_configured() -> None:
+def test_adam_uses_configured_options() -> None:
     optim = Optim(lr=0.01, eps=1e-5, betas=[0.8, 0.99], max_grad_norm=0)
     ours, theirs = seeded(BanditPolicy), seeded(BanditPolicy)
     reference = torch.optim.Adam(theirs.parameters(), lr=0.01, eps=1e-5, betas=(0.8, 0.99))
@@ -198,7 +198,7 @@ def test_adam_is_as_configured() -> None:
     assert torch.allclose(weights(ours), weights(theirs), rtol=1e-9, atol=1e-12)
 
 
-def test_learning_rates_fall_linearly_to_nothing() -> None:
+def test_learning_rates_anneal_linearly_to_zero() -> None:
     adapter, optim = BanditAdapter(), Optim(joint=False, lr=1e-2, critic_lr=4e-2)
     learner = make_learner(adapter.policy, PPO(), optim, total_steps=1000, total_iterations=20)
     progress, steps = learner.progress, 0
@@ -213,7 +213,7 @@ def test_learning_rates_fall_linearly_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("done", [0, 25, 75])
-def test_the_clip_range_falls_linearly_with_the_run(done: int) -> None:
+def test_clip_range_anneals_linearly(done: int) -> None:
     policy, batch = seeded(BanditPolicy), make_batch(random_rollout(), PPO())
     progress, left = Progress(total_steps=100, steps=done), 1 - done / 100
     annealed = engine_gradient(policy, batch, PPO(clip=0.4, clip_high=0.8, anneal_clip=True), progress)
@@ -245,7 +245,7 @@ def test_extra_loss_is_added_once_per_optimizer_step(columns: int) -> None:
     assert (with_extra.calls, metrics["loss/ptx"]) == (1, 1.0)
 
 
-def test_extra_loss_waits_for_the_critic_to_warm_up() -> None:
+def test_extra_loss_starts_after_critic_warmup() -> None:
     adapter = ExtraAdapter()
     metrics = run_engine(adapter, 3, PPO(epochs=2, minibatches=3, critic_warmup=2))
     assert adapter.calls == 6
@@ -255,7 +255,7 @@ def test_extra_loss_waits_for_the_critic_to_warm_up() -> None:
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("field", ["logprobs", "rewards"])
-def test_no_weight_changes_where_a_gradient_is_not_finite(joint: bool, field: str) -> None:
+def test_nonfinite_gradient_changes_no_weight(joint: bool, field: str) -> None:
     """Not even those of the other optimizer."""
 
     class Poisoned(BanditAdapter):
@@ -270,7 +270,7 @@ def test_no_weight_changes_where_a_gradient_is_not_finite(joint: bool, field: st
     assert torch.equal(weights(adapter.policy), before)
 
 
-def test_the_penalty_coefficient_follows_the_kl() -> None:
+def test_penalty_coefficient_adapts_to_kl() -> None:
     def coefficients(target: float) -> list[float]:
         ppo = PPO(objective="penalty", penalty_coef=1.0, penalty_target=target)
         return [m["policy/penalty_coef"] for m in run_engine(BanditAdapter(), 4, ppo, Optim(lr=0.01, anneal=False))]
@@ -284,7 +284,7 @@ def test_the_penalty_coefficient_follows_the_kl() -> None:
     assert (coefficients(kl / 1.6)[0], coefficients(kl * 1.6)[0]) == (2, 0.5)
 
 
-def test_a_heavier_penalty_moves_the_policy_less() -> None:
+def test_larger_penalty_moves_the_policy_less() -> None:
     def kl(coef: float) -> float:
         return run_engine(BanditAdapter(), 1, PPO(objective="penalty", penalty_coef=coef), Optim(lr=0.05))[0][
             "policy/kl"
@@ -294,7 +294,7 @@ def test_a_heavier_penalty_moves_the_policy_less() -> None:
 
 
 @pytest.mark.parametrize("row_len", [1, 8])
-def test_same_seed_same_metrics(row_len: int) -> None:
+def test_same_seed_gives_same_metrics(row_len: int) -> None:
     def metrics(seed: int, engine_seed: int) -> list[dict[str, float]]:
         run = run_engine(BanditAdapter(row_len=row_len, seed=seed), 3, seed=engine_seed)
         return [{k: x for k, x in m.items() if not k.startswith("time/")} for m in run]
@@ -307,7 +307,7 @@ def test_same_seed_same_metrics(row_len: int) -> None:
     assert metrics(0, 1) != first
 
 
-def test_the_update_normalises_advantages_over_what_the_option_says() -> None:
+def test_update_uses_configured_advantage_normalization() -> None:
     def trained(over: str, minibatches: int) -> Tensor:
         adapter = BanditAdapter()
         run_engine(adapter, 1, PPO.model_validate({"normalize_advantages": over, "minibatches": minibatches}))
@@ -318,7 +318,7 @@ def test_the_update_normalises_advantages_over_what_the_option_says() -> None:
     assert not torch.allclose(trained("minibatch", 4), trained("batch", 4))
 
 
-def test_explained_variance() -> None:
+def test_explained_variance_matches_definition() -> None:
     batch = make_batch(random_rollout(), PPO())
     assert explained_variance(replace(batch, values=batch.returns)) == pytest.approx(1.0)
     assert explained_variance(replace(batch, values=batch.returns + 5)) == pytest.approx(1.0)  # blind to an offset
@@ -341,7 +341,7 @@ LEARNERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", LEARNERS, ids=str)
-def test_the_bandit_is_learned_to_its_optimum(options: dict[str, Any]) -> None:
+def test_bandit_is_solved(options: dict[str, Any]) -> None:
     """Whatever the objective: chance scores 0.5, a broken engine stays there or falls below."""
     adapter = BanditAdapter(row_len=4)
     ppo, optim = PPO(**{"epochs": 4, "minibatches": 2, **options}), Optim(lr=0.1, anneal=False)
@@ -352,7 +352,7 @@ def test_the_bandit_is_learned_to_its_optimum(options: dict[str, Any]) -> None:
     assert metrics[-1]["policy/entropy"] < 0.2
 
 
-def test_the_entropy_bonus_keeps_the_policy_open() -> None:
+def test_entropy_bonus_keeps_entropy_high() -> None:
     def entropy(coef: float) -> float:
         ppo = PPO(epochs=4, minibatches=2, entropy_coef=coef)
         return run_engine(BanditAdapter(), 30, ppo, Optim(lr=0.1))[-1]["policy/entropy"]

@@ -107,14 +107,14 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("mutant", [one_of_many(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
-def test_what_is_broken_is_noticed_and_named(mutant: Mutant, outcomes: Outcomes) -> None:
+def test_prove_detects_and_names_each_defect(mutant: Mutant, outcomes: Outcomes) -> None:
     code, document = outcomes[mutant.name]
     assert code == 1
     assert not document["ok"]
     assert MUTANTS[mutant] in [check["quantity"] for check in document["checks"] if not check["ok"]]
 
 
-def test_an_unbroken_copy_proves_itself_as_a_command(outcomes: Outcomes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prove_command_passes_on_an_unmodified_copy(outcomes: Outcomes, capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise the exit codes above would mean nothing."""
     code, document = outcomes[UNBROKEN.name]
     assert (code, document["ok"]) == (0, True)
@@ -125,9 +125,7 @@ def test_an_unbroken_copy_proves_itself_as_a_command(outcomes: Outcomes, capsys:
 
 
 @pytest.mark.parametrize(("seed", "critic"), [(1, "independent"), (2, "shared")])
-def test_it_holds_for_other_weights_and_for_a_critic_on_the_shared_trunk(
-    seed: int, critic: Literal["independent", "shared"]
-) -> None:
+def test_prove_holds_for_other_seeds_and_a_shared_critic(seed: int, critic: Literal["independent", "shared"]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -139,7 +137,7 @@ def test_it_holds_for_other_weights_and_for_a_critic_on_the_shared_trunk(
     assert all(proof.cases.values())
 
 
-def test_json_holds_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prove_json_contains_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     checks = {check["quantity"]: check for check in document["checks"]}
@@ -172,14 +170,14 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def test_gymnasium_accepts_the_environment() -> None:
+def test_token_mdp_passes_gymnasium_check() -> None:
     """Warnings are errors here."""
     check_env(TokenMDP(**OPTIONS), skip_render_check=True)
     env = gym.make("envs.token_mdp:TokenMDP-v0", **OPTIONS)
     check_env(env.unwrapped, skip_render_check=True)
 
 
-def test_every_prompt_comes_once_before_any_comes_again() -> None:
+def test_prompts_are_drawn_without_replacement() -> None:
     env, seen = TokenMDP(**OPTIONS), []
     for number in range(6):
         prompt, response = decode_obs(env.reset(seed=7 if number == 0 else None)[0].tolist())
@@ -189,9 +187,7 @@ def test_every_prompt_comes_once_before_any_comes_again() -> None:
 
 
 @pytest.mark.parametrize(("actions", "score"), [([0, 3], 12.0), ([3], 11.0), ([0, 1, 2], 13.0), ([0, 1, 3], 13.0)])
-def test_an_episode_ends_with_an_end_token_or_at_the_limit_and_is_scored_there(
-    actions: list[int], score: float
-) -> None:
+def test_token_episode_ends_and_is_scored_at_eos_or_limit(actions: list[int], score: float) -> None:
     env = TokenMDP(**OPTIONS | {"prompts": [[1]]})
     env.reset(seed=0)
     for number, action in enumerate(actions, 1):
@@ -202,7 +198,7 @@ def test_an_episode_ends_with_an_end_token_or_at_the_limit_and_is_scored_there(
         assert not truncated
 
 
-def test_the_worked_rollout_comes_out_of_both_readings() -> None:
+def test_worked_rollout_agrees_in_both_adapters() -> None:
     """DESIGN.md and docs/prove.md: "a b EOS" after a prompt of two tokens; beta = 0.1, score 1, lambda = 0.95."""
     log_ratios = {2: 0.2, 3: -0.1, 4: 0.3}  # of the token after a prefix of that length
     a, b, end = 0, 1, 2

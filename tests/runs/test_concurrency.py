@@ -54,7 +54,7 @@ def steps_grow(run: Run) -> None:
     assert run.state(run.read_status()) == "running"
 
 
-def test_a_second_trainer_is_refused_and_the_first_goes_on(trained: Run) -> None:
+def test_second_trainer_is_rejected_and_first_continues(trained: Run) -> None:
     pid = trained.read_status().pid
     with begin("resume", "a", folder=trained.path.parents[1]) as second:
         said = second.communicate()[1]
@@ -66,7 +66,7 @@ def test_a_second_trainer_is_refused_and_the_first_goes_on(trained: Run) -> None
     steps_grow(trained)
 
 
-def test_a_run_in_training_is_neither_moved_nor_deleted_by_anybody(trained: Run) -> None:
+def test_concurrent_rename_and_delete_of_running_run_fail(trained: Run) -> None:
     folder = trained.path.parents[1]
     attempts = [
         begin(*command, folder=folder) for command in (("rename", "a", "b"), ("delete", "a", "--yes")) for _ in "12"
@@ -78,7 +78,7 @@ def test_a_run_in_training_is_neither_moved_nor_deleted_by_anybody(trained: Run)
     steps_grow(trained)
 
 
-def test_a_heartbeat_of_the_future_is_no_silence(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_future_heartbeat_is_not_stalled(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of whoever looks was set back: the trainer is as alive as before."""
     status = trained.read_status()
     now = time.time()
@@ -88,7 +88,7 @@ def test_a_heartbeat_of_the_future_is_no_silence(trained: Run, monkeypatch: pyte
         control.rename(trained, "b")
 
 
-def test_two_that_stop_a_run_at_once_both_see_it_stopped(trained: Run) -> None:
+def test_concurrent_stops_both_succeed(trained: Run) -> None:
     folder = trained.path.parents[1]
     both = [begin("stop", "a", folder=folder) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
@@ -116,7 +116,7 @@ with stop.handle_signals():
 """
 
 
-def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
     run, waiting = Run(tmp_path / "a"), threading.Event()
     run.path.mkdir()
@@ -145,7 +145,7 @@ def test_who_asks_again_while_a_run_updates_costs_it_nothing(tmp_path: Path, mon
     assert not run.is_stopping()
 
 
-def test_of_two_that_resume_a_run_at_once_one_trains(trained: Run) -> None:
+def test_concurrent_resumes_start_one_trainer(trained: Run) -> None:
     step = trained.read_status().step
     both = [begin("resume", "a", "--total-steps", str(step + 1500), folder=trained.path.parents[1]) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
@@ -159,7 +159,7 @@ def test_of_two_that_resume_a_run_at_once_one_trains(trained: Run) -> None:
     assert steps == sorted(set(steps))
 
 
-def test_two_that_start_at_once_get_folders_of_their_own_also_if_one_is_killed(tmp_path: Path) -> None:
+def test_concurrent_starts_get_separate_folders_despite_a_kill(tmp_path: Path) -> None:
     both = [begin("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
     wait_for(lambda: len(list(all_runs(tmp_path / "runs"))) == 2)
     both[0].send_signal(signal.SIGKILL)

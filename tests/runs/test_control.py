@@ -68,7 +68,7 @@ def held(tmp_path: Path) -> Iterator[Run]:
         holder.kill()
 
 
-def test_a_started_run_is_known_before_it_trains_and_trains_when_it_is_returned(tmp_path: Path) -> None:
+def test_start_reports_run_early_and_returns_it_training(tmp_path: Path) -> None:
     seen: list[tuple[Run, str]] = []
     run = control.start(
         ["cartpole", *QUICK], tmp_path / "runs", on_created=lambda run: seen.append((run, run.read_status().state))
@@ -80,7 +80,7 @@ def test_a_started_run_is_known_before_it_trains_and_trains_when_it_is_returned(
     assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)}\n"
 
 
-def test_two_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
     found: list[Run] = []
     both = [
         threading.Thread(target=lambda: found.append(control.start(["cartpole", *QUICK], tmp_path))) for _ in range(2)
@@ -102,7 +102,7 @@ def test_two_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
         (["cartpole", "--device", "cuda"], "torch sees no GPU"),  # refused after the folder was made
     ],
 )
-def test_a_refusal_is_told_and_leaves_no_folder(
+def test_rejected_start_is_reported_and_leaves_no_folder(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -111,7 +111,7 @@ def test_a_refusal_is_told_and_leaves_no_folder(
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_run_that_breaks_at_once_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_failing_at_start_is_kept_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import gymnasium as gym\nclass Bad(gym.Env):\n"
     code += " observation_space = gym.spaces.Box(-1, 1, (2,))\n action_space = gym.spaces.Discrete(2)\n"
     code += " def reset(self, *, seed=None, options=None): raise OverflowError('the bridge fell down')\n"
@@ -122,7 +122,7 @@ def test_a_run_that_breaks_at_once_is_kept_with_its_reason(tmp_path: Path, monke
     assert Run(tmp_path / "runs" / "a").read_status().state == "failed"
 
 
-def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, trained: Run) -> None:
+def test_resume_continues_stopped_and_extends_finished_run(tmp_path: Path, trained: Run) -> None:
     wait_for(lambda: trained.read_status().step > 0)
     with pytest.raises(UsageError, match="another process is training in this folder"):
         control.resume(trained)
@@ -138,13 +138,13 @@ def test_a_stopped_run_goes_on_and_a_finished_one_only_further(tmp_path: Path, t
     assert story[-1] == ("finished", trained.read_status().step)
 
 
-def test_a_dead_trainer_does_not_stay_as_a_zombie_of_whoever_started_it(trained: Run) -> None:
+def test_dead_trainer_leaves_no_zombie(trained: Run) -> None:
     pid = trained.read_status().pid
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not Path("/proc", str(pid)).exists())
 
 
-def test_renaming_moves_folder_and_name(tmp_path: Path) -> None:
+def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
     renamed = control.rename(made(tmp_path), "b c")
     assert renamed.path == tmp_path / "b c"
     assert renamed.read_status().name == "b c"
@@ -160,7 +160,7 @@ def test_renaming_moves_folder_and_name(tmp_path: Path) -> None:
         ("link", "exists already"),
     ],
 )
-def test_a_name_that_does_not_do_is_refused(name: str, says: str, tmp_path: Path) -> None:
+def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
     run = made(tmp_path)
     (tmp_path / "taken").mkdir()  # an empty folder, which the system would let a rename replace
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -169,14 +169,14 @@ def test_a_name_that_does_not_do_is_refused(name: str, says: str, tmp_path: Path
     assert run.read_status().name == "a"
 
 
-def test_a_run_in_training_is_neither_renamed_nor_deleted(held: Run) -> None:
+def test_running_run_is_neither_renamed_nor_deleted(held: Run) -> None:
     for work in (lambda: control.rename(held, "b"), lambda: control.delete(held)):
         with pytest.raises(UsageError, match="a is training; stop it before"):
             work()
     assert held.read_status().name == "a"
 
 
-def test_a_run_that_another_machine_trains_is_left_alone_while_its_heart_beats(tmp_path: Path) -> None:
+def test_run_with_heartbeat_of_another_host_is_not_deleted(tmp_path: Path) -> None:
     run = made(tmp_path, state="running", host="elsewhere", heartbeat=time.time())
     with pytest.raises(UsageError, match="training on elsewhere"):
         control.delete(run)
@@ -186,7 +186,7 @@ def test_a_run_that_another_machine_trains_is_left_alone_while_its_heart_beats(t
 
 
 @pytest.mark.parametrize("status", ["", '{"name": 1', '{"state": "starting"}'])
-def test_a_partly_written_run_is_deleted(status: str, tmp_path: Path) -> None:
+def test_partly_written_run_can_be_deleted(status: str, tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     (run.path / "checkpoints" / ".half").mkdir(parents=True)
     (run.path / "run.json").write_text(status, encoding="utf-8")
@@ -194,7 +194,7 @@ def test_a_partly_written_run_is_deleted(status: str, tmp_path: Path) -> None:
     assert not run.path.exists()
 
 
-def test_only_a_run_is_deleted(tmp_path: Path) -> None:
+def test_delete_accepts_only_runs(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words", encoding="utf-8")
     with pytest.raises(UsageError, match=r"holds no run\.json"):
@@ -202,7 +202,7 @@ def test_only_a_run_is_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
 
-def test_links_are_never_followed(tmp_path: Path) -> None:
+def test_rename_and_delete_never_follow_links(tmp_path: Path) -> None:
     target = made(tmp_path / "elsewhere")
     link = Run(tmp_path / "link")
     link.path.symlink_to(target.path)
@@ -220,7 +220,7 @@ def test_links_are_never_followed(tmp_path: Path) -> None:
     assert outside.read_text() == "kept"
 
 
-def test_what_cannot_be_deleted_can_be_deleted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path)
     (run.path / "checkpoints").mkdir()
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_deleted_can_be_deleted_again(tmp_path: Path, monkeypatch
     assert not run.path.exists()
 
 
-def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(tmp_path, state="stopped")
     run.checkpoints.mkdir()
     seen: list[str] = []
@@ -256,7 +256,7 @@ def test_nobody_finds_or_trains_a_run_that_is_being_deleted(tmp_path: Path, monk
     assert locked == "True"
 
 
-def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
+def test_note_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     """What Python makes of bytes on a command line that are not UTF-8."""
     run = made(tmp_path)
     control.write_note(run, "before")
@@ -268,7 +268,7 @@ def test_a_note_that_is_no_text_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("told", ["x", "57", "-1", "1", "9" * 30])
-def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
+def test_environment_variable_does_not_imply_detached(
     tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever stands in the environment; what it starts does not even see it."""
@@ -283,7 +283,7 @@ def test_a_process_that_nobody_detached_is_not_taken_for_one_that_is(
     assert not run.path.exists()
 
 
-def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
+def test_command_with_any_bytes_is_recorded(tmp_path: Path) -> None:
     run = preparation.prepare(
         load_preset("cartpole"), tmp_path, "a", ["ppo-unified", "train", os.fsdecode(b"r\xe9sum\xe9.toml")]
     )
@@ -291,7 +291,7 @@ def test_a_command_of_any_bytes_is_kept(tmp_path: Path) -> None:
     run.release()
 
 
-def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:
+def test_note_is_saved_replaced_and_removed(tmp_path: Path) -> None:
     run = made(tmp_path)
     assert control.read_note(run) == ""
     control.write_note(run, "  lr too high ✗ ")
@@ -302,7 +302,7 @@ def test_a_note_is_kept_replaced_and_removed(tmp_path: Path) -> None:
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 
-def test_a_runs_story_is_in_order(tmp_path: Path) -> None:
+def test_run_events_are_in_order(tmp_path: Path) -> None:
     resumes = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
     run = made(tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3)
     story = control.list_events(run, run.read_status())
@@ -322,7 +322,7 @@ def test_a_runs_story_is_in_order(tmp_path: Path) -> None:
     assert steps == sorted(steps)
 
 
-def test_the_traceback_of_a_failure_is_told_whole(tmp_path: Path) -> None:
+def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
     traceback = "Traceback (most recent call last):\n  File x\nOverflowError: fell\n"
     run = made(tmp_path, state="failed", reason="OverflowError: fell", traceback=traceback)
     last = control.list_events(run, run.read_status())[-1]
@@ -330,7 +330,7 @@ def test_the_traceback_of_a_failure_is_told_whole(tmp_path: Path) -> None:
     assert last.text == "OverflowError: fell\n" + traceback.rstrip()
 
 
-def test_a_crash_tells_the_end_of_the_log(tmp_path: Path) -> None:
+def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:
     run = made(tmp_path, state="running", host=socket.gethostname())
     run.log.write_text("".join(f"line {i}\n" for i in range(5000)), encoding="utf-8")
     last = control.list_events(run, run.read_status())[-1]
@@ -339,7 +339,7 @@ def test_a_crash_tells_the_end_of_the_log(tmp_path: Path) -> None:
     assert len(last.text.splitlines()) < 30
 
 
-def test_the_same_from_the_command_line(
+def test_run_management_commands_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(tmp_path)
@@ -355,7 +355,7 @@ def test_the_same_from_the_command_line(
     assert not (tmp_path / "b").exists()
 
 
-def test_a_run_can_be_resumed_while_its_trainer_is_still_leaving(tmp_path: Path) -> None:
+def test_resume_waits_for_exiting_trainer(tmp_path: Path) -> None:
     """It has written that it stopped, and holds the lock a moment longer."""
     run = Run(tmp_path / "a")
     run.path.mkdir()
@@ -375,7 +375,7 @@ time.sleep(0.5)
     run.release()
 
 
-def test_the_story_of_a_resume_says_what_changed_and_what_did_not_go_on_exactly(tmp_path: Path) -> None:
+def test_resume_event_lists_changes_and_inexact_parts(tmp_path: Path) -> None:
     entries = [
         {"time": 1.0, "step": 10, "from_state": "stopped", "restored": "exact"},
         {"time": 2.0, "step": 20, "from_state": "running", "restored": "episodes restarted: why"},

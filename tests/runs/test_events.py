@@ -75,7 +75,7 @@ def records(data: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def test_our_reader_and_tensorboards_read_the_same_from_our_files(tmp_path: Path) -> None:
+def test_our_reader_agrees_with_tensorboards(tmp_path: Path) -> None:
     write(tmp_path, logged())
     accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     reader = EventReader(tmp_path)
@@ -91,7 +91,7 @@ def test_our_reader_and_tensorboards_read_the_same_from_our_files(tmp_path: Path
     np.testing.assert_array_equal(reader.series["odd"].numpy()[2], expected)
 
 
-def test_tensorboard_reads_our_histograms_descriptions_and_hyperparameters(tmp_path: Path) -> None:
+def test_tensorboard_reads_our_histograms_and_hyperparameters(tmp_path: Path) -> None:
     samples = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     writer = EventWriter(tmp_path)
     writer.hyperparameters({"seed": 1, "ppo.clip": 0.2, "policy.hidden": [64, 64], "optim.anneal": True})
@@ -121,7 +121,7 @@ NASTY = [
 ]
 
 
-def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: Path) -> None:
+def test_tensorboard_shows_texts_and_our_reader_skips_them(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     for step in (3, 5):
         writer.scalars(step, {"a": 1.0 * step})
@@ -139,7 +139,7 @@ def test_tensorboard_shows_our_texts_and_our_reader_passes_them_over(tmp_path: P
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")  # TensorBoard's own copy
 @pytest.mark.parametrize("text", NASTY)
-def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
+def test_text_tables_escape_markup_and_cell_borders(text: str) -> None:
     """TensorBoard's own rendering of the table holds one cell for each, and nothing but the text in it."""
     from tensorboard.plugins.text.text_plugin import text_array_to_html
 
@@ -156,12 +156,12 @@ def test_no_text_becomes_markup_or_leaves_its_cell(text: str) -> None:
     assert "last" in cells[2][0]
 
 
-def test_a_long_cell_is_cut() -> None:
+def test_long_cell_is_truncated() -> None:
     assert len(markdown_table([{"response": "x" * 10**6}])) < 3000
 
 
 @pytest.mark.parametrize("new_style", [False, True])
-def test_our_reader_reads_files_of_torchs_summary_writer(tmp_path: Path, new_style: bool) -> None:
+def test_our_reader_reads_torch_summary_writer_files(tmp_path: Path, new_style: bool) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(tmp_path)
@@ -177,7 +177,7 @@ def test_our_reader_reads_files_of_torchs_summary_writer(tmp_path: Path, new_sty
     assert read(tmp_path) == read(ours)
 
 
-def test_a_torn_tail_waits_for_its_rest_wherever_it_is_torn(tmp_path: Path) -> None:
+def test_torn_tail_is_retried_at_every_cut(tmp_path: Path) -> None:
     """A reader that sees a file grow byte by byte ends with what one that sees it whole ends with."""
     data = write(tmp_path, logged(steps=range(1, 4))).read_bytes()
     whole = read(tmp_path)
@@ -193,7 +193,7 @@ def test_a_torn_tail_waits_for_its_rest_wherever_it_is_torn(tmp_path: Path) -> N
     assert not reader.damage
 
 
-def test_a_damaged_payload_costs_its_record_alone_and_is_said(tmp_path: Path) -> None:
+def test_damaged_payload_loses_one_record_and_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, logged(steps=range(1, 6)))
     data, whole = path.read_bytes(), read(tmp_path)
     start, end = records(data)[4]  # file version, START, then steps 1, 2, 3: this is step 3
@@ -205,7 +205,7 @@ def test_a_damaged_payload_costs_its_record_alone_and_is_said(tmp_path: Path) ->
         assert reader.damage == {path.name: f"{path}: the record at byte {start} is damaged and was skipped"}
 
 
-def test_a_damaged_length_ends_its_file_and_is_said(tmp_path: Path) -> None:
+def test_damaged_length_ends_its_file_and_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, logged(steps=range(1, 6)))
     data, whole = path.read_bytes(), read(tmp_path)
     start, _ = records(data)[4]
@@ -223,7 +223,7 @@ def test_a_damaged_length_ends_its_file_and_is_said(tmp_path: Path) -> None:
         assert not reader.poll()  # what follows cannot be told from noise
 
 
-def test_damage_in_one_file_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_damaged_file_does_not_affect_others(tmp_path: Path) -> None:
     broken = write(tmp_path, [(1, {"a": 1.0})])
     broken.write_bytes(b"\xff" * 100)
     write(tmp_path, [(1, {"b": 1.0})])
@@ -233,7 +233,7 @@ def test_damage_in_one_file_leaves_the_others_alone(tmp_path: Path) -> None:
     assert list(reader.damage) == [broken.name]
 
 
-def test_a_record_that_is_whole_but_no_event_is_skipped_and_said(tmp_path: Path) -> None:
+def test_valid_record_without_event_is_skipped_and_reported(tmp_path: Path) -> None:
     path = write(tmp_path, [(1, {"a": 1.0})])
     noise = b"\xff\xff\xff not a protocol buffer"
     length = struct.pack("<Q", len(noise))
@@ -247,7 +247,7 @@ def test_a_record_that_is_whole_but_no_event_is_skipped_and_said(tmp_path: Path)
     assert f"the record at byte {size - 16 - len(noise)} is damaged and was skipped" in reader.damage[path.name]
 
 
-def test_a_tensor_of_the_wrong_size_is_no_scalar(tmp_path: Path) -> None:
+def test_tensor_of_wrong_size_is_not_a_scalar(tmp_path: Path) -> None:
     path = write(tmp_path, [(1, {"a": 1.0})])
     event = Event(step=2)
     for content in (b"", b"\0\0", b"\0\0\x80\x3f"):
@@ -262,9 +262,7 @@ def test_a_tensor_of_the_wrong_size_is_no_scalar(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume_at", [0, 1, 55, 60, 120, 500])
 @pytest.mark.parametrize("poll_between", [False, True])
-def test_a_resumed_run_reads_as_one_that_was_never_interrupted(
-    tmp_path: Path, resume_at: int, poll_between: bool
-) -> None:
+def test_resumed_curve_equals_uninterrupted_curve(tmp_path: Path, resume_at: int, poll_between: bool) -> None:
     """The second file's START cuts every tag from its step on, also tags that it never logs again."""
     first, second = logged(seed=1), logged(seed=2, steps=range(resume_at, resume_at + 60, 10))
     second = [(step, {tag: x for tag, x in values.items() if tag != "eval/score"}) for step, values in second]
@@ -280,9 +278,7 @@ def test_a_resumed_run_reads_as_one_that_was_never_interrupted(
     assert points(reader) == read(straight)
 
 
-def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clock_set_back_before_resume_hides_no_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0})])
     (tmp_path / f"{PREFIX}.of-another-program").touch()
     monkeypatch.setattr("ppo_unified.runs.event_writer.time.time", lambda: 1.0e9)
@@ -291,12 +287,12 @@ def test_a_clock_that_was_put_back_before_a_resume_hides_nothing(
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (3, "3.0")]}
 
 
-def test_other_programs_that_step_back_without_a_start_draw_one_curve_too(tmp_path: Path) -> None:
+def test_foreign_log_that_steps_back_yields_one_curve(tmp_path: Path) -> None:
     write(tmp_path, [(1, {"a": 1.0}), (2, {"a": 2.0}), (3, {"a": 3.0}), (2, {"a": 2.5}), (4, {"a": 4.0})])
     assert read(tmp_path) == {"a": [(1, "1.0"), (2, "2.5"), (4, "4.0")]}
 
 
-def test_restarts_whose_records_differ_in_length_are_taken_in_their_order(tmp_path: Path) -> None:
+def test_restarts_are_applied_in_file_order(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     for restart, step in ((None, 90), (None, 250), (200, 260), (100, 110), (None, 300), (280, 290)):
         if restart is not None:
@@ -306,14 +302,14 @@ def test_restarts_whose_records_differ_in_length_are_taken_in_their_order(tmp_pa
     assert read(tmp_path) == {tag: [(step, f"{step}.0") for step in (90, 110, 290)] for tag in "ab"}
 
 
-def test_every_file_opens_with_a_version_and_a_start(tmp_path: Path) -> None:
+def test_event_file_starts_with_version_and_session_start(tmp_path: Path) -> None:
     data = write(tmp_path, [], first_step=77).read_bytes()
     version, start = (Event.FromString(data[a + 12 : b - 4]) for a, b in records(data))
     assert version.file_version == "brain.Event:2"
     assert (start.session_log.status, start.step) == (SessionLog.START, 77)
 
 
-def test_zeros_at_the_end_are_a_tail_not_yet_written(tmp_path: Path) -> None:
+def test_trailing_zeros_are_an_unwritten_tail(tmp_path: Path) -> None:
     """A file system may lengthen a file before its bytes arrive, or after a power cut leave it at that."""
     path = write(tmp_path, logged())
     data, whole = path.read_bytes(), read(tmp_path)
@@ -330,7 +326,7 @@ def test_zeros_at_the_end_are_a_tail_not_yet_written(tmp_path: Path) -> None:
         assert not reader.damage
 
 
-def test_an_empty_file_and_an_empty_folder_hold_nothing(tmp_path: Path) -> None:
+def test_empty_file_and_folder_yield_no_points(tmp_path: Path) -> None:
     reader = EventReader(tmp_path / "not there")
     assert not reader.poll()
     (tmp_path / f"{PREFIX}.1").touch()
@@ -340,7 +336,7 @@ def test_an_empty_file_and_an_empty_folder_hold_nothing(tmp_path: Path) -> None:
     assert not reader.damage
 
 
-def test_a_file_that_vanishes_keeps_its_points_and_one_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+def test_vanished_file_keeps_points_and_unreadable_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, logged())
     whole = read(tmp_path)
     reader = EventReader(tmp_path)
@@ -445,7 +441,7 @@ WRITERS = {"ours": write_ours, "torch": write_torch, "tensorboard": write_tensor
 
 @pytest.mark.parametrize("how", WRITERS)
 @pytest.mark.parametrize("seed", range(8))
-def test_records_decoded_together_say_what_each_says_alone(
+def test_batch_decoding_equals_single_decoding(
     tmp_path: Path, seed: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the file, the size of the blocks, and the time that a poll has."""
@@ -461,7 +457,7 @@ def test_records_decoded_together_say_what_each_says_alone(
         assert not reader.damage
 
 
-def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_path: Path) -> None:
+def test_unusual_encodings_decode_as_protobuf_does(tmp_path: Path) -> None:
     """Fields twice, in another order, unknown, with numbers longer than need be; tags that are no UTF-8; floats at
     every place: a reader of bytes must take none of them for what it knows."""
     plain = Event(wall_time=1.5, step=300)
@@ -504,7 +500,7 @@ def test_protobufs_that_are_spelled_oddly_are_read_as_protobuf_reads_them(tmp_pa
     assert reader.damage
 
 
-def test_a_torn_file_completed_later_reads_as_if_it_was_never_torn(tmp_path: Path) -> None:
+def test_torn_file_completed_later_reads_whole(tmp_path: Path) -> None:
     """Torn at every third byte, with every kind of record, of which several come at once when the file is whole."""
     random_file(tmp_path, 3, "ours")
     (path,) = tmp_path.iterdir()
@@ -525,7 +521,7 @@ def test_a_torn_file_completed_later_reads_as_if_it_was_never_torn(tmp_path: Pat
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_flipped_bits_cost_points_and_never_change_one(tmp_path: Path, seed: int) -> None:
+def test_bit_flips_lose_points_but_never_change_them(tmp_path: Path, seed: int) -> None:
     random_file(tmp_path, seed, "tensorboard")
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
@@ -544,7 +540,7 @@ def test_flipped_bits_cost_points_and_never_change_one(tmp_path: Path, seed: int
 
 
 @pytest.mark.parametrize("how", ["shrunk", "replaced"])
-def test_another_file_in_a_files_place_is_read_from_its_start(tmp_path: Path, how: str) -> None:
+def test_replaced_file_is_read_from_its_start(tmp_path: Path, how: str) -> None:
     path = write(tmp_path, [(step, {"old": 1.0, "both": 2.0}) for step in range(50)])
     reader = EventReader(tmp_path)
     reader.poll()
@@ -561,7 +557,7 @@ def test_another_file_in_a_files_place_is_read_from_its_start(tmp_path: Path, ho
     assert set(points(reader)) == {"new", "both"}
 
 
-def test_a_longer_copy_in_a_files_place_is_read_on_where_it_was(tmp_path: Path) -> None:
+def test_longer_copy_is_read_from_the_old_position(tmp_path: Path) -> None:
     """As rsync does: another inode, the same beginning."""
     path = write(tmp_path, [(step, {"a": 1.0}) for step in range(50)])
     reader = EventReader(tmp_path)
@@ -581,7 +577,7 @@ def _payloads(path: Path) -> list[bytes]:
     return [data[start + 12 : end - 4] for start, end in records(data)]
 
 
-def test_what_was_handed_out_never_changes(tmp_path: Path) -> None:
+def test_returned_series_never_change(tmp_path: Path) -> None:
     """Views of a series stay as they are while it grows, is cut and grows again, and cannot be written."""
     rng = np.random.default_rng(0)
     writer, reader, step = EventWriter(tmp_path), EventReader(tmp_path), 0
@@ -603,7 +599,7 @@ def test_what_was_handed_out_never_changes(tmp_path: Path) -> None:
     assert points(reader) == one_by_one(tmp_path)
 
 
-def test_tags_that_are_logged_together_share_their_steps(tmp_path: Path) -> None:
+def test_tags_logged_together_share_steps(tmp_path: Path) -> None:
     """A million steps of 20 tags are 20 columns of values and one of steps, not 20."""
     writer = EventWriter(tmp_path)
     for step in range(1000):
@@ -615,9 +611,7 @@ def test_tags_that_are_logged_together_share_their_steps(tmp_path: Path) -> None
     assert reader.nbytes < 2.5 * 1000 * (20 * 4 + 16)
 
 
-def test_a_poll_ends_when_its_time_is_up_and_the_next_one_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_poll_respects_its_time_limit_and_continues_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for first in (0, 2000):
         write(tmp_path, [(step, {"a": 1.0, "b": 2.0}) for step in range(first, first + 2000)], first)
     monkeypatch.setattr(event_reader, "_BLOCK", 1 << 14)
@@ -634,7 +628,7 @@ def test_a_poll_ends_when_its_time_is_up_and_the_next_one_goes_on(
     assert not reader.pending
 
 
-def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
+def test_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path)
     writer.text(1, "long", "x" * 10**6)
     writer.scalars(2, {"a": 1.0})
@@ -642,7 +636,7 @@ def test_a_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
     assert read(tmp_path) == {"a": [(2, "1.0")]}
 
 
-def test_a_folder_that_goes_while_it_is_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_removed_while_reading_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     path = write(folder, logged())
@@ -655,7 +649,7 @@ def test_a_folder_that_goes_while_it_is_read_is_no_error(tmp_path: Path, monkeyp
     assert points(reader)
 
 
-def test_a_file_that_can_be_read_again_is_no_damage_any_more(tmp_path: Path) -> None:
+def test_readable_again_file_is_no_longer_damaged(tmp_path: Path) -> None:
     path = tmp_path / f"{PREFIX}.1"
     path.symlink_to(tmp_path / "later")
     reader = EventReader(tmp_path)
@@ -666,7 +660,7 @@ def test_a_file_that_can_be_read_again_is_no_damage_any_more(tmp_path: Path) -> 
     assert not reader.damage
 
 
-def test_folders_and_pipes_are_no_event_files(tmp_path: Path) -> None:
+def test_folders_and_pipes_are_not_event_files(tmp_path: Path) -> None:
     (tmp_path / f"{PREFIX}.folder").mkdir()
     os.mkfifo(tmp_path / f"{PREFIX}.pipe")  # opening it would wait for ever
     reader = EventReader(tmp_path)

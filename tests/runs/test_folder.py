@@ -98,7 +98,7 @@ def run(tmp_path: Path) -> Run:
     return made
 
 
-def test_the_lock_keeps_other_processes_out_while_its_holder_lives(run: Run) -> None:
+def test_lock_excludes_other_processes(run: Run) -> None:
     assert not run.is_locked()
     with process(HOLD, run.path) as child:
         assert line_from(child) == "held"
@@ -117,7 +117,7 @@ def test_the_lock_keeps_other_processes_out_while_its_holder_lives(run: Run) -> 
     subprocess.run(command, input="\n", text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
+def test_signals_reach_only_the_lock_holder(run: Run) -> None:
     """Whatever run.json says of times: a clock that was set since makes every start time look wrong."""
     with process(HOLD, run.path) as child, process("input()", run.path) as bystander:
         assert line_from(child) == "held"
@@ -135,7 +135,7 @@ def test_only_the_process_that_holds_the_lock_is_signalled(run: Run) -> None:
     assert run.holder() is None
 
 
-def test_kill_9_frees_the_lock_also_when_a_forked_worker_survives(run: Run) -> None:
+def test_kill_9_frees_lock_despite_surviving_worker(run: Run) -> None:
     with process(HOLD_WITH_WORKER, run.path) as child:
         worker = int(line_from(child))
         try:
@@ -150,7 +150,7 @@ def test_kill_9_frees_the_lock_also_when_a_forked_worker_survives(run: Run) -> N
             os.kill(worker, signal.SIGKILL)
 
 
-def test_asking_for_the_lock_never_takes_it(run: Run) -> None:
+def test_querying_the_lock_never_acquires_it(run: Run) -> None:
     """While this process asks all the time, another acquires it 10,000 times and is never refused."""
     with process(ACQUIRE_OFTEN, run.path) as child:
         assert line_from(child) == "go"
@@ -159,14 +159,14 @@ def test_asking_for_the_lock_never_takes_it(run: Run) -> None:
         assert child.returncode == 0
 
 
-def test_a_lock_file_that_cannot_be_opened_is_a_usage_error(run: Run) -> None:
+def test_unreadable_lock_file_is_a_usage_error(run: Run) -> None:
     (run.path / "run.lock").unlink()
     (run.path / "run.lock").mkdir()
     with pytest.raises(UsageError, match=r"run\.lock: cannot be locked \(Is a directory\)"):
         run.acquire()
 
 
-def test_the_shown_state_follows_the_lock_and_the_heartbeat(run: Run) -> None:
+def test_shown_state_depends_on_lock_and_heartbeat(run: Run) -> None:
     fresh, old = time.time(), time.time() - STALLED_S - 1
     for state in ("starting", "running", "stopping"):
         assert run.state(Status(state=state, heartbeat=fresh)) == "crashed"
@@ -179,7 +179,7 @@ def test_the_shown_state_follows_the_lock_and_the_heartbeat(run: Run) -> None:
         assert run.state(Status(state=state, heartbeat=old)) == state
 
 
-def test_readers_never_see_half_a_status(run: Run) -> None:
+def test_readers_never_see_partial_status(run: Run) -> None:
     with process(WRITE_OFTEN, run.path) as child:
         assert line_from(child) == "go"
         while child.poll() is None:
@@ -189,13 +189,13 @@ def test_readers_never_see_half_a_status(run: Run) -> None:
     assert {path.name for path in run.path.iterdir()} == {"run.json", "run.lock"}
 
 
-def test_a_status_comes_back_as_it_was_written(run: Run) -> None:
+def test_status_round_trips(run: Run) -> None:
     status = Status(name="é\n\x1b[31m", score=-1.5, resumes=[{"step": 3}], versions={"torch": "2"}, reason="\ud7ff")
     run.write_status(status)
     assert run.read_status() == status
 
 
-def test_a_score_that_is_no_number_is_written_as_none(run: Run) -> None:
+def test_nan_score_is_written_as_none(run: Run) -> None:
     """A run that fails with a NaN score must still be able to say that it failed."""
     run.write_status(Status(state="failed", score=float("nan"), best_score=float("inf"), resumes=[{"x": float("nan")}]))
     status = run.read_status()
@@ -203,7 +203,7 @@ def test_a_score_that_is_no_number_is_written_as_none(run: Run) -> None:
     json.loads((run.path / "run.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_later_keys_are_ignored_and_missing_ones_keep_their_defaults(run: Run) -> None:
+def test_unknown_status_keys_are_ignored(run: Run) -> None:
     (run.path / "run.json").write_text('{"state": "finished", "of_a_later_version": [1]}')
     assert run.read_status() == Status(state="finished")
 
@@ -213,7 +213,7 @@ def test_later_keys_are_ignored_and_missing_ones_keep_their_defaults(run: Run) -
     ["", "{", "[]", "3", '{"state": 3}', '{"started": "yesterday"}', '{"step": 1.5}', '{"step": true}',
      '{"name": null}', '{"resumes": {}}', '{"versions": []}', '{"score": "high"}', "\ud800"],
 )  # fmt: skip
-def test_a_status_that_cannot_be_meant_is_one_clear_line_and_hides_no_other_run(run: Run, text: str) -> None:
+def test_invalid_status_is_one_line_and_hides_no_other_run(run: Run, text: str) -> None:
     (run.path / "run.json").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(UsageError, match=r"run\.json: cannot be read as a run's status") as caught:
         run.read_status()
@@ -223,7 +223,7 @@ def test_a_status_that_cannot_be_meant_is_one_clear_line_and_hides_no_other_run(
     assert [found.name for found, _ in all_runs(run.path.parent)] == ["other"]
 
 
-def test_every_key_of_a_status_accepts_its_own_default(run: Run) -> None:
+def test_status_accepts_its_own_defaults(run: Run) -> None:
     for key in fields(Status):
         (run.path / "run.json").write_text(json.dumps({key.name: asdict(Status())[key.name]}))
         assert run.read_status() == Status()
@@ -234,7 +234,7 @@ def test_every_key_of_a_status_accepts_its_own_default(run: Run) -> None:
     ["..", ".", "../x", "a/b", "/etc/x", "a\\b", "", " a", "a ", "a.", ".hidden", "-x", "_x", "a\nb", "a\0b",
      "a\x1b[31m", "~", "$HOME", "a:b", "a*", "x" * 101, "latest"],
 )  # fmt: skip
-def test_names_that_leave_the_runs_folder_or_mean_something_else_are_refused(tmp_path: Path, name: str) -> None:
+def test_unsafe_run_names_are_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="run name"):
         check_name(name)
     if name:
@@ -244,20 +244,20 @@ def test_names_that_leave_the_runs_folder_or_mean_something_else_are_refused(tmp
 
 
 @pytest.mark.parametrize("name", ["a", "cartpole-s1", "lr=1e-3", "a b", "v1.2+x@y", "学習", "0", "x" * 100])
-def test_names_that_stay_inside_are_made(tmp_path: Path, name: str) -> None:
+def test_safe_run_names_are_accepted(tmp_path: Path, name: str) -> None:
     assert create(tmp_path, name, "").path == tmp_path / name
     with pytest.raises(UsageError, match="exists already; resume it"):
         create(tmp_path, name, "")
 
 
-def test_a_name_that_the_file_system_finds_too_long_is_refused_as_such(tmp_path: Path) -> None:
+def test_overlong_name_is_rejected(tmp_path: Path) -> None:
     """A hundred characters are fine, three hundred bytes are not."""
     with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
         create(tmp_path, "\u6f22" * 100, "")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_name_that_nobody_typed_is_refused_with_the_way_to_type_one(tmp_path: Path) -> None:
+def test_invalid_default_name_suggests_name_option(tmp_path: Path) -> None:
     """It comes from a file's name, say."""
     with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
         create(tmp_path, "", "_my-s1")
@@ -266,7 +266,7 @@ def test_a_name_that_nobody_typed_is_refused_with_the_way_to_type_one(tmp_path: 
     assert "give another" not in str(refused.value)
 
 
-def test_processes_that_want_the_same_default_name_get_different_folders(tmp_path: Path) -> None:
+def test_concurrent_default_names_get_different_folders(tmp_path: Path) -> None:
     children = [
         subprocess.Popen(
             [sys.executable, "-c", CREATE_OFTEN, str(tmp_path)],
@@ -287,9 +287,7 @@ def test_processes_that_want_the_same_default_name_get_different_folders(tmp_pat
     assert set(names) == {path.name for path in tmp_path.iterdir()} == expected
 
 
-def test_a_default_name_that_is_taken_after_it_was_found_free_is_left_to_the_rival(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_name_taken_meanwhile_is_left_to_the_rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def beaten(runs: Path, default: str) -> str:
         """What free_name says, with a rival that makes the first two names its own at once."""
         name = free_name(runs, default)
@@ -302,7 +300,7 @@ def test_a_default_name_that_is_taken_after_it_was_found_free_is_left_to_the_riv
     assert create(tmp_path, "", "a").name == "a-3"
 
 
-def test_a_run_has_everything_it_needs_before_it_has_its_name(tmp_path: Path) -> None:
+def test_run_folder_is_complete_before_it_is_named(tmp_path: Path) -> None:
     """Whoever is killed in between leaves nothing that is listed, or that keeps the name taken."""
     seen: list[tuple[str, list[str]]] = []
 
@@ -323,7 +321,7 @@ def test_a_run_has_everything_it_needs_before_it_has_its_name(tmp_path: Path) ->
     made.release()
 
 
-def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_creation_leaves_no_files(tmp_path: Path) -> None:
     def fill(run: Run, name: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -332,7 +330,7 @@ def test_what_goes_wrong_while_a_run_is_made_leaves_nothing(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path: Path) -> None:
+def test_abandoned_partial_run_is_removed_after_a_day(tmp_path: Path) -> None:
     names = (f".{'a' * 16}.tmp", f".{'b' * 16}.tmp", f".{'c' * 16}.tmp", ".mine.tmp")
     young, old, held, foreign = (tmp_path / name for name in names)
     for folder in (young, old, held, foreign):
@@ -346,19 +344,19 @@ def test_what_a_killed_process_was_making_is_removed_a_day_later(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"a", young.name, held.name, foreign.name}
 
 
-def test_a_link_that_leads_nowhere_keeps_its_name(tmp_path: Path) -> None:
+def test_dangling_link_reserves_its_name(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "nowhere")
     assert create(tmp_path, "", "a").name == "a-2"
 
 
-def test_a_runs_folder_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
+def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(UsageError, match=r"the runs folder cannot be written \(.*\); choose another with --runs DIR"):
         create(tmp_path / "runs", "", "a")
     assert list(all_runs(tmp_path / "runs")) == []
 
 
-def test_runs_are_found_by_name_by_path_and_as_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="there is no run yet; start one with"):
         find("latest", tmp_path)
     for name, started in (("alpha", 1.0), ("beta", 3.0), ("gamma", 2.0)):
@@ -376,6 +374,6 @@ def test_runs_are_found_by_name_by_path_and_as_the_latest(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("reference", ["x" * 5000, "a\0b", "no run", "", "../../../../etc"])
-def test_a_reference_to_nothing_is_one_clear_line(tmp_path: Path, reference: str) -> None:
+def test_unknown_run_is_a_one_line_error(tmp_path: Path, reference: str) -> None:
     with pytest.raises(UsageError, match="no run"):
         find(reference, tmp_path)

@@ -50,25 +50,25 @@ def pairs() -> Iterator[tuple[str, str]]:
     yield from ((a, b) for a in TERMS for b in TERMS)
 
 
-def test_terms_select_some_and_not_all(population: list[tuple[Run, Status]]) -> None:
+def test_each_term_selects_some_runs(population: list[tuple[Run, Status]]) -> None:
     for term in TERMS:
         assert 0 < len(select(population, term)) < len(population), term
 
 
-def test_a_space_is_and_a_bar_is_or(population: list[tuple[Run, Status]]) -> None:
+def test_space_means_and_bar_means_or(population: list[tuple[Run, Status]]) -> None:
     for a, b in pairs():
         both, either = select(population, a) & select(population, b), select(population, a) | select(population, b)
         assert select(population, f"{a} {b}") == both
         assert select(population, f"{a}|{b}") == select(population, f"{a} | {b}") == either
 
 
-def test_a_bar_binds_closer_than_a_space(population: list[tuple[Run, Status]]) -> None:
+def test_bar_binds_tighter_than_space(population: list[tuple[Run, Status]]) -> None:
     expected = (select(population, "failed") | select(population, "crashed")) & select(population, "preset:pendulum")
     assert select(population, "failed|crashed preset:pendulum") == expected
     assert select(population, "preset:pendulum failed | crashed") == expected
 
 
-def test_a_bang_is_not_and_two_are_nothing(population: list[tuple[Run, Status]]) -> None:
+def test_bang_negates_and_two_cancel(population: list[tuple[Run, Status]]) -> None:
     everything = select(population, "")
     assert len(everything) == len(population)
     for term in TERMS:
@@ -77,7 +77,7 @@ def test_a_bang_is_not_and_two_are_nothing(population: list[tuple[Run, Status]])
     assert select(population, "preset!=pendulum") == select(population, "!preset=pendulum")
 
 
-def test_comparisons_split_the_runs_that_have_the_number(population: list[tuple[Run, Status]]) -> None:
+def test_comparisons_partition_runs_with_the_number(population: list[tuple[Run, Status]]) -> None:
     less, equal, more = (select(population, f"score{op}170") for op in ("<", "=", ">"))
     assert equal
     assert not less & equal
@@ -87,14 +87,14 @@ def test_comparisons_split_the_runs_that_have_the_number(population: list[tuple[
     assert select(population, "score>=170") == more | equal
 
 
-def test_a_colon_compares_numbers_and_finds_parts_of_text(population: list[tuple[Run, Status]]) -> None:
+def test_colon_compares_numbers_and_matches_substrings(population: list[tuple[Run, Status]]) -> None:
     assert select(population, "seed:1") == {run.name for run, status in population if status.seed == 1}  # not 10, 11
     assert select(population, "seed:1.0") == select(population, "seed:1")
     assert select(population, "preset:CART") == select(population, "preset=cartpole")
     assert not select(population, "preset=cart")
 
 
-def test_quotes_keep_spaces_bars_and_signs_together(population: list[tuple[Run, Status]]) -> None:
+def test_quotes_protect_spaces_bars_and_signs(population: list[tuple[Run, Status]]) -> None:
     expected = {run.name for run, status in population if status.reason}
     assert select(population, 'reason:"out of memory"') == expected
     assert select(population, 'reason:"of mem"') == expected
@@ -108,14 +108,14 @@ def test_options_are_read_from_config_toml(population: list[tuple[Run, Status]])
     assert not select(population, "ppo.normalize-advantages=batch")
 
 
-def test_config_toml_is_not_touched_unless_an_option_is_asked_for(tmp_path: Path) -> None:
+def test_config_toml_is_read_only_for_option_terms(tmp_path: Path) -> None:
     values = lookup(Status(name="a", score=3.0), "finished", partial(read_options, Run(tmp_path / "gone")))
     assert parse("a score>2 state:finished").matches(values)
     with pytest.raises(UsageError, match=r"config\.toml: cannot be read"):
         parse("ppo.clip>0").matches(values)
 
 
-def test_the_shown_state_counts(tmp_path: Path) -> None:
+def test_state_term_uses_the_shown_state(tmp_path: Path) -> None:
     values = lookup(Status(name="a", state="running"), "crashed", dict)
     assert parse("state:crashed crashed").matches(values)
     assert not parse("running").matches(values)
@@ -146,7 +146,7 @@ def test_flatten_joins_tables_by_dots() -> None:
         ('reason:"out of', "a quote is not closed"),
     ],
 )
-def test_a_bad_query_is_one_clear_line(text: str, said: str) -> None:
+def test_bad_query_is_a_one_line_error(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         parse(text)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 from ppo_unified.runs.folder import replace_file, write_atomically
 
 
-def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
+def test_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with replace_file(path) as temporary:
@@ -21,7 +21,7 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_an_error_in_the_block_keeps_the_old_content(tmp_path: Path) -> None:
+def test_error_while_replacing_keeps_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), replace_file(path) as temporary:

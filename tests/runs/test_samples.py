@@ -32,7 +32,7 @@ def stored(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> St
 # files
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_sample_file_round_trips(tmp_path: Path) -> None:
     mask = np.array([[True, True, False], [False, True, True]])
     texts = np.array([["", "a", "\x1b[31m"], ["\u6f22\u5b57", "\U0001f40d\n", " b"]])
     numbers = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
@@ -91,7 +91,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named_and_executes_nothing(tmp_path: Path, damage: str) -> None:
+def test_damaged_sample_file_is_reported_and_runs_no_code(tmp_path: Path, damage: str) -> None:
     a_run = Run(tmp_path)
     samples.write(a_run, stored(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
     path = samples.sample_path(a_run, 3)
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_named_and_executes_nothing(tmp_path: Path, damage: st
     assert "\n" not in str(caught.value)
 
 
-def test_whatever_byte_is_damaged_a_file_reads_as_it_was_or_not_at_all(tmp_path: Path) -> None:
+def test_damaged_byte_never_changes_sample_values(tmp_path: Path) -> None:
     a_run, ones = Run(tmp_path), np.ones((1, 2), bool)
     before = stored(ones, ones, value=np.array([[1.5, 2.5]]))
     samples.write(a_run, before)
@@ -131,14 +131,14 @@ def test_samples_are_the_episodes_of_each_row() -> None:
         assert before[-1] // 20 < after[0] // 20 or not continues.flat[before[-1]]
 
 
-def test_a_file_holds_whole_rows_from_the_first_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_file_holds_whole_rows_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
     for limit, rows in {1: 1, 2: 1, 4: 1, 5: 3, 6: 4, 99: 4}.items():
         monkeypatch.setattr(samples, "LARGEST", limit)
         assert samples.rows_to_keep(mask) == rows
 
 
-def test_responses_are_one_line_an_evaluation_and_the_last_of_a_step_counts(tmp_path: Path) -> None:
+def test_last_responses_per_step_are_kept(tmp_path: Path) -> None:
     a_run = Run(tmp_path)
     assert samples.read_responses(a_run) == {}
     samples.append_responses(a_run, 200, 2, [{"prompt": EVIL, "score": float("inf")}])
@@ -156,7 +156,7 @@ def test_responses_are_one_line_an_evaluation_and_the_last_of_a_step_counts(tmp_
     assert json.loads(lines[0])["iteration"] == 2
 
 
-def test_the_documented_quantities_are_the_declared_ones() -> None:
+def test_documented_quantities_match_declaration() -> None:
     page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
     for name, quantity in samples.QUANTITIES.items():
         header = "" if name == "continues" else quantity.header  # which ends a sample instead of being a column

@@ -42,7 +42,7 @@ def cells(chart: list[str]) -> str:
 
 @pytest.mark.parametrize("points", [2, 7, 50, 1000])
 @pytest.mark.parametrize("columns", [1, 2, 13, 160])
-def test_columns_hold_the_extremes_of_the_joined_curve(points: int, columns: int) -> None:
+def test_columns_hold_curve_extremes(points: int, columns: int) -> None:
     """Against brute force: the piecewise linear curve, sampled densely, and each sample put into its column."""
     x, y = noise(points, seed=points)
     view = View(x[0], x[-1], 0, 0)
@@ -55,7 +55,7 @@ def test_columns_hold_the_extremes_of_the_joined_curve(points: int, columns: int
         assert high[k] == pytest.approx(values[column == k].max(), abs=0.05)
 
 
-def test_a_window_shows_the_same_curve_as_the_points_inside_and_one_beyond_either_edge() -> None:
+def test_window_needs_only_one_point_beyond_each_edge() -> None:
     x, y = noise(500)
     view = View(x[100], x[300], 0, 0)
     everything, cut = (Columns(x[s], view, 80).minmax(y[s]) for s in (slice(None), slice(99, 302)))
@@ -67,7 +67,7 @@ def test_a_window_shows_the_same_curve_as_the_points_inside_and_one_beyond_eithe
 
 
 @pytest.mark.parametrize("where", [0, 1, 777, 9_999])
-def test_a_spike_of_one_point_survives(where: int) -> None:
+def test_single_point_spike_stays_visible(where: int) -> None:
     y = np.zeros(10_000)
     y[where] = 700.0
     _, high = Columns(np.arange(10_000.0), View(0, 9_999, 0, 700), 60).minmax(y)
@@ -78,7 +78,7 @@ def test_a_spike_of_one_point_survives(where: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_leaves_a_gap(bad: float) -> None:
+def test_nonfinite_values_leave_a_gap(bad: float) -> None:
     x, y = np.arange(101.0), np.ones(101)
     y[40:61] = bad
     low, high = Columns(x, View(0, 100, 0, 2), 101).minmax(y)
@@ -87,13 +87,13 @@ def test_what_is_not_finite_leaves_a_gap(bad: float) -> None:
     assert set(np.flatnonzero(empty)) == set(range(40, 61))
 
 
-def test_a_curve_of_one_point_between_gaps_is_still_seen() -> None:
+def test_single_point_between_gaps_stays_visible() -> None:
     y = np.full(50, np.nan)
     y[20] = 3.0
     assert cells(draw([Line("", np.arange(50), y)], 60, 8)).count("•") == 1
 
 
-def test_exponential_decay_is_straight_on_a_log_axis_and_what_is_not_positive_is_a_gap() -> None:
+def test_log_axis_straightens_decay_and_skips_nonpositive() -> None:
     x = np.arange(1000.0)
     straight = draw([Line("", x, -x)], 60, 12, x_range=(0, 999))
     decay = draw([Line("", x, 10 ** (-x / 100))], 60, 12, log_y=True, x_range=(0, 999))
@@ -112,7 +112,7 @@ def test_exponential_decay_is_straight_on_a_log_axis_and_what_is_not_positive_is
 @pytest.mark.parametrize("color", [True, False])
 @pytest.mark.parametrize("width", [20, 31, 120])
 @pytest.mark.parametrize("height", [4, 6, 25])
-def test_the_size_is_exact_whatever_the_data(width: int, height: int, color: bool, unicode: bool) -> None:
+def test_chart_has_the_exact_size_for_any_data(width: int, height: int, color: bool, unicode: bool) -> None:
     x, y = noise(300)
     empty = np.empty(0)
     kinds: dict[str, list[Line]] = {
@@ -142,7 +142,7 @@ def test_the_size_is_exact_whatever_the_data(width: int, height: int, color: boo
                 assert "".join(chart).isascii(), kind
 
 
-def test_one_point_is_drawn_in_the_middle_and_labelled_with_its_value() -> None:
+def test_single_point_is_centred_and_labelled() -> None:
     chart = draw([Line("", np.array([2000]), np.array([21.5]))], 40, 6, "eval/score")
     assert chart[0].split() == ["eval/score", "21.5"]
     assert cells(chart).count("•") == 1
@@ -151,20 +151,20 @@ def test_one_point_is_drawn_in_the_middle_and_labelled_with_its_value() -> None:
     assert "2k" in chart[-1][middle - 1 : middle + 3]
 
 
-def test_a_constant_is_one_straight_row_with_one_label() -> None:
+def test_constant_curve_is_one_row_with_one_label() -> None:
     chart = draw([Line("", np.arange(100), np.full(100, 0.1, np.float32))], 50, 9)
     assert [row.strip("│ ") != "" for row in chart[1:-2]].count(True) == 1
     assert [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row] == ["0.1"]
 
 
-def test_nothing_to_draw_says_why() -> None:
+def test_empty_chart_explains_why() -> None:
     x = np.arange(5.0)
     assert "no points yet" in draw([], 40, 6)[1]
     assert "no finite value" in draw([Line("", x, x * np.nan)], 40, 6)[1]
     assert "no value above 0" in draw([Line("", x, -x)], 40, 6, log_y=True)[1]
 
 
-def test_the_ends_of_the_y_axis_are_the_lowest_and_the_highest_value() -> None:
+def test_y_axis_ends_are_minimum_and_maximum() -> None:
     x, y = noise(200)
     chart = draw([Line("", x, y)], 80, 15)
     labels = [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row]
@@ -174,14 +174,14 @@ def test_the_ends_of_the_y_axis_are_the_lowest_and_the_highest_value() -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_labels_of_a_narrow_range_differ() -> None:
+def test_narrow_range_labels_differ() -> None:
     chart = draw([Line("", np.arange(100), np.linspace(500.01, 500.02, 100))], 60, 11)
     labels = [row.split("┤")[0].strip() for row in chart[1:-2] if "┤" in row]
     assert len(labels) == len(set(labels)) > 2
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_labels_in_little_room_keep_sign_and_size_and_differ_where_that_allows_it(seed: int) -> None:
+def test_short_labels_keep_sign_and_magnitude(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for exponent in range(-30, 31, 3):
         low = float(rng.uniform(-1, 1) * 10.0**exponent)
@@ -205,7 +205,7 @@ def at_label(label: str) -> float:
 
 
 @pytest.mark.parametrize("unicode", [True, False])
-def test_every_curve_bears_its_letter_in_the_legend_and_in_the_plot(unicode: bool) -> None:
+def test_curve_letters_appear_in_legend_and_plot(unicode: bool) -> None:
     x, y = noise(300)
     lines = [Line(f"run-{k}", x, y + 8 * k) for k in range(4)]
     chart = draw(lines, 100, 16, unicode=unicode)
@@ -214,20 +214,20 @@ def test_every_curve_bears_its_letter_in_the_legend_and_in_the_plot(unicode: boo
         assert MARKS[k] in cells(chart)
 
 
-def test_equal_curves_share_their_row_by_turns() -> None:
+def test_equal_curves_show_both_letters() -> None:
     x = np.arange(200)
     plot = cells(draw([Line(label, x, np.ones(200)) for label in "ab"], 80, 8))
     assert set(re.findall("[A-Z]", plot)) == {"A", "B"}
 
 
-def test_colours_change_nothing_but_the_colour_of_a_lone_curve() -> None:
+def test_colours_do_not_change_the_characters() -> None:
     x, y = noise(300)
     plain, colored = (draw([Line("", x, y)], 80, 12, "t", color=color) for color in (False, True))
     assert "".join(colored) != "".join(plain)
     assert [SGR.sub("", row) for row in colored] == plain
 
 
-def test_ascii_and_braille_agree_on_where_the_curve_is() -> None:
+def test_ascii_and_braille_charts_agree() -> None:
     y = np.r_[np.zeros(50), np.full(50, np.nan), np.ones(50)]
     for unicode in (True, False):
         rows = cells(draw([Line("", np.arange(150), y)], 69, 7, unicode=unicode)).split("\n")
@@ -238,7 +238,7 @@ def test_ascii_and_braille_agree_on_where_the_curve_is() -> None:
         assert not bottom[22:].strip()
 
 
-def test_smoothing_is_tensorboards() -> None:
+def test_smoothing_matches_tensorboard() -> None:
     """The loop of TensorBoard's line chart (`resmoothDataset`), which frees the average from its bias towards 0."""
     _, y = noise(200)
     y[[3, 50, 51]] = np.nan
@@ -258,7 +258,7 @@ def test_smoothing_is_tensorboards() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 17), (0.0021, 0.0199), (1e6, 5e6), (-1e-9, 1e-9), (499, 501)])
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
-def test_ticks_are_round_inside_and_not_too_many(low: float, high: float, count: int) -> None:
+def test_ticks_are_round_and_inside_the_axis(low: float, high: float, count: int) -> None:
     ticks = nice_ticks(low, high, count)
     assert len(ticks) <= count + 1
     assert ticks == sorted(ticks)
@@ -270,7 +270,7 @@ def test_ticks_are_round_inside_and_not_too_many(low: float, high: float, count:
         assert all(tick / step == pytest.approx(round(tick / step), abs=1e-6) for tick in ticks)
 
 
-def test_a_shared_x_range_lines_charts_up() -> None:
+def test_shared_x_range_aligns_charts() -> None:
     early, late = (
         draw([Line("", np.arange(a, b), np.ones(b - a))], 68, 6, x_range=(0, 100)) for a, b in ((0, 50), (50, 101))
     )
@@ -283,7 +283,7 @@ def test_a_shared_x_range_lines_charts_up() -> None:
 
 @pytest.mark.parametrize("weight", [0.001, 0.6, 0.9, 0.99, 0.997])
 @pytest.mark.parametrize("points", [0, 1, 2, 33, 5000])
-def test_a_long_moving_average_is_the_recursion_too(points: int, weight: float) -> None:
+def test_long_moving_average_equals_the_recursion(points: int, weight: float) -> None:
     values = np.random.default_rng(points).normal(size=points).astype(np.float32)
     expected, last = [], 0.0
     for count, value in enumerate(values.tolist(), 1):
@@ -294,7 +294,7 @@ def test_a_long_moving_average_is_the_recursion_too(points: int, weight: float) 
 
 @pytest.mark.parametrize("weight", [0.001, 0.6, 0.99, 0.997])
 @pytest.mark.parametrize("parts", [(0, 5), (1, 1, 1), (33, 0, 500), (5000, 7)])
-def test_a_moving_average_goes_on_where_it_stopped(parts: tuple[int, ...], weight: float) -> None:
+def test_moving_average_can_be_continued(parts: tuple[int, ...], weight: float) -> None:
     values = np.random.default_rng(1).normal(size=sum(parts)).astype(np.float32)
     found: list[np.ndarray] = []
     for part in np.split(values, np.cumsum(parts)[:-1]):
@@ -306,7 +306,7 @@ def test_a_moving_average_goes_on_where_it_stopped(parts: tuple[int, ...], weigh
 
 @pytest.mark.parametrize(("low", "high"), [(0, 6), (-3.2, 9.7), (0.3, 1.2), (2.0, 2.01), (4.9, 5.1)])
 @pytest.mark.parametrize("count", [2, 5, 12])
-def test_ticks_of_a_log_axis_lie_inside_and_say_what_they_are(low: float, high: float, count: int) -> None:
+def test_log_axis_ticks_are_inside_and_labelled(low: float, high: float, count: int) -> None:
     ticks = log_ticks(low, high, count)
     assert ticks
     assert len(ticks) <= count + 1
@@ -321,7 +321,7 @@ def test_ticks_of_a_log_axis_lie_inside_and_say_what_they_are(low: float, high: 
 
 @pytest.mark.parametrize("clock", [True, False])
 @pytest.mark.parametrize("seconds", [0.4, 7, 100, 5000, 90_000, 3e6, 4e8])
-def test_ticks_of_a_time_axis_are_round_times(seconds: float, clock: bool) -> None:
+def test_time_axis_ticks_are_round(seconds: float, clock: bool) -> None:
     start = 1.79e9 if clock else 0.0
     ticks = time_ticks(start, start + seconds, 6, clock)
     assert 1 <= len(ticks) <= 8
@@ -332,12 +332,12 @@ def test_ticks_of_a_time_axis_are_round_times(seconds: float, clock: bool) -> No
         assert ticks[0].label.strip("0s") == ""
 
 
-def test_a_time_since_a_start_is_told_in_its_two_largest_units() -> None:
+def test_elapsed_time_shows_two_largest_units() -> None:
     told = {0: "0", 45: "45s", 90: "1m30s", 3600: "1h", 5400: "1h30m", 3605: "1h", 190_000: "2d4h"}
     assert {seconds: span_label(seconds) for seconds in told} == told
 
 
-def test_labels_of_the_x_axis_never_touch() -> None:
+def test_x_axis_labels_never_touch() -> None:
     for seed in range(50):
         rng = np.random.default_rng(seed)
         left, room = float(rng.normal() * 10 ** rng.uniform(-3, 8)), int(rng.integers(4, 150))
@@ -354,7 +354,7 @@ def layers_of(*curves: np.ndarray, sparse: bool = False) -> list[Layer]:
 
 
 @pytest.mark.parametrize("glyphs", [BRAILLE, ASCII])
-def test_the_last_drawn_curve_owns_its_cells(glyphs: Glyphs) -> None:
+def test_last_curve_owns_its_cells(glyphs: Glyphs) -> None:
     columns = 30 * glyphs.columns
     rising, falling = np.linspace(0, 1, columns), np.linspace(1, 0, columns)
     view = View(0, 1, 0, 1)
@@ -366,7 +366,7 @@ def test_the_last_drawn_curve_owns_its_cells(glyphs: Glyphs) -> None:
     assert (both.styles == 10).any()
 
 
-def test_a_sparse_layer_has_half_the_dots_of_a_full_one() -> None:
+def test_sparse_layer_has_half_the_dots() -> None:
     low, high = np.zeros(60), np.ones(60)
     full, half = (
         paint([Layer(low, high, 0, ":", sparse)], View(0, 1, 0, 1), 30, 8, BRAILLE, covering=True, letters=False)
@@ -377,7 +377,7 @@ def test_a_sparse_layer_has_half_the_dots_of_a_full_one() -> None:
 
 
 @pytest.mark.parametrize("cross", [None, 0, 17, 29, 30])
-def test_runs_of_one_style_hold_the_whole_picture_and_the_crosshair_behind_it(cross: int | None) -> None:
+def test_style_spans_cover_the_chart_and_crosshair(cross: int | None) -> None:
     rng = np.random.default_rng(0)
     curves = [np.where(rng.random(60) < 0.7, rng.random(60), np.nan) for _ in range(3)]
     picture = paint(layers_of(*curves), View(0, 1, 0, 1), 30, 8, BRAILLE, covering=True, letters=False)

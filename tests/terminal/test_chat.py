@@ -22,7 +22,7 @@ def lines_of(columns: int, color: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [13, 20, 40, SIDE_BY_SIDE - 1, SIDE_BY_SIDE, 81, 200])
-def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) -> None:
+def test_replies_wrap_to_terminal_width_without_losing_words(columns: int) -> None:
     lines = lines_of(columns)
     assert max(map(display_width, lines)) <= columns
     assert "\x1b" not in "".join(lines)
@@ -35,13 +35,13 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(columns: int) ->
     assert len(format_blocks(BLOCKS, columns, remark=REMARK)) < len(lines)
 
 
-def test_colours_change_no_text() -> None:
+def test_colours_do_not_change_the_text() -> None:
     for columns in (0, 40, 100):
         painted = [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in lines_of(columns, color=True)]
         assert painted == lines_of(columns)
 
 
-def test_wrapping_cuts_at_spaces_and_keeps_indentation() -> None:
+def test_wrapping_breaks_at_spaces_and_keeps_indentation() -> None:
     assert wrap_text("one two three", 8) == ["one two", "three"]
     assert wrap_text("  deep\nend", 8) == ["  deep", "end"]
     assert wrap_text("abcdefgh", 3) == ["abc", "def", "gh"]

@@ -67,7 +67,7 @@ def pixels(rows: list[str]) -> list[list[str]]:
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize(("height", "width"), [(400, 600), (500, 500), (12, 16), (3, 200), (200, 3), (1, 1)])
 @pytest.mark.parametrize(("columns", "lines"), [(80, 23), (120, 39), (7, 40), (1, 1), (0, 0)])
-def test_a_picture_fits_and_keeps_its_aspect(style: Style, height: int, width: int, columns: int, lines: int) -> None:
+def test_frame_fits_and_keeps_aspect_ratio(style: Style, height: int, width: int, columns: int, lines: int) -> None:
     rows = draw(random_picture(height, width), columns, lines, style)
     widest = max(len(cells(row)) for row in rows)
     assert len(rows) <= max(1, lines)
@@ -81,14 +81,14 @@ def test_a_picture_fits_and_keeps_its_aspect(style: Style, height: int, width: i
         assert abs(margin - (columns - across) / 2) <= 0.5
 
 
-def test_half_blocks_show_every_pixel_in_its_colour() -> None:
+def test_half_blocks_show_every_pixel_colour() -> None:
     picture = random_picture(46, 80)
     picture[10:20] = 7  # cells of one colour are spaces
     shown = pixels(draw(picture, 80, 23, "truecolor"))
     assert shown == [[f"2;{r};{g};{b}" for r, g, b in row] for row in picture.tolist()]
 
 
-def test_256_colours_are_the_nearest_ones() -> None:
+def test_256_colour_mapping_picks_the_nearest() -> None:
     """Brute force over all that a terminal's fixed palette holds; a grey and a cube colour may be equally near."""
     palette = np.array(
         [(r, g, b) for r in CUBE for g in CUBE for b in CUBE] + [(x, x, x) for x in GREYS]
@@ -102,7 +102,7 @@ def test_256_colours_are_the_nearest_ones() -> None:
         np.testing.assert_array_equal(distances[np.arange(80), chosen], distances.min(1))
 
 
-def test_shrinking_averages() -> None:
+def test_shrinking_averages_pixels() -> None:
     picture = random_picture(90, 60)
     shrunk = resize(picture, 6, 9)
     expected = picture.reshape(9, 10, 6, 10, 3).mean((1, 3))
@@ -110,7 +110,7 @@ def test_shrinking_averages() -> None:
 
 
 @pytest.mark.parametrize("background", [0, 255])
-def test_characters_leave_the_background_blank(background: int) -> None:
+def test_ascii_frame_leaves_background_blank(background: int) -> None:
     picture = np.full((46, 40, 3), background, np.uint8)
     picture[10:20, 10:20] = 255 - background
     rows = draw(picture, 40, 23, "ascii")
@@ -118,7 +118,7 @@ def test_characters_leave_the_background_blank(background: int) -> None:
     assert sum(bool(row) for row in rows) == 5
 
 
-def test_text_is_cut_and_cleaned() -> None:
+def test_text_frame_is_truncated_and_sanitized() -> None:
     text = "\n  \x1b[41mS\x1b[0mFF\x07\x1b]0;title\x07G and more\n|  |\nthird\n"
     assert draw(text, 8, 2, "truecolor") == ["  SFF G ", "|  |"]
 
@@ -130,7 +130,7 @@ def episode(length: int, seconds: float = 0.02) -> Iterator[tuple[np.ndarray, fl
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 498, 499, 500, 501, 999, 1000, 1003, 5000])
-def test_long_episodes_are_thinned_evenly(length: int, tmp_path: Path) -> None:
+def test_long_videos_are_thinned_evenly(length: int, tmp_path: Path) -> None:
     count = write_gif(tmp_path / "a.gif", episode(length))
     assert min(length + 1, GIF_FRAMES // 2) <= count <= GIF_FRAMES
     with Image.open(tmp_path / "a.gif") as gif:
@@ -146,7 +146,7 @@ def test_long_episodes_are_thinned_evenly(length: int, tmp_path: Path) -> None:
     )  # Pillow joins equal pictures
 
 
-def test_faster_environments_than_browsers_show_skip_frames(tmp_path: Path) -> None:
+def test_videos_beyond_browser_frame_rate_skip_frames(tmp_path: Path) -> None:
     assert write_gif(tmp_path / "a.gif", episode(300, seconds=1 / 100)) == 151
 
 
@@ -200,7 +200,7 @@ def terminal() -> Iterator[Terminal]:
     opened.close()
 
 
-def test_repainting_changed_rows_shows_the_whole_picture(terminal: Terminal) -> None:
+def test_partial_repaint_equals_full_picture(terminal: Terminal) -> None:
     screen, rng = Screen(terminal.slave), np.random.default_rng(0)
     picture = random_picture(10, 20)
     for number in range(30):
@@ -213,7 +213,7 @@ def test_repainting_changed_rows_shows_the_whole_picture(terminal: Terminal) -> 
         assert not any(seen[len(rows) :])
 
 
-def test_what_did_not_change_is_not_written_again(terminal: Terminal) -> None:
+def test_unchanged_rows_are_not_rewritten(terminal: Terminal) -> None:
     screen, rows = Screen(terminal.slave), draw(random_picture(10, 20), 20, 5, "truecolor")
     screen.paint(rows)
     terminal.read()

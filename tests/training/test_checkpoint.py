@@ -156,9 +156,7 @@ WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}  # which calls can
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_fails_the_previous_checkpoint_loads_and_the_next_save_works(
-    kept: Run, way: str, tmp_path: Path
-) -> None:
+def test_failed_save_keeps_the_previous_checkpoint(kept: Run, way: str, tmp_path: Path) -> None:
     shutil.rmtree(checkpoint.checkpoint_folder(kept, 20))
     before = tmp_path / "before"
     shutil.copytree(kept.path, before)
@@ -209,7 +207,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("name", [META, POLICY, TENSORS, STATE])
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_newest_falls_back_to_the_one_before_with_one_message(
+def test_damaged_newest_checkpoint_falls_back_with_one_message(
     kept: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = checkpoint.checkpoint_folder(kept, 30)
@@ -228,7 +226,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_with_one_message(
     assert not capsys.readouterr().err
 
 
-def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) -> None:
+def test_all_checkpoints_damaged_is_an_error(kept: Run) -> None:
     for step in checkpoint.steps(kept):
         truncated(checkpoint.checkpoint_folder(kept, step) / STATE)
     with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
@@ -237,9 +235,7 @@ def test_where_all_are_damaged_nothing_starts_at_step_0_in_silence(kept: Run) ->
     assert checkpoint.choose(kept, "latest") == 30  # the policy is whole
 
 
-def test_a_damaged_best_gives_way_to_the_newest_and_a_damaged_number_is_refused(
-    kept: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_best_falls_back_and_damaged_step_is_rejected(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert checkpoint.find_best(kept) == (10, -10.0)
     flipped(checkpoint.checkpoint_folder(kept, 10) / POLICY)
     assert checkpoint.choose(kept, "best") == 30
@@ -251,7 +247,7 @@ def test_a_damaged_best_gives_way_to_the_newest_and_a_damaged_number_is_refused(
     assert checkpoint.steps(kept) == [10, 30]  # it may be the best: who knows
 
 
-def test_a_step_can_be_kept_again_and_the_later_one_counts(kept: Run) -> None:
+def test_saving_a_step_again_supersedes_it(kept: Run) -> None:
     keep(kept, 30, best=True, score=5.0)
     assert checkpoint.steps(kept) == [10, 20, 30]
     assert checkpoint.find_best(kept) == (30, 5.0)
@@ -262,7 +258,7 @@ def test_a_step_can_be_kept_again_and_the_later_one_counts(kept: Run) -> None:
 # crafted
 
 
-def test_loading_a_checkpoint_executes_nothing(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loading_checkpoint_runs_no_code(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
     nested = "[" * 200_000 + "]" * 200_000
     for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
         folder = keep(kept, 50)
@@ -276,7 +272,7 @@ def test_loading_a_checkpoint_executes_nothing(kept: Run, capsys: pytest.Capture
 # a policy alone
 
 
-def test_a_policy_loads_without_the_rest(tmp_path: Path) -> None:
+def test_policy_loads_without_trainer_state(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"total_steps": 600, "eval": {"every_steps": 600, "episodes": 2}}
     config = load_preset("cartpole", **changes)
     run = Run(train(config, tmp_path).path)

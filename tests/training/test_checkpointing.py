@@ -18,7 +18,7 @@ from tests.training.runs import quick
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from envs.gym.vector import GymAdapter
 
     scores = iter([10.0, 30.0, 20.0, 15.0, 12.0, 11.0])
@@ -36,7 +36,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path, monkeypat
         checkpoint.choose(kept, "7")
 
 
-def test_a_resumed_run_knows_its_best_though_run_json_lags_behind(tmp_path: Path) -> None:
+def test_resumed_run_recovers_best_score_from_checkpoint(tmp_path: Path) -> None:
     config = quick(stop_when_solved=False, eval={"every_steps": 500, "episodes": 5, "threshold": None})
     result = run(config, tmp_path)
     kept = Run(result.path)

@@ -19,7 +19,7 @@ from tests.toys import random_rollout
 
 @pytest.mark.parametrize("name", ["obs", "rewards", "logprobs", "values", "next_values"])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_rollout_is_refused_by_quantity_row_and_column(name: str, wrong: float) -> None:
+def test_nonfinite_rollout_names_quantity_row_and_column(name: str, wrong: float) -> None:
     rollout = random_rollout()
     check_rollout(rollout)
     row, column = rollout.mask.nonzero()[7].tolist()
@@ -47,7 +47,7 @@ class Watching(BanditAdapter):
         return rollout
 
 
-def test_a_rollout_that_is_given_up_leaves_policy_and_state_as_they_were() -> None:
+def test_interrupted_rollout_leaves_policy_and_state_unchanged() -> None:
     stop = StopRequest()
     adapter = Watching(stop)
     collector = Collector(adapter, stop)

@@ -20,7 +20,7 @@ from tests.training.runs import quick, read, result_step
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_solved_needs_two_more_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation at the threshold that the confirmation does not reach solves nothing."""
     from envs.gym.vector import GymAdapter
 
@@ -38,7 +38,7 @@ def test_solved_needs_two_more_evaluations(tmp_path: Path, monkeypatch: pytest.M
     assert len({seed for episodes, seed in calls if episodes == 100}) == 2
 
 
-def test_evaluations_follow_multiples_of_their_interval(tmp_path: Path) -> None:
+def test_evaluations_occur_at_multiples_of_the_interval(tmp_path: Path) -> None:
     steps = read(run(quick(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
     evaluated, learned = steps.series["eval/score"].steps, steps.series["policy/kl"].steps
     before = dict(zip(learned, [0, *learned[:-1]], strict=True))
@@ -48,7 +48,7 @@ def test_evaluations_follow_multiples_of_their_interval(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_a_score_that_is_not_finite_is_told_and_neither_best_nor_solved(
+def test_nonfinite_score_is_neither_best_nor_solved(
     wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not at first, not in a confirmation, not in the end; a finite one between them is the best."""
@@ -67,7 +67,7 @@ def test_a_score_that_is_not_finite_is_told_and_neither_best_nor_solved(
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_run_may_be_evaluated_before_it_begins(tmp_path: Path) -> None:
+def test_run_can_be_evaluated_at_start(tmp_path: Path) -> None:
     evaluation = {"every_steps": 0, "episodes": 30, "at_start": True}
     result = run(configured(eval=evaluation), tmp_path)
     series = read(result.path).series
@@ -82,7 +82,7 @@ def test_a_run_may_be_evaluated_before_it_begins(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_task_that_is_solved_at_the_start_trains_nothing(tmp_path: Path) -> None:
+def test_task_solved_at_start_is_not_trained(tmp_path: Path) -> None:
     solved = {"every_steps": 1, "episodes": 3, "at_start": True, "threshold": 0.0}
     result = run(configured(stop_when_solved=True, eval=solved), tmp_path)
     assert (result.solved_step, result.reason, result_step(result.path)) == (0, "solved", 0)

@@ -50,7 +50,7 @@ print(refused)
 """
 
 
-def test_an_event_file_that_meets_its_limit_in_a_record_stays_whole_and_catches_up(tmp_path: Path) -> None:
+def test_event_file_recovers_from_a_write_cut_short(tmp_path: Path) -> None:
     """The limit cuts a write short, as a full disk does."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def test_an_event_file_that_meets_its_limit_in_a_record_stays_whole_and_catches_
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_full_disk_costs_a_run_nothing_but_what_it_could_not_write(
+def test_run_survives_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = [True]
@@ -115,7 +115,7 @@ def starting_before(full: list[bool], write: Any) -> Any:
 
 @pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_removed_folder_ends_the_run_and_is_not_made_anew(
+def test_removed_folder_ends_run_and_is_not_recreated(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
@@ -136,7 +136,7 @@ def test_a_removed_folder_ends_the_run_and_is_not_made_anew(
         assert run.read_status().state == "starting"  # another run's, left alone
 
 
-def test_a_log_on_a_full_disk_and_a_closed_terminal_raise_nothing(tmp_path: Path) -> None:
+def test_log_ignores_full_disk_and_closed_terminal(tmp_path: Path) -> None:
     with open_log(Path("/dev/full")) as log:
         print("lost", file=log, flush=True)
 
@@ -150,7 +150,7 @@ def test_a_log_on_a_full_disk_and_a_closed_terminal_raise_nothing(tmp_path: Path
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_clock_that_is_put_back_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_set_back_does_not_change_durations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**9, 0, -10_000))
     run = prepare(configured(), tmp_path, "a")
     monkeypatch.setattr("ppo_unified.training.reporting.time.time", lambda: float(next(now)))

@@ -72,18 +72,18 @@ def ever_fired(metrics: Iterable[Mapping[str, float]]) -> set[str]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_each_check_tells_of_its_illness_and_no_other_does(check) -> None:  # type: ignore[no-untyped-def]
+def test_each_health_check_detects_only_its_problem(check) -> None:  # type: ignore[no-untyped-def]
     assert ever_fired(history(ILL[check.name])) == {check.name}
 
 
 @pytest.mark.parametrize("name", ILL)
-def test_one_bad_iteration_is_no_illness(name: str) -> None:
+def test_one_bad_iteration_raises_no_warning(name: str) -> None:
     """However bad: a mean may need the window to forget it, so only as bad as the illness is."""
     one = history(ILL[name], well_again=TURN + 1)
     assert not ever_fired(one)
 
 
-def test_a_critic_that_is_right_has_nothing_left_to_explain() -> None:
+def test_accurate_critic_raises_no_warning() -> None:
     """CartPole once it is solved: all returns are alike, and the explained variance is one of rounding errors."""
     solved = {"value/explained_variance": -2.0, "loss/value": 1e-6, "value/mean": 50.0}
     assert not ever_fired(history(solved))
@@ -91,7 +91,7 @@ def test_a_critic_that_is_right_has_nothing_left_to_explain() -> None:
     assert ever_fired(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
 
 
-def test_it_says_once_when_it_begins_and_once_when_it_has_healed() -> None:
+def test_warning_and_recovery_are_reported_once() -> None:
     health, told = Health(), []
     for step, metrics in enumerate(history(ILL["clip_fraction"], well_again=60)):
         told += [(step, line.split()[0]) for line in health.update(step, metrics)]
@@ -102,7 +102,7 @@ def test_it_says_once_when_it_begins_and_once_when_it_has_healed() -> None:
 
 
 @pytest.mark.parametrize("name", ILL)
-def test_a_resumed_run_is_judged_as_one_that_never_stopped(name: str) -> None:
+def test_health_checks_are_identical_after_a_resume(name: str) -> None:
     """The state goes through JSON, as a checkpoint may."""
     whole = Health()
     parts = Health()
@@ -115,7 +115,7 @@ def test_a_resumed_run_is_judged_as_one_that_never_stopped(name: str) -> None:
             parts.load_state_dict(state)
 
 
-def test_what_is_kept_does_not_grow() -> None:
+def test_health_history_is_bounded() -> None:
     health, sizes = Health(), []
     for step, metrics in enumerate(history({}, length=300)):
         health.update(step, metrics)
@@ -124,11 +124,11 @@ def test_what_is_kept_does_not_grow() -> None:
     assert not health.active_warnings()
 
 
-def test_without_a_critic_no_check_reads_one() -> None:
+def test_critic_checks_are_skipped_without_critic() -> None:
     assert not any(set(check.reads) & set(CRITIC) for check in Health(has_critic=False).checks)
 
 
-def test_a_metric_that_is_no_number_is_left_out() -> None:
+def test_nan_metric_is_ignored() -> None:
     assert not ever_fired(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
 
 
@@ -176,30 +176,30 @@ class Bursts(BanditAdapter):
         return replace(rollout, rewards=scale * rollout.rewards)
 
 
-def test_an_entropy_that_collapses_is_told() -> None:
+def test_entropy_collapse_is_detected() -> None:
     assert "entropy" in ever_fired(run_engine(BanditAdapter(64), 40, PPO(epochs=4, minibatches=2), Optim(lr=0.3)))
 
 
-def test_a_policy_that_leaps_is_told() -> None:
+def test_large_policy_step_is_detected() -> None:
     fickle = run_engine(Fickle(), 25, PPO(epochs=8, minibatches=2, entropy_coef=0.3), Optim(lr=0.3))
     assert {"kl", "clip_fraction"} <= ever_fired(fickle)
 
 
-def test_a_critic_that_cannot_learn_is_told() -> None:
+def test_unlearning_critic_is_detected() -> None:
     frozen = Optim(joint=False, critic_lr=1e-9)
     assert "dead_critic" in ever_fired(run_engine(Noisy(512), 40, PPO(epochs=1, minibatches=1), frozen))
 
 
-def test_a_critic_that_learns_noise_is_told() -> None:
+def test_noise_fitting_critic_is_detected() -> None:
     wild = Optim(joint=False, critic_lr=1.0)
     assert "explained_variance" in ever_fired(run_engine(Noisy(4, 4), 45, PPO(epochs=4, minibatches=2), wild))
 
 
-def test_other_logprobs_than_those_acted_by_are_told() -> None:
+def test_inconsistent_logprobs_raise_a_warning() -> None:
     assert "first_ratio" in ever_fired(run_engine(Careless(), 16, PPO(epochs=1, minibatches=1)))
 
 
-def test_gradients_in_bursts_are_told() -> None:
+def test_gradient_bursts_are_detected() -> None:
     plain = PPO(epochs=1, minibatches=1, normalize_advantages="none")
     assert "grad_norm" in ever_fired(run_engine(Bursts(), 60, plain))
 
@@ -212,13 +212,13 @@ def faulty_runs(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
     return runs
 
 
-def test_the_benchmark_has_a_run_for_every_check_and_each_can_be_made(faulty_runs: Mapping[str, Any]) -> None:
+def test_health_benchmark_covers_every_check(faulty_runs: Mapping[str, Any]) -> None:
     assert {name for run in faulty_runs.values() for name in run.provokes} == {check.name for check in CHECKS}
     assert all(run.config().total_iterations for run in faulty_runs.values())
 
 
 @pytest.mark.parametrize("name", ["skipped-minibatch", "no-state-values"])
-def test_a_defect_of_the_engine_is_told(name: str, faulty_runs: Mapping[str, Any]) -> None:
+def test_engine_defect_is_detected(name: str, faulty_runs: Mapping[str, Any]) -> None:
     def fired() -> set[str]:
         return ever_fired(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
 
@@ -227,7 +227,7 @@ def test_a_defect_of_the_engine_is_told(name: str, faulty_runs: Mapping[str, Any
     assert not fired() & set(faulty_runs[name].provokes)
 
 
-def test_a_run_that_goes_well_is_left_in_peace() -> None:
+def test_healthy_run_raises_no_warning() -> None:
     gentle = PPO(epochs=2, minibatches=2)
     for seed in range(3):
         assert not ever_fired(run_engine(BanditAdapter(64, seed=seed), 40, gentle, Optim(lr=1e-3)))

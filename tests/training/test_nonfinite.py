@@ -25,7 +25,7 @@ __all__ = ["sequences"]  # a fixture, used by name
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_minibatch_that_is_not_finite_is_named_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured(checkpoint={"every_s": 1e-6}, log={"samples_every": 0})
     run = prepare(config, tmp_path, "a")
     collect, seen = SequenceAdapter.collect, list[Rollout]()
@@ -56,7 +56,7 @@ def test_a_minibatch_that_is_not_finite_is_named_and_kept(tmp_path: Path, monkey
     assert f"row {row}, column {column} of the rollout" in status.reason
 
 
-def test_a_step_that_is_skipped_changes_nothing_and_is_counted() -> None:
+def test_skipped_step_changes_nothing_and_is_counted() -> None:
     class Poisoned(BanditAdapter):
         def collect(self) -> Rollout:
             rollout = super().collect()

@@ -18,7 +18,7 @@ from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequenc
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_what_the_allocators_raise_is_known_for_what_it_is() -> None:
+def test_allocator_errors_are_recognized() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 60, dtype=torch.uint8)  # more than any machine has
     assert is_out_of_memory(raised.value)
@@ -36,7 +36,7 @@ def test_what_the_allocators_raise_is_known_for_what_it_is() -> None:
         (SequenceAdapter, "score", "while evaluating: lower eval.episodes from 5 to 2"),
     ],
 )
-def test_a_run_says_what_to_lower(
+def test_out_of_memory_run_names_options_to_lower(
     owner: type, method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def huge(self: Any, *arguments: Any) -> Any:
@@ -50,7 +50,7 @@ def test_a_run_says_what_to_lower(
     assert says in run.read_status().reason
 
 
-def test_advice_names_only_options_there_are_and_values_that_help() -> None:
+def test_memory_advice_names_only_relevant_options() -> None:
     said = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
     assert "lower ppo.microbatch_columns from" in said
     assert "set llm.gradient_checkpointing = true" in said
@@ -58,7 +58,7 @@ def test_advice_names_only_options_there_are_and_values_that_help() -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
     said = str(explain_out_of_memory(MemoryError(), "making the models", config))
     assert "making the models: set llm.lora_rank = 8 (" in said
@@ -71,5 +71,5 @@ def test_models_that_do_not_fit_are_told_what_would(tmp_path: Path, monkeypatch:
     assert run.read_status().state == "failed"
 
 
-def test_an_error_without_a_word_is_told_by_its_name() -> None:
+def test_memory_error_without_message_shows_its_type() -> None:
     assert str(explain_out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")

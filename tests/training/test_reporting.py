@@ -24,7 +24,7 @@ from tests.training.runs import quick, read, result_step
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_every_metric_of_a_run_is_declared(tmp_path: Path) -> None:
+def test_every_logged_metric_is_declared(tmp_path: Path) -> None:
     result = run(quick(), tmp_path)
     tags = read(result.path).series
     assert set(tags) <= set(METRICS)
@@ -35,7 +35,7 @@ def test_every_metric_of_a_run_is_declared(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_the_first_every_nth_and_the_last_iteration_are_stored(tmp_path: Path) -> None:
+def test_first_every_nth_and_last_iteration_are_stored(tmp_path: Path) -> None:
     result = run(configured(), tmp_path)
     a_run, series = Run(result.path), read(result.path).series
     assert samples.iterations(a_run) == [1, 3, 6, 8]
@@ -51,14 +51,14 @@ def test_the_first_every_nth_and_the_last_iteration_are_stored(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("sequences")
-def test_the_last_iteration_is_stored_when_a_task_is_solved(tmp_path: Path) -> None:
+def test_solving_iteration_is_stored(tmp_path: Path) -> None:
     solved = configured(stop_when_solved=True, eval={"every_steps": 80, "episodes": 2, "threshold": 0.0})
     assert run(solved, tmp_path, "solved").reason == "solved"
     assert samples.iterations(Run(tmp_path / "solved")) == [1, 2]
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_stop_stores_no_sample_that_a_whole_run_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_stores_no_extra_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, calls = StopRequest(), count(1)
 
     def updating(self: SequenceAdapter, generator: torch.Generator) -> None:
@@ -73,7 +73,7 @@ def test_a_stop_stores_no_sample_that_a_whole_run_has_not(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("sequences")
-def test_looking_back_leaves_training_alone(tmp_path: Path) -> None:
+def test_storing_samples_does_not_change_training(tmp_path: Path) -> None:
     curves = []
     for every in (0, 1, 3):
         path = run(configured(log={"samples_every": every}), tmp_path, f"every{every}").path
@@ -85,7 +85,7 @@ def test_looking_back_leaves_training_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_a_resumed_run_drops_the_samples_of_lost_iterations(tmp_path: Path) -> None:
+def test_resume_drops_samples_of_lost_iterations(tmp_path: Path) -> None:
     path = run(configured(), tmp_path).path
     a_run = Run(path)
     samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # of an iteration that was never checkpointed
@@ -97,7 +97,7 @@ def test_a_resumed_run_drops_the_samples_of_lost_iterations(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("sequences")
-def test_an_adapters_columns_are_stored_and_its_reports_logged(tmp_path: Path) -> None:
+def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
     config = configured(eval={"every_steps": 100, "episodes": 5})
     result = run(config, tmp_path)
     kept = samples.read(Run(result.path), 8)
@@ -113,7 +113,7 @@ def test_an_adapters_columns_are_stored_and_its_reports_logged(tmp_path: Path) -
 
 @pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize("name", ["reward", "gamma", "file", "no name", "flat", "objects"])
-def test_a_column_that_cannot_be_stored_names_the_hook(tmp_path: Path, name: str) -> None:
+def test_unstorable_column_names_the_hook(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"tests\.sequences:explain: .*'{name}'"):
         run(configured(toy={"bad_column": name}), tmp_path)
     assert Run(next(tmp_path.iterdir())).read_status().state == "failed"

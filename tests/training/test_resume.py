@@ -76,7 +76,7 @@ WHERE = [
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_a_run_killed_anywhere_is_the_run_that_never_was(where: str, folder: Path, whole: Run, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_equals_uninterrupted(where: str, folder: Path, whole: Run, tmp_path: Path) -> None:
     """Killed at that place twice, a little later each time, and then left to finish."""
     run = begin(tokens(folder), tmp_path, "killed")
     deaths = [killed(run, where, number) for number in (2, 2)]
@@ -85,9 +85,7 @@ def test_a_run_killed_anywhere_is_the_run_that_never_was(where: str, folder: Pat
     assert not differences(whole, run)
 
 
-def test_a_run_killed_after_its_last_checkpoint_only_says_that_it_finished(
-    folder: Path, whole: Run, tmp_path: Path
-) -> None:
+def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, whole: Run, tmp_path: Path) -> None:
     run = begin(tokens(folder), tmp_path, "late")
     assert killed(run, "after pruning", 6)  # the first is of the start
     assert run.read_status().state == "running"
@@ -98,7 +96,7 @@ def test_a_run_killed_after_its_last_checkpoint_only_says_that_it_finished(
 
 
 @pytest.mark.parametrize("llm", [{"lora_rank": 2, "score_normalize": "reference"}], ids=str)
-def test_a_run_stopped_at_every_iteration_is_the_run_that_was_not(
+def test_run_stopped_every_iteration_equals_uninterrupted(
     llm: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tokens(folder, **llm)
@@ -117,9 +115,7 @@ def test_a_run_stopped_at_every_iteration_is_the_run_that_was_not(
     assert not differences(single, run)
 
 
-def test_a_run_without_a_checkpoint_starts_at_step_0_whatever_run_json_says(
-    folder: Path, whole: Run, tmp_path: Path
-) -> None:
+def test_resume_without_checkpoint_ignores_run_json(folder: Path, whole: Run, tmp_path: Path) -> None:
     run = begin(tokens(folder), tmp_path, "early")
     assert killed(run, "before checkpoint", 2)
     status = run.read_status()
@@ -131,7 +127,7 @@ def test_a_run_without_a_checkpoint_starts_at_step_0_whatever_run_json_says(
     assert not differences(whole, run)
 
 
-def test_a_checkpoint_that_cannot_be_written_costs_a_message_and_nothing_else(
+def test_failed_checkpoint_write_only_warns(
     folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(tokens(folder), tmp_path, "full")
@@ -151,7 +147,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_message_and_nothing_else(
     assert not [line for line in differences(whole, run) if "kept best" not in line]
 
 
-def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
+def test_failed_final_checkpoint_fails_the_run(
     folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tokens(folder), tmp_path, "full")
@@ -164,7 +160,7 @@ def test_a_last_checkpoint_that_cannot_be_written_fails_the_run(
     assert not differences(whole, run)
 
 
-def test_the_newest_being_damaged_the_run_goes_on_from_the_one_before(
+def test_damaged_newest_checkpoint_resumes_from_previous(
     folder: Path, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(tokens(folder), tmp_path, "damaged")
@@ -185,7 +181,7 @@ def save_with(run: Run, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("part", ["optimizers", "progress", "evaluation"])
-def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_run_stays_as_it_was(
+def test_checkpoint_of_another_structure_is_a_one_line_error(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
     run = begin(tokens(folder), tmp_path, "odd")
@@ -200,7 +196,7 @@ def test_a_whole_checkpoint_of_another_structure_is_refused_in_a_line_and_the_ru
     assert run.read_status() == before
 
 
-def test_a_state_that_the_adapter_cannot_load_fails_the_run(
+def test_unloadable_adapter_state_fails_the_run(
     folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In a line; its traceback is in the log. Without that checkpoint the run goes on."""
@@ -218,7 +214,7 @@ def test_a_state_that_the_adapter_cannot_load_fails_the_run(
     assert not differences(whole, run)
 
 
-def test_changed_options_are_used_recorded_or_refused_with_the_reason(
+def test_changed_options_are_applied_or_rejected(
     folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = begin(tokens(folder), tmp_path, "changed")

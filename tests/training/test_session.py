@@ -16,7 +16,7 @@ from tests.training.runs import quick
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_a_checkpoint_scores_as_it_did_in_training(tmp_path: Path) -> None:
+def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
     config = quick()
     result = run(config, tmp_path)
     adapter, step = load_adapter(Run(result.path), config, "latest")
@@ -26,7 +26,7 @@ def test_a_checkpoint_scores_as_it_did_in_training(tmp_path: Path) -> None:
     assert sum(scores) / len(scores) == result.score
 
 
-def test_a_configuration_that_does_not_fit_its_checkpoint_is_named(tmp_path: Path) -> None:
+def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> None:
     kept = Run(run(quick(), tmp_path).path)
     with pytest.raises(UsageError, match="does not fit checkpoint"):
         load_adapter(kept, quick(policy={"hidden": [32]}), "latest")

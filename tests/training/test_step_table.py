@@ -25,7 +25,7 @@ def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
 @pytest.mark.parametrize("row_len", [1, 4, 12])
 @pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
 @pytest.mark.parametrize("columns", [5, 24, 10_000])
-def test_looking_back_gives_every_step_its_own_numbers(row_len: int, normalize: str, columns: int) -> None:
+def test_step_table_matches_every_training_step(row_len: int, normalize: str, columns: int) -> None:
     """However rows are cut, sorted and left out on the way, each number lands where the rollout has its step."""
     rollout = consistent(random_rollout(n=7, row_len=row_len, ragged=True, holes=0.4))
     rollout = replace(rollout, mask=rollout.mask & (torch.arange(7) != 3)[:, None])
@@ -64,7 +64,7 @@ def test_looking_back_gives_every_step_its_own_numbers(row_len: int, normalize: 
     assert sorted(seen.histograms["histogram/ratios"]) == pytest.approx(sorted(ratio[mask].tolist()))
 
 
-def test_what_is_not_finite_where_masked_stays_out() -> None:
+def test_masked_nonfinite_values_are_excluded() -> None:
     rollout = random_rollout(row_len=12)
     fields = {name: getattr(rollout, name).clone() for name in ("logprobs", "values", "rewards", "next_values")}
     for x in fields.values():
@@ -76,7 +76,7 @@ def test_what_is_not_finite_where_masked_stays_out() -> None:
     assert all(np.isfinite(x) for x in seen.metrics.values())
 
 
-def test_the_clip_range_is_the_one_of_the_iteration_that_has_just_been_counted() -> None:
+def test_clip_range_is_that_of_the_finished_iteration() -> None:
     rollout = random_rollout()
     learned = int(rollout.mask.sum())
     progress = Progress(total_steps=5 * learned, steps=3 * learned, iteration=3)
@@ -87,7 +87,7 @@ def test_the_clip_range_is_the_one_of_the_iteration_that_has_just_been_counted()
         assert (table.clip, table.clip_high) == pytest.approx(expected)
 
 
-def test_arrays_hold_the_rows_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_hold_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
     monkeypatch.setattr(samples, "LARGEST", 5)
     columns = {"mask": torch.from_numpy(mask), "value": torch.arange(12.0, dtype=torch.float64).view(4, 3)}

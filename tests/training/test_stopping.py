@@ -70,9 +70,7 @@ def stop_in(method: str, number: int, stop: StopRequest, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize(("method", "numbers"), [("collect", (1, 2)), ("collect", (4, 1)), ("score", (1, 2, 1))])
-def test_a_run_stopped_in_the_middle_is_in_the_end_the_one_that_never_stopped(
-    method: str, numbers: tuple[int, ...], tmp_path: Path
-) -> None:
+def test_run_stopped_mid_rollout_equals_uninterrupted(method: str, numbers: tuple[int, ...], tmp_path: Path) -> None:
     config = configured(eval={"every_steps": 80, "episodes": 5, "at_start": True}, log={"samples_every": 0})
     whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
     assert train_on(whole, config) == "finished"
@@ -87,7 +85,7 @@ def test_a_run_stopped_in_the_middle_is_in_the_end_the_one_that_never_stopped(
     assert_same(pieces, whole)
 
 
-def test_a_language_model_stopped_while_it_writes_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> None:
     from envs.llm.adapter import LLMAdapter
     from tests.models import save_model
 
@@ -117,9 +115,7 @@ def test_a_language_model_stopped_while_it_writes_goes_on_as_if_it_had_not_been(
     assert_same(pieces, whole)
 
 
-def test_a_stop_before_the_first_iteration_leaves_a_run_that_starts_at_step_0(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from envs.gym import vector
 
     stop, build = StopRequest(), vector.build
@@ -138,7 +134,7 @@ def test_a_stop_before_the_first_iteration_leaves_a_run_that_starts_at_step_0(
     assert train_on(run, config) == "finished"
 
 
-def test_an_error_that_follows_the_request_is_the_request() -> None:
+def test_error_after_a_stop_request_counts_as_the_stop() -> None:
     """A worker process that the same signal ended, say."""
 
     def swallowed() -> None:
@@ -153,7 +149,7 @@ def test_an_error_that_follows_the_request_is_the_request() -> None:
         raise EOFError
 
 
-def test_outside_the_block_a_request_is_only_noted() -> None:
+def test_stop_request_outside_rollout_is_only_recorded() -> None:
     stop = StopRequest()
     with stop.interruptible():
         pass
@@ -174,7 +170,7 @@ def test_outside_the_block_a_request_is_only_noted() -> None:
         (signal.SIGTERM, signal.SIGHUP, SAME_REQUEST_S, 129),
     ],
 )
-def test_a_second_signal_ends_the_process_unless_it_repeats_the_first(
+def test_second_signal_exits_unless_it_is_a_repeat(
     first: int, second: int, later_s: float, ends: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes: list[int] = []
@@ -189,7 +185,7 @@ def test_a_second_signal_ends_the_process_unless_it_repeats_the_first(
     assert stop.signal == first
 
 
-def test_nohup_keeps_its_meaning() -> None:
+def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest().handle_signals():
@@ -219,7 +215,7 @@ gym.register("Slow-v0", entry_point=Slow)
 
 
 @pytest.mark.parametrize(("vectorization", "whom"), [("sync", "trainer"), ("async", "group")])
-def test_a_step_that_never_ends_holds_no_stop_up(vectorization: str, whom: str, tmp_path: Path) -> None:
+def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_path: Path) -> None:
     """Nor does one in worker processes, whether the signal is sent to the trainer alone or to all of them."""
     (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
     options = ["--name", "a", "--gym.num-envs", "2", "--gym.vectorization", vectorization]

@@ -70,14 +70,14 @@ def through_files(state: Any, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_comes_back_is_what_went_in(seed: int, tmp_path: Path) -> None:
+def test_state_round_trips(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     for _ in range(40):
         state = nested(rng, 4)
         assert same(through_files(state, tmp_path), state), state
 
 
-def test_an_optimizer_and_a_numpy_generator_come_back(tmp_path: Path) -> None:
+def test_optimizer_and_numpy_generator_round_trip(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([weight])
     weight.grad = torch.ones(3)
@@ -86,7 +86,7 @@ def test_an_optimizer_and_a_numpy_generator_come_back(tmp_path: Path) -> None:
     assert same(through_files(state, tmp_path), state)
 
 
-def test_tied_and_overlapping_tensors_survive_and_ties_are_stored_once(tmp_path: Path) -> None:
+def test_tied_tensors_round_trip_and_are_stored_once(tmp_path: Path) -> None:
     x = torch.arange(6.0).reshape(2, 3)
     path = tmp_path / "x.safetensors"
     durable.write_file(path, encode_tensors({"head": x, "embedding": x, "transposed": x.t(), "part": x[1:]}))
@@ -96,7 +96,7 @@ def test_tied_and_overlapping_tensors_survive_and_ties_are_stored_once(tmp_path:
     assert set(load_file(path)) == {"head", "transposed", "part"}  # as the library itself reads it
 
 
-def test_a_number_that_is_none_of_pythons_is_refused_by_its_place() -> None:
+def test_unsupported_value_is_rejected_with_its_path() -> None:
     for value in (np.int64(1), np.zeros(2), object(), {1, 2}, b""):
         with pytest.raises(TypeError, match=rf"state/a/1: a {type(value).__name__} can't be kept"):
             split({"a": [0, value]})
@@ -109,6 +109,6 @@ def test_a_number_that_is_none_of_pythons_is_refused_by_its_place() -> None:
         *({"$items": [[[], 1]]}, {"$items": [[{"$tuple": [[]]}, 1]]}, {"$items": [["a", 1, 2]]}),
     ],
 )
-def test_a_document_that_was_not_made_here_is_refused(document: Any) -> None:
+def test_foreign_document_is_rejected(document: Any) -> None:
     with pytest.raises(ValueError, match=r"means nothing|can't be a key|is no pair"):
         join({"a": [document]}, {})

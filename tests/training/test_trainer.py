@@ -16,7 +16,7 @@ from tests.training.runs import quick, read
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+def test_run_depends_only_on_its_seed(tmp_path: Path) -> None:
     curves = []
     for seed in (3, 3, 4):
         path = run(quick(seed=seed), tmp_path).path
@@ -24,7 +24,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     assert curves[0] == curves[1] != curves[2]
 
 
-def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from envs.gym.policy import GymPolicy
 
     evaluate = GymPolicy.evaluate
@@ -41,7 +41,7 @@ def test_an_adapter_whose_log_probs_disagree_fails_the_run(tmp_path: Path, monke
     assert "collect() and its policy's evaluate() disagree" in status.reason
 
 
-def test_iterations_may_end_a_run_too(tmp_path: Path) -> None:
+def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
     result = run(quick(total_steps=0, total_iterations=3, stop_when_solved=False, eval={"threshold": None}), tmp_path)
     status = Run(result.path).read_status()
     assert (status.iteration, status.reason) == (3, "total_iterations reached")
@@ -50,7 +50,7 @@ def test_iterations_may_end_a_run_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-def test_the_configuration_says_how_far_the_first_ratio_may_be_off(tmp_path: Path) -> None:
+def test_first_ratio_tolerance_is_configurable(tmp_path: Path) -> None:
     assert run(configured(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
     with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.05"):
         run(configured(toy={"off": 0.05}), tmp_path, "strict")

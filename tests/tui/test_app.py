@@ -166,13 +166,13 @@ def shown(app: Terminal) -> str:
         ("form", [Form]),
     ],
 )
-def test_every_action_of_the_table_can_be_done_where_the_table_says(place: Place, classes: list[type]) -> None:
+def test_every_action_has_a_method_in_its_places(place: Place, classes: list[type]) -> None:
     for action in actions_of(place):
         for kind in classes:
             assert hasattr(kind, f"action_{action.name}"), f"{kind.__name__} has no {action.name}"
 
 
-def test_no_key_means_two_things_at_once() -> None:
+def test_no_key_is_bound_twice_in_one_place() -> None:
     together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
     together += [("picker",), ("form",)]
     for places in together:
@@ -183,7 +183,7 @@ def test_no_key_means_two_things_at_once() -> None:
 # the list of runs
 
 
-def test_runs_are_listed_newest_first_and_sorted_by_any_column(runs: Path) -> None:
+def test_runs_list_sorts_by_any_column(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         assert listed(app) == ["gamma", "beta", "alpha"]
         await pilot.press("O")
@@ -201,7 +201,7 @@ def test_runs_are_listed_newest_first_and_sorted_by_any_column(runs: Path) -> No
     drive(runs, act)
 
 
-def test_the_cursor_stays_on_its_run(runs: Path) -> None:
+def test_cursor_stays_on_its_run(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("down")
         assert under_the_cursor(app) == "beta"
@@ -217,7 +217,7 @@ def test_the_cursor_stays_on_its_run(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path) -> None:
+def test_partial_repaint_equals_full_repaint(runs: Path) -> None:
     """Only lines that changed are drawn: the picture is the one of drawing all."""
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -240,7 +240,7 @@ def test_lines_that_are_left_as_they_were_are_what_they_would_be_now(runs: Path)
     drive(runs, act)
 
 
-def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
+def test_unread_run_is_requested_immediately(runs: Path) -> None:
     store = Store(runs)
     store.update()
     assert store.watch(["alpha"])
@@ -251,7 +251,7 @@ def test_a_run_that_was_not_read_yet_is_asked_for_at_once(runs: Path) -> None:
     assert not store.watch(["alpha", "beta"])
 
 
-def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
+def test_query_filters_runs_while_typing(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         assert under_the_cursor(app) == "gamma"
         await pilot.press("slash", *"alp")
@@ -279,7 +279,7 @@ def test_a_query_lists_what_matches_while_one_types(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
+def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("slash")
         app.screen.query_one(Input).value = "colour:red"
@@ -291,7 +291,7 @@ def test_a_query_that_cannot_be_read_says_so_under_it(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_marked_runs_are_drawn_and_the_pinned_one_on_top(runs: Path) -> None:
+def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: drawn(app) == ["gamma"])  # the one under the cursor
         await pilot.press("down")
@@ -316,7 +316,7 @@ def test_marked_runs_are_drawn_and_the_pinned_one_on_top(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_usual_metrics_come_first(runs: Path) -> None:
+def test_standard_metrics_come_first(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: len(the_plots(app).tags) == len(TAGS))
         assert the_plots(app).tags[:3] == ["eval/score", "episode/return", "policy/kl"]
@@ -325,7 +325,7 @@ def test_usual_metrics_come_first(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_the_options_in_which_runs_differ(runs: Path) -> None:
+def test_compare_screen_shows_differing_options(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("c")
         assert "Mark at least two runs" in said(app)
@@ -340,7 +340,7 @@ def test_the_options_in_which_runs_differ(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_runs_that_differ_in_the_seed_alone_are_drawn_as_one(runs: Path) -> None:
+def test_seeds_of_one_run_are_drawn_as_one_curve(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("a", "A")
         await until(pilot, lambda: len(drawn(app)) == 3)
@@ -350,7 +350,7 @@ def test_runs_that_differ_in_the_seed_alone_are_drawn_as_one(runs: Path) -> None
     drive(runs, act)
 
 
-def test_list_and_charts_share_the_screen_as_one_likes(runs: Path) -> None:
+def test_split_between_list_and_charts_is_adjustable(runs: Path) -> None:
     for number in range(20):
         made(runs, f"more-{number}", 10 + number)
 
@@ -369,7 +369,7 @@ def test_list_and_charts_share_the_screen_as_one_likes(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_enter_and_a_second_click_open_a_run(runs: Path) -> None:
+def test_enter_and_second_click_open_a_run(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("enter")
         assert isinstance(app.screen, RunPage)
@@ -382,7 +382,7 @@ def test_enter_and_a_second_click_open_a_run(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_one_metric_fills_the_screen_from_list_and_page(runs: Path) -> None:
+def test_metric_screen_opens_from_list_and_run_page(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: the_plots(app).current is not None)
         await pilot.press("f")
@@ -402,7 +402,7 @@ def test_one_metric_fills_the_screen_from_list_and_page(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_another_programs_logs_are_listed_and_drawn(runs: Path) -> None:
+def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
     folder = runs / "CartPole-v1__ppo__1"
     folder.mkdir()
     writer = EventWriter(folder)
@@ -419,7 +419,7 @@ def test_another_programs_logs_are_listed_and_drawn(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_what_runs_wrote_is_text_and_nothing_else(runs: Path) -> None:
+def test_text_of_runs_is_shown_literally(runs: Path) -> None:
     evil = "[bold red]\x1b[31mname\x1b]0;title\x07[/]"
     made(runs, "odd", 7, state="failed", reason=evil, preset="[blink]x")
     write_note(Run(runs / "odd"), evil)
@@ -438,7 +438,7 @@ def test_what_runs_wrote_is_text_and_nothing_else(runs: Path) -> None:
 
 
 @pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
-def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None:
+def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
     """And a second one, stopped, resumed and deleted by keys: all with real processes."""
     folder = tmp_path / "runs"
 
@@ -458,7 +458,7 @@ def test_from_nothing_to_a_solved_cartpole_in_three_keys(tmp_path: Path) -> None
     drive(folder, act)
 
 
-def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_charts_appear_before_the_first_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every action on charts is one that empty ones bear."""
     run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
@@ -495,7 +495,7 @@ def test_a_run_has_its_charts_before_it_has_a_point(runs: Path, monkeypatch: pyt
     drive(runs, act)
 
 
-def test_the_page_of_a_run_that_ends_without_a_point_has_no_charts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_of_run_without_points_has_no_charts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
         path.unlink()
@@ -519,7 +519,7 @@ def test_the_page_of_a_run_that_ends_without_a_point_has_no_charts(runs: Path, m
 
 
 @pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
-def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
+def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -553,7 +553,7 @@ def test_a_run_is_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     drive(folder, act)
 
 
-def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) -> None:
+def test_quitting_keeps_runs_running(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 
     async def begin(pilot: Pilot[None], app: Terminal) -> None:
@@ -571,7 +571,7 @@ def test_leaving_leaves_runs_running_and_coming_back_finds_them(tmp_path: Path) 
         assert stop(Run(folder / "on"), kill=False) == "stopped"
 
 
-def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(tmp_path: Path) -> None:
+def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
     """An environment that is not there is known only to the process that was started."""
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -590,7 +590,7 @@ def test_what_a_process_refuses_is_shown_in_the_form_and_what_was_typed_is_kept(
     drive(tmp_path / "runs", act)
 
 
-def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was typed for a run that is refused after all comes back."""
     goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
 
@@ -632,7 +632,7 @@ def test_a_start_leaves_the_form_alone_that_is_opened_meanwhile(runs: Path, monk
     assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
 
 
-def test_rename_and_note(runs: Path) -> None:
+def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "e")
         assert isinstance(app.screen, PromptDialog)
@@ -662,7 +662,7 @@ def test_rename_and_note(runs: Path) -> None:
     drive(runs, act, size=(200, 60))
 
 
-def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
+def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         the_list(app).move_to("alpha")
         await pilot.press("r")
@@ -674,7 +674,7 @@ def test_a_finished_run_goes_on_only_further(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
+def test_rerun_opens_form_with_the_runs_options(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("R")
         assert isinstance(app.screen, Form)
@@ -683,7 +683,7 @@ def test_rerun_opens_the_form_with_the_runs_options(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
 
     def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
@@ -721,7 +721,7 @@ def test_what_is_typed_to_rerun_a_run_is_of_that_run_alone(runs: Path, monkeypat
     drive(runs, act)
 
 
-def test_the_command_is_copied(runs: Path) -> None:
+def test_command_is_copied_to_clipboard(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("y")
         assert app.clipboard == "ppo-unified train cartpole --seed 3"
@@ -729,7 +729,7 @@ def test_the_command_is_copied(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_play_and_inspect_run_as_processes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(program, "run_external_command", lambda app, arguments: asked.append(list(arguments)))
 
@@ -743,7 +743,7 @@ def test_watching_and_inspecting_are_processes_of_their_own(runs: Path, monkeypa
 # what concerns the whole program
 
 
-def test_readonly_changes_nothing(runs: Path) -> None:
+def test_readonly_mode_changes_nothing(runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -762,9 +762,7 @@ def test_readonly_changes_nothing(runs: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
 
-def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redraws_slow_down_while_typing_or_when_expensive(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(_: Pilot[None], app: Terminal) -> None:
         now, pacer = 100.0, Pacer()
         app.pacer = pacer  # nothing else is drawn by it
@@ -785,7 +783,7 @@ def test_pictures_come_more_seldom_while_one_types_and_where_they_take_long(
     drive(runs, act)
 
 
-def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
+def test_help_lists_every_key_and_explains_the_chart(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await until(pilot, lambda: the_plots(app).current is not None)
         await pilot.press("question_mark")
@@ -799,7 +797,7 @@ def test_help_tells_every_key_and_what_the_chart_means(runs: Path) -> None:
     drive(runs, act, size=(80, 24))
 
 
-def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
+def test_help_and_palette_list_only_keys_of_current_tab(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("enter")
         for tab, charts in (("1", True), ("3", False), ("1", True)):
@@ -816,7 +814,7 @@ def test_help_and_palette_offer_what_the_tab_in_sight_takes(runs: Path) -> None:
     drive(runs, act, readonly=True)
 
 
-def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
+def test_palette_finds_and_runs_actions(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("ctrl+p")
         await pilot.press(*"reverse")
@@ -832,7 +830,7 @@ def test_the_palette_finds_actions_and_does_them(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_themes_change_and_are_remembered_with_the_view(runs: Path) -> None:
+def test_theme_and_view_are_restored(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("T", "space", "p", "o", "l", "f")
         await until(pilot, lambda: isinstance(app.screen, MetricScreen))
@@ -858,7 +856,7 @@ def test_themes_change_and_are_remembered_with_the_view(runs: Path) -> None:
         '{"marked": 3, "theme": "none such", "sorted_by": "x", "typed": {"a": 1}, "charts": {"grid": "x"}, "odd": 1}',
     ],
 )
-def test_a_damaged_memory_is_no_reason_not_to_start(runs: Path, text: str) -> None:
+def test_damaged_view_file_does_not_prevent_start(runs: Path, text: str) -> None:
     ViewState().save(runs)
     (path,) = Path(str(ViewState.path(runs))).parent.glob("*.json")
     path.write_text(text, encoding="utf-8")
@@ -870,7 +868,7 @@ def test_a_damaged_memory_is_no_reason_not_to_start(runs: Path, text: str) -> No
     drive(runs, act)
 
 
-def test_a_folder_that_cannot_remember_or_be_read_does_no_harm(
+def test_unwritable_state_and_deleted_runs_folder_do_no_harm(
     runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -884,7 +882,7 @@ def test_a_folder_that_cannot_remember_or_be_read_does_no_harm(
     drive(runs, act)
 
 
-def test_without_unicode_the_screen_is_ascii(runs: Path) -> None:
+def test_screen_is_ascii_without_unicode(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space")
         await until(pilot, lambda: "eval/score" in shown(app))
@@ -894,7 +892,7 @@ def test_without_unicode_the_screen_is_ascii(runs: Path) -> None:
     drive(runs, act, unicode=False)
 
 
-def test_a_clock_that_jumps_back_does_no_harm(runs: Path) -> None:
+def test_clock_set_back_does_no_harm(runs: Path) -> None:
     from tui.store import Store
 
     now = [time.time()]
@@ -907,7 +905,7 @@ def test_a_clock_that_jumps_back_does_no_harm(runs: Path) -> None:
     drive(runs, act, store=Store(runs, clock=lambda: now[0]))
 
 
-def test_a_folder_is_remembered_apart_from_others(runs: Path, tmp_path: Path) -> None:
+def test_view_is_stored_per_folder(runs: Path, tmp_path: Path) -> None:
     ViewState(query="failed").save(runs)
     assert ViewState.load(runs).query == "failed"
     assert ViewState.load(tmp_path).query == ""
@@ -915,7 +913,7 @@ def test_a_folder_is_remembered_apart_from_others(runs: Path, tmp_path: Path) ->
     assert table["runs"] == str(runs.resolve())
 
 
-def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) -> None:
+def test_run_page_updates_while_other_runs_are_marked(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "up")  # gamma is marked
         the_list(app).move_to("alpha")
@@ -934,7 +932,7 @@ def test_a_page_stays_live_whatever_is_marked_on_the_list_behind_it(runs: Path) 
     drive(runs, act)
 
 
-def test_damage_of_a_drawn_runs_files_is_told_as_long_as_it_is_drawn_and_on_its_page(runs: Path) -> None:
+def test_damage_is_reported_while_the_run_is_shown(runs: Path) -> None:
     (found,) = (runs / "beta").glob("events*")
     whole = found.read_bytes()
     found.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -952,7 +950,7 @@ def test_damage_of_a_drawn_runs_files_is_told_as_long_as_it_is_drawn_and_on_its_
     drive(runs, act)
 
 
-def test_a_deleted_run_is_forgotten(runs: Path) -> None:
+def test_deleted_run_disappears_everywhere(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "p", "d", "y")
         await until(pilot, lambda: listed(app) == ["beta", "alpha"])
@@ -963,7 +961,7 @@ def test_a_deleted_run_is_forgotten(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_a_renamed_run_in_a_folder_of_its_own_keeps_its_mark(runs: Path) -> None:
+def test_renamed_run_keeps_its_mark(runs: Path) -> None:
     made(runs / "group", "one", 5)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -980,7 +978,7 @@ def test_a_renamed_run_in_a_folder_of_its_own_keeps_its_mark(runs: Path) -> None
     drive(runs, act)
 
 
-def test_names_and_times_of_any_kind_are_shown(runs: Path) -> None:
+def test_unusual_names_and_times_are_shown(runs: Path) -> None:
     """A folder's name that is no text, times that no calendar has."""
     made(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
 
@@ -993,7 +991,7 @@ def test_names_and_times_of_any_kind_are_shown(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_nothing_that_is_typed_into_picker_and_form_ends_the_program(runs: Path) -> None:
+def test_unusual_input_in_picker_and_form_does_no_harm(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("n")
         app.screen.query_one(Input).value = "x" * 5000
@@ -1005,7 +1003,7 @@ def test_nothing_that_is_typed_into_picker_and_form_ends_the_program(runs: Path)
     drive(runs, act)
 
 
-def test_a_name_is_judged_and_started_in_the_folder_that_is_shown(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_name_is_checked_in_the_shown_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the default folder has a run of that name."""
     made(runs.parent / "runs", "taken", 4)
     other = runs.parent / "other"

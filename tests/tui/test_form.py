@@ -107,7 +107,7 @@ async def write(pilot: Pilot[None], text: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_picker_opens_what_is_under_its_cursor(size: tuple[int, int], tmp_path: Path) -> None:
+def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         picker = app.open_picker()
         await pilot.pause()
@@ -129,7 +129,7 @@ def test_the_picker_opens_what_is_under_its_cursor(size: tuple[int, int], tmp_pa
 
 
 @pytest.mark.parametrize("target", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "llm"])
-def test_an_environments_id_is_typed(target: str, tmp_path: Path) -> None:
+def test_picker_accepts_environment_id(target: str, tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.open_picker()
         await pilot.pause()
@@ -141,7 +141,7 @@ def test_an_environments_id_is_typed(target: str, tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_a_file_is_typed_and_a_bad_one_is_said(tmp_path: Path) -> None:
+def test_picker_accepts_file_and_reports_a_bad_one(tmp_path: Path) -> None:
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text('kind = "gym"\n')
     bad.write_text('kind = "gym"\n[ppo]\nclp = 1\n')
@@ -160,7 +160,7 @@ def test_a_file_is_typed_and_a_bad_one_is_said(tmp_path: Path) -> None:
     drive(work, tmp_path, (120, 40))
 
 
-def test_lines_without_a_target_say_what_to_type(tmp_path: Path) -> None:
+def test_picker_explains_what_to_type_without_a_target(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         picker = app.open_picker()
         await pilot.pause()
@@ -174,7 +174,7 @@ def test_lines_without_a_target_say_what_to_type(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_a_click_picks_too(tmp_path: Path) -> None:
+def test_click_selects_a_target(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.open_picker()
         await pilot.pause()
@@ -185,7 +185,7 @@ def test_a_click_picks_too(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_the_search_knows_words_beginnings_and_letters_in_order() -> None:
+def test_search_matches_words_prefixes_and_subsequences() -> None:
     def names(text: str) -> list[str]:
         return [pick.target for pick in match_picks(form_model.picks(), text)]
 
@@ -202,7 +202,7 @@ def test_the_search_knows_words_beginnings_and_letters_in_order() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_enter_enter_trains_cartpole(size: tuple[int, int], tmp_path: Path) -> None:
+def test_two_enters_train_cartpole(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         opened: list[Any] = []
 
@@ -220,7 +220,7 @@ def test_enter_enter_trains_cartpole(size: tuple[int, int], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("key", ["ctrl+s", "f5", "enter"])
-def test_what_is_typed_is_what_starts(key: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await to(pilot, screen, "optim.lr")
@@ -238,7 +238,7 @@ def test_what_is_typed_is_what_starts(key: str, size: tuple[int, int], tmp_path:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_wrong_value_says_so_under_the_field_and_starts_nothing(size: tuple[int, int], tmp_path: Path) -> None:
+def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await to(pilot, screen, "ppo.gamma")
@@ -260,7 +260,7 @@ def test_a_wrong_value_says_so_under_the_field_and_starts_nothing(size: tuple[in
     drive(work, tmp_path, size)
 
 
-def test_a_wrong_value_in_a_closed_section_is_gone_to(tmp_path: Path) -> None:
+def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         app.typed["ppo.clip"] = "2"
@@ -279,7 +279,7 @@ def test_a_wrong_value_in_a_closed_section_is_gone_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_several_seeds_are_several_runs(size: tuple[int, int], tmp_path: Path) -> None:
+def test_several_seeds_start_several_runs(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await to(pilot, screen, "name")
@@ -294,7 +294,7 @@ def test_several_seeds_are_several_runs(size: tuple[int, int], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_recipe_is_laid_over_and_taken_away(size: tuple[int, int], tmp_path: Path) -> None:
+def test_recipe_is_applied_and_removed(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("sentiment")
         await to(pilot, screen, "optim.lr")
@@ -317,7 +317,7 @@ def test_a_recipe_is_laid_over_and_taken_away(size: tuple[int, int], tmp_path: P
     drive(work, tmp_path, size)
 
 
-def test_where_no_recipe_fits_it_is_said(tmp_path: Path) -> None:
+def test_form_explains_when_no_recipe_fits(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("cartpole")
         await pilot.press("ctrl+r")
@@ -328,7 +328,7 @@ def test_where_no_recipe_fits_it_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_search_shows_only_what_it_finds_and_unfolds_it(size: tuple[int, int], tmp_path: Path) -> None:
+def test_search_shows_only_matches_unfolded(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await pilot.press("slash", *"clip", "enter")
@@ -350,7 +350,7 @@ def test_the_search_shows_only_what_it_finds_and_unfolds_it(size: tuple[int, int
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_field_is_reset_to_the_presets_value(size: tuple[int, int], tmp_path: Path) -> None:
+def test_field_is_reset_to_preset_value(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await to(pilot, screen, "optim.lr")
@@ -367,7 +367,7 @@ def test_a_field_is_reset_to_the_presets_value(size: tuple[int, int], tmp_path: 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_command_is_copied(size: tuple[int, int], tmp_path: Path) -> None:
+def test_command_is_copied_to_clipboard(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await to(pilot, screen, "seed")
@@ -382,7 +382,7 @@ def test_the_command_is_copied(size: tuple[int, int], tmp_path: Path) -> None:
     drive(work, tmp_path, size)
 
 
-def test_a_long_command_is_wrapped_not_cut(tmp_path: Path) -> None:
+def test_long_command_is_wrapped(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.typed |= {"optim.lr": "0.001", "ppo.gamma": "0.97", "ppo.lam": "0.8", "gym.num_envs": "12", "seed": "77"}
         app.typed |= {"eval.threshold": "450", "eval.episodes": "33"}
@@ -394,7 +394,7 @@ def test_a_long_command_is_wrapped_not_cut(tmp_path: Path) -> None:
     drive(work, Path("runs"))
 
 
-def test_leaving_and_coming_back_loses_nothing(tmp_path: Path) -> None:
+def test_form_keeps_input_when_reopened(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("sentiment", "tldr")
         await to(pilot, screen, "seed")
@@ -410,7 +410,7 @@ def test_leaving_and_coming_back_loses_nothing(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_what_another_versions_form_remembered_is_dropped(tmp_path: Path) -> None:
+def test_form_state_of_another_version_is_discarded(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.typed |= {"ppo.gone": "1", "seed": "3", "recipe": ""}
         screen = await app.open_form()
@@ -421,7 +421,7 @@ def test_what_another_versions_form_remembered_is_dropped(tmp_path: Path) -> Non
     drive(work, tmp_path)
 
 
-def test_a_target_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
+def test_unreadable_target_starts_nothing(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("nowhere.toml")
         await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
@@ -432,7 +432,7 @@ def test_a_target_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_a_refusal_stands_until_something_changes(tmp_path: Path) -> None:
+def test_rejection_is_shown_until_an_edit(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
@@ -445,7 +445,7 @@ def test_a_refusal_stands_until_something_changes(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
-def test_help_tells_the_focused_option(tmp_path: Path) -> None:
+def test_help_describes_the_focused_option(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         assert screen.explain() is None
@@ -459,7 +459,7 @@ def test_help_tells_the_focused_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["cartpole", pytest.param("llm", marks=pytest.mark.exhaustive)])
-def test_every_option_is_in_sight_when_the_cursor_is_on_it(target: str, tmp_path: Path) -> None:
+def test_cursor_scrolls_its_option_into_view(target: str, tmp_path: Path) -> None:
     """Down through every section, opened, then out to Start; up from the first one to the search."""
 
     async def work(pilot: Pilot[None], app: Host) -> None:
@@ -491,7 +491,7 @@ def test_every_option_is_in_sight_when_the_cursor_is_on_it(target: str, tmp_path
     drive(work, tmp_path)
 
 
-def test_a_click_goes_to_a_field_turns_a_switch_and_opens_a_section(tmp_path: Path) -> None:
+def test_clicks_focus_fields_toggle_switches_open_sections(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await pilot.pause()
@@ -508,7 +508,7 @@ def test_a_click_goes_to_a_field_turns_a_switch_and_opens_a_section(tmp_path: Pa
     drive(work, tmp_path, (120, 40))
 
 
-def test_keys_typed_ahead_land_in_the_field_they_were_meant_for(tmp_path: Path) -> None:
+def test_keys_typed_ahead_reach_their_field(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         await app.open_form()
         await pilot.press("tab", "tab", *"one", "down", "7", "down", "backspace", "9", "up", "up", "s")
@@ -518,5 +518,5 @@ def test_keys_typed_ahead_land_in_the_field_they_were_meant_for(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", [action.name for place in ("picker", "form") for action in actions_of(place)])
-def test_every_action_of_the_table_is_there(name: str) -> None:
+def test_every_declared_action_exists(name: str) -> None:
     assert any(hasattr(screen, f"action_{name}") for screen in (Picker, Form))

@@ -89,7 +89,7 @@ def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterat
 @pytest.mark.usefixtures("_captured")
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_command_line_makes_the_judged_configuration(target: str, seed: int) -> None:
+def test_command_line_reproduces_the_validated_configuration(target: str, seed: int) -> None:
     for typed in edited(target, "", seed, LLM if target == "llm" else {}):
         verdict = form_model.judge(target, "", typed)
         (arguments,) = form_model.arguments(target, "", typed)
@@ -100,7 +100,7 @@ def test_the_command_line_makes_the_judged_configuration(target: str, seed: int)
 
 @pytest.mark.usefixtures("_captured")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_lies_between_the_target_and_what_is_typed(recipe: str) -> None:
+def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
     whole = apply_recipe(presets.load_target("sentiment"), recipe)
     for typed in edited("sentiment", recipe, 0, {}):
         verdict = form_model.judge("sentiment", recipe, typed)
@@ -112,7 +112,7 @@ def test_a_recipe_lies_between_the_target_and_what_is_typed(recipe: str) -> None
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_typing_every_default_changes_nothing(target: str) -> None:
+def test_typing_all_defaults_changes_nothing(target: str) -> None:
     typed = {name: field.default for name, field in form_model.fields(target).items()}
     verdict = form_model.judge(target, "", typed)
     assert verdict.config == presets.load_target(target)
@@ -121,7 +121,7 @@ def test_typing_every_default_changes_nothing(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
-def test_the_fields_are_the_schema(target: str) -> None:
+def test_fields_match_the_schema(target: str) -> None:
     config, fields = presets.load_target(target), form_model.fields(target)
     assert set(fields) == set(config.flatten()) - {"kind", "preset", "recipe"}
     assert all(field.description for field in fields.values())
@@ -129,7 +129,7 @@ def test_the_fields_are_the_schema(target: str) -> None:
     assert sum(field.matters for field in fields.values()) <= 16
 
 
-def test_what_the_preset_sets_matters() -> None:
+def test_fields_have_bounds_choices_and_kinds() -> None:
     fields = form_model.fields("cartpole")
     assert fields["eval.threshold"].matters
     assert not fields["ppo.dual_clip"].matters
@@ -155,7 +155,7 @@ def test_what_the_preset_sets_matters() -> None:
         ("policy.hidden", "0 3"),
     ],
 )
-def test_a_refusal_reads_as_the_command_lines(option: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_form_errors_match_command_line_errors(option: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = flag.split() if " " in flag else []
     name = f"--{option.replace('_', '-')}"
     code = cli.main(["train", "cartpole", *([name, *words] if words else [f"{name}={flag}"])])
@@ -167,7 +167,7 @@ def test_a_refusal_reads_as_the_command_lines(option: str, flag: str, capsys: py
     assert told in (f"command line: {problem}\n", f"--{problem.replace(option, option.replace('_', '-'))}\n")
 
 
-def test_a_problem_stands_at_the_option_that_was_typed() -> None:
+def test_problem_is_attached_to_the_typed_option() -> None:
     def problems(target: str, **typed: str) -> dict[str, str]:
         return dict(
             form_model.judge(target, "", {name.replace("__", "."): text for name, text in typed.items()}).problems
@@ -185,7 +185,7 @@ def test_a_problem_stands_at_the_option_that_was_typed() -> None:
     assert "quotation" in problems("cartpole", gym__wrappers="'a")["gym.wrappers"]
 
 
-def test_what_belongs_to_no_option_is_said_too() -> None:
+def test_problem_without_option_is_reported() -> None:
     unknown = form_model.judge("cartpole", "", {"ppo.clp": "0.3"})
     assert unknown.general == ("[ppo] has no option 'clp'; did you mean 'clip'?",)
     assert "for kind 'llm'" in form_model.judge("cartpole", "tldr", {}).general[0]
@@ -194,7 +194,7 @@ def test_what_belongs_to_no_option_is_said_too() -> None:
     assert not unknown.good
 
 
-def test_a_language_model_needs_a_model_prompts_and_a_reward() -> None:
+def test_llm_target_requires_model_prompts_and_reward() -> None:
     typed: dict[str, str] = {}
     for option, text in (("llm.model", "gpt2"), ("llm.prompts", "prompts.jsonl"), ("llm.reward", "length:40")):
         verdict = form_model.judge("llm", "", typed)
@@ -203,7 +203,7 @@ def test_a_language_model_needs_a_model_prompts_and_a_reward() -> None:
     assert form_model.judge("llm", "", typed).good
 
 
-def test_whole_numbers_may_be_written_short() -> None:
+def test_integers_accept_short_notation() -> None:
     verdict = form_model.judge("cartpole", "", {"total_steps": "2e6", "seed": " 3 "})
     assert verdict.config is not None
     assert (verdict.config.total_steps, verdict.config.seed) == (2_000_000, 3)
@@ -211,7 +211,7 @@ def test_whole_numbers_may_be_written_short() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "5-1", "1--2", "1-1000000", "1.5,2", "-1,2", "1,3000000000"])
-def test_seeds_that_are_none(text: str) -> None:
+def test_invalid_seed_lists_are_rejected(text: str) -> None:
     verdict = form_model.judge("cartpole", "", {"seed": text})
     assert list(verdict.problems) == ["seed"]
     assert not verdict.good
@@ -221,7 +221,7 @@ SWEEP = {"seed": "2-4", "optim.lr": "0.01, 3e-3", "ppo.objective": "clip,ratio",
 
 
 @pytest.mark.parametrize("name", ["", "pole", "two words"])
-def test_lists_of_values_are_a_run_each(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one command line of the preview starts the same runs as the form."""
     started: list[list[str]] = []
 
@@ -252,7 +252,7 @@ def names(words: list[str]) -> str:
     return words[words.index("--name") + 1]
 
 
-def test_what_differs_in_the_seed_alone_is_named_by_train(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_seed_get_default_names(tmp_path: Path) -> None:
     assert form_model.arguments("cartpole", "", {"seed": "1,7"}, tmp_path) == [
         ["cartpole"],
         ["cartpole", "--seed", "7"],
@@ -261,7 +261,7 @@ def test_what_differs_in_the_seed_alone_is_named_by_train(tmp_path: Path) -> Non
         form_model.arguments("cartpole", "", {"optim.lr": "x"})
 
 
-def test_every_value_of_a_list_is_judged(tmp_path: Path) -> None:
+def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
     def problems(**typed: str) -> dict[str, str]:
         return dict(form_model.judge("cartpole", "", {k.replace("__", "."): v for k, v in typed.items()}).problems)
 
@@ -273,7 +273,7 @@ def test_every_value_of_a_list_is_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_captured")
-def test_a_runs_name_is_a_new_folder(tmp_path: Path) -> None:
+def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
     assert "use letters" in form_model.judge("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
     assert "exists already" in form_model.judge("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
@@ -285,7 +285,7 @@ def test_a_runs_name_is_a_new_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
-def test_a_run_gives_back_what_makes_it_again(target: str, tmp_path: Path) -> None:
+def test_run_yields_arguments_that_reproduce_it(target: str, tmp_path: Path) -> None:
     for typed in edited(target, "", 5, LLM if target == "llm" else {}):
         config = form_model.judge(target, "", typed).config
         assert config is not None
@@ -303,7 +303,7 @@ def written(path: Path, config: RunConfig, command: str) -> Run:
     return run
 
 
-def test_a_run_with_a_recipe_gives_it_back(tmp_path: Path) -> None:
+def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
     verdict = form_model.judge("sentiment", "trl-early", {"seed": "4"})
     assert verdict.config is not None
     assert form_model.arguments_of(written(tmp_path / "a", verdict.config, verdict.command)) == (
@@ -313,7 +313,7 @@ def test_a_run_with_a_recipe_gives_it_back(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> None:
+def test_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> None:
     config = presets.load_target("cartpole").model_copy(update={"preset": "gone", "recipe": "gone"})
     run = written(tmp_path / "a", config, 'ppo-unified train "')
     target, recipe, typed = form_model.arguments_of(run)
@@ -325,7 +325,7 @@ def test_a_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> No
         form_model.arguments_of(Run(tmp_path / "nowhere"))
 
 
-def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+def test_changed_target_file_is_reread(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text('kind = "gym"\nseed = 7\n')
     assert form_model.fields(str(path))["seed"].default == "7"
@@ -334,7 +334,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert form_model.fields(str(path))["seed"].default == "8"
 
 
-def test_picks_begin_with_the_check_that_everything_works() -> None:
+def test_picker_lists_cartpole_first() -> None:
     picks = form_model.picks()
     assert picks[0].target == "cartpole"
     assert {pick.target for pick in picks if pick.target} == {*presets.preset_files(), "llm"}
@@ -344,16 +344,16 @@ def test_picks_begin_with_the_check_that_everything_works() -> None:
 
 
 @pytest.mark.parametrize("word", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"])
-def test_words_that_are_targets(word: str) -> None:
+def test_valid_target_words_are_accepted(word: str) -> None:
     assert form_model.is_target(word)
 
 
 @pytest.mark.parametrize("word", ["", "cartpole", "lunar", "two words", "Foo-v", "-v1x", "a b-v1"])
-def test_words_that_are_none(word: str) -> None:
+def test_other_words_are_not_targets(word: str) -> None:
     assert not form_model.is_target(word)
 
 
-def test_the_forms_process_imports_nothing_heavy() -> None:
+def test_form_model_imports_no_heavy_packages() -> None:
     code = f"""
 import sys
 from tui.new_run import form_model

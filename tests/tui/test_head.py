@@ -26,7 +26,7 @@ def lines_of(shown: Entry, width: int, height: int = 24) -> list[str]:
 
 
 @pytest.mark.parametrize("key", ["a", "lunarlander-s1", "日本語", "x" * 100])
-def test_no_line_is_wider_than_the_screen_and_no_fact_is_broken(key: str) -> None:
+def test_head_lines_fit_the_width_without_breaking_facts(key: str) -> None:
     before = 0
     for width in range(40, 200):
         lines = lines_of(entry(key=key), width)
@@ -43,17 +43,17 @@ def test_no_line_is_wider_than_the_screen_and_no_fact_is_broken(key: str) -> Non
 
 @pytest.mark.parametrize("width", [1, 8, 20, 39])
 @pytest.mark.parametrize("state", ["running", "x" * 300, "日本語" * 50, ""])
-def test_no_state_and_no_width_breaks_it(state: str, width: int) -> None:
+def test_head_handles_every_state_and_width(state: str, width: int) -> None:
     first, *rest = lines_of(entry(state), width)
     assert first.startswith("lunar")
     assert all(rest)
 
 
-def test_eighty_columns_hold_it_in_one_line() -> None:
+def test_head_fits_one_line_of_80_columns() -> None:
     assert lines_of(entry(), 78) == ["lunarlander-s1  running  368.6k of 600k steps (61%)  score 231.7  ETA 1.8 min"]
 
 
-def test_every_check_is_told_of_in_full_where_there_is_room_and_by_name_where_there_is_none() -> None:
+def test_head_shortens_health_warnings_to_names_if_needed() -> None:
     health = [{"name": name, "since": 1, "text": "what it means and what would help " * 5} for name in ("kl", "critic")]
     sick = entry(note="look at this again", health=health)
     tall = lines_of(sick, 78, 60)
@@ -63,20 +63,20 @@ def test_every_check_is_told_of_in_full_where_there_is_room_and_by_name_where_th
 
 
 @pytest.mark.parametrize("state", ["crashed", "stalled"])
-def test_a_state_that_left_no_reason_is_explained(state: str) -> None:
+def test_state_without_reason_is_explained(state: str) -> None:
     assert lines_of(entry(state), 100)[1].startswith("Its process")
 
 
-def test_what_is_too_long_is_cut_with_a_sign() -> None:
+def test_overlong_text_is_truncated_with_an_ellipsis() -> None:
     assert lines_of(entry("failed", reason="it broke " * 60), 78)[1].endswith("~")
 
 
-def test_a_run_called_as_a_column_is_and_an_empty_text_are_no_difference_of_their_own() -> None:
+def test_differences_handle_header_names_and_empty_text() -> None:
     lines = difference_lines({"option": {"seed": 1, "recipe": ""}, "b": {"seed": 2}}, 80)
     assert [line.split() for line in lines] == [["option", "option'", "b"], ["seed", "1", "2"]]
 
 
-def test_differences_fit_by_turning_the_table_or_by_a_line_for_each_value() -> None:
+def test_differences_fit_any_width() -> None:
     tables = {f"run-{number}": {"seed": number, "optim.lr": 0.1, "ppo.clip": number / 10} for number in range(6)}
     for width, first in ((80, "option"), (30, "run"), (16, "seed")):
         lines = difference_lines(tables, width)

@@ -40,7 +40,7 @@ BETWEEN = pytest.param(SIZES[1], marks=pytest.mark.exhaustive)  # the smallest a
 
 
 @pytest.mark.parametrize("size", [SIZES[0], BETWEEN, SIZES[2]], ids=lambda size: "x".join(map(str, size)))
-def test_screens_look_as_they_did(size: tuple[int, int]) -> None:
+def test_screens_match_golden_files(size: tuple[int, int]) -> None:
     seen: dict[str, str] = {}
 
     def look(name: str, app: Terminal) -> None:
@@ -61,7 +61,7 @@ def test_screens_look_as_they_did(size: tuple[int, int]) -> None:
         assert lines == path.read_text(encoding="utf-8"), f"{name} at {size} looks different; {__doc__}"
 
 
-def test_every_screen_is_ascii_where_that_is_all_there_is() -> None:
+def test_screens_are_ascii_without_unicode() -> None:
     def look(name: str, app: Terminal) -> None:
         strange = {character for character in text_of(app) if not character.isascii()}
         assert not strange, f"{name}: {strange}"

@@ -174,7 +174,7 @@ def page_line(plots: Plots) -> str:
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_window_lies_inside_the_axis_whatever_is_done_to_it(seed: int) -> None:
+def test_window_always_lies_inside_the_axis(seed: int) -> None:
     rng = np.random.default_rng(seed)
     left = float(rng.normal() * 10 ** rng.uniform(-2, 9))
     whole = Window(left, left + 10 ** rng.uniform(-2, 9))
@@ -196,7 +196,7 @@ def test_a_window_lies_inside_the_axis_whatever_is_done_to_it(seed: int) -> None
             assert before.width < whole.width
 
 
-def test_zooming_keeps_what_is_under_the_pointer_in_its_place() -> None:
+def test_zoom_keeps_the_value_under_the_pointer() -> None:
     whole = Window(0, 1000)
     window = Window(400, 600)
     for factor in (0.5, 0.9, 1.1, 1.5):
@@ -208,7 +208,7 @@ def test_zooming_keeps_what_is_under_the_pointer_in_its_place() -> None:
     assert zoom(window, whole, 100, 450) == whole
 
 
-def test_a_window_at_the_end_moves_with_the_data_and_any_other_stands_still() -> None:
+def test_window_at_the_end_follows_new_data() -> None:
     whole, later = Window(0, 100), Window(0, 150)
     assert touches_end(Window(60, 100), whole)
     assert not touches_end(Window(50, 90), whole)
@@ -219,7 +219,7 @@ def test_a_window_at_the_end_moves_with_the_data_and_any_other_stands_still() ->
 # curves
 
 
-def test_colours_are_stable_and_the_first_eight_differ() -> None:
+def test_colours_are_stable_and_first_eight_are_distinct() -> None:
     for seed in range(50):
         keys = [f"run-{number}" for number in np.random.default_rng(seed).permutation(100)[:12]]
         for dark in (True, False):
@@ -233,7 +233,7 @@ def test_colours_are_stable_and_the_first_eight_differ() -> None:
             assert (PINNED_DARK if dark else PINNED_LIGHT) not in colors.values()
 
 
-def test_the_median_over_seeds_is_numpys() -> None:
+def test_median_over_seeds_matches_numpy() -> None:
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 100, 60))
     ys = [rng.normal(size=60) for _ in range(7)]
@@ -242,7 +242,7 @@ def test_the_median_over_seeds_is_numpys() -> None:
     np.testing.assert_allclose(quartiles, np.percentile(ys, (25, 50, 75), axis=0))
 
 
-def test_seeds_of_other_lengths_count_only_where_they_are() -> None:
+def test_seeds_of_different_lengths_count_where_present() -> None:
     """Against numpy place by place, over the runs whose range holds it."""
     rng = np.random.default_rng(1)
     xs = [np.sort(rng.uniform(a, a + 50, 40)) for a in (0, 10, 30)]
@@ -255,14 +255,14 @@ def test_seeds_of_other_lengths_count_only_where_they_are() -> None:
         np.testing.assert_allclose(found, np.percentile(there, (25, 50, 75)) if there else [np.nan] * 3)
 
 
-def test_many_places_become_a_grid() -> None:
+def test_long_x_axes_are_resampled_to_a_grid() -> None:
     x = np.arange(5000.0)
     grid, quartiles = quartiles_over([x, x + 0.5], [x, x + 0.5])
     assert len(grid) == 1000
     np.testing.assert_allclose(quartiles[1][1:-1], grid[1:-1])
 
 
-def test_groups_are_one_curve_each_and_the_reference_comes_last() -> None:
+def test_each_group_is_one_curve_and_reference_is_last() -> None:
     def trace(key: str, group: str = "", pinned: bool = False) -> Trace:
         return Trace(key, key, "#123456", curve(20, len(key)), pinned, group)
 
@@ -273,7 +273,7 @@ def test_groups_are_one_curve_each_and_the_reference_comes_last() -> None:
     assert [one.label for one in prepare_curves(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
 
 
-def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_whole() -> None:
+def test_incremental_averages_equal_full_averages() -> None:
     rng, averages = np.random.default_rng(0), Averages()
     values = rng.normal(size=900).astype(np.float32)
     values[[0, 40, 41, 299, 300, 899]] = np.nan
@@ -294,7 +294,7 @@ def test_the_averages_of_curves_that_grow_change_or_go_back_are_those_of_the_who
         np.testing.assert_array_equal(found, then)
 
 
-def test_a_chart_smooths_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chart_smooths_only_new_points(monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed: list[int] = []
 
     def counted(values: np.ndarray, *rest: Any) -> np.ndarray:
@@ -313,7 +313,7 @@ def test_a_chart_smooths_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> No
     assert smoothed[3:] == [500]
 
 
-def test_the_x_axis_never_goes_back_even_where_the_clock_did() -> None:
+def test_x_axis_is_monotonic_despite_clock_changes() -> None:
     steps, walls, values = curve(50)
     walls[20:] -= 1000
     for axis in ("relative", "time"):
@@ -323,7 +323,7 @@ def test_the_x_axis_never_goes_back_even_where_the_clock_did() -> None:
     np.testing.assert_array_equal(x_values((steps, walls, values), "step"), steps)
 
 
-def test_the_value_at_a_place_is_the_nearest_point() -> None:
+def test_crosshair_value_is_the_nearest_point() -> None:
     rng = np.random.default_rng(3)
     x, y = np.sort(rng.uniform(0, 10, 40)), rng.normal(size=40)
     for place in rng.uniform(x[0], x[-1], 200):
@@ -336,7 +336,7 @@ def test_the_value_at_a_place_is_the_nearest_point() -> None:
 # settings and layout
 
 
-def test_settings_survive_and_nonsense_keeps_defaults() -> None:
+def test_settings_round_trip_and_invalid_ones_keep_defaults() -> None:
     settings = Settings(9, 2, "loss", "kl", "time", True, True, 0.9, True, (1.5, 7.0), False)
     assert Settings.from_dict(settings.to_dict()) == settings
     assert Settings.from_dict(Settings().to_dict()) == Settings()
@@ -351,7 +351,7 @@ def test_settings_survive_and_nonsense_keeps_defaults() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, *GRIDS])
 @pytest.mark.parametrize("size", [(20, 4), (60, 11), (80, 24), (99, 60), (120, 40), (200, 60), (400, 100)])
-def test_every_chart_has_room(size: tuple[int, int], count: int) -> None:
+def test_every_chart_has_minimum_size(size: tuple[int, int], count: int) -> None:
     columns, rows = layout(*size, count)
     assert columns == 1 or size[0] // columns >= LEAST_WIDTH
     assert rows == 1 or size[1] // rows >= LEAST_HEIGHT
@@ -364,7 +364,7 @@ def test_every_chart_has_room(size: tuple[int, int], count: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_charts_fill_the_page_and_only_those_in_sight_are_asked_for(size: tuple[int, int]) -> None:
+def test_only_visible_charts_are_requested(size: tuple[int, int]) -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -384,7 +384,7 @@ def test_charts_fill_the_page_and_only_those_in_sight_are_asked_for(size: tuple[
     drive(app, test, size)
 
 
-def test_nothing_is_drawn_again_where_nothing_changed() -> None:
+def test_unchanged_charts_are_not_redrawn() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -403,7 +403,7 @@ def test_nothing_is_drawn_again_where_nothing_changed() -> None:
     drive(app, test)
 
 
-def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
+def test_table_average_equals_curve_average() -> None:
     trace = Trace("a", "a", "#ffffff", curve(30_000), True, "")
     values = trace.curve[2]
     values[[5, -3]] = np.nan
@@ -412,7 +412,7 @@ def test_the_table_averages_as_the_curve_does_however_long_it_is() -> None:
         assert f"  {format_number(float(smooth(values, weight)[-1]))}  " in table.plain
 
 
-def test_without_unicode_everything_is_ascii_and_letters_tell_curves_apart() -> None:
+def test_charts_are_ascii_with_letters_without_unicode() -> None:
     app = Charts(Source(), Settings(smoothing=0.9), unicode=False)
 
     async def test(pilot: Pilot[None]) -> None:
@@ -425,7 +425,7 @@ def test_without_unicode_everything_is_ascii_and_letters_tell_curves_apart() -> 
     drive(app, test)
 
 
-def test_without_colours_letters_tell_curves_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_letters_distinguish_curves_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app = Charts(Source())
 
@@ -436,7 +436,7 @@ def test_without_colours_letters_tell_curves_apart(monkeypatch: pytest.MonkeyPat
     drive(app, test)
 
 
-def test_text_from_runs_is_shown_as_text() -> None:
+def test_run_text_is_shown_literally() -> None:
     source = Source(2)
     app = Charts(source, Settings(words="[b]x"))
     tag = "[b]x[/b]/\x1b[31mred"
@@ -453,7 +453,7 @@ def test_text_from_runs_is_shown_as_text() -> None:
     drive(app, test)
 
 
-def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
+def test_smoothing_draws_faint_raw_curve_below_average() -> None:
     app = Charts(Source(1), Settings(grid=1))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -481,7 +481,7 @@ def test_smoothing_draws_the_raw_curve_faint_below_the_average() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_grid_and_pages_by_key(size: tuple[int, int]) -> None:
+def test_keys_change_grid_and_page(size: tuple[int, int]) -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -510,7 +510,7 @@ def test_grid_and_pages_by_key(size: tuple[int, int]) -> None:
     drive(app, test, size)
 
 
-def test_groups_and_words_choose_metrics() -> None:
+def test_groups_and_words_select_metrics() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -539,7 +539,7 @@ def test_groups_and_words_choose_metrics() -> None:
     drive(app, test)
 
 
-def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
+def test_no_matching_metric_shows_a_hint() -> None:
     app = Charts(Source(), Settings(words="nothing has this"))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -564,7 +564,7 @@ def test_no_metric_says_what_to_do_and_charts_come_back() -> None:
     drive(app, test)
 
 
-def test_the_x_axis_goes_round() -> None:
+def test_x_axis_key_cycles_through_axes() -> None:
     app = Charts(Source(), Settings(window=(100.0, 500.0), follow=False))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -583,7 +583,7 @@ def test_the_x_axis_goes_round() -> None:
     drive(app, test)
 
 
-def test_log_axes() -> None:
+def test_log_axes_can_be_toggled() -> None:
     source = Source(1, 1000)
     steps, walls, _ = curve(1000)
     source.curves["run-0", "eval/score"] = (steps, walls, (1e-6 * steps.astype(float) ** 2).astype(np.float32))
@@ -618,7 +618,7 @@ def test_log_axes() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_zoom_and_pan_by_key_follow_the_end_or_stand_still(size: tuple[int, int]) -> None:
+def test_keys_zoom_and_pan_the_window(size: tuple[int, int]) -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -654,7 +654,7 @@ def test_zoom_and_pan_by_key_follow_the_end_or_stand_still(size: tuple[int, int]
     drive(app, test, size)
 
 
-def test_the_crosshair_reads_the_same_place_in_every_chart() -> None:
+def test_crosshair_reads_the_same_x_in_every_chart() -> None:
     app = Charts(Source(), Settings(grid=4))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -687,7 +687,7 @@ async def move(plot: Plot, kind: type, column: float, delta: int = 0) -> None:
     plot.post_message(kind(plot, column, 2, delta, 0, 0, False, False, False))
 
 
-def test_the_mouse_points_zooms_and_drags() -> None:
+def test_mouse_points_zooms_and_drags() -> None:
     app = Charts(Source(), Settings(grid=4))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -722,7 +722,7 @@ def test_the_mouse_points_zooms_and_drags() -> None:
     drive(app, test)
 
 
-def test_focus_moves_by_tab_and_click_and_marks_the_current_chart() -> None:
+def test_tab_and_click_focus_a_chart() -> None:
     app = Charts(Source(), Settings(grid=4))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -743,7 +743,7 @@ def test_focus_moves_by_tab_and_click_and_marks_the_current_chart() -> None:
     drive(app, test)
 
 
-def test_seeds_are_drawn_as_one_curve_with_a_band() -> None:
+def test_seeds_are_one_curve_with_a_band() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -762,7 +762,7 @@ def test_seeds_are_drawn_as_one_curve_with_a_band() -> None:
     drive(app, test)
 
 
-def test_exported_files_hold_every_value_and_overwrite_nothing(tmp_path: Path) -> None:
+def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> None:
     app = Charts(Source(), Settings(smoothing=0.9, log_y=True), exports=tmp_path / "exports")
 
     async def test(pilot: Pilot[None]) -> None:
@@ -796,7 +796,7 @@ def test_exported_files_hold_every_value_and_overwrite_nothing(tmp_path: Path) -
     assert "nan" not in picture.read_text(encoding="utf-8")
 
 
-def test_the_exported_picture_of_seeds_has_the_band(tmp_path: Path) -> None:
+def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
     app = Charts(Source(), Settings(aggregate=True), exports=tmp_path)
 
     async def test(pilot: Pilot[None]) -> None:
@@ -812,7 +812,7 @@ def test_the_exported_picture_of_seeds_has_the_band(tmp_path: Path) -> None:
     assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
 
 
-def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) -> None:
+def test_exported_picture_shows_a_single_point_spike(tmp_path: Path) -> None:
     source = Source(1, 50_000)
     app = Charts(source, exports=tmp_path)
 
@@ -831,7 +831,7 @@ def test_a_spike_among_many_points_is_in_the_exported_picture(tmp_path: Path) ->
     assert len(curve_path) < 50_000
 
 
-def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
+def test_long_legend_of_exported_picture_wraps(tmp_path: Path) -> None:
     x = np.arange(3.0)
     drawn = [DrawnCurve(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
     write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
@@ -845,7 +845,7 @@ def test_a_long_legend_of_an_exported_picture_has_lines(tmp_path: Path) -> None:
     assert max(y for _, y in places) < float(top.rstrip(")").split()[1]) < height
 
 
-def test_an_export_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_failed_export_is_reported(tmp_path: Path) -> None:
     (tmp_path / "exports").write_text("a file, no folder")
     app = Charts(Source(), exports=tmp_path / "exports")
 
@@ -862,7 +862,7 @@ def test_an_export_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_one_metric_fills_the_screen_with_values_beside_or_below(size: tuple[int, int]) -> None:
+def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> None:
     app = Charts(Source(), Settings(smoothing=0.9))
 
     async def test(pilot: Pilot[None]) -> None:
@@ -890,7 +890,7 @@ def test_one_metric_fills_the_screen_with_values_beside_or_below(size: tuple[int
     drive(app, test, size)
 
 
-def test_the_actions_of_one_metric_and_its_way_back() -> None:
+def test_metric_screen_actions_and_return() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -931,7 +931,7 @@ def test_the_actions_of_one_metric_and_its_way_back() -> None:
     drive(app, test)
 
 
-def test_one_metric_is_kept_up_to_date() -> None:
+def test_metric_screen_updates_live() -> None:
     app = Charts(Source())
 
     async def test(pilot: Pilot[None]) -> None:
@@ -956,13 +956,13 @@ def test_one_metric_is_kept_up_to_date() -> None:
     drive(app, test)
 
 
-def test_every_action_of_the_table_is_there() -> None:
+def test_every_declared_action_exists() -> None:
     assert all(hasattr(Plots, f"action_{action.name}") for action in actions_of("charts"))
     alone = [action for action in actions_of("charts") if action.name not in ("grid", "grid_less", "group")]
     assert all(hasattr(MetricScreen, f"action_{action.name}") for action in (*alone, *actions_of("metric")))
 
 
-def test_odd_curves_are_drawn_without_complaint() -> None:
+def test_unusual_curves_are_drawn() -> None:
     """None, one point, only NaN, constants, huge and tiny values, equal steps: at every smoothing and on every axis."""
     source = Source(1)
     steps, walls, values = curve(50)

@@ -156,7 +156,7 @@ async def until(pilot: Pilot[None], holds: Callable[[], object], seconds: float 
 # tabs and header
 
 
-def test_the_head_says_how_the_run_stands(tmp_path: Path) -> None:
+def test_head_shows_run_status(tmp_path: Path) -> None:
     run = made(tmp_path, state="failed", reason="OverflowError: fell\x1b[31m [red]")
     control.write_note(run, "too [b]fast[/b]")
 
@@ -170,7 +170,7 @@ def test_the_head_says_how_the_run_stands(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
-def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
     made(tmp_path)
     for number, name in enumerate(("b", "c"), 2):
         run = made(tmp_path, name)
@@ -191,7 +191,7 @@ def test_other_seeds_are_drawn_as_one_curve_where_they_are_asked_for(tmp_path: P
     drive(Host(tmp_path), act)
 
 
-def test_every_tab_is_reached_by_digit_bracket_and_click(tmp_path: Path) -> None:
+def test_tabs_open_by_digit_bracket_and_click(tmp_path: Path) -> None:
     made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -215,7 +215,7 @@ def test_every_tab_is_reached_by_digit_bracket_and_click(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", ["escape", "q"])
 @pytest.mark.parametrize("tab", ["1", "3"])
-def test_escape_and_q_go_back(key: str, tab: str, tmp_path: Path) -> None:
+def test_escape_and_q_return_to_the_list(key: str, tab: str, tmp_path: Path) -> None:
     made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -226,7 +226,7 @@ def test_escape_and_q_go_back(key: str, tab: str, tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
-def test_the_page_has_a_method_for_every_action_of_its_places() -> None:
+def test_run_page_has_a_method_for_every_action() -> None:
     places: tuple[Place, ...] = RunPage.places
     missing = [
         action.name for place in places for action in actions_of(place) if not hasattr(RunPage, f"action_{action.name}")
@@ -234,7 +234,7 @@ def test_the_page_has_a_method_for_every_action_of_its_places() -> None:
     assert not missing
 
 
-def test_chart_keys_work_on_the_curves_alone(tmp_path: Path) -> None:
+def test_chart_keys_work_only_on_curves_tab(tmp_path: Path) -> None:
     made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -255,7 +255,7 @@ def test_chart_keys_work_on_the_curves_alone(tmp_path: Path) -> None:
 # options
 
 
-def test_options_are_grouped_and_compared(tmp_path: Path) -> None:
+def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
     made(tmp_path)
     made(tmp_path, "b", clip=0.3)
 
@@ -275,7 +275,7 @@ def test_options_are_grouped_and_compared(tmp_path: Path) -> None:
     drive(Host(tmp_path), act, reference="b")
 
 
-def test_differences_are_one_key_away_and_need_another_run(tmp_path: Path) -> None:
+def test_difference_key_needs_another_run(tmp_path: Path) -> None:
     made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -287,7 +287,7 @@ def test_differences_are_one_key_away_and_need_another_run(tmp_path: Path) -> No
     drive(Host(tmp_path), act)
 
 
-def test_options_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
+def test_unreadable_options_are_reported(tmp_path: Path) -> None:
     made(tmp_path).config.write_text("[[", encoding="utf-8")
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -300,7 +300,7 @@ def test_options_that_cannot_be_read_are_said_to_be(tmp_path: Path) -> None:
 # log
 
 
-def test_only_the_end_of_a_long_log_is_read_and_kept(tmp_path: Path) -> None:
+def test_only_the_end_of_a_long_log_is_read(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("".join(f"line {i}\n" for i in range(1_000_000)), encoding="utf-8")
     tail = Tail(path)
@@ -322,7 +322,7 @@ def test_only_the_end_of_a_long_log_is_read_and_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_log_read_in_any_pieces_has_the_same_lines(seed: int, tmp_path: Path) -> None:
+def test_log_lines_do_not_depend_on_read_sizes(seed: int, tmp_path: Path) -> None:
     pick = random.Random(seed)
     text = "".join(pick.choice(["ä", "line", "\n", "\r", " ", "\t", "☃", "\x1b[1m"]) for _ in range(2000))
     whole, piecewise = tmp_path / "whole", tmp_path / "pieces"
@@ -342,9 +342,7 @@ def test_a_log_read_in_any_pieces_has_the_same_lines(seed: int, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("later", [[b"one\n", b"two\n"], [b"\n", b"one\n", b"two\n"]], ids=["ended", "a progress bar"])
-def test_of_a_log_that_is_read_from_inside_a_line_that_line_alone_is_left_out(
-    later: list[bytes], tmp_path: Path
-) -> None:
+def test_log_tail_drops_only_the_partial_first_line(later: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     bar = b"".join(b"\r%5d of 9000 .........." % k for k in range(9000))
     path.write_bytes(bar + b"\n" * (3 - len(later)))
@@ -358,7 +356,7 @@ def test_of_a_log_that_is_read_from_inside_a_line_that_line_alone_is_left_out(
     assert list(tail.lines) == ["one", "two"]
 
 
-def test_a_log_that_is_replaced_shrinks_or_goes_is_read_anew(tmp_path: Path) -> None:
+def test_replaced_or_truncated_log_is_reread(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     tail = Tail(path)
     assert tail.poll() == []
@@ -374,7 +372,7 @@ def test_a_log_that_is_replaced_shrinks_or_goes_is_read_anew(tmp_path: Path) -> 
     assert not tail.lines
 
 
-def test_the_log_follows_its_end_until_the_user_scrolls(tmp_path: Path) -> None:
+def test_log_follows_its_end_until_scrolled(tmp_path: Path) -> None:
     run = made(tmp_path)
     run.log.write_text("".join(f"line {i}\n" for i in range(100)), encoding="utf-8")
 
@@ -406,7 +404,7 @@ def test_the_log_follows_its_end_until_the_user_scrolls(tmp_path: Path) -> None:
 RESPONSE = {"prompt": "[red]1 + 1 =", "response": "2\x1b[2J", "score": 1.0, "kl": 0.25, "reference": "3"}
 
 
-def test_responses_are_turned_step_by_step_and_the_newest_is_followed(tmp_path: Path) -> None:
+def test_responses_step_through_evaluations_and_follow_newest(tmp_path: Path) -> None:
     run = made(tmp_path)
     for step in (0, 100, 200):
         samples.append_responses(run, step, step // 100, [RESPONSE | {"response": f"at {step}"}, RESPONSE])
@@ -442,7 +440,7 @@ def stored(run: Run, iteration: int) -> None:
     samples.write(run, samples.StoredIteration(iteration=iteration, step=10 * iteration, steps=10, **about))
 
 
-def test_without_responses_the_stored_samples_are_shown(tmp_path: Path) -> None:
+def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
     run = made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -462,7 +460,7 @@ def test_without_responses_the_stored_samples_are_shown(tmp_path: Path) -> None:
 # system, events
 
 
-def test_the_system_tab_shows_where_the_run_is_and_what_it_takes(tmp_path: Path) -> None:
+def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
     made(tmp_path, host="box", pid=4711)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -475,7 +473,7 @@ def test_the_system_tab_shows_where_the_run_is_and_what_it_takes(tmp_path: Path)
     drive(Host(tmp_path), act)
 
 
-def test_events_show_a_traceback_whole(tmp_path: Path) -> None:
+def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
     traceback = "Traceback (most recent call last):\n" + "".join(f'  File "x{i}.py"\n' for i in range(60)) + "E: fell\n"
     made(tmp_path, state="failed", reason="E: fell", traceback=traceback)
 
@@ -490,7 +488,7 @@ def test_events_show_a_traceback_whole(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
-def test_only_the_visible_tab_is_refreshed_and_only_by_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path)
     host = Host(tmp_path)
 
@@ -517,7 +515,7 @@ def test_only_the_visible_tab_is_refreshed_and_only_by_news(tmp_path: Path, monk
 # the run itself changes
 
 
-def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
+def test_page_follows_a_renamed_run(tmp_path: Path) -> None:
     run = made(tmp_path)
     host = Host(tmp_path)
 
@@ -531,7 +529,7 @@ def test_the_page_goes_with_a_renamed_run(tmp_path: Path) -> None:
     drive(host, act)
 
 
-def test_the_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
+def test_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
     run = made(tmp_path)
     host = Host(tmp_path)
 
@@ -545,7 +543,7 @@ def test_the_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
     drive(host, act)
 
 
-def test_other_programs_logs_have_curves_and_say_so_elsewhere(tmp_path: Path) -> None:
+def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
     writer = EventWriter(made(tmp_path, "x").path)  # only to have the folder's parent
     writer.close()
     (tmp_path / "sb3").mkdir()
@@ -565,7 +563,7 @@ def test_other_programs_logs_have_curves_and_say_so_elsewhere(tmp_path: Path) ->
 # what can be done to the run, from its page
 
 
-def test_keys_of_the_run_work_here_too(tmp_path: Path) -> None:
+def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
     run = made(tmp_path)
     host = Host(tmp_path)
 
@@ -582,7 +580,7 @@ def test_keys_of_the_run_work_here_too(tmp_path: Path) -> None:
     drive(host, act)
 
 
-def test_readonly_takes_away_what_writes(tmp_path: Path) -> None:
+def test_readonly_mode_removes_writing_actions(tmp_path: Path) -> None:
     run = made(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -596,7 +594,7 @@ def test_readonly_takes_away_what_writes(tmp_path: Path) -> None:
 # the terminal lent out
 
 
-def test_where_the_terminal_cannot_be_lent_the_command_is_told(tmp_path: Path) -> None:
+def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
     made(tmp_path)
     host = Host(tmp_path)
 
@@ -664,7 +662,7 @@ class Lender:
 @pytest.mark.parametrize(
     ("arguments", "says"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
 )
-def test_what_a_command_printed_stays_until_enter_is_pressed(arguments: list[str], says: bytes) -> None:
+def test_command_output_stays_until_enter(arguments: list[str], says: bytes) -> None:
     lender = Lender(*arguments)
     lender.until(says)
     lender.until(b"Press Enter to go back.")
@@ -672,14 +670,14 @@ def test_what_a_command_printed_stays_until_enter_is_pressed(arguments: list[str
     assert lender.close() == lender.before
 
 
-def test_ctrl_c_goes_back_as_well() -> None:
+def test_ctrl_c_returns_from_a_command() -> None:
     lender = Lender("inspect", "nothing")
     lender.until(b"Press Enter to go back.")
     lender.type(b"\x03")
     assert lender.close() == lender.before
 
 
-def test_a_command_that_is_killed_in_raw_mode_gives_the_terminal_back(tmp_path: Path) -> None:
+def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
     dying = tmp_path / "dying"
     dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
     dying.chmod(0o755)

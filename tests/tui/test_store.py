@@ -99,7 +99,7 @@ def clock() -> Clock:
 # what is listed
 
 
-def test_a_run_that_another_terminal_starts_appears_and_one_that_is_deleted_goes(tmp_path: Path, clock: Clock) -> None:
+def test_new_runs_appear_and_deleted_runs_disappear(tmp_path: Path, clock: Clock) -> None:
     runs = tmp_path / "runs"
     it = Store(runs, clock)
     assert not it.update().listed  # the folder itself may still be missing
@@ -118,7 +118,7 @@ def test_a_run_that_another_terminal_starts_appears_and_one_that_is_deleted_goes
     assert not it.entries
 
 
-def test_a_change_replaces_the_entries_and_leaves_those_handed_out_alone(tmp_path: Path, clock: Clock) -> None:
+def test_returned_entries_are_never_modified(tmp_path: Path, clock: Clock) -> None:
     make(tmp_path, "a")
     it = Store(tmp_path, clock)
     it.update()
@@ -133,7 +133,7 @@ def test_a_change_replaces_the_entries_and_leaves_those_handed_out_alone(tmp_pat
         it.entries["c"] = before["a"]  # type: ignore[index]  # that it cannot is the point
 
 
-def test_a_note_is_its_first_line(tmp_path: Path, clock: Clock) -> None:
+def test_entry_shows_first_line_of_note(tmp_path: Path, clock: Clock) -> None:
     run = make(tmp_path, "a")
     it = Store(tmp_path, clock)
     for text, note in (("\nlr too high\nmore\n", "lr too high"), ("", ""), (None, "")):
@@ -144,7 +144,7 @@ def test_a_note_is_its_first_line(tmp_path: Path, clock: Clock) -> None:
         assert it.entries["a"].note == note
 
 
-def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clock: Clock) -> None:
+def test_run_with_unreadable_status_is_listed_with_reason(tmp_path: Path, clock: Clock) -> None:
     make(tmp_path, "good")
     for name, text in {"torn": '{"step": 1', "wrong": '{"step": "many"}', "list": "[]", "binary": "\0"}.items():
         make(tmp_path, name).path.joinpath("run.json").write_text(text)
@@ -165,9 +165,7 @@ def test_a_status_that_cannot_be_read_is_listed_and_says_why(tmp_path: Path, clo
     assert (it.entries["torn"].problem, it.entries["torn"].status.step) == ("", 7)
 
 
-def test_what_the_system_refuses_is_read_as_soon_as_it_allows_it(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_status_is_retried(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **options: object) -> Any:  # as it does to anyone but root
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -183,9 +181,7 @@ def test_what_the_system_refuses_is_read_as_soon_as_it_allows_it(
     assert (it.entries["a"].state, it.entries["a"].problem, it.entries["a"].note) == ("finished", "", "a note")
 
 
-def test_folders_of_other_programs_are_logs_down_to_a_depth_and_never_inside_a_run(
-    tmp_path: Path, clock: Clock
-) -> None:
+def test_foreign_logs_are_found_to_a_depth_outside_runs(tmp_path: Path, clock: Clock) -> None:
     run = make(tmp_path, "ours")
     log(run.path)
     log(run.path / "export" / "inside")
@@ -205,7 +201,7 @@ def test_folders_of_other_programs_are_logs_down_to_a_depth_and_never_inside_a_r
     assert [entry.key for entry in it.entries.values() if entry.foreign] == ["a/b/c/d", "cleanrl", "sb3/PPO_1"]
 
 
-def test_a_folder_that_is_a_log_itself_is_listed(tmp_path: Path) -> None:
+def test_folder_that_is_itself_a_log_is_listed(tmp_path: Path) -> None:
     log(tmp_path)
     it = Store(tmp_path)
     it.watch(["."])
@@ -213,7 +209,7 @@ def test_a_folder_that_is_a_log_itself_is_listed(tmp_path: Path) -> None:
     assert it.entries["."].status.step == 10
 
 
-def test_a_logs_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> None:
+def test_log_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> None:
     """Writers put the time into the file's name; elsewhere it is when the file was last written."""
     for name, made in ((f"{PREFIX}.1600000000.host", 5e8), (f"{PREFIX}.1500000000.host", 6e8)):
         (tmp_path / "named").mkdir(exist_ok=True)
@@ -229,7 +225,7 @@ def test_a_logs_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> 
 
 
 @pytest.mark.parametrize("tag", ["eval/score", "eval/mean_reward", "rollout/ep_rew_mean", "charts/episodic_return"])
-def test_a_watched_log_tells_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> None:
+def test_watched_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     writer = EventWriter(folder)
@@ -250,7 +246,7 @@ def test_a_watched_log_tells_step_score_and_best(tmp_path: Path, clock: Clock, t
     assert it.entries["log"].status == status
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
+def test_circular_links_terminate(tmp_path: Path) -> None:
     make(tmp_path, "a")
     log(tmp_path / "logs" / "one")
     (tmp_path / "logs" / "up").symlink_to(tmp_path)
@@ -261,7 +257,7 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     assert set(it.entries) == {"a", "logs/one"}
 
 
-def test_a_linked_run_is_listed(tmp_path: Path) -> None:
+def test_run_behind_a_link_is_listed(tmp_path: Path) -> None:
     make(tmp_path / "elsewhere", "a")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "a")
@@ -270,9 +266,7 @@ def test_a_linked_run_is_listed(tmp_path: Path) -> None:
     assert set(it.entries) == {"linked"}
 
 
-def test_a_folder_that_cannot_be_looked_into_says_so(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folder_is_reported(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a")
     (tmp_path / "closed").mkdir()
     scan, closed = folder_scanner._read_folder, {str(tmp_path / "closed")}
@@ -293,7 +287,7 @@ def test_a_folder_that_cannot_be_looked_into_says_so(
     assert it.problem == f"{tmp_path}: cannot be read (Permission denied)"
 
 
-def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
+def test_runs_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     it = Store(tmp_path / "file")
     it.update()
@@ -301,9 +295,7 @@ def test_a_runs_folder_that_is_none_says_so(tmp_path: Path) -> None:
     assert not it.entries
 
 
-def test_a_tree_that_is_no_folder_of_runs_is_looked_through_in_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_foreign_tree_is_scanned_partially(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_scanner, "_MOST", 10)
     for number in range(50):
         (tmp_path / f"{number:02}").mkdir()
@@ -314,9 +306,7 @@ def test_a_tree_that_is_no_folder_of_runs_is_looked_through_in_part(
     assert "only the first 10 folders" in it.problem
 
 
-def test_looking_again_lists_no_folder_that_did_not_change(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rescan_skips_unchanged_folders(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         make(tmp_path, f"run-{number}")
         log(tmp_path / f"log-{number}")
@@ -330,9 +320,7 @@ def test_looking_again_lists_no_folder_that_did_not_change(
     assert len(it.entries) == 40
 
 
-def test_a_folder_that_did_change_is_listed_again(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rescan_lists_changed_folders(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)
     log(tmp_path / "group" / "one")
     it = Store(tmp_path, clock)
@@ -348,7 +336,7 @@ def test_a_folder_that_did_change_is_listed_again(
 # who lives
 
 
-def test_a_killed_run_is_crashed_within_two_seconds(tmp_path: Path, clock: Clock) -> None:
+def test_killed_run_is_crashed_after_two_seconds(tmp_path: Path, clock: Clock) -> None:
     """Looked at twice a second, as the UI does when nothing is to be read."""
     run = make(tmp_path, "a", state="running", heartbeat=clock.now)
     it = Store(tmp_path, clock)
@@ -367,7 +355,7 @@ def test_a_killed_run_is_crashed_within_two_seconds(tmp_path: Path, clock: Clock
 
 
 @pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
-def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
+def test_run_ending_during_a_scan_is_not_crashed(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Its trainer writes the end and lets go of the lock just before the lock is asked for."""
@@ -386,7 +374,7 @@ def test_a_run_that_ends_while_it_is_looked_at_is_not_called_crashed(
     assert it.entries["a"].state == end
 
 
-def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
+def test_run_starting_during_a_scan_is_not_crashed(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resumed: run.json said stopped, then a trainer took the lock and wrote."""
@@ -408,7 +396,7 @@ def test_a_run_that_starts_while_it_is_looked_at_is_not_called_crashed(
     assert it.entries[run.name].state == "starting"
 
 
-def test_a_run_that_is_found_dead_is_crashed_at_once(tmp_path: Path) -> None:
+def test_run_found_dead_is_crashed_immediately(tmp_path: Path) -> None:
     """It was never seen alive, so nobody is told that it ended."""
     make(tmp_path, "a", state="running", heartbeat=time.time())
     it = Store(tmp_path)
@@ -416,9 +404,7 @@ def test_a_run_that_is_found_dead_is_crashed_at_once(tmp_path: Path) -> None:
     assert it.entries["a"].state == "crashed"
 
 
-def test_a_run_that_writes_whenever_it_is_looked_at_lives(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_that_keeps_writing_is_alive(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def beat(run: Run) -> bool:
         clock.now += 0.001
         run.write_status(replace(run.read_status(), heartbeat=clock.now))
@@ -431,7 +417,7 @@ def test_a_run_that_writes_whenever_it_is_looked_at_lives(
     assert it.entries["a"].state == "running"
 
 
-def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_locked_run_is_stalled(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     make(tmp_path, "a", state="running", heartbeat=clock.now, elapsed_s=10.0)
     it = Store(tmp_path, clock)
@@ -444,7 +430,7 @@ def test_a_living_run_that_is_silent_is_stalled(tmp_path: Path, clock: Clock, mo
 
 
 @pytest.mark.parametrize("jump", [-1e6, -0.3, 1e6])
-def test_a_clock_that_jumps_stops_nothing(
+def test_clock_jump_does_not_stop_updates(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
@@ -468,9 +454,7 @@ def test_a_clock_that_jumps_stops_nothing(
 # how fast
 
 
-def test_speed_and_the_time_left_are_of_the_last_seconds(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_speed_and_eta_use_recent_seconds(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour at 1 step/s, then 100 steps/s: ten seconds later that is the speed."""
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
@@ -491,7 +475,7 @@ def test_speed_and_the_time_left_are_of_the_last_seconds(
     assert it.entries["a"].eta_s == pytest.approx((10_000 - step) / 100)
 
 
-def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_iterations_have_a_speed(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     for step in (100, 220, 400):
@@ -501,7 +485,7 @@ def test_slow_iterations_have_a_speed_too(tmp_path: Path, clock: Clock, monkeypa
     assert it.entries["a"].speed == pytest.approx(180 / 50)
 
 
-def test_a_resumed_run_forgets_the_pace_before_its_pause(
+def test_resumed_run_discards_speed_before_its_pause(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
@@ -513,7 +497,7 @@ def test_a_resumed_run_forgets_the_pace_before_its_pause(
     assert it.entries["a"].speed == pytest.approx(5.0)
 
 
-def test_a_run_that_has_ended_has_its_mean_speed_and_no_time_left(tmp_path: Path) -> None:
+def test_ended_run_has_mean_speed_and_no_eta(tmp_path: Path) -> None:
     make(tmp_path, "a", step=100, elapsed_s=4.0)
     make(tmp_path, "b", step=0)
     it = Store(tmp_path)
@@ -524,7 +508,7 @@ def test_a_run_that_has_ended_has_its_mean_speed_and_no_time_left(tmp_path: Path
 # curves
 
 
-def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, clock: Clock) -> None:
+def test_only_watched_runs_curves_are_read(tmp_path: Path, clock: Clock) -> None:
     for name in ("a", "b"):
         log(make(tmp_path, name).path, tags=("x", "y"))
     it = Store(tmp_path, clock)
@@ -544,7 +528,7 @@ def test_the_curves_of_watched_runs_and_of_no_others_are_read(tmp_path: Path, cl
     assert curve.steps.tolist() == list(range(1, 11))
 
 
-def test_a_run_that_is_watched_before_it_exists_is_read_when_it_does(tmp_path: Path, clock: Clock) -> None:
+def test_run_watched_before_it_exists_is_read_later(tmp_path: Path, clock: Clock) -> None:
     it = Store(tmp_path, clock)
     it.watch(["new"])
     it.update()
@@ -553,9 +537,7 @@ def test_a_run_that_is_watched_before_it_exists_is_read_when_it_does(tmp_path: P
     assert it.update().advanced == {"new"}
 
 
-def test_every_watched_run_is_read_however_little_time_a_turn_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_short_turns_read_every_watched_run_eventually(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_reader, "_BLOCK", 2000)
     keys = [f"run-{number}" for number in range(5)]
     for key in keys:
@@ -574,9 +556,7 @@ def test_every_watched_run_is_read_however_little_time_a_turn_has(
         assert len(curve.steps) == 300
 
 
-def test_another_choice_of_runs_while_some_are_still_to_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_watched_runs_can_change_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_reader, "_BLOCK", 2000)
     keys = [f"run-{number}" for number in range(4)]
     for key in keys:
@@ -595,9 +575,7 @@ def test_another_choice_of_runs_while_some_are_still_to_be_read(
             assert len(curve.steps) == 100
 
 
-def test_curves_that_are_watched_no_more_are_kept_up_to_a_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwatched_curves_are_cached_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [f"run-{number}" for number in range(6)]
     for key in keys:
         log(make(tmp_path, key).path, range(1000))
@@ -621,7 +599,7 @@ def test_curves_that_are_watched_no_more_are_kept_up_to_a_bound(
     assert all(it.tags(key) for key in keys)  # what is watched is kept, whatever its size
 
 
-def test_a_run_that_is_deleted_while_it_is_read_is_no_error(tmp_path: Path, clock: Clock) -> None:
+def test_run_deleted_while_reading_is_no_error(tmp_path: Path, clock: Clock) -> None:
     log(make(tmp_path, "a").path)
     it = Store(tmp_path, clock)
     it.watch(["a"])
@@ -637,7 +615,7 @@ def test_a_run_that_is_deleted_while_it_is_read_is_no_error(tmp_path: Path, cloc
     assert held.steps.tolist() == list(range(1, 11))
 
 
-def test_a_run_that_takes_a_deleted_ones_name_starts_anew(tmp_path: Path, clock: Clock) -> None:
+def test_new_run_with_a_deleted_runs_name_starts_fresh(tmp_path: Path, clock: Clock) -> None:
     log(make(tmp_path, "a").path, tags=("old",))
     it = Store(tmp_path, clock)
     it.watch(["a"])
@@ -652,7 +630,7 @@ def test_a_run_that_takes_a_deleted_ones_name_starts_anew(tmp_path: Path, clock:
     }
 
 
-def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
+def test_damaged_event_files_are_reported(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
     (run.path / f"{PREFIX}.1").write_bytes(b"\xff" * 100)
     it = Store(tmp_path)
@@ -663,7 +641,7 @@ def test_damaged_event_files_are_told_of(tmp_path: Path) -> None:
     assert not it.update().listed
 
 
-def test_other_threads_see_whole_curves_while_the_reader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_threads_see_complete_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps, walls and values of one length, ascending, and what was seen once stays."""
     monkeypatch.setattr(event_reader, "_BLOCK", 3000)
     run, done, problems = make(tmp_path, "a"), threading.Event(), []
@@ -723,7 +701,7 @@ def keys_of(entries: list[Entry]) -> list[str]:
         ("crashed|log", ["slow", "sb3/PPO_1"]),
     ],
 )
-def test_a_query_selects_by_what_is_shown_and_by_options(tmp_path: Path, query: str, expected: list[str]) -> None:
+def test_query_selects_by_shown_values_and_options(tmp_path: Path, query: str, expected: list[str]) -> None:
     """Other programs' logs have no options, and a config.toml that cannot be read hides its run from them alone."""
     for name, text in (("fast", "[ppo]\nclip = 0.3\n"), ("slow", "[ppo\n")):
         make(tmp_path, name)
@@ -736,7 +714,7 @@ def test_a_query_selects_by_what_is_shown_and_by_options(tmp_path: Path, query: 
     assert keys_of(select_entries(entries, parse(query))) == expected
 
 
-def test_options_are_read_again_when_their_file_has_changed(tmp_path: Path) -> None:
+def test_changed_options_file_is_reread(tmp_path: Path) -> None:
     run = make(tmp_path, "a")
     one = [replace(entry("a"), path=run.path)]
     for clip, found in ((0.2, []), (0.3, ["a"]), (0.25, [])):
@@ -756,7 +734,7 @@ COLUMNS: dict[str, Callable[[float | None], Entry]] = {
 
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("seed", range(5))
-def test_the_largest_and_the_newest_come_first_and_what_is_missing_last(column: str, seed: int) -> None:
+def test_numbers_sort_descending_with_missing_last(column: str, seed: int) -> None:
     present = [3.0, 1.0, 2.0]
     numbers: list[float | None] = list(present) if column == "step" else [*present, None]
     random.Random(seed).shuffle(numbers)
@@ -766,12 +744,12 @@ def test_the_largest_and_the_newest_come_first_and_what_is_missing_last(column: 
     assert keys_of(sort_entries(entries, column, True)) == ["1.0", "2.0", "3.0", *missing]
 
 
-def test_the_soonest_end_comes_first_and_a_number_that_is_none_last() -> None:
+def test_eta_sorts_ascending_with_missing_last() -> None:
     entries = [entry("a", speed=3.0), entry("b"), entry("c", speed=1.0), entry("d", speed=math.nan)]
     assert keys_of(sort_entries(entries, "eta", False)) == ["c", "a", "b", "d"]
 
 
-def test_texts_are_sorted_as_people_do() -> None:
+def test_text_sorts_in_natural_order() -> None:
     names = ["run-10", "Run-9", "run-2", "run", "b/run", "7", "run-2b"]
     in_order = ["7", "b/run", "run", "run-2", "run-2b", "Run-9", "run-10"]
     assert keys_of(sort_entries(map(entry, names), "name", False)) == in_order
@@ -783,14 +761,14 @@ def test_texts_are_sorted_as_people_do() -> None:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_equals_keep_their_order(reverse: bool) -> None:
+def test_sorting_is_stable(reverse: bool) -> None:
     entries = [entry(key, score=1.0) for key in "cab"] + [entry(key) for key in "zxy"]
     for column in ("score", "best", "state", "preset", "eta"):
         assert keys_of(sort_entries(entries, column, reverse)) == list("cabzxy")
 
 
 @pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])
-def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: str, tag: str) -> None:
+def test_logs_of_other_writers_are_read_completely(tmp_path: Path, name: str, tag: str) -> None:
     """Files that stable-baselines3 and TRL wrote, against what TensorBoard's own reader finds in them."""
     shutil.copytree(Path(__file__).parents[1] / "golden" / "logs" / name, tmp_path / name)
     it = Store(tmp_path)
@@ -809,7 +787,7 @@ def test_logs_of_the_peers_own_writers_are_opened_whole(tmp_path: Path, name: st
         assert list(zip(*(column.tolist() for column in curve), strict=True)) == points
 
 
-def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_point_of_a_drawn_run_is_polled_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, "a", state="running", heartbeat=time.time())
     alive = True
     monkeypatch.setattr(Run, "is_locked", lambda _: alive)
@@ -833,9 +811,7 @@ def test_the_first_point_of_a_drawn_run_is_waited_for_eagerly(tmp_path: Path, mo
     assert not shown.awaits_first_point()
 
 
-def test_a_run_that_has_begun_is_charted_by_what_it_will_log_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_started_run_has_charts_for_its_first_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "ended")
     run = make(tmp_path, "begun", state="starting", heartbeat=time.time())
     monkeypatch.setattr(Run, "is_locked", lambda _: True)

@@ -138,7 +138,7 @@ def begin_long(terminal: Terminal, name: str) -> None:
     terminal.until(lambda: state_of(terminal, name) == "running")
 
 
-def test_three_keys_from_an_empty_folder_to_a_solved_cartpole(terminal: Open) -> None:
+def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
     one = terminal()
     one.type(PROGRAM)
     one.shows("No runs here yet", "New run")
@@ -163,7 +163,7 @@ def test_three_keys_from_an_empty_folder_to_a_solved_cartpole(terminal: Open) ->
     one.until(lambda: one.modes() == "0 0 1")
 
 
-def test_stop_resume_leave_and_come_back(terminal: Open) -> None:
+def test_stop_resume_quit_and_restart(terminal: Open) -> None:
     one = terminal((80, 24))
     one.type(f"{PROGRAM} train {LONG} --name long --detach && clear && {PROGRAM}")
     one.shows("long", "running", "New run")
@@ -180,7 +180,7 @@ def test_stop_resume_leave_and_come_back(terminal: Open) -> None:
     one.shows("long  running", "1 running")
 
 
-def test_a_killed_ui_leaves_its_runs_and_the_next_one_mends_the_terminal(terminal: Open) -> None:
+def test_killed_ui_keeps_runs_and_next_one_restores_terminal(terminal: Open) -> None:
     one = terminal()
     begin_long(one, "long")
     one.type(PROGRAM)
@@ -205,7 +205,7 @@ def test_a_killed_ui_leaves_its_runs_and_the_next_one_mends_the_terminal(termina
     one.shows("a2b")
 
 
-def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
+def test_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     one = terminal()
     begin_long(one, "long")
     one.type(PROGRAM)
@@ -224,7 +224,7 @@ def test_a_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     one.shows("long", "crashed", "0 running")
 
 
-def test_watching_a_policy_takes_the_terminal_and_gives_it_back(terminal: Open) -> None:
+def test_play_suspends_and_restores_the_ui(terminal: Open) -> None:
     one = terminal()
     one.type(f"{PROGRAM} train cartpole --total-steps 2048 --name short && {PROGRAM}")
     one.shows("short", "finished", "New run")
@@ -238,7 +238,7 @@ def test_watching_a_policy_takes_the_terminal_and_gives_it_back(terminal: Open) 
     one.until(lambda: one.modes() == "0 0 1")
 
 
-def test_where_there_is_no_terminal_it_says_so_in_one_line(terminal: Open) -> None:
+def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
     one = terminal(TERM="dumb")
     one.type(f"{PROGRAM} tui")
     one.shows("ppo-unified tui: needs a terminal (TERM=dumb); elsewhere: ppo-unified runs, ppo-unified show")
@@ -249,7 +249,7 @@ def test_where_there_is_no_terminal_it_says_so_in_one_line(terminal: Open) -> No
     assert b"needs a terminal (input or output is no terminal)" in refused.stderr
 
 
-def test_no_colours_and_no_unicode_where_they_are_not_wanted(terminal: Open) -> None:
+def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
     stage(terminal().folder / "runs")
     plain = terminal(NO_COLOR="1", LC_ALL="C")
     plain.type(PROGRAM)
@@ -266,7 +266,7 @@ def test_no_colours_and_no_unicode_where_they_are_not_wanted(terminal: Open) -> 
     assert not colored.screen().isascii()
 
 
-def test_another_size_while_it_runs_keeps_everything_inside(terminal: Open) -> None:
+def test_resizing_keeps_everything_on_screen(terminal: Open) -> None:
     one = terminal((200, 60))
     stage(one.folder / "runs")
     one.type(PROGRAM)
@@ -283,7 +283,7 @@ def test_another_size_while_it_runs_keeps_everything_inside(terminal: Open) -> N
         assert max(map(len, one.screen().splitlines())) <= columns
 
 
-def test_a_ui_whose_terminal_is_gone_ends_though_no_signal_tells_it(tmp_path: Path) -> None:
+def test_ui_exits_when_its_terminal_disappears(tmp_path: Path) -> None:
     """Without a controlling terminal there is no SIGHUP."""
     ours, its = pty.openpty()
     process = subprocess.Popen(

@@ -27,7 +27,7 @@ def observations(rows: int = 7, size: int = 6) -> torch.Tensor:
     return torch.randn(rows, 3, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_weights_are_orthogonal_with_the_usual_gains() -> None:
+def test_weights_are_orthogonal_with_standard_gains() -> None:
     policy = make(DISCRETE, obs_size=64, hidden=[64, 64])
     for module, gain in ((policy.actor_torso, math.sqrt(2)), (policy.critic_torso, math.sqrt(2))):
         for linear in (module[0], module[2]):
@@ -39,7 +39,7 @@ def test_weights_are_orthogonal_with_the_usual_gains() -> None:
     assert policy.critic.weight.norm().item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_separate_networks_share_no_parameter_and_shared_ones_the_torso() -> None:
+def test_shared_option_shares_exactly_the_torso() -> None:
     for shared, common in ((False, 0), (True, 4)):
         policy = make(DISCRETE, shared=shared)
         actor = {id(p) for p in (*policy.actor_torso.parameters(), *policy.head.parameters())}
@@ -48,7 +48,7 @@ def test_separate_networks_share_no_parameter_and_shared_ones_the_torso() -> Non
         assert not {id(p) for p in policy.critic_parameters()} & actor
 
 
-def test_components_of_a_multidiscrete_action_are_independent() -> None:
+def test_multidiscrete_components_are_independent() -> None:
     policy = make(MULTI)
     with torch.no_grad():
         policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
@@ -63,7 +63,7 @@ def test_components_of_a_multidiscrete_action_are_independent() -> None:
     assert torch.allclose(got.entropy, torch.as_tensor(entropy), atol=1e-5)
 
 
-def test_a_gaussian_scores_as_torch_distributions_does() -> None:
+def test_gaussian_logprobs_match_torch_distributions() -> None:
     policy = make(BOX, log_std_init=-0.7)
     obs = observations()
     mean = policy.head.linear(policy.actor_torso(obs))
@@ -76,7 +76,7 @@ def test_a_gaussian_scores_as_torch_distributions_does() -> None:
 
 
 @pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
-def test_samples_follow_the_probabilities_that_evaluate_gives(actions: ActionLayout) -> None:
+def test_samples_follow_evaluated_probabilities(actions: ActionLayout) -> None:
     policy = make(actions)
     with torch.no_grad():
         policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
@@ -87,7 +87,7 @@ def test_samples_follow_the_probabilities_that_evaluate_gives(actions: ActionLay
     assert -scored.logprobs.mean().item() == pytest.approx(scored.entropy.mean().item(), abs=0.03)
 
 
-def test_greedy_actions_are_the_likeliest() -> None:
+def test_greedy_actions_are_most_likely() -> None:
     policy = make(DISCRETE)
     obs = observations()[:, 0]
     every = torch.arange(4)[None, :, None].expand(len(obs), 4, 1)

@@ -87,7 +87,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_restored_adapter_collects_what_one_that_never_stopped_does(name: str) -> None:
+def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
     env_id, options = EXACT[name]
     unbroken = adapter_of(env_id, **options)
     for _ in range(3):
@@ -103,7 +103,7 @@ def test_a_restored_adapter_collects_what_one_that_never_stopped_does(name: str)
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_an_end_just_before_the_checkpoint_is_followed_by_its_reset(vectorization: str) -> None:
+def test_episode_end_before_checkpoint_is_followed_by_reset(vectorization: str) -> None:
     """Episodes of 3 steps and their reset columns: after 7 steps every environment waits for its reset."""
     unbroken = adapter_of("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     unbroken.collect()
@@ -117,7 +117,7 @@ def test_an_end_just_before_the_checkpoint_is_followed_by_its_reset(vectorizatio
 
 
 @pytest.mark.parametrize("num_envs", [2, 11])
-def test_another_number_of_environments_restarts_episodes_and_keeps_the_rest(num_envs: int) -> None:
+def test_changed_num_envs_restarts_episodes_only(num_envs: int) -> None:
     """What a run that was out of memory is told to lower. In processes, in a loop and with arrays of their own alike:
     the environments are not even asked."""
     options: dict[str, Any] = {"num_steps": 30, "normalize_obs": True, "normalize_reward": True}
@@ -138,7 +138,7 @@ def test_another_number_of_environments_restarts_episodes_and_keeps_the_rest(num
     assert rollout.mask[:, 0].all()
 
 
-def test_a_run_goes_on_with_fewer_environments(tmp_path: Path) -> None:
+def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
     """As after running out of memory: lowered in config.toml, then resumed."""
     config = load_preset("cartpole", gym={"num_envs": 8}, eval={"episodes": 1}, total_iterations=2)
     kept = Run(run(config, tmp_path).path)
@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_fewer_environments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["system", "past"])
-def test_what_cannot_be_repeated_restarts_and_says_so(by: str) -> None:
+def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     options: dict[str, Any] = {"env_kwargs": {"by": by}, "vectorization": "sync"}
     stopped, restored = (adapter_of("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
@@ -161,7 +161,7 @@ def test_what_cannot_be_repeated_restarts_and_says_so(by: str) -> None:
     assert restored.collect().mask[:, 0].all()
 
 
-def test_a_wrapper_with_statistics_over_all_episodes_restarts_and_says_so() -> None:
+def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     stopped, restored = (
         adapter_of("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
         for _ in range(2)
@@ -171,7 +171,7 @@ def test_a_wrapper_with_statistics_over_all_episodes_restarts_and_says_so() -> N
     assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
 
 
-def test_a_vector_version_of_which_nothing_is_known_restarts_and_says_so() -> None:
+def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
     stopped, restored = (adapter_of("tests.worlds:OwnCounter-v0", num_steps=6) for _ in range(2))
     stopped.collect()
     why = go_on(restored, saved(stopped))
@@ -179,7 +179,7 @@ def test_a_vector_version_of_which_nothing_is_known_restarts_and_says_so() -> No
     assert "CounterVector has no state_dict" in why
 
 
-def test_changed_arrays_are_not_trusted() -> None:
+def test_modified_state_arrays_restart_episodes() -> None:
     stopped, restored = (adapter_of("CartPole-v1") for _ in range(2))
     stopped.collect()
     state = saved(stopped)
@@ -188,7 +188,7 @@ def test_changed_arrays_are_not_trusted() -> None:
     assert why == "episodes restarted: CartPole-v1: what was put back shows other observations"
 
 
-def test_an_episode_too_long_to_replay_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "LONGEST", 10)
     options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
     stopped, restored = (adapter_of("tests.worlds:Counter-v0", **options) for _ in range(2))
@@ -197,7 +197,7 @@ def test_an_episode_too_long_to_replay_is_not_kept(monkeypatch: pytest.MonkeyPat
     assert why == "episodes restarted: tests.worlds:Counter-v0: an episode has more than 10 steps"
 
 
-def test_long_episodes_fit_the_record() -> None:
+def test_long_episodes_fit_in_the_record() -> None:
     stopped, restored = (
         adapter_of("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync") for _ in range(2)
     )
@@ -206,7 +206,7 @@ def test_long_episodes_fit_the_record() -> None:
     assert equal(restored.collect(), stopped.collect())
 
 
-def test_a_run_that_stops_and_goes_on_ends_with_the_weights_of_one_that_never_stopped(tmp_path: Path) -> None:
+def test_resumed_cartpole_equals_uninterrupted_run(tmp_path: Path) -> None:
     """Six iterations of CartPole at once, and three and three."""
     gym = {"num_envs": 4, "num_steps": 32, "vectorization": "sync"}
     config = load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_iterations=6)

@@ -61,9 +61,7 @@ def value_of(adapter: GymAdapter, shown: float) -> float:
 
 @pytest.mark.parametrize(("env_id", "vectorization"), KINDS)
 @pytest.mark.parametrize("ends", ["truncated", "terminated"])
-def test_truncation_bootstraps_from_the_final_observation_and_termination_does_not(
-    env_id: str, vectorization: str, ends: str
-) -> None:
+def test_truncation_bootstraps_and_termination_does_not(env_id: str, vectorization: str, ends: str) -> None:
     """Counters of 3 steps: columns 0 1 2 | 3 resets | 4 5 6, and the rollout's last column is an end too."""
     adapter = adapter_of(env_id, vectorization=vectorization, env_kwargs={"length": 3, "ends": ends})
     rollout = adapter.collect()
@@ -85,7 +83,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_termination_does_n
     assert obs_of(again)[0, :2, 0].tolist() == [3, 0]
 
 
-def test_a_time_limit_is_a_truncation() -> None:
+def test_time_limit_is_a_truncation() -> None:
     adapter = adapter_of("tests.worlds:TimedCounter-v0")
     rollout = adapter.collect()
     assert rollout.next_values[0, 2].item() == pytest.approx(value_of(adapter, 3.0), abs=1e-6)
@@ -107,12 +105,12 @@ def trained_values(ends: str, blind: bool, gamma: float) -> tuple[GymAdapter, di
     return adapter, metrics[-1]
 
 
-def test_constant_reward_cut_off_by_truncation_is_worth_its_endless_sum() -> None:
+def test_truncated_constant_reward_has_infinite_horizon_value() -> None:
     _, metrics = trained_values("truncated", blind=True, gamma=0.9)
     assert metrics["value/mean"] == pytest.approx(1 / (1 - 0.9), rel=0.01)
 
 
-def test_constant_reward_ended_by_termination_is_worth_what_is_left() -> None:
+def test_terminated_constant_reward_has_finite_horizon_value() -> None:
     gamma = 0.9
     adapter, _ = trained_values("terminated", blind=False, gamma=gamma)
     for step, worth in enumerate((1 + gamma + gamma**2, 1 + gamma, 1)):
@@ -120,7 +118,7 @@ def test_constant_reward_ended_by_termination_is_worth_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
-def test_masked_actions_are_never_taken_and_have_no_probability(env_id: str) -> None:
+def test_masked_actions_have_probability_zero(env_id: str) -> None:
     """The environment raises where a forbidden setting arrives; at its ends it allows nothing: no matter."""
     adapter = adapter_of(f"tests.worlds:{env_id}", num_envs=4, num_steps=50)
     rollout = adapter.collect()
@@ -142,12 +140,12 @@ def test_masked_actions_are_never_taken_and_have_no_probability(env_id: str) -> 
 
 
 @pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
-def test_evaluation_respects_masks_and_survives_ends_that_allow_nothing(env_id: str) -> None:
+def test_evaluation_respects_masks_and_empty_final_masks(env_id: str) -> None:
     adapter = adapter_of(f"tests.worlds:{env_id}")
     assert all(0 <= score <= 4 for greedy in (True, False) for score in adapter.score(40, 1, greedy))
 
 
-def test_taxi_reports_its_mask_in_the_info() -> None:
+def test_taxi_mask_is_read_from_info() -> None:
     rollout = adapter_of("Taxi-v4", num_steps=20).collect()
     assert not isinstance(rollout.obs, Tensor)
     assert rollout.obs["obs"].shape == (2, 20, 500)
@@ -155,7 +153,7 @@ def test_taxi_reports_its_mask_in_the_info() -> None:
     assert rollout.obs["action_mask"].gather(2, rollout.actions).all()
 
 
-def test_a_mask_that_only_reset_reports_allows_everything_later() -> None:
+def test_mask_missing_from_step_info_allows_every_action() -> None:
     rollout = adapter_of("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "reset"}).collect()
     assert not isinstance(rollout.obs, Tensor)
     assert (
@@ -164,14 +162,14 @@ def test_a_mask_that_only_reset_reports_allows_everything_later() -> None:
     )
 
 
-def test_a_mask_that_reset_does_not_report_is_refused() -> None:
+def test_mask_missing_from_reset_info_is_rejected() -> None:
     adapter = adapter_of("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
     with pytest.raises(ValueError, match=r"reports an action mask in step but not in reset"):
         adapter.collect()
 
 
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
-def test_actions_arrive_as_the_space_wants_them(space: str) -> None:
+def test_actions_match_the_action_space(space: str) -> None:
     """Echo refuses what its space does not hold and pays the sum of what arrived."""
     adapter = adapter_of("tests.worlds:Echo-v0", num_envs=3, num_steps=30, env_kwargs={"space": space})
     rollout = adapter.collect()
@@ -189,7 +187,7 @@ def test_actions_arrive_as_the_space_wants_them(space: str) -> None:
     assert len(adapter.score(3, 1, False)) == 3
 
 
-def test_observations_are_normalised_with_statistics_that_change_only_between_collects() -> None:
+def test_observation_statistics_change_only_between_collects() -> None:
     adapter = adapter_of("tests.worlds:Counter-v0", num_envs=3, num_steps=22, normalize_obs=True)
     scaler = adapter.policy.scaler
     assert isinstance(scaler, ObservationScaler)
@@ -211,7 +209,7 @@ def test_observations_are_normalised_with_statistics_that_change_only_between_co
     assert max(m["invariant/first_ratio_error"] for m in metrics) <= 1e-5
 
 
-def test_statistics_travel_with_the_policy() -> None:
+def test_observation_statistics_are_saved_with_the_policy() -> None:
     one, other = (adapter_of("tests.worlds:Counter-v0", normalize_obs=True) for _ in range(2))
     one.collect()
     assert {"scaler.mean", "scaler.variance", "scaler.count"} <= one.policy.state_dict().keys()
@@ -228,7 +226,7 @@ def test_normalised_observations_are_clipped() -> None:
     assert scaler.mean.item() == 0.0
 
 
-def test_rewards_are_divided_by_the_deviation_of_the_discounted_return() -> None:
+def test_rewards_are_scaled_by_discounted_return_deviation() -> None:
     """All returns so far, episode by episode; reset columns are no steps."""
     rng, gamma = np.random.default_rng(0), 0.9
     scaler = RewardScaler(3, gamma)
@@ -252,7 +250,7 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return() -> None
     assert np.abs(scaler.scale(np.full((3, 20), 1e9, np.float32) * [[1], [0], [0]], ended, mask)).max() <= 10
 
 
-def test_scaled_rewards_leave_reported_returns_as_they_are() -> None:
+def test_reported_returns_are_unscaled() -> None:
     adapter = adapter_of("tests.worlds:Counter-v0", num_steps=40, normalize_reward=True, env_kwargs={"length": 4})
     rollout = adapter.collect()
     assert rollout.metrics["episode/return"] == 4.0
@@ -266,9 +264,7 @@ def test_scaled_rewards_leave_reported_returns_as_they_are() -> None:
     ("fault", "what"),
     [({"nan_obs_at": 5}, "observation"), ({"nan_reward_at": 5}, "reward"), ({"nan_obs_at": 0}, "observation")],
 )
-def test_an_environment_that_gives_nan_is_named_with_quantity_and_step(
-    vectorization: str, fault: dict[str, int], what: str
-) -> None:
+def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault: dict[str, int], what: str) -> None:
     adapter = adapter_of("tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 100, **fault})
     step = max(fault.values())
     with pytest.raises(
@@ -279,7 +275,7 @@ def test_an_environment_that_gives_nan_is_named_with_quantity_and_step(
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium logs a worker's error as a warning, too
-def test_an_environment_that_raises_is_named_with_its_error(vectorization: str) -> None:
+def test_environment_exception_names_the_environment(vectorization: str) -> None:
     adapter = adapter_of(
         "tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
     )
@@ -291,21 +287,21 @@ def test_an_environment_that_raises_is_named_with_its_error(vectorization: str) 
 
 
 @pytest.mark.parametrize("obs", ["tuple", "text", "nested", "image", "empty", "sequence"])
-def test_unsupported_observations_get_one_clear_line(obs: str) -> None:
+def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
     with pytest.raises(UsageError, match=r"Spaces-v0: observation space .*(Wrap|wrapper)") as caught:
         check(config_of("tests.worlds:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
-def test_unsupported_actions_get_one_clear_line(action: str) -> None:
+def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
     with pytest.raises(UsageError, match=r"Spaces-v0: action space .* is not supported; it must be .*Wrap") as caught:
         check(config_of("tests.worlds:Spaces-v0", gym={"env_kwargs": {"action": action}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["SAME_STEP", "DISABLED"])
-def test_a_vector_version_that_resets_otherwise_is_not_used(mode: str) -> None:
+def test_vector_env_with_other_autoreset_is_not_used(mode: str) -> None:
     kwargs = {"mode": mode}
     with pytest.raises(
         UsageError, match=rf"AutoresetMode\.{mode}.*not NEXT_STEP; set gym.vectorization to sync or asyn"
@@ -315,7 +311,7 @@ def test_a_vector_version_that_resets_otherwise_is_not_used(mode: str) -> None:
         adapter_of("tests.worlds:OnlyVector-v0", env_kwargs=kwargs)
 
 
-def test_scores_are_of_fresh_episodes_each_seeded_for_itself() -> None:
+def test_scoring_uses_fresh_individually_seeded_episodes() -> None:
     """More episodes begin with the same ones, whatever plays beside them."""
     adapter = adapter_of("CartPole-v1", vectorization="sync")
     many = adapter.score(20, 3, False)
@@ -326,7 +322,7 @@ def test_scores_are_of_fresh_episodes_each_seeded_for_itself() -> None:
     assert len(set(many)) > 5
 
 
-def test_a_rollout_begins_where_the_last_one_ended() -> None:
+def test_rollout_continues_where_the_last_one_ended() -> None:
     """Neither a step nor an episode is lost between two rollouts."""
     whole = adapter_of("tests.worlds:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
     adapter = adapter_of("tests.worlds:Counter-v0", num_steps=4, env_kwargs={"length": 6})
@@ -336,7 +332,7 @@ def test_a_rollout_begins_where_the_last_one_ended() -> None:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts], 1), getattr(whole, name))
 
 
-def test_episodes_are_counted_over_rollouts() -> None:
+def test_episode_statistics_span_rollouts() -> None:
     adapter = adapter_of("tests.worlds:Counter-v0", num_envs=2, num_steps=4, env_kwargs={"length": 6})
     reported = [adapter.collect().metrics.get("episode/length") for _ in range(3)]
     assert reported == [None, 6.0, 6.0]

@@ -85,12 +85,12 @@ def disturbed(adapter: LLMAdapter) -> LLMAdapter:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapter_keeps_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_satisfies_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # responses, for each of the adapters that it makes
     check_adapter(lambda: disturbed(make(folder, kind)), tolerance=2e-5)
 
 
-def test_padded_rows_have_the_logprobs_of_unpadded_ones(folder: Path) -> None:
+def test_padding_does_not_change_logprobs(folder: Path) -> None:
     """The model's own forward pass over each row alone, at the run's temperature."""
     adapter = make(folder, "hot")
     rollout = adapter.collect()
@@ -104,7 +104,7 @@ def test_padded_rows_have_the_logprobs_of_unpadded_ones(folder: Path) -> None:
         torch.testing.assert_close(rollout.logprobs[row, mask], alone, atol=1e-5, rtol=0)
 
 
-def test_greedy_responses_are_those_of_generate(folder: Path) -> None:
+def test_greedy_responses_match_generate(folder: Path) -> None:
     adapter = make(folder, "independent critic")
     model, prompts = adapter.policy.network.model, adapter.prompts.tokens
     responses = adapter.respond(prompts, None)
@@ -116,7 +116,7 @@ def test_greedy_responses_are_those_of_generate(folder: Path) -> None:
         assert responses.tokens[row, : responses.lengths[row]].tolist() == expected[0].tolist()
 
 
-def test_each_response_ends_at_an_end_token_or_the_limit(folder: Path) -> None:
+def test_response_ends_at_eos_or_length_limit(folder: Path) -> None:
     adapter = make(folder, "independent critic", seed=4)
     adapter.end_tokens = list(range(100, 130))  # likely enough that some responses end early
     responses = adapter.respond([adapter.prompts.tokens[i % 6] for i in range(40)], adapter.generator)
@@ -131,7 +131,7 @@ def test_each_response_ends_at_an_end_token_or_the_limit(folder: Path) -> None:
         assert ended or size == 12
 
 
-def test_a_pad_token_that_is_the_end_token_is_harmless(tmp_path: Path, folder: Path) -> None:
+def test_pad_token_may_equal_eos(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder / "lm", tmp_path / "lm")
     config = tmp_path / "lm" / "config.json"
     config.write_text(
@@ -145,7 +145,7 @@ def test_a_pad_token_that_is_the_end_token_is_harmless(tmp_path: Path, folder: P
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *GROUPS])
-def test_the_ratio_is_one_before_any_update_and_every_step_is_taken(folder: Path, kind: str) -> None:
+def test_first_ratio_is_one_and_all_updates_run(folder: Path, kind: str) -> None:
     adapter = disturbed(make(folder, kind))
     iteration = next(iterations(adapter, epochs=2, minibatches=3))
     assert iteration.metrics["invariant/first_ratio_error"] < 1e-5
@@ -159,7 +159,7 @@ def iterations(adapter: LLMAdapter, **ppo: Any) -> Any:
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 @pytest.mark.parametrize("kind", ["independent critic", "recomputed activations, adapters"])
-def test_the_gradient_depends_neither_on_micro_batches_nor_on_padding(folder: Path, kind: str, loss_mean: str) -> None:
+def test_gradient_is_invariant_to_microbatches_and_padding(folder: Path, kind: str, loss_mean: str) -> None:
     adapter = disturbed(make(folder, kind))
     ppo = adapter.config.ppo.model_copy(update={"loss_mean": loss_mean})
     rollout = adapter.collect()
@@ -183,7 +183,7 @@ def gradient(adapter: LLMAdapter, rollout: Any, ppo: PPO) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
 
 
-def test_logits_made_again_backward_give_the_same_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputed_logits_give_the_same_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = disturbed(make(folder, "shared critic"))
     rollout, ppo = adapter.collect(), adapter.config.ppo
     whole = gradient(adapter, rollout, ppo)
@@ -191,7 +191,7 @@ def test_logits_made_again_backward_give_the_same_gradient(folder: Path, monkeyp
     torch.testing.assert_close(gradient(adapter, rollout, ppo), whole, atol=1e-6, rtol=1e-4)
 
 
-def test_a_stopped_adapter_goes_on_as_if_never_stopped(folder: Path) -> None:
+def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
     def trained(adapter: LLMAdapter, count: int) -> list[Iteration]:
         running = iterations(adapter, epochs=1, minibatches=2)
         return [next(running) for _ in range(count)]
@@ -208,7 +208,7 @@ def test_a_stopped_adapter_goes_on_as_if_never_stopped(folder: Path) -> None:
     assert torch.equal(again.rewards, expected.rewards)
 
 
-def test_another_model_under_the_same_name_is_noticed(folder: Path) -> None:
+def test_changed_base_model_is_detected(folder: Path) -> None:
     for llm in ({}, {"lora_rank": 2}):
         first = LLMAdapter(configured(folder, llm), CPU)
         other = LLMAdapter(configured(folder, llm | {"model": str(folder / "other")}), CPU)
@@ -218,7 +218,7 @@ def test_another_model_under_the_same_name_is_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
-def test_the_reference_stays_and_the_policy_moves(folder: Path, kind: str) -> None:
+def test_training_changes_policy_but_not_reference(folder: Path, kind: str) -> None:
     adapter = make(folder, kind)
     running = iterations(adapter, epochs=2, minibatches=2)
     first, *rest = [next(running).metrics for _ in range(4)]
@@ -228,7 +228,7 @@ def test_the_reference_stays_and_the_policy_moves(folder: Path, kind: str) -> No
     assert all(metrics["ref/kl_full"] >= 0 for metrics in rest)
 
 
-def test_bfloat16_keeps_the_ratio_within_its_tolerance(folder: Path) -> None:
+def test_bfloat16_ratio_stays_within_tolerance(folder: Path) -> None:
     for llm in ({}, {"lora_rank": 2}):
         adapter = LLMAdapter(configured(folder, llm | {"dtype": "bfloat16", "max_new_tokens": 20}), CPU)
         metrics = next(iterations(adapter, epochs=1, minibatches=3)).metrics
@@ -241,9 +241,7 @@ DROPOUTS = {"gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"), "opt": ("dropou
 
 @pytest.mark.parametrize("family", DROPOUTS)
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_dropout_stays_off_whatever_the_model_was_trained_with(
-    tmp_path: Path, folder: Path, family: str, recomputed: bool
-) -> None:
+def test_dropout_is_always_disabled(tmp_path: Path, folder: Path, family: str, recomputed: bool) -> None:
     dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS[family], 0.5)
     save_model(tmp_path / "lm", family, **dropouts)
     llm = {"model": str(tmp_path / "lm"), "gradient_checkpointing": recomputed}
@@ -264,18 +262,18 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path, kind: str) 
     )
 
 
-def test_a_checkpoint_under_adapters_holds_nothing_of_the_base(tmp_path: Path, folder: Path) -> None:
+def test_lora_checkpoint_excludes_base_weights(tmp_path: Path, folder: Path) -> None:
     save_model(tmp_path / "lm", tie_word_embeddings=True)
     policy = LLMAdapter(configured(folder, {"model": str(tmp_path / "lm"), "lora_rank": 2}), CPU).policy
     assert {name for name in policy.state_dict() if "lora_" not in name} == {"critic.head.weight", "critic.head.bias"}
 
 
-def test_the_first_values_are_zero(folder: Path) -> None:
+def test_initial_values_are_zero(folder: Path) -> None:
     for kind in ("independent critic", "shared critic", "adapters: policy and critic on one base"):
         assert not make(folder, kind).collect().values.any()
 
 
-def test_the_pretraining_term_is_the_mean_loss_of_its_texts(folder: Path, tmp_path: Path) -> None:
+def test_pretraining_loss_is_the_mean_over_texts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("one short text\n", encoding="utf-8")
     llm = {"ptx_data": str(tmp_path / "texts.txt"), "ptx_coef": 3.0, "temperature": 2.0, "ptx_batch": 2}
     adapter = LLMAdapter(configured(folder, llm), CPU)
@@ -288,7 +286,7 @@ def test_the_pretraining_term_is_the_mean_loss_of_its_texts(folder: Path, tmp_pa
     assert extra[1]["loss/ptx"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_the_pretraining_term_depends_on_no_micro_batch(folder: Path, tmp_path: Path) -> None:
+def test_pretraining_loss_is_invariant_to_microbatches(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("short\na somewhat longer one\nmiddling text\n", encoding="utf-8")
     found = []
     for columns in (1, 30, 10_000):
@@ -305,7 +303,7 @@ def test_the_pretraining_term_depends_on_no_micro_batch(folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["independent critic", "shared critic", "adapters, critic from a path",
                                   "adapters: policy and critic on one base"])  # fmt: skip
-def test_warming_the_critic_up_moves_the_critic_alone(folder: Path, kind: str) -> None:
+def test_critic_warmup_leaves_the_policy_unchanged(folder: Path, kind: str) -> None:
     adapter = make(folder, kind)
     critic = {id(p) for p in adapter.policy.critic_parameters()}
     before = [(p, p.detach().clone()) for p in adapter.policy.parameters() if p.requires_grad]

@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_mistake_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
+def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
     llm, message = REFUSED[case]
     assert trains(tmp_path, **llm) == 2
     out, err = capfd.readouterr()
@@ -108,13 +108,13 @@ def test_a_mistake_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_its_head_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_model_without_lm_head_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """transformers would draw a new one at random."""
     assert trains(tmp_path, model="headless") == 2
     assert "is no whole causal language model, its file lacks lm_head.weight" in capfd.readouterr().err
 
 
-def test_a_reward_of_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_reward_with_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert trains(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
     status = Run(tmp_path / "few").read_status()
     assert status.state == "failed"
@@ -122,7 +122,7 @@ def test_a_reward_of_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.
     assert status.reason in capfd.readouterr().err
 
 
-def test_a_reward_that_breaks_later_keeps_what_was_reached(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_late_reward_error_keeps_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ("--name", "late", "--checkpoint.every-s", "0.0001")
     assert trains(tmp_path, *flags, reward="llm_test_rewards:late") == 1
     run = Run(tmp_path / "late")

@@ -43,18 +43,18 @@ LAYOUTS: dict[str, Callable[[list[Any]], str]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_records_are_read_from_every_layout(tmp_path: Path, layout: str) -> None:
+def test_every_json_layout_yields_the_same_records(tmp_path: Path, layout: str) -> None:
     """Array or lines, whatever the ending says; texts come back to the character, also with separators inside."""
     data = read_prompts(written(tmp_path, layout, LAYOUTS[layout](RECORDS)))
     assert data.prompts == [record["prompt"] for record in RECORDS]
     assert data.columns == {"answer": [3, "x", None], "tags": [None, ["a"], None], "level": [None, None, None]}
 
 
-def test_one_record_may_take_many_lines(tmp_path: Path) -> None:
+def test_record_may_span_lines(tmp_path: Path) -> None:
     assert read_prompts(written(tmp_path, "a.json", '{\n"prompt": "a"\n}')).prompts == ["a"]
 
 
-def test_a_prompt_says_where_it_came_from(tmp_path: Path) -> None:
+def test_prompt_records_its_origin(tmp_path: Path) -> None:
     of_lines = read_prompts(written(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
     of_array = read_prompts(written(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
     of_text = read_prompts(written(tmp_path, "c.txt", "one\n\ntwo\n"))
@@ -65,7 +65,7 @@ def test_a_prompt_says_where_it_came_from(tmp_path: Path) -> None:
     ]
 
 
-def test_text_is_taken_by_whole_lines(tmp_path: Path) -> None:
+def test_text_is_read_in_whole_lines(tmp_path: Path) -> None:
     """Blank lines are no prompts; what `str.splitlines` also cuts at, and spaces, belong to the line."""
     path = written(tmp_path, "a.txt", "\ufeffone \r\n\n \t\n two\u2028three\x0cfour\nlast")
     assert read_prompts(path).prompts == read_texts(path) == ["one ", " two\u2028three\x0cfour", "last"]
@@ -73,28 +73,28 @@ def test_text_is_taken_by_whole_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", range(len(PROMPT_KEYS)))
-def test_the_first_known_key_holds_the_prompt(tmp_path: Path, first: int) -> None:
+def test_first_known_key_is_the_prompt(tmp_path: Path, first: int) -> None:
     record: dict[str, Any] = {key: [{"role": "user", "content": key}] for key in reversed(PROMPT_KEYS[first:])}
     data = read_prompts(written(tmp_path, "a.jsonl", lines([record])))
     assert data.prompts == [record[PROMPT_KEYS[first]]]
     assert set(data.columns) == set(PROMPT_KEYS[first + 1 :])
 
 
-def test_a_named_key_holds_the_prompt_and_messages_stay_a_list(tmp_path: Path) -> None:
+def test_named_key_selects_prompt_and_keeps_messages(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", lines([{"chat": CHAT, "prompt": "p"}, {"chat": "plain", "prompt": "q"}]))
     data = read_prompts(path, "chat")
     assert data.prompts == [CHAT, "plain"]
     assert data.columns == {"prompt": ["p", "q"]}
 
 
-def test_pairs_and_texts(tmp_path: Path) -> None:
+def test_pairs_and_texts_are_read(tmp_path: Path) -> None:
     for key in ("prompt", "question", "query"):
         records = [{"id": 1, key: "什么", "chosen": "是", "rejected": ""}]
         assert read_pairs(written(tmp_path, "a.json", lines(records))) == [Pair("什么", "是", "")]
     assert read_texts(written(tmp_path, "b.jsonl", lines([{"text": "a\nb", "n": 1}, {"text": "c"}]))) == ["a\nb", "c"]
 
 
-def test_taking_prompts_takes_their_columns_along(tmp_path: Path) -> None:
+def test_selected_prompts_keep_their_columns(tmp_path: Path) -> None:
     data = read_prompts(written(tmp_path, "a.jsonl", lines(RECORDS)))
     taken = data.take([2, 0, 2])
     assert [taken.location(i) for i in range(3)] == [data.location(2), data.location(0), data.location(2)]
@@ -102,7 +102,7 @@ def test_taking_prompts_takes_their_columns_along(tmp_path: Path) -> None:
     assert taken.columns["answer"] == [None, 3, None]
 
 
-def test_columns_of_another_length_are_refused() -> None:
+def test_columns_of_wrong_length_are_rejected() -> None:
     with pytest.raises(ValueError, match="2 prompts, but answer 1"):
         PromptData(["a", "b"], {"answer": [1]}, "here", [1, 2])
 
@@ -178,7 +178,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_PROMPTS)
-def test_wrong_prompts_are_named_in_one_line(tmp_path: Path, case: str) -> None:
+def test_invalid_prompts_are_a_one_line_error(tmp_path: Path, case: str) -> None:
     name, content, expected = WRONG_PROMPTS[case]
     assert message(read_prompts, written(tmp_path, name, content)).startswith(expected)
 
@@ -200,25 +200,25 @@ WRONG_PAIRS = {
 
 
 @pytest.mark.parametrize("case", WRONG_PAIRS)
-def test_wrong_pairs_are_named_in_one_line(tmp_path: Path, case: str) -> None:
+def test_invalid_pairs_are_a_one_line_error(tmp_path: Path, case: str) -> None:
     content, expected = WRONG_PAIRS[case]
     assert message(read_pairs, written(tmp_path, "a.json", content)).startswith(expected)
 
 
-def test_what_has_no_place_for_keys_is_refused(tmp_path: Path) -> None:
+def test_plain_text_has_neither_pairs_nor_keys(tmp_path: Path) -> None:
     path = written(tmp_path, "a.txt", "a\n")
     assert message(read_pairs, path) == "a.txt: plain text cannot hold preference pairs; use .jsonl or .json"
     said = message(lambda path: read_prompts(path, "q"), path)
     assert said.startswith("llm.prompt_key = 'q' has no effect: ")
 
 
-def test_wrong_texts_are_named_in_one_line(tmp_path: Path) -> None:
+def test_invalid_texts_are_a_one_line_error(tmp_path: Path) -> None:
     assert message(read_texts, written(tmp_path, "a.jsonl", P)) == "a.jsonl, line 1: no key text (found: 'prompt')"
     said = message(read_texts, written(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
     assert said == "a.jsonl, line 2: 'text' is empty; write a text or drop the record"
 
 
-def test_a_named_key_that_is_missing_names_the_nearest(tmp_path: Path) -> None:
+def test_missing_key_suggests_the_nearest(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
     said = message(lambda path: read_prompts(path, "instructions"), path)
     assert said == (
@@ -226,7 +226,7 @@ def test_a_named_key_that_is_missing_names_the_nearest(tmp_path: Path) -> None:
     )
 
 
-def test_what_cannot_be_opened_is_named_in_one_line(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_one_line_error(tmp_path: Path) -> None:
     written(tmp_path, "prompts.jsonl", P)
     (tmp_path / "folder.jsonl").mkdir()
     assert (

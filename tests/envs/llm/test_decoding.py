@@ -19,7 +19,7 @@ PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row i
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("room", [1, 5, 64])
-def test_greedy_responses_are_those_of_generate_however_the_cache_grows(
+def test_greedy_decoding_matches_generate_at_any_cache_room(
     family: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "ROOM", room)
@@ -37,7 +37,7 @@ def test_greedy_responses_are_those_of_generate_however_the_cache_grows(
         assert responses.tokens[row, : responses.lengths[row]].tolist() == expected[0].tolist()
 
 
-def test_full_attention_has_room_and_windows_stay_as_they_are() -> None:
+def test_only_full_attention_caches_get_spare_room() -> None:
     kinds = {
         family: [
             type(layer) for layer in _Decoder(Network(causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
@@ -49,7 +49,7 @@ def test_full_attention_has_room_and_windows_stay_as_they_are() -> None:
     assert DynamicLayer not in kinds["gemma2"]
 
 
-def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+def test_sampling_frequencies_match_probabilities() -> None:
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     count = 400_000
     tokens = _choose_tokens(probs.log().expand(count, -1), torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
 
 
 @pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_random_numbers_draw_possible_tokens(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, drawn))
     logits = torch.full((9, 1000), -torch.inf)
     for row in range(9):
@@ -70,7 +70,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(drawn: float, monkey
 
 
 @pytest.mark.parametrize("entropy_gradient", [False, True])
-def test_logprob_and_entropy_have_the_gradient_of_their_definition(entropy_gradient: bool) -> None:
+def test_logprob_and_entropy_gradients_match_definition(entropy_gradient: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(6, 11, generator=generator, dtype=torch.float64).mul(3).requires_grad_()
     actions = torch.randint(11, (6,), generator=generator)
@@ -87,14 +87,14 @@ def test_logprob_and_entropy_have_the_gradient_of_their_definition(entropy_gradi
     torch.testing.assert_close(given, wanted)
 
 
-def test_unlikely_actions_keep_their_logprobs() -> None:
+def test_very_unlikely_actions_have_finite_logprobs() -> None:
     logits = torch.tensor([[500.0, 0.0, -500.0]])
     actions = torch.tensor([2])
     assert logprobs_and_entropy(logits, actions, False)[0].item() == -1000
     assert [x.item() for x in logprobs_and_kl(logits, logits, actions)] == [-1000, -1000, 0]
 
 
-def test_scoring_leaves_the_logits_as_they_were() -> None:
+def test_logprob_computation_leaves_logits_unchanged() -> None:
     logits, ref_logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
     before = logits.clone(), ref_logits.clone()
     actions = torch.zeros(4, dtype=torch.long)
@@ -104,7 +104,7 @@ def test_scoring_leaves_the_logits_as_they_were() -> None:
     assert torch.equal(ref_logits, before[1])
 
 
-def test_each_of_many_rare_tokens_has_its_own_part_of_the_unit_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rare_token_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A likely token and 100,000 of 2e-8 behind it, less than what float32 tells apart that near to 1."""
     logits = torch.full((1, 100_001), math.log(2e-8))
     logits[0, 0] = 0.0

@@ -29,7 +29,7 @@ def llm(tmp_path: Path) -> LLM:
     )
 
 
-def test_a_run_reads_every_input_once(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_reads_every_input_once(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = ((inputs, "load_tokenizer"), (prompts, "read_prompts"), (prompts, "read_texts"))
     readers = [Mock(wraps=getattr(module, name)) for module, name in places]
     for (module, name), reader in zip(places, readers, strict=True):
@@ -39,7 +39,7 @@ def test_a_run_reads_every_input_once(llm: LLM, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["prompts.jsonl", "lm/tokenizer_config.json"])
-def test_a_changed_file_is_read_again(llm: LLM, tmp_path: Path, name: str) -> None:
+def test_changed_file_is_reread(llm: LLM, tmp_path: Path, name: str) -> None:
     first = load_inputs(llm)
     assert load_inputs(llm) is first
     with open(tmp_path / name, "a", encoding="utf-8") as file:

@@ -36,7 +36,7 @@ def estimates() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_kl_and_rewards_are_those_of_trl(name: str) -> None:
+def test_kl_and_rewards_match_trl(name: str) -> None:
     mask, kl = given("response_mask").bool(), estimates()[name]
     expected = TOKENS["outputs"]
     torch.testing.assert_close(kl[mask], torch.tensor(expected[f"kl_{NAMES[name]}"])[mask], atol=1e-6, rtol=0)
@@ -46,14 +46,14 @@ def test_kl_and_rewards_are_those_of_trl(name: str) -> None:
     assert not rewards[~mask].any()
 
 
-def test_the_score_lands_on_the_last_step_whatever_holes_the_mask_has() -> None:
+def test_score_is_added_at_the_last_valid_step() -> None:
     mask = torch.tensor([[False, True, True, True], [True, True, False, False], [True, False, True, False]])
     rewards = token_rewards(torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, 4), 0.1, mask)
     assert rewards.tolist() == [[0, 0, 0, 1], [0, 2, 0, 0], [0, 0, 3, 0]]
     assert last_steps(mask).tolist() == [3, 1, 2]
 
 
-def test_the_worked_rollout_of_tokens() -> None:
+def test_token_rewards_match_the_worked_example() -> None:
     """Prompt p0 p1, response "a b EOS": the score sits on EOS, V before each token, every number by hand."""
     mask = torch.tensor([[False, True, True, True]])
     log_ratio = torch.tensor([[0.0, 0.2, -0.1, 0.3]])
@@ -63,27 +63,27 @@ def test_the_worked_rollout_of_tokens() -> None:
     torch.testing.assert_close(gae(rollout, 1.0, 0.95), torch.tensor([[0.0, 0.432925, 0.3715, 0.17]]))
 
 
-def test_trl_reads_the_same_approximate_kl() -> None:
+def test_approximate_kl_matches_trl() -> None:
     mask = given("response_mask").bool()
     kl = ESTIMATES["k2"](given("new_logprobs") - given("logprobs"))[mask].mean()
     expected = TOKENS["outputs"]["loss_gamma1.0_lam0.95_whiten0"]["approx_kl_half_sq"]
     assert float(kl) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_coefficient_adapts_as_trl_does() -> None:
+def test_kl_coefficient_adapts_like_trl() -> None:
     controller = KLController(0.2, 6.0, 10_000)
     for kl, responses, coef in TOKENS["outputs"]["adaptive_kl_init0.2_target6_horizon10000"]:
         controller.update(kl, responses)
         assert controller.coef == pytest.approx(coef, abs=1e-12)
 
 
-def test_without_a_target_the_coefficient_stays() -> None:
+def test_kl_coefficient_is_constant_without_target() -> None:
     controller = KLController(0.2, 0.0, 10_000)
     controller.update(100.0, 64)
     assert controller.coef == 0.2
 
 
-def test_the_whole_kl_is_never_negative_and_what_the_estimates_average_to() -> None:
+def test_full_kl_is_nonnegative_and_matches_estimates() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, ref_logits = (torch.randn(7, generator=generator) for _ in range(2))
     draws = torch.multinomial(logits.softmax(-1), 200_000, True, generator=generator)
@@ -114,7 +114,7 @@ def rollout_of(rewards: Tensor, values: Tensor, mask: Tensor) -> Rollout:
 
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
-def test_a_group_baseline_gives_the_closed_form_at_every_token(kind: str) -> None:
+def test_group_baseline_advantages_match_closed_form(kind: str) -> None:
     """RLOO: R_i - mean of the others. GRPO: (R_i - mean) / std. Through the engine's own GAE."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([3, 5, 1, 4, 2, 5])
@@ -133,7 +133,7 @@ def test_a_group_baseline_gives_the_closed_form_at_every_token(kind: str) -> Non
     torch.testing.assert_close(advantages, expected.view(6, 1) * mask)
 
 
-def test_whitening_keeps_the_mean_and_leaves_padding_alone() -> None:
+def test_whitening_keeps_mean_and_ignores_padding() -> None:
     mask = torch.tensor([[True, True, False], [True, True, True]])
     rewards = torch.tensor([[1.0, 5.0, 99.0], [2.0, -3.0, 4.0]])
     white = whiten(rewards, mask)

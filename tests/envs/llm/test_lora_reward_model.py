@@ -73,7 +73,7 @@ def own_scores(folder: Path) -> Tensor:
     return torch.tensor(RewardModel(str(folder / "scorer"))(ASKED, ANSWERED))
 
 
-def test_the_folder_is_one_that_peft_reads(folder: Path) -> None:
+def test_lora_folder_loads_in_peft(folder: Path) -> None:
     """Base, adapter and head, with the very scores that a reward gives."""
     with silence_peft():
         model = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "scorer"), num_labels=1).eval()
@@ -87,7 +87,7 @@ def test_the_folder_is_one_that_peft_reads(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"critic": "independent"}, {"lora_targets": ["q_proj", "c_attn"]}])
-def test_on_the_policys_base_the_scores_are_the_same(folder: Path, options: dict[str, Any]) -> None:
+def test_shared_base_gives_the_same_scores(folder: Path, options: dict[str, Any]) -> None:
     targets = options.get("lora_targets")
     if targets:
         options = {"lora_targets": [targets["gpt2" in (folder / "base" / "config.json").read_text()]]}
@@ -99,7 +99,7 @@ def test_on_the_policys_base_the_scores_are_the_same(folder: Path, options: dict
         )
 
 
-def test_reward_and_gold_stand_side_by_side(folder: Path) -> None:
+def test_reward_and_gold_lora_models_coexist(folder: Path) -> None:
     second = folder / "second"
     if not second.exists():
         save_adapter(folder / "base", second, seed=5)
@@ -113,7 +113,7 @@ def test_reward_and_gold_stand_side_by_side(folder: Path) -> None:
         )
 
 
-def test_policy_and_reference_are_what_they_are_without_it(folder: Path) -> None:
+def test_policy_and_reference_are_unaffected_by_lora_reward(folder: Path) -> None:
     """Also after scores were asked for, which switches adapters."""
     with closing(build(folder)) as adapter, closing(build(folder, reward="regex:a")) as plain, torch.no_grad():
         tokens = torch.arange(20)[None]
@@ -124,7 +124,7 @@ def test_policy_and_reference_are_what_they_are_without_it(folder: Path) -> None
         assert adapter.reference.network.fingerprint() == plain.reference.network.fingerprint()
 
 
-def test_it_is_never_trained_saved_or_exported(folder: Path, tmp_path: Path) -> None:
+def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Path) -> None:
     with closing(build(folder)) as adapter:
         network = adapter.policy.network
         trained = {name for name, p in adapter.policy.named_parameters() if p.requires_grad}
@@ -151,7 +151,7 @@ def scores_before(folder: Path) -> Tensor:
         return torch.tensor(adapter.reward(ASKED, ANSWERED))
 
 
-def test_the_ratio_begins_at_one_and_training_leaves_it_alone(folder: Path) -> None:
+def test_training_starts_at_ratio_one_and_keeps_reward_model(folder: Path) -> None:
     with closing(build(folder)) as adapter:
         rollout = adapter.collect()
         frozen = [p.clone() for p in adapter.policy.network.lora_parameters(REWARD)]
@@ -164,7 +164,7 @@ def test_the_ratio_begins_at_one_and_training_leaves_it_alone(folder: Path) -> N
             assert torch.equal(before, now)
 
 
-def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, tmp_path: Path) -> None:
+def test_resumed_run_with_lora_reward_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole = train(config(folder), tmp_path, "whole")
     one = config(folder).model_copy(update={"total_iterations": 1})
     train(one, tmp_path, "parts")
@@ -176,13 +176,13 @@ def test_stopped_and_resumed_it_goes_on_as_if_it_had_not_stopped(folder: Path, t
 
 
 @pytest.mark.parametrize("options", [{"model": "other"}, {"lora_rank": 0}])
-def test_on_another_base_or_without_adapters_it_is_a_model_of_its_own(folder: Path, options: dict[str, Any]) -> None:
+def test_other_base_or_full_model_loads_separately(folder: Path, options: dict[str, Any]) -> None:
     with closing(build(folder, **options)) as adapter:
         assert type(adapter.reward) is RewardModel
         torch.testing.assert_close(torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder))
 
 
-def test_a_critic_may_start_from_it_and_is_exported_whole(folder: Path, tmp_path: Path) -> None:
+def test_critic_can_start_from_lora_reward_model(folder: Path, tmp_path: Path) -> None:
     trunk, head = load_trunk(str(folder / "scorer"), "llm.critic_init", torch.device("cpu"), torch.float32)
     assert head is not None
     options = {"critic": "independent", "critic_init": "reward"}
@@ -197,7 +197,7 @@ def test_a_critic_may_start_from_it_and_is_exported_whole(folder: Path, tmp_path
     assert (tmp_path / "out" / "critic" / "model.safetensors").exists()
 
 
-def test_a_base_that_has_changed_is_noticed(folder: Path, tmp_path: Path) -> None:
+def test_changed_base_is_detected(folder: Path, tmp_path: Path) -> None:
     base, out = tmp_path / "base", tmp_path / "scorer"
     shutil.copytree(folder / "base", base)
     save_adapter(base, out)
@@ -210,7 +210,7 @@ def test_a_base_that_has_changed_is_noticed(folder: Path, tmp_path: Path) -> Non
     assert "\n" not in str(alone.value) + str(shared.value)
 
 
-def test_folders_that_will_not_do_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     def copied(name: str) -> Path:
         return Path(shutil.copytree(folder / "scorer", tmp_path / name))
 
@@ -237,7 +237,7 @@ def test_folders_that_will_not_do_are_refused_in_one_line(folder: Path, tmp_path
         (["--adapter", "--lora-rank", "2", "--model", "SCORER"], "is an adapter; name the model that it belongs to"),
     ],
 )
-def test_what_cannot_be_made_is_named(
+def test_unsuitable_lora_training_options_are_rejected(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
 ) -> None:
     data = tmp_path / "pairs.jsonl"
@@ -250,7 +250,7 @@ def test_what_cannot_be_made_is_named(
     assert len(printed.splitlines()) == 1
 
 
-def test_an_adapter_for_something_else_is_none_for_scores(tmp_path: Path) -> None:
+def test_lora_for_another_task_is_not_a_reward_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM"}))
     assert read_lora_folder(str(tmp_path)) is None
     assert read_lora_folder(str(tmp_path / "nowhere")) is None

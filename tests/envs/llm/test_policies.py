@@ -154,7 +154,7 @@ def entries(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_trains_and_exports(
+def test_every_model_family_trains_and_exports(
     folder: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family, tied, pad, ids, dtype = FAMILIES[name]
@@ -209,7 +209,7 @@ def assert_same_responses(model: Any, adapter: LLMAdapter) -> None:
 @pytest.mark.parametrize(
     ("name", "merged"), [(name, merged) for name in KINDS for merged in (False, True) if "lora" in name or not merged]
 )
-def test_the_example_of_an_export_loads_what_was_trained(
+def test_exported_example_loads_the_trained_model(
     folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code in its README gives the policy's logits and the critic's values."""
@@ -245,7 +245,7 @@ def python_blocks(page: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 
 
-def test_an_export_needs_nothing_of_this_project(
+def test_lora_export_loads_without_this_project(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert told(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
@@ -257,7 +257,7 @@ def test_an_export_needs_nothing_of_this_project(
     assert ended.stdout.endswith("torch.Size([1, 4])\n")
 
 
-def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_json_describes_the_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     code, printed, err = told(folder, capsys, "export", "independent", "--to", str(out))
     description = json.loads((out / "policy.json").read_text(encoding="utf-8"))
@@ -273,7 +273,7 @@ def test_policy_json_says_what_is_there(folder: Path, tmp_path: Path, capsys: py
     assert settings.items() >= (wanted | {"eos_token_id": [257], "pad_token_id": 258}).items()
 
 
-def test_an_adapter_names_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_lora_names_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that it is found from every folder, however the run was told of it."""
     monkeypatch.chdir(folder)
     options = {"lora_rank": 4, "critic_init": "critic"}
@@ -284,7 +284,7 @@ def test_an_adapter_names_its_base(folder: Path, tmp_path: Path, monkeypatch: py
         assert not (where / "model.safetensors").exists()
 
 
-def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> None:
+def test_merging_leaves_live_policy_unchanged(folder: Path, tmp_path: Path) -> None:
     with adapter_of(run_of(folder, "lora")) as adapter:
         network, tokens = adapter.policy.network, tokens_of(adapter)
         before = copy.deepcopy(dict(network.model.state_dict()))
@@ -298,7 +298,7 @@ def test_merging_leaves_the_live_policy_alone(folder: Path, tmp_path: Path) -> N
         assert torch.equal(policy_values(adapter, tokens), values)
 
 
-def test_merging_is_refused_where_it_means_nothing(
+def test_merge_is_rejected_where_nothing_can_be_merged(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = told(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
@@ -319,7 +319,7 @@ def test_merging_is_refused_where_it_means_nothing(
 # the folder that is exported to
 
 
-def test_an_export_takes_the_place_of_an_earlier_one(
+def test_export_replaces_an_earlier_one(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing of it stays: transformers would load an adapter that lies beside merged weights."""
@@ -336,7 +336,7 @@ def test_an_export_takes_the_place_of_an_earlier_one(
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", "critic/notes.txt", "critic/empty/", "link", "critic/deep/file"])
-def test_an_export_is_refused_where_something_else_is(
+def test_export_into_foreign_folder_is_rejected(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stranger: str
 ) -> None:
     out = tmp_path / "out"
@@ -358,7 +358,7 @@ def test_an_export_is_refused_where_something_else_is(
     assert path.exists()
 
 
-def test_what_comes_into_the_folder_while_it_is_written_stays(
+def test_export_keeps_files_added_while_writing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 0
@@ -374,16 +374,14 @@ def test_what_comes_into_the_folder_while_it_is_written_stays(
     assert "holds something else already (critic/notes.txt)" in err
 
 
-def test_an_export_of_another_run_is_not_replaced(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_of_another_run_is_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told(folder, capsys, "export", "free", "--to", str(tmp_path))[0] == 0
     before = entries(tmp_path)
     assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
     assert entries(tmp_path) == before
 
 
-def test_a_full_disk_leaves_an_earlier_export_whole(
+def test_full_disk_leaves_earlier_export_intact(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the size of files stands for the disk."""
@@ -418,7 +416,7 @@ def chat_run(folder: Path) -> Path:
     return train(config(folder, model, {"chat_template": True}), folder / "chats", "chat").path
 
 
-def test_a_chat_model_is_exported_and_asked_as_it_was_trained(
+def test_chat_model_uses_the_same_template_after_export(
     chat_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with adapter_of(chat_run) as adapter:
@@ -436,7 +434,7 @@ def test_a_chat_model_is_exported_and_asked_as_it_was_trained(
 # play
 
 
-def test_an_exchange_says_what_both_answer(folder: Path) -> None:
+def test_exchange_shows_policy_and_reference_replies(folder: Path) -> None:
     """Texts, lengths, scores and KL against a plain computation over the whole vocabulary."""
     with adapter_of(run_of(folder, "independent")) as adapter:
         exchange = LLMChat(adapter, 0, True).answer("1+2=")
@@ -455,7 +453,7 @@ def test_an_exchange_says_what_both_answer(folder: Path) -> None:
         assert exchange.kl == pytest.approx(float((ours.exp() * (ours - theirs)).sum()), rel=1e-4)
 
 
-def test_an_untrained_policy_answers_like_its_reference(folder: Path) -> None:
+def test_untrained_policy_replies_like_its_reference(folder: Path) -> None:
     adapter = LLMAdapter(config(folder, folder / "llama"), torch.device("cpu"))
     for greedy in (True, False):
         exchange = LLMChat(adapter, 3, greedy).answer("7+7=")
@@ -479,7 +477,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
     monkeypatch.setattr(sys, "stdin", stream)
 
 
-def test_prompts_come_from_a_pipe(
+def test_play_reads_prompts_from_a_pipe(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     piped(monkeypatch, b"12+34=\n\n" + b"9" * 121 + b"\n5+5=")
@@ -493,7 +491,7 @@ def test_prompts_come_from_a_pipe(
 
 
 @pytest.mark.parametrize(("stdin", "flags"), [(None, ["2"]), (b"", ["2"]), (b"unread\n", ["2"]), (b"\n", [])])
-def test_without_prompts_held_out_ones_are_answered(
+def test_play_defaults_to_held_out_prompts(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -508,7 +506,7 @@ def test_without_prompts_held_out_ones_are_answered(
     assert all(re.fullmatch(r"(\d+)\+\1=", prompt) for prompt in prompts)
 
 
-def test_a_reward_that_needs_columns_scores_held_out_prompts_alone(
+def test_reward_with_columns_scores_only_held_out_prompts(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`silent` takes any columns and reads one: only its failure shows what it needs."""
@@ -532,7 +530,7 @@ def silent(prompts: list[str], responses: list[str], **columns: Any) -> list[flo
     return [float(response == answer) for response, answer in zip(responses, columns["answer"], strict=True)]
 
 
-def test_what_play_cannot_do_with_words(
+def test_play_rejects_invalid_input_for_language_models(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for text, flags, said in (
@@ -546,7 +544,7 @@ def test_what_play_cannot_do_with_words(
     assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
 
 
-def test_prompts_are_typed_on_a_terminal(folder: Path) -> None:
+def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
     run_of(folder, "shared")
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
@@ -576,7 +574,7 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
 # eval
 
 
-def test_eval_speaks_of_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_reports_prompts_not_episodes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = told(folder, capsys, "eval", "shared", "--episodes", "5")
     assert (code, err) == (0, "")
     assert re.fullmatch(
@@ -591,7 +589,7 @@ def test_eval_speaks_of_prompts(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("kl", ["k1", "k3", "full"])
-def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: str) -> None:
+def test_token_columns_align_with_their_choice(folder: Path, kl: str) -> None:
     changed = config(folder, folder / "llama", {"kl": kl, "kl_coef": 0.1, "missing_eos_penalty": 0.5})
     adapter = LLMAdapter(changed, torch.device("cpu"))
     with torch.no_grad():
@@ -626,7 +624,7 @@ def test_tokens_are_explained_at_the_columns_that_chose_them(folder: Path, kl: s
         assert not columns[name][~mask].any()
 
 
-def test_a_run_stores_what_explains_its_tokens(folder: Path) -> None:
+def test_run_stores_token_columns_in_samples(folder: Path) -> None:
     run = Run(run_of(folder, "lora"))
     stored = samples.read(run, samples.iterations(run)[-1])
     steps = stored.sample_steps(stored.samples()[0])
@@ -637,7 +635,7 @@ def test_a_run_stores_what_explains_its_tokens(folder: Path) -> None:
     assert float(means) == pytest.approx(stored.metrics["reward/score"])
 
 
-def test_a_token_that_is_a_part_of_a_character_shows_its_bytes(folder: Path) -> None:
+def test_partial_character_tokens_show_their_bytes(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
     text = "a é\n语<eos>"
     ids = tokenizer(text)["input_ids"]
@@ -646,7 +644,7 @@ def test_a_token_that_is_a_part_of_a_character_shows_its_bytes(folder: Path) -> 
     assert token_texts(tokenizer, [-1]) == {-1: ""}
 
 
-def test_pieces_of_sentences_keep_their_spaces() -> None:
+def test_sentencepiece_tokens_keep_their_spaces() -> None:
     names = ["<unk>", "\u2581the", "\u2581", "the", "s", "<0xC3>", "<0xA9>", "\ufffd"]
     inner = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[], byte_fallback=True))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()

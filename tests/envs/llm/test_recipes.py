@@ -60,7 +60,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", recipe_files())
-def test_a_recipe_trains_a_model_from_a_folder(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     flags = [part for option, value in options_of(name).items() for part in (f"--{option}", str(value))]
     assert main(["train", "llm", "--recipe", name, *flags]) == 0
@@ -83,7 +83,7 @@ def test_a_recipe_trains_a_model_from_a_folder(name: str, home: Path, monkeypatc
     assert logged["optim/lr"] == pytest.approx([config.optim.lr, config.optim.lr * (0.5 if config.optim.anneal else 1)])
 
 
-def test_what_a_recipe_needs_and_does_not_find_is_said_in_a_line(
+def test_missing_recipe_input_is_a_one_line_error(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A critic from the reward model needs one; the pretraining term needs texts, which only the tiny model has."""
@@ -101,7 +101,7 @@ def test_what_a_recipe_needs_and_does_not_find_is_said_in_a_line(
     assert sorted(home.glob("runs/*")) == before
 
 
-def test_the_tiny_models_texts_are_those_it_may_see() -> None:
+def test_task_texts_come_from_training_prompts() -> None:
     """Training sums with answers that supervision shows, and remarks on training openings; always the same."""
     texts = task_texts()
     assert texts == task_texts()

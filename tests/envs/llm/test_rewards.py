@@ -63,7 +63,7 @@ def scores_of(reference: str, responses: list[str], **columns: list[Any]) -> lis
     return score(load_reward(reference), reference, ["?"] * len(responses), responses, columns)
 
 
-def test_exact_compares_what_is_left_without_space_around() -> None:
+def test_exact_reward_ignores_surrounding_whitespace() -> None:
     responses = [" Paris\n", "paris", "Paris.", "7", "7"]
     assert scores_of("exact", responses, answer=["Paris", "Paris", "Paris", 7, "7 "]) == [1, 0, 0, 1, 1]
 
@@ -96,11 +96,11 @@ LAST_NUMBERS = {
 
 
 @pytest.mark.parametrize("text", LAST_NUMBERS)
-def test_the_last_number_in_a_text(text: str) -> None:
+def test_last_number_is_extracted(text: str) -> None:
     assert last_number(text) == LAST_NUMBERS[text]
 
 
-def test_every_number_that_python_writes_is_read_back() -> None:
+def test_python_number_formats_are_parsed() -> None:
     rng = random.Random(0)
     for _ in range(300):
         number = rng.choice([rng.randint(-(10**9), 10**9), rng.uniform(-1e4, 1e4), rng.uniform(-1, 1) * 1e-9])
@@ -108,17 +108,17 @@ def test_every_number_that_python_writes_is_read_back() -> None:
             assert last_number(written) == pytest.approx(number)
 
 
-def test_numeric_tolerates_a_millionth() -> None:
+def test_numeric_reward_tolerates_one_millionth() -> None:
     responses = ["about 3.1415926", "3.14", "-1,000", "1000", "no idea", "0", "0.0000001", "so 2 + 2 = 4"]
     answers = [math.pi, math.pi, "-1000", -1000, 5, 0, 0, "Two and two.\n#### 4"]
     assert scores_of("numeric", responses, answer=answers) == [1, 0, 1, 0, 0, 1, 0, 1]
 
 
-def test_regex_is_found_anywhere() -> None:
+def test_regex_reward_matches_anywhere() -> None:
     assert scores_of("regex:^<a>.*</a>$|x:y", ["<a>1</a>", " <a></a>", "so x:y it is", "x"]) == [1, 0, 1, 0]
 
 
-def test_length_falls_linearly_on_both_sides_and_no_further_than_one() -> None:
+def test_length_reward_falls_linearly_down_to_minus_one() -> None:
     sizes = range(30)
     scores = scores_of("length:10", ["x" * size for size in sizes])
     assert scores == [-min(1.0, abs(size - 10) / 10) for size in sizes]
@@ -139,7 +139,7 @@ WRONG_REFERENCES = {
 
 
 @pytest.mark.parametrize("reference", WRONG_REFERENCES)
-def test_a_reference_to_nothing_is_refused(reference: str) -> None:
+def test_unknown_reward_reference_is_rejected(reference: str) -> None:
     assert refusal(load_reward, reference) == WRONG_REFERENCES[reference]
     assert refusal(check_reward, reference, "llm.proxy_of") == WRONG_REFERENCES[reference].replace(
         "reward", "proxy_of", 1
@@ -177,7 +177,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop(name, None)
 
 
-def test_a_function_gets_the_columns_that_it_takes(own: str) -> None:
+def test_reward_function_gets_its_parameters_columns(own: str) -> None:
     columns: dict[str, list[Any]] = {"answer": [1, 2, 3], "level": [0, 0, 10], "other": [None] * 3}
     called = {
         name: score(load_reward(f"{own}:{name}"), name, PROMPTS, RESPONSES, columns) for name in ("plain", "picky")
@@ -186,7 +186,7 @@ def test_a_function_gets_the_columns_that_it_takes(own: str) -> None:
     assert score(load_reward(f"{own}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
 
 
-def test_what_names_no_function_is_refused(own: str, tmp_path: Path) -> None:
+def test_reference_that_is_no_function_is_rejected(own: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise RuntimeError('first\\nsecond')")
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     expected = {
@@ -202,7 +202,7 @@ def test_what_names_no_function_is_refused(own: str, tmp_path: Path) -> None:
         assert refusal(load_reward, reference).startswith(line)
 
 
-def test_keys_that_a_reward_needs_must_be_there(own: str) -> None:
+def test_missing_reward_columns_are_rejected(own: str) -> None:
     said = refusal(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert said == (
         "a.jsonl: no key 'answer', which llm.reward = 'exact' needs (found beside the prompt: 'answers', 'level'); "
@@ -217,13 +217,13 @@ def test_keys_that_a_reward_needs_must_be_there(own: str) -> None:
     check_columns(f"{own}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
 
 
-def test_a_function_that_cannot_be_called_as_a_reward_is_refused(own: str) -> None:
+def test_function_with_wrong_signature_is_rejected(own: str) -> None:
     assert "can't be called as reward(prompts, responses, **columns): too many" in refusal(
         check_columns, f"{own}:one", {}, "a.jsonl"
     )
 
 
-def test_answers_that_nothing_could_match_are_refused() -> None:
+def test_unmatchable_answers_are_rejected() -> None:
     wrong: dict[str, list[Any]] = {"exact": [None], "numeric": ["x", "none"]}
     said = {name: refusal(check_columns, name, {"answer": ["1", *values]}, "a.jsonl") for name, values in wrong.items()}
     assert said == {
@@ -233,7 +233,7 @@ def test_answers_that_nothing_could_match_are_refused() -> None:
 
 
 @pytest.mark.parametrize("task", ["arithmetic", "sentiment-gold"])
-def test_a_built_in_reward_scores_its_own_task(task: str) -> None:
+def test_built_in_reward_scores_its_task(task: str) -> None:
     data: PromptData
     for data in task_prompts(task.removesuffix("-gold")):
         prompts = [str(prompt) for prompt in data.prompts[:20]]
@@ -261,7 +261,7 @@ def test_a_built_in_reward_scores_its_own_task(task: str) -> None:
         [torch.tensor(1), torch.tensor([2.5]), np.int64(1)],
     ],
 )
-def test_numbers_of_every_library_pass(given: Any) -> None:
+def test_numpy_and_torch_numbers_are_valid_scores(given: Any) -> None:
     scores = score(lambda prompts, responses: given, "r", PROMPTS, RESPONSES, {})
     assert scores == [1.0, 2.5, 1.0]
     assert {type(value) for value in scores} == {float}
@@ -283,7 +283,7 @@ BAD_VALUES = {
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
-def test_anything_but_a_finite_number_names_its_prompt_and_response(case: str) -> None:
+def test_nonfinite_score_names_prompt_and_response(case: str) -> None:
     value, shown = BAD_VALUES[case]
     said = failure(lambda prompts, responses: [0.0, value, 0.0])
     assert said == f"llm.reward gave {shown}, not a finite number; prompt 'two', response ''"
@@ -300,13 +300,13 @@ BAD_KINDS = {
 
 
 @pytest.mark.parametrize("case", BAD_KINDS)
-def test_what_is_no_list_of_numbers_is_named(case: str) -> None:
+def test_non_list_scores_are_rejected(case: str) -> None:
     given, shown = BAD_KINDS[case]
     said = failure(lambda prompts, responses: given)
     assert said == f"llm.reward gave {shown} instead of a list of numbers; prompt 'one', response 'a'"
 
 
-def test_a_wrong_count_is_named() -> None:
+def test_wrong_number_of_scores_is_rejected() -> None:
     assert failure(lambda prompts, responses: [0.0]) == (
         "llm.reward gave 1 scores for 3 responses; without one: prompt 'two', response ''"
     )
@@ -331,7 +331,7 @@ def failing_late(prompts: list[str], responses: list[str], **columns: Any) -> It
     raise KeyError("x")
 
 
-def test_an_exception_inside_a_reward_is_passed_on_with_the_prompt() -> None:
+def test_reward_exception_is_reported_with_its_prompt() -> None:
     first = "on 3 responses ({}); the first: prompt 'one', response 'a'"
     for reward, why in (
         (failing, "ValueError: first second 1"),
@@ -344,7 +344,7 @@ def test_an_exception_inside_a_reward_is_passed_on_with_the_prompt() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_a_reward_that_keeps_or_empties_its_lists_changes_nothing() -> None:
+def test_reward_cannot_modify_its_callers_lists() -> None:
     def greedy(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         scores = [float(len(response)) for response in responses]
         for values in (prompts, responses, *columns.values()):
@@ -356,7 +356,7 @@ def test_a_reward_that_keeps_or_empties_its_lists_changes_nothing() -> None:
     assert (len(PROMPTS), columns) == (3, {"answer": [1, 2, 3]})
 
 
-def test_no_responses_have_no_scores() -> None:
+def test_no_responses_give_no_scores() -> None:
     assert score(failing, "r", [], [], {}) == []
 
 
@@ -408,7 +408,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_score_is_the_models_own_at_the_last_token_whatever_stands_beside_it(
+def test_reward_model_score_is_independent_of_batching(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scored together, in small batches and alone: what the model says about the text alone, without padding."""
@@ -428,7 +428,7 @@ def test_a_score_is_the_models_own_at_the_last_token_whatever_stands_beside_it(
     assert score(reward, "r", prompts[::-1], responses[::-1], {}) == pytest.approx(together[::-1], abs=1e-5)
 
 
-def test_rows_are_batched_by_size() -> None:
+def test_reward_model_batches_rows_by_size() -> None:
     rng = random.Random(0)
     lengths = [rng.randint(1, 3000) for _ in range(200)]
     batches = list(reward_model._batches(lengths))
@@ -439,7 +439,7 @@ def test_rows_are_batched_by_size() -> None:
     assert len(batches) <= 1.3 * sum(lengths) / 8192
 
 
-def test_bfloat16_scores_are_near_and_keep_their_digits(tmp_path: Path) -> None:
+def test_bfloat16_scores_match_float32_within_tolerance(tmp_path: Path) -> None:
     folder = str(scorer(tmp_path))
     exact, rough = RewardModel(folder), RewardModel(folder, dtype="bfloat16")
     prompts, responses = [p for p, _ in TEXTS], [r for _, r in TEXTS]
@@ -450,14 +450,14 @@ def test_bfloat16_scores_are_near_and_keep_their_digits(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in rough.model.parameters())
 
 
-def test_a_begin_token_that_the_text_brings_is_not_doubled(tmp_path: Path) -> None:
+def test_begin_token_is_not_duplicated(tmp_path: Path) -> None:
     """A chat template has written it; the tokenizer would write it again."""
     reward = RewardModel(str(scorer(tmp_path, tokens=ending_in_eos())))
     assert reward(["<bos>hi"], [" you"]) == reward(["hi"], [" you"])
     assert reward(["<bos><bos>hi"], [" you"]) != reward(["hi"], [" you"])
 
 
-def test_a_text_too_long_to_read_is_named_and_never_cut(tmp_path: Path) -> None:
+def test_overlong_text_is_rejected_not_truncated(tmp_path: Path) -> None:
     reward = RewardModel(str(scorer(tmp_path)))
     assert len(score(reward, "r", ["p" * 100], ["r" * 28], {})) == 1
     with pytest.raises(RewardError) as caught:
@@ -466,7 +466,7 @@ def test_a_text_too_long_to_read_is_named_and_never_cut(tmp_path: Path) -> None:
     assert str(caught.value) == f"llm.reward: {texts} have 129 tokens, and {tmp_path} reads at most 128"
 
 
-def test_the_tokenizers_own_limit_counts_too(tmp_path: Path) -> None:
+def test_tokenizer_length_limit_is_respected(tmp_path: Path) -> None:
     own = tokenizer()
     own.model_max_length = 10
     reward = RewardModel(str(scorer(tmp_path, tokens=own)))
@@ -474,7 +474,7 @@ def test_the_tokenizers_own_limit_counts_too(tmp_path: Path) -> None:
         reward(["12345"], ["678901"])
 
 
-def test_a_text_without_tokens_is_named(tmp_path: Path) -> None:
+def test_text_without_tokens_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="prompt '' and response '' have no tokens"):
         RewardModel(str(scorer(tmp_path)))([""], [""])
 
@@ -488,7 +488,7 @@ def check_and_load(folder: Path) -> str:
     return said.removeprefix(start)
 
 
-def test_other_models_are_refused(tmp_path: Path) -> None:
+def test_unsuitable_reward_models_are_rejected(tmp_path: Path) -> None:
     assert check_and_load(save_model(tmp_path / "lm")).startswith(
         " is not a scoring model but a LlamaForCausalLM; make"
     )
@@ -499,7 +499,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     assert "configuration" in check_and_load(tmp_path)
 
 
-def test_a_head_that_the_folder_lacks_is_not_made_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever the configuration claims; and in one line, not in transformers' report."""
     folder = scorer(tmp_path / "rm")
     claims = (folder / "config.json").read_text()
@@ -512,7 +512,7 @@ def test_a_head_that_the_folder_lacks_is_not_made_up(tmp_path: Path, caplog: pyt
     assert not caplog.records
 
 
-def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_damaged_model_folder_is_a_one_line_error(tmp_path: Path) -> None:
     folder = scorer(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -521,7 +521,7 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))
 
 
-def test_a_hub_id_without_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_id_without_network_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert refusal(check_reward, "nobody/nothing").startswith("llm.reward = 'nobody/nothing': ")
 
@@ -534,7 +534,7 @@ def batches(seed: int = 0) -> list[list[float]]:
     return [[rng.gauss(1000.0, 0.1) for _ in range(rng.randint(1, 9))] for _ in range(6)]
 
 
-def test_running_normalisation_uses_all_scores_so_far_this_batch_included() -> None:
+def test_running_normalization_includes_the_current_batch() -> None:
     scores, seen = ScoreTransforms(LLM(score_normalize="running")), []
     for batch in batches():
         seen += batch
@@ -542,7 +542,7 @@ def test_running_normalisation_uses_all_scores_so_far_this_batch_included() -> N
         assert scores(batch, [True] * len(batch)) == pytest.approx([(x - mean) / std for x in batch], rel=1e-6)
 
 
-def test_reference_normalisation_is_fixed_by_the_calibration() -> None:
+def test_reference_normalization_uses_calibration_statistics() -> None:
     scores = ScoreTransforms(LLM(score_normalize="reference"))
     assert not scores.is_calibrated
     with pytest.raises(RuntimeError, match="calibrate"):
@@ -558,13 +558,13 @@ def test_reference_normalisation_is_fixed_by_the_calibration() -> None:
 
 
 @pytest.mark.parametrize("constant", [0.1, 1e6 + 0.1, 0.0])
-def test_equal_scores_are_centred_and_not_blown_up(constant: float) -> None:
+def test_equal_scores_are_centred_without_scaling(constant: float) -> None:
     scores = ScoreTransforms(LLM(score_normalize="running"))
     for _ in range(3):
         assert scores([constant] * 7, [True] * 7) == [0.0] * 7
 
 
-def test_the_order_is_normalise_then_clip_then_the_penalty() -> None:
+def test_scores_are_normalized_then_clipped_then_penalized() -> None:
     options = LLM(score_normalize="reference", score_clip=1.5, missing_eos_penalty=1.0)
     scores = ScoreTransforms(options)
     scores.calibrate([0.0, 20.0])  # mean 10, deviation 10
@@ -572,12 +572,12 @@ def test_the_order_is_normalise_then_clip_then_the_penalty() -> None:
     assert scores([40.0, 40.0, -40.0, 15.0], ended) == [1.5, 0.5, -1.5, -0.5]
 
 
-def test_nothing_asked_for_changes_nothing() -> None:
+def test_default_score_options_change_nothing() -> None:
     assert ScoreTransforms(LLM())([1.0, -7.0], [True, False]) == [1.0, -7.0]
     assert ScoreTransforms(LLM(score_clip=5.0))([1.0, -7.0], [True, False]) == [1.0, -5.0]
 
 
-def test_a_restored_state_goes_on_as_if_there_had_been_no_interruption() -> None:
+def test_restored_score_statistics_continue_identically() -> None:
     options = LLM(score_normalize="running")
     whole, before = ScoreTransforms(options), ScoreTransforms(options)
     first, then = batches()[:3], batches()[3:]

@@ -55,14 +55,14 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_ids_are_the_bytes_and_every_text_comes_back(saved_tokenizer: Path, text: str) -> None:
+def test_byte_tokenizer_round_trips_text(saved_tokenizer: Path, text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode())
     assert tokenizer.decode(ids) == text
 
 
-def test_random_unicode_comes_back(saved_tokenizer: Path) -> None:
+def test_random_unicode_round_trips(saved_tokenizer: Path) -> None:
     tokenizer, rng = AutoTokenizer.from_pretrained(saved_tokenizer), random.Random(0)
     code_points = (*range(0xD800), *range(0xE000, 0x110000))
     for _ in range(300):
@@ -70,7 +70,7 @@ def test_random_unicode_comes_back(saved_tokenizer: Path) -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_special_ids_follow_the_bytes(saved_tokenizer: Path) -> None:
+def test_special_token_ids_follow_the_bytes(saved_tokenizer: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 257, 258)
     assert len(tokenizer) == 259
@@ -81,7 +81,7 @@ def test_special_ids_follow_the_bytes(saved_tokenizer: Path) -> None:
 # arithmetic
 
 
-def test_the_arithmetic_split_is_disjoint_complete_and_fixed() -> None:
+def test_arithmetic_split_is_disjoint_complete_and_fixed() -> None:
     training, held_out = tasks.task_prompts("arithmetic")
     assert (len(training.prompts), len(held_out.prompts)) == (8000, 2000)
     everything = {f"{a}+{b}=" for a in range(100) for b in range(100)}
@@ -89,7 +89,7 @@ def test_the_arithmetic_split_is_disjoint_complete_and_fixed() -> None:
     assert tasks.task_prompts("arithmetic") == (training, held_out)
 
 
-def test_the_column_answer_holds_the_sum_and_the_reward_wants_nothing_else() -> None:
+def test_answer_column_is_the_sum_the_reward_requires() -> None:
     for part in tasks.task_prompts("arithmetic"):
         prompts = [str(prompt) for prompt in part.prompts]
         sums = [sum(int(number) for number in prompt.rstrip("=").split("+")) for prompt in prompts]
@@ -99,7 +99,7 @@ def test_the_column_answer_holds_the_sum_and_the_reward_wants_nothing_else() -> 
             assert set(tasks.arithmetic(prompts, [wrong.format(n) for n in sums], **part.columns)) == {0.0}
 
 
-def test_supervised_answers_are_distributions_with_the_documented_accuracy() -> None:
+def test_supervised_answers_have_documented_accuracy() -> None:
     greedy = sampled = 0.0
     for a in range(100):
         for b in range(100):
@@ -111,7 +111,7 @@ def test_supervised_answers_are_distributions_with_the_documented_accuracy() -> 
     assert (round(greedy, 2), round(sampled, 2)) == (0.85, 0.50)
 
 
-def test_supervision_shows_training_pairs_alone_with_the_noise_it_promises() -> None:
+def test_supervision_uses_training_pairs_with_documented_noise() -> None:
     sums, generator = tiny._ArithmeticBatches(), torch.Generator().manual_seed(0)
     held_out = {f"{a}+{b}=" for a, b in tasks.arithmetic_pairs()[1]}
     right = dict.fromkeys((False, True), 0)
@@ -135,14 +135,14 @@ def test_supervision_shows_training_pairs_alone_with_the_noise_it_promises() -> 
 # sentiment
 
 
-def test_the_sentiment_split_is_disjoint_and_fixed() -> None:
+def test_sentiment_split_is_disjoint_and_fixed() -> None:
     training, held_out = tasks.task_prompts("sentiment")
     assert (len(training.prompts), len(held_out.prompts)) == (240, 60)
     assert not {*map(str, training.prompts)} & {*map(str, held_out.prompts)}
     assert tasks.task_prompts("sentiment") == (training, held_out)
 
 
-def test_the_gold_score_finds_no_fault_in_the_grammar() -> None:
+def test_gold_score_accepts_the_grammars_sentences() -> None:
     """What a remark says is all that counts there: no word is unknown, nothing unfinished, seldom too long."""
     rng, faults = random.Random(0), 0
     for _ in range(2000):
@@ -157,7 +157,7 @@ def gold(response: str) -> float:
     return tasks.sentiment_gold(["The soup was"], [response])[0]
 
 
-def test_the_gold_score_rewards_praise_less_and_less_and_punishes_what_hacks_a_proxy() -> None:
+def test_gold_score_has_diminishing_returns_and_penalizes_hacks() -> None:
     once, twice, thrice = gold(" good."), gold(" good and warm."), gold(" good, warm and lovely.")
     assert 0 < thrice - twice < twice - once < once
     assert gold(" bad.") == -once
@@ -171,7 +171,7 @@ def test_the_gold_score_rewards_praise_less_and_less_and_punishes_what_hacks_a_p
     assert gold(" good" * 40 + ".") < -2
 
 
-def test_pairs_prefer_what_the_gold_score_prefers_but_not_always() -> None:
+def test_pairs_usually_prefer_the_higher_gold_score() -> None:
     pairs = tasks.sentiment_pairs(1000, seed=3)
     assert pairs == tasks.sentiment_pairs(1000, seed=3) != tasks.sentiment_pairs(1000, seed=4)
     held_out = set(tasks.sentiment_openings()[1])
@@ -189,7 +189,7 @@ def test_pairs_prefer_what_the_gold_score_prefers_but_not_always() -> None:
     assert 0.85 < sum(clear) / len(clear) < 1.0
 
 
-def test_an_unknown_task_is_named_with_those_there_are() -> None:
+def test_unknown_task_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"'arithmetics'.*did you mean 'arithmetic'"):
         tasks.task_prompts("arithmetics")
 
@@ -197,7 +197,7 @@ def test_an_unknown_task_is_named_with_those_there_are() -> None:
 # the models
 
 
-def test_the_same_recipe_makes_the_same_weights_and_another_seed_others(cache: Path) -> None:
+def test_tiny_model_weights_depend_only_on_recipe_and_seed(cache: Path) -> None:
     first = tiny.tiny_model(SHORT)
     made = weights(first)
     first.rename(cache / "elsewhere")
@@ -208,7 +208,7 @@ def test_the_same_recipe_makes_the_same_weights_and_another_seed_others(cache: P
     assert weights(other) != made
 
 
-def test_making_leaves_threads_gradients_and_the_global_generator_alone() -> None:
+def test_building_models_leaves_global_torch_state_unchanged() -> None:
     state = torch.get_rng_state()
     torch.set_num_threads(2)
     try:
@@ -220,7 +220,7 @@ def test_making_leaves_threads_gradients_and_the_global_generator_alone() -> Non
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_is_made_once(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_is_built_once(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny.tiny_model(SHORT)
     assert folder.parent == cache
     said = capsys.readouterr()
@@ -236,7 +236,7 @@ def test_a_model_is_made_once(cache: Path, capsys: pytest.CaptureFixture[str]) -
     assert [path.name for path in cache.iterdir()] == [folder.name]  # reading needs no lock: others' caches will do
 
 
-def test_what_was_broken_off_leaves_nothing_behind(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_build_leaves_no_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -248,7 +248,7 @@ def test_what_was_broken_off_leaves_nothing_behind(cache: Path, monkeypatch: pyt
     assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in tiny.tiny_model(SHORT).iterdir()}
 
 
-def test_what_a_killed_process_left_is_cleared_away(cache: Path) -> None:
+def test_leftovers_of_killed_build_are_removed(cache: Path) -> None:
     folder = tiny.tiny_model(SHORT)
     folder.rename(cache / f".{folder.name}-left")
     assert tiny.tiny_model(SHORT) == folder
@@ -265,7 +265,7 @@ assert not child or os.waitpid(child, 0)[1] == 0
 """
 
 
-def test_two_processes_at_once_make_one_model(cache: Path) -> None:
+def test_concurrent_processes_build_one_model(cache: Path) -> None:
     command = [sys.executable, "-c", TWO_PROCESSES.format(recipe=SHORT)]
     both = subprocess.run(command, capture_output=True, text=True, check=True)
     one, other = both.stdout.splitlines()
@@ -274,14 +274,14 @@ def test_two_processes_at_once_make_one_model(cache: Path) -> None:
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(tiny.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
     with pytest.raises(UsageError, match=f"below.*{tiny.CACHE_VARIABLE}"):
         tiny.tiny_model(SHORT)
 
 
-def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_defaults_to_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(tiny.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert tiny.cache_folder() == Path("/somewhere/ppo-unified")
@@ -289,7 +289,7 @@ def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) ->
     assert tiny.cache_folder() == Path.home() / ".cache" / "ppo-unified"
 
 
-def test_both_folders_load_as_any_model_does() -> None:
+def test_built_models_load_with_transformers() -> None:
     folder, scorer = tiny.tiny_model(SHORT), tiny.sentiment_reward_model(SHORT_SCORER, SHORT)
     model, judge = (
         AutoModelForCausalLM.from_pretrained(folder),
@@ -308,7 +308,7 @@ def test_both_folders_load_as_any_model_does() -> None:
     torch.testing.assert_close(logits[1:], alone, atol=1e-5, rtol=0)
 
 
-def test_progress_on_a_terminal_is_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_live_terminal_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     class Terminal(io.StringIO):

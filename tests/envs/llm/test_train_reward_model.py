@@ -116,7 +116,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rank", [0, 8])
-def test_a_learnable_preference_is_learnt_and_the_reward_ranks_by_it(
+def test_reward_model_learns_a_learnable_preference(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     """Through the command; with LoRA the folder is as plain as without, head and adapters included."""
@@ -141,7 +141,7 @@ def test_a_learnable_preference_is_learnt_and_the_reward_ranks_by_it(
     assert (margins > 0).float().mean() >= 0.95
 
 
-def test_a_process_prints_one_line_to_stdout_and_no_noise_to_stderr(base: Path, tmp_path: Path) -> None:
+def test_reward_model_command_prints_one_line_without_noise(base: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "preference.json", CHINESE, key="question")  # JSON Lines named .json
     command = [sys.executable, "-m", "ppo_unified", "reward-model", "--device", "cpu", "--epochs", "2"]
     where = ["--model", str(base), "--data", str(data), "--out", str(tmp_path / "out")]
@@ -154,7 +154,7 @@ def test_a_process_prints_one_line_to_stdout_and_no_noise_to_stderr(base: Path, 
     assert all(re.fullmatch(r"step \d of 2 \| loss .* \| accuracy .*", line) for line in progress)  # on a slow machine
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(base: Path, tmp_path: Path) -> None:
+def test_reward_model_weights_depend_only_on_seed(base: Path, tmp_path: Path) -> None:
     pairs = preferences(20)
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         train(pairs, base, tmp_path / name, seed=seed)
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(base: Path
 
 @pytest.mark.parametrize("pad", [None, EOS])
 @pytest.mark.parametrize("appends_eos", [False, True])
-def test_a_padded_batch_is_scored_at_each_texts_last_token(tmp_path: Path, pad: str | None, appends_eos: bool) -> None:
+def test_padded_batch_is_scored_at_each_last_token(tmp_path: Path, pad: str | None, appends_eos: bool) -> None:
     """Also where pad = EOS and every text ends with EOS, which transformers then takes for padding."""
     tokenizer = byte_tokenizer(pad, appends_eos)
     torch.manual_seed(0)
@@ -186,7 +186,7 @@ def test_a_padded_batch_is_scored_at_each_texts_last_token(tmp_path: Path, pad: 
     torch.testing.assert_close(together, alone)
 
 
-def test_an_ordinary_token_never_becomes_a_special_one(tmp_path: Path) -> None:
+def test_ordinary_token_never_becomes_special(tmp_path: Path) -> None:
     """Every special token ends a text here, so padding takes a byte; the saved tokenizer still reads that byte."""
     tokenizer = byte_tokenizer(appends_eos=True)
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def test_an_ordinary_token_never_becomes_a_special_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_other_families_train_too(tmp_path: Path, rank: int) -> None:
+def test_other_model_families_train(tmp_path: Path, rank: int) -> None:
     """GPT-2: tied embeddings, layers whose weights lie the other way round."""
     tokenizer = byte_tokenizer(pad=EOS)
     torch.manual_seed(0)
@@ -210,7 +210,7 @@ def test_other_families_train_too(tmp_path: Path, rank: int) -> None:
     assert outcome.accuracy >= 0.8
 
 
-def test_a_scoring_model_is_trained_further_with_its_own_head(base: Path, tmp_path: Path) -> None:
+def test_existing_reward_model_keeps_its_head(base: Path, tmp_path: Path) -> None:
     pairs = preferences(20)
     train(pairs, base, tmp_path / "first", epochs=2)
     train(pairs, tmp_path / "first", tmp_path / "second", lr=1e-12)
@@ -218,7 +218,7 @@ def test_a_scoring_model_is_trained_further_with_its_own_head(base: Path, tmp_pa
     assert all(torch.allclose(first[key], second[key], atol=1e-8) for key in first)
 
 
-def test_a_new_head_starts_as_the_literature_says(base: Path, tmp_path: Path) -> None:
+def test_new_head_initialization_matches_literature(base: Path, tmp_path: Path) -> None:
     head = nn.Linear(9999, 1)
     train_reward_model._initialize(head)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
@@ -227,7 +227,7 @@ def test_a_new_head_starts_as_the_literature_says(base: Path, tmp_path: Path) ->
     assert float(weights(tmp_path / "out")["score.weight"].std()) == pytest.approx(33**-0.5, rel=0.4)
 
 
-def test_held_out_prompts_are_never_trained_on() -> None:
+def test_training_excludes_held_out_prompts() -> None:
     for seed in range(20):
         draw = random.Random(seed)
         pairs = [Pair(str(draw.randrange(30)), "a", str(index)) for index in range(100)]
@@ -237,20 +237,20 @@ def test_held_out_prompts_are_never_trained_on() -> None:
         assert not inside & {pair.prompt for index, pair in enumerate(pairs) if index not in held}
 
 
-def test_pairs_of_one_prompt_are_held_out_one_by_one_and_too_few_not_at_all() -> None:
+def test_held_out_split_handles_one_prompt_and_few_pairs() -> None:
     assert len(train_reward_model._choose_held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
     assert not train_reward_model._choose_held_out(preferences(10), 0.1, 0)
     assert not train_reward_model._choose_held_out(preferences(100), 0.0, 0)
     assert len(train_reward_model._choose_held_out(preferences(6), 0.999, 0)) == 5
 
 
-def test_no_use_is_reported_to_anyone(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_sends_no_telemetry(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(trl.trainer.base_trainer, "send_telemetry", lambda *_, **__: pytest.fail("sent"))
     train(preferences(4), base, tmp_path / "out")
 
 
-def test_longer_pairs_are_left_out_and_counted(base: Path, tmp_path: Path) -> None:
+def test_overlong_pairs_are_skipped_and_counted(base: Path, tmp_path: Path) -> None:
     pairs = [*preferences(8), Pair("long: ", "x" * 60, "y"), Pair("long: ", "x", "y" * 60)]
     outcome = train(pairs, base, tmp_path / "out", max_length=50)
     assert (outcome.trained, outcome.left_out, outcome.max_length) == (8, 2, 50)
@@ -283,9 +283,7 @@ def torn_model(folder: Path) -> Path:
         (lambda folder: folder / "nowhere", "there is no such folder"),
     ],
 )
-def test_a_model_that_will_not_do_is_refused_in_one_line(
-    tmp_path: Path, make: Callable[[Path], Path], says: str
-) -> None:
+def test_unusable_model_is_a_one_line_error(tmp_path: Path, make: Callable[[Path], Path], says: str) -> None:
     with pytest.raises(UsageError) as refused:
         train(preferences(4), make(tmp_path / "base"), tmp_path / "out")
     assert says in str(refused.value)
@@ -293,7 +291,7 @@ def test_a_model_that_will_not_do_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_that_diverges_is_stopped(base: Path, tmp_path: Path) -> None:
+def test_diverging_training_is_stopped(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the loss became .* in step \d+; lower --lr"):
         train(preferences(64), base, tmp_path / "out", lr=1e30)
     assert not (tmp_path / "out").exists()
@@ -313,7 +311,7 @@ def test_a_training_that_diverges_is_stopped(base: Path, tmp_path: Path) -> None
         (["--data", "nowhere.json"], "nowhere.json: no such file"),
     ],
 )
-def test_options_that_will_not_do_are_named(
+def test_invalid_options_are_reported(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     data = write(tmp_path / "pairs.jsonl", preferences(4))
@@ -325,7 +323,7 @@ def test_options_that_will_not_do_are_named(
     assert not printed.out
 
 
-def test_only_an_earlier_output_is_replaced(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_replaces_only_an_earlier_output(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = write(tmp_path / "pairs.jsonl", preferences(4)), tmp_path / "out"
     command = ["reward-model", "--model", str(base), "--data", str(data), "--out", str(out), "--device", "cpu"]
     assert main(command) == 0
@@ -339,7 +337,7 @@ def test_only_an_earlier_output_is_replaced(base: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("package", ["trl", "datasets"])
-def test_without_the_extra_its_pip_command_is_named(
+def test_missing_trl_extra_suggests_pip_command(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     data = write(tmp_path / "pairs.jsonl", preferences(4))
