@@ -187,7 +187,7 @@ def test_click_selects_a_target(tmp_path: Path) -> None:
 
 def test_search_matches_words_prefixes_and_subsequences() -> None:
     def names(text: str) -> list[str]:
-        return [pick.target for pick in match_picks(form_model.picks(), text)]
+        return [pick.target for pick in match_picks(form_model.list_choices(), text)]
 
     assert names("")[0] == "cartpole"
     assert names("pole")[0] == "cartpole"

@@ -81,7 +81,7 @@ def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterat
     for _ in range(60):
         field = rng.choice(fields)
         trial = typed | {field.name: edit(field, rng)}
-        if form_model.judge(target, recipe, trial).good:
+        if form_model.check_typed(target, recipe, trial).good:
             typed = trial
     yield typed
 
@@ -91,8 +91,8 @@ def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterat
 @pytest.mark.parametrize("seed", range(3))
 def test_command_line_reproduces_the_validated_configuration(target: str, seed: int) -> None:
     for typed in edited(target, "", seed, LLM if target == "llm" else {}):
-        verdict = form_model.judge(target, "", typed)
-        (arguments,) = form_model.arguments(target, "", typed)
+        verdict = form_model.check_typed(target, "", typed)
+        (arguments,) = form_model.train_arguments(target, "", typed)
         assert len(verdict.differences) >= 5
         assert shlex.split(verdict.command) == ["ppo-unified", "train", *arguments]
         assert parsed(arguments).config == verdict.config
@@ -103,8 +103,8 @@ def test_command_line_reproduces_the_validated_configuration(target: str, seed: 
 def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
     whole = apply_recipe(presets.load_target("sentiment"), recipe)
     for typed in edited("sentiment", recipe, 0, {}):
-        verdict = form_model.judge("sentiment", recipe, typed)
-        (arguments,) = form_model.arguments("sentiment", recipe, typed)
+        verdict = form_model.check_typed("sentiment", recipe, typed)
+        (arguments,) = form_model.train_arguments("sentiment", recipe, typed)
         assert parsed(arguments).config == verdict.config
         assert arguments[:3] == ["sentiment", "--recipe", recipe]
     defaults = {name: field.default for name, field in form_model.fields("sentiment", recipe).items()}
@@ -114,7 +114,7 @@ def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_typing_all_defaults_changes_nothing(target: str) -> None:
     typed = {name: field.default for name, field in form_model.fields(target).items()}
-    verdict = form_model.judge(target, "", typed)
+    verdict = form_model.check_typed(target, "", typed)
     assert verdict.config == presets.load_target(target)
     assert verdict.differences == ()
     assert verdict.command == shlex.join(["ppo-unified", "train", target])
@@ -159,7 +159,7 @@ def test_form_errors_match_command_line_errors(option: str, flag: str, capsys: p
     words = flag.split() if " " in flag else []
     name = f"--{option.replace('_', '-')}"
     code = cli.main(["train", "cartpole", *([name, *words] if words else [f"{name}={flag}"])])
-    verdict = form_model.judge("cartpole", "", {option: flag})
+    verdict = form_model.check_typed("cartpole", "", {option: flag})
     assert code == 2
     assert not verdict.good
     assert verdict.command == ""
@@ -170,7 +170,7 @@ def test_form_errors_match_command_line_errors(option: str, flag: str, capsys: p
 def test_problem_is_attached_to_the_typed_option() -> None:
     def problems(target: str, **typed: str) -> dict[str, str]:
         return dict(
-            form_model.judge(target, "", {name.replace("__", "."): text for name, text in typed.items()}).problems
+            form_model.check_typed(target, "", {name.replace("__", "."): text for name, text in typed.items()}).problems
         )
 
     assert list(problems("cartpole", gym__num_envs="1", gym__num_steps="2")) == ["gym.num_envs", "gym.num_steps"]
@@ -186,25 +186,25 @@ def test_problem_is_attached_to_the_typed_option() -> None:
 
 
 def test_problem_without_option_is_reported() -> None:
-    unknown = form_model.judge("cartpole", "", {"ppo.clp": "0.3"})
+    unknown = form_model.check_typed("cartpole", "", {"ppo.clp": "0.3"})
     assert unknown.general == ("[ppo] has no option 'clp'; did you mean 'clip'?",)
-    assert "for kind 'llm'" in form_model.judge("cartpole", "tldr", {}).general[0]
-    assert "did you mean 'cartpole'" in form_model.judge("cartpol", "", {}).general[0]
-    assert "cannot be read" in form_model.judge("nowhere.toml", "", {}).general[0]
+    assert "for kind 'llm'" in form_model.check_typed("cartpole", "tldr", {}).general[0]
+    assert "did you mean 'cartpole'" in form_model.check_typed("cartpol", "", {}).general[0]
+    assert "cannot be read" in form_model.check_typed("nowhere.toml", "", {}).general[0]
     assert not unknown.good
 
 
 def test_llm_target_requires_model_prompts_and_reward() -> None:
     typed: dict[str, str] = {}
     for option, text in (("llm.model", "gpt2"), ("llm.prompts", "prompts.jsonl"), ("llm.reward", "length:40")):
-        verdict = form_model.judge("llm", "", typed)
+        verdict = form_model.check_typed("llm", "", typed)
         assert list(verdict.problems) == [option]
         typed[option] = text
-    assert form_model.judge("llm", "", typed).good
+    assert form_model.check_typed("llm", "", typed).good
 
 
 def test_integers_accept_short_notation() -> None:
-    verdict = form_model.judge("cartpole", "", {"total_steps": "2e6", "seed": " 3 "})
+    verdict = form_model.check_typed("cartpole", "", {"total_steps": "2e6", "seed": " 3 "})
     assert verdict.config is not None
     assert (verdict.config.total_steps, verdict.config.seed) == (2_000_000, 3)
     assert verdict.command == "ppo-unified train cartpole --seed 3 --total-steps 2000000"
@@ -212,7 +212,7 @@ def test_integers_accept_short_notation() -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "5-1", "1--2", "1-1000000", "1.5,2", "-1,2", "1,3000000000"])
 def test_invalid_seed_lists_are_rejected(text: str) -> None:
-    verdict = form_model.judge("cartpole", "", {"seed": text})
+    verdict = form_model.check_typed("cartpole", "", {"seed": text})
     assert list(verdict.problems) == ["seed"]
     assert not verdict.good
 
@@ -232,11 +232,11 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("ppo_unified.runs.control.start", start)
     monkeypatch.setattr(Run, "read_status", lambda _: Status())
     typed = SWEEP | {"name": name}
-    verdict = form_model.judge("cartpole", "", typed, tmp_path)
+    verdict = form_model.check_typed("cartpole", "", typed, tmp_path)
     assert (verdict.runs, dict(verdict.problems)) == (12, {})
     assert "--seed 2-4 --ppo.objective clip,ratio --optim.lr 0.01,3e-3 --gym.wrappers A B" in verdict.command
     assert {(d.option, d.after) for d in verdict.differences} >= {("seed", "2-4"), ("optim.lr", "0.01, 3e-3")}
-    lists = form_model.arguments("cartpole", "", typed, tmp_path)
+    lists = form_model.train_arguments("cartpole", "", typed, tmp_path)
     assert cli.main([*shlex.split(verdict.command)[1:], "--detach"]) == 0
     assert [names(words) for words in started] == [names(words) for words in lists]
     assert len({names(words) for words in lists}) == 12
@@ -253,46 +253,49 @@ def names(words: list[str]) -> str:
 
 
 def test_runs_that_differ_only_in_seed_get_default_names(tmp_path: Path) -> None:
-    assert form_model.arguments("cartpole", "", {"seed": "1,7"}, tmp_path) == [
+    assert form_model.train_arguments("cartpole", "", {"seed": "1,7"}, tmp_path) == [
         ["cartpole"],
         ["cartpole", "--seed", "7"],
     ]
     with pytest.raises(UsageError, match=r"optim\.lr"):
-        form_model.arguments("cartpole", "", {"optim.lr": "x"})
+        form_model.train_arguments("cartpole", "", {"optim.lr": "x"})
 
 
 def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
     def problems(**typed: str) -> dict[str, str]:
-        return dict(form_model.judge("cartpole", "", {k.replace("__", "."): v for k, v in typed.items()}).problems)
+        return dict(
+            form_model.check_typed("cartpole", "", {k.replace("__", "."): v for k, v in typed.items()}).problems
+        )
 
     assert "got '2'" in problems(optim__lr="1e-3,2")["optim.lr"]
     assert "more than gym.num_envs" in problems(ppo__minibatches="2,100000")["ppo.minibatches"]
     assert "values separated by commas" in problems(optim__lr="1e-3,")["optim.lr"]
-    many = form_model.judge("cartpole", "", {"seed": "1-40", "optim.lr": "1e-3,2e-3"})
+    many = form_model.check_typed("cartpole", "", {"seed": "1-40", "optim.lr": "1e-3,2e-3"})
     assert many.general == ("80 runs at once: at most 64 are started together; list fewer values",)
 
 
 @pytest.mark.usefixtures("_captured")
 def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
-    assert "use letters" in form_model.judge("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
-    assert "exists already" in form_model.judge("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
+    assert "use letters" in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
+    assert "exists already" in form_model.check_typed("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
     assert (
-        "exists already" in form_model.judge("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
+        "exists already"
+        in form_model.check_typed("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
     )
-    assert form_model.judge("cartpole", "", {"name": "old"}, tmp_path).good
-    assert parsed(form_model.arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
+    assert form_model.check_typed("cartpole", "", {"name": "old"}, tmp_path).good
+    assert parsed(form_model.train_arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 def test_run_yields_arguments_that_reproduce_it(target: str, tmp_path: Path) -> None:
     for typed in edited(target, "", 5, LLM if target == "llm" else {}):
-        config = form_model.judge(target, "", typed).config
+        config = form_model.check_typed(target, "", typed).config
         assert config is not None
-        run = written(tmp_path / "a", config, form_model.judge(target, "", typed).command)
-        again, recipe, texts = form_model.arguments_of(run)
+        run = written(tmp_path / "a", config, form_model.check_typed(target, "", typed).command)
+        again, recipe, texts = form_model.form_input(run)
         assert again == (str(run.config) if target == "llm" else target)
-        assert form_model.judge(again, recipe, texts).config == config
+        assert form_model.check_typed(again, recipe, texts).config == config
 
 
 def written(path: Path, config: RunConfig, command: str) -> Run:
@@ -304,9 +307,9 @@ def written(path: Path, config: RunConfig, command: str) -> Run:
 
 
 def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
-    verdict = form_model.judge("sentiment", "trl-early", {"seed": "4"})
+    verdict = form_model.check_typed("sentiment", "trl-early", {"seed": "4"})
     assert verdict.config is not None
-    assert form_model.arguments_of(written(tmp_path / "a", verdict.config, verdict.command)) == (
+    assert form_model.form_input(written(tmp_path / "a", verdict.config, verdict.command)) == (
         "sentiment",
         "trl-early",
         {"seed": "4"},
@@ -316,13 +319,13 @@ def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
 def test_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> None:
     config = presets.load_target("cartpole").model_copy(update={"preset": "gone", "recipe": "gone"})
     run = written(tmp_path / "a", config, 'ppo-unified train "')
-    target, recipe, typed = form_model.arguments_of(run)
+    target, recipe, typed = form_model.form_input(run)
     assert (target, recipe, typed) == (str(run.config), "", {})
     run.config.write_text("kind = ")
     with pytest.raises(UsageError, match="not valid TOML"):
-        form_model.arguments_of(run)
+        form_model.form_input(run)
     with pytest.raises(UsageError, match="cannot be read"):
-        form_model.arguments_of(Run(tmp_path / "nowhere"))
+        form_model.form_input(Run(tmp_path / "nowhere"))
 
 
 def test_changed_target_file_is_reread(tmp_path: Path) -> None:
@@ -335,7 +338,7 @@ def test_changed_target_file_is_reread(tmp_path: Path) -> None:
 
 
 def test_picker_lists_cartpole_first() -> None:
-    picks = form_model.picks()
+    picks = form_model.list_choices()
     assert picks[0].target == "cartpole"
     assert {pick.target for pick in picks if pick.target} == {*presets.preset_files(), "llm"}
     assert all(pick.title for pick in picks)

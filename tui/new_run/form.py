@@ -126,7 +126,7 @@ class Form(Screen[None]):
             self._timer.stop()
             self._timer = None
         self._refused = ""
-        self.verdict = form_model.judge(self.target, self.recipe, self.typed, self.runs)
+        self.verdict = form_model.check_typed(self.target, self.recipe, self.typed, self.runs)
         self._paint()
 
     def _paint(self) -> None:
@@ -198,7 +198,7 @@ class Form(Screen[None]):
         if self.verdict.good:
             self.waiting = True
             self._show("about", Content("starting ..."))
-            self.start(form_model.arguments(self.target, self.recipe, self.typed, runs=self.runs))
+            self.start(form_model.train_arguments(self.target, self.recipe, self.typed, runs=self.runs))
             return
         order = [*self.options.above, *chain(*self.options.sections.values())]
         wrong = [option for option in order if option in self.verdict.problems]
@@ -266,7 +266,7 @@ class Form(Screen[None]):
             self.app.pop_screen()
 
 
-def _expectation(about: form_model.Pick) -> str:
+def _expectation(about: form_model.TargetChoice) -> str:
     score = f"score to expect: {about.score}" if about.score else ""
     return "; ".join(clean(part) for part in (about.title, score, about.time) if part)
 

@@ -41,7 +41,7 @@ MATTERS = (  # what people set first, besides whatever a preset sets
 )  # fmt: skip
 
 
-class Pick(NamedTuple):
+class TargetChoice(NamedTuple):
     """A line of what can be trained; without a target it stands for what the user types."""
 
     target: str
@@ -87,20 +87,20 @@ class Verdict:
         return self.config is not None
 
 
-def picks() -> list[Pick]:
+def list_choices() -> list[TargetChoice]:
     """Presets, the quickest first, then what else can be named."""
-    found = [Pick(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
+    found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
         *sorted(found, key=lambda pick: pick.target != FIRST),
-        Pick("llm", "A Hugging Face model of your choice: a folder or a hub id, your prompts and reward"),
-        Pick("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
-        Pick("", "A TOML file: type its path, such as runs/a1/config.toml"),
+        TargetChoice("llm", "A Hugging Face model of your choice: a folder or a hub id, your prompts and reward"),
+        TargetChoice("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
+        TargetChoice("", "A TOML file: type its path, such as runs/a1/config.toml"),
     ]
 
 
-def find_pick(target: str) -> Pick:
+def find_pick(target: str) -> TargetChoice:
     """The line of a target, whatever it is."""
-    return next((pick for pick in picks() if pick.target == target), Pick(target, ""))
+    return next((pick for pick in list_choices() if pick.target == target), TargetChoice(target, ""))
 
 
 def is_target(word: str) -> bool:
@@ -161,7 +161,7 @@ def _field(name: str, info: FieldInfo, value: Any, matters: bool) -> Field:
     return Field(name, section, kind_of(info), text, describe(info), choices_of(info), format_value(value), matters)
 
 
-def judge(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
+def check_typed(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
     """Whether the options that were typed, over the target's and the recipe's, make runs in the folder `runs`.
 
     `typed`: option -> text, for those that were changed; besides options the runs' NAME.
@@ -170,7 +170,7 @@ def judge(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS)
         base = _load(target, recipe)
     except UsageError as error:
         return Verdict({}, tuple(str(error).split("\n")), (), None, 0, "")
-    judgement = _Judgement(base, typed)
+    judgement = _TypedOptions(base, typed)
     configs = judgement.configs()
     judgement.check_names(configs, typed.get(NAME, ""), runs)
     varied = judgement.combinations[0].varied if judgement.combinations else {}
@@ -184,7 +184,7 @@ def judge(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS)
     return Verdict({}, (), differences, configs[0], len(configs), shlex.join(words))
 
 
-class _Judgement:
+class _TypedOptions:
     """One look at what was typed: problems are gathered on the way to the configurations."""
 
     def __init__(self, base: _Target, typed: Mapping[str, str]) -> None:
@@ -229,7 +229,7 @@ class _Judgement:
             try:
                 load(spec.missing)(found[0])
             except UsageError as error:
-                self._blame(error)
+                self._assign_error(error)
         return found
 
     def check_names(self, configs: Sequence[RunConfig], name: str, runs: Path) -> None:
@@ -257,10 +257,10 @@ class _Judgement:
         try:
             return validate(type(self.base.config), data, WHERE)
         except UsageError as error:
-            self._blame(error)
+            self._assign_error(error)
             return None
 
-    def _blame(self, error: UsageError) -> None:
+    def _assign_error(self, error: UsageError) -> None:
         """Each line of an error goes to the options that were typed among those it names, else to the first one."""
         for line in str(error).split("\n"):
             text = line.removeprefix(f"{WHERE}: ")
@@ -294,13 +294,13 @@ def _differences(
             yield Difference(option, format_value(before[option]), text)
 
 
-def arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> list[list[str]]:
+def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> list[list[str]]:
     """What follows `ppo-unified train`, a list for each run. Raises UsageError where the options make no run."""
-    verdict = judge(target, recipe, typed, runs)
+    verdict = check_typed(target, recipe, typed, runs)
     if verdict.config is None:
         raise UsageError("\n".join([*verdict.problems.values(), *verdict.general]))
     base, name, found = _load(target, recipe), typed.get(NAME, ""), []
-    judgement = _Judgement(base, typed)
+    judgement = _TypedOptions(base, typed)
     for combination, config in zip(judgement.combinations, judgement.configs(), strict=True):
         own = run_name(combination, name, config)
         own = own if name or not own else free_name(runs, own)
@@ -320,7 +320,7 @@ def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> 
             yield from format_flag(option, after[option])
 
 
-def arguments_of(run: Run) -> tuple[str, str, dict[str, str]]:
+def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
     """(target, recipe, typed) with which a form makes this run's configuration again.
 
     Raises UsageError where its config.toml cannot be read.

@@ -34,10 +34,10 @@ class Launcher:
 
     def open_rerun(self, entry: Entry) -> None:
         """What is typed into its form is kept for this run; another one that gets its name has its own options."""
-        from tui.new_run.form_model import arguments_of
+        from tui.new_run.form_model import form_input
 
         try:
-            target, recipe, typed = arguments_of(Run(entry.path))
+            target, recipe, typed = form_input(Run(entry.path))
         except UsageError as error:
             self._services.show_error(str(error))
             return

@@ -19,7 +19,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.text import clean, pad
 from tui.actions import Place, bindings
 from tui.new_run import form_model
-from tui.new_run.form_model import Pick
+from tui.new_run.form_model import TargetChoice
 
 NAME = 24  # columns of the list that names take
 WIDE = 110  # from here on, score and time have room beside the title
@@ -47,8 +47,8 @@ class Picker(Screen[None]):
     def __init__(self, open_form: Callable[[str], None]) -> None:
         super().__init__()
         self.open_form = open_form
-        self.known = form_model.picks()
-        self.shown: list[Pick] = []
+        self.known = form_model.list_choices()
+        self.shown: list[TargetChoice] = []
 
     def compose(self) -> ComposeResult:
         yield Static("New run: what to train", id="top", markup=False)
@@ -64,7 +64,7 @@ class Picker(Screen[None]):
         self._list("")
 
     @property
-    def current(self) -> Pick | None:
+    def current(self) -> TargetChoice | None:
         """The line under the cursor."""
         index = self.query_one(OptionList).highlighted
         return None if index is None else self.shown[index]
@@ -124,7 +124,7 @@ class Picker(Screen[None]):
         self.app.pop_screen()
 
 
-def match_picks(picks: list[Pick], text: str) -> list[Pick]:
+def match_picks(picks: list[TargetChoice], text: str) -> list[TargetChoice]:
     """Those that have every word, names that begin with the text first; where none has, those whose name has its
     letters in this order. A text that is a target by itself comes before all."""
     words, text = text.lower().split(), text.strip()
@@ -133,11 +133,11 @@ def match_picks(picks: list[Pick], text: str) -> list[Pick]:
     if not found:
         found = [pick for pick in picks if pick.target and _is_subsequence(pick.target, "".join(words))]
     if text not in [pick.target for pick in found] and (form_model.is_target(text) or (text and is_file(text))):
-        found.insert(0, Pick(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
+        found.insert(0, TargetChoice(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
     return found
 
 
-def _words(pick: Pick) -> str:
+def _words(pick: TargetChoice) -> str:
     return f"{pick.target} {pick.title} {pick.score} {pick.time}".lower()
 
 
@@ -146,7 +146,7 @@ def _is_subsequence(name: str, letters: str) -> bool:
     return all(letter in rest for letter in letters)
 
 
-def _line(pick: Pick, width: int) -> Content:
+def _line(pick: TargetChoice, width: int) -> Content:
     name = Content.styled(pad(clean(pick.target or "..."), NAME), "bold")
     score, time = (width // 8, width // 6) if width >= WIDE else (0, 0)
     title = max(8, width - NAME - 5 - sum(cells + 2 for cells in (score, time) if cells))
