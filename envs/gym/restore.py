@@ -35,7 +35,7 @@ class Restorer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Put the environments back; the observations and the info that they showed last. Raises NotRestored."""
+        """Put the environments back; the observations and the info that they showed last. Raises RestoreError."""
         ...
 
 

@@ -195,7 +195,7 @@ class GymAdapter:
         return None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Environments as they were when `state` was saved. Raises NotRestored where they show something else."""
+        """Environments as they were when `state` was saved. Raises RestoreError where they show something else."""
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
             raise RestoreError(f"there were {before} environments, now gym.num_envs is {now}")

@@ -24,7 +24,7 @@ EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 
 
 def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object]) -> int:
-    """Train in a claimed folder and say how it ended. Raises Refused, after `undo`, where it can't begin."""
+    """Train in a claimed folder and say how it ended. Raises StartError, after `undo`, where it can't begin."""
     stop.show_in(run)
     with log_tee.log_output(run) as log:
         print_err(f"training in {run.path}")

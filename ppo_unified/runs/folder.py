@@ -396,7 +396,7 @@ class FolderLostError(Exception):
 
 
 def check_folder(run: Run) -> None:
-    """Raises FolderLost where the folder is no longer the one that this process locked."""
+    """Raises FolderLostError where the folder is no longer the one that this process locked."""
     if not run.holds_lock():
         raise FolderLostError(
             f"{run.path} was removed or replaced while it trained; what it held is lost, and nothing was written in "

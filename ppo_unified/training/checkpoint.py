@@ -67,8 +67,8 @@ class LoadedCheckpoint:
 def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: Meta) -> Path:
     """Write a checkpoint beside those that are there, even one of the same step, and return its folder.
 
-    Raises OSError or Damaged where it can't be written or isn't what was written when read back; TypeError for a state
-    that can't be kept. What was there before is whole then.
+    Raises OSError if it cannot be written, DamagedCheckpointError if it reads back differently, TypeError for a state of
+    unsupported types. Earlier checkpoints stay intact.
     """
     if not run.checkpoints.is_dir():
         run.checkpoints.mkdir()
@@ -111,7 +111,7 @@ def _checksum(table: Mapping[str, Any]) -> str:
 
 
 def read_meta(folder: Path) -> Meta:
-    """Raises Damaged."""
+    """Raises DamagedCheckpointError."""
     path = folder / META
     try:
         text = durable.read_prefix(path, MOST_META)
@@ -164,7 +164,7 @@ def read_table(table: Any, cls: type[T]) -> T:
 
 
 def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta:
-    """What meta.json says, once it and the named files are what was written. Raises Damaged, naming the file."""
+    """Read meta.json after verifying it and the named files. Raises DamagedCheckpointError, naming the file."""
     meta = read_meta(folder)
     for name in names:
         path, expected = folder / name, meta.files.get(name)
@@ -227,7 +227,7 @@ def choose(run: Run, which: str) -> int:
     """The step that 'best' (the newest where nothing was evaluated yet), 'latest' or a number means.
 
     Where that policy is damaged, the newest whole one stands in for best and latest, and stderr says so.
-    Raises UsageError naming the steps there are; Damaged where a number's checkpoint is, or all are.
+    Raises UsageError naming the steps there are; DamagedCheckpointError where a number's checkpoint is, or all are.
     """
     there = steps(run)
     if not there:
@@ -268,7 +268,7 @@ def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> 
 
 
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
-    """A policy's weights without the rest of the checkpoint. Raises Damaged."""
+    """A policy's weights without the rest of the checkpoint. Raises DamagedCheckpointError."""
     folder = checkpoint_folder(run, step)
     check(folder, [POLICY])
     return _load_tensors(folder / POLICY, device)
@@ -277,7 +277,8 @@ def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
 def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
     """The newest whole checkpoint, its weights on `device` and the rest on the CPU; None where there never was one.
 
-    Damaged newer ones are said on stderr and set aside until a later one is written. Raises Damaged if all are.
+    Damaged newer ones are reported on stderr and set aside until a later one is written. Raises DamagedCheckpointError
+    if all are damaged.
     """
     there = steps(run)
     if not there:

@@ -60,7 +60,7 @@ class Checkpointer:
         return is_best or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
 
     def save(self, adapter_state: dict[str, Any]) -> None:
-        """Save everything, unless the newest checkpoint holds it already. Raises FolderLost."""
+        """Save everything, unless the newest checkpoint holds it already. Raises FolderLostError."""
         check_folder(self.run)
         self._attempted, self.failure, position = time.monotonic(), "", self._position()
         if position == self.saved:
@@ -111,7 +111,7 @@ class Checkpointer:
 def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device) -> bool:
     """Continue from the newest checkpoint; False where there is none yet.
 
-    Raises Damaged for one of another structure, and UsageError where it does not fit the configuration.
+    Raises DamagedCheckpointError for one of another structure, and UsageError where it does not fit the configuration.
     """
     checkpoint.remove_leftovers(run)
     found = checkpoint.load_newest(run, device)

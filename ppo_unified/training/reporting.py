@@ -34,7 +34,7 @@ class BestEffort:
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Continue where the block cannot write `what`. Raises FolderLost where the run folder is gone."""
+        """Continue where the block cannot write `what`. Raises FolderLostError where the run folder is gone."""
         check_folder(self.run)
         try:
             yield

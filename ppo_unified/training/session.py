@@ -64,7 +64,7 @@ def train_in(
     """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
 
     Whatever ends the training is in run.json and log.txt when this returns or raises.
-    Raises Refused for what cannot even begin; then `undo` has been called, with the lock still held.
+    Raises StartError for what cannot even begin; then `undo` has been called, with the lock still held.
     """
     status = run.read_status()
     stop.show_in(run)
@@ -95,7 +95,7 @@ def train_in(
 
 
 def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
-    """A trainer with its models. Raises Refused, OutOfMemory, and Interrupted: a model may take its time."""
+    """A trainer with its models. Raises StartError, OutOfMemory, and Interrupted: a model may take its time."""
     try:
         with stop.interruptible():
             return _assemble(run, config, status, stop, listener)
