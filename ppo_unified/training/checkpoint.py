@@ -67,8 +67,8 @@ class LoadedCheckpoint:
 def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: Meta) -> Path:
     """Write a checkpoint beside those that are there, even one of the same step, and return its folder.
 
-    Raises OSError if it cannot be written, DamagedCheckpointError if it reads back differently, TypeError for a state of
-    unsupported types. Earlier checkpoints stay intact.
+    Raises OSError if it cannot be written, DamagedCheckpointError if it reads back differently, TypeError for a state
+    of unsupported types. Earlier checkpoints stay intact.
     """
     if not run.checkpoints.is_dir():
         run.checkpoints.mkdir()
