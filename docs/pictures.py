@@ -20,7 +20,7 @@ LIGHT = {"runs": "the runs and their curves"}
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from tests.staged import Seen, stage, trainers, walk
+    from tests.staged import Seen, make_scenes, trainers, visit_screens
     from tui.app import Terminal
 
     def make_painter(kept: dict[str, str], suffix: str) -> Seen:
@@ -37,10 +37,10 @@ def main() -> None:
         time.tzset()
         os.chdir(folder)
         runs = Path("runs")
-        stage(runs)
+        make_scenes(runs)
         with trainers(runs):
-            asyncio.run(walk(runs, SIZE, make_painter(DARK, "")))
-            asyncio.run(walk(runs, SIZE, make_painter(LIGHT, "-light"), theme="ppo-light"))
+            asyncio.run(visit_screens(runs, SIZE, make_painter(DARK, "")))
+            asyncio.run(visit_screens(runs, SIZE, make_painter(LIGHT, "-light"), theme="ppo-light"))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _light() -> None:
+def _use_one_thread() -> None:
     """One thread, and a collector that is seldom at work."""
     import torch
 
@@ -41,7 +41,7 @@ def _light() -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten_ui_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal UI looks and draws as often as it can: tests wait for what it shows, not for its pauses."""
     from tui import pacing, reader, store
     from tui.runs import run_page

@@ -32,7 +32,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
+def make_tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a byte, then special tokens, filled up to `size` ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special_names = ["<bos>", "<eos>", "<pad>", "<|endoftext|>"]
@@ -44,7 +44,7 @@ def tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFa
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
-def causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
+def make_causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """A freshly initialised model; weights are larger than usual so that its choices differ."""
     options = (
         (FAMILIES | OTHERS)[family] | {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257} | changes
@@ -58,7 +58,7 @@ def causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
 
 def save_model(folder: Path, family: str = "llama", pad: bool = True, tokens: int = VOCABULARY, **changes: Any) -> Path:
     """A folder as a model's author would publish it."""
-    model = causal_lm(family, **changes)
+    model = make_causal_lm(family, **changes)
     model.save_pretrained(folder)
-    tokenizer(pad, tokens).save_pretrained(folder)
+    make_tokenizer(pad, tokens).save_pretrained(folder)
     return folder

@@ -23,15 +23,15 @@ from ppo_unified.training import checkpoint, session
 FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
 
 
-class Killed(BaseException):
+class SimulatedKill(BaseException):
     """The trainer is gone: nothing that it would have done any more has an effect."""
 
 
-def begin(config: RunConfig, runs: Path, name: str) -> Run:
+def prepare_run(config: RunConfig, runs: Path, name: str) -> Run:
     return preparation.prepare(config, runs, name)
 
 
-def trained(run: Run, stop: StopRequest | None = None) -> None:
+def train_to_end(run: Run, stop: StopRequest | None = None) -> None:
     """Train in a folder from its newest checkpoint, to the end or until a stop."""
     if run._lock is None:
         run.acquire()
@@ -39,7 +39,7 @@ def trained(run: Run, stop: StopRequest | None = None) -> None:
 
 
 @contextmanager
-def dying(where: str, number: int) -> Iterator[None]:
+def kill_at_call(where: str, number: int) -> Iterator[None]:
     """Inside the block the `number`-th call of a place, 'before ' or 'after ' one of PLACES, is the trainer's last.
 
     What follows in the same process (the status of a failed run, the log) is kept from the disk, as a kill would.
@@ -55,7 +55,7 @@ def dying(where: str, number: int) -> Iterator[None]:
         if when == "after":
             real(*arguments, **options)
         patch.setattr(Run, "write_status", lambda self, status: None)
-        raise Killed
+        raise SimulatedKill
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, call)
@@ -72,17 +72,17 @@ PLACES: dict[str, tuple[Any, str]] = {
 }
 
 
-def killed(run: Run, where: str, number: int) -> bool:
+def train_until_killed(run: Run, where: str, number: int) -> bool:
     """Train until that place; whether it was reached before the run's end."""
     try:
-        with dying(where, number):
-            trained(run)
-    except Killed:
+        with kill_at_call(where, number):
+            train_to_end(run)
+    except SimulatedKill:
         return True
     return False
 
 
-def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
+def read_curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of every metric that has to repeat."""
     reader = EventReader(run.path)
     reader.poll()
@@ -94,7 +94,7 @@ def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
     }
 
 
-def stored(run: Run) -> dict[str, Any]:
+def read_samples(run: Run) -> dict[str, Any]:
     """Everything in samples/ but the metrics' times."""
     found: dict[str, Any] = {}
     for path in sorted(run.samples.iterdir()):
@@ -107,32 +107,36 @@ def stored(run: Run) -> dict[str, Any]:
     return found
 
 
-def same(a: Any, b: Any) -> bool:
+def are_equal(a: Any, b: Any) -> bool:
     """Equal to the bit, through dicts, lists, arrays and tensors."""
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return isinstance(b, dict) and a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     if isinstance(a, np.ndarray | torch.Tensor):
         return bool(a.dtype == b.dtype and a.shape == b.shape and np.array_equal(np.asarray(a), np.asarray(b)))
     return bool(a == b)
 
 
-def differences(whole: Run, other: Run) -> list[str]:
+def find_differences(whole: Run, other: Run) -> list[str]:
     """What two runs that must be alike differ in; no step of a curve is there twice."""
     found = []
-    for tag, (steps, _) in curves(other).items():
+    for tag, (steps, _) in read_curves(other).items():
         if steps != sorted(set(steps)):
             found.append(f"{tag}: its steps do not rise: {steps}")
-    parts: dict[str, Callable[[Run], dict[str, Any]]] = {"curve": curves, "sample": stored, "final": final}
+    parts: dict[str, Callable[[Run], dict[str, Any]]] = {
+        "curve": read_curves,
+        "sample": read_samples,
+        "final": read_final_state,
+    }
     for what, read in parts.items():
         ours, theirs = read(whole), read(other)
         keys = [*ours, *(key for key in theirs if key not in ours)]
-        found += [f"{what} {key}" for key in keys if not same(ours.get(key), theirs.get(key))]
+        found += [f"{what} {key}" for key in keys if not are_equal(ours.get(key), theirs.get(key))]
     return found
 
 
-def final(run: Run) -> dict[str, Any]:
+def read_final_state(run: Run) -> dict[str, Any]:
     """The last checkpoint, and what run.json says that does not depend on the clock."""
     loaded = checkpoint.load_newest(run, torch.device("cpu"))
     assert loaded is not None

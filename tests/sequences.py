@@ -102,7 +102,7 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN, "sequences", spec)
 
 
-def configured(**changes: Any) -> SequenceConfig:
+def make_config(**changes: Any) -> SequenceConfig:
     """A short run on the toy: 8 iterations, samples of the first, every third and the last."""
     options: dict[str, Any] = {
         "total_steps": 0,

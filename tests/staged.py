@@ -101,7 +101,7 @@ RESPONSES = [
 ]
 
 
-class _Dated(EventWriter):
+class _FixedTimeWriter(EventWriter):
     """Writes events of another time."""
 
     now = NOW
@@ -111,7 +111,7 @@ class _Dated(EventWriter):
         super()._write(event)
 
 
-def stage(runs: Path) -> None:
+def make_scenes(runs: Path) -> None:
     """Make the folders of all scenes. Those that are to run need `trainers` as well."""
     for number, scene in enumerate(SCENES):
         _make(runs, scene, np.random.default_rng(number))
@@ -145,7 +145,7 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     curves = _curves(scene, rng)
     steps = np.linspace(scene.step / POINTS, scene.step, POINTS).astype(int)
     started = NOW - scene.began_s
-    writer = _Dated(run.path)
+    writer = _FixedTimeWriter(run.path)
     for k, step in enumerate(steps):
         writer.now = started + scene.took_s * (k + 1) / POINTS
         evaluated = k % 4 == 3  # as often as a run is evaluated
@@ -157,7 +157,7 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
         for k, step in enumerate(steps[3::40]):
             samples.append_responses(run, int(step), 4 + 40 * k, RESPONSES)
     else:
-        samples.write(run, _stored(scene, rng))
+        samples.write(run, _make_samples(scene, rng))
 
 
 def _write_status(run: Run, scene: Scene, kind: str, total: int, scores: np.ndarray, steps: np.ndarray) -> None:
@@ -202,7 +202,7 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _stored(scene: Scene, rng: np.random.Generator) -> StoredIteration:
+def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
     """Two short episodes of the last iteration."""
     shape = (2, 12)
     value = rng.normal(20, 2, shape)
@@ -232,7 +232,9 @@ Seen = Callable[[str, Terminal], object]
 SIZES = ((80, 24), (120, 40), (200, 60))
 
 
-async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True) -> None:
+async def visit_screens(
+    runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True
+) -> None:
     """Show a staged folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
     app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
     app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
@@ -240,8 +242,8 @@ async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-
     async with app.run_test(size=size) as pilot:
 
         async def look(name: str, *texts: str) -> None:
-            await _until(pilot, lambda: all(text in text_of(app) for text in texts))
-            await _settled(pilot, app)
+            await _wait_until(pilot, lambda: all(text in screen_text(app) for text in texts))
+            await _wait_until_settled(pilot, app)
             seen(name, app)
 
         list_ = app.screen_stack[1].query_one(RunList)
@@ -263,7 +265,7 @@ async def walk(runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-
         await pilot.press("ctrl+r")
         await look("recipes", "Lay a known system's options")
         await pilot.press("escape", "escape", "escape")
-        await _until(pilot, lambda: len(app.screen_stack) == 2)
+        await _wait_until(pilot, lambda: len(app.screen_stack) == 2)
         for name, tabs in PAGES.items():
             list_.move_to(name)
             await pilot.press("enter")
@@ -285,22 +287,22 @@ PAGES = {  # run -> key, name of the picture, what it shows
 }
 
 
-def text_of(app: Terminal) -> str:
+def screen_text(app: Terminal) -> str:
     """What stands on the screen, every line in full."""
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips(app.size))
 
 
-async def _until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+async def _wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, text_of(cast("Terminal", pilot.app))
+        assert time.monotonic() < deadline, screen_text(cast("Terminal", pilot.app))
         await pilot.pause(0.02)
 
 
-async def _settled(pilot: Pilot[None], app: Terminal) -> None:
+async def _wait_until_settled(pilot: Pilot[None], app: Terminal) -> None:
     """Until every curve is read and drawn in full, and the screen stays the same."""
 
-    def drawn() -> bool:
+    def is_drawn() -> bool:
         plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]
         screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
         keys = screen._drawn_keys() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
@@ -310,10 +312,10 @@ async def _settled(pilot: Pilot[None], app: Terminal) -> None:
             return False
         return all(len(found) == len(keys) and set(found) <= {POINTS, POINTS // 4} for found in lengths)
 
-    await _until(pilot, drawn)
+    await _wait_until(pilot, is_drawn)
     before, same = "", 0
     while same < 3:
         await pilot.pause(0.015)
-        text = text_of(app)
+        text = screen_text(app)
         same = same + 1 if text == before else 0
         before = text

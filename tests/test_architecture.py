@@ -199,7 +199,7 @@ def test_there_are_no_import_cycles() -> None:
     """Tarjan's algorithm would be faster; a file is in a circle where it reaches itself."""
     graph = imports()
 
-    def reached(start: str) -> set[str]:
+    def find_reachable(start: str) -> set[str]:
         seen: set[str] = set()
         waiting = list(graph[start])
         while waiting:
@@ -209,7 +209,7 @@ def test_there_are_no_import_cycles() -> None:
                 waiting += graph[name]
         return seen
 
-    circles = sorted(name for name in graph if name in reached(name))
+    circles = sorted(name for name in graph if name in find_reachable(name))
     assert not circles, circles
 
 

@@ -49,7 +49,7 @@ def test_adapter_satisfies_the_contract(name: str) -> None:
     check_adapter(ADAPTERS[name])
 
 
-class Broken(BanditAdapter):
+class ModifiedBandit(BanditAdapter):
     """A bandit with its rollouts or its policy changed."""
 
     def __init__(
@@ -132,25 +132,28 @@ def without_grad(rollout: Rollout) -> Rollout:
 
 
 BREAKS: list[tuple[Callable[[], Adapter], str]] = [
-    (lambda: Broken(lambda r: replace(r, logprobs=r.logprobs * 1.1)), r"Rollout\.logprobs by up to .* before any upda"),
-    (lambda: Broken(lambda r: replace(r, values=r.values + 1)), r"Rollout\.values by up to 1 "),
-    (lambda: Broken(lambda r: replace(r, rewards=r.rewards / 0)), r"Rollout\.rewards is not finite"),
-    (lambda: Broken(lambda r: replace(r, rewards=r.rewards.long())), r"Rollout\.rewards is torch\.int64"),
-    (lambda: Broken(without_grad), r"Rollout\.values carries a graph"),
     (
-        lambda: Broken(lambda r: replace(r, continues=r.mask | True)),
+        lambda: ModifiedBandit(lambda r: replace(r, logprobs=r.logprobs * 1.1)),
+        r"Rollout\.logprobs by up to .* before any upda",
+    ),
+    (lambda: ModifiedBandit(lambda r: replace(r, values=r.values + 1)), r"Rollout\.values by up to 1 "),
+    (lambda: ModifiedBandit(lambda r: replace(r, rewards=r.rewards / 0)), r"Rollout\.rewards is not finite"),
+    (lambda: ModifiedBandit(lambda r: replace(r, rewards=r.rewards.long())), r"Rollout\.rewards is torch\.int64"),
+    (lambda: ModifiedBandit(without_grad), r"Rollout\.values carries a graph"),
+    (
+        lambda: ModifiedBandit(lambda r: replace(r, continues=r.mask | True)),
         r"Rollout\.next_values in column \d is not the val",
     ),
-    (lambda: Broken(policy=PeeksAhead), "evaluate.. must be causal"),
-    (lambda: Broken(policy=CountsColumns), "first 1 columns alone gives other outputs than evaluating all 4"),
-    (lambda: Broken(policy=NormalisesOverRows), "treat rows independently"),
-    (lambda: Broken(policy=Detached), "no gradient of the log-probs reaches the policy"),
-    (lambda: Broken(policy=DetachedValue), "no gradient of the values reaches critic_parameters"),
-    (lambda: Broken(policy=Wide), r"evaluate\(\)\.values is \[32, 4, 1\]; it must be \[R, L\] = \[32, 4\]"),
-    (lambda: Broken(policy=OwnsNothing), r"critic_parameters\(\) is empty"),
-    (lambda: Broken(policy=OwnsEverything), r"critic_parameters\(\) gives every parameter"),
-    (lambda: Broken(policy=OwnsTheActor), "depend on a parameter in critic_parameters"),
-    (lambda: Broken(policy=OwnsAStranger), r"that policy\.parameters\(\) lacks"),
+    (lambda: ModifiedBandit(policy=PeeksAhead), "evaluate.. must be causal"),
+    (lambda: ModifiedBandit(policy=CountsColumns), "first 1 columns alone gives other outputs than evaluating all 4"),
+    (lambda: ModifiedBandit(policy=NormalisesOverRows), "treat rows independently"),
+    (lambda: ModifiedBandit(policy=Detached), "no gradient of the log-probs reaches the policy"),
+    (lambda: ModifiedBandit(policy=DetachedValue), "no gradient of the values reaches critic_parameters"),
+    (lambda: ModifiedBandit(policy=Wide), r"evaluate\(\)\.values is \[32, 4, 1\]; it must be \[R, L\] = \[32, 4\]"),
+    (lambda: ModifiedBandit(policy=OwnsNothing), r"critic_parameters\(\) is empty"),
+    (lambda: ModifiedBandit(policy=OwnsEverything), r"critic_parameters\(\) gives every parameter"),
+    (lambda: ModifiedBandit(policy=OwnsTheActor), "depend on a parameter in critic_parameters"),
+    (lambda: ModifiedBandit(policy=OwnsAStranger), r"that policy\.parameters\(\) lacks"),
 ]
 
 

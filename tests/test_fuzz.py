@@ -42,18 +42,18 @@ def test_fuzzed_input_raises_only_quick_usage_errors(name: str) -> None:
 
 
 def samples(changes: dict[str, Any]) -> bytes:
-    return real.packed(real.sample_arrays() | changes)
+    return real.pack_arrays(real.sample_arrays() | changes)
 
 
-def checkpoint(changes: dict[str, Any]) -> dict[str, bytes]:
+def make_checkpoint(changes: dict[str, Any]) -> dict[str, bytes]:
     """One whose meta.json says something else, with a checksum of its own that is right."""
     whole = real.checkpoint_files()
     return real.with_meta(whole, json.dumps(json.loads(whole["meta.json"]) | changes).encode())
 
 
-def sealed_checkpoint(trainer: bytes) -> dict[str, bytes]:
+def make_sealed_checkpoint(trainer: bytes) -> dict[str, bytes]:
     """One with another trainer.json, all of whose checksums are right."""
-    return real.sealed(real.checkpoint_files() | {"trainer.json": trainer})
+    return real.seal_checkpoint(real.checkpoint_files() | {"trainer.json": trainer})
 
 
 ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input or what makes it, refused now?
@@ -74,15 +74,15 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "responses nested 100,000 deep": ("responses", b"[" * DEEP, False),
     "prompts nested 900 deep": ("prompts", b'{"prompt": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}", True),
     "preference pairs with a key as long as a book": ("preference pairs", b'[{"%s": "a"}]' % (b"a" * DEEP), True),
-    "checkpoint of no step": ("checkpoint", partial(checkpoint, {"step": None}), True),
-    "checkpoint of another step": ("checkpoint", partial(checkpoint, {"step": 3}), True),
-    "checkpoint whose score is a text": ("checkpoint", partial(checkpoint, {"score": "x"}), True),
-    "checkpoint that names another file": ("checkpoint", partial(checkpoint, {"files": {"x": SUM}}), True),
-    "checkpoint nested 900 deep": ("checkpoint", partial(checkpoint, {"versions": NESTED}), True),
-    "checkpoint whose format is a text": ("checkpoint", partial(checkpoint, {"format": "2"}), True),
-    "checkpoint whose file has no size": ("checkpoint", partial(checkpoint, {"files": {"x": {}}}), True),
-    "checkpoint with a list for a key": ("checkpoint", partial(sealed_checkpoint, LIST_AS_KEY), True),
-    "checkpoint of a trainer that is a list": ("checkpoint", partial(sealed_checkpoint, b"[]"), True),
+    "checkpoint of no step": ("checkpoint", partial(make_checkpoint, {"step": None}), True),
+    "checkpoint of another step": ("checkpoint", partial(make_checkpoint, {"step": 3}), True),
+    "checkpoint whose score is a text": ("checkpoint", partial(make_checkpoint, {"score": "x"}), True),
+    "checkpoint that names another file": ("checkpoint", partial(make_checkpoint, {"files": {"x": SUM}}), True),
+    "checkpoint nested 900 deep": ("checkpoint", partial(make_checkpoint, {"versions": NESTED}), True),
+    "checkpoint whose format is a text": ("checkpoint", partial(make_checkpoint, {"format": "2"}), True),
+    "checkpoint whose file has no size": ("checkpoint", partial(make_checkpoint, {"files": {"x": {}}}), True),
+    "checkpoint with a list for a key": ("checkpoint", partial(make_sealed_checkpoint, LIST_AS_KEY), True),
+    "checkpoint of a trainer that is a list": ("checkpoint", partial(make_sealed_checkpoint, b"[]"), True),
     "samples with a column of dates": ("samples", partial(samples, {"value": np.zeros((2, 3), "M8[s]")}), True),
     "samples with texts for numbers": ("samples", partial(samples, {"reward": np.full((2, 3), "x")}), True),
     "samples with a name that paints": ("samples", partial(samples, {"\x1b[31m": np.zeros((2, 3))}), True),

@@ -273,10 +273,10 @@ def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, mo
     settings |= {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["own.C", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
-    def asked(*_: object) -> str:
+    def fail_if_asked(*_: object) -> str:
         raise AssertionError("it asked")
 
-    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("builtins.input", fail_if_asked)
     with pytest.raises(UsageError, match=r"trust_remote_code|custom code"):
         load_config(str(folder))
     with suppress(UsageError):
@@ -357,7 +357,7 @@ def test_tensorboard_listens_on_localhost_only(tmp_path: Path, monkeypatch: pyte
 # the terminal
 
 
-def hostile(runs: Path) -> Run:
+def make_hostile_run(runs: Path) -> Run:
     """A run in which every text is out to hurt."""
     name = EVIL.replace("\x00", "").replace("/", "")
     status: dict[str, Any] = {key: EVIL for key, value in asdict(Status()).items() if isinstance(value, str)}
@@ -420,7 +420,7 @@ def test_commands_sanitize_foreign_text(
     tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hostile(tmp_path / "runs")
+    make_hostile_run(tmp_path / "runs")
     make(tmp_path / "runs", "b", started=1.0)
     with suppress(SystemExit):
         assert main(arguments) in (0, 1, 2)
@@ -459,7 +459,7 @@ def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Say) -> 
 
 
 def test_json_output_escapes_foreign_text(tmp_path: Path, capsys: Say) -> None:
-    hostile(tmp_path)
+    make_hostile_run(tmp_path)
     for command in ("runs", "show latest", "inspect latest"):
         assert main([*command.split(), "--json", "--runs", str(tmp_path)]) == 0
         document = capsys.readouterr().out
@@ -476,7 +476,7 @@ def test_tui_shows_foreign_text_literally(tmp_path: Path, monkeypatch: pytest.Mo
     from tui.app import Terminal
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    hostile(tmp_path / "runs")
+    make_hostile_run(tmp_path / "runs")
     drawn: list[str] = []
 
     async def look() -> None:

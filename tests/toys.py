@@ -48,7 +48,7 @@ def random_rollout(
     )
 
 
-def consistent(rollout: Rollout) -> Rollout:
+def with_next_values(rollout: Rollout) -> Rollout:
     """The same with next_values = V at the next valid column wherever an episode continues, as adapters give it."""
     next_values = rollout.next_values.clone()
     for i in range(len(rollout.mask)):
@@ -68,7 +68,7 @@ class MarkovPolicy(BanditPolicy):
         return self.actor(features).log_softmax(-1), self.critic(features).squeeze(-1)
 
 
-def seeded(policy: Callable[[torch.Generator], BanditPolicy], seed: int = 0) -> BanditPolicy:
+def make_policy(policy: Callable[[torch.Generator], BanditPolicy], seed: int = 0) -> BanditPolicy:
     return policy(torch.Generator().manual_seed(seed)).double()
 
 

@@ -139,13 +139,13 @@ class Locks(gym.Env[Any, Any]):
         return {"right": self.right, "time": np.array([self.taken / 4], np.float32), "action_mask": mask}
 
 
-def locks_side_by_side(num_envs: int = 1, **_: Any) -> VectorEnv[Any, Any, Any]:
+def make_locks_vector(num_envs: int = 1, **_: Any) -> VectorEnv[Any, Any, Any]:
     """Locks as a vector environment of their own, flat and with the mask in the info."""
 
-    def one() -> gym.Env[Any, Any]:
+    def make_one() -> gym.Env[Any, Any]:
         return gym.wrappers.FlattenObservation(MaskToInfo(Locks()))
 
-    return gym.vector.SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return gym.vector.SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 class Echo(gym.Env[Any, Any]):

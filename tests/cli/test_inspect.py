@@ -27,7 +27,7 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.samples import QUANTITIES
 from ppo_unified.text import display_width
-from tests.sequences import COLUMNS, ROWS, configured, sequences
+from tests.sequences import COLUMNS, ROWS, make_config, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
 
@@ -66,13 +66,13 @@ def document(folder: Path, capsys: pytest.CaptureFixture[str], name: str, *argum
     return loaded
 
 
-def logged(path: Path, step: int) -> dict[str, float]:
+def read_logged(path: Path, step: int) -> dict[str, float]:
     reader = EventReader(path)
     reader.poll()
     return {tag: float(x.values[x.steps == step][0]) for tag, x in reader.series.items() if step in x.steps}
 
 
-def by_hand(steps: Steps, gamma: float, lam: float, clip: float, clip_high: float) -> None:
+def check_by_formula(steps: Steps, gamma: float, lam: float, clip: float, clip_high: float) -> None:
     """Hold every derived number of one episode to its formula, from the last step to the first."""
     carried = 0.0
     for step in reversed(steps):
@@ -106,10 +106,10 @@ def test_inspect_matches_hand_computation_and_logged_metrics(runs: Path, capsys:
         assert (shown["gamma"], shown["lam"], shown["clip"], shown["clip_high"]) == (0.97, 0.9, 0.2, 0.2)
         episodes = [sample["steps"] for sample in shown["each"]]
         for steps in episodes:
-            by_hand(steps, 0.97, 0.9, 0.2, 0.2)
+            check_by_formula(steps, 0.97, 0.9, 0.2, 0.2)
         every = [step for steps in episodes for step in steps]
         assert len(every) == shown["iteration_steps"]
-        metrics = logged(runs / "pole", shown["step"])
+        metrics = read_logged(runs / "pole", shown["step"])
         ratios = [step["ratio"] for step in every]
         means = {
             "value/mean": fmean(step["value"] for step in every),
@@ -129,7 +129,7 @@ def test_inspect_handles_annealed_clip_and_truncation(runs: Path, capsys: pytest
     assert document(runs, capsys, "timed", "--iteration", "1")["clip"] == 0.05
     episodes = [sample["steps"] for sample in shown["each"]]
     for steps in episodes:
-        by_hand(steps, 0.97, 0.9, 0.025, 0.05)
+        check_by_formula(steps, 0.97, 0.9, 0.025, 0.05)
     every = [step for steps in episodes for step in steps]
     assert 0 < fmean(step["clipped"] for step in every) < 1
     cut_off = [steps[-1] for steps in episodes if not steps[-1]["continues"]]
@@ -141,11 +141,11 @@ def test_inspect_handles_annealed_clip_and_truncation(runs: Path, capsys: pytest
 
 @pytest.mark.usefixtures("sequences")
 def test_inspect_handles_masked_columns_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(configured(), tmp_path, "toy")
+    train(make_config(), tmp_path, "toy")
     shown = document(tmp_path, capsys, "toy", "--sample", "all")
     assert shown["samples"] == len(shown["each"]) == 2 * (ROWS - 1)
     for sample in shown["each"]:
-        by_hand(sample["steps"], 0.99, 0.95, 0.2, 0.2)
+        check_by_formula(sample["steps"], 0.99, 0.95, 0.2, 0.2)
     every = [step for sample in shown["each"] for step in sample["steps"]]
     assert fmean(step["value"] for step in every) == pytest.approx(shown["metrics"]["value/mean"], abs=1e-6)
     assert {step["text"] for step in every} <= {"left", "\x1b[31m\u6e38\n"}
@@ -175,7 +175,7 @@ def test_table_fits_terminal_width(
     width: int, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    train(configured(), tmp_path, "toy")
+    train(make_config(), tmp_path, "toy")
     for folder, name in ((runs, "pole"), (runs, "timed"), (tmp_path, "toy")):
         code, out, err = command(folder, capsys, "inspect", name, "--sample", "all")
         assert (code, err) == (0, "")
@@ -204,7 +204,7 @@ def test_text_cells_are_sanitized_and_sums_follow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "150")
-    train(configured(), tmp_path, "toy")
+    train(make_config(), tmp_path, "toy")
     _, out, _ = command(tmp_path, capsys, "inspect", "toy", "--sample", "all")
     everything = document(tmp_path, capsys, "toy", "--sample", "all")["each"]
     for (header, *rows, sums), sample in zip(tables(out), everything, strict=True):
@@ -297,7 +297,7 @@ def test_actions_are_shown_as_environment_values(space: str) -> None:
 def test_eval_labels_mean_with_the_adapters_score_name(
     tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(configured(), tmp_path, "toy")
+    train(make_config(), tmp_path, "toy")
     for folder, name, key in ((tmp_path, "toy", "mean_score"), (runs, "pole", "mean_return")):
         code, out, _ = command(folder, capsys, "eval", name, "--json", "--episodes", "2")
         shown = json.loads(out)

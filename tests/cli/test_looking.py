@@ -91,7 +91,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def say(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def run_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a command line in `folder`: (exit code, stdout, stderr)."""
     monkeypatch.setenv("COLUMNS", "80")
 
@@ -111,8 +111,8 @@ def rows(text: str) -> dict[str, list[str]]:
 # --- envs
 
 
-def test_envs_lists_presets_with_score_and_time(say: Any) -> None:
-    code, out, err = say("envs")
+def test_envs_lists_presets_with_score_and_time(run_command: Any) -> None:
+    code, out, err = run_command("envs")
     assert (code, err) == (0, "")
     listed = rows(out)
     assert "cartpole" in listed

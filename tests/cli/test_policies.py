@@ -87,7 +87,7 @@ def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
     return code, captured.out, captured.err
 
 
-def evaluated(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+def evaluate_json(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     code, out, err = command(runs, capsys, "eval", "pole", "--json", *arguments)
     assert (code, err) == (0, "")
     document: dict[str, Any] = json.loads(out)
@@ -98,7 +98,7 @@ def evaluated(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
 
 
 def test_eval_uses_best_checkpoint_and_greedy_actions(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = evaluated(runs, capsys, "--episodes", "30", "--seed", "7")
+    document = evaluate_json(runs, capsys, "--episodes", "30", "--seed", "7")
     best = checkpoint.best_step(Run(runs / "pole"))
     assert document.pop("score") == document.pop("mean_return") >= 475
     assert document.pop("std") >= 0
@@ -117,7 +117,7 @@ def test_eval_is_repeatable_and_depends_on_options(runs: Path, capsys: pytest.Ca
 def test_eval_uses_the_given_checkpoint(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = checkpoint.steps(Run(runs / "pole"))
     for which, step in (("latest", steps[-1]), (str(steps[0]), steps[0])):
-        document = evaluated(runs, capsys, "--episodes", "2", "--checkpoint", which)
+        document = evaluate_json(runs, capsys, "--episodes", "2", "--checkpoint", which)
         assert (document["checkpoint"], document["step"]) == (which, step)
     words = command(runs, capsys, "eval", "words", "--episodes", "2")
     assert words[1] == "words: score 12 +- 0 over 2 episodes (greedy, seed 0, best checkpoint, step 8)\n"
@@ -188,13 +188,13 @@ def test_eval_rechooses_a_checkpoint_pruned_meanwhile(
 ) -> None:
     real, calls = checkpoint.choose, []
 
-    def stale(run: Run, which: str) -> int:
+    def choose_stale(run: Run, which: str) -> int:
         """What the first look saw is gone."""
         calls.append(which)
         return 1 if len(calls) < 3 else real(run, which)
 
-    monkeypatch.setattr(checkpoint, "choose", stale)
-    assert evaluated(runs, capsys, "--episodes", "1")["step"] == checkpoint.best_step(Run(runs / "pole"))
+    monkeypatch.setattr(checkpoint, "choose", choose_stale)
+    assert evaluate_json(runs, capsys, "--episodes", "1")["step"] == checkpoint.best_step(Run(runs / "pole"))
     assert calls == ["best", "1", "best"]
 
 
@@ -293,7 +293,7 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
     return already
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) -> tuple[int, str]:
+def run_on_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) -> tuple[int, str]:
     """The exit code of a command in this process, and all that it wrote to its terminal."""
     usual = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "NO_COLOR": "", "COLORTERM": "truecolor"}
     for name, value in (usual | environ).items():
@@ -310,7 +310,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) ->
 
 
 def test_play_draws_and_restores_the_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs))
+    code, text = run_on_terminal(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs))
     before, picture, after = re.split(f"{re.escape(ENTER)}|{re.escape(LEAVE)}", text)
     assert (code, before, after) == (0, "", "episode 1: return 12 in 12 steps\r\n")
     assert "▀" in picture or "48;2;255;255;255m" in picture
@@ -329,7 +329,7 @@ def test_play_draws_and_restores_the_terminal(runs: Path, monkeypatch: pytest.Mo
 def test_play_respects_terminal_capabilities(
     runs: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], has: str, lacks: str
 ) -> None:
-    code, text = watched(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs), **environ)
+    code, text = run_on_terminal(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs), **environ)
     assert code == 0
     assert has in text
     assert lacks not in text
@@ -337,7 +337,7 @@ def test_play_respects_terminal_capabilities(
 
 
 def test_play_shows_text_frames(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, text = watched(monkeypatch, "play", "words", "--fps", "1000", "--runs", str(runs))
+    code, text = run_on_terminal(monkeypatch, "play", "words", "--fps", "1000", "--runs", str(runs))
     assert code == 0
     assert "  S ............" in text
     assert "\x07" not in text
@@ -345,19 +345,19 @@ def test_play_shows_text_frames(runs: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_dumb_terminal_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = watched(monkeypatch, "play", "dot", "--runs", str(runs), TERM="dumb")
+    shown = run_on_terminal(monkeypatch, "play", "dot", "--runs", str(runs), TERM="dumb")
     assert shown == (0, "episode 1: return 12 in 12 steps\r\n")
 
 
 def test_play_reports_environment_without_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, text = watched(monkeypatch, "play", "unseen", "--runs", str(runs))
+    code, text = run_on_terminal(monkeypatch, "play", "unseen", "--runs", str(runs))
     assert code == 2
     assert "its render modes are none, and rgb_array or ansi is needed" in text
     assert "\x1b" not in text
 
 
 def test_environment_output_appears_below_the_frame(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, text = watched(monkeypatch, "play", "chatty", "--fps", "1000", "--runs", str(runs))
+    code, text = run_on_terminal(monkeypatch, "play", "chatty", "--fps", "1000", "--runs", str(runs))
     assert code == 0
     assert "a line of its own" not in text.partition(LEAVE)[0]
     assert text.partition(LEAVE)[2].count("a line of its own\r\n") == 12
@@ -412,7 +412,7 @@ assert not {"ppo_unified", "envs", "gymnasium"} & set(sys.modules)
 
 
 @pytest.fixture(scope="module")
-def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_folder(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports") / "deep" / "pole"
     assert main(["export", "pole", "--to", str(folder), "--runs", str(runs)]) == 0
     return folder
@@ -422,10 +422,10 @@ def python_blocks(page: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 
 
-def test_exported_policy_describes_itself(runs: Path, exported: Path) -> None:
-    description = json.loads((exported / "policy.json").read_text(encoding="utf-8"))
+def test_exported_policy_describes_itself(runs: Path, export_folder: Path) -> None:
+    description = json.loads((export_folder / "policy.json").read_text(encoding="utf-8"))
     status = Run(runs / "pole").read_status()
-    assert sorted(os.listdir(exported)) == description["files"] == ["README.md", "policy.json", "policy.pt2"]
+    assert sorted(os.listdir(export_folder)) == description["files"] == ["README.md", "policy.json", "policy.pt2"]
     assert (description["env_id"], description["score"]) == ("CartPole-v1", status.best_score)
     assert (description["step"], description["run"]) == (status.best_step, "pole")
     assert (description["obs"]["shape"], description["obs"]["dtype"]) == (["batch", 4], "float32")
@@ -502,21 +502,21 @@ def test_exported_program_applies_action_mask(tmp_path: Path) -> None:
 
 
 def test_export_replaces_only_an_earlier_export(runs: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def age() -> int:
+    def modified_at() -> int:
         return (exported / "policy.pt2").stat().st_mtime_ns
 
-    first = age()
+    first = modified_at()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
     assert (code, err) == (0, "")
     assert out.splitlines() == [str(exported / name) for name in ("README.md", "policy.json", "policy.pt2")]
     assert sorted(os.listdir(exported)) == ["README.md", "policy.json", "policy.pt2"]
-    second = age()
+    second = modified_at()
     assert second > first
     (exported / "notes.txt").touch()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
     assert (code, out) == (2, "")
     assert "holds something else already (notes.txt); choose an empty or a new folder" in err
-    assert age() == second
+    assert modified_at() == second
     (exported / "notes.txt").unlink()
 
 

@@ -46,7 +46,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def until(holds: Callable[[], bool]) -> None:
+def wait_until(holds: Callable[[], bool]) -> None:
     """Wait for a condition about a server, which may not listen yet."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -58,7 +58,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def serving(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serve_tensorboard(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A `ppo-unified tensorboard` process and the address that its first line names."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_unified", "tensorboard", "--port", "0", *arguments],
@@ -80,7 +80,7 @@ def serving(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str],
         process.communicate()
 
 
-def lists(address: str, names: list[str]) -> bool:
+def serves_runs(address: str, names: list[str]) -> bool:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"{address}data/runs") as answer:
         return sorted(json.load(answer)) == names
@@ -88,12 +88,12 @@ def lists(address: str, names: list[str]) -> bool:
 
 def test_tensorboard_serves_the_given_runs(runs: Path, tmp_path: Path) -> None:
     """The whole folder, and two named runs; each server ends with its parent and leaves nothing behind."""
-    everything = serving("--runs", str(runs), tmp=tmp_path)
-    named = serving("two, a=b:c", str(runs / "one"), "--runs", str(runs), tmp=tmp_path)
+    everything = serve_tensorboard("--runs", str(runs), tmp=tmp_path)
+    named = serve_tensorboard("two, a=b:c", str(runs / "one"), "--runs", str(runs), tmp=tmp_path)
     expected = [["one", "three", "two, a=b:c"], ["one", "two, a=b:c"]]
     with everything as first, named as second:
         for (process, address), names in zip((first, second), expected, strict=True):
-            until(partial(lists, address, names))
+            wait_until(partial(serves_runs, address, names))
             assert psutil.Process(process.pid).net_connections() == []
             servers = psutil.Process(process.pid).children(recursive=True)
             local = [c.laddr.ip for s in servers for c in s.net_connections() if c.status == "LISTEN"]
@@ -144,7 +144,7 @@ def test_usage_errors_are_one_line(
 # doctor
 
 
-def diagnosis(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def run_doctor(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
     code = main(["doctor", "--json"])
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -153,7 +153,7 @@ def diagnosis(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_doctor_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) -> None:
-    document = diagnosis(capsys)
+    document = run_doctor(capsys)
     checks = {check["name"]: check for check in document["checks"]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {re.split(r"[\[>]", line)[0] for line in project["dependencies"]}
@@ -165,7 +165,7 @@ def test_doctor_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_doctor_text_matches_its_json(capsys: pytest.CaptureFixture[str]) -> None:
-    document = diagnosis(capsys)
+    document = run_doctor(capsys)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [check["verdict"] for check in document["checks"]]

@@ -270,7 +270,7 @@ def test_toml_contains_every_set_option() -> None:
     assert validate(GymConfig, table, "x") == GymConfig()
 
 
-class Refusing(GymConfig):
+class RefusingSection(GymConfig):
     refused: ClassVar[dict[str, str]] = {"gym.frame_skip": "the rewards of skipped frames would be lost"}
 
 
@@ -278,8 +278,8 @@ class Refusing(GymConfig):
 def test_rejected_option_is_explained_as_flag_and_key(flag: str) -> None:
     reason = "is refused: the rewards of skipped frames would be lost"
     with pytest.raises(UsageError) as caught:
-        read_flags(Refusing(), [flag, "4"], "ppo-unified train x", "")
+        read_flags(RefusingSection(), [flag, "4"], "ppo-unified train x", "")
     assert str(caught.value) in (f"{flag.partition('=')[0]} {reason}", f"--gym.frame-skip {reason}")
     with pytest.raises(UsageError, match=rf"^x\.toml: gym\.frame_skip {reason}$"):
-        validate(Refusing, {"gym": {"frame_skip": 4}}, "x.toml")
-    assert Refusing().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2
+        validate(RefusingSection, {"gym": {"frame_skip": 4}}, "x.toml")
+    assert RefusingSection().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2

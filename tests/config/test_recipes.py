@@ -168,14 +168,14 @@ def test_help_shows_recipe_values(capsys: pytest.CaptureFixture[str]) -> None:
 # how the commands show them
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def recipes_output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["recipes", *arguments]) == 0
     return capsys.readouterr().out
 
 
 def test_recipes_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = said(capsys)
-    listed = json.loads(said(capsys, "--json"))["recipes"]
+    shown = recipes_output(capsys)
+    listed = json.loads(recipes_output(capsys, "--json"))["recipes"]
     assert [entry["name"] for entry in listed] == list(RECIPES)
     for entry in listed:
         assert entry.keys() == {"name", "kind", "title", "source"}
@@ -185,8 +185,8 @@ def test_recipes_command_lists_every_recipe(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_command_prints_the_recipe_file(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, name) == recipe_files()[name].read_text(encoding="utf-8")
-    shown = json.loads(said(capsys, name, "--json"))
+    assert recipes_output(capsys, name) == recipe_files()[name].read_text(encoding="utf-8")
+    shown = json.loads(recipes_output(capsys, name, "--json"))
     assert shown["differs"] == list(RECIPES[name].differs)
     config = validate(LLMConfig, {"kind": "llm", **RECIPES[name].options}, name).flatten()
     assert shown["options"] == {
@@ -210,7 +210,7 @@ def test_difference_maps_one_configuration_to_the_other(first: str, second: str)
 
 
 def test_printed_difference_shows_values_and_sources(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = said(capsys, "trl-early", "trian-ppo").splitlines()
+    shown = recipes_output(capsys, "trl-early", "trian-ppo").splitlines()
     assert shown[0].split() == ["option", "trl-early", "trian-ppo"]
     row = next(number for number, line in enumerate(shown) if line.startswith("llm.kl "))
     assert shown[row].split() == ["llm.kl", '"k1"', '"full"']
@@ -219,11 +219,11 @@ def test_printed_difference_shows_values_and_sources(capsys: pytest.CaptureFixtu
     row = next(number for number, line in enumerate(shown) if line.startswith("llm.lora_rank "))
     assert shown[row].split() == ["llm.lora_rank", "0", "8"]
     assert shown[row + 1] == "    trl-early: the default"
-    document = json.loads(said(capsys, "trl-early", "trian-ppo", "--json"))
+    document = json.loads(recipes_output(capsys, "trl-early", "trian-ppo", "--json"))
     assert document["recipes"] == ["trl-early", "trian-ppo"]
     assert document["options"]["llm.lora_rank"]["trl-early"] == {"value": 0, "source": None}
     assert list(document["options"]) == list(difference(RECIPES["trl-early"], RECIPES["trian-ppo"]))
-    assert said(capsys, "tldr", "tldr") == "the options are the same\n"
+    assert recipes_output(capsys, "tldr", "tldr") == "the options are the same\n"
 
 
 def test_remarks_come_from_comments_beside_settings() -> None:
@@ -309,7 +309,7 @@ PARTS = {
 
 
 @pytest.fixture
-def cook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def package_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An installed package with an adapter, a preset and recipes; the current folder is another one, empty."""
     site, work = tmp_path / "site", tmp_path / "work"
     for name, text in PARTS.items():
@@ -328,20 +328,20 @@ def config_of(run: Run) -> RunConfig:
     return load_target(str(run.config))
 
 
-def test_recipe_run_is_named_repeatable_and_resumable(cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "two-arms", "--recipe", "quick", "--optim.lr", "0.1"]) == 0
-    run = Run(cook / "runs" / "two-arms-quick-s1")
+    run = Run(package_folder / "runs" / "two-arms-quick-s1")
     status, config = run.read_status(), config_of(run)
     assert (status.preset, status.iteration, config.recipe, config.preset) == ("two-arms-quick", 3, "quick", "two-arms")
     assert (config.ppo.epochs, config.ppo.minibatches, config.optim.lr) == (2, 2, 0.1)
     command = run.command.read_text(encoding="utf-8")
     assert command == "ppo-unified train two-arms --recipe quick --optim.lr 0.1\n"
     assert main([*shlex.split(command)[1:], "--name", "again"]) == 0
-    assert config_of(Run(cook / "runs" / "again")) == config
+    assert config_of(Run(package_folder / "runs" / "again")) == config
     assert main(["resume", "two-arms-quick-s1", "--total-iterations", "5"]) == 0
     assert (run.read_status().iteration, config_of(run).recipe) == (5, "quick")
     assert main(["train", str(run.config)]) == 0  # the configuration of a run begins another of the same name
-    assert (cook / "runs" / "two-arms-quick-s1-2").exists()
+    assert (package_folder / "runs" / "two-arms-quick-s1-2").exists()
     capsys.readouterr()
     assert main(["runs", "recipe:quick", "preset:two-arms", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3

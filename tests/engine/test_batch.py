@@ -13,41 +13,41 @@ from ppo_unified.engine.batch import Batch, microbatches, minibatches, split_eve
 from ppo_unified.engine.ppo import make_batch
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.testing import BanditPolicy
-from tests.toys import MarkovPolicy, engine_gradient, random_rollout, seeded
+from tests.toys import MarkovPolicy, engine_gradient, make_policy, random_rollout
 
 
-def numbered(batch: Batch) -> Batch:
+def number_rows(batch: Batch) -> Batch:
     """Rows that can be told apart by their first action."""
     return replace(batch, actions=torch.arange(len(batch))[:, None].expand_as(batch.mask))
 
 
-def dealt(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
+def deal_rows(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [m.actions[:, 0].tolist() for m in minibatches(numbered(batch), count, False, generator)]
+    return [m.actions[:, 0].tolist() for m in minibatches(number_rows(batch), count, False, generator)]
 
 
 @pytest.mark.parametrize("row_len", [1, 3, 12])
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
 def test_minibatches_cover_every_row_once(row_len: int, count: int) -> None:
     batch = make_batch(random_rollout(n=20, row_len=row_len, ragged=True), PPO())
-    groups = dealt(batch, count)
+    groups = deal_rows(batch, count)
     assert sorted(row for group in groups for row in group) == list(range(len(batch)))
     assert len(groups) == count
     assert all(groups)
 
 
 def test_minibatches_are_never_empty() -> None:
-    groups = dealt(make_batch(random_rollout(n=3, row_len=12), PPO()), 8)
+    groups = deal_rows(make_batch(random_rollout(n=3, row_len=12), PPO()), 8)
     assert sorted(map(len, groups)) == [1, 1, 1]
 
 
 def test_minibatches_are_redrawn_each_epoch_and_seeded() -> None:
-    batch = numbered(make_batch(random_rollout(n=20, row_len=12), PPO()))
+    batch = number_rows(make_batch(random_rollout(n=20, row_len=12), PPO()))
     generator = torch.Generator().manual_seed(0)
     epochs = [[m.actions[:, 0].tolist() for m in minibatches(batch, 4, False, generator)] for _ in range(2)]
     assert epochs[0] != epochs[1]
-    assert epochs[0] == dealt(batch, 4)
-    assert epochs[0] != dealt(batch, 4, seed=1)
+    assert epochs[0] == deal_rows(batch, 4)
+    assert epochs[0] != deal_rows(batch, 4, seed=1)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -89,7 +89,7 @@ def test_microbatch_columns_do_not_change_the_gradient(loss_mean: str, row_len: 
     """Micro-batches, and the padding they cut off, are invisible: for a policy that reads its row up to each column."""
     options = {"loss_mean": loss_mean, "entropy_coef": 0.01, "gamma": 0.9}
     batch = make_batch(random_rollout(n=10, row_len=row_len, ragged=True), PPO(**options))
-    policy = seeded(BanditPolicy)
+    policy = make_policy(BanditPolicy)
     whole = engine_gradient(policy, batch, PPO(**options))
     cut = engine_gradient(policy, batch, PPO(**options, microbatch_columns=columns))
     assert whole.abs().max() > 1e-3
@@ -101,12 +101,12 @@ def test_padding_does_not_change_the_gradient(loss_mean: str) -> None:
     """The same sequences in a wider rollout."""
     narrow = random_rollout(n=6, row_len=12, ragged=True)
 
-    def padded(x: Tensor) -> Tensor:
+    def pad(x: Tensor) -> Tensor:
         return torch.cat([x, torch.zeros(6, 12, *x.shape[2:], dtype=x.dtype)], 1)
 
     names = ("obs", "actions", "logprobs", "values", "rewards", "next_values", "continues", "mask")
-    wide = Rollout(**{name: padded(getattr(narrow, name)) for name in names}, row_len=24)  # type: ignore[arg-type]  # mypy
-    ppo, policy = PPO(loss_mean=loss_mean), seeded(BanditPolicy)
+    wide = Rollout(**{name: pad(getattr(narrow, name)) for name in names}, row_len=24)  # type: ignore[arg-type]  # mypy
+    ppo, policy = PPO(loss_mean=loss_mean), make_policy(BanditPolicy)
     gradient = engine_gradient(policy, make_batch(narrow, ppo), ppo)
     again = engine_gradient(policy, make_batch(wide, ppo), ppo)
     assert torch.allclose(again, gradient, rtol=1e-6)  # weights are float32, and sums over other shapes round otherwise
@@ -126,7 +126,7 @@ def test_microbatches_cover_valid_steps_within_the_limit(columns: int) -> None:
 
 @pytest.mark.parametrize("row_len", [1, 2, 3, 12])
 def test_row_len_does_not_change_a_markov_policys_gradient(row_len: int) -> None:
-    policy, ppo = seeded(MarkovPolicy), PPO()
+    policy, ppo = make_policy(MarkovPolicy), PPO()
     by_step = engine_gradient(policy, make_batch(random_rollout(row_len=1), ppo), ppo)
     by_row = engine_gradient(policy, make_batch(random_rollout(row_len=row_len), ppo), ppo)
     assert torch.allclose(by_row, by_step, rtol=1e-10, atol=1e-12)

@@ -13,7 +13,7 @@ from ppo_unified.config.schema import PPO
 from ppo_unified.engine.diagnostics import gae_error
 from ppo_unified.engine.ppo import episode_return, gae, make_batch, reward_to_go
 from ppo_unified.engine.rollout import Rollout
-from tests.toys import consistent, random_rollout
+from tests.toys import random_rollout, with_next_values
 
 ROLLOUTS = [
     random_rollout(),
@@ -68,7 +68,7 @@ def test_gae_invariant_detects_wrong_advantages() -> None:
 
 @pytest.mark.parametrize("rollout", ROLLOUTS)
 def test_advantage_ladder_matches_definitions(rollout: Rollout) -> None:
-    gamma, rollout = 0.93, consistent(rollout)
+    gamma, rollout = 0.93, with_next_values(rollout)
     ladder = {
         name: make_batch(replace(rollout, row_len=12), PPO(advantage=name, gamma=gamma, normalize_advantages="none"))
         for name in ("gae", "td", "reward-to-go", "return")

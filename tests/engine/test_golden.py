@@ -67,23 +67,23 @@ def token_rollout() -> Rollout:
     following = torch.cat([x["values"][:, 1:], torch.zeros(5, 1)], 1)
     last = mask & ~torch.cat([mask[:, 1:], torch.zeros(5, 1, dtype=torch.bool)], 1)
 
-    def own(x: Tensor) -> Tensor:
+    def fill_masked(x: Tensor) -> Tensor:
         return torch.where(mask, x, 1e6)
 
     return Rollout(
         obs=x["new_logits"],
         actions=x["tokens"],
-        logprobs=own(x["logprobs"]),
-        values=own(x["values"]),
-        rewards=own(torch.tensor(TOKENS["outputs"]["rewards_kl"])),
-        next_values=torch.where(last, 0.0, own(following)),
+        logprobs=fill_masked(x["logprobs"]),
+        values=fill_masked(x["values"]),
+        rewards=fill_masked(torch.tensor(TOKENS["outputs"]["rewards_kl"])),
+        next_values=torch.where(last, 0.0, fill_masked(following)),
         continues=~last,
         mask=mask,
         row_len=9,
     )
 
 
-def whitened_rewards(rollout: Rollout) -> Rollout:
+def whiten_rewards(rollout: Rollout) -> Rollout:
     """TRL's reward whitening (unit variance, same mean) moves the zeros behind a response's end too, and its GAE then
     walks back over them: to it, padding is steps of value 0. Given as such steps, the numbers must be the same."""
     mask, everywhere = rollout.mask, torch.ones_like(rollout.mask)
@@ -103,41 +103,41 @@ def token_batch(setting: tuple[float, float, bool], ppo: PPO) -> Batch:
     rollout = token_rollout()
     if not setting[2]:
         return make_batch(rollout, ppo)
-    raw = make_batch(whitened_rewards(rollout), ppo.model_copy(update={"normalize_advantages": "none"}))
+    raw = make_batch(whiten_rewards(rollout), ppo.model_copy(update={"normalize_advantages": "none"}))
     mask = rollout.mask
     return replace(raw, advantages=standardize(raw.advantages, mask), mask=mask, weights=mask.float())
 
 
-def expected_of(kind: str, setting: tuple[float, float, bool]) -> Any:
+def expected_output(kind: str, setting: tuple[float, float, bool]) -> Any:
     gamma, lam, whiten = setting
     return TOKENS["outputs"][f"{kind}_gamma{gamma}_lam{lam}_whiten{int(whiten)}"]
 
 
-def ppo_of(setting: tuple[float, float, bool], **options: Any) -> PPO:
+def make_ppo(setting: tuple[float, float, bool], **options: Any) -> PPO:
     table = {"gamma": setting[0], "lam": setting[1], "normalize_advantages": "batch", "value_clip": 0.2}
     return PPO.model_validate(table | options)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_whitened_gae_and_returns_match_trl(setting: tuple[float, float, bool]) -> None:
-    batch = token_batch(setting, ppo_of(setting))
+    batch = token_batch(setting, make_ppo(setting))
     mask = batch.mask
     assert 0 < mask.sum() < mask.numel()
-    assert close(batch.advantages[mask], torch.tensor(expected_of("advantages", setting))[mask], 1e-6)
-    assert close(batch.returns[mask], torch.tensor(expected_of("returns", setting))[mask], 1e-6)
+    assert close(batch.advantages[mask], torch.tensor(expected_output("advantages", setting))[mask], 1e-6)
+    assert close(batch.returns[mask], torch.tensor(expected_output("returns", setting))[mask], 1e-6)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_losses_match_trl(setting: tuple[float, float, bool]) -> None:
-    x, ppo = tensors(TOKENS["inputs"]), ppo_of(setting)
+    x, ppo = tensors(TOKENS["inputs"]), make_ppo(setting)
     batch = token_batch(setting, ppo)
     scores = x["new_logits"].log_softmax(-1)
     new = Evaluation(x["new_logprobs"], -(scores.exp() * scores).sum(-1), x["new_values"])
-    loss, expected, steps = ppo_loss(new, batch, ppo), expected_of("loss", setting), batch.weights.sum()
+    loss, expected, steps = ppo_loss(new, batch, ppo), expected_output("loss", setting), batch.weights.sum()
     assert float(loss.policy / steps) == pytest.approx(expected["policy"], abs=1e-6)
     assert float(0.1 * loss.value / steps) == pytest.approx(expected["value_times_0.1"], abs=1e-6)
     assert float(loss.entropy / steps) == pytest.approx(expected["entropy"], abs=1e-6)
-    free = ppo_loss(new, batch, ppo_of(setting, value_clip=0.0, clip=0.9))  # both clips were at work above
+    free = ppo_loss(new, batch, make_ppo(setting, value_clip=0.0, clip=0.9))  # both clips were at work above
     assert float(free.policy / steps) != pytest.approx(expected["policy"], abs=1e-4)
     assert float(0.1 * free.value / steps) != pytest.approx(expected["value_times_0.1"], abs=1e-4)
 

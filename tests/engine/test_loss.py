@@ -68,12 +68,12 @@ def example(seed: int = 0, **options: Any) -> tuple[Batch, Evaluation, PPO]:
     batch = make_batch(random_rollout(n=8, row_len=12, seed=seed, ragged=True), ppo)
     g = torch.Generator().manual_seed(seed + 100)
 
-    def moved(x: Tensor, by: float) -> Tensor:
+    def perturb(x: Tensor, by: float) -> Tensor:
         return (x + by * torch.randn(x.shape, generator=g, dtype=x.dtype)).requires_grad_()
 
     return (
         batch,
-        Evaluation(moved(batch.logprobs, 0.4), moved(batch.logprobs.abs(), 0.0), moved(batch.values, 0.5)),
+        Evaluation(perturb(batch.logprobs, 0.4), perturb(batch.logprobs.abs(), 0.0), perturb(batch.values, 0.5)),
         ppo,
     )
 

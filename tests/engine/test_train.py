@@ -17,10 +17,10 @@ from ppo_unified.engine.ppo import Progress, make_batch, make_learner, train
 from ppo_unified.engine.rollout import Observations, Rollout
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.testing import BanditAdapter, BanditPolicy
-from tests.toys import engine_gradient, gradients, random_rollout, run_engine, seeded, weights
+from tests.toys import engine_gradient, gradients, make_policy, random_rollout, run_engine, weights
 
 
-def taken_steps(optimizer: torch.optim.Optimizer) -> int:
+def count_steps(optimizer: torch.optim.Optimizer) -> int:
     """Optimizer steps as Adam itself counts them."""
     return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
@@ -34,7 +34,7 @@ def test_optimizer_steps_are_epochs_times_minibatches(epochs: int, count: int, j
         assert iteration.metrics["optim/steps"] == epochs * count
         assert iteration.metrics["optim/epochs"] == epochs
         assert iteration.metrics["invariant/optimizer_steps_error"] == 0
-        assert [taken_steps(o) for o in learner.optimizers] == [number * epochs * count] * (1 if joint else 2)
+        assert [count_steps(o) for o in learner.optimizers] == [number * epochs * count] * (1 if joint else 2)
     assert number == learner.progress.iteration == 2
 
 
@@ -72,12 +72,12 @@ def test_first_ratio_is_one_every_iteration() -> None:
 
 
 def test_inconsistent_logprobs_are_detected() -> None:
-    class Hotter(BanditAdapter):
+    class OffPolicyBandit(BanditAdapter):
         def collect(self) -> Rollout:
             rollout = super().collect()
             return replace(rollout, logprobs=rollout.logprobs * 1.5)
 
-    assert run_engine(Hotter(), 1)[0]["invariant/first_ratio_error"] > 0.1
+    assert run_engine(OffPolicyBandit(), 1)[0]["invariant/first_ratio_error"] > 0.1
 
 
 def test_target_kl_ends_the_iterations_updates() -> None:
@@ -88,7 +88,7 @@ def test_target_kl_ends_the_iterations_updates() -> None:
     metrics = next(loop).metrics
     assert 0 < metrics["optim/steps"] < 80
     assert metrics["optim/epochs"] < 20
-    assert taken_steps(learner.optimizers[0]) == metrics["optim/steps"]
+    assert count_steps(learner.optimizers[0]) == metrics["optim/steps"]
     assert metrics["invariant/optimizer_steps_error"] == 0
     assert next(loop).metrics["optim/steps"] > 0  # only this iteration's updates stop
     assert run_engine(BanditAdapter(), 1, free, optim)[0]["policy/kl"] > 0.01
@@ -150,7 +150,7 @@ def test_critic_warmup_minimizes_the_value_loss() -> None:
 
 
 def test_gradient_norm_is_clipped_per_optimizer() -> None:
-    def stepped(joint: bool, max_grad_norm: float) -> tuple[BanditPolicy, float]:
+    def take_step(joint: bool, max_grad_norm: float) -> tuple[BanditPolicy, float]:
         policy = BanditPolicy(torch.Generator().manual_seed(0))
         for p in policy.parameters():
             p.grad = torch.full_like(p, 3.0)
@@ -161,18 +161,18 @@ def test_gradient_norm_is_clipped_per_optimizer() -> None:
 
     whole = 3.0 * 15**0.5  # 15 parameters
     for joint in (True, False):
-        policy, before = stepped(joint, 0.5)
+        policy, before = take_step(joint, 0.5)
         assert before == pytest.approx(whole)  # of all gradients, before clipping
         assert norm(policy.parameters()) == pytest.approx(0.5 if joint else 0.5 * 2**0.5, rel=1e-5)
         assert (norm(policy.critic.parameters()) == pytest.approx(0.5, rel=1e-5)) == (not joint)
-        policy, before = stepped(joint, 0)
+        policy, before = take_step(joint, 0)
         assert norm(policy.parameters()) == pytest.approx(whole)  # 0 is off
-    policy, _ = stepped(False, 1e3)
+    policy, _ = take_step(False, 1e3)
     assert norm(policy.parameters()) == pytest.approx(whole)  # clipping never enlarges
 
 
 def test_separate_optimizers_partition_parameters() -> None:
-    policy = seeded(BanditPolicy)
+    policy = make_policy(BanditPolicy)
     actor, critic = make_optimizers(policy, Optim(joint=False, lr=1e-3, critic_lr=2e-3))
     assert [p is q for p, q in zip(critic.param_groups[0]["params"], policy.critic.parameters(), strict=True)]
     assert {id(p) for o in (actor, critic) for p in o.param_groups[0]["params"]} == {id(p) for p in policy.parameters()}
@@ -186,7 +186,7 @@ def test_separate_optimizers_partition_parameters() -> None:
 
 def test_adam_uses_configured_options() -> None:
     optim = Optim(lr=0.01, eps=1e-5, betas=[0.8, 0.99], max_grad_norm=0)
-    ours, theirs = seeded(BanditPolicy), seeded(BanditPolicy)
+    ours, theirs = make_policy(BanditPolicy), make_policy(BanditPolicy)
     reference = torch.optim.Adam(theirs.parameters(), lr=0.01, eps=1e-5, betas=(0.8, 0.99))
     optimizers = make_optimizers(ours, optim)
     for number in range(3):
@@ -214,7 +214,7 @@ def test_learning_rates_anneal_linearly_to_zero() -> None:
 
 @pytest.mark.parametrize("done", [0, 25, 75])
 def test_clip_range_anneals_linearly(done: int) -> None:
-    policy, batch = seeded(BanditPolicy), make_batch(random_rollout(), PPO())
+    policy, batch = make_policy(BanditPolicy), make_batch(random_rollout(), PPO())
     progress, left = Progress(total_steps=100, steps=done), 1 - done / 100
     annealed = engine_gradient(policy, batch, PPO(clip=0.4, clip_high=0.8, anneal_clip=True), progress)
     fixed = engine_gradient(policy, batch, PPO(clip=0.4 * left, clip_high=0.8 * left))
@@ -258,12 +258,12 @@ def test_extra_loss_starts_after_critic_warmup() -> None:
 def test_nonfinite_gradient_changes_no_weight(joint: bool, field: str) -> None:
     """Not even those of the other optimizer."""
 
-    class Poisoned(BanditAdapter):
+    class NanBandit(BanditAdapter):
         def collect(self) -> Rollout:
             rollout = super().collect()
             return replace(rollout, **{field: getattr(rollout, field) * float("nan")})
 
-    adapter = Poisoned()
+    adapter = NanBandit()
     before = weights(adapter.policy)
     with pytest.raises(NonFiniteError, match="gradient norm is nan; no weight was changed"):
         run_engine(adapter, 1, optim=Optim(joint=joint))
@@ -308,14 +308,14 @@ def test_same_seed_gives_same_metrics(row_len: int) -> None:
 
 
 def test_update_uses_configured_advantage_normalization() -> None:
-    def trained(over: str, minibatches: int) -> Tensor:
+    def trained_weights(over: str, minibatches: int) -> Tensor:
         adapter = BanditAdapter()
         run_engine(adapter, 1, PPO.model_validate({"normalize_advantages": over, "minibatches": minibatches}))
         return weights(adapter.policy)
 
-    assert torch.allclose(trained("minibatch", 1), trained("batch", 1))
-    assert not torch.allclose(trained("minibatch", 1), trained("none", 1))
-    assert not torch.allclose(trained("minibatch", 4), trained("batch", 4))
+    assert torch.allclose(trained_weights("minibatch", 1), trained_weights("batch", 1))
+    assert not torch.allclose(trained_weights("minibatch", 1), trained_weights("none", 1))
+    assert not torch.allclose(trained_weights("minibatch", 4), trained_weights("batch", 4))
 
 
 def test_explained_variance_matches_definition() -> None:

@@ -69,11 +69,11 @@ for folder in sys.argv[1:]:
 Outcomes = dict[str, tuple[int, dict[str, Any]]]  # a mutant's name -> exit code and JSON of `prove`
 
 
-def one_of_many(mutant: Mutant, exhaustive: bool) -> Any:
+def mutant_param(mutant: Mutant, exhaustive: bool) -> Any:
     return pytest.param(mutant, id=mutant.name, marks=[pytest.mark.exhaustive] if exhaustive else [])
 
 
-def broken(mutant: Mutant, folder: Path) -> Path:
+def write_mutant(mutant: Mutant, folder: Path) -> Path:
     """A copy of the packages with one thing broken."""
     copy_project(folder)
     path = folder / mutant.file
@@ -102,11 +102,11 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     asked = [x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)]
     mutants = list(dict.fromkeys([UNBROKEN, *asked]))
     folder = tmp_path_factory.mktemp("mutants")
-    folders = [broken(mutant, folder / str(number)) for number, mutant in enumerate(mutants)]
+    folders = [write_mutant(mutant, folder / str(number)) for number, mutant in enumerate(mutants)]
     return {mutant.name: outcome for mutant, outcome in zip(mutants, prove_in_each(folders), strict=True)}
 
 
-@pytest.mark.parametrize("mutant", [one_of_many(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
+@pytest.mark.parametrize("mutant", [mutant_param(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
 def test_prove_detects_and_names_each_defect(mutant: Mutant, outcomes: Outcomes) -> None:
     code, document = outcomes[mutant.name]
     assert code == 1

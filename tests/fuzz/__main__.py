@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests import fuzz
 from tests.fuzz.parsers import parsers
-from tests.fuzz.running import Outcome, in_child
+from tests.fuzz.running import Outcome, try_in_child
 
 _HEAD = """| input | tried | refused | slowest | memory | seed | date |
 |:--|--:|--:|--:|--:|--:|:--|"""
@@ -47,7 +47,7 @@ def main() -> int:
     failed = False
     for name in options.only:
         rows.pop(name, None)
-        found = in_child(name, options.inputs, options.seed)
+        found = try_in_child(name, options.inputs, options.seed)
         if isinstance(found, Outcome):
             rows[name] = _row(name, found, options.seed)
             print(rows[name], flush=True)

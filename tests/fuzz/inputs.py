@@ -30,7 +30,7 @@ edits = st.tuples(
 )
 
 
-def mutated(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
+def mutate(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
     """A file after a few accidents."""
     for how, share, number in changes:
         at = int(share * len(content))
@@ -54,8 +54,8 @@ def mutated(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
 
 def files(*real: bytes) -> st.SearchStrategy[bytes]:
     """Contents of a file: real ones with changes, and random ones."""
-    changed = st.builds(mutated, st.sampled_from(real), st.lists(edits, max_size=6))
-    hardly = st.builds(mutated, st.sampled_from(real), st.lists(edits, max_size=1))
+    changed = st.builds(mutate, st.sampled_from(real), st.lists(edits, max_size=6))
+    hardly = st.builds(mutate, st.sampled_from(real), st.lists(edits, max_size=1))
     return st.one_of(
         changed,
         changed,
@@ -66,27 +66,27 @@ def files(*real: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
-def changed_object(real: dict[str, Any]) -> st.SearchStrategy[bytes]:
+def json_objects(real: dict[str, Any]) -> st.SearchStrategy[bytes]:
     """JSON objects in which some values are of another kind."""
     keys = st.one_of(st.sampled_from([*real, *real]), texts)
     values = st.dictionaries(keys, plain, max_size=4)
     return values.map(lambda new: json.dumps(real | new).encode())
 
 
-def changed_tables(*real: bytes) -> st.SearchStrategy[bytes]:
+def toml_files(*real: bytes) -> st.SearchStrategy[bytes]:
     """TOML files in which some options have another value."""
     tables = [tomllib.loads(text.decode()) for text in real]
     options = [(section, name) for table in tables for section, x in table.items() if type(x) is dict for name in x]
     value = st.one_of(plain.filter(_has_toml), st.integers(0, 9), st.floats(0, 1), st.booleans(), texts)
     changes = st.lists(st.tuples(st.sampled_from(options), value), max_size=3)
 
-    def written(table: dict[str, Any], changes: list[tuple[tuple[str, str], Any]]) -> bytes:
+    def apply_changes(table: dict[str, Any], changes: list[tuple[tuple[str, str], Any]]) -> bytes:
         for (section, name), new in changes:
             inner = table.get(section)
             table = {**table, section: {**(inner if isinstance(inner, dict) else {}), name: new}}
         return tomli_w.dumps(table).encode("utf-8", "replace")
 
-    return st.builds(written, st.sampled_from(tables), changes)
+    return st.builds(apply_changes, st.sampled_from(tables), changes)
 
 
 def _has_toml(value: Any) -> bool:

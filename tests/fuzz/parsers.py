@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ppo_unified.training import checkpoint
 from tests.fuzz import readers, real
-from tests.fuzz.inputs import WORDS, changed_object, changed_tables, edits, files, mutated, plain, records, texts
+from tests.fuzz.inputs import WORDS, edits, files, json_objects, mutate, plain, records, texts, toml_files
 
 
 class Parser(NamedTuple):
@@ -26,9 +26,9 @@ class Parser(NamedTuple):
 
 def _events() -> st.SearchStrategy[bytes]:
     whole = real.event_files()
-    payloads = st.sampled_from([payload for content in whole for payload in real.payloads_in(content)][:60])
-    odd = st.lists(st.builds(mutated, payloads, st.lists(edits, max_size=3)), max_size=6).map(real.framed)
-    return st.one_of(files(*whole), odd, odd, st.lists(st.binary(max_size=60), max_size=4).map(real.framed))
+    payloads = st.sampled_from([payload for content in whole for payload in real.read_payloads(content)][:60])
+    odd = st.lists(st.builds(mutate, payloads, st.lists(edits, max_size=3)), max_size=6).map(real.frame_records)
+    return st.one_of(files(*whole), odd, odd, st.lists(st.binary(max_size=60), max_size=4).map(real.frame_records))
 
 
 def _samples() -> st.SearchStrategy[bytes]:
@@ -43,8 +43,8 @@ def _samples() -> st.SearchStrategy[bytes]:
     changed = st.dictionaries(names, st.one_of(values, odd, full, floats), max_size=3)
     few = st.sampled_from(("reward", "value", "ratio", "action", "x", "kl"))
     mild = st.dictionaries(few, st.one_of(floats, full), max_size=3)
-    odd_ones = [new.map(lambda new: real.packed(arrays | new)) for new in (changed, mild)]
-    return st.one_of(*odd_ones, files(real.packed(arrays)))
+    odd_ones = [new.map(lambda new: real.pack_arrays(arrays | new)) for new in (changed, mild)]
+    return st.one_of(*odd_ones, files(real.pack_arrays(arrays)))
 
 
 def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
@@ -52,12 +52,12 @@ def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
     meta = json.loads(whole[checkpoint.META])
     names = st.sampled_from([name for name in whole if name != checkpoint.META])
     parts = names.flatmap(lambda name: files(whole[name]).map(lambda content: whole | {name: content}))
-    metas = st.one_of(changed_object(meta), files(whole[checkpoint.META]))
+    metas = st.one_of(json_objects(meta), files(whole[checkpoint.META]))
     entries = st.dictionaries(names, st.dictionaries(st.sampled_from(("size", "crc32c", "x")), plain, max_size=3))
     inner = entries.map(lambda new: json.dumps(meta | {"files": meta["files"] | new}).encode())
     return st.one_of(
-        parts.map(real.sealed),
-        parts.map(real.sealed),
+        parts.map(real.seal_checkpoint),
+        parts.map(real.seal_checkpoint),
         parts,
         st.one_of(metas, inner).map(lambda text: real.with_meta(whole, text)),
         metas.map(lambda text: whole | {checkpoint.META: text}),
@@ -109,7 +109,7 @@ def _views() -> st.SearchStrategy[bytes]:
     from tui.view_state import ViewState
 
     view = asdict(ViewState(charts={"grid": 4}, marked=["a"], typed={"x": {"a": "1"}}))
-    return st.one_of(changed_object(view), files(json.dumps(view).encode()))
+    return st.one_of(json_objects(view), files(json.dumps(view).encode()))
 
 
 def _queries() -> st.SearchStrategy[str]:
@@ -130,17 +130,17 @@ def parsers() -> dict[str, Parser]:
     options = st.sampled_from(("gym.env_kwargs", "optim.betas", "optim.lr", "seed", "policy.hidden", "gym.wrappers"))
     prompts, pairs = (records("prompt"), records("prompt", "answer")), records("prompt", "chosen", "rejected")
     return {
-        "configuration": Parser(st.one_of(changed_tables(*configs), files(*configs)), readers.read_config, configs),
-        "recipe": Parser(st.one_of(changed_tables(*recipes), files(*recipes)), readers.read_recipe, recipes),
+        "configuration": Parser(st.one_of(toml_files(*configs), files(*configs)), readers.read_config, configs),
+        "recipe": Parser(st.one_of(toml_files(*recipes), files(*recipes)), readers.read_recipe, recipes),
         "prompts": Parser(st.one_of(*prompts, files(*real.PROMPTS)), readers.read_prompts, real.PROMPTS),
         "preference pairs": Parser(st.one_of(pairs, files(*real.PAIRS)), readers.read_pairs, real.PAIRS),
         "event file": Parser(_events(), readers.read_events, real.event_files()),
         "run.json": Parser(
-            st.one_of(changed_object(real.STATUS), _statuses(), files(status)), readers.read_status, [status]
+            st.one_of(json_objects(real.STATUS), _statuses(), files(status)), readers.read_status, [status]
         ),
         "note and log": Parser(files(log), readers.read_notes, [log]),
         "checkpoint": Parser(_checkpoints(), readers.read_checkpoint, [real.checkpoint_files()]),
-        "samples": Parser(_samples(), readers.read_samples, [real.packed(real.sample_arrays())]),
+        "samples": Parser(_samples(), readers.read_samples, [real.pack_arrays(real.sample_arrays())]),
         "responses": Parser(files(*real.RESPONSES), readers.read_responses, real.RESPONSES),
         "remembered view": Parser(_views(), readers.read_view, [b"{}"]),
         "query": Parser(_queries(), readers.read_query, ["ppo.clip=0.3 score>1"]),

@@ -28,7 +28,7 @@ from ppo_unified.runs.folder import Run, Status, all_runs, to_json
 from ppo_unified.training import checkpoint
 
 
-def put(folder: Path, name: str, content: bytes) -> Path:
+def write_input(folder: Path, name: str, content: bytes) -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -45,17 +45,17 @@ def read_config(content: bytes, folder: Path) -> None:
     from ppo_unified.config.schema import read_toml
     from ppo_unified.runs.query import flatten
 
-    path = put(folder, "config.toml", content)
+    path = write_input(folder, "config.toml", content)
     flatten(read_toml(path))
     config = from_file(path)
-    put(folder, "again.toml", config.to_toml().encode())
+    write_input(folder, "again.toml", config.to_toml().encode())
     assert from_file(folder / "again.toml") == config
 
 
 def read_recipe(content: bytes, folder: Path) -> None:
     from ppo_unified.config import recipes
 
-    path = put(folder, "recipe.toml", content)
+    path = write_input(folder, "recipe.toml", content)
     recipe = recipes._read("recipe", path)
     recipes.settings(recipe)
 
@@ -66,14 +66,14 @@ def read_prompts(content: bytes, folder: Path) -> None:
     for reader in (data.read_prompts, data.read_texts):
         for ending in (".jsonl", ".txt"):
             with suppress(UsageError):
-                reader(put(folder, "prompts" + ending, content))
+                reader(write_input(folder, "prompts" + ending, content))
     data.read_prompts(folder / "prompts.jsonl", "prompt")
 
 
 def read_pairs(content: bytes, folder: Path) -> None:
     from envs.llm.data import read_pairs
 
-    read_pairs(put(folder, "pairs.json", content))
+    read_pairs(write_input(folder, "pairs.json", content))
 
 
 def read_events(content: bytes, folder: Path) -> None:
@@ -81,7 +81,7 @@ def read_events(content: bytes, folder: Path) -> None:
     from ppo_unified.terminal.chart import Line, draw
     from ppo_unified.text import clean
 
-    path = put(folder, "events.out.tfevents.1", content)
+    path = write_input(folder, "events.out.tfevents.1", content)
     reader = EventReader(folder)
     reader.poll()
     for tag, series in list(reader.series.items())[:20]:
@@ -98,8 +98,8 @@ def read_status(content: bytes, folder: Path) -> None:
     from tui.store import Store
 
     run = Run(folder / "runs" / "a")
-    put(run.path, "run.json", content)
-    put(run.path, "config.toml", b'kind = "gym"')
+    write_input(run.path, "run.json", content)
+    write_input(run.path, "config.toml", b'kind = "gym"')
     store = Store(folder / "runs")
     store.update()
     for entry in store.entries.values():
@@ -118,8 +118,8 @@ def read_notes(content: bytes, folder: Path) -> None:
     from tui.runs.log_view import Tail
 
     run = Run(folder)
-    put(folder, "note.txt", content)
-    put(folder, "log.txt", content)
+    write_input(folder, "note.txt", content)
+    write_input(folder, "log.txt", content)
     assert is_harmless(clean_lines(control.read_note(run)))
     assert is_harmless(clean_lines(control.last_lines(run.log)))
     tail = Tail(run.log)
@@ -132,7 +132,7 @@ def read_notes(content: bytes, folder: Path) -> None:
 def read_checkpoint(content: dict[str, bytes], folder: Path) -> None:
     run = Run(folder)
     for name, written in content.items():
-        put(run.checkpoints / f"{12:012d}", name, written)
+        write_input(run.checkpoints / f"{12:012d}", name, written)
     best = checkpoint.find_best(run)
     assert best is None or to_json(best)
     for which in ("best", "latest"):
@@ -151,7 +151,7 @@ def read_samples(content: bytes, folder: Path) -> None:
     from ppo_unified.terminal.sample_table import format_samples
 
     run = Run(folder)
-    put(run.samples, f"{3:08d}.npz", content)
+    write_input(run.samples, f"{3:08d}.npz", content)
     stored = samples.read(run, 3)
     there = stored.samples()
     assert all(map(is_harmless, stored.summary(run.name).splitlines()))
@@ -163,7 +163,7 @@ def read_samples(content: bytes, folder: Path) -> None:
 
 def read_responses(content: bytes, folder: Path) -> None:
     run = Run(folder)
-    put(run.samples, samples.RESPONSES, content)
+    write_input(run.samples, samples.RESPONSES, content)
     to_json(samples.read_responses(run))
 
 
@@ -172,7 +172,7 @@ def read_view(content: bytes, folder: Path) -> None:
     from tui.view_state import ViewState
 
     with patch.object(ViewState, "path", staticmethod(lambda _: folder / "view.json")):
-        put(folder, "view.json", content)
+        write_input(folder, "view.json", content)
         state = ViewState.load(folder)
         Settings.from_dict(state.charts)
         state.save(folder)
@@ -183,7 +183,7 @@ def read_query(text: str, folder: Path) -> None:
     from ppo_unified.runs.query import lookup, parse, read_options
 
     run = Run(folder / "a")
-    put(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
+    write_input(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
     status = Status(name="a", preset="cartpole", step=10**12, score=1e308, reason="\x1b[31mlost")
     parse(text).matches(lookup(status, "failed", lambda: read_options(run)))
 
@@ -213,10 +213,10 @@ def run_command(arguments: list[str], folder: Path) -> None:
     """A command line, up to the point where it would train, serve or change something."""
     from ppo_unified.cli import main as cli
 
-    put(folder / "runs" / "a", "run.json", to_json(asdict(Status(name="a", state="finished"))).encode())
-    put(folder / "runs" / "a", "config.toml", b'kind = "gym"\n')
+    write_input(folder / "runs" / "a", "run.json", to_json(asdict(Status(name="a", state="finished"))).encode())
+    write_input(folder / "runs" / "a", "config.toml", b'kind = "gym"\n')
     said, told = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with _only_looking(folder), redirect_stdout(said), redirect_stderr(told):
+    with _forbid_changes(folder), redirect_stdout(said), redirect_stderr(told):
         try:
             code = cli.main(arguments)
         except SystemExit as end:
@@ -231,7 +231,7 @@ def run_command(arguments: list[str], folder: Path) -> None:
 
 
 @contextmanager
-def _only_looking(folder: Path) -> Iterator[None]:
+def _forbid_changes(folder: Path) -> Iterator[None]:
     """Inside the block, commands that would do more than look end where they have understood their arguments."""
     from ppo_unified.cli import main as cli
 
@@ -244,13 +244,13 @@ def _only_looking(folder: Path) -> Iterator[None]:
             return module
         return SimpleNamespace(add_arguments=module.add_arguments, run=lambda *_: 0)
 
-    def refused(*_: Any, **__: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
         raise UsageError("it would train")
 
     with (
         patch.object(cli, "preload", load),
-        patch("ppo_unified.runs.preparation.prepare", refused),
-        patch("ppo_unified.runs.control.start", refused),
+        patch("ppo_unified.runs.preparation.prepare", refuse),
+        patch("ppo_unified.runs.control.start", refuse),
         chdir(folder),
     ):
         yield

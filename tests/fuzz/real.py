@@ -64,7 +64,7 @@ def event_files() -> list[bytes]:
     return found + [path.read_bytes()[:4096] for path in sorted(golden.rglob("events.out.*"))]
 
 
-def framed(payloads: list[bytes]) -> bytes:
+def frame_records(payloads: list[bytes]) -> bytes:
     """Records whose checksums are right, whatever is in them."""
     from ppo_unified.runs.event_format import CRC, masked_crc
 
@@ -75,7 +75,7 @@ def framed(payloads: list[bytes]) -> bytes:
     return content
 
 
-def payloads_in(content: bytes) -> list[bytes]:
+def read_payloads(content: bytes) -> list[bytes]:
     """What the records of an event file hold."""
     found, at = [], 0
     while at + 12 <= len(content):
@@ -93,7 +93,7 @@ def checkpoint_files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in saved.iterdir()}
 
 
-def sealed(files: dict[str, bytes]) -> dict[str, bytes]:
+def seal_checkpoint(files: dict[str, bytes]) -> dict[str, bytes]:
     """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
     others = {name: content for name, content in files.items() if name != checkpoint.META}
     sums = {name: Checksum(len(content), google_crc32c.value(content)) for name, content in others.items()}
@@ -122,7 +122,7 @@ def sample_arrays() -> dict[str, Any]:
     return {**columns, **single}
 
 
-def packed(arrays: dict[str, Any]) -> bytes:
+def pack_arrays(arrays: dict[str, Any]) -> bytes:
     """An archive of arrays, pickled ones too."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:

@@ -24,7 +24,7 @@ SLOWEST_S, LARGEST_MB = 1.0, 200
 HANGS_S = 20  # of wall time, after which an input is given up
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
     """What became of one input."""
 
     refused: bool  # by a UsageError
@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     grown_mb: float
 
 
-def try_one(parser: Parser, value: Any) -> Tried:
+def try_one(parser: Parser, value: Any) -> Trial:
     """What becomes of an input. Raises what the parser should not, and AssertionError beyond the limits.
 
     What the process holds already is kept from the garbage collector meanwhile: the thousands of inputs that the
@@ -59,7 +59,7 @@ def try_one(parser: Parser, value: Any) -> Tried:
             refused = True
         finally:
             gc.unfreeze()
-        tried = Tried(refused, time.process_time() - began, _memory_mb() - before)
+        tried = Trial(refused, time.process_time() - began, _memory_mb() - before)
     beyond = tried.took_s >= SLOWEST_S or tried.grown_mb >= LARGEST_MB
     assert not beyond, f"it took {tried.took_s:.2f} s and {tried.grown_mb:.0f} MB"
     return tried
@@ -76,9 +76,9 @@ def try_many(name: str, count: int, number: int | None = None) -> Outcome:
     """Run a parser on generated inputs; the same ones each time for the same `number`, and where it is None."""
     parser = parsers()[name]
     warm_up(parser)
-    found: list[Tried] = []
+    found: list[Trial] = []
 
-    def each(value: Any) -> None:
+    def try_value(value: Any) -> None:
         signal.setitimer(signal.ITIMER_REAL, HANGS_S)
         try:
             found.append(try_one(parser, value))
@@ -94,7 +94,7 @@ def try_many(name: str, count: int, number: int | None = None) -> Outcome:
         phases=(Phase.generate, Phase.shrink),
         print_blob=False,
     )
-    test = options(given(parser.inputs)(each))
+    test = options(given(parser.inputs)(try_value))
     (test if number is None else seed(number)(test))()
     refused, took, grown = zip(*found, strict=True)
     return Outcome(len(found), sum(refused), max(took), max(grown))
@@ -110,11 +110,11 @@ def _memory_mb(anew: bool = False) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def in_child(name: str, count: int, number: int) -> Outcome | str:
+def try_in_child(name: str, count: int, number: int) -> Outcome | str:
     """`try_many` in a process of its own; what went wrong there, where something did."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    child = context.Process(target=_child, args=(name, count, number, theirs))
+    child = context.Process(target=_run_child, args=(name, count, number, theirs))
     child.start()
     theirs.close()
     try:
@@ -125,8 +125,8 @@ def in_child(name: str, count: int, number: int) -> Outcome | str:
     return answer
 
 
-def _child(name: str, count: int, number: int, answer: Any) -> None:
-    signal.signal(signal.SIGALRM, _hung)
+def _run_child(name: str, count: int, number: int, answer: Any) -> None:
+    signal.signal(signal.SIGALRM, _raise_timeout)
     try:
         with tempfile.TemporaryDirectory() as folder, patch.dict("os.environ", TMPDIR=folder):
             answer.send(try_many(name, count, number))
@@ -136,5 +136,5 @@ def _child(name: str, count: int, number: int, answer: Any) -> None:
         raise
 
 
-def _hung(*_: Any) -> None:
+def _raise_timeout(*_: Any) -> None:
     raise TimeoutError(f"an input took more than {HANGS_S} s")

@@ -25,7 +25,7 @@ LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-ste
 SHORT = ("--total-steps", "1000", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "1")
 
 
-def begin(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+def start_command(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     whole = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
     return subprocess.Popen(whole, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that a process of its own trains, through all tests of this file."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path_factory.mktemp("concurrency") / "runs")
     wait_for(lambda: run.read_status().step > 0)
@@ -54,22 +54,24 @@ def steps_grow(run: Run) -> None:
     assert run.state(run.read_status()) == "running"
 
 
-def test_second_trainer_is_rejected_and_first_continues(trained: Run) -> None:
-    pid = trained.read_status().pid
-    with begin("resume", "a", folder=trained.path.parents[1]) as second:
+def test_second_trainer_is_rejected_and_first_continues(live_run: Run) -> None:
+    pid = live_run.read_status().pid
+    with start_command("resume", "a", folder=live_run.path.parents[1]) as second:
         said = second.communicate()[1]
     assert second.returncode == 2
     assert said.startswith("runs/a: another process is training in this folder; stop it first")
     assert len(said.splitlines()) == 1
-    assert trained.read_status().pid == pid
-    assert trained.read_status().resumes == []
-    steps_grow(trained)
+    assert live_run.read_status().pid == pid
+    assert live_run.read_status().resumes == []
+    steps_grow(live_run)
 
 
 def test_concurrent_rename_and_delete_of_running_run_fail(trained: Run) -> None:
     folder = trained.path.parents[1]
     attempts = [
-        begin(*command, folder=folder) for command in (("rename", "a", "b"), ("delete", "a", "--yes")) for _ in "12"
+        start_command(*command, folder=folder)
+        for command in (("rename", "a", "b"), ("delete", "a", "--yes"))
+        for _ in "12"
     ]
     said = [attempt.communicate()[1] for attempt in attempts]
     assert [attempt.returncode for attempt in attempts] == [2] * 4
@@ -90,7 +92,7 @@ def test_future_heartbeat_is_not_stalled(trained: Run, monkeypatch: pytest.Monke
 
 def test_concurrent_stops_both_succeed(trained: Run) -> None:
     folder = trained.path.parents[1]
-    both = [begin("stop", "a", folder=folder) for _ in range(2)]
+    both = [start_command("stop", "a", folder=folder) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
     codes = sorted(one.returncode or 0 for one in both)
     assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
@@ -147,7 +149,10 @@ def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch:
 
 def test_concurrent_resumes_start_one_trainer(trained: Run) -> None:
     step = trained.read_status().step
-    both = [begin("resume", "a", "--total-steps", str(step + 1500), folder=trained.path.parents[1]) for _ in range(2)]
+    both = [
+        start_command("resume", "a", "--total-steps", str(step + 1500), folder=trained.path.parents[1])
+        for _ in range(2)
+    ]
     said = [one.communicate()[1] for one in both]
     assert sorted(one.returncode or 0 for one in both) == [0, 2], said
     status = trained.read_status()
@@ -160,12 +165,12 @@ def test_concurrent_resumes_start_one_trainer(trained: Run) -> None:
 
 
 def test_concurrent_starts_get_separate_folders_despite_a_kill(tmp_path: Path) -> None:
-    both = [begin("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
+    both = [start_command("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
     wait_for(lambda: len(list(all_runs(tmp_path / "runs"))) == 2)
     both[0].send_signal(signal.SIGKILL)
     said = [one.communicate()[1] for one in both]
     assert both[1].returncode == 0, said
-    with begin("runs", "--json", folder=tmp_path) as listing:
+    with start_command("runs", "--json", folder=tmp_path) as listing:
         rows = json.loads(listing.communicate()[0])
     assert {row["name"] for row in rows} == {"cartpole-s1", "cartpole-s1-2"}
     states = {row["pid"]: row["shown_state"] for row in rows}

@@ -34,7 +34,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-def made(runs: Path, name: str = "a", **changes: object) -> Run:
+def make_run(runs: Path, name: str = "a", **changes: object) -> Run:
     """A run folder as a trainer leaves it."""
     run = Run(runs / name)
     run.path.mkdir(parents=True)
@@ -48,7 +48,7 @@ def made(runs: Path, name: str = "a", **changes: object) -> Run:
 
 
 @pytest.fixture
-def trained(tmp_path: Path) -> Iterator[Run]:
+def live_run(tmp_path: Path) -> Iterator[Run]:
     """A run that a process of its own trains."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path / "runs")
     yield run
@@ -57,9 +57,9 @@ def trained(tmp_path: Path) -> Iterator[Run]:
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[Run]:
+def locked_run(tmp_path: Path) -> Iterator[Run]:
     """A run whose lock another process holds."""
-    run = made(tmp_path, state="running", host=socket.gethostname())
+    run = make_run(tmp_path, state="running", host=socket.gethostname())
     code = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run"
     code += "; run = Run(Path(sys.argv[1])); run.acquire(); input()"
     with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE) as holder:
@@ -122,20 +122,20 @@ def test_run_failing_at_start_is_kept_with_reason(tmp_path: Path, monkeypatch: p
     assert Run(tmp_path / "runs" / "a").read_status().state == "failed"
 
 
-def test_resume_continues_stopped_and_extends_finished_run(tmp_path: Path, trained: Run) -> None:
-    wait_for(lambda: trained.read_status().step > 0)
+def test_resume_continues_stopped_and_extends_finished_run(tmp_path: Path, live_run: Run) -> None:
+    wait_for(lambda: live_run.read_status().step > 0)
     with pytest.raises(UsageError, match="another process is training in this folder"):
-        control.resume(trained)
-    assert processes.stop(trained, kill=False) == "stopped"
-    step = trained.read_status().step
-    control.resume(trained, f"--total-steps={step + 1000}")
-    wait_for(lambda: trained.read_status().state == "finished")
-    assert trained.read_status().step >= step + 1000
+        control.resume(live_run)
+    assert processes.stop(live_run, kill=False) == "stopped"
+    step = live_run.read_status().step
+    control.resume(live_run, f"--total-steps={step + 1000}")
+    wait_for(lambda: live_run.read_status().state == "finished")
+    assert live_run.read_status().step >= step + 1000
     with pytest.raises(UsageError, match="train it further with --total-steps"):
-        control.resume(trained)
-    story = [(event.what, event.step) for event in control.list_events(trained, trained.read_status())]
+        control.resume(live_run)
+    story = [(event.what, event.step) for event in control.list_events(live_run, live_run.read_status())]
     assert story[:2] == [("started", 0), ("resumed", step)]
-    assert story[-1] == ("finished", trained.read_status().step)
+    assert story[-1] == ("finished", live_run.read_status().step)
 
 
 def test_dead_trainer_leaves_no_zombie(trained: Run) -> None:
@@ -145,7 +145,7 @@ def test_dead_trainer_leaves_no_zombie(trained: Run) -> None:
 
 
 def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
-    renamed = control.rename(made(tmp_path), "b c")
+    renamed = control.rename(make_run(tmp_path), "b c")
     assert renamed.path == tmp_path / "b c"
     assert renamed.read_status().name == "b c"
     assert not (tmp_path / "a").exists()
@@ -161,7 +161,7 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     (tmp_path / "taken").mkdir()  # an empty folder, which the system would let a rename replace
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=says):
@@ -169,15 +169,15 @@ def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
     assert run.read_status().name == "a"
 
 
-def test_running_run_is_neither_renamed_nor_deleted(held: Run) -> None:
-    for work in (lambda: control.rename(held, "b"), lambda: control.delete(held)):
+def test_running_run_is_neither_renamed_nor_deleted(locked_run: Run) -> None:
+    for work in (lambda: control.rename(locked_run, "b"), lambda: control.delete(locked_run)):
         with pytest.raises(UsageError, match="a is training; stop it before"):
             work()
-    assert held.read_status().name == "a"
+    assert locked_run.read_status().name == "a"
 
 
 def test_run_with_heartbeat_of_another_host_is_not_deleted(tmp_path: Path) -> None:
-    run = made(tmp_path, state="running", host="elsewhere", heartbeat=time.time())
+    run = make_run(tmp_path, state="running", host="elsewhere", heartbeat=time.time())
     with pytest.raises(UsageError, match="training on elsewhere"):
         control.delete(run)
     run.write_status(Status(name="a", state="running", host="elsewhere", heartbeat=time.time() - 1000))
@@ -203,7 +203,7 @@ def test_delete_accepts_only_runs(tmp_path: Path) -> None:
 
 
 def test_rename_and_delete_never_follow_links(tmp_path: Path) -> None:
-    target = made(tmp_path / "elsewhere")
+    target = make_run(tmp_path / "elsewhere")
     link = Run(tmp_path / "link")
     link.path.symlink_to(target.path)
     renamed = control.rename(link, "other")
@@ -221,7 +221,7 @@ def test_rename_and_delete_never_follow_links(tmp_path: Path) -> None:
 
 
 def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     (run.path / "checkpoints").mkdir()
 
     def refuse(path: object) -> None:
@@ -236,7 +236,7 @@ def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(tmp_path, state="stopped")
+    run = make_run(tmp_path, state="stopped")
     run.checkpoints.mkdir()
     seen: list[str] = []
     real = shutil.rmtree
@@ -244,11 +244,11 @@ def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pyt
     look += "; found = next(Path(sys.argv[1]).iterdir())"
     look += "; print(found.name, Run(found).is_locked(), *all_runs(found.parent))"
 
-    def looked(path: Any) -> None:
+    def list_then_remove(path: Any) -> None:
         seen.append(subprocess.check_output([sys.executable, "-c", look, str(tmp_path)], text=True))
         real(path)
 
-    monkeypatch.setattr(shutil, "rmtree", looked)
+    monkeypatch.setattr(shutil, "rmtree", list_then_remove)
     control.delete(run)
     assert not list(tmp_path.iterdir())
     name, locked = seen[0].split()
@@ -258,7 +258,7 @@ def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pyt
 
 def test_note_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     """What Python makes of bytes on a command line that are not UTF-8."""
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     control.write_note(run, "before")
     there = sorted(os.listdir(run.path))
     with pytest.raises(UsageError, match="no UTF-8 text"):
@@ -292,7 +292,7 @@ def test_command_with_any_bytes_is_recorded(tmp_path: Path) -> None:
 
 
 def test_note_is_saved_replaced_and_removed(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     assert control.read_note(run) == ""
     control.write_note(run, "  lr too high ✗ ")
     assert control.read_note(run) == "lr too high ✗"
@@ -304,7 +304,9 @@ def test_note_is_saved_replaced_and_removed(tmp_path: Path) -> None:
 
 def test_run_events_are_in_order(tmp_path: Path) -> None:
     resumes = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
-    run = made(tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3)
+    run = make_run(
+        tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3
+    )
     story = control.list_events(run, run.read_status())
     assert [event.what for event in story] == [
         "started",
@@ -324,14 +326,14 @@ def test_run_events_are_in_order(tmp_path: Path) -> None:
 
 def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
     traceback = "Traceback (most recent call last):\n  File x\nOverflowError: fell\n"
-    run = made(tmp_path, state="failed", reason="OverflowError: fell", traceback=traceback)
+    run = make_run(tmp_path, state="failed", reason="OverflowError: fell", traceback=traceback)
     last = control.list_events(run, run.read_status())[-1]
     assert last.what == "failed"
     assert last.text == "OverflowError: fell\n" + traceback.rstrip()
 
 
 def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:
-    run = made(tmp_path, state="running", host=socket.gethostname())
+    run = make_run(tmp_path, state="running", host=socket.gethostname())
     run.log.write_text("".join(f"line {i}\n" for i in range(5000)), encoding="utf-8")
     last = control.list_events(run, run.read_status())[-1]
     assert last.what == "crashed"
@@ -342,7 +344,7 @@ def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:
 def test_run_management_commands_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
     where = ["--runs", str(tmp_path)]
     assert main(["rename", "a", "b", *where]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'b'}\n"

@@ -22,7 +22,7 @@ from ppo_unified.runs.event_writer import EventWriter, markdown_table
 Points = dict[str, list[tuple[int, str]]]
 
 
-def logged(seed: int = 0, steps: range = range(10, 130, 10)) -> list[tuple[int, dict[str, float]]]:
+def make_entries(seed: int = 0, steps: range = range(10, 130, 10)) -> list[tuple[int, dict[str, float]]]:
     """Iterations as a trainer logs them: one tag every time, one now and then, one with every odd float."""
     rng = np.random.default_rng(seed)
     odd = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, 3.4e38, -1.5, 1e-7, 0.1, 123456789.0, 7.0]
@@ -76,7 +76,7 @@ def records(data: bytes) -> list[tuple[int, int]]:
 
 
 def test_our_reader_agrees_with_tensorboards(tmp_path: Path) -> None:
-    write(tmp_path, logged())
+    write(tmp_path, make_entries())
     accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     reader = EventReader(tmp_path)
     assert reader.poll()
@@ -87,7 +87,7 @@ def test_our_reader_agrees_with_tensorboards(tmp_path: Path) -> None:
         assert [x.step for x in theirs] == steps.tolist()
         assert [x.wall_time for x in theirs] == walls.tolist()
         np.testing.assert_array_equal(np.array([x.value for x in theirs], np.float32), values)
-    expected = np.array([values["odd"] for _, values in logged()], np.float32)
+    expected = np.array([values["odd"] for _, values in make_entries()], np.float32)
     np.testing.assert_array_equal(reader.series["odd"].numpy()[2], expected)
 
 
@@ -165,7 +165,7 @@ def test_our_reader_reads_torch_summary_writer_files(tmp_path: Path, new_style: 
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(tmp_path)
-    for step, values in logged():
+    for step, values in make_entries():
         for tag, value in values.items():
             writer.add_scalar(tag, value, step, new_style=new_style)
         writer.add_histogram("weights", np.arange(10.0), step)
@@ -173,13 +173,13 @@ def test_our_reader_reads_torch_summary_writer_files(tmp_path: Path, new_style: 
     writer.close()
     ours = tmp_path / "ours"
     ours.mkdir()
-    write(ours, logged())
+    write(ours, make_entries())
     assert read(tmp_path) == read(ours)
 
 
 def test_torn_tail_is_retried_at_every_cut(tmp_path: Path) -> None:
     """A reader that sees a file grow byte by byte ends with what one that sees it whole ends with."""
-    data = write(tmp_path, logged(steps=range(1, 4))).read_bytes()
+    data = write(tmp_path, make_entries(steps=range(1, 4))).read_bytes()
     whole = read(tmp_path)
     growing = tmp_path / "growing"
     growing.mkdir()
@@ -194,7 +194,7 @@ def test_torn_tail_is_retried_at_every_cut(tmp_path: Path) -> None:
 
 
 def test_damaged_payload_loses_one_record_and_is_reported(tmp_path: Path) -> None:
-    path = write(tmp_path, logged(steps=range(1, 6)))
+    path = write(tmp_path, make_entries(steps=range(1, 6)))
     data, whole = path.read_bytes(), read(tmp_path)
     start, end = records(data)[4]  # file version, START, then steps 1, 2, 3: this is step 3
     for position in range(start + 12, end):
@@ -206,7 +206,7 @@ def test_damaged_payload_loses_one_record_and_is_reported(tmp_path: Path) -> Non
 
 
 def test_damaged_length_ends_its_file_and_is_reported(tmp_path: Path) -> None:
-    path = write(tmp_path, logged(steps=range(1, 6)))
+    path = write(tmp_path, make_entries(steps=range(1, 6)))
     data, whole = path.read_bytes(), read(tmp_path)
     start, _ = records(data)[4]
     for position in range(start, start + 12):
@@ -264,7 +264,7 @@ def test_tensor_of_wrong_size_is_not_a_scalar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("poll_between", [False, True])
 def test_resumed_curve_equals_uninterrupted_curve(tmp_path: Path, resume_at: int, poll_between: bool) -> None:
     """The second file's START cuts every tag from its step on, also tags that it never logs again."""
-    first, second = logged(seed=1), logged(seed=2, steps=range(resume_at, resume_at + 60, 10))
+    first, second = make_entries(seed=1), make_entries(seed=2, steps=range(resume_at, resume_at + 60, 10))
     second = [(step, {tag: x for tag, x in values.items() if tag != "eval/score"}) for step, values in second]
     reader = EventReader(tmp_path)
     write(tmp_path, first)
@@ -311,7 +311,7 @@ def test_event_file_starts_with_version_and_session_start(tmp_path: Path) -> Non
 
 def test_trailing_zeros_are_an_unwritten_tail(tmp_path: Path) -> None:
     """A file system may lengthen a file before its bytes arrive, or after a power cut leave it at that."""
-    path = write(tmp_path, logged())
+    path = write(tmp_path, make_entries())
     data, whole = path.read_bytes(), read(tmp_path)
     cut = records(data)[6][0]
     for zeros in (1, 12, 1000):
@@ -337,7 +337,7 @@ def test_empty_file_and_folder_yield_no_points(tmp_path: Path) -> None:
 
 
 def test_vanished_file_keeps_points_and_unreadable_is_reported(tmp_path: Path) -> None:
-    path = write(tmp_path, logged())
+    path = write(tmp_path, make_entries())
     whole = read(tmp_path)
     reader = EventReader(tmp_path)
     reader.poll()
@@ -350,13 +350,13 @@ def test_vanished_file_keeps_points_and_unreadable_is_reported(tmp_path: Path) -
     assert "cannot be read (No such file or directory)" in reader.damage[path.name]
 
 
-def framed(event: Event) -> bytes:
+def frame_record(event: Event) -> bytes:
     data: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(data))
     return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
 
 
-def one_by_one(folder: Path) -> Points:
+def decode_one_by_one(folder: Path) -> Points:
     """What the files of a folder say, by protobuf and lists alone: nothing is decoded together, nothing shared."""
     found: dict[str, list[tuple[int, str]]] = {}
     for path in sorted(folder.glob(f"*{PREFIX}*")):
@@ -446,7 +446,7 @@ def test_batch_decoding_equals_single_decoding(
 ) -> None:
     """Whatever the file, the size of the blocks, and the time that a poll has."""
     random_file(tmp_path, seed, how)
-    expected = one_by_one(tmp_path)
+    expected = decode_one_by_one(tmp_path)
     for block in (1 << 18, 3000, 1):
         monkeypatch.setattr(event_reader, "_BLOCK", block)
         reader = EventReader(tmp_path)
@@ -494,8 +494,8 @@ def test_unusual_encodings_decode_as_protobuf_does(tmp_path: Path) -> None:
     readable = [p for start, end in records(data) if event_decoder._event(p := data[start + 12 : end - 4]) is not None]
     alone = tmp_path / "alone"
     alone.mkdir()
-    (alone / f"{PREFIX}.1").write_bytes(b"".join(framed(Event.FromString(payload)) for payload in readable))
-    assert points(reader) == one_by_one(alone)
+    (alone / f"{PREFIX}.1").write_bytes(b"".join(frame_record(Event.FromString(payload)) for payload in readable))
+    assert points(reader) == decode_one_by_one(alone)
     assert 2 * len(spelled) - len(readable) == 6
     assert reader.damage
 
@@ -507,7 +507,7 @@ def test_torn_file_completed_later_reads_whole(tmp_path: Path) -> None:
     data = path.read_bytes()
     data = data[: records(data)[8][1]]
     path.write_bytes(data)
-    expected = one_by_one(tmp_path)
+    expected = decode_one_by_one(tmp_path)
     for cut in range(0, len(data), 3):
         path.unlink()
         path.write_bytes(data[:cut])
@@ -563,7 +563,7 @@ def test_longer_copy_is_read_from_the_old_position(tmp_path: Path) -> None:
     reader = EventReader(tmp_path)
     reader.poll()
     copy = tmp_path / "copy"
-    more = framed(Event(step=50, summary=Event.FromString(_payloads(path)[-1]).summary))
+    more = frame_record(Event(step=50, summary=Event.FromString(_payloads(path)[-1]).summary))
     copy.write_bytes(path.read_bytes() + more)
     copy.replace(path)
     held = reader.series["a"]
@@ -596,7 +596,7 @@ def test_returned_series_never_change(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="read-only"):
                 view[:1] = 0
     reader.poll()
-    assert points(reader) == one_by_one(tmp_path)
+    assert points(reader) == decode_one_by_one(tmp_path)
 
 
 def test_tags_logged_together_share_steps(tmp_path: Path) -> None:
@@ -639,7 +639,7 @@ def test_record_longer_than_a_block_is_read(tmp_path: Path) -> None:
 def test_folder_removed_while_reading_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    path = write(folder, logged())
+    path = write(folder, make_entries())
     reader = EventReader(folder)
     reader.poll()
     monkeypatch.setattr(os, "listdir", lambda _: [path.name])
@@ -655,7 +655,7 @@ def test_readable_again_file_is_no_longer_damaged(tmp_path: Path) -> None:
     reader = EventReader(tmp_path)
     reader.poll()
     assert reader.damage
-    write(tmp_path, logged()).rename(tmp_path / "later")
+    write(tmp_path, make_entries()).rename(tmp_path / "later")
     assert reader.poll()
     assert not reader.damage
 

@@ -288,7 +288,7 @@ def test_concurrent_default_names_get_different_folders(tmp_path: Path) -> None:
 
 
 def test_default_name_taken_meanwhile_is_left_to_the_rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def beaten(runs: Path, default: str) -> str:
+    def lose_race(runs: Path, default: str) -> str:
         """What free_name says, with a rival that makes the first two names its own at once."""
         name = free_name(runs, default)
         if name in ("a", "a-2"):
@@ -296,7 +296,7 @@ def test_default_name_taken_meanwhile_is_left_to_the_rival(tmp_path: Path, monke
             (runs / name / "run.lock").touch()
         return name
 
-    monkeypatch.setattr("ppo_unified.runs.folder.free_name", beaten)
+    monkeypatch.setattr("ppo_unified.runs.folder.free_name", lose_race)
     assert create(tmp_path, "", "a").name == "a-3"
 
 

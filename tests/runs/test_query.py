@@ -17,7 +17,7 @@ TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:
 
 
 @pytest.fixture(scope="module")
-def population(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Status]]:
+def many_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Status]]:
     """Runs of every preset, state, score (or none), seed and learning rate, each with its config.toml."""
     root = tmp_path_factory.mktemp("runs")
     found = []
@@ -50,9 +50,9 @@ def pairs() -> Iterator[tuple[str, str]]:
     yield from ((a, b) for a in TERMS for b in TERMS)
 
 
-def test_each_term_selects_some_runs(population: list[tuple[Run, Status]]) -> None:
+def test_each_term_selects_some_runs(many_runs: list[tuple[Run, Status]]) -> None:
     for term in TERMS:
-        assert 0 < len(select(population, term)) < len(population), term
+        assert 0 < len(select(many_runs, term)) < len(many_runs), term
 
 
 def test_space_means_and_bar_means_or(population: list[tuple[Run, Status]]) -> None:

@@ -21,7 +21,7 @@ from tests.sequences import EVIL, sequences
 __all__ = ["sequences"]  # a fixture, used by name
 
 
-def stored(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> StoredIteration:
+def make_samples(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> StoredIteration:
     """Samples with nothing but a mask, episode ends and `columns`."""
     everything = {"mask": mask, "continues": continues, **columns}
     return StoredIteration(
@@ -36,7 +36,7 @@ def test_sample_file_round_trips(tmp_path: Path) -> None:
     mask = np.array([[True, True, False], [False, True, True]])
     texts = np.array([["", "a", "\x1b[31m"], ["\u6f22\u5b57", "\U0001f40d\n", " b"]])
     numbers = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
-    before = stored(mask, mask, text=texts, value=numbers, token=np.arange(6).reshape(2, 3))
+    before = make_samples(mask, mask, text=texts, value=numbers, token=np.arange(6).reshape(2, 3))
     a_run = Run(tmp_path)
     samples.write(a_run, before)
     after = samples.read(a_run, 3)
@@ -51,7 +51,7 @@ def test_sample_file_round_trips(tmp_path: Path) -> None:
     assert values == numbers[mask].tolist()
 
 
-def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def damage_arrays(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         arrays = dict(np.load(path))
         change(arrays)
@@ -60,17 +60,17 @@ def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return damage
 
 
-def object_array(arrays: dict[str, Any]) -> None:
+def use_object_array(arrays: dict[str, Any]) -> None:
     arrays["text"] = np.full((1, 2), None)
 
 
-def one_array() -> bytes:
+def npy_bytes() -> bytes:
     file = io.BytesIO()
     np.save(file, np.zeros(3))
     return file.getvalue()
 
 
-def encrypted(path: Path) -> None:
+def set_encrypted_flag(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02") + 8] |= 1  # the flag of the first entry in the archive's directory
     path.write_bytes(data)
@@ -79,21 +79,21 @@ def encrypted(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "torn": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "empty": lambda path: path.write_bytes(b""),
-    "encrypted": encrypted,
-    "an array": lambda path: path.write_bytes(one_array()),
+    "encrypted": set_encrypted_flag,
+    "an array": lambda path: path.write_bytes(npy_bytes()),
     "text": lambda path: path.write_bytes(b"not an archive of arrays"),
-    "objects": broken(object_array),
-    "no mask": broken(lambda arrays: arrays.pop("mask")),
-    "no clip": broken(lambda arrays: arrays.pop("clip")),
-    "no step": broken(lambda arrays: arrays.update(mask=np.zeros((1, 2), bool))),
-    "shapes": broken(lambda arrays: arrays.update(value=np.zeros(3))),
+    "objects": damage_arrays(use_object_array),
+    "no mask": damage_arrays(lambda arrays: arrays.pop("mask")),
+    "no clip": damage_arrays(lambda arrays: arrays.pop("clip")),
+    "no step": damage_arrays(lambda arrays: arrays.update(mask=np.zeros((1, 2), bool))),
+    "shapes": damage_arrays(lambda arrays: arrays.update(value=np.zeros(3))),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_sample_file_is_reported_and_runs_no_code(tmp_path: Path, damage: str) -> None:
     a_run = Run(tmp_path)
-    samples.write(a_run, stored(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
+    samples.write(a_run, make_samples(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
     path = samples.sample_path(a_run, 3)
     DAMAGES[damage](path)
     with pytest.raises(UsageError, match=r"00000003\.npz: cannot be read as samples") as caught:
@@ -103,7 +103,7 @@ def test_damaged_sample_file_is_reported_and_runs_no_code(tmp_path: Path, damage
 
 def test_damaged_byte_never_changes_sample_values(tmp_path: Path) -> None:
     a_run, ones = Run(tmp_path), np.ones((1, 2), bool)
-    before = stored(ones, ones, value=np.array([[1.5, 2.5]]))
+    before = make_samples(ones, ones, value=np.array([[1.5, 2.5]]))
     samples.write(a_run, before)
     path = samples.sample_path(a_run, 3)
     data, refused = path.read_bytes(), 0
@@ -121,7 +121,7 @@ def test_samples_are_the_episodes_of_each_row() -> None:
     mask, continues = generator.random((9, 20)) < 0.7, generator.random((9, 20)) < 0.8
     mask[4] = False
     number = np.arange(180).reshape(9, 20)
-    there = stored(mask, continues, number=number)
+    there = make_samples(mask, continues, number=number)
     parts = [[step["number"] for step in there.sample_steps(sample)] for sample in there.samples()]
     assert [n for part in parts for n in part] == number[mask].tolist()
     for part in parts:

@@ -26,14 +26,14 @@ CPU = torch.device("cpu")
 CALLS = ("mkdir", "open", "write", "fsync", "close", "read", "stat", "scandir", "rename", "unlink", "rmdir")
 
 
-def keep(run: Run, step: int, best: bool = False, score: float | None = None) -> Path:
+def save_checkpoint(run: Run, step: int, best: bool = False, score: float | None = None) -> Path:
     """A checkpoint whose every part says which step it is of."""
     trainer = {"step": step, "moments": torch.full((5,), float(step)), "rates": [float("inf"), 0.1]}
     weights = {"a": torch.full((2, 3), float(step)), "b": torch.zeros(0)}
     return checkpoint.save(run, weights, trainer, Meta(step, step // 10, score=score, best=best))
 
 
-def holds(run: Run) -> int:
+def check_newest(run: Run) -> int:
     """The step of the newest checkpoint, all of whose parts are of that step."""
     found = checkpoint.load_newest(run, CPU)
     assert found is not None
@@ -45,25 +45,25 @@ def holds(run: Run) -> int:
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def _skip_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power fails here; pushing hundreds of checkpoints to the disk would take a minute."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Run:
+def run_with_checkpoints(tmp_path: Path) -> Run:
     """A run with checkpoints of steps 10 (the best), 20 and 30."""
     run = Run(tmp_path / "a")
     run.path.mkdir()
     for step in (10, 20, 30):
-        keep(run, step, best=step == 10, score=float(-step))
+        save_checkpoint(run, step, best=step == 10, score=float(-step))
     return run
 
 
 # faults
 
 
-class Killed(BaseException):
+class SimulatedKill(BaseException):
     """The process is gone: nothing that it would have done any more has an effect."""
 
 
@@ -79,7 +79,7 @@ class Faults:
         if self.dead:
             if name == "close":  # what the system does for the dead
                 real(*arguments)
-            raise Killed
+            raise SimulatedKill
         self.calls.append(name)
         if len(self.calls) != self.number + 1:
             return real(*arguments, **options)
@@ -115,12 +115,12 @@ class Faults:
         self.dead = True
         if name == "close":
             real(*arguments)
-        raise Killed
+        raise SimulatedKill
 
     def _dies_after(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
         self.dead = True
         self._drop(name, real(*arguments, **options))
-        raise Killed
+        raise SimulatedKill
 
     def _drop(self, name: str, opened: Any) -> None:
         """What the caller never hears of."""
@@ -131,7 +131,7 @@ class Faults:
 
 
 @contextmanager
-def faulty(faults: Faults) -> Iterator[None]:
+def inject_faults(faults: Faults) -> Iterator[None]:
     """The system calls of `os` inside the block go through `faults`."""
     real = {name: getattr(os, name) for name in CALLS}
     with pytest.MonkeyPatch.context() as patch:
@@ -143,10 +143,10 @@ def faulty(faults: Faults) -> Iterator[None]:
 def save_and_prune(run: Run, faults: Faults) -> bool:
     """Whether checkpoint 40 was written and older ones were removed."""
     try:
-        with faulty(faults):
-            keep(run, 40)
+        with inject_faults(faults):
+            save_checkpoint(run, 40)
             checkpoint.prune(run, 1)
-    except (OSError, DamagedCheckpointError, Killed):
+    except (OSError, DamagedCheckpointError, SimulatedKill):
         return False
     return True
 
@@ -156,46 +156,46 @@ WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}  # which calls can
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_failed_save_keeps_the_previous_checkpoint(kept: Run, way: str, tmp_path: Path) -> None:
-    shutil.rmtree(checkpoint.checkpoint_folder(kept, 20))
+def test_failed_save_keeps_the_previous_checkpoint(run_with_checkpoints: Run, way: str, tmp_path: Path) -> None:
+    shutil.rmtree(checkpoint.checkpoint_folder(run_with_checkpoints, 20))
     before = tmp_path / "before"
-    shutil.copytree(kept.path, before)
+    shutil.copytree(run_with_checkpoints.path, before)
     dry = Faults()
-    assert save_and_prune(kept, dry)
+    assert save_and_prune(run_with_checkpoints, dry)
     assert set(dry.calls) == set(CALLS)
     failed = 0
     for number in (number for number, name in enumerate(dry.calls) if name in WAYS[way]):
-        shutil.rmtree(kept.path)
-        shutil.copytree(before, kept.path)
+        shutil.rmtree(run_with_checkpoints.path)
+        shutil.copytree(before, run_with_checkpoints.path)
         faults = Faults(number, way)
-        failed += not save_and_prune(kept, faults)
+        failed += not save_and_prune(run_with_checkpoints, faults)
         assert len(faults.calls) > number
-        checkpoint.remove_leftovers(kept)  # as the next trainer does
-        assert holds(kept) in (30, 40), number
-        keep(kept, 50)
-        checkpoint.prune(kept, 1)
-        assert holds(kept) == 50
-        assert checkpoint.steps(kept)[0] == 10, number  # the best
-        assert not list(checkpoint.find_leftovers(kept))
+        checkpoint.remove_leftovers(run_with_checkpoints)  # as the next trainer does
+        assert check_newest(run_with_checkpoints) in (30, 40), number
+        save_checkpoint(run_with_checkpoints, 50)
+        checkpoint.prune(run_with_checkpoints, 1)
+        assert check_newest(run_with_checkpoints) == 50
+        assert checkpoint.steps(run_with_checkpoints)[0] == 10, number  # the best
+        assert not list(checkpoint.find_leftovers(run_with_checkpoints))
     assert bool(failed) == (way != "is_short")
 
 
 # damage
 
 
-def truncated(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def flipped(path: Path) -> None:
+def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "truncated": truncated,
-    "one bit flipped": flipped,
+    "truncated": truncate,
+    "one bit flipped": flip_bit,
     "missing": Path.unlink,
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
@@ -212,15 +212,15 @@ def test_damaged_newest_checkpoint_falls_back_with_one_message(
 ) -> None:
     damaged = checkpoint.checkpoint_folder(kept, 30)
     DAMAGE[how](damaged / name)
-    assert holds(kept) == 20
+    assert check_newest(kept) == 20
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert str(damaged / name) in message
     assert message.endswith("the checkpoint of step 20 is taken instead\n")
     assert checkpoint.steps(kept) == [10, 20]
     assert checkpoint.choose(kept, "latest") == 20
-    keep(kept, 30)
-    assert holds(kept) == 30
+    save_checkpoint(kept, 30)
+    assert check_newest(kept) == 30
     checkpoint.prune(kept, 2)
     assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000010", "000000000020", "000000000030"]
     assert not capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_damaged_newest_checkpoint_falls_back_with_one_message(
 
 def test_all_checkpoints_damaged_is_an_error(kept: Run) -> None:
     for step in checkpoint.steps(kept):
-        truncated(checkpoint.checkpoint_folder(kept, step) / STATE)
+        truncate(checkpoint.checkpoint_folder(kept, step) / STATE)
     with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
         checkpoint.load_newest(kept, CPU)
     assert checkpoint.steps(kept) == [10, 20, 30]
@@ -237,18 +237,18 @@ def test_all_checkpoints_damaged_is_an_error(kept: Run) -> None:
 
 def test_damaged_best_falls_back_and_damaged_step_is_rejected(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert checkpoint.find_best(kept) == (10, -10.0)
-    flipped(checkpoint.checkpoint_folder(kept, 10) / POLICY)
+    flip_bit(checkpoint.checkpoint_folder(kept, 10) / POLICY)
     assert checkpoint.choose(kept, "best") == 30
     assert "000000000010/policy.safetensors: is damaged" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: is damaged"):
         checkpoint.choose(kept, "10")
-    truncated(checkpoint.checkpoint_folder(kept, 10) / META)
+    truncate(checkpoint.checkpoint_folder(kept, 10) / META)
     checkpoint.prune(kept, 1)
     assert checkpoint.steps(kept) == [10, 30]  # it may be the best: who knows
 
 
 def test_saving_a_step_again_supersedes_it(kept: Run) -> None:
-    keep(kept, 30, best=True, score=5.0)
+    save_checkpoint(kept, 30, best=True, score=5.0)
     assert checkpoint.steps(kept) == [10, 20, 30]
     assert checkpoint.find_best(kept) == (30, 5.0)
     checkpoint.prune(kept, 1)
@@ -261,11 +261,11 @@ def test_saving_a_step_again_supersedes_it(kept: Run) -> None:
 def test_loading_checkpoint_runs_no_code(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
     nested = "[" * 200_000 + "]" * 200_000
     for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
-        folder = keep(kept, 50)
+        folder = save_checkpoint(kept, 50)
         (folder / STATE).write_text(text)
         written = {name: durable.checksum(folder / name) for name in (POLICY, TENSORS, STATE)}
         (folder / META).write_bytes(checkpoint._encode_meta(Meta(50, 5), written))
-        assert holds(kept) == 30
+        assert check_newest(kept) == 30
         assert "trainer.json: cannot be loaded" in capsys.readouterr().err
 
 

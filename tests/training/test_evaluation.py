@@ -14,7 +14,7 @@ from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
-from tests.sequences import SequenceAdapter, configured, sequences
+from tests.sequences import SequenceAdapter, make_config, sequences
 from tests.training.runs import quick, read, result_step
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -55,7 +55,7 @@ def test_nonfinite_score_is_neither_best_nor_solved(
     scores = iter([[1.0, wrong], [30.0], [500.0], [500.0, wrong], [500.0], [500.0], [500.0], [wrong, 1.0]])
     monkeypatch.setattr(SequenceAdapter, "score", lambda self, n, seed, greedy: next(scores, [wrong, -wrong]))
     options = {"every_steps": 1, "threshold": 490.0}
-    config = configured(eval=options, checkpoint={"keep": 1}, log={"samples_every": 0}, total_iterations=5)
+    config = make_config(eval=options, checkpoint={"keep": 1}, log={"samples_every": 0}, total_iterations=5)
     kept = prepare(config, tmp_path, "a")
     result = train_in(kept, config, StopRequest())
     assert (result.best_score, result.solved_step, result.state) == (30.0, None, "finished")
@@ -69,14 +69,14 @@ def test_nonfinite_score_is_neither_best_nor_solved(
 @pytest.mark.usefixtures("sequences")
 def test_run_can_be_evaluated_at_start(tmp_path: Path) -> None:
     evaluation = {"every_steps": 0, "episodes": 30, "at_start": True}
-    result = run(configured(eval=evaluation), tmp_path)
+    result = run(make_config(eval=evaluation), tmp_path)
     series = read(result.path).series
     end = result_step(result.path)
     assert list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps) == [0, end]
     assert list(samples.read_responses(Run(result.path))) == [0, end]
     a_run = Run(result.path)
     a_run.acquire()
-    status = train_in(a_run, configured(total_iterations=9, eval=evaluation), StopRequest())
+    status = train_in(a_run, make_config(total_iterations=9, eval=evaluation), StopRequest())
     steps = list(read(result.path).series["eval/score"].steps)
     assert steps == [0, end, status.step]
 
@@ -84,7 +84,7 @@ def test_run_can_be_evaluated_at_start(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sequences")
 def test_task_solved_at_start_is_not_trained(tmp_path: Path) -> None:
     solved = {"every_steps": 1, "episodes": 3, "at_start": True, "threshold": 0.0}
-    result = run(configured(stop_when_solved=True, eval=solved), tmp_path)
+    result = run(make_config(stop_when_solved=True, eval=solved), tmp_path)
     assert (result.solved_step, result.reason, result_step(result.path)) == (0, "solved", 0)
     assert result.best_score == result.score
     assert not samples.iterations(Run(result.path))

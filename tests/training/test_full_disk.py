@@ -20,7 +20,7 @@ from ppo_unified.runs.log_tee import Tee, open_log
 from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
-from tests.sequences import configured, sequences
+from tests.sequences import make_config, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
 
@@ -76,7 +76,7 @@ def test_run_survives_a_full_disk(
         return write
 
     monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
-    config = configured(eval={"every_steps": 80, "episodes": 2})
+    config = make_config(eval={"every_steps": 80, "episodes": 2})
     run = prepare(config, tmp_path, "a")
     for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
         monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
@@ -119,7 +119,7 @@ def test_removed_folder_ends_run_and_is_not_recreated(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
-    config = configured(checkpoint={"every_s": 1e-6})
+    config = make_config(checkpoint={"every_s": 1e-6})
     run = prepare(config, tmp_path, "a")
 
     def report(status: Status, metrics: dict[str, float]) -> None:
@@ -152,9 +152,9 @@ def test_log_ignores_full_disk_and_closed_terminal(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sequences")
 def test_clock_set_back_does_not_change_durations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**9, 0, -10_000))
-    run = prepare(configured(), tmp_path, "a")
+    run = prepare(make_config(), tmp_path, "a")
     monkeypatch.setattr("ppo_unified.training.reporting.time.time", lambda: float(next(now)))
     speeds: list[float] = []
-    status = train_in(run, configured(), StopRequest(), lambda _, m: speeds.append(m["time/steps_per_second"]))
+    status = train_in(run, make_config(), StopRequest(), lambda _, m: speeds.append(m["time/steps_per_second"]))
     assert 0 < status.elapsed_s < 600
     assert all(0 < speed < 1e7 for speed in speeds)

@@ -62,7 +62,7 @@ def history(ill: Mapping[str, float], well_again: int = 10**9, length: int = 80)
     return [WELL | (dict(ill) if TURN <= number < well_again else {}) for number in range(length)]
 
 
-def ever_fired(metrics: Iterable[Mapping[str, float]]) -> set[str]:
+def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
     """Names of the checks that fired at any time."""
     health, fired = Health(), set()
     for step, iteration in enumerate(metrics):
@@ -73,22 +73,22 @@ def ever_fired(metrics: Iterable[Mapping[str, float]]) -> set[str]:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_each_health_check_detects_only_its_problem(check) -> None:  # type: ignore[no-untyped-def]
-    assert ever_fired(history(ILL[check.name])) == {check.name}
+    assert find_fired_checks(history(ILL[check.name])) == {check.name}
 
 
 @pytest.mark.parametrize("name", ILL)
 def test_one_bad_iteration_raises_no_warning(name: str) -> None:
     """However bad: a mean may need the window to forget it, so only as bad as the illness is."""
     one = history(ILL[name], well_again=TURN + 1)
-    assert not ever_fired(one)
+    assert not find_fired_checks(one)
 
 
 def test_accurate_critic_raises_no_warning() -> None:
     """CartPole once it is solved: all returns are alike, and the explained variance is one of rounding errors."""
     solved = {"value/explained_variance": -2.0, "loss/value": 1e-6, "value/mean": 50.0}
-    assert not ever_fired(history(solved))
-    assert ever_fired(history(solved | {"loss/value": 1.0})) == {"explained_variance"}
-    assert ever_fired(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
+    assert not find_fired_checks(history(solved))
+    assert find_fired_checks(history(solved | {"loss/value": 1.0})) == {"explained_variance"}
+    assert find_fired_checks(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
 
 
 def test_warning_and_recovery_are_reported_once() -> None:
@@ -129,13 +129,13 @@ def test_critic_checks_are_skipped_without_critic() -> None:
 
 
 def test_nan_metric_is_ignored() -> None:
-    assert not ever_fired(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
+    assert not find_fired_checks(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
 
 
 # runs that go wrong
 
 
-class Noisy(BanditAdapter):
+class RandomRewardBandit(BanditAdapter):
     """Pays by chance alone, a little: there is nothing for a critic to foresee, and no reason to settle."""
 
     def collect(self) -> Rollout:
@@ -143,7 +143,7 @@ class Noisy(BanditAdapter):
         return replace(rollout, rewards=torch.randn(rollout.rewards.shape, generator=self.generator))
 
 
-class Fickle(BanditAdapter):
+class AlternatingBandit(BanditAdapter):
     """Pays in turn for the named arm and for the other one, so that every iteration unlearns the one before."""
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class Fickle(BanditAdapter):
         return replace(rollout, rewards=rollout.rewards if self.number % 2 else 1 - rollout.rewards)
 
 
-class Careless(BanditAdapter):
+class WrongLogprobBandit(BanditAdapter):
     """Remembers other log-probs than those it acted by."""
 
     def collect(self) -> Rollout:
@@ -163,7 +163,7 @@ class Careless(BanditAdapter):
         return replace(rollout, logprobs=rollout.logprobs + 0.05)
 
 
-class Bursts(BanditAdapter):
+class RewardBurstBandit(BanditAdapter):
     """Rewards that are a thousand times as large in some iterations, late."""
 
     def __init__(self) -> None:
@@ -177,31 +177,37 @@ class Bursts(BanditAdapter):
 
 
 def test_entropy_collapse_is_detected() -> None:
-    assert "entropy" in ever_fired(run_engine(BanditAdapter(64), 40, PPO(epochs=4, minibatches=2), Optim(lr=0.3)))
+    assert "entropy" in find_fired_checks(
+        run_engine(BanditAdapter(64), 40, PPO(epochs=4, minibatches=2), Optim(lr=0.3))
+    )
 
 
 def test_large_policy_step_is_detected() -> None:
-    fickle = run_engine(Fickle(), 25, PPO(epochs=8, minibatches=2, entropy_coef=0.3), Optim(lr=0.3))
-    assert {"kl", "clip_fraction"} <= ever_fired(fickle)
+    fickle = run_engine(AlternatingBandit(), 25, PPO(epochs=8, minibatches=2, entropy_coef=0.3), Optim(lr=0.3))
+    assert {"kl", "clip_fraction"} <= find_fired_checks(fickle)
 
 
 def test_unlearning_critic_is_detected() -> None:
     frozen = Optim(joint=False, critic_lr=1e-9)
-    assert "dead_critic" in ever_fired(run_engine(Noisy(512), 40, PPO(epochs=1, minibatches=1), frozen))
+    assert "dead_critic" in find_fired_checks(
+        run_engine(RandomRewardBandit(512), 40, PPO(epochs=1, minibatches=1), frozen)
+    )
 
 
 def test_noise_fitting_critic_is_detected() -> None:
     wild = Optim(joint=False, critic_lr=1.0)
-    assert "explained_variance" in ever_fired(run_engine(Noisy(4, 4), 45, PPO(epochs=4, minibatches=2), wild))
+    assert "explained_variance" in find_fired_checks(
+        run_engine(RandomRewardBandit(4, 4), 45, PPO(epochs=4, minibatches=2), wild)
+    )
 
 
 def test_inconsistent_logprobs_raise_a_warning() -> None:
-    assert "first_ratio" in ever_fired(run_engine(Careless(), 16, PPO(epochs=1, minibatches=1)))
+    assert "first_ratio" in find_fired_checks(run_engine(WrongLogprobBandit(), 16, PPO(epochs=1, minibatches=1)))
 
 
 def test_gradient_bursts_are_detected() -> None:
     plain = PPO(epochs=1, minibatches=1, normalize_advantages="none")
-    assert "grad_norm" in ever_fired(run_engine(Bursts(), 60, plain))
+    assert "grad_norm" in find_fired_checks(run_engine(RewardBurstBandit(), 60, plain))
 
 
 @pytest.fixture
@@ -219,15 +225,15 @@ def test_health_benchmark_covers_every_check(faulty_runs: Mapping[str, Any]) -> 
 
 @pytest.mark.parametrize("name", ["skipped-minibatch", "no-state-values"])
 def test_engine_defect_is_detected(name: str, faulty_runs: Mapping[str, Any]) -> None:
-    def fired() -> set[str]:
-        return ever_fired(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
+    def run_checks() -> set[str]:
+        return find_fired_checks(run_engine(BanditAdapter(), 16, PPO(epochs=1, minibatches=2)))
 
     with faulty_runs[name].defect():
-        assert fired() >= set(faulty_runs[name].provokes)
-    assert not fired() & set(faulty_runs[name].provokes)
+        assert run_checks() >= set(faulty_runs[name].provokes)
+    assert not run_checks() & set(faulty_runs[name].provokes)
 
 
 def test_healthy_run_raises_no_warning() -> None:
     gentle = PPO(epochs=2, minibatches=2)
     for seed in range(3):
-        assert not ever_fired(run_engine(BanditAdapter(64, seed=seed), 40, gentle, Optim(lr=1e-3)))
+        assert not find_fired_checks(run_engine(BanditAdapter(64, seed=seed), 40, gentle, Optim(lr=1e-3)))

@@ -18,7 +18,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
-from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences
+from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 from tests.toys import run_engine, weights
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -26,18 +26,18 @@ __all__ = ["sequences"]  # a fixture, used by name
 
 @pytest.mark.usefixtures("sequences")
 def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configured(checkpoint={"every_s": 1e-6}, log={"samples_every": 0})
+    config = make_config(checkpoint={"every_s": 1e-6}, log={"samples_every": 0})
     run = prepare(config, tmp_path, "a")
     collect, seen = SequenceAdapter.collect, list[Rollout]()
 
-    def collecting(self: SequenceAdapter) -> Rollout:
+    def collect_then_break(self: SequenceAdapter) -> Rollout:
         seen.append(collect(self))
         if len(seen) == 3:
             assert isinstance(self.policy, SequencePolicy)
             self.policy.off = torch.inf  # of log-probs in the update alone
         return seen[-1]
 
-    monkeypatch.setattr(SequenceAdapter, "collect", collecting)
+    monkeypatch.setattr(SequenceAdapter, "collect", collect_then_break)
     with pytest.raises(NonFiniteError, match=r"in iteration 3, after .* steps") as raised:
         train_in(run, config, StopRequest())
     status = run.read_status()
@@ -57,12 +57,12 @@ def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: 
 
 
 def test_skipped_step_changes_nothing_and_is_counted() -> None:
-    class Poisoned(BanditAdapter):
+    class NanAdapter(BanditAdapter):
         def collect(self) -> Rollout:
             rollout = super().collect()
             return replace(rollout, rewards=rollout.rewards * float("nan"))
 
-    adapter = Poisoned()
+    adapter = NanAdapter()
     before = weights(adapter.policy)
     metrics = run_engine(adapter, 1, optim=Optim(on_nonfinite="skip"))[0]
     assert torch.equal(weights(adapter.policy), before)

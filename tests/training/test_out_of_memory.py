@@ -13,7 +13,7 @@ from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
 from ppo_unified.training.session import train_in
-from tests.sequences import SequenceAdapter, SequencePolicy, configured, sequences
+from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
 
@@ -39,11 +39,11 @@ def test_allocator_errors_are_recognized() -> None:
 def test_out_of_memory_run_names_options_to_lower(
     owner: type, method: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def huge(self: Any, *arguments: Any) -> Any:
+    def allocate_huge(self: Any, *arguments: Any) -> Any:
         return torch.empty(1 << 60, dtype=torch.uint8)
 
-    monkeypatch.setattr(owner, method, huge)
-    config = configured(eval={"every_steps": 10, "episodes": 5}, log={"samples_every": 0})
+    monkeypatch.setattr(owner, method, allocate_huge)
+    config = make_config(eval={"every_steps": 10, "episodes": 5}, log={"samples_every": 0})
     run = prepare(config, tmp_path, "a")
     with pytest.raises(OutOfMemory, match=says):
         train_in(run, config, StopRequest())
@@ -65,9 +65,9 @@ def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pyte
     small = load_preset("arithmetic", llm={"lora_rank": 4})
     assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "making the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
-    run = prepare(configured(), tmp_path, "a")
+    run = prepare(make_config(), tmp_path, "a")
     with pytest.raises(OutOfMemory, match="while making the models"):
-        train_in(run, configured(), StopRequest())
+        train_in(run, make_config(), StopRequest())
     assert run.read_status().state == "failed"
 
 

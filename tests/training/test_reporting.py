@@ -18,7 +18,7 @@ from ppo_unified.runs.metrics import METRICS
 from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
-from tests.sequences import EVIL, SequenceAdapter, configured, sequences
+from tests.sequences import EVIL, SequenceAdapter, make_config, sequences
 from tests.training.runs import quick, read, result_step
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -36,7 +36,7 @@ def test_every_logged_metric_is_declared(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_first_every_nth_and_last_iteration_are_stored(tmp_path: Path) -> None:
-    result = run(configured(), tmp_path)
+    result = run(make_config(), tmp_path)
     a_run, series = Run(result.path), read(result.path).series
     assert samples.iterations(a_run) == [1, 3, 6, 8]
     steps = [samples.read(a_run, number).step for number in samples.iterations(a_run)]
@@ -52,7 +52,7 @@ def test_first_every_nth_and_last_iteration_are_stored(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_solving_iteration_is_stored(tmp_path: Path) -> None:
-    solved = configured(stop_when_solved=True, eval={"every_steps": 80, "episodes": 2, "threshold": 0.0})
+    solved = make_config(stop_when_solved=True, eval={"every_steps": 80, "episodes": 2, "threshold": 0.0})
     assert run(solved, tmp_path, "solved").reason == "solved"
     assert samples.iterations(Run(tmp_path / "solved")) == [1, 2]
 
@@ -66,8 +66,8 @@ def test_stop_stores_no_extra_sample(tmp_path: Path, monkeypatch: pytest.MonkeyP
             stop.handle(signal.SIGTERM, None)
 
     monkeypatch.setattr(SequenceAdapter, "extra_loss", updating)
-    a_run = prepare(configured(), tmp_path, "stopped")
-    assert train_in(a_run, configured(), stop).state == "stopped"
+    a_run = prepare(make_config(), tmp_path, "stopped")
+    assert train_in(a_run, make_config(), stop).state == "stopped"
     assert a_run.read_status().iteration == 5
     assert samples.iterations(a_run) == [1, 3]
 
@@ -76,7 +76,7 @@ def test_stop_stores_no_extra_sample(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_storing_samples_does_not_change_training(tmp_path: Path) -> None:
     curves = []
     for every in (0, 1, 3):
-        path = run(configured(log={"samples_every": every}), tmp_path, f"every{every}").path
+        path = run(make_config(log={"samples_every": every}), tmp_path, f"every{every}").path
         assert len(samples.iterations(Run(path))) == {0: 0, 1: 8, 3: 4}[every]
         series = read(path).series
         assert ("policy/kl_after" in series) == bool(every)
@@ -86,11 +86,11 @@ def test_storing_samples_does_not_change_training(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_resume_drops_samples_of_lost_iterations(tmp_path: Path) -> None:
-    path = run(configured(), tmp_path).path
+    path = run(make_config(), tmp_path).path
     a_run = Run(path)
     samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # of an iteration that was never checkpointed
     seen: list[list[int]] = []
-    further = configured(total_iterations=10)
+    further = make_config(total_iterations=10)
     a_run.acquire()
     train_in(a_run, further, StopRequest(), lambda status, metrics: seen.append(samples.iterations(a_run)))
     assert seen == [[1, 3, 6, 8, 9], [1, 3, 6, 8, 9, 10]]
@@ -98,7 +98,7 @@ def test_resume_drops_samples_of_lost_iterations(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
-    config = configured(eval={"every_steps": 100, "episodes": 5})
+    config = make_config(eval={"every_steps": 100, "episodes": 5})
     result = run(config, tmp_path)
     kept = samples.read(Run(result.path), 8)
     rewards = kept.columns["reward"]
@@ -115,5 +115,5 @@ def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["reward", "gamma", "file", "no name", "flat", "objects"])
 def test_unstorable_column_names_the_hook(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"tests\.sequences:explain: .*'{name}'"):
-        run(configured(toy={"bad_column": name}), tmp_path)
+        run(make_config(toy={"bad_column": name}), tmp_path)
     assert Run(next(tmp_path.iterdir())).read_status().state == "failed"

@@ -18,7 +18,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.trainer import Trainer
 from tests.models import save_model
-from tests.resuming import begin, curves, differences, killed, trained
+from tests.resuming import find_differences, prepare_run, read_curves, train_to_end, train_until_killed
 
 PROMPTS = ["1+2=", "a", "12", "xy", "7*8 is"]
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tokens(folder: Path, **llm: Any) -> RunConfig:
+def token_config(folder: Path, **llm: Any) -> RunConfig:
     """Every part that has a state: prompts in order, an adapting KL coefficient, running scores, pretraining texts."""
     options: dict[str, Any] = {
         "model": str(folder / "lm"),
@@ -61,9 +61,9 @@ def tokens(folder: Path, **llm: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Run:
-    run = begin(tokens(folder), folder / "runs", "whole")
-    trained(run)
+def uninterrupted_run(folder: Path) -> Run:
+    run = prepare_run(token_config(folder), folder / "runs", "whole")
+    train_to_end(run)
     return run
 
 
@@ -76,100 +76,102 @@ WHERE = [
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_killed_and_resumed_run_equals_uninterrupted(where: str, folder: Path, whole: Run, tmp_path: Path) -> None:
+def test_killed_and_resumed_run_equals_uninterrupted(
+    where: str, folder: Path, uninterrupted_run: Run, tmp_path: Path
+) -> None:
     """Killed at that place twice, a little later each time, and then left to finish."""
-    run = begin(tokens(folder), tmp_path, "killed")
-    deaths = [killed(run, where, number) for number in (2, 2)]
+    run = prepare_run(token_config(folder), tmp_path, "killed")
+    deaths = [train_until_killed(run, where, number) for number in (2, 2)]
     assert all(deaths)
-    trained(run)
-    assert not differences(whole, run)
+    train_to_end(run)
+    assert not find_differences(uninterrupted_run, run)
 
 
 def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, whole: Run, tmp_path: Path) -> None:
-    run = begin(tokens(folder), tmp_path, "late")
-    assert killed(run, "after pruning", 6)  # the first is of the start
+    run = prepare_run(token_config(folder), tmp_path, "late")
+    assert train_until_killed(run, "after pruning", 6)  # the first is of the start
     assert run.read_status().state == "running"
-    trained(run)
-    assert not differences(whole, run)
-    trained(run)  # and once more changes nothing
-    assert not differences(whole, run)
+    train_to_end(run)
+    assert not find_differences(whole, run)
+    train_to_end(run)  # and once more changes nothing
+    assert not find_differences(whole, run)
 
 
 @pytest.mark.parametrize("llm", [{"lora_rank": 2, "score_normalize": "reference"}], ids=str)
 def test_run_stopped_every_iteration_equals_uninterrupted(
     llm: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tokens(folder, **llm)
-    single, run = begin(config, tmp_path, "single"), begin(config, tmp_path, "stopped")
-    trained(single)
+    config = token_config(folder, **llm)
+    single, run = prepare_run(config, tmp_path, "single"), prepare_run(config, tmp_path, "stopped")
+    train_to_end(single)
     finish = Trainer._finish_iteration
 
-    def stopping(self: Trainer, iteration: Any) -> None:
+    def stop_after_iteration(self: Trainer, iteration: Any) -> None:
         finish(self, iteration)
         self.stop.handle(15, None)
 
-    monkeypatch.setattr(Trainer, "_finish_iteration", stopping)
+    monkeypatch.setattr(Trainer, "_finish_iteration", stop_after_iteration)
     for _ in range(5):
-        trained(run, StopRequest())
+        train_to_end(run, StopRequest())
     assert run.read_status().state == "finished"  # asked to stop, but it was over
-    assert not differences(single, run)
+    assert not find_differences(single, run)
 
 
 def test_resume_without_checkpoint_ignores_run_json(folder: Path, whole: Run, tmp_path: Path) -> None:
-    run = begin(tokens(folder), tmp_path, "early")
-    assert killed(run, "before checkpoint", 2)
+    run = prepare_run(token_config(folder), tmp_path, "early")
+    assert train_until_killed(run, "before checkpoint", 2)
     status = run.read_status()
     status.best_score, status.best_step, status.solved_step, status.score = 1e9, 4, 4, 1e9
     run.write_status(status)
     for step in checkpoint.steps(run):
         durable.remove(checkpoint.checkpoint_folder(run, step))
-    trained(run)
-    assert not differences(whole, run)
+    train_to_end(run)
+    assert not find_differences(whole, run)
 
 
 def test_failed_checkpoint_write_only_warns(
     folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begin(tokens(folder), tmp_path, "full")
+    run = prepare_run(token_config(folder), tmp_path, "full")
     save, calls = checkpoint.save, [0]
 
-    def full(*arguments: Any) -> Path:
+    def fail_sometimes(*arguments: Any) -> Path:
         calls[0] += 1
         if calls[0] in (2, 3):
             raise OSError(28, "No space left on device")
         return save(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save", full)
-    trained(run)
+    monkeypatch.setattr(checkpoint, "save", fail_sometimes)
+    train_to_end(run)
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 2
     assert "was not written ([Errno 28] No space left on device); training goes on" in messages[0]
-    assert not [line for line in differences(whole, run) if "kept best" not in line]
+    assert not [line for line in find_differences(whole, run) if "kept best" not in line]
 
 
 def test_failed_final_checkpoint_fails_the_run(
     folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = begin(tokens(folder), tmp_path, "full")
+    run = prepare_run(token_config(folder), tmp_path, "full")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(RuntimeError, match=r"the last checkpoint could not be written: .*No space left"):
-            trained(run)
+            train_to_end(run)
     assert run.read_status().state == "failed"
-    trained(run)
-    assert not differences(whole, run)
+    train_to_end(run)
+    assert not find_differences(whole, run)
 
 
 def test_damaged_newest_checkpoint_resumes_from_previous(
     folder: Path, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = begin(tokens(folder), tmp_path, "damaged")
-    assert killed(run, "after checkpoint", 3)
+    run = prepare_run(token_config(folder), tmp_path, "damaged")
+    assert train_until_killed(run, "after checkpoint", 3)
     newest = checkpoint.checkpoint_folder(run, checkpoint.steps(run)[-1])
     (newest / checkpoint.TENSORS).write_bytes(b"")
-    trained(run)
+    train_to_end(run)
     assert str(newest) in capsys.readouterr().err
-    assert not differences(whole, run)
+    assert not find_differences(whole, run)
     assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
 
 
@@ -184,8 +186,8 @@ def save_with(run: Run, **changes: Any) -> Path:
 def test_checkpoint_of_another_structure_is_a_one_line_error(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str
 ) -> None:
-    run = begin(tokens(folder), tmp_path, "odd")
-    assert killed(run, "after pruning", 2)
+    run = prepare_run(token_config(folder), tmp_path, "odd")
+    assert train_until_killed(run, "after pruning", 2)
     run.release()
     written = save_with(run, **{part: {"x": [1]}})
     before = run.read_status()
@@ -200,8 +202,8 @@ def test_unloadable_adapter_state_fails_the_run(
     folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In a line; its traceback is in the log. Without that checkpoint the run goes on."""
-    run = begin(tokens(folder), tmp_path, "odd")
-    assert killed(run, "after pruning", 2)
+    run = prepare_run(token_config(folder), tmp_path, "odd")
+    assert train_until_killed(run, "after pruning", 2)
     run.release()
     written = save_with(run, adapter={"x": [1]})
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 1
@@ -210,19 +212,19 @@ def test_unloadable_adapter_state_fails_the_run(
     assert "Traceback" not in said
     assert "Traceback" in run.log.read_text(encoding="utf-8")
     durable.remove(written)
-    trained(run)
-    assert not differences(whole, run)
+    train_to_end(run)
+    assert not find_differences(whole, run)
 
 
 def test_changed_options_are_applied_or_rejected(
     folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = begin(tokens(folder), tmp_path, "changed")
-    assert killed(run, "after pruning", 3)
+    run = prepare_run(token_config(folder), tmp_path, "changed")
+    assert train_until_killed(run, "after pruning", 3)
     run.release()
     written = run.config.read_text(encoding="utf-8")
 
-    def resumed(*flags: str) -> int:
+    def resume_exit_code(*flags: str) -> int:
         return main(["resume", "changed", "--runs", str(tmp_path), *flags])
 
     refused = {
@@ -232,16 +234,16 @@ def test_changed_options_are_applied_or_rejected(
         "--ppo.clp": ("1", "did you mean --ppo.clip"),
     }
     for flag, (value, why) in refused.items():
-        assert resumed(*[flag, value][: 2 if value else 1]) == 2
+        assert resume_exit_code(*[flag, value][: 2 if value else 1]) == 2
         assert why in capfd.readouterr().err
     assert run.config.read_text(encoding="utf-8") == written
-    assert resumed("--optim.lr", "1e-6", "--optim.no-anneal", "--total-iterations", "7") == 0
+    assert resume_exit_code("--optim.lr", "1e-6", "--optim.no-anneal", "--total-iterations", "7") == 0
     changes = run.read_status().resumes[-1]["changed"]
     assert changes.pop("optim.lr")[1] == 1e-6
     assert changes == {"total_iterations": [5, 7], "optim.anneal": [True, False]}
     assert "lr = 1e-06" in run.config.read_text(encoding="utf-8")
     assert run.original_config.read_text(encoding="utf-8") == written
-    rates = curves(run)["optim/lr"][1]
+    rates = read_curves(run)["optim/lr"][1]
     assert len(rates) == 7
-    assert rates[:2] == curves(whole)["optim/lr"][1][:2]
+    assert rates[:2] == read_curves(whole)["optim/lr"][1][:2]
     assert rates[2:] == pytest.approx([1e-6] * 5)

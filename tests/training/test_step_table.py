@@ -15,7 +15,7 @@ from ppo_unified.engine.rollout import Rollout, map_obs
 from ppo_unified.runs import samples
 from ppo_unified.testing import BanditPolicy
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
-from tests.toys import consistent, random_rollout, seeded
+from tests.toys import make_policy, random_rollout, with_next_values
 
 
 def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
@@ -27,10 +27,10 @@ def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
 @pytest.mark.parametrize("columns", [5, 24, 10_000])
 def test_step_table_matches_every_training_step(row_len: int, normalize: str, columns: int) -> None:
     """However rows are cut, sorted and left out on the way, each number lands where the rollout has its step."""
-    rollout = consistent(random_rollout(n=7, row_len=row_len, ragged=True, holes=0.4))
+    rollout = with_next_values(random_rollout(n=7, row_len=row_len, ragged=True, holes=0.4))
     rollout = replace(rollout, mask=rollout.mask & (torch.arange(7) != 3)[:, None])
     options = {"normalize_advantages": normalize, "microbatch_columns": columns, "clip": 0.2, "clip_high": 1.5}
-    policy, ppo = seeded(BanditPolicy), PPO.model_validate(options)
+    policy, ppo = make_policy(BanditPolicy), PPO.model_validate(options)
     seen = make_step_table(make_learner(policy, ppo, Optim()), iteration_of(rollout, ppo))
     mask, own = rollout.mask, seen.columns
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_masked_nonfinite_values_are_excluded() -> None:
     for x in fields.values():
         x[~rollout.mask] = float("nan")
     ppo = PPO(normalize_advantages="batch")
-    learner = make_learner(seeded(BanditPolicy), ppo, Optim())
+    learner = make_learner(make_policy(BanditPolicy), ppo, Optim())
     seen = make_step_table(learner, iteration_of(replace(rollout, **fields), ppo))
     assert all(x.isfinite().all() for x in seen.columns.values())
     assert all(np.isfinite(x) for x in seen.metrics.values())
@@ -82,7 +82,7 @@ def test_clip_range_is_that_of_the_finished_iteration() -> None:
     progress = Progress(total_steps=5 * learned, steps=3 * learned, iteration=3)
     annealed = PPO(clip=0.2, clip_high=0.3, anneal_clip=True)
     for ppo, expected in ((annealed, (0.2 * 0.6, 0.3 * 0.6)), (PPO(), (0.2, 0.2))):
-        learner = replace(make_learner(seeded(BanditPolicy), ppo, Optim()), progress=progress)
+        learner = replace(make_learner(make_policy(BanditPolicy), ppo, Optim()), progress=progress)
         table = make_step_table(learner, iteration_of(rollout, ppo))
         assert (table.clip, table.clip_high) == pytest.approx(expected)
 

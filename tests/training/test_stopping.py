@@ -23,10 +23,10 @@ from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.cli.commands import wait_for
-from tests.sequences import SequenceAdapter, configured, sequences  # noqa: F401 - a fixture
+from tests.sequences import SequenceAdapter, make_config, sequences  # noqa: F401 - a fixture
 
 
-def train_on(run: Run, config: RunConfig, stop: StopRequest | None = None) -> str:
+def train_or_resume(run: Run, config: RunConfig, stop: StopRequest | None = None) -> str:
     """Train in a folder, new or old; the state it ended in."""
     if (run.path / "run.json").exists():
         reopen(run)
@@ -59,29 +59,29 @@ def stop_in(method: str, number: int, stop: StopRequest, monkeypatch: pytest.Mon
     original: Callable[..., Any] = getattr(of, method)
     calls = count(1)
 
-    def stopped(self: Any, *arguments: Any) -> Any:
+    def stop_after_call(self: Any, *arguments: Any) -> Any:
         answer = original(self, *arguments)
         if next(calls) == number:
             stop.handle(signal.SIGTERM, None)
         return answer
 
-    monkeypatch.setattr(of, method, stopped)
+    monkeypatch.setattr(of, method, stop_after_call)
 
 
 @pytest.mark.usefixtures("sequences")
 @pytest.mark.parametrize(("method", "numbers"), [("collect", (1, 2)), ("collect", (4, 1)), ("score", (1, 2, 1))])
 def test_run_stopped_mid_rollout_equals_uninterrupted(method: str, numbers: tuple[int, ...], tmp_path: Path) -> None:
-    config = configured(eval={"every_steps": 80, "episodes": 5, "at_start": True}, log={"samples_every": 0})
+    config = make_config(eval={"every_steps": 80, "episodes": 5, "at_start": True}, log={"samples_every": 0})
     whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
-    assert train_on(whole, config) == "finished"
+    assert train_or_resume(whole, config) == "finished"
     for number in numbers:
         stop = StopRequest()
         with pytest.MonkeyPatch.context() as patch:
             stop_in(method, number, stop, patch, SequenceAdapter)
-            assert train_on(pieces, config, stop) == "stopped"
+            assert train_or_resume(pieces, config, stop) == "stopped"
         assert pieces.read_status().reason == "stopped by SIGTERM"
         assert checkpoint.steps(pieces)[-1] == pieces.read_status().step
-    assert train_on(pieces, config) == "finished"
+    assert train_or_resume(pieces, config) == "finished"
     assert_same(pieces, whole)
 
 
@@ -105,13 +105,13 @@ def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> N
         eval={"every_steps": 0, "episodes": 2, "at_start": False},
     )
     whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
-    assert train_on(whole, config) == "finished"
+    assert train_or_resume(whole, config) == "finished"
     stop = StopRequest()
     with pytest.MonkeyPatch.context() as patch:
         stop_in("_rollout", 3, stop, patch, LLMAdapter)  # after the responses were drawn and the KL's weight had moved
-        assert train_on(pieces, config, stop) == "stopped"
+        assert train_or_resume(pieces, config, stop) == "stopped"
     assert pieces.read_status().iteration == 2
-    assert train_on(pieces, config) == "finished"
+    assert train_or_resume(pieces, config) == "finished"
     assert_same(pieces, whole)
 
 
@@ -120,31 +120,31 @@ def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypat
 
     stop, build = StopRequest(), vector.build
 
-    def slowly(*arguments: Any) -> Any:
+    def build_slowly(*arguments: Any) -> Any:
         stop.handle(signal.SIGHUP, None)
         return build(*arguments)
 
     config = load_preset("cartpole", total_steps=1000, stop_when_solved=False, eval={"threshold": None, "episodes": 2})
     run = Run(tmp_path / "a")
     with monkeypatch.context() as patch:
-        patch.setattr(vector, "build", slowly)
-        assert train_on(run, config, stop) == "stopped"
+        patch.setattr(vector, "build", build_slowly)
+        assert train_or_resume(run, config, stop) == "stopped"
     assert run.read_status().reason == "stopped by SIGHUP before it trained"
     assert not run.is_locked()
-    assert train_on(run, config) == "finished"
+    assert train_or_resume(run, config) == "finished"
 
 
 def test_error_after_a_stop_request_counts_as_the_stop() -> None:
     """A worker process that the same signal ended, say."""
 
-    def swallowed() -> None:
+    def swallow_interrupt() -> None:
         with pytest.raises(Interrupted):
             stop.handle(signal.SIGTERM, None)
         raise EOFError
 
     stop = StopRequest()
     with pytest.raises(Interrupted), stop.interruptible():
-        swallowed()
+        swallow_interrupt()
     with pytest.raises(EOFError), StopRequest().interruptible():
         raise EOFError
 

@@ -33,19 +33,19 @@ def tensor(rng: random.Random) -> Tensor:
     return x.t() if x.ndim == 2 and rng.random() < 0.5 else x
 
 
-def nested(rng: random.Random, depth: int) -> Any:
+def random_tree(rng: random.Random, depth: int) -> Any:
     kind = rng.choice(["leaf", "tensor", "list", "tuple", "dict"]) if depth else rng.choice(["leaf", "tensor"])
     if kind == "leaf":
         return rng.choice(LEAVES)
     if kind == "tensor":
         return tensor(rng)
     if kind == "dict":
-        return {key: nested(rng, depth - 1) for key in rng.sample(KEYS, rng.randrange(5))}
-    items = [nested(rng, depth - 1) for _ in range(rng.randrange(4))]
+        return {key: random_tree(rng, depth - 1) for key in rng.sample(KEYS, rng.randrange(5))}
+    items = [random_tree(rng, depth - 1) for _ in range(rng.randrange(4))]
     return items if kind == "list" else tuple(items)
 
 
-def same(a: Any, b: Any) -> bool:
+def are_equal(a: Any, b: Any) -> bool:
     """Equal in type and to the bit."""
     if type(a) is not type(b):
         return False
@@ -53,9 +53,9 @@ def same(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, dict):
         pairs = zip(a.items(), b.items(), strict=True) if len(a) == len(b) else ()
-        return len(a) == len(b) and all(same(x, y) for pair in pairs for x, y in zip(*pair, strict=True))
+        return len(a) == len(b) and all(are_equal(x, y) for pair in pairs for x, y in zip(*pair, strict=True))
     if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(map(are_equal, a, b))
     if isinstance(a, float):
         return math.isnan(a) if math.isnan(b) else (a, math.copysign(1, a)) == (b, math.copysign(1, b))
     return bool(a == b)
@@ -73,8 +73,8 @@ def through_files(state: Any, folder: Path) -> Any:
 def test_state_round_trips(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     for _ in range(40):
-        state = nested(rng, 4)
-        assert same(through_files(state, tmp_path), state), state
+        state = random_tree(rng, 4)
+        assert are_equal(through_files(state, tmp_path), state), state
 
 
 def test_optimizer_and_numpy_generator_round_trip(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_optimizer_and_numpy_generator_round_trip(tmp_path: Path) -> None:
     weight.grad = torch.ones(3)
     optimizer.step()
     state = {"adam": optimizer.state_dict(), "numpy": np.random.default_rng(3).bit_generator.state}
-    assert same(through_files(state, tmp_path), state)
+    assert are_equal(through_files(state, tmp_path), state)
 
 
 def test_tied_tensors_round_trip_and_are_stored_once(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_tied_tensors_round_trip_and_are_stored_once(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     durable.write_file(path, encode_tensors({"head": x, "embedding": x, "transposed": x.t(), "part": x[1:]}))
     found = read_tensors(path, CPU)
-    assert same(dict(sorted(found.items())), {"embedding": x, "head": x, "part": x[1:], "transposed": x.t()})
+    assert are_equal(dict(sorted(found.items())), {"embedding": x, "head": x, "part": x[1:], "transposed": x.t()})
     assert found["head"] is found["embedding"]
     assert set(load_file(path)) == {"head", "transposed", "part"}  # as the library itself reads it
 

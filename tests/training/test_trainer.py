@@ -10,7 +10,7 @@ import torch
 
 from ppo_unified import run
 from ppo_unified.runs.folder import Run
-from tests.sequences import configured, sequences
+from tests.sequences import make_config, sequences
 from tests.training.runs import quick, read
 
 __all__ = ["sequences"]  # a fixture, used by name
@@ -29,11 +29,11 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
 
     evaluate = GymPolicy.evaluate
 
-    def wrong(self: GymPolicy, obs: Any, actions: Any) -> Any:
+    def evaluate_wrongly(self: GymPolicy, obs: Any, actions: Any) -> Any:
         new = evaluate(self, obs, actions)
         return new._replace(logprobs=new.logprobs + (0.1 if torch.is_grad_enabled() else 0.0))
 
-    monkeypatch.setattr(GymPolicy, "evaluate", wrong)
+    monkeypatch.setattr(GymPolicy, "evaluate", evaluate_wrongly)
     with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.1"):
         run(quick(), tmp_path)
     status = Run(tmp_path / "cartpole-s1").read_status()
@@ -51,6 +51,6 @@ def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_first_ratio_tolerance_is_configurable(tmp_path: Path) -> None:
-    assert run(configured(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
+    assert run(make_config(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
     with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.05"):
-        run(configured(toy={"off": 0.05}), tmp_path, "strict")
+        run(make_config(toy={"off": 0.05}), tmp_path, "strict")

@@ -60,7 +60,7 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
 
 
-def made(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any) -> Run:
+def make_run(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any) -> Run:
     """A run's folder as a trainer leaves it."""
     run = Run(runs / name)
     run.path.mkdir(parents=True)
@@ -81,9 +81,9 @@ def made(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any)
 def runs(tmp_path: Path) -> Path:
     """Three runs of different ends."""
     folder = tmp_path / "runs"
-    made(folder, "alpha", 1, score=300.0)
-    made(folder, "beta", 2, score=400.0, state="stopped", best_score=450.0)
-    made(folder, "gamma", 3, lr=5e-4, score=None, state="failed", reason="it broke")
+    make_run(folder, "alpha", 1, score=300.0)
+    make_run(folder, "beta", 2, score=400.0, state="stopped", best_score=450.0)
+    make_run(folder, "gamma", 3, lr=5e-4, score=None, state="failed", reason="it broke")
     return folder
 
 
@@ -93,21 +93,21 @@ def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: An
     async def session() -> None:
         app = Terminal(runs, **options)
         async with app.run_test(size=size, notifications=True) as pilot:
-            await until(pilot, lambda: isinstance(app.screen, RunsScreen) and bool(app.store.folder))
+            await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen) and bool(app.store.folder))
             if runs.exists():
                 expected = len([path for path in runs.iterdir() if path.is_dir()])
-                await until(pilot, lambda: len(app.store.entries) == expected and len(the_list(app).entries) > 0)
+                await wait_until(pilot, lambda: len(app.store.entries) == expected and len(run_list(app).entries) > 0)
             async with asyncio.timeout(240):  # a hang shows what was waited for
                 await act(pilot, app)
 
     asyncio.run(session())
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def wait_until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Let the program go on until something holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"it never came to that; said: {said(pilot.app)}"
+        assert time.monotonic() < deadline, f"it never came to that; said: {notifications(pilot.app)}"
         await pilot.pause(0.02)
     await pilot.pause()
 
@@ -117,38 +117,38 @@ def start(app: Terminal, *arguments: str) -> None:
     app.run_in_thread(lambda: control.start(arguments, app.runs).name)
 
 
-def the_list(app: Terminal) -> RunList:
+def run_list(app: Terminal) -> RunList:
     screen = app.screen_stack[1]
     assert isinstance(screen, RunsScreen)
     return screen.run_list
 
 
-def the_plots(app: Terminal) -> Plots:
+def find_plots(app: Terminal) -> Plots:
     screen = app.screen_stack[1]
     assert isinstance(screen, RunsScreen)
     return screen.plots
 
 
-def under_the_cursor(app: Terminal) -> str:
-    current = the_list(app).current
+def current_key(app: Terminal) -> str:
+    current = run_list(app).current
     return "" if current is None else current.key
 
 
-def listed(app: Terminal) -> list[str]:
-    return [entry.key for entry in the_list(app).entries]
+def listed_keys(app: Terminal) -> list[str]:
+    return [entry.key for entry in run_list(app).entries]
 
 
-def drawn(app: Terminal) -> list[str]:
+def curve_keys(app: Terminal) -> list[str]:
     """Whose curves are in the first chart, the last one on top."""
-    plots = the_plots(app)
+    plots = find_plots(app)
     return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
 
 
-def said(app: App[Any]) -> str:
+def notifications(app: App[Any]) -> str:
     return "\n".join(str(notification.message) for notification in app._notifications)
 
 
-def shown(app: Terminal) -> str:
+def screen_text(app: Terminal) -> str:
     """The text on screen."""
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
@@ -185,18 +185,18 @@ def test_no_key_is_bound_twice_in_one_place() -> None:
 
 def test_runs_list_sorts_by_any_column(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        assert listed(app) == ["gamma", "beta", "alpha"]
+        assert listed_keys(app) == ["gamma", "beta", "alpha"]
         await pilot.press("O")
-        assert listed(app) == ["alpha", "beta", "gamma"]
+        assert listed_keys(app) == ["alpha", "beta", "gamma"]
         await pilot.press("o")  # the column after the last is the first
         assert (app.state.sorted_by, app.state.reverse) == ("name", False)
-        assert listed(app) == ["alpha", "beta", "gamma"]
-        head = "".join(segment.text for segment in the_list(app).render_line(0))
+        assert listed_keys(app) == ["alpha", "beta", "gamma"]
+        head = "".join(segment.text for segment in run_list(app).render_line(0))
         await pilot.click(RunList, offset=(head.index("score") + 1, 0))
         assert app.state.sorted_by == "score"
-        assert listed(app) == ["beta", "alpha", "gamma"]  # the best first, none last
+        assert listed_keys(app) == ["beta", "alpha", "gamma"]  # the best first, none last
         await pilot.click(RunList, offset=(head.index("score") + 1, 0))
-        assert listed(app) == ["alpha", "beta", "gamma"]
+        assert listed_keys(app) == ["alpha", "beta", "gamma"]
 
     drive(runs, act)
 
@@ -204,15 +204,15 @@ def test_runs_list_sorts_by_any_column(runs: Path) -> None:
 def test_cursor_stays_on_its_run(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("down")
-        assert under_the_cursor(app) == "beta"
-        made(runs, "delta", 9)
-        await until(pilot, lambda: listed(app) == ["delta", "gamma", "beta", "alpha"])
-        assert under_the_cursor(app) == "beta"
+        assert current_key(app) == "beta"
+        make_run(runs, "delta", 9)
+        await wait_until(pilot, lambda: listed_keys(app) == ["delta", "gamma", "beta", "alpha"])
+        assert current_key(app) == "beta"
         await pilot.press("O")
-        assert under_the_cursor(app) == "beta"
+        assert current_key(app) == "beta"
         shutil.rmtree(runs / "beta")
-        await until(pilot, lambda: len(listed(app)) == 3)
-        assert under_the_cursor(app)
+        await wait_until(pilot, lambda: len(listed_keys(app)) == 3)
+        assert current_key(app)
 
     drive(runs, act)
 
@@ -228,14 +228,14 @@ def test_partial_repaint_equals_full_repaint(runs: Path) -> None:
             await pilot.press(keys)
             await pilot.pause()
             partly = picture()
-            the_list(app).refresh()
+            run_list(app).refresh()
             await pilot.pause()
             assert picture() == partly
         for step, text in ((1_500, " 1500 "), (2_500, " 2500 ")):
             run = Run(runs / "beta")
             run.write_status(replace(run.read_status(), step=step))
-            await until(pilot, lambda step=step: app.store.entries["beta"].status.step == step)  # type: ignore[misc]
-            await until(pilot, lambda text=text: text in shown(app))  # type: ignore[misc]
+            await wait_until(pilot, lambda step=step: app.store.entries["beta"].status.step == step)  # type: ignore[misc]
+            await wait_until(pilot, lambda text=text: text in screen_text(app))  # type: ignore[misc]
 
     drive(runs, act)
 
@@ -253,28 +253,28 @@ def test_unread_run_is_requested_immediately(runs: Path) -> None:
 
 def test_query_filters_runs_while_typing(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        assert under_the_cursor(app) == "gamma"
+        assert current_key(app) == "gamma"
         await pilot.press("slash", *"alp")
-        await until(pilot, lambda: listed(app) == ["alpha"])
+        await wait_until(pilot, lambda: listed_keys(app) == ["alpha"])
         await pilot.press("escape")
-        await until(pilot, lambda: len(listed(app)) == 3)
-        assert under_the_cursor(app) == "gamma"  # as before, though it was not listed meanwhile
+        await wait_until(pilot, lambda: len(listed_keys(app)) == 3)
+        assert current_key(app) == "gamma"  # as before, though it was not listed meanwhile
         await pilot.press("slash", *"score>350")
         assert isinstance(app.screen, PromptDialog)
-        await until(pilot, lambda: listed(app) == ["beta"])
+        await wait_until(pilot, lambda: listed_keys(app) == ["beta"])
         await pilot.press("enter")
         assert isinstance(app.screen, RunsScreen)
-        assert "filter: score>350   1 of 3" in shown(app)
+        assert "filter: score>350   1 of 3" in screen_text(app)
         await pilot.press("slash")
         app.screen.query_one(Input).value = "!failed optim.lr>0.0006"
-        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        await wait_until(pilot, lambda: listed_keys(app) == ["beta", "alpha"])
         await pilot.press("escape")  # back to what it was
-        await until(pilot, lambda: listed(app) == ["beta"])
+        await wait_until(pilot, lambda: listed_keys(app) == ["beta"])
         await pilot.press("slash")
         app.screen.query_one(Input).value = "nothing-of-that-name"
-        await until(pilot, lambda: not listed(app))
+        await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "None of the 3 runs matches." in shown(app)
+        assert "None of the 3 runs matches." in screen_text(app)
 
     drive(runs, act)
 
@@ -286,26 +286,26 @@ def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
         await pilot.press("enter")
         assert isinstance(app.screen, PromptDialog)
         assert "colour" in str(app.screen.query_one(".error", Static).content)
-        assert len(listed(app)) == 3
+        assert len(listed_keys(app)) == 3
 
     drive(runs, act)
 
 
 def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: drawn(app) == ["gamma"])  # the one under the cursor
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])  # the one under the cursor
         await pilot.press("down")
-        await until(pilot, lambda: drawn(app) == ["beta"])
+        await wait_until(pilot, lambda: curve_keys(app) == ["beta"])
         await pilot.press("space", "space")
-        await until(pilot, lambda: drawn(app) == ["beta", "alpha"])
-        colors = {trace.key: trace.color for trace in the_plots(app).traces("eval/score")}
+        await wait_until(pilot, lambda: curve_keys(app) == ["beta", "alpha"])
+        colors = {trace.key: trace.color for trace in find_plots(app).traces("eval/score")}
         assert len(set(colors.values())) == 2
         await pilot.press("home", "p")
-        await until(pilot, lambda: drawn(app) == ["beta", "alpha", "gamma"])
-        pinned = the_plots(app).traces("eval/score")[-1]
+        await wait_until(pilot, lambda: curve_keys(app) == ["beta", "alpha", "gamma"])
+        pinned = find_plots(app).traces("eval/score")[-1]
         assert pinned.pinned
         assert pinned.color.lower() == "#ffffff"
-        for trace in the_plots(app).traces("eval/score")[:-1]:
+        for trace in find_plots(app).traces("eval/score")[:-1]:
             assert trace.color == colors[trace.key]  # no colour changes because another run is drawn
         await pilot.press("a")
         assert set(app.state.marked) == {"alpha", "beta", "gamma"}
@@ -318,9 +318,9 @@ def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
 
 def test_standard_metrics_come_first(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: len(the_plots(app).tags) == len(TAGS))
-        assert the_plots(app).tags[:3] == ["eval/score", "episode/return", "policy/kl"]
-        assert the_plots(app).tags[-1] == "custom/thing"
+        await wait_until(pilot, lambda: len(find_plots(app).tags) == len(TAGS))
+        assert find_plots(app).tags[:3] == ["eval/score", "episode/return", "policy/kl"]
+        assert find_plots(app).tags[-1] == "custom/thing"
 
     drive(runs, act)
 
@@ -328,12 +328,12 @@ def test_standard_metrics_come_first(runs: Path) -> None:
 def test_compare_screen_shows_differing_options(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("c")
-        assert "Mark at least two runs" in said(app)
+        assert "Mark at least two runs" in notifications(app)
         await pilot.press("a", "c")
         assert isinstance(app.screen, TextDialog)
-        assert "optim.lr" in shown(app)
-        assert re.search(r"optim\.lr .* 0\.0005", shown(app))
-        assert "env_id" not in shown(app)
+        assert "optim.lr" in screen_text(app)
+        assert re.search(r"optim\.lr .* 0\.0005", screen_text(app))
+        assert "env_id" not in screen_text(app)
         await pilot.press("escape")
         assert isinstance(app.screen, RunsScreen)
 
@@ -343,8 +343,8 @@ def test_compare_screen_shows_differing_options(runs: Path) -> None:
 def test_seeds_of_one_run_are_drawn_as_one_curve(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("a", "A")
-        await until(pilot, lambda: len(drawn(app)) == 3)
-        groups = {trace.key: trace.group for trace in the_plots(app).traces("eval/score")}
+        await wait_until(pilot, lambda: len(curve_keys(app)) == 3)
+        groups = {trace.key: trace.group for trace in find_plots(app).traces("eval/score")}
         assert groups["alpha"] == groups["beta"] != groups["gamma"]
 
     drive(runs, act)
@@ -352,19 +352,19 @@ def test_seeds_of_one_run_are_drawn_as_one_curve(runs: Path) -> None:
 
 def test_split_between_list_and_charts_is_adjustable(runs: Path) -> None:
     for number in range(20):
-        made(runs, f"more-{number}", 10 + number)
+        make_run(runs, f"more-{number}", 10 + number)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.pause()
-        before = the_list(app).size.height
+        before = run_list(app).size.height
         await pilot.press("greater_than_sign")
-        await until(pilot, lambda: the_list(app).size.height > before)
+        await wait_until(pilot, lambda: run_list(app).size.height > before)
         await pilot.press("less_than_sign", "less_than_sign")
-        await until(pilot, lambda: the_list(app).size.height < before)
+        await wait_until(pilot, lambda: run_list(app).size.height < before)
         await pilot.resize_terminal(200, 60)
-        await until(pilot, lambda: the_list(app).size.width < 110 and the_plots(app).size.height > 50)
+        await wait_until(pilot, lambda: run_list(app).size.width < 110 and find_plots(app).size.height > 50)
         await pilot.resize_terminal(80, 24)
-        await until(pilot, lambda: the_list(app).size.width == 80)
+        await wait_until(pilot, lambda: run_list(app).size.width == 80)
 
     drive(runs, act)
 
@@ -376,7 +376,7 @@ def test_enter_and_second_click_open_a_run(runs: Path) -> None:
         assert app.screen.key == "gamma"
         await pilot.press("escape")
         await pilot.click(RunList, offset=(5, 2), times=2)
-        await until(pilot, lambda: isinstance(app.screen, RunPage))
+        await wait_until(pilot, lambda: isinstance(app.screen, RunPage))
         assert app.screen.key == "beta"
 
     drive(runs, act)
@@ -384,18 +384,18 @@ def test_enter_and_second_click_open_a_run(runs: Path) -> None:
 
 def test_metric_screen_opens_from_list_and_run_page(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: the_plots(app).current is not None)
+        await wait_until(pilot, lambda: find_plots(app).current is not None)
         await pilot.press("f")
-        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
         assert len([screen for screen in app.screen_stack if isinstance(screen, MetricScreen)]) == 1
         await pilot.press("n", "l", "f")
-        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
-        assert the_plots(app).settings.log_y
+        await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        assert find_plots(app).settings.log_y
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, RunPage) and app.screen.plots.current is not None)
+        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and app.screen.plots.current is not None)
         await pilot.press("f")
-        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
-        await until(pilot, lambda: bool(app.screen.query_one(OnePlot).tags))
+        await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await wait_until(pilot, lambda: bool(app.screen.query_one(OnePlot).tags))
         await pilot.press("escape")
         assert isinstance(app.screen, RunPage)
 
@@ -411,25 +411,25 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
     writer.close()
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        the_list(app).move_to("CartPole-v1__ppo__1")
-        await until(pilot, lambda: drawn(app) == ["CartPole-v1__ppo__1"])
+        run_list(app).move_to("CartPole-v1__ppo__1")
+        await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
-        assert "was written by another program" in said(app)
+        assert "was written by another program" in notifications(app)
 
     drive(runs, act)
 
 
 def test_text_of_runs_is_shown_literally(runs: Path) -> None:
     evil = "[bold red]\x1b[31mname\x1b]0;title\x07[/]"
-    made(runs, "odd", 7, state="failed", reason=evil, preset="[blink]x")
+    make_run(runs, "odd", 7, state="failed", reason=evil, preset="[blink]x")
     write_note(Run(runs / "odd"), evil)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
-        assert "\x1b" not in shown(app)
-        the_list(app).move_to("odd")
+        await wait_until(pilot, lambda: "[bold red]name[/]" in screen_text(app))
+        assert "\x1b" not in screen_text(app)
+        run_list(app).move_to("odd")
         await pilot.press("enter")
-        await until(pilot, lambda: "[bold red]name[/]" in shown(app))
+        await wait_until(pilot, lambda: "[bold red]name[/]" in screen_text(app))
 
     drive(runs, act, size=(200, 60))
 
@@ -443,60 +443,60 @@ def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        assert "n, Enter, Enter" in shown(app)
+        assert "n, Enter, Enter" in screen_text(app)
         await pilot.press("n")
         assert isinstance(app.screen, Picker)
         await pilot.press("enter")
         assert isinstance(app.screen, Form)
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and listed(app) == ["cartpole-s1"])
-        await until(pilot, lambda: drawn(app) == ["cartpole-s1"])
-        await until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
-        await until(pilot, lambda: "cartpole-s1: finished (solved)" in said(app))
-        await until(pilot, lambda: "eval/score" in shown(app))
+        await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen) and listed_keys(app) == ["cartpole-s1"])
+        await wait_until(pilot, lambda: curve_keys(app) == ["cartpole-s1"])
+        await wait_until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
+        await wait_until(pilot, lambda: "cartpole-s1: finished (solved)" in notifications(app))
+        await wait_until(pilot, lambda: "eval/score" in screen_text(app))
 
     drive(folder, act)
 
 
 def test_charts_appear_before_the_first_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And every action on charts is one that empty ones bear."""
-    run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
+    run = make_run(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
         path.unlink()
     monkeypatch.setattr(Run, "is_locked", lambda self: self.path == run.path)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        plots = the_plots(app)
-        the_list(app).move_to("omega")
-        await until(pilot, lambda: plots.tags == list(AWAITED))
+        plots = find_plots(app)
+        run_list(app).move_to("omega")
+        await wait_until(pilot, lambda: plots.tags == list(AWAITED))
         for action in actions_of("charts"):
             if action.name not in ("enlarge", "metrics", "group", "zoom_reset"):
                 await plots.run_action(action.name)
         for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
             await plots.run_action(name)
-        await until(pilot, lambda: "has no points yet" in said(app))  # instead of a file
+        await wait_until(pilot, lambda: "has no points yet" in notifications(app))  # instead of a file
         widgets = list(plots.plots)
         empty = " " * GUTTER + "no points yet"
-        assert shown(app).count(empty) == len(widgets) > 1
+        assert screen_text(app).count(empty) == len(widgets) > 1
         await pilot.press("f")
-        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
-        assert "no points yet" in shown(app)
+        await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        assert "no points yet" in screen_text(app)
         await pilot.press("escape")
         writer = EventWriter(run.path)
         for step in (100, 200):
             writer.scalars(step, dict.fromkeys(AWAITED, 0.5))
         writer.close()
-        await until(pilot, lambda: empty not in shown(app))
+        await wait_until(pilot, lambda: empty not in screen_text(app))
         assert plots.plots == widgets
         plots.settings.group = "reward"
         plots.show([*AWAITED], lambda _: ())
-        await until(pilot, lambda: "No curves yet" in shown(app))  # a kept filter may match what comes
+        await wait_until(pilot, lambda: "No curves yet" in screen_text(app))  # a kept filter may match what comes
 
     drive(runs, act)
 
 
 def test_page_of_run_without_points_has_no_charts(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
+    run = make_run(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
         path.unlink()
     alive = True
@@ -504,16 +504,16 @@ def test_page_of_run_without_points_has_no_charts(runs: Path, monkeypatch: pytes
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         nonlocal alive
-        the_list(app).move_to("omega")
+        run_list(app).move_to("omega")
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, RunPage) and "no points yet" in shown(app))
+        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and "no points yet" in screen_text(app))
         run.write_status(replace(run.read_status(), heartbeat=time.time() - 3600))
-        await until(pilot, lambda: app.store.entries["omega"].state == "stalled")
-        assert "no points yet" in shown(app)
+        await wait_until(pilot, lambda: app.store.entries["omega"].state == "stalled")
+        assert "no points yet" in screen_text(app)
         alive = False
-        await until(pilot, lambda: "No curves yet" in shown(app))
+        await wait_until(pilot, lambda: "No curves yet" in screen_text(app))
         alive = True
-        await until(pilot, lambda: "no points yet" in shown(app))
+        await wait_until(pilot, lambda: "no points yet" in screen_text(app))
 
     drive(runs, act)
 
@@ -529,25 +529,25 @@ def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
         def state() -> str:
             return app.store.entries["long"].state if "long" in app.store.entries else ""
 
-        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > 0, 120)
+        await wait_until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > 0, 120)
         await pilot.press("d", "y")
-        assert "stop it before it is deleted" in said(app)
+        assert "stop it before it is deleted" in notifications(app)
         await pilot.press("s")
-        await until(pilot, lambda: state() == "stopped", 120)
+        await wait_until(pilot, lambda: state() == "stopped", 120)
         step = app.store.entries["long"].status.step
         await pilot.press("r")
-        await until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
+        await wait_until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > step, 120)
         await pilot.press("K")
         assert isinstance(app.screen, ConfirmDialog)
         await pilot.press("n")
         assert state() == "running"
         await pilot.press("K", "y")
-        await until(pilot, lambda: state() == "crashed", 120)
-        await until(pilot, lambda: "long: crashed" in said(app))
+        await wait_until(pilot, lambda: state() == "crashed", 120)
+        await wait_until(pilot, lambda: "long: crashed" in notifications(app))
         await pilot.press("d", "n")
         assert (folder / "long").exists()
         await pilot.press("d", "y")
-        await until(pilot, lambda: not listed(app))
+        await wait_until(pilot, lambda: not listed_keys(app))
         assert not (folder / "long").exists()
 
     drive(folder, act)
@@ -558,15 +558,15 @@ def test_quitting_keeps_runs_running(tmp_path: Path) -> None:
 
     async def begin(pilot: Pilot[None], app: Terminal) -> None:
         start(app, "cartpole", "--name", "on", "--no-stop-when-solved", "--total-steps", "10000000")
-        await until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
+        await wait_until(pilot, lambda: "on" in app.store.entries and app.store.entries["on"].state == "running", 120)
         await pilot.press("q")
 
-    async def come_back(pilot: Pilot[None], app: Terminal) -> None:
+    async def check_reopened(pilot: Pilot[None], app: Terminal) -> None:
         assert app.store.entries["on"].state == "running"
 
     drive(folder, begin)
     try:
-        drive(folder, come_back)
+        drive(folder, check_reopened)
     finally:
         assert stop(Run(folder / "on"), kill=False) == "stopped"
 
@@ -580,7 +580,7 @@ def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
         form: Form = app.screen
         form.typed["optim.lr"] = "0.01"
         await pilot.press("enter", "enter")  # the second one starts nothing more
-        await until(pilot, lambda: not form.waiting)
+        await wait_until(pilot, lambda: not form.waiting)
         assert app.screen is form
         assert "NoSuchWorld" in str(form.query_one("#said", Static).content)
         assert "one run of" not in str(form.query_one("#said", Static).content)
@@ -596,7 +596,7 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
 
     def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
         started.append(list(arguments))
-        on_created(run := made(folder, f"new-{len(started)}", 9))
+        on_created(run := make_run(folder, f"new-{len(started)}", 9))
         assert goes_on.wait(60)
         if refusals:
             raise UsageError(refusals[0])
@@ -609,7 +609,7 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
             assert isinstance(app.screen, Form)
             app.screen.typed["optim.lr"] = lr
             await pilot.press("ctrl+s")
-            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+            await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
         await pilot.press("n", "enter")
         await start_with("0.5")
@@ -618,14 +618,14 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
         assert app.screen.typed == {}
         app.screen.typed["optim.lr"] = "0.25"
         goes_on.set()
-        await until(pilot, lambda: "new-1 is training" in said(app))
+        await wait_until(pilot, lambda: "new-1 is training" in notifications(app))
         assert app.screen.typed == {"optim.lr": "0.25"}
         goes_on.clear()
         refusals.append("no such luck")
         await start_with("0.125")
         assert app.state.typed == {}
         goes_on.set()
-        await until(pilot, lambda: refusals[0] in said(app))
+        await wait_until(pilot, lambda: refusals[0] in notifications(app))
         assert app.state.typed == {"cartpole": {"optim.lr": "0.125"}}
 
     drive(runs, act)
@@ -641,14 +641,14 @@ def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)  # taken
         app.screen.query_one(Input).value = "omega"
         await pilot.press("enter")
-        await until(pilot, lambda: "omega" in listed(app))
+        await wait_until(pilot, lambda: "omega" in listed_keys(app))
         assert app.state.marked == ["omega"]
-        await until(pilot, lambda: under_the_cursor(app) == "omega")
+        await wait_until(pilot, lambda: current_key(app) == "omega")
         await pilot.press("N")
         app.screen.query_one(Input).value = "learnt to hop"
         await pilot.press("enter")
-        await until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
-        await until(pilot, lambda: "learnt to hop" in shown(app))
+        await wait_until(pilot, lambda: app.store.entries["omega"].note == "learnt to hop")
+        await wait_until(pilot, lambda: "learnt to hop" in screen_text(app))
         note = Run(runs / "omega").note
         write_note(Run(runs / "omega"), "first\nsecond\tline")
         before = note.stat().st_ino
@@ -656,7 +656,7 @@ def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)
         assert note.stat().st_ino == before  # nothing was changed, so nothing is written
         await pilot.press("end", "!", "enter")
-        await until(pilot, lambda: app.store.entries["omega"].note == "first!")
+        await wait_until(pilot, lambda: app.store.entries["omega"].note == "first!")
         assert note.read_text(encoding="utf-8") == "first!\nsecond\tline\n"
 
     drive(runs, act, size=(200, 60))
@@ -664,12 +664,12 @@ def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
 
 def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        the_list(app).move_to("alpha")
+        run_list(app).move_to("alpha")
         await pilot.press("r")
         assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
-        assert "a whole number above 1000" in shown(app)
+        assert "a whole number above 1000" in screen_text(app)
 
     drive(runs, act)
 
@@ -687,34 +687,34 @@ def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.M
     """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
 
     def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
-        on_created(run := made(folder, "new", 0))
+        on_created(run := make_run(folder, "new", 0))
         return run
 
     monkeypatch.setattr(control, "start", start)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        async def rerun_of(key: str, lr: str, then: str) -> None:
-            the_list(app).move_to(key)
+        async def rerun(key: str, lr: str, then: str) -> None:
+            run_list(app).move_to(key)
             await pilot.press("R")
             assert isinstance(app.screen, Form)
             assert app.screen.typed.get("optim.lr") == lr
             app.screen.typed["optim.lr"] = "0.03"
             await pilot.press(then)
-            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+            await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
-        await rerun_of("gamma", "0.0005", "ctrl+s")
-        await until(pilot, lambda: "new is training" in said(app) and "new" in listed(app))
-        await rerun_of("gamma", "0.0005", "escape")
-        the_list(app).move_to("gamma")
+        await rerun("gamma", "0.0005", "ctrl+s")
+        await wait_until(pilot, lambda: "new is training" in notifications(app) and "new" in listed_keys(app))
+        await rerun("gamma", "0.0005", "escape")
+        run_list(app).move_to("gamma")
         await pilot.press("e", "end", "2", "enter")
-        await until(pilot, lambda: "gamma2" in listed(app))
-        await rerun_of("gamma2", "0.03", "escape")
+        await wait_until(pilot, lambda: "gamma2" in listed_keys(app))
+        await rerun("gamma2", "0.03", "escape")
         shutil.rmtree(runs / "gamma2")  # as from another terminal
-        made(runs, "gamma2", 8, lr=4e-3)
-        await until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
-        await rerun_of("gamma2", "0.004", "escape")
+        make_run(runs, "gamma2", 8, lr=4e-3)
+        await wait_until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
+        await rerun("gamma2", "0.004", "escape")
         assert len(app.state.typed) == 1
-        the_list(app).move_to("gamma2")
+        run_list(app).move_to("gamma2")
         await pilot.press("d", "y")
         assert app.state.typed == {}
 
@@ -747,7 +747,7 @@ def test_readonly_mode_changes_nothing(runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        assert "read-only" in shown(app)
+        assert "read-only" in screen_text(app)
         for action in ACTIONS:
             if action.writes:
                 for key in action.keys.split(","):
@@ -756,7 +756,7 @@ def test_readonly_mode_changes_nothing(runs: Path) -> None:
         await pilot.press("enter", "d", "e", "s")
         assert isinstance(app.screen, RunPage)
         await pilot.press("question_mark")
-        assert "Delete" not in shown(app)
+        assert "Delete" not in screen_text(app)
 
     drive(runs, act, readonly=True)
     assert before == {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
@@ -785,7 +785,7 @@ def test_redraws_slow_down_while_typing_or_when_expensive(runs: Path, monkeypatc
 
 def test_help_lists_every_key_and_explains_the_chart(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: the_plots(app).current is not None)
+        await wait_until(pilot, lambda: find_plots(app).current is not None)
         await pilot.press("question_mark")
         assert isinstance(app.screen, TextDialog)
         body = str(app.screen.body)
@@ -820,7 +820,7 @@ def test_palette_finds_and_runs_actions(runs: Path) -> None:
         await pilot.press(*"reverse")
         await pilot.pause(0.5)
         await pilot.press("enter")
-        await until(pilot, lambda: app.state.reverse)
+        await wait_until(pilot, lambda: app.state.reverse)
         provider = ActionProvider(app.screen)
         hits = [hit async for hit in provider.discover()]
         names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
@@ -833,7 +833,7 @@ def test_palette_finds_and_runs_actions(runs: Path) -> None:
 def test_theme_and_view_are_restored(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("T", "space", "p", "o", "l", "f")
-        await until(pilot, lambda: isinstance(app.screen, MetricScreen))
+        await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
         await pilot.press("escape", "q")
 
     async def come_back(pilot: Pilot[None], app: Terminal) -> None:
@@ -842,7 +842,7 @@ def test_theme_and_view_are_restored(runs: Path) -> None:
         assert app.state.marked == ["gamma"]
         assert app.state.pinned == "beta"
         assert app.state.sorted_by == "name"
-        assert the_plots(app).settings.log_y
+        assert find_plots(app).settings.log_y
 
     drive(runs, act)
     drive(runs, come_back)
@@ -862,7 +862,7 @@ def test_damaged_view_file_does_not_prevent_start(runs: Path, text: str) -> None
     path.write_text(text, encoding="utf-8")
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        assert len(listed(app)) == 3
+        assert len(listed_keys(app)) == 3
         assert app.theme == "ppo-dark"
 
     drive(runs, act)
@@ -877,7 +877,7 @@ def test_unwritable_state_and_deleted_runs_folder_do_no_harm(
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "T")
         shutil.rmtree(runs)
-        await until(pilot, lambda: not listed(app))
+        await wait_until(pilot, lambda: not listed_keys(app))
 
     drive(runs, act)
 
@@ -885,8 +885,8 @@ def test_unwritable_state_and_deleted_runs_folder_do_no_harm(
 def test_screen_is_ascii_without_unicode(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space")
-        await until(pilot, lambda: "eval/score" in shown(app))
-        rows = shown(app).splitlines()
+        await wait_until(pilot, lambda: "eval/score" in screen_text(app))
+        rows = screen_text(app).splitlines()
         assert all(row.isascii() for row in rows[:-1]), [row for row in rows if not row.isascii()]
 
     drive(runs, act, unicode=False)
@@ -899,8 +899,8 @@ def test_clock_set_back_does_no_harm(runs: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         now[0] -= 1e6
-        made(runs, "later", 8)
-        await until(pilot, lambda: "later" in listed(app))
+        make_run(runs, "later", 8)
+        await wait_until(pilot, lambda: "later" in listed_keys(app))
 
     drive(runs, act, store=Store(runs, clock=lambda: now[0]))
 
@@ -916,18 +916,18 @@ def test_view_is_stored_per_folder(runs: Path, tmp_path: Path) -> None:
 def test_run_page_updates_while_other_runs_are_marked(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "up")  # gamma is marked
-        the_list(app).move_to("alpha")
+        run_list(app).move_to("alpha")
         await pilot.press("enter")
         assert isinstance(app.screen, RunPage)
         page: RunPage = app.screen
-        made(runs, "another", 9)  # the list behind is told of it
-        await until(pilot, lambda: "another" in app.store.entries)
+        make_run(runs, "another", 9)  # the list behind is told of it
+        await wait_until(pilot, lambda: "another" in app.store.entries)
         writer = EventWriter(runs / "alpha", 1001)
         writer.scalars(1100, dict.fromkeys(TAGS, 7.0))
         writer.close()
-        await until(pilot, lambda: page.plots.traces("eval/score")[0].curve[0][-1] == 1100)
+        await wait_until(pilot, lambda: page.plots.traces("eval/score")[0].curve[0][-1] == 1100)
         await pilot.press("escape")
-        await until(pilot, lambda: drawn(app) == ["gamma"])
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])
 
     drive(runs, act)
 
@@ -938,14 +938,14 @@ def test_damage_is_reported_while_the_run_is_shown(runs: Path) -> None:
     found.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: drawn(app) == ["gamma"])
-        assert "damaged" not in shown(app)
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])
+        assert "damaged" not in screen_text(app)
         await pilot.press("down")
-        await until(pilot, lambda: "damaged" in shown(app))
+        await wait_until(pilot, lambda: "damaged" in screen_text(app))
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in shown(app))
+        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in screen_text(app))
         await pilot.press("escape", "down")
-        await until(pilot, lambda: drawn(app) == ["alpha"] and "damaged" not in shown(app))
+        await wait_until(pilot, lambda: curve_keys(app) == ["alpha"] and "damaged" not in screen_text(app))
 
     drive(runs, act)
 
@@ -953,26 +953,26 @@ def test_damage_is_reported_while_the_run_is_shown(runs: Path) -> None:
 def test_deleted_run_disappears_everywhere(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "home", "p", "d", "y")
-        await until(pilot, lambda: listed(app) == ["beta", "alpha"])
+        await wait_until(pilot, lambda: listed_keys(app) == ["beta", "alpha"])
         assert app.state.marked == []
         assert app.state.pinned == ""
-        await until(pilot, lambda: len(drawn(app)) == 1)
+        await wait_until(pilot, lambda: len(curve_keys(app)) == 1)
 
     drive(runs, act)
 
 
 def test_renamed_run_keeps_its_mark(runs: Path) -> None:
-    made(runs / "group", "one", 5)
+    make_run(runs / "group", "one", 5)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await until(pilot, lambda: "group/one" in listed(app))
-        the_list(app).move_to("group/one")
+        await wait_until(pilot, lambda: "group/one" in listed_keys(app))
+        run_list(app).move_to("group/one")
         await pilot.press("space")
-        the_list(app).move_to("group/one")
+        run_list(app).move_to("group/one")
         await pilot.press("e")
         app.screen.query_one(Input).value = "alpha"  # there is another one of that name above
         await pilot.press("enter")
-        await until(pilot, lambda: under_the_cursor(app) == "group/alpha")
+        await wait_until(pilot, lambda: current_key(app) == "group/alpha")
         assert app.state.marked == ["group/alpha"]
 
     drive(runs, act)
@@ -980,13 +980,13 @@ def test_renamed_run_keeps_its_mark(runs: Path) -> None:
 
 def test_unusual_names_and_times_are_shown(runs: Path) -> None:
     """A folder's name that is no text, times that no calendar has."""
-    made(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
+    make_run(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("home", "x", "x")
-        await until(pilot, lambda: bool(drawn(app)))
+        await wait_until(pilot, lambda: bool(curve_keys(app)))
         await pilot.press("enter", "6")
-        await until(pilot, lambda: "started" in shown(app))
+        await wait_until(pilot, lambda: "started" in screen_text(app))
 
     drive(runs, act)
 
@@ -1005,7 +1005,7 @@ def test_unusual_input_in_picker_and_form_does_no_harm(runs: Path) -> None:
 
 def test_run_name_is_checked_in_the_shown_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the default folder has a run of that name."""
-    made(runs.parent / "runs", "taken", 4)
+    make_run(runs.parent / "runs", "taken", 4)
     other = runs.parent / "other"
     started: list[list[str]] = []
     monkeypatch.chdir(runs.parent)
@@ -1019,7 +1019,7 @@ def test_run_name_is_checked_in_the_shown_folder(runs: Path, monkeypatch: pytest
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         app.state.typed["cartpole"] = {"name": "taken"}
         await pilot.press("n", "enter", "enter")
-        await until(pilot, lambda: bool(started))
+        await wait_until(pilot, lambda: bool(started))
 
     drive(other, act)
     assert started == [["cartpole", "--name", "taken"]]

@@ -68,7 +68,7 @@ def drive(work: Driven, tmp_path: Path, size: tuple[int, int] = (80, 24)) -> Non
     asyncio.run(run())
 
 
-async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+async def wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
     """Wait for what comes within a few turns of the program."""
     deadline = time.monotonic() + 10
     while not condition():
@@ -76,17 +76,17 @@ async def until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
         await pilot.pause(0.01)
 
 
-def said(screen: Form, name: str) -> str:
+def static_text(screen: Form, name: str) -> str:
     return str(screen.query_one(f"#{name}", Static).render())
 
 
-def seen(app: App[None]) -> list[str]:
+def screen_lines(app: App[None]) -> list[str]:
     """The lines on the screen."""
     strips = app.screen._compositor.render_strips(app.size)
     return ["".join(segment.text for segment in strip) for strip in strips]
 
 
-async def to(pilot: Pilot[None], screen: Form, option: str) -> None:
+async def move_to(pilot: Pilot[None], screen: Form, option: str) -> None:
     """Put the cursor on an option in sight, by keys."""
     options = screen.options
     if screen.option is None:
@@ -118,7 +118,7 @@ def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_pat
         await pilot.press(*"lunar", "down", "enter")
         assert app.opened[-1] == "lunarlander-continuous"
         assert isinstance(app.focused, Input)
-        assert any("Score to expect: 250" in line for line in seen(app))
+        assert any("Score to expect: 250" in line for line in screen_lines(app))
         await pilot.press("pagedown", "pageup", "up", "enter")
         assert app.opened[-1] == "lunarlander-continuous"  # from the first line up to the last
         assert app.screen is picker
@@ -179,7 +179,7 @@ def test_click_selects_a_target(tmp_path: Path) -> None:
         app.open_picker()
         await pilot.pause()
         await pilot.click(OptionList, offset=(4, 3))
-        await until(pilot, lambda: app.opened)
+        await wait_until(pilot, lambda: app.opened)
         assert app.opened == ["frozenlake"]
 
     drive(work, tmp_path)
@@ -223,14 +223,14 @@ def test_two_enters_train_cartpole(size: tuple[int, int], tmp_path: Path) -> Non
 def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
-        await to(pilot, screen, "optim.lr")
+        await move_to(pilot, screen, "optim.lr")
         await write(pilot, "0.001")
-        await to(pilot, screen, "stop_when_solved")
+        await move_to(pilot, screen, "stop_when_solved")
         await pilot.press("space")
-        await until(pilot, lambda: "--optim.lr 0.001" in said(screen, "command"))
+        await wait_until(pilot, lambda: "--optim.lr 0.001" in static_text(screen, "command"))
         assert app.typed == {"optim.lr": "0.001", "stop_when_solved": "false"}
-        assert "optim.lr 0.002 -> 0.001" in said(screen, "said")
-        await to(pilot, screen, "optim.lr")
+        assert "optim.lr 0.002 -> 0.001" in static_text(screen, "said")
+        await move_to(pilot, screen, "optim.lr")
         await pilot.press(key, *(["enter"] if key == "enter" else []))  # Enter goes to Start first
         assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
 
@@ -241,19 +241,19 @@ def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp
 def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
-        await to(pilot, screen, "ppo.gamma")
+        await move_to(pilot, screen, "ppo.gamma")
         await write(pilot, "1.5")
-        await until(pilot, lambda: any("expected a number >= 0 and <= 1" in line for line in seen(app)))
-        lines = seen(app)
+        await wait_until(pilot, lambda: any("expected a number >= 0 and <= 1" in line for line in screen_lines(app)))
+        lines = screen_lines(app)
         (at_line,) = [i for i, line in enumerate(lines) if line.strip().startswith("ppo.gamma  ")]
         assert lines[at_line + 1].strip() == "ppo.gamma: expected a number >= 0 and <= 1, got '1.5'"
-        assert "to mend: ppo.gamma" in said(screen, "said")
+        assert "to mend: ppo.gamma" in static_text(screen, "said")
         await pilot.press("enter", "enter")
         assert app.started == []
         assert screen.option is not None
         assert screen.option.name == "ppo.gamma"
         await write(pilot, "0.9")
-        await until(pilot, lambda: screen.verdict.good)
+        await wait_until(pilot, lambda: screen.verdict.good)
         await pilot.press("ctrl+s")
         assert app.started == [[["cartpole", "--ppo.gamma", "0.9"]]]
 
@@ -272,8 +272,10 @@ def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
         assert app.started == []
         assert screen.option is not None
         assert screen.option.name == "ppo.clip"
-        assert any("1 wrong" in line for line in seen(app))
-        assert any(line.strip().startswith("ppo.clip: expected a number > 0 and < 1, got '2'") for line in seen(app))
+        assert any("1 wrong" in line for line in screen_lines(app))
+        assert any(
+            line.strip().startswith("ppo.clip: expected a number > 0 and < 1, got '2'") for line in screen_lines(app)
+        )
 
     drive(work, tmp_path, (120, 40))
 
@@ -282,11 +284,11 @@ def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
 def test_several_seeds_start_several_runs(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
-        await to(pilot, screen, "name")
+        await move_to(pilot, screen, "name")
         await write(pilot, "pole")
-        await to(pilot, screen, "seed")
+        await move_to(pilot, screen, "seed")
         await write(pilot, "1-3")
-        await until(pilot, lambda: "3 runs" in said(screen, "said"))
+        await wait_until(pilot, lambda: "3 runs" in static_text(screen, "said"))
         await pilot.press("ctrl+s")
         assert [shown[-2:] for shown in app.started[0]] == [["--name", f"pole-s{seed}"] for seed in (1, 2, 3)]
 
@@ -297,19 +299,19 @@ def test_several_seeds_start_several_runs(size: tuple[int, int], tmp_path: Path)
 def test_recipe_is_applied_and_removed(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("sentiment")
-        await to(pilot, screen, "optim.lr")
+        await move_to(pilot, screen, "optim.lr")
         assert screen.options.editor.value == "0.0005"
         await pilot.press("ctrl+r")
-        await until(pilot, lambda: isinstance(app.screen, Recipes))
+        await wait_until(pilot, lambda: isinstance(app.screen, Recipes))
         await pilot.press("end", "enter")
-        await until(pilot, lambda: app.screen is screen)
+        await wait_until(pilot, lambda: app.screen is screen)
         assert screen.recipe == app.typed["recipe"] == "trl-early"
         assert screen.options.editor.value == "1.41e-05"
-        assert "--recipe trl-early" in said(screen, "command")
+        assert "--recipe trl-early" in static_text(screen, "command")
         await pilot.press("ctrl+r", "escape", "ctrl+s")
         assert app.started == [[["sentiment", "--recipe", "trl-early"]]]
         await pilot.press("ctrl+r", "home", "enter")
-        await until(pilot, lambda: screen.recipe == "")
+        await wait_until(pilot, lambda: screen.recipe == "")
         assert screen.options.editor.value == "0.0005"
         await pilot.press("escape")
         assert (await app.open_form("sentiment", "trl-early")).recipe == ""  # what was chosen, not what a run had
@@ -332,7 +334,7 @@ def test_search_shows_only_matches_unfolded(size: tuple[int, int], tmp_path: Pat
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         await pilot.press("slash", *"clip", "enter")
-        await until(pilot, lambda: screen.option is not None)
+        await wait_until(pilot, lambda: screen.option is not None)
         options = [line.name for line in screen.options.shown if line.kind == "option"]
         assert options[0] == "ppo.objective"
         assert {"ppo.clip", "ppo.value_clip", "optim.max_grad_norm"} <= set(options)
@@ -340,7 +342,7 @@ def test_search_shows_only_matches_unfolded(size: tuple[int, int], tmp_path: Pat
         await pilot.press("right", "down")
         assert app.typed == {"ppo.objective": "penalty"}
         await pilot.press("escape")
-        await until(pilot, lambda: not screen.options.words)
+        await wait_until(pilot, lambda: not screen.options.words)
         assert any("1 changed" in line.text for line in screen.options.shown)
         assert app.screen is screen
         await pilot.press("escape")
@@ -353,13 +355,13 @@ def test_search_shows_only_matches_unfolded(size: tuple[int, int], tmp_path: Pat
 def test_field_is_reset_to_preset_value(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
-        await to(pilot, screen, "optim.lr")
+        await move_to(pilot, screen, "optim.lr")
         await write(pilot, "7")
         assert app.typed == {"optim.lr": "7"}
         await pilot.press("ctrl+z")
         assert app.typed == {}
         assert screen.options.editor.value == "0.002"
-        await to(pilot, screen, "stop_when_solved")
+        await move_to(pilot, screen, "stop_when_solved")
         await pilot.press("right", "ctrl+z")
         assert app.typed == {}
 
@@ -370,7 +372,7 @@ def test_field_is_reset_to_preset_value(size: tuple[int, int], tmp_path: Path) -
 def test_command_is_copied_to_clipboard(size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
-        await to(pilot, screen, "seed")
+        await move_to(pilot, screen, "seed")
         await write(pilot, "5")
         await pilot.press("ctrl+y")
         command = f"ppo-unified train cartpole --seed 5 --runs {tmp_path}"
@@ -388,7 +390,7 @@ def test_long_command_is_wrapped(tmp_path: Path) -> None:
         app.typed |= {"eval.threshold": "450", "eval.episodes": "33"}
         screen = await app.open_form()
         await pilot.pause()
-        words = set(" ".join(seen(app)).split())
+        words = set(" ".join(screen_lines(app)).split())
         assert set(screen.verdict.command.split()) <= words
 
     drive(work, Path("runs"))
@@ -397,7 +399,7 @@ def test_long_command_is_wrapped(tmp_path: Path) -> None:
 def test_form_keeps_input_when_reopened(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("sentiment", "tldr")
-        await to(pilot, screen, "seed")
+        await move_to(pilot, screen, "seed")
         await write(pilot, "1x")
         await pilot.press("escape")
         assert app.screen is not screen
@@ -426,7 +428,7 @@ def test_unreadable_target_starts_nothing(tmp_path: Path) -> None:
         screen = await app.open_form("nowhere.toml")
         await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
         assert app.started == []
-        assert "nowhere.toml: cannot be read" in said(screen, "said")
+        assert "nowhere.toml: cannot be read" in static_text(screen, "said")
         assert screen.explain() is None
 
     drive(work, tmp_path)
@@ -437,10 +439,10 @@ def test_rejection_is_shown_until_an_edit(tmp_path: Path) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
         screen.show_refusal("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
-        assert said(screen, "said").endswith("knows\nno such environment")
-        await to(pilot, screen, "seed")
+        assert static_text(screen, "said").endswith("knows\nno such environment")
+        await move_to(pilot, screen, "seed")
         await write(pilot, "2")
-        await until(pilot, lambda: "one run of Foo-v1" in said(screen, "said"))
+        await wait_until(pilot, lambda: "one run of Foo-v1" in static_text(screen, "said"))
 
     drive(work, tmp_path)
 
@@ -449,11 +451,11 @@ def test_help_describes_the_focused_option(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()
         assert screen.explain() is None
-        await to(pilot, screen, "ppo.gamma")
+        await move_to(pilot, screen, "ppo.gamma")
         told = screen.explain() or ""
         for part in ("ppo.gamma", "discount", "a number >= 0 and <= 1", "0.98"):
             assert part in told
-        assert "discount" in said(screen, "about")
+        assert "discount" in static_text(screen, "about")
 
     drive(work, tmp_path)
 

@@ -30,14 +30,14 @@ RECIPES = [recipe.name for recipe in all_recipes()]
 TEXTS = ("a b", "-x", "--name", "it's", '"', "$HOME", "日本", "a=b", "regex:^\\d+$", "None", "[]", ";")
 
 
-class Captured(Exception):
+class PreparedRun(Exception):
     def __init__(self, config: RunConfig, name: str) -> None:
         super().__init__()
         self.config, self.name = config, name
 
 
 @pytest.fixture
-def _captured(monkeypatch: pytest.MonkeyPatch) -> None:
+def _raise_at_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
     capture(monkeypatch)
 
 
@@ -45,14 +45,14 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `train` end where the run folder would be made."""
 
     def prepare(config: RunConfig, runs: Path, name: str, command: list[str]) -> None:
-        raise Captured(config, name)
+        raise PreparedRun(config, name)
 
     monkeypatch.setattr(preparation, "prepare", prepare)
 
 
-def parsed(arguments: list[str]) -> Captured:
+def parse_arguments(arguments: list[str]) -> PreparedRun:
     """What the CLI's own code makes of them."""
-    with pytest.raises(Captured) as captured:
+    with pytest.raises(PreparedRun) as captured:
         cli.main(["train", *arguments])
     return captured.value
 
@@ -74,7 +74,7 @@ def edit(field: Field, rng: random.Random) -> str:
     return rng.choice(TEXTS)
 
 
-def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterator[dict[str, str]]:
+def edit_randomly(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterator[dict[str, str]]:
     """Ever more options changed at random; a change that is refused is taken back."""
     rng, typed = random.Random(seed), dict(start)
     fields = list(form_model.fields(target, recipe).values())
@@ -90,22 +90,22 @@ def edited(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterat
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 @pytest.mark.parametrize("seed", range(3))
 def test_command_line_reproduces_the_validated_configuration(target: str, seed: int) -> None:
-    for typed in edited(target, "", seed, LLM if target == "llm" else {}):
+    for typed in edit_randomly(target, "", seed, LLM if target == "llm" else {}):
         verdict = form_model.check_typed(target, "", typed)
         (arguments,) = form_model.train_arguments(target, "", typed)
         assert len(verdict.differences) >= 5
         assert shlex.split(verdict.command) == ["ppo-unified", "train", *arguments]
-        assert parsed(arguments).config == verdict.config
+        assert parse_arguments(arguments).config == verdict.config
 
 
 @pytest.mark.usefixtures("_captured")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
     whole = apply_recipe(presets.load_target("sentiment"), recipe)
-    for typed in edited("sentiment", recipe, 0, {}):
+    for typed in edit_randomly("sentiment", recipe, 0, {}):
         verdict = form_model.check_typed("sentiment", recipe, typed)
         (arguments,) = form_model.train_arguments("sentiment", recipe, typed)
-        assert parsed(arguments).config == verdict.config
+        assert parse_arguments(arguments).config == verdict.config
         assert arguments[:3] == ["sentiment", "--recipe", recipe]
     defaults = {name: field.default for name, field in form_model.fields("sentiment", recipe).items()}
     assert defaults == {name: format_value(whole.flatten()[name]) for name in defaults}
@@ -227,7 +227,7 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
 
     def start(arguments: list[str], runs: Path) -> Run:
         started.append(arguments)
-        return written(tmp_path / "a", presets.load_target("cartpole"), "")
+        return write_run(tmp_path / "a", presets.load_target("cartpole"), "")
 
     monkeypatch.setattr("ppo_unified.runs.control.start", start)
     monkeypatch.setattr(Run, "read_status", lambda _: Status())
@@ -243,7 +243,7 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
     assert names(lists[0]) == f"{name or 'cartpole'}-objective-clip-lr0.01-s2"
     with pytest.MonkeyPatch.context() as patch:
         capture(patch)
-        configs = [[parsed(words).config for words in each] for each in (started, lists)]
+        configs = [[parse_arguments(words).config for words in each] for each in (started, lists)]
     assert configs[0] == configs[1]
     assert [config.seed for config in configs[0][:4]] == [2, 3, 4, 2]
 
@@ -284,21 +284,21 @@ def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
         in form_model.check_typed("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
     )
     assert form_model.check_typed("cartpole", "", {"name": "old"}, tmp_path).good
-    assert parsed(form_model.train_arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
+    assert parse_arguments(form_model.train_arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 def test_run_yields_arguments_that_reproduce_it(target: str, tmp_path: Path) -> None:
-    for typed in edited(target, "", 5, LLM if target == "llm" else {}):
+    for typed in edit_randomly(target, "", 5, LLM if target == "llm" else {}):
         config = form_model.check_typed(target, "", typed).config
         assert config is not None
-        run = written(tmp_path / "a", config, form_model.check_typed(target, "", typed).command)
+        run = write_run(tmp_path / "a", config, form_model.check_typed(target, "", typed).command)
         again, recipe, texts = form_model.form_input(run)
         assert again == (str(run.config) if target == "llm" else target)
         assert form_model.check_typed(again, recipe, texts).config == config
 
 
-def written(path: Path, config: RunConfig, command: str) -> Run:
+def write_run(path: Path, config: RunConfig, command: str) -> Run:
     path.mkdir(exist_ok=True)
     run = Run(path)
     run.config.write_text(config.to_toml())
@@ -309,7 +309,7 @@ def written(path: Path, config: RunConfig, command: str) -> Run:
 def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
     verdict = form_model.check_typed("sentiment", "trl-early", {"seed": "4"})
     assert verdict.config is not None
-    assert form_model.form_input(written(tmp_path / "a", verdict.config, verdict.command)) == (
+    assert form_model.form_input(write_run(tmp_path / "a", verdict.config, verdict.command)) == (
         "sentiment",
         "trl-early",
         {"seed": "4"},
@@ -318,7 +318,7 @@ def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
 
 def test_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> None:
     config = presets.load_target("cartpole").model_copy(update={"preset": "gone", "recipe": "gone"})
-    run = written(tmp_path / "a", config, 'ppo-unified train "')
+    run = write_run(tmp_path / "a", config, 'ppo-unified train "')
     target, recipe, typed = form_model.form_input(run)
     assert (target, recipe, typed) == (str(run.config), "", {})
     run.config.write_text("kind = ")

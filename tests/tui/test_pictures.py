@@ -15,7 +15,7 @@ import pytest
 from textual.widget import Widget
 from textual.widgets import Footer
 
-from tests.staged import SIZES, stage, text_of, trainers, walk
+from tests.staged import SIZES, make_scenes, screen_text, trainers, visit_screens
 from tui.actions import ACTIONS
 from tui.app import Terminal
 
@@ -25,7 +25,7 @@ UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
 
 
 @pytest.fixture(autouse=True)
-def _fixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _fix_time_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The same times of day and paths everywhere, and no memory of other sessions."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TZ", "UTC")
@@ -44,14 +44,14 @@ def test_screens_match_golden_files(size: tuple[int, int]) -> None:
     seen: dict[str, str] = {}
 
     def look(name: str, app: Terminal) -> None:
-        seen[name] = text = text_of(app)
+        seen[name] = text = screen_text(app)
         assert [len(line) for line in text.splitlines()] == [size[0]] * size[1], name
         _check_scrollbars(app, name)
         _check_footer(app, name)
 
-    stage(Path("runs"))
+    make_scenes(Path("runs"))
     with trainers(Path("runs")):
-        asyncio.run(walk(Path("runs"), size, look))
+        asyncio.run(visit_screens(Path("runs"), size, look))
     for name in KEPT:
         path = GOLDEN / f"{name}-{size[0]}x{size[1]}.txt"
         lines = "".join(line.rstrip() + "\n" for line in seen[name].splitlines())
@@ -63,12 +63,12 @@ def test_screens_match_golden_files(size: tuple[int, int]) -> None:
 
 def test_screens_are_ascii_without_unicode() -> None:
     def look(name: str, app: Terminal) -> None:
-        strange = {character for character in text_of(app) if not character.isascii()}
+        strange = {character for character in screen_text(app) if not character.isascii()}
         assert not strange, f"{name}: {strange}"
 
-    stage(Path("runs"))
+    make_scenes(Path("runs"))
     with trainers(Path("runs")):
-        asyncio.run(walk(Path("runs"), (80, 24), look, unicode=False))
+        asyncio.run(visit_screens(Path("runs"), (80, 24), look, unicode=False))
 
 
 def _check_scrollbars(app: Terminal, name: str) -> None:
@@ -83,6 +83,6 @@ def _check_footer(app: Terminal, name: str) -> None:
     """Every word in the footer is whole."""
     if app.screen.query(Footer):
         words = {word for action in ACTIONS for word in action.label.split()}
-        line = text_of(app).splitlines()[-1].split()
+        line = screen_text(app).splitlines()[-1].split()
         assert [word for word in line if len(word) > 1 and word[0].isupper() and word not in words] == [], name
         assert line[-1] in words, f"{name}: a key without what it does"

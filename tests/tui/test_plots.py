@@ -297,11 +297,11 @@ def test_incremental_averages_equal_full_averages() -> None:
 def test_chart_smooths_only_new_points(monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed: list[int] = []
 
-    def counted(values: np.ndarray, *rest: Any) -> np.ndarray:
+    def count_smoothed(values: np.ndarray, *rest: Any) -> np.ndarray:
         smoothed.append(len(values))
         return smooth(values, *rest)
 
-    monkeypatch.setattr(tui_traces, "smooth", counted)
+    monkeypatch.setattr(tui_traces, "smooth", count_smoothed)
     averages = Averages()
     steps, walls, values = curve(500)
     for points in (400, 450, 450, 500):

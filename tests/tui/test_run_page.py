@@ -90,15 +90,15 @@ class Host(App[None]):
         """What the UI's reader thread does."""
         changes = self.store.update()
         if changes.is_news:
-            self.tell(changes)
+            self.send_changes(changes)
 
-    def tell(self, changes: Changes) -> None:
+    def send_changes(self, changes: Changes) -> None:
         for screen in self.screen_stack:
             if isinstance(screen, RunPage):
                 screen.update_from_store(changes)
 
 
-def made(runs: Path, name: str = "a", clip: float = 0.2, **changes: object) -> Run:
+def make_run(runs: Path, name: str = "a", clip: float = 0.2, **changes: object) -> Run:
     run = Run(runs / name)
     run.path.mkdir(parents=True)
     run.config.write_text(CONFIG.format(clip=clip), encoding="utf-8")
@@ -134,7 +134,7 @@ def drive(
     asyncio.run(whole())
 
 
-def text_of(screen: Screen[Any], selector: str) -> str:
+def widget_text(screen: Screen[Any], selector: str) -> str:
     return str(screen.query_one(selector, Static).visual)
 
 
@@ -146,7 +146,7 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join(strip.text for strip in strips) if strips else str(lines)
 
 
-async def until(pilot: Pilot[None], holds: Callable[[], object], seconds: float = 20.0) -> None:
+async def wait_until(pilot: Pilot[None], holds: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, screen_text(pilot.app)
@@ -157,11 +157,11 @@ async def until(pilot: Pilot[None], holds: Callable[[], object], seconds: float 
 
 
 def test_head_shows_run_status(tmp_path: Path) -> None:
-    run = made(tmp_path, state="failed", reason="OverflowError: fell\x1b[31m [red]")
+    run = make_run(tmp_path, state="failed", reason="OverflowError: fell\x1b[31m [red]")
     control.write_note(run, "too [b]fast[/b]")
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        head = text_of(page, "#head")
+        head = widget_text(page, "#head")
         for part in ("a  failed", "1500 of 3000 steps (50%)", "score 412.5", "best 450"):
             assert part in head
         assert "OverflowError: fell [red]" in head
@@ -171,28 +171,28 @@ def test_head_shows_run_status(tmp_path: Path) -> None:
 
 
 def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
     for number, name in enumerate(("b", "c"), 2):
-        run = made(tmp_path, name)
+        run = make_run(tmp_path, name)
         run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", f"seed = {number}"), encoding="utf-8")
-    made(tmp_path, "d", clip=0.3)
+    make_run(tmp_path, "d", clip=0.3)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        def drawn() -> list[str]:
+        def drawn_labels() -> list[str]:
             return [one.label for one in page.plots.plots[0].curves]
 
-        assert drawn() == ["a"]
+        assert drawn_labels() == ["a"]
         await pilot.press("A")
-        await until(pilot, lambda: len(drawn()) == 2)
-        assert any("2 seeds" in label for label in drawn())
+        await wait_until(pilot, lambda: len(drawn_labels()) == 2)
+        assert any("2 seeds" in label for label in drawn_labels())
         await pilot.press("A")
-        await until(pilot, lambda: drawn() == ["a"])
+        await wait_until(pilot, lambda: drawn_labels() == ["a"])
 
     drive(Host(tmp_path), act)
 
 
 def test_tabs_open_by_digit_bracket_and_click(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         panes = page.query_one("#panes")
@@ -216,7 +216,7 @@ def test_tabs_open_by_digit_bracket_and_click(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["escape", "q"])
 @pytest.mark.parametrize("tab", ["1", "3"])
 def test_escape_and_q_return_to_the_list(key: str, tab: str, tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press(tab, key)
@@ -235,10 +235,10 @@ def test_run_page_has_a_method_for_every_action() -> None:
 
 
 def test_chart_keys_work_only_on_curves_tab(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        await until(pilot, lambda: "eval/score" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: "eval/score" in screen_text(pilot.app))
         await pilot.press("l")
         assert page.plots.settings.log_y
         await pilot.press("2", "l")
@@ -256,43 +256,43 @@ def test_chart_keys_work_only_on_curves_tab(tmp_path: Path) -> None:
 
 
 def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
-    made(tmp_path)
-    made(tmp_path, "b", clip=0.3)
+    make_run(tmp_path)
+    make_run(tmp_path, "b", clip=0.3)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("2")
         await pilot.pause()
-        lines = text_of(page, "#options Static").splitlines()
+        lines = widget_text(page, "#options Static").splitlines()
         assert [line for line in lines if not line.startswith(" ")] == ["run", "ppo", "gym"]
         assert "  clip      0.2" in lines
         await pilot.press("D")
-        shown = text_of(page, "#options Static")
+        shown = widget_text(page, "#options Static")
         assert "differs from b" in shown
         assert shown.splitlines()[-1].split() == ["ppo.clip", "0.2", "0.3"]
         await pilot.press("D")
-        assert "lam" in text_of(page, "#options Static")
+        assert "lam" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act, reference="b")
 
 
 def test_difference_key_needs_another_run(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("D")
         await pilot.pause()
         assert page.tab == "options"
-        assert "No other run is pinned" in text_of(page, "#options Static")
+        assert "No other run is pinned" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act)
 
 
 def test_unreadable_options_are_reported(tmp_path: Path) -> None:
-    made(tmp_path).config.write_text("[[", encoding="utf-8")
+    make_run(tmp_path).config.write_text("[[", encoding="utf-8")
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("2")
-        await until(pilot, lambda: "is not valid TOML" in text_of(page, "#options Static"))
+        await wait_until(pilot, lambda: "is not valid TOML" in widget_text(page, "#options Static"))
 
     drive(Host(tmp_path), act)
 
@@ -373,7 +373,7 @@ def test_replaced_or_truncated_log_is_reread(tmp_path: Path) -> None:
 
 
 def test_log_follows_its_end_until_scrolled(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     run.log.write_text("".join(f"line {i}\n" for i in range(100)), encoding="utf-8")
 
     def write(text: str) -> None:
@@ -382,17 +382,17 @@ def test_log_follows_its_end_until_scrolled(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("3")
-        await until(pilot, lambda: "line 99" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: "line 99" in screen_text(pilot.app))
         write("\x1b[31mred\x1b[0m [b]bold[/b]\x07\n")
-        await until(pilot, lambda: "red [b]bold[/b]" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: "red [b]bold[/b]" in screen_text(pilot.app))
         await pilot.press("up", "up")
-        await until(pilot, lambda: not page.query_one(LogView).follows)
+        await wait_until(pilot, lambda: not page.query_one(LogView).follows)
         top = screen_text(pilot.app).splitlines()[5]
         write("later\n")
-        await until(pilot, lambda: "later" in page.query_one(LogView).tail.lines)
+        await wait_until(pilot, lambda: "later" in page.query_one(LogView).tail.lines)
         assert screen_text(pilot.app).splitlines()[5] == top
         await pilot.press("F")
-        await until(pilot, lambda: "later" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: "later" in screen_text(pilot.app))
         await pilot.press("1", "F")
         assert page.tab == "log"
 
@@ -405,33 +405,33 @@ RESPONSE = {"prompt": "[red]1 + 1 =", "response": "2\x1b[2J", "score": 1.0, "kl"
 
 
 def test_responses_step_through_evaluations_and_follow_newest(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     for step in (0, 100, 200):
         samples.append_responses(run, step, step // 100, [RESPONSE | {"response": f"at {step}"}, RESPONSE])
 
     def shows(*parts: str) -> Callable[[], bool]:
-        return lambda: all(part in text_of(page_of[0], "#samples Static") for part in parts)
+        return lambda: all(part in widget_text(page_of[0], "#samples Static") for part in parts)
 
     page_of: list[RunPage] = []
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         page_of.append(page)
         await pilot.press("4")
-        await until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "kl 0.25", "(newest)"))
-        assert "\x1b" not in text_of(page, "#samples Static")
+        await wait_until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "kl 0.25", "(newest)"))
+        assert "\x1b" not in widget_text(page, "#samples Static")
         await pilot.press("left_curly_bracket")
-        await until(pilot, shows("2 of 3", "at 100"))
+        await wait_until(pilot, shows("2 of 3", "at 100"))
         samples.append_responses(run, 300, 3, [RESPONSE | {"response": "at 300"}])
-        await until(pilot, shows("2 of 4", "at 100"))
+        await wait_until(pilot, shows("2 of 4", "at 100"))
         await pilot.press("right_curly_bracket", "right_curly_bracket")
-        await until(pilot, shows("4 of 4", "at 300"))
+        await wait_until(pilot, shows("4 of 4", "at 300"))
         samples.append_responses(run, 400, 4, [RESPONSE | {"response": "at 400"}])
-        await until(pilot, shows("5 of 5", "at 400"))
+        await wait_until(pilot, shows("5 of 5", "at 400"))
 
     drive(Host(tmp_path), act)
 
 
-def stored(run: Run, iteration: int) -> None:
+def write_samples(run: Run, iteration: int) -> None:
     shape = (2, 5)
     columns: dict[str, np.ndarray] = {name: np.full(shape, 0.5) for name in ("reward", "value", "advantage", "ratio")}
     columns |= {"mask": np.ones(shape, bool), "continues": np.ones(shape, bool)}
@@ -441,18 +441,18 @@ def stored(run: Run, iteration: int) -> None:
 
 
 def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("left_curly_bracket")  # from another tab
         assert page.tab == "samples"
-        await until(pilot, lambda: "Nothing is stored yet" in text_of(page, "#samples Static"))
-        stored(run, 1)
-        stored(run, 7)
-        await until(pilot, lambda: "iteration 7" in text_of(page, "#samples Static"))
-        assert "Sample 1 (of 0 to 1)" in text_of(page, "#samples Static")
+        await wait_until(pilot, lambda: "Nothing is stored yet" in widget_text(page, "#samples Static"))
+        write_samples(run, 1)
+        write_samples(run, 7)
+        await wait_until(pilot, lambda: "iteration 7" in widget_text(page, "#samples Static"))
+        assert "Sample 1 (of 0 to 1)" in widget_text(page, "#samples Static")
         await pilot.press("left_curly_bracket")
-        await until(pilot, lambda: "iteration 1" in text_of(page, "#samples Static"))
+        await wait_until(pilot, lambda: "iteration 1" in widget_text(page, "#samples Static"))
 
     drive(Host(tmp_path), act)
 
@@ -461,12 +461,12 @@ def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
 
 
 def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
-    made(tmp_path, host="box", pid=4711)
+    make_run(tmp_path, host="box", pid=4711)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("5")
-        await until(pilot, lambda: "system/cpu" in text_of(page, "#system Static"))
-        shown = text_of(page, "#system Static")
+        await wait_until(pilot, lambda: "system/cpu" in widget_text(page, "#system Static"))
+        shown = widget_text(page, "#system Static")
         for part in ("box", "4711", "system/memory_gb", "0.4"):
             assert part in shown
 
@@ -475,12 +475,12 @@ def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
 
 def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
     traceback = "Traceback (most recent call last):\n" + "".join(f'  File "x{i}.py"\n' for i in range(60)) + "E: fell\n"
-    made(tmp_path, state="failed", reason="E: fell", traceback=traceback)
+    make_run(tmp_path, state="failed", reason="E: fell", traceback=traceback)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("6")
-        await until(pilot, lambda: "failed" in text_of(page, "#events Static"))
-        lines = text_of(page, "#events Static").splitlines()
+        await wait_until(pilot, lambda: "failed" in widget_text(page, "#events Static"))
+        lines = widget_text(page, "#events Static").splitlines()
         assert '        File "x59.py"' in lines
         best = next(line for line in lines if "best score" in line)
         assert best.startswith(time.strftime("%Y-"))  # the curve knows when
@@ -489,7 +489,7 @@ def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
 
 
 def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -504,7 +504,7 @@ def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(Static, "update", update)
         for _ in range(3):
-            host.tell(Changes(True, frozenset({"a"}), False))
+            host.send_changes(Changes(True, frozenset({"a"}), False))
             await pilot.pause()
         monkeypatch.undo()
         assert not {name for name in written if name in TABS}
@@ -516,35 +516,35 @@ def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_page_follows_a_renamed_run(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         control.rename(run, "b")
-        await until(pilot, lambda: page.key == "b")
+        await wait_until(pilot, lambda: page.key == "b")
         assert pilot.app.screen is page
-        await until(pilot, lambda: "b  finished" in text_of(page, "#head"))
-        await until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.curves] == ["b"])
+        await wait_until(pilot, lambda: "b  finished" in widget_text(page, "#head"))
+        await wait_until(pilot, lambda: [one.label for plot in page.plots.plots[:1] for one in plot.curves] == ["b"])
 
     drive(host, act)
 
 
 def test_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("d")
         await pilot.pause()
         await pilot.press("y")
-        await until(pilot, lambda: not run.path.exists())
-        await until(pilot, lambda: pilot.app.screen is not page)
+        await wait_until(pilot, lambda: not run.path.exists())
+        await wait_until(pilot, lambda: pilot.app.screen is not page)
 
     drive(host, act)
 
 
 def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
-    writer = EventWriter(made(tmp_path, "x").path)  # only to have the folder's parent
+    writer = EventWriter(make_run(tmp_path, "x").path)  # only to have the folder's parent
     writer.close()
     (tmp_path / "sb3").mkdir()
     log = EventWriter(tmp_path / "sb3")
@@ -555,7 +555,7 @@ def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
         for number in "123456":
             await pilot.press(number)
             await pilot.pause()
-        assert "Another program" in text_of(page, "#options Static")
+        assert "Another program" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act, key="sb3")
 
@@ -564,7 +564,7 @@ def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
 
 
 def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
@@ -581,7 +581,7 @@ def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
 
 
 def test_readonly_mode_removes_writing_actions(tmp_path: Path) -> None:
-    run = made(tmp_path)
+    run = make_run(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("d")
@@ -595,12 +595,12 @@ def test_readonly_mode_removes_writing_actions(tmp_path: Path) -> None:
 
 
 def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
-    made(tmp_path)
+    make_run(tmp_path)
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         run_external_command(host, ["play", "a b"])
-        await until(pilot, lambda: host._notifications)
+        await wait_until(pilot, lambda: host._notifications)
         assert "ppo-unified play 'a b'" in next(str(n.message) for n in host._notifications)
 
     drive(host, act)
@@ -620,7 +620,7 @@ Lender().run()
 """
 
 
-class Lender:
+class TerminalApp:
     """The app above in a pseudo-terminal of its own."""
 
     def __init__(self, *arguments: str, **more: str) -> None:
@@ -639,7 +639,7 @@ class Lender:
         )
         self.said = b""
 
-    def until(self, text: bytes, seconds: float = 60.0) -> None:
+    def wait_until(self, text: bytes, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.said:
             assert time.monotonic() < deadline, self.said[-2000:]
@@ -651,7 +651,7 @@ class Lender:
 
     def close(self) -> list[Any]:
         """Its terminal's modes at the end."""
-        self.until(b"back again")
+        self.wait_until(b"back again")
         assert self.process.wait(timeout=30) == 0
         after = termios.tcgetattr(self.slave)
         os.close(self.master)
@@ -663,16 +663,16 @@ class Lender:
     ("arguments", "says"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
 )
 def test_command_output_stays_until_enter(arguments: list[str], says: bytes) -> None:
-    lender = Lender(*arguments)
-    lender.until(says)
-    lender.until(b"Press Enter to go back.")
+    lender = TerminalApp(*arguments)
+    lender.wait_until(says)
+    lender.wait_until(b"Press Enter to go back.")
     lender.type(b"\r")
     assert lender.close() == lender.before
 
 
 def test_ctrl_c_returns_from_a_command() -> None:
-    lender = Lender("inspect", "nothing")
-    lender.until(b"Press Enter to go back.")
+    lender = TerminalApp("inspect", "nothing")
+    lender.wait_until(b"Press Enter to go back.")
     lender.type(b"\x03")
     assert lender.close() == lender.before
 
@@ -681,8 +681,8 @@ def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
     dying = tmp_path / "dying"
     dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
     dying.chmod(0o755)
-    lender = Lender("play", "a", EXECUTABLE=str(dying))
-    lender.until(b"Press Enter to go back.")
+    lender = TerminalApp("play", "a", EXECUTABLE=str(dying))
+    lender.wait_until(b"Press Enter to go back.")
     assert b"\x1b[?1049l" in lender.said[lender.said.rindex(b"\x1b[?1049h") :]
     lender.type(b"\r\n")
     assert lender.close() == lender.before

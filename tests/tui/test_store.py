@@ -648,11 +648,11 @@ def test_other_threads_see_complete_curves(tmp_path: Path, monkeypatch: pytest.M
     it = Store(tmp_path)
     it.watch(["a"])
 
-    def reading() -> None:
+    def poll_until_done() -> None:
         while not done.is_set():
             it.update(0.0)
 
-    reader = threading.Thread(target=reading)
+    reader = threading.Thread(target=poll_until_done)
     reader.start()
     try:
         writer = EventWriter(run.path)

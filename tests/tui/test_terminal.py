@@ -18,7 +18,7 @@ import pytest
 
 from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.processes import stop
-from tests.staged import stage
+from tests.staged import make_scenes
 from tui.pacing import REFRESH_S
 from tui.reader import QUIET_S
 from tui.store import Store
@@ -44,7 +44,7 @@ class Terminal:
         self._tmux("-f", "/dev/null", "new-session", "-d", "-x", str(size[0]), "-y", str(size[1]), "exec /bin/sh")
         if "TERM" in extra:
             self.type(f"export TERM={extra['TERM']}")
-        self.until(lambda: "ready>" in self.screen())
+        self.wait_until(lambda: "ready>" in self.screen())
 
     def _tmux(self, *arguments: str) -> str:
         command = ["tmux", "-u", "-L", self.socket, *arguments]
@@ -82,7 +82,7 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         self._tmux("resize-window", "-x", str(columns), "-y", str(lines))
 
-    def until(self, condition: Callable[[], object], seconds: float = 90.0) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"it never came to that:\n{self.screen()}"
@@ -90,7 +90,7 @@ class Terminal:
 
     def shows(self, *texts: str) -> None:
         """Wait until all of these are on screen."""
-        self.until(lambda: all(text in self.screen() for text in texts))
+        self.wait_until(lambda: all(text in self.screen() for text in texts))
 
     def close(self) -> None:
         """End the server, if its shell has not ended it."""
@@ -135,7 +135,7 @@ def state_of(terminal: Terminal, name: str) -> str:
 def begin_long(terminal: Terminal, name: str) -> None:
     """A run in the background that does not end by itself."""
     terminal.type(f"{PROGRAM} train {LONG} --name {name} --detach")
-    terminal.until(lambda: state_of(terminal, name) == "running")
+    terminal.wait_until(lambda: state_of(terminal, name) == "running")
 
 
 def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
@@ -150,17 +150,17 @@ def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
     one.shows("cartpole-s1", "running")
     seen: set[str] = set()
 
-    def solved() -> bool:
+    def is_solved() -> bool:
         screen = one.screen()
         seen.add(curve_of(screen))
         return "finished (solved)" in screen
 
-    one.until(solved)
+    one.wait_until(is_solved)
     assert len({picture for picture in seen if picture.strip()}) >= 3  # the curves moved
     assert "eval/score" in one.screen()
     one.keys("q")
-    one.until(lambda: not one.programs())
-    one.until(lambda: one.modes() == "0 0 1")
+    one.wait_until(lambda: not one.programs())
+    one.wait_until(lambda: one.modes() == "0 0 1")
 
 
 def test_stop_resume_quit_and_restart(terminal: Open) -> None:
@@ -171,10 +171,10 @@ def test_stop_resume_quit_and_restart(terminal: Open) -> None:
     one.shows("long  stopped")
     assert state_of(one, "long") == "stopped"
     one.keys("r")
-    one.until(lambda: state_of(one, "long") == "running")
+    one.wait_until(lambda: state_of(one, "long") == "running")
     one.shows("long  running")
     one.keys("q")
-    one.until(lambda: not one.programs())
+    one.wait_until(lambda: not one.programs())
     assert state_of(one, "long") == "running"
     one.type(PROGRAM)
     one.shows("long  running", "1 running")
@@ -186,7 +186,7 @@ def test_killed_ui_keeps_runs_and_next_one_restores_terminal(terminal: Open) -> 
     one.type(PROGRAM)
     one.shows("long", "running", "New run")
     os.kill(one.programs()[0], signal.SIGKILL)
-    one.until(lambda: not one.programs())
+    one.wait_until(lambda: not one.programs())
     assert one.modes() == "1 1 0"
     assert "-icanon" in one.line_modes()
     assert "-echo " in one.line_modes()
@@ -194,13 +194,13 @@ def test_killed_ui_keeps_runs_and_next_one_restores_terminal(terminal: Open) -> 
     one.type(PROGRAM)
     one.shows("long", "running", "New run")
     one.keys("q")
-    one.until(lambda: not one.programs())
-    one.until(lambda: one.modes() == "0 0 1")
+    one.wait_until(lambda: not one.programs())
+    one.wait_until(lambda: one.modes() == "0 0 1")
     assert not {"-icanon", "-echo", "-isig", "-opost", "-icrnl"} & set(one.line_modes().replace(";", " ").split())
-    one.until(lambda: one.screen().rstrip().endswith("ready>"))
+    one.wait_until(lambda: one.screen().rstrip().endswith("ready>"))
     prompts = one.screen().count("ready>")
     one.keys("C-c")
-    one.until(lambda: one.screen().count("ready>") > prompts)  # the shell would throw away what was typed before
+    one.wait_until(lambda: one.screen().count("ready>") > prompts)  # the shell would throw away what was typed before
     one.type("echo a$((1+1))b")  # as a person sees it
     one.shows("a2b")
 
@@ -215,7 +215,7 @@ def test_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     store.update()
     assert store.entries["long"].state == "running"
     os.kill(run.read_status().pid, signal.SIGKILL)
-    one.until(lambda: not run.is_locked())
+    one.wait_until(lambda: not run.is_locked())
     waited = REFRESH_S  # of what the UI waits, whatever the machine does: between turns, and before it draws
     while store.entries["long"].state != "crashed":
         now, waited = now + QUIET_S, waited + QUIET_S
@@ -234,8 +234,8 @@ def test_play_suspends_and_restores_the_ui(terminal: Open) -> None:
     one.keys("C-c")
     one.shows("short", "finished", "New run")
     one.keys("Down", "q")
-    one.until(lambda: not one.programs())
-    one.until(lambda: one.modes() == "0 0 1")
+    one.wait_until(lambda: not one.programs())
+    one.wait_until(lambda: one.modes() == "0 0 1")
 
 
 def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
@@ -250,7 +250,7 @@ def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
 
 
 def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
-    stage(terminal().folder / "runs")
+    make_scenes(terminal().folder / "runs")
     plain = terminal(NO_COLOR="1", LC_ALL="C")
     plain.type(PROGRAM)
     plain.shows("cartpole", "eval/score")
@@ -268,7 +268,7 @@ def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
 
 def test_resizing_keeps_everything_on_screen(terminal: Open) -> None:
     one = terminal((200, 60))
-    stage(one.folder / "runs")
+    make_scenes(one.folder / "runs")
     one.type(PROGRAM)
     one.shows("cartpole", "eval/score", "New run", "Quit")
     for columns, lines in ((80, 24), (120, 40), (200, 60)):
@@ -279,7 +279,7 @@ def test_resizing_keeps_everything_on_screen(terminal: Open) -> None:
             edges = len(screen) == lines and "New run" in screen[-1] and "ppo-unified" in screen[0]
             return edges and "eval/score" in one.screen() and "sentiment-s1" in one.screen()
 
-        one.until(fits)
+        one.wait_until(fits)
         assert max(map(len, one.screen().splitlines())) <= columns
 
 

@@ -36,7 +36,7 @@ def _close_adapters() -> Iterator[None]:
         OPENED.pop().close()
 
 
-def adapter_of(env_id: str, num_envs: int = 2, num_steps: int = 12, **gym: Any) -> GymAdapter:
+def make_adapter(env_id: str, num_envs: int = 2, num_steps: int = 12, **gym: Any) -> GymAdapter:
     table = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, **gym}
     config = GymConfig.model_validate({"gym": table, "policy": {"hidden": [8]}, "ppo": {"minibatches": 1}, "seed": 3})
     OPENED.append(GymAdapter(config, torch.device("cpu")))
@@ -53,7 +53,7 @@ def equal(a: Rollout, b: Rollout) -> bool:
     return all(torch.equal(x, y) for x, y in zip(content(a), content(b), strict=True))
 
 
-def saved(adapter: GymAdapter) -> Any:
+def save_and_load(adapter: GymAdapter) -> Any:
     """The adapter's state and its policy's, through a file that executes nothing."""
     file = io.BytesIO()
     torch.save((adapter.state_dict(), adapter.policy.state_dict()), file)
@@ -61,7 +61,7 @@ def saved(adapter: GymAdapter) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def go_on(adapter: GymAdapter, state: Any) -> str | None:
+def load_state(adapter: GymAdapter, state: Any) -> str | None:
     adapter.policy.load_state_dict(state[1])
     return adapter.load_state_dict(state[0])
 
@@ -89,13 +89,13 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", EXACT)
 def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
     env_id, options = EXACT[name]
-    unbroken = adapter_of(env_id, **options)
+    unbroken = make_adapter(env_id, **options)
     for _ in range(3):
         unbroken.collect()
-        state = saved(unbroken)
-        restored = adapter_of(env_id, **options)
-        assert go_on(restored, state) is None
-        state_again = saved(restored)[0]["envs"]
+        state = save_and_load(unbroken)
+        restored = make_adapter(env_id, **options)
+        assert load_state(restored, state) is None
+        state_again = save_and_load(restored)[0]["envs"]
         assert str(state_again) == str(state[0]["envs"]), "saved at once, the state is another"
         assert equal(restored.collect(), unbroken.collect())
         restored.close()
@@ -105,12 +105,12 @@ def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_episode_end_before_checkpoint_is_followed_by_reset(vectorization: str) -> None:
     """Episodes of 3 steps and their reset columns: after 7 steps every environment waits for its reset."""
-    unbroken = adapter_of("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    unbroken = make_adapter("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     unbroken.collect()
     assert unbroken.ended.all()
-    restored = adapter_of("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    restored = make_adapter("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     restored.collect()
-    assert go_on(restored, saved(unbroken)) is None
+    assert load_state(restored, save_and_load(unbroken)) is None
     rollout = restored.collect()
     assert not rollout.mask[:, 0].any()
     assert equal(rollout, unbroken.collect())
@@ -121,9 +121,9 @@ def test_changed_num_envs_restarts_episodes_only(num_envs: int) -> None:
     """What a run that was out of memory is told to lower. In processes, in a loop and with arrays of their own alike:
     the environments are not even asked."""
     options: dict[str, Any] = {"num_steps": 30, "normalize_obs": True, "normalize_reward": True}
-    stopped, restored = (adapter_of("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
+    stopped, restored = (make_adapter("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
     stopped.collect()
-    why = go_on(restored, saved(stopped))
+    why = load_state(restored, save_and_load(stopped))
     now = f"there were 8 environments, now gym.num_envs is {num_envs}"
     assert why == f"episodes restarted: CartPole-v1: {now}"
     assert torch.equal(restored.generator.get_state(), stopped.generator.get_state())
@@ -153,9 +153,9 @@ def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["system", "past"])
 def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     options: dict[str, Any] = {"env_kwargs": {"by": by}, "vectorization": "sync"}
-    stopped, restored = (adapter_of("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
+    stopped, restored = (make_adapter("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
-    why = go_on(restored, saved(stopped))
+    why = load_state(restored, save_and_load(stopped))
     assert why == "episodes restarted: tests.worlds:Unrepeatable-v0: a replayed episode showed something else"
     assert not restored.episodes.length.any(), "a new episode counts from 0"
     assert restored.collect().mask[:, 0].all()
@@ -163,46 +163,47 @@ def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
 
 def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     stopped, restored = (
-        adapter_of("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
+        make_adapter("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
         for _ in range(2)
     )
     stopped.collect()
-    why = go_on(restored, saved(stopped))
+    why = load_state(restored, save_and_load(stopped))
     assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
 
 
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
-    stopped, restored = (adapter_of("tests.worlds:OwnCounter-v0", num_steps=6) for _ in range(2))
+    stopped, restored = (make_adapter("tests.worlds:OwnCounter-v0", num_steps=6) for _ in range(2))
     stopped.collect()
-    why = go_on(restored, saved(stopped))
+    why = load_state(restored, save_and_load(stopped))
     assert why is not None
     assert "CounterVector has no state_dict" in why
 
 
 def test_modified_state_arrays_restart_episodes() -> None:
-    stopped, restored = (adapter_of("CartPole-v1") for _ in range(2))
+    stopped, restored = (make_adapter("CartPole-v1") for _ in range(2))
     stopped.collect()
-    state = saved(stopped)
+    state = save_and_load(stopped)
     state[0]["envs"]["arrays"]["state"][0, 0] += 1
-    why = go_on(restored, state)
+    why = load_state(restored, state)
     assert why == "episodes restarted: CartPole-v1: what was put back shows other observations"
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "LONGEST", 10)
     options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
-    stopped, restored = (adapter_of("tests.worlds:Counter-v0", **options) for _ in range(2))
+    stopped, restored = (make_adapter("tests.worlds:Counter-v0", **options) for _ in range(2))
     stopped.collect()
-    why = go_on(restored, saved(stopped))
+    why = load_state(restored, save_and_load(stopped))
     assert why == "episodes restarted: tests.worlds:Counter-v0: an episode has more than 10 steps"
 
 
 def test_long_episodes_fit_in_the_record() -> None:
     stopped, restored = (
-        adapter_of("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync") for _ in range(2)
+        make_adapter("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync")
+        for _ in range(2)
     )
     stopped.collect()
-    assert go_on(restored, saved(stopped)) is None
+    assert load_state(restored, save_and_load(stopped)) is None
     assert equal(restored.collect(), stopped.collect())
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def configured(folder: Path, llm: dict[str, Any] | None = None, **tables: Any) -> LLMConfig:
+def make_config(folder: Path, llm: dict[str, Any] | None = None, **tables: Any) -> LLMConfig:
     given = {"model": str(folder / "lm"), "prompts": str(folder / "prompts.jsonl"), "reward": f"{__name__}:vowels"}
     sizes = {"max_new_tokens": 12, "rollout_batch": 6, "kl_coef": 0.1}
     return LLMConfig.model_validate({"llm": given | sizes | (llm or {}), "total_steps": 10**6, "threads": 1} | tables)
@@ -65,16 +65,16 @@ GROUPS = {
 }
 
 
-def make(folder: Path, kind: str, **tables: Any) -> LLMAdapter:
+def make_adapter(folder: Path, kind: str, **tables: Any) -> LLMAdapter:
     options = (KINDS | GROUPS)[kind]
     llm = dict(options.get("llm", {}))
     if "critic_init" in llm:
         llm["critic_init"] = str(folder / llm["critic_init"])
     ppo = dict(options.get("ppo", {})) | tables.pop("ppo", {})
-    return LLMAdapter(configured(folder, llm, ppo=ppo, **tables), CPU)
+    return LLMAdapter(make_config(folder, llm, ppo=ppo, **tables), CPU)
 
 
-def disturbed(adapter: LLMAdapter) -> LLMAdapter:
+def randomize_heads(adapter: LLMAdapter) -> LLMAdapter:
     """Away from where everything is zero: critic heads and adapters start at no change at all."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -87,12 +87,12 @@ def disturbed(adapter: LLMAdapter) -> LLMAdapter:
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_satisfies_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # responses, for each of the adapters that it makes
-    check_adapter(lambda: disturbed(make(folder, kind)), tolerance=2e-5)
+    check_adapter(lambda: randomize_heads(make_adapter(folder, kind)), tolerance=2e-5)
 
 
 def test_padding_does_not_change_logprobs(folder: Path) -> None:
     """The model's own forward pass over each row alone, at the run's temperature."""
-    adapter = make(folder, "hot")
+    adapter = make_adapter(folder, "hot")
     rollout = adapter.collect()
     model, temperature = adapter.policy.network.model, adapter.config.llm.temperature
     assert isinstance(rollout.obs, Tensor)
@@ -105,7 +105,7 @@ def test_padding_does_not_change_logprobs(folder: Path) -> None:
 
 
 def test_greedy_responses_match_generate(folder: Path) -> None:
-    adapter = make(folder, "independent critic")
+    adapter = make_adapter(folder, "independent critic")
     model, prompts = adapter.policy.network.model, adapter.prompts.tokens
     responses = adapter.respond(prompts, None)
     assert len({len(p) for p in prompts}) > 3
@@ -117,7 +117,7 @@ def test_greedy_responses_match_generate(folder: Path) -> None:
 
 
 def test_response_ends_at_eos_or_length_limit(folder: Path) -> None:
-    adapter = make(folder, "independent critic", seed=4)
+    adapter = make_adapter(folder, "independent critic", seed=4)
     adapter.end_tokens = list(range(100, 130))  # likely enough that some responses end early
     responses = adapter.respond([adapter.prompts.tokens[i % 6] for i in range(40)], adapter.generator)
     sizes = (responses.lengths - responses.prompt_lengths).tolist()
@@ -138,7 +138,8 @@ def test_pad_token_may_equal_eos(tmp_path: Path, folder: Path) -> None:
         json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"pad_token_id": 257}), encoding="utf-8"
     )
     first, second = (
-        LLMAdapter(configured(folder, {"model": str(path)}), CPU).collect() for path in (folder / "lm", tmp_path / "lm")
+        LLMAdapter(make_config(folder, {"model": str(path)}), CPU).collect()
+        for path in (folder / "lm", tmp_path / "lm")
     )
     torch.testing.assert_close(first.logprobs, second.logprobs)
     assert torch.equal(first.mask, second.mask)
@@ -146,7 +147,7 @@ def test_pad_token_may_equal_eos(tmp_path: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, *GROUPS])
 def test_first_ratio_is_one_and_all_updates_run(folder: Path, kind: str) -> None:
-    adapter = disturbed(make(folder, kind))
+    adapter = randomize_heads(make_adapter(folder, kind))
     iteration = next(iterations(adapter, epochs=2, minibatches=3))
     assert iteration.metrics["invariant/first_ratio_error"] < 1e-5
     assert iteration.metrics["optim/steps"] == 6
@@ -160,17 +161,17 @@ def iterations(adapter: LLMAdapter, **ppo: Any) -> Any:
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 @pytest.mark.parametrize("kind", ["independent critic", "recomputed activations, adapters"])
 def test_gradient_is_invariant_to_microbatches_and_padding(folder: Path, kind: str, loss_mean: str) -> None:
-    adapter = disturbed(make(folder, kind))
+    adapter = randomize_heads(make_adapter(folder, kind))
     ppo = adapter.config.ppo.model_copy(update={"loss_mean": loss_mean})
     rollout = adapter.collect()
-    nudged(adapter)
+    perturb_weights(adapter)
     whole = gradient(adapter, rollout, ppo)
     for columns in (1, 40, 64):
         again = gradient(adapter, rollout, ppo.model_copy(update={"microbatch_columns": columns}))
         torch.testing.assert_close(again, whole, atol=1e-6, rtol=1e-4)
 
 
-def nudged(adapter: LLMAdapter) -> None:
+def perturb_weights(adapter: LLMAdapter) -> None:
     with torch.no_grad():
         for parameter in adapter.policy.parameters():
             if parameter.requires_grad:
@@ -184,7 +185,7 @@ def gradient(adapter: LLMAdapter, rollout: Any, ppo: PPO) -> Tensor:
 
 
 def test_recomputed_logits_give_the_same_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = disturbed(make(folder, "shared critic"))
+    adapter = randomize_heads(make_adapter(folder, "shared critic"))
     rollout, ppo = adapter.collect(), adapter.config.ppo
     whole = gradient(adapter, rollout, ppo)
     monkeypatch.setitem(CHUNK, "cpu", 3 * 260)  # three steps' logits at a time
@@ -192,15 +193,15 @@ def test_recomputed_logits_give_the_same_gradient(folder: Path, monkeypatch: pyt
 
 
 def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
-    def trained(adapter: LLMAdapter, count: int) -> list[Iteration]:
+    def run_iterations(adapter: LLMAdapter, count: int) -> list[Iteration]:
         running = iterations(adapter, epochs=1, minibatches=2)
         return [next(running) for _ in range(count)]
 
-    whole = make(folder, "shared critic")
-    trained(whole, 2)
+    whole = make_adapter(folder, "shared critic")
+    run_iterations(whole, 2)
     saved = whole.policy.state_dict(), whole.state_dict()
     expected = whole.collect()
-    other = make(folder, "shared critic", seed=1)
+    other = make_adapter(folder, "shared critic", seed=1)
     other.policy.load_state_dict(saved[0])
     other.load_state_dict(saved[1])
     again = other.collect()
@@ -210,8 +211,8 @@ def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
 
 def test_changed_base_model_is_detected(folder: Path) -> None:
     for llm in ({}, {"lora_rank": 2}):
-        first = LLMAdapter(configured(folder, llm), CPU)
-        other = LLMAdapter(configured(folder, llm | {"model": str(folder / "other")}), CPU)
+        first = LLMAdapter(make_config(folder, llm), CPU)
+        other = LLMAdapter(make_config(folder, llm | {"model": str(folder / "other")}), CPU)
         first.load_state_dict(first.state_dict())
         with pytest.raises(UsageError, match="not those that the run began with"):
             other.load_state_dict(first.state_dict())
@@ -219,7 +220,7 @@ def test_changed_base_model_is_detected(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
 def test_training_changes_policy_but_not_reference(folder: Path, kind: str) -> None:
-    adapter = make(folder, kind)
+    adapter = make_adapter(folder, kind)
     running = iterations(adapter, epochs=2, minibatches=2)
     first, *rest = [next(running).metrics for _ in range(4)]
     assert first["ref/kl_full"] == pytest.approx(0.0, abs=1e-6)
@@ -230,7 +231,7 @@ def test_training_changes_policy_but_not_reference(folder: Path, kind: str) -> N
 
 def test_bfloat16_ratio_stays_within_tolerance(folder: Path) -> None:
     for llm in ({}, {"lora_rank": 2}):
-        adapter = LLMAdapter(configured(folder, llm | {"dtype": "bfloat16", "max_new_tokens": 20}), CPU)
+        adapter = LLMAdapter(make_config(folder, llm | {"dtype": "bfloat16", "max_new_tokens": 20}), CPU)
         metrics = next(iterations(adapter, epochs=1, minibatches=3)).metrics
         assert metrics["invariant/first_ratio_error"] < adapter.config.ratio_tolerance
         assert all(p.dtype is torch.float32 for p in adapter.policy.parameters() if p.requires_grad)
@@ -245,18 +246,18 @@ def test_dropout_is_always_disabled(tmp_path: Path, folder: Path, family: str, r
     dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS[family], 0.5)
     save_model(tmp_path / "lm", family, **dropouts)
     llm = {"model": str(tmp_path / "lm"), "gradient_checkpointing": recomputed}
-    adapter = LLMAdapter(configured(folder, llm), CPU)
+    adapter = LLMAdapter(make_config(folder, llm), CPU)
     assert next(iterations(adapter, epochs=1, minibatches=2)).metrics["invariant/first_ratio_error"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
 def test_recomputed_activations_give_the_same_gradient(folder: Path, kind: str) -> None:
-    plain = disturbed(make(folder, kind))
+    plain = randomize_heads(make_adapter(folder, kind))
     llm = KINDS[kind].get("llm", {}) | {"gradient_checkpointing": True}
-    again = disturbed(LLMAdapter(configured(folder, llm), CPU))
+    again = randomize_heads(LLMAdapter(make_config(folder, llm), CPU))
     rollout = plain.collect()
     for adapter in (plain, again):
-        nudged(adapter)
+        perturb_weights(adapter)
     torch.testing.assert_close(
         gradient(again, rollout, again.config.ppo), gradient(plain, rollout, plain.config.ppo), atol=1e-6, rtol=1e-4
     )
@@ -264,19 +265,19 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path, kind: str) 
 
 def test_lora_checkpoint_excludes_base_weights(tmp_path: Path, folder: Path) -> None:
     save_model(tmp_path / "lm", tie_word_embeddings=True)
-    policy = LLMAdapter(configured(folder, {"model": str(tmp_path / "lm"), "lora_rank": 2}), CPU).policy
+    policy = LLMAdapter(make_config(folder, {"model": str(tmp_path / "lm"), "lora_rank": 2}), CPU).policy
     assert {name for name in policy.state_dict() if "lora_" not in name} == {"critic.head.weight", "critic.head.bias"}
 
 
 def test_initial_values_are_zero(folder: Path) -> None:
     for kind in ("independent critic", "shared critic", "adapters: policy and critic on one base"):
-        assert not make(folder, kind).collect().values.any()
+        assert not make_adapter(folder, kind).collect().values.any()
 
 
 def test_pretraining_loss_is_the_mean_over_texts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("one short text\n", encoding="utf-8")
     llm = {"ptx_data": str(tmp_path / "texts.txt"), "ptx_coef": 3.0, "temperature": 2.0, "ptx_batch": 2}
-    adapter = LLMAdapter(configured(folder, llm), CPU)
+    adapter = LLMAdapter(make_config(folder, llm), CPU)
     extra = adapter.extra_loss(torch.Generator().manual_seed(0))
     assert extra is not None
     tokens = torch.tensor([[*adapter.tokenizer("one short text")["input_ids"], 257]])
@@ -291,7 +292,7 @@ def test_pretraining_loss_is_invariant_to_microbatches(folder: Path, tmp_path: P
     found = []
     for columns in (1, 30, 10_000):
         llm = {"ptx_data": str(tmp_path / "texts.txt"), "ptx_coef": 1.0, "ptx_batch": 6}
-        adapter = LLMAdapter(configured(folder, llm, ppo={"microbatch_columns": columns}), CPU)
+        adapter = LLMAdapter(make_config(folder, llm, ppo={"microbatch_columns": columns}), CPU)
         extra = adapter.extra_loss(torch.Generator().manual_seed(0))
         assert extra is not None
         extra[0].backward()
@@ -304,7 +305,7 @@ def test_pretraining_loss_is_invariant_to_microbatches(folder: Path, tmp_path: P
 @pytest.mark.parametrize("kind", ["independent critic", "shared critic", "adapters, critic from a path",
                                   "adapters: policy and critic on one base"])  # fmt: skip
 def test_critic_warmup_leaves_the_policy_unchanged(folder: Path, kind: str) -> None:
-    adapter = make(folder, kind)
+    adapter = make_adapter(folder, kind)
     critic = {id(p) for p in adapter.policy.critic_parameters()}
     before = [(p, p.detach().clone()) for p in adapter.policy.parameters() if p.requires_grad]
     next(iterations(adapter, epochs=1, minibatches=2, critic_warmup=1))

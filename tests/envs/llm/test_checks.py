@@ -11,7 +11,7 @@ import pytest
 from envs.llm import model as loading
 from ppo_unified.cli.main import main
 from ppo_unified.runs.folder import Run
-from tests.models import causal_lm, save_model, tokenizer
+from tests.models import make_causal_lm, make_tokenizer, save_model
 
 REWARDS = """
 calls = []
@@ -26,12 +26,12 @@ def late(prompts, responses, **columns):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     save_model(path / "lm")
     save_model(path / "larger-tokenizer", tokens=700)
-    causal_lm().base_model.save_pretrained(path / "headless")
-    tokenizer().save_pretrained(path / "headless")
+    make_causal_lm().base_model.save_pretrained(path / "headless")
+    make_tokenizer().save_pretrained(path / "headless")
     files = {
         "ok.jsonl": '{"prompt": "a"}\n{"prompt": "bb"}\n',
         "key.jsonl": '{"text": "a", "id": 3}\n',
@@ -46,9 +46,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def working_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(here)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
+def _change_folder(work_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work_folder)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(work_folder)])
     monkeypatch.delitem(sys.modules, "llm_test_rewards", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     loading._is_hub_reachable.cache_clear()
@@ -57,7 +57,7 @@ def working_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 GIVEN = {"model": "lm", "prompts": "ok.jsonl", "reward": "length:3", "max-new-tokens": "4", "rollout-batch": "4"}
 
 
-def trains(tmp_path: Path, *flags: str, **llm: str) -> int:
+def train_exit_code(tmp_path: Path, *flags: str, **llm: str) -> int:
     options = {key: value for key, value in (GIVEN | {k.replace("_", "-"): v for k, v in llm.items()}).items() if value}
     given = [word for key, value in options.items() for word in (f"--llm.{key}", value)]
     return main(["train", "llm", "--runs", str(tmp_path), "--total-iterations", "3", "--threads", "1", *given, *flags])
@@ -99,7 +99,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
     llm, message = REFUSED[case]
-    assert trains(tmp_path, **llm) == 2
+    assert train_exit_code(tmp_path, **llm) == 2
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("training in")]
     assert not out
@@ -110,12 +110,12 @@ def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.Captur
 
 def test_model_without_lm_head_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """transformers would draw a new one at random."""
-    assert trains(tmp_path, model="headless") == 2
+    assert train_exit_code(tmp_path, model="headless") == 2
     assert "is no whole causal language model, its file lacks lm_head.weight" in capfd.readouterr().err
 
 
 def test_reward_with_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert trains(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
+    assert train_exit_code(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
     status = Run(tmp_path / "few").read_status()
     assert status.state == "failed"
     assert "gave 1 scores for 4 responses; without one: prompt" in status.reason
@@ -124,7 +124,7 @@ def test_reward_with_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.
 
 def test_late_reward_error_keeps_progress(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ("--name", "late", "--checkpoint.every-s", "0.0001")
-    assert trains(tmp_path, *flags, reward="llm_test_rewards:late") == 1
+    assert train_exit_code(tmp_path, *flags, reward="llm_test_rewards:late") == 1
     run = Run(tmp_path / "late")
     status = run.read_status()
     assert status.state == "failed"

@@ -20,7 +20,7 @@ RECORDS: list[dict[str, Any]] = [
 CHAT = [{"role": "system", "content": ""}, {"role": "user", "content": "hi"}]
 
 
-def written(folder: Path, name: str, content: str | bytes) -> Path:
+def write_file(folder: Path, name: str, content: str | bytes) -> Path:
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -45,19 +45,19 @@ LAYOUTS: dict[str, Callable[[list[Any]], str]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_json_layout_yields_the_same_records(tmp_path: Path, layout: str) -> None:
     """Array or lines, whatever the ending says; texts come back to the character, also with separators inside."""
-    data = read_prompts(written(tmp_path, layout, LAYOUTS[layout](RECORDS)))
+    data = read_prompts(write_file(tmp_path, layout, LAYOUTS[layout](RECORDS)))
     assert data.prompts == [record["prompt"] for record in RECORDS]
     assert data.columns == {"answer": [3, "x", None], "tags": [None, ["a"], None], "level": [None, None, None]}
 
 
 def test_record_may_span_lines(tmp_path: Path) -> None:
-    assert read_prompts(written(tmp_path, "a.json", '{\n"prompt": "a"\n}')).prompts == ["a"]
+    assert read_prompts(write_file(tmp_path, "a.json", '{\n"prompt": "a"\n}')).prompts == ["a"]
 
 
 def test_prompt_records_its_origin(tmp_path: Path) -> None:
-    of_lines = read_prompts(written(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
-    of_array = read_prompts(written(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
-    of_text = read_prompts(written(tmp_path, "c.txt", "one\n\ntwo\n"))
+    of_lines = read_prompts(write_file(tmp_path, "a.jsonl", "\n" + lines(RECORDS)))
+    of_array = read_prompts(write_file(tmp_path, "b.json", json.dumps(RECORDS, indent=1)))
+    of_text = read_prompts(write_file(tmp_path, "c.txt", "one\n\ntwo\n"))
     assert [of_lines.location(2), of_array.location(2), of_text.location(1)] == [
         f"{tmp_path}/a.jsonl, line 4",
         f"{tmp_path}/b.json, record 3",
@@ -67,7 +67,7 @@ def test_prompt_records_its_origin(tmp_path: Path) -> None:
 
 def test_text_is_read_in_whole_lines(tmp_path: Path) -> None:
     """Blank lines are no prompts; what `str.splitlines` also cuts at, and spaces, belong to the line."""
-    path = written(tmp_path, "a.txt", "\ufeffone \r\n\n \t\n two\u2028three\x0cfour\nlast")
+    path = write_file(tmp_path, "a.txt", "\ufeffone \r\n\n \t\n two\u2028three\x0cfour\nlast")
     assert read_prompts(path).prompts == read_texts(path) == ["one ", " two\u2028three\x0cfour", "last"]
     assert read_prompts(path).columns == {}
 
@@ -75,13 +75,13 @@ def test_text_is_read_in_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", range(len(PROMPT_KEYS)))
 def test_first_known_key_is_the_prompt(tmp_path: Path, first: int) -> None:
     record: dict[str, Any] = {key: [{"role": "user", "content": key}] for key in reversed(PROMPT_KEYS[first:])}
-    data = read_prompts(written(tmp_path, "a.jsonl", lines([record])))
+    data = read_prompts(write_file(tmp_path, "a.jsonl", lines([record])))
     assert data.prompts == [record[PROMPT_KEYS[first]]]
     assert set(data.columns) == set(PROMPT_KEYS[first + 1 :])
 
 
 def test_named_key_selects_prompt_and_keeps_messages(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", lines([{"chat": CHAT, "prompt": "p"}, {"chat": "plain", "prompt": "q"}]))
+    path = write_file(tmp_path, "a.jsonl", lines([{"chat": CHAT, "prompt": "p"}, {"chat": "plain", "prompt": "q"}]))
     data = read_prompts(path, "chat")
     assert data.prompts == [CHAT, "plain"]
     assert data.columns == {"prompt": ["p", "q"]}
@@ -90,12 +90,15 @@ def test_named_key_selects_prompt_and_keeps_messages(tmp_path: Path) -> None:
 def test_pairs_and_texts_are_read(tmp_path: Path) -> None:
     for key in ("prompt", "question", "query"):
         records = [{"id": 1, key: "什么", "chosen": "是", "rejected": ""}]
-        assert read_pairs(written(tmp_path, "a.json", lines(records))) == [Pair("什么", "是", "")]
-    assert read_texts(written(tmp_path, "b.jsonl", lines([{"text": "a\nb", "n": 1}, {"text": "c"}]))) == ["a\nb", "c"]
+        assert read_pairs(write_file(tmp_path, "a.json", lines(records))) == [Pair("什么", "是", "")]
+    assert read_texts(write_file(tmp_path, "b.jsonl", lines([{"text": "a\nb", "n": 1}, {"text": "c"}]))) == [
+        "a\nb",
+        "c",
+    ]
 
 
 def test_selected_prompts_keep_their_columns(tmp_path: Path) -> None:
-    data = read_prompts(written(tmp_path, "a.jsonl", lines(RECORDS)))
+    data = read_prompts(write_file(tmp_path, "a.jsonl", lines(RECORDS)))
     taken = data.take([2, 0, 2])
     assert [taken.location(i) for i in range(3)] == [data.location(2), data.location(0), data.location(2)]
     assert taken.prompts == [data.prompts[2], data.prompts[0], data.prompts[2]]
@@ -180,7 +183,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
 @pytest.mark.parametrize("case", WRONG_PROMPTS)
 def test_invalid_prompts_are_a_one_line_error(tmp_path: Path, case: str) -> None:
     name, content, expected = WRONG_PROMPTS[case]
-    assert message(read_prompts, written(tmp_path, name, content)).startswith(expected)
+    assert message(read_prompts, write_file(tmp_path, name, content)).startswith(expected)
 
 
 WRONG_PAIRS = {
@@ -202,24 +205,24 @@ WRONG_PAIRS = {
 @pytest.mark.parametrize("case", WRONG_PAIRS)
 def test_invalid_pairs_are_a_one_line_error(tmp_path: Path, case: str) -> None:
     content, expected = WRONG_PAIRS[case]
-    assert message(read_pairs, written(tmp_path, "a.json", content)).startswith(expected)
+    assert message(read_pairs, write_file(tmp_path, "a.json", content)).startswith(expected)
 
 
 def test_plain_text_has_neither_pairs_nor_keys(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.txt", "a\n")
+    path = write_file(tmp_path, "a.txt", "a\n")
     assert message(read_pairs, path) == "a.txt: plain text cannot hold preference pairs; use .jsonl or .json"
     said = message(lambda path: read_prompts(path, "q"), path)
     assert said.startswith("llm.prompt_key = 'q' has no effect: ")
 
 
 def test_invalid_texts_are_a_one_line_error(tmp_path: Path) -> None:
-    assert message(read_texts, written(tmp_path, "a.jsonl", P)) == "a.jsonl, line 1: no key text (found: 'prompt')"
-    said = message(read_texts, written(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
+    assert message(read_texts, write_file(tmp_path, "a.jsonl", P)) == "a.jsonl, line 1: no key text (found: 'prompt')"
+    said = message(read_texts, write_file(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
     assert said == "a.jsonl, line 2: 'text' is empty; write a text or drop the record"
 
 
 def test_missing_key_suggests_the_nearest(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
+    path = write_file(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
     said = message(lambda path: read_prompts(path, "instructions"), path)
     assert said == (
         "a.jsonl, line 1: no key instructions (found: 'instruction', 'prompt'); did you mean 'instruction'?"
@@ -227,7 +230,7 @@ def test_missing_key_suggests_the_nearest(tmp_path: Path) -> None:
 
 
 def test_unreadable_file_is_a_one_line_error(tmp_path: Path) -> None:
-    written(tmp_path, "prompts.jsonl", P)
+    write_file(tmp_path, "prompts.jsonl", P)
     (tmp_path / "folder.jsonl").mkdir()
     assert (
         message(read_prompts, tmp_path / "promts.jsonl") == "promts.jsonl: no such file; did you mean 'prompts.jsonl'?"

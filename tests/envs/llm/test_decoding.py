@@ -12,7 +12,7 @@ from envs.llm import generate as decoding
 from envs.llm.generate import _choose_tokens, _Decoder, _PreallocatedLayer, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
-from tests.models import FAMILIES, causal_lm
+from tests.models import FAMILIES, make_causal_lm
 
 PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
 
@@ -23,7 +23,7 @@ def test_greedy_decoding_matches_generate_at_any_cache_room(
     family: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "ROOM", room)
-    model = causal_lm(family)
+    model = make_causal_lm(family)
     unending = generate(Network(model), PROMPTS, 20, [])
     ends = [unending.response(row)[3 * row] for row in range(5)]  # some rows end, at different tokens
     responses = generate(Network(model), PROMPTS, 20, ends)
@@ -40,7 +40,8 @@ def test_greedy_decoding_matches_generate_at_any_cache_room(
 def test_only_full_attention_caches_get_spare_room() -> None:
     kinds = {
         family: [
-            type(layer) for layer in _Decoder(Network(causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
+            type(layer)
+            for layer in _Decoder(Network(make_causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
         ]
         for family in ("llama", "gemma2")
     }

@@ -22,25 +22,25 @@ COEF = 0.2  # of TRL's rewards there
 NAMES = {"k1": "kl", "abs": "abs", "k2": "mse", "full": "full"}  # ours: TRL's
 
 
-def given(name: str) -> Tensor:
+def load_input(name: str) -> Tensor:
     return torch.tensor(TOKENS["inputs"][name])
 
 
 def estimates() -> dict[str, Tensor]:
     """By the adapter's own arithmetic, from logits."""
-    tokens = given("tokens")
-    logits, ref_logits = (given(name).flatten(0, 1) for name in ("logits", "ref_logits"))
+    tokens = load_input("tokens")
+    logits, ref_logits = (load_input(name).flatten(0, 1) for name in ("logits", "ref_logits"))
     logprobs, ref_logprobs, full = (x.view(tokens.shape) for x in logprobs_and_kl(logits, ref_logits, tokens.flatten()))
-    torch.testing.assert_close(logprobs, given("logprobs"), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logprobs, load_input("logprobs"), atol=1e-6, rtol=0)
     return kl_estimates(logprobs, ref_logprobs, full)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kl_and_rewards_match_trl(name: str) -> None:
-    mask, kl = given("response_mask").bool(), estimates()[name]
+    mask, kl = load_input("response_mask").bool(), estimates()[name]
     expected = TOKENS["outputs"]
     torch.testing.assert_close(kl[mask], torch.tensor(expected[f"kl_{NAMES[name]}"])[mask], atol=1e-6, rtol=0)
-    rewards = token_rewards(given("scores"), kl, COEF, mask)
+    rewards = token_rewards(load_input("scores"), kl, COEF, mask)
     theirs = torch.tensor(expected[f"rewards_{NAMES[name]}"])
     torch.testing.assert_close(rewards[mask], theirs[mask], atol=1e-6, rtol=0)
     assert not rewards[~mask].any()
@@ -64,8 +64,8 @@ def test_token_rewards_match_the_worked_example() -> None:
 
 
 def test_approximate_kl_matches_trl() -> None:
-    mask = given("response_mask").bool()
-    kl = ESTIMATES["k2"](given("new_logprobs") - given("logprobs"))[mask].mean()
+    mask = load_input("response_mask").bool()
+    kl = ESTIMATES["k2"](load_input("new_logprobs") - load_input("logprobs"))[mask].mean()
     expected = TOKENS["outputs"]["loss_gamma1.0_lam0.95_whiten0"]["approx_kl_half_sq"]
     assert float(kl) == pytest.approx(expected, abs=1e-6)
 

@@ -211,10 +211,10 @@ def test_changed_base_is_detected(folder: Path, tmp_path: Path) -> None:
 
 
 def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
-    def copied(name: str) -> Path:
+    def copy_folder(name: str) -> Path:
         return Path(shutil.copytree(folder / "scorer", tmp_path / name))
 
-    headless, torn, lost, odd = (copied(name) for name in ("headless", "torn", "lost", "odd"))
+    headless, torn, lost, odd = (copy_folder(name) for name in ("headless", "torn", "lost", "odd"))
     weights = {key: x for key, x in load_file(headless / WEIGHTS).items() if ".score." not in key}
     save_file(weights, headless / WEIGHTS, metadata={"format": "pt"})
     (torn / WEIGHTS).write_bytes((torn / WEIGHTS).read_bytes()[:100])

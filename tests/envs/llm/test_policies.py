@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_of(folder: Path, name: str) -> Path:
+def train_once(folder: Path, name: str) -> Path:
     """The run of a kind, made when it is first asked for."""
     path = folder / "runs" / name
     if not path.exists():
@@ -121,13 +121,13 @@ def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
     return code, captured.out, captured.err
 
 
-def told(folder: Path, capsys: pytest.CaptureFixture[str], verb: str, name: str, *flags: str) -> tuple[int, str, str]:
+def run_on(folder: Path, capsys: pytest.CaptureFixture[str], verb: str, name: str, *flags: str) -> tuple[int, str, str]:
     """`command` on the run of a kind."""
-    run_of(folder, name)
+    train_once(folder, name)
     return command(folder / "runs", capsys, verb, name, *flags)
 
 
-def tokens_of(adapter: LLMAdapter) -> Tensor:
+def sample_tokens(adapter: LLMAdapter) -> Tensor:
     """Two rows of arbitrary tokens, those of the last ids among them."""
     size = adapter.policy.network.model.config.vocab_size
     return torch.stack([torch.arange(24), size - 1 - torch.arange(24)])
@@ -165,7 +165,7 @@ def test_every_model_family_trains_and_exports(
     code, _, err = command(tmp_path / "runs", capsys, "export", "a", "--to", str(tmp_path / "out"))
     assert (code, err) == (0, "")
     with adapter_of(result.path) as adapter:
-        network, tokens = adapter.policy.network, tokens_of(adapter)
+        network, tokens = adapter.policy.network, sample_tokens(adapter)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         with network.precision():  # matrix products as in training
@@ -213,7 +213,7 @@ def test_exported_example_loads_the_trained_model(
     folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The code in its README gives the policy's logits and the critic's values."""
-    with adapter_of(run_of(folder, name)) as adapter:
+    with adapter_of(train_once(folder, name)) as adapter:
         facts = (export_merged if merged else export)(adapter, tmp_path, ABOUT)
         monkeypatch.chdir(tmp_path)
         torch.manual_seed(0)
@@ -225,7 +225,7 @@ def test_exported_example_loads_the_trained_model(
             tolerance = {"rtol": 0.05, "atol": 0.3}
         if name == "lora-bf16":
             adapter.policy.network.model.float()
-        model, tokens = found["model"], tokens_of(adapter)
+        model, tokens = found["model"], sample_tokens(adapter)
         torch.testing.assert_close(model(tokens).logits, policy_logits(adapter, tokens), **tolerance)
         assert float((model(tokens).logits - policy_logits(adapter, tokens, None)).abs().max()) > 0.01 or (
             "lora" not in name
@@ -248,7 +248,7 @@ def python_blocks(page: Path) -> str:
 def test_lora_export_loads_without_this_project(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert told(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
+    assert run_on(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
     code = python_blocks(tmp_path / "out" / "README.md")
     code += "\nimport sys\nassert not {'ppo_unified', 'envs'} & set(sys.modules)\nprint(values.shape)"
     ended = subprocess.run(
@@ -259,14 +259,14 @@ def test_lora_export_loads_without_this_project(
 
 def test_policy_json_describes_the_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
-    code, printed, err = told(folder, capsys, "export", "independent", "--to", str(out))
+    code, printed, err = run_on(folder, capsys, "export", "independent", "--to", str(out))
     description = json.loads((out / "policy.json").read_text(encoding="utf-8"))
     assert (code, err) == (0, "")
     assert printed.splitlines() == [str(out / name) for name in description["files"]]
     assert sorted(entries(out)) == description["files"]
     assert {"critic/model.safetensors", "critic/value_head.safetensors", "tokenizer.json"} <= set(description["files"])
     assert (description["run"], description["kind"], description["temperature"]) == ("independent", "llm", 0.7)
-    assert description["score"] == Run(run_of(folder, "independent")).read_status().best_score
+    assert description["score"] == Run(train_once(folder, "independent")).read_status().best_score
     assert description["versions"].keys() >= {"python", "torch", "transformers"}
     settings = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
     wanted = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "max_new_tokens": 8}
@@ -285,8 +285,8 @@ def test_exported_lora_names_its_base(folder: Path, tmp_path: Path, monkeypatch:
 
 
 def test_merging_leaves_live_policy_unchanged(folder: Path, tmp_path: Path) -> None:
-    with adapter_of(run_of(folder, "lora")) as adapter:
-        network, tokens = adapter.policy.network, tokens_of(adapter)
+    with adapter_of(train_once(folder, "lora")) as adapter:
+        network, tokens = adapter.policy.network, sample_tokens(adapter)
         before = copy.deepcopy(dict(network.model.state_dict()))
         logits, values = policy_logits(adapter, tokens), policy_values(adapter, tokens)
         network.use_lora(CRITIC)
@@ -301,7 +301,7 @@ def test_merging_leaves_live_policy_unchanged(folder: Path, tmp_path: Path) -> N
 def test_merge_is_rejected_where_nothing_can_be_merged(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = told(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
+    code, out, err = run_on(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
     assert (code, out) == (2, "")
     assert err == ("--merged: the run trained all weights (llm.lora_rank = 0), there is no adapter; drop it\n")
     assert not os.listdir(tmp_path / "a")
@@ -309,7 +309,7 @@ def test_merge_is_rejected_where_nothing_can_be_merged(
     train(toy, tmp_path / "runs", "pole")
     code, out, err = command(tmp_path / "runs", capsys, "export", "pole", "--merged", "--to", str(tmp_path / "b"))
     assert (code, out, err) == (2, "", "--merged: policies of kind 'gym' have nothing to merge; drop it\n")
-    with adapter_of(run_of(folder, "lora")) as adapter:
+    with adapter_of(train_once(folder, "lora")) as adapter:
         llm = adapter.config.llm.model_copy(update={"quantize": "4bit"})
         adapter.config = adapter.config.model_copy(update={"llm": llm})
         with pytest.raises(UsageError, match=r"--merged: the adapter was trained on a base in 4bit and does not fit"):
@@ -328,7 +328,7 @@ def test_export_replaces_an_earlier_one(
     written = []
     for number, flags in enumerate(kinds):
         for where in ("out", f"fresh{number}"):
-            assert told(folder, capsys, "export", "lora", *flags, "--to", where)[0] == 0
+            assert run_on(folder, capsys, "export", "lora", *flags, "--to", where)[0] == 0
         assert entries(tmp_path / "out").keys() == entries(tmp_path / f"fresh{number}").keys()
         assert sorted(os.listdir("out")) == sorted(os.listdir(f"fresh{number}"))
         written.append(set(entries(tmp_path / "out")))
@@ -340,7 +340,7 @@ def test_export_into_foreign_folder_is_rejected(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stranger: str
 ) -> None:
     out = tmp_path / "out"
-    assert told(folder, capsys, "export", "shared", "--to", str(out))[0] == 0
+    assert run_on(folder, capsys, "export", "shared", "--to", str(out))[0] == 0
     path = out / stranger
     path.parent.mkdir(parents=True, exist_ok=True)
     if stranger.endswith("/"):
@@ -350,7 +350,7 @@ def test_export_into_foreign_folder_is_rejected(
     else:
         path.write_text("mine", encoding="utf-8")
     before = entries(out)
-    code, printed, err = told(folder, capsys, "export", "shared", "--to", str(out))
+    code, printed, err = run_on(folder, capsys, "export", "shared", "--to", str(out))
     assert (code, printed) == (2, "")
     named = stranger.rstrip("/").removesuffix("/file")
     assert f"holds something else already ({named}); choose an empty or a new folder" in err
@@ -361,23 +361,23 @@ def test_export_into_foreign_folder_is_rejected(
 def test_export_keeps_files_added_while_writing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 0
+    assert run_on(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 0
 
-    def slow(*arguments: Any) -> dict[str, Any]:
+    def export_slowly(*arguments: Any) -> dict[str, Any]:
         (tmp_path / "critic" / "notes.txt").write_text("mine", encoding="utf-8")
         return export(*arguments)
 
-    monkeypatch.setattr("envs.llm.export.export", slow)
+    monkeypatch.setattr("envs.llm.export.export", export_slowly)
     before = entries(tmp_path) | {"critic/notes.txt": b"mine"}
-    code, _, err = told(folder, capsys, "export", "shared", "--to", str(tmp_path))
+    code, _, err = run_on(folder, capsys, "export", "shared", "--to", str(tmp_path))
     assert (code, entries(tmp_path)) == (2, before)
     assert "holds something else already (critic/notes.txt)" in err
 
 
 def test_export_of_another_run_is_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(folder, capsys, "export", "free", "--to", str(tmp_path))[0] == 0
+    assert run_on(folder, capsys, "export", "free", "--to", str(tmp_path))[0] == 0
     before = entries(tmp_path)
-    assert told(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
+    assert run_on(folder, capsys, "export", "shared", "--to", str(tmp_path))[0] == 2
     assert entries(tmp_path) == before
 
 
@@ -385,11 +385,11 @@ def test_full_disk_leaves_earlier_export_intact(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the size of files stands for the disk."""
-    assert told(folder, capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
+    assert run_on(folder, capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
     before, limits = entries(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        code, out, err = told(folder, capsys, "export", "independent", "--to", str(tmp_path))
+        code, out, err = run_on(folder, capsys, "export", "independent", "--to", str(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (2, "")
@@ -436,7 +436,7 @@ def test_chat_model_uses_the_same_template_after_export(
 
 def test_exchange_shows_policy_and_reference_replies(folder: Path) -> None:
     """Texts, lengths, scores and KL against a plain computation over the whole vocabulary."""
-    with adapter_of(run_of(folder, "independent")) as adapter:
+    with adapter_of(train_once(folder, "independent")) as adapter:
         exchange = LLMChat(adapter, 0, True).answer("1+2=")
         networks = (adapter.policy.network, adapter.reference.network)
         prompt = adapter.tokenizer("1+2=")["input_ids"]
@@ -462,7 +462,7 @@ def test_untrained_policy_replies_like_its_reference(folder: Path) -> None:
 
 
 def test_sampled_replies_follow_the_seed(folder: Path) -> None:
-    with adapter_of(run_of(folder, "independent")) as adapter:
+    with adapter_of(train_once(folder, "independent")) as adapter:
         chats = [LLMChat(adapter, seed, False) for seed in (1, 1, 2)]
         said = [[chat.answer("1+2=") for _ in range(2)] for chat in chats]
         examples = [[exchange.prompt for exchange in chat.examples(6)] for chat in chats]
@@ -471,7 +471,7 @@ def test_sampled_replies_follow_the_seed(folder: Path) -> None:
     assert examples[0] == examples[1] != examples[2]
 
 
-def piped(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
+def pipe_stdin(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
     """Let stdin be a pipe that holds `text`, or closed."""
     stream = None if text is None else io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stream)
@@ -480,8 +480,8 @@ def piped(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
 def test_play_reads_prompts_from_a_pipe(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    piped(monkeypatch, b"12+34=\n\n" + b"9" * 121 + b"\n5+5=")
-    code, out, err = told(folder, capsys, "play", "independent")
+    pipe_stdin(monkeypatch, b"12+34=\n\n" + b"9" * 121 + b"\n5+5=")
+    code, out, err = run_on(folder, capsys, "play", "independent")
     assert code == 0
     assert re.findall(r"^prompt +(.*)$", out, re.MULTILINE) == ["12+34=", "5+5="]
     assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
@@ -498,9 +498,9 @@ def test_play_defaults_to_held_out_prompts(
     stdin: bytes | None,
     flags: list[str],
 ) -> None:
-    piped(monkeypatch, stdin)
+    pipe_stdin(monkeypatch, stdin)
     episodes = ["--episodes", *flags] if flags else []
-    code, out, err = told(folder, capsys, "play", "independent", *episodes)
+    code, out, err = run_on(folder, capsys, "play", "independent", *episodes)
     prompts = re.findall(r"^prompt +(.*)$", out, re.MULTILINE)
     assert (code, err, len(prompts)) == (0, "", 2 if flags else 1)
     assert all(re.fullmatch(r"(\d+)\+\1=", prompt) for prompt in prompts)
@@ -516,7 +516,7 @@ def test_reward_with_columns_scores_only_held_out_prompts(
     ):
         changed = config(folder, folder / "llama", {"reward": reward})
         train(changed, folder / "needy", name)
-        piped(monkeypatch, b"1+1=\n")
+        pipe_stdin(monkeypatch, b"1+1=\n")
         code, out, _ = command(folder / "needy", capsys, "play", name)
         assert code == 0
         assert said in out
@@ -526,7 +526,7 @@ def test_reward_with_columns_scores_only_held_out_prompts(
         assert "no score" not in out
 
 
-def silent(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+def exact_match(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     return [float(response == answer) for response, answer in zip(responses, columns["answer"], strict=True)]
 
 
@@ -538,14 +538,14 @@ def test_play_rejects_invalid_input_for_language_models(
         (b"1\xff\n", [], "stdin: not UTF-8 (invalid start byte); prompts are text, one a line\n"),
         (b"", ["--episodes", "0"], "--episodes 0: must be at least 1\n"),
     ):
-        piped(monkeypatch, text)
-        assert told(folder, capsys, "play", "shared", *flags) == (2, "", said)
-    code, out, err = told(folder, capsys, "eval", "shared", "--video")
+        pipe_stdin(monkeypatch, text)
+        assert run_on(folder, capsys, "play", "shared", *flags) == (2, "", said)
+    code, out, err = run_on(folder, capsys, "eval", "shared", "--video")
     assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
 
 
 def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
-    run_of(folder, "shared")
+    train_once(folder, "shared")
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
     process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
@@ -575,12 +575,12 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
 
 
 def test_eval_reports_prompts_not_episodes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = told(folder, capsys, "eval", "shared", "--episodes", "5")
+    code, out, err = run_on(folder, capsys, "eval", "shared", "--episodes", "5")
     assert (code, err) == (0, "")
     assert re.fullmatch(
         r"shared: score \S+ \+- \S+ over 5 prompts \(greedy, seed 0, best checkpoint, step \d+\)\n", out
     )
-    document = json.loads(told(folder, capsys, "eval", "shared", "--episodes", "5", "--json")[1])
+    document = json.loads(run_on(folder, capsys, "eval", "shared", "--episodes", "5", "--json")[1])
     assert document["score"] == document["mean_score"]
     assert "mean_return" not in document
 
@@ -625,7 +625,7 @@ def test_token_columns_align_with_their_choice(folder: Path, kl: str) -> None:
 
 
 def test_run_stores_token_columns_in_samples(folder: Path) -> None:
-    run = Run(run_of(folder, "lora"))
+    run = Run(train_once(folder, "lora"))
     stored = samples.read(run, samples.iterations(run)[-1])
     steps = stored.sample_steps(stored.samples()[0])
     assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "logprob_new", "advantage"}

@@ -18,19 +18,19 @@ from ppo_unified.config.presets import load_target
 from ppo_unified.config.recipes import recipe_files
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
-from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
+from tests.models import FAMILIES, VOCABULARY, make_tokenizer, save_model
 
 BATCH, TOKENS = 8, 6  # for the test's sake: fewer and shorter responses than any recipe has but trian-ppo's two
 
 
-def save_scorer(folder: Path) -> None:
+def save_reward_model(folder: Path) -> None:
     """A scoring model as `reward-model` writes one, untrained."""
     sizes = FAMILIES["llama"] | {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 258}
     config = CONFIG_MAPPING["llama"](**sizes)
     with torch.random.fork_rng():
         torch.manual_seed(3)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: a model, a scoring model, prompts and texts."""
     path = tmp_path_factory.mktemp("home")
     save_model(path / "lm")
-    save_scorer(path / "scorer")
+    save_reward_model(path / "scorer")
     (path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i} is"}) + "\n" for i in range(9)))
     (path / "texts.txt").write_text("the sum of them\nall that was said\n" * 3, encoding="utf-8")
     return path
 
 
-def options_of(name: str) -> dict[str, Any]:
+def recipe_options(name: str) -> dict[str, Any]:
     """What is given besides the recipe: the user's own files, and small sizes."""
     config = load_target("llm")
     assert isinstance(config, LLMConfig)
@@ -62,7 +62,7 @@ def options_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", recipe_files())
 def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    flags = [part for option, value in options_of(name).items() for part in (f"--{option}", str(value))]
+    flags = [part for option, value in recipe_options(name).items() for part in (f"--{option}", str(value))]
     assert main(["train", "llm", "--recipe", name, *flags]) == 0
     run = Run(home / "runs" / f"llm-{name}-s1")
     status, config = run.read_status(), load_target(str(run.config))

@@ -29,7 +29,7 @@ from envs.llm.rewards.reward_model import RewardModel
 from envs.llm.rewards.score_transforms import ScoreTransforms
 from envs.llm.tasks import task_prompts
 from ppo_unified.errors import UsageError
-from tests.models import FAMILIES, VOCABULARY, save_model, tokenizer
+from tests.models import FAMILIES, VOCABULARY, make_tokenizer, save_model
 
 PROMPTS, RESPONSES = ["one", "two", "three"], ["a", "", "long\x1b[31m\nline " + "x" * 90]
 
@@ -167,7 +167,7 @@ async def late(prompts, responses):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def module_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module in the current folder."""
     name = f"own_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE)
@@ -177,13 +177,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop(name, None)
 
 
-def test_reward_function_gets_its_parameters_columns(own: str) -> None:
+def test_reward_function_gets_its_parameters_columns(module_name: str) -> None:
     columns: dict[str, list[Any]] = {"answer": [1, 2, 3], "level": [0, 0, 10], "other": [None] * 3}
     called = {
-        name: score(load_reward(f"{own}:{name}"), name, PROMPTS, RESPONSES, columns) for name in ("plain", "picky")
+        name: score(load_reward(f"{module_name}:{name}"), name, PROMPTS, RESPONSES, columns)
+        for name in ("plain", "picky")
     }
     assert called == {"plain": [3, 3, 5], "picky": [2, 4, 16]}
-    assert score(load_reward(f"{own}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
+    assert score(load_reward(f"{module_name}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
 
 
 def test_reference_that_is_no_function_is_rejected(own: str, tmp_path: Path) -> None:
@@ -318,15 +319,15 @@ def test_wrong_number_of_scores_is_rejected() -> None:
     assert endless.endswith("response 'long line " + "x" * 47 + "...'")
 
 
-def failing(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+def failing_reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     raise ValueError(f"first\nsecond {columns['answer'][0]}")
 
 
-def leaving(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+def exiting_reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
     sys.exit("enough")
 
 
-def failing_late(prompts: list[str], responses: list[str], **columns: Any) -> Iterator[float]:
+def late_failing_reward(prompts: list[str], responses: list[str], **columns: Any) -> Iterator[float]:
     yield 1.0
     raise KeyError("x")
 
@@ -334,30 +335,30 @@ def failing_late(prompts: list[str], responses: list[str], **columns: Any) -> It
 def test_reward_exception_is_reported_with_its_prompt() -> None:
     first = "on 3 responses ({}); the first: prompt 'one', response 'a'"
     for reward, why in (
-        (failing, "ValueError: first second 1"),
-        (leaving, "SystemExit: enough"),
-        (failing_late, "KeyError: 'x'"),
+        (failing_reward, "ValueError: first second 1"),
+        (exiting_reward, "SystemExit: enough"),
+        (late_failing_reward, "KeyError: 'x'"),
     ):
         assert failure(reward, answer=[1, 2, 3]) == f"llm.reward failed {first.format(why)}"
     with pytest.raises(RewardError) as caught:
-        score(failing, "llm.reward", PROMPTS, RESPONSES, {"answer": [1, 2, 3]})
+        score(failing_reward, "llm.reward", PROMPTS, RESPONSES, {"answer": [1, 2, 3]})
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_reward_cannot_modify_its_callers_lists() -> None:
-    def greedy(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
+    def emptying_reward(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         scores = [float(len(response)) for response in responses]
         for values in (prompts, responses, *columns.values()):
             values.clear()
         return scores
 
     columns = {"answer": [1, 2, 3]}
-    assert score(greedy, "r", PROMPTS, ["a", "bb", ""], columns) == [1, 2, 0]
+    assert score(emptying_reward, "r", PROMPTS, ["a", "bb", ""], columns) == [1, 2, 0]
     assert (len(PROMPTS), columns) == (3, {"answer": [1, 2, 3]})
 
 
 def test_no_responses_give_no_scores() -> None:
-    assert score(failing, "r", [], [], {}) == []
+    assert score(failing_reward, "r", [], [], {}) == []
 
 
 # ---------------------------------------------------------------- scoring models
@@ -374,7 +375,7 @@ ENCODER = {
 TEXTS = [("one?", " yes"), ("a longer prompt, and ", "a response of some length"), ("x", ""), ("谢谢", "好")]
 
 
-def scorer(folder: Path, family: str = "llama", tokens: Any = None, **changes: Any) -> Path:
+def save_reward_model(folder: Path, family: str = "llama", tokens: Any = None, **changes: Any) -> Path:
     """A folder of a scoring model whose head is not near zero."""
     options = {"num_labels": 1, "vocab_size": VOCABULARY, "initializer_range": 0.2, "pad_token_id": 258} | changes
     config = CONFIG_MAPPING[family](**(FAMILIES | ENCODER)[family] | options)
@@ -382,13 +383,13 @@ def scorer(folder: Path, family: str = "llama", tokens: Any = None, **changes: A
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(folder)
-    (tokens or tokenizer()).save_pretrained(folder)
+    (tokens or make_tokenizer()).save_pretrained(folder)
     return folder
 
 
-def ending_in_eos() -> PreTrainedTokenizerFast:
+def make_eos_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer whose every text ends with EOS, which is its pad token as well."""
-    own = tokenizer(pad=False)
+    own = make_tokenizer(pad=False)
     own.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 256), ("<eos>", 257)]
     )
@@ -398,8 +399,8 @@ def ending_in_eos() -> PreTrainedTokenizerFast:
 
 CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "llama": ("llama", None, {}),
-    "llama without pad": ("llama", lambda: tokenizer(pad=False), {"pad_token_id": None}),
-    "llama ending in pad": ("llama", ending_in_eos, {"pad_token_id": 257, "eos_token_id": 257}),
+    "llama without pad": ("llama", lambda: make_tokenizer(pad=False), {"pad_token_id": None}),
+    "llama ending in pad": ("llama", make_eos_tokenizer, {"pad_token_id": 257, "eos_token_id": 257}),
     "gpt2": ("gpt2", None, {}),
     "qwen2": ("qwen2", None, {"vocab_size": VOCABULARY + 1}),  # its tokenizer adds <|endoftext|> where there is none
     "gemma2": ("gemma2", None, {}),
@@ -413,14 +414,14 @@ def test_reward_model_score_is_independent_of_batching(
 ) -> None:
     """Scored together, in small batches and alone: what the model says about the text alone, without padding."""
     family, tokens, changes = CASES[case]
-    folder = scorer(tmp_path, family, tokens and tokens(), **changes)
+    folder = save_reward_model(tmp_path, family, tokens and tokens(), **changes)
     reward = load_reward(str(folder))
     prompts, responses = [prompt for prompt, _ in TEXTS], [response for _, response in TEXTS]
     together = score(reward, "r", prompts, responses, {"unused": [0] * len(TEXTS)})
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.config.pad_token_id = None  # transformers then reads the very last token of a text on its own
-    own = tokens() if tokens else tokenizer()
+    own = tokens() if tokens else make_tokenizer()
     alone = [model(input_ids=own(p + r, return_tensors="pt")["input_ids"]).logits.item() for p, r in TEXTS]
     assert together == pytest.approx(alone, abs=1e-5)
     assert statistics.pstdev(together) > 0.01
@@ -440,7 +441,7 @@ def test_reward_model_batches_rows_by_size() -> None:
 
 
 def test_bfloat16_scores_match_float32_within_tolerance(tmp_path: Path) -> None:
-    folder = str(scorer(tmp_path))
+    folder = str(save_reward_model(tmp_path))
     exact, rough = RewardModel(folder), RewardModel(folder, dtype="bfloat16")
     prompts, responses = [p for p, _ in TEXTS], [r for _, r in TEXTS]
     scores = rough(prompts, responses)
@@ -452,13 +453,13 @@ def test_bfloat16_scores_match_float32_within_tolerance(tmp_path: Path) -> None:
 
 def test_begin_token_is_not_duplicated(tmp_path: Path) -> None:
     """A chat template has written it; the tokenizer would write it again."""
-    reward = RewardModel(str(scorer(tmp_path, tokens=ending_in_eos())))
+    reward = RewardModel(str(save_reward_model(tmp_path, tokens=make_eos_tokenizer())))
     assert reward(["<bos>hi"], [" you"]) == reward(["hi"], [" you"])
     assert reward(["<bos><bos>hi"], [" you"]) != reward(["hi"], [" you"])
 
 
 def test_overlong_text_is_rejected_not_truncated(tmp_path: Path) -> None:
-    reward = RewardModel(str(scorer(tmp_path)))
+    reward = RewardModel(str(save_reward_model(tmp_path)))
     assert len(score(reward, "r", ["p" * 100], ["r" * 28], {})) == 1
     with pytest.raises(RewardError) as caught:
         score(reward, "r", ["a", "p" * 100], ["b", "r" * 29], {})
@@ -467,16 +468,16 @@ def test_overlong_text_is_rejected_not_truncated(tmp_path: Path) -> None:
 
 
 def test_tokenizer_length_limit_is_respected(tmp_path: Path) -> None:
-    own = tokenizer()
+    own = make_tokenizer()
     own.model_max_length = 10
-    reward = RewardModel(str(scorer(tmp_path, tokens=own)))
+    reward = RewardModel(str(save_reward_model(tmp_path, tokens=own)))
     with pytest.raises(RewardError, match=r"have 11 tokens, .* reads at most 10"):
         reward(["12345"], ["678901"])
 
 
 def test_text_without_tokens_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="prompt '' and response '' have no tokens"):
-        RewardModel(str(scorer(tmp_path)))([""], [""])
+        RewardModel(str(save_reward_model(tmp_path)))([""], [""])
 
 
 def check_and_load(folder: Path) -> str:
@@ -492,16 +493,16 @@ def test_unsuitable_reward_models_are_rejected(tmp_path: Path) -> None:
     assert check_and_load(save_model(tmp_path / "lm")).startswith(
         " is not a scoring model but a LlamaForCausalLM; make"
     )
-    two = scorer(tmp_path / "two", num_labels=2)
+    two = save_reward_model(tmp_path / "two", num_labels=2)
     assert check_and_load(two) == " is not a scoring model: it has 2 labels, a scoring model one"
-    small = scorer(tmp_path / "small", tokens=tokenizer(size=VOCABULARY + 1))
+    small = save_reward_model(tmp_path / "small", tokens=make_tokenizer(size=VOCABULARY + 1))
     assert check_and_load(small) == ": its tokenizer has ids up to 260, its model 260 embeddings"
     assert "configuration" in check_and_load(tmp_path)
 
 
 def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever the configuration claims; and in one line, not in transformers' report."""
-    folder = scorer(tmp_path / "rm")
+    folder = save_reward_model(tmp_path / "rm")
     claims = (folder / "config.json").read_text()
     save_model(folder)
     (folder / "config.json").write_text(claims)
@@ -513,7 +514,7 @@ def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest
 
 
 def test_damaged_model_folder_is_a_one_line_error(tmp_path: Path) -> None:
-    folder = scorer(tmp_path)
+    folder = save_reward_model(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))

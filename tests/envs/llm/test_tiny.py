@@ -32,7 +32,7 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def saved_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny.byte_tokenizer().save_pretrained(folder)
     return folder
@@ -55,8 +55,8 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_byte_tokenizer_round_trips_text(saved_tokenizer: Path, text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
+def test_byte_tokenizer_round_trips_text(tokenizer_folder: Path, text: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode())
     assert tokenizer.decode(ids) == text
@@ -237,11 +237,11 @@ def test_model_is_built_once(cache: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_interrupted_build_leaves_no_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def raise_interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "byte_tokenizer", interrupted)  # the model is written already
+        patch.setattr(tiny, "byte_tokenizer", raise_interrupt)  # the model is written already
         with pytest.raises(KeyboardInterrupt):
             tiny.tiny_model(SHORT)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []

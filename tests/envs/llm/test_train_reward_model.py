@@ -74,7 +74,7 @@ def llama(words: int, **options: Any) -> LlamaConfig:
     )
 
 
-def saved(folder: Path, model: Any, tokenizer: Any) -> Path:
+def save_model(folder: Path, model: Any, tokenizer: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -86,18 +86,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     model = LlamaForCausalLM(llama(len(tokenizer)))
-    return saved(tmp_path_factory.mktemp("base"), model, tokenizer)
+    return save_model(tmp_path_factory.mktemp("base"), model, tokenizer)
 
 
 def preferences(count: int, seed: int = 0) -> list[Pair]:
     """What is preferred holds an exclamation mark somewhere; nothing else tells."""
     draw = random.Random(seed)
 
-    def words(mark: str) -> str:
+    def random_text(mark: str) -> str:
         letters = [draw.choice("abcdefgh ") for _ in range(draw.randint(3, 9))]
         return "".join([*letters, mark, draw.choice("abcd")])
 
-    return [Pair(f"q{index}: ", words("!"), words("")) for index in range(count)]
+    return [Pair(f"q{index}: ", random_text("!"), random_text("")) for index in range(count)]
 
 
 def write(path: Path, pairs: list[Pair], key: str = "prompt") -> Path:
@@ -169,7 +169,7 @@ def test_padded_batch_is_scored_at_each_last_token(tmp_path: Path, pad: str | No
     """Also where pad = EOS and every text ends with EOS, which transformers then takes for padding."""
     tokenizer = byte_tokenizer(pad, appends_eos)
     torch.manual_seed(0)
-    base = saved(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    base = save_model(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
     train(preferences(20), base, tmp_path / "out")
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -190,7 +190,7 @@ def test_ordinary_token_never_becomes_special(tmp_path: Path) -> None:
     """Every special token ends a text here, so padding takes a byte; the saved tokenizer still reads that byte."""
     tokenizer = byte_tokenizer(appends_eos=True)
     torch.manual_seed(0)
-    base = saved(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    base = save_model(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
     train(preferences(10), base, tmp_path / "out")
     after = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert after.all_special_tokens == [EOS]
@@ -204,7 +204,7 @@ def test_other_model_families_train(tmp_path: Path, rank: int) -> None:
     tokenizer = byte_tokenizer(pad=EOS)
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64)
-    base = saved(tmp_path / "base", GPT2LMHeadModel(config), tokenizer)
+    base = save_model(tmp_path / "base", GPT2LMHeadModel(config), tokenizer)
     outcome = train(preferences(80), base, tmp_path / "out", lora_rank=rank, epochs=8)
     assert outcome.max_length == 64
     assert outcome.accuracy >= 0.8
@@ -258,16 +258,16 @@ def test_overlong_pairs_are_skipped_and_counted(base: Path, tmp_path: Path) -> N
 
 def two_labels(folder: Path) -> Path:
     tokenizer = byte_tokenizer()
-    return saved(folder, LlamaForSequenceClassification(llama(len(tokenizer), num_labels=2)), tokenizer)
+    return save_model(folder, LlamaForSequenceClassification(llama(len(tokenizer), num_labels=2)), tokenizer)
 
 
 def small_model(folder: Path) -> Path:
-    return saved(folder, LlamaForCausalLM(llama(200)), byte_tokenizer())
+    return save_model(folder, LlamaForCausalLM(llama(200)), byte_tokenizer())
 
 
-def torn_model(folder: Path) -> Path:
+def save_incomplete_model(folder: Path) -> Path:
     tokenizer = byte_tokenizer()
-    saved(folder, LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    save_model(folder, LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
     kept = weights(folder)
     del kept["model.layers.1.mlp.up_proj.weight"]
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -279,7 +279,7 @@ def torn_model(folder: Path) -> Path:
     [
         (two_labels, "2 labels"),
         (small_model, "ids up to 256, the model 200 embeddings"),
-        (torn_model, "lacks weights of the model (model.layers.1.mlp.up_proj)"),
+        (save_incomplete_model, "lacks weights of the model (model.layers.1.mlp.up_proj)"),
         (lambda folder: folder / "nowhere", "there is no such folder"),
     ],
 )
