@@ -120,8 +120,8 @@ def test_envs_lists_presets_with_score_and_time(run_command: Any) -> None:
     assert "ppo-unified train mymodule:MyEnv-v0" in out
 
 
-def test_envs_json_holds_presets_and_option_schemas(say: Any) -> None:
-    document = json.loads(say("envs", "--json")[1])
+def test_envs_json_holds_presets_and_option_schemas(run_command: Any) -> None:
+    document = json.loads(run_command("envs", "--json")[1])
     names = {preset["name"] for preset in document["presets"]}
     assert {path.stem for path in Path(__file__).parents[2].glob("envs/presets/*.toml")} == names
     assert all(preset.keys() == {"name", "kind", "title", "score", "time"} for preset in document["presets"])
@@ -133,8 +133,8 @@ def test_envs_json_holds_presets_and_option_schemas(say: Any) -> None:
 # --- runs
 
 
-def test_runs_lists_newest_first_with_shown_state(say: Any) -> None:
-    code, out, err = say("runs")
+def test_runs_lists_newest_first_with_shown_state(run_command: Any) -> None:
+    code, out, err = run_command("runs")
     assert (code, err) == (0, "")
     listed = rows(out)
     assert [name for name in listed if name != "run"][:3] == ["gone", "broken", "ValueError:"]
@@ -142,14 +142,14 @@ def test_runs_lists_newest_first_with_shown_state(say: Any) -> None:
     assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "4%", "450", "480", "200", *listed["base-s1"][8:]]
 
 
-def test_runs_strips_control_sequences(say: Any) -> None:
-    _, out, _ = say("runs", "failed")
+def test_runs_strips_control_sequences(run_command: Any) -> None:
+    _, out, _ = run_command("runs", "failed")
     assert out.splitlines()[2] == "  ValueError: reward is NaN boom"
     assert "\x1b" not in out
 
 
-def test_runs_json_adds_shown_state_to_run_json(say: Any, folder: Path) -> None:
-    found = json.loads(say("runs", "--json")[1])
+def test_runs_json_adds_shown_state_to_run_json(run_command: Any, folder: Path) -> None:
+    found = json.loads(run_command("runs", "--json")[1])
     assert [entry["name"] for entry in found] == ["gone", "broken", "fast", "base-s2", "base-s1"]
     for entry in found:
         path = Path(entry.pop("path"))
@@ -157,20 +157,20 @@ def test_runs_json_adds_shown_state_to_run_json(say: Any, folder: Path) -> None:
         shown = entry.pop("shown_state")
         assert entry == json.loads((path / "run.json").read_text())
         assert shown == ("crashed" if entry["name"] == "gone" else entry["state"])
-    assert [entry["name"] for entry in json.loads(say("runs", "score>=450", "base", "--json")[1])] == [
+    assert [entry["name"] for entry in json.loads(run_command("runs", "score>=450", "base", "--json")[1])] == [
         "base-s2",
         "base-s1",
     ]
-    assert json.loads(say("runs", "nothing-like-it", "--json")[1]) == []
+    assert json.loads(run_command("runs", "nothing-like-it", "--json")[1]) == []
 
 
-def test_runs_in_empty_folder_explains_how_to_start(say: Any, tmp_path: Path) -> None:
+def test_runs_in_empty_folder_explains_how_to_start(run_command: Any, tmp_path: Path) -> None:
     for missing in ("empty", "not there"):
         if missing == "empty":
             (tmp_path / "empty").mkdir()
         code = main(["runs", "--runs", str(tmp_path / missing)])
         assert code == 0
-    code, out, err = say("runs", "zzz")
+    code, out, err = run_command("runs", "zzz")
     assert (code, out) == (0, "")
     assert "none of the 5 runs" in err
 
@@ -183,15 +183,15 @@ def test_command_runs_with_a_closed_stream(folder: Path, closed: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_runs_rejects_bad_query_in_one_line(say: Any) -> None:
-    code, out, err = say("runs", "scor>3")
+def test_runs_rejects_bad_query_in_one_line(run_command: Any) -> None:
+    code, out, err = run_command("runs", "scor>3")
     assert (code, out) == (2, "")
     assert err == "query: 'scor>3': there is no key 'scor'; did you mean 'score'?\n"
 
 
-def test_runs_reports_runs_with_unreadable_options(say: Any, folder: Path) -> None:
+def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Path) -> None:
     (folder / "fast" / "config.toml").write_bytes(b"\xff\xfe")
-    code, out, err = say("runs", "optim.lr>0")
+    code, out, err = run_command("runs", "optim.lr>0")
     assert code == 0
     assert set(rows(out)) >= {"base-s1", "base-s2", "gone"}
     assert "fast" not in rows(out)
@@ -202,8 +202,8 @@ def test_runs_reports_runs_with_unreadable_options(say: Any, folder: Path) -> No
 # --- show
 
 
-def test_show_draws_default_metrics(say: Any) -> None:
-    code, out, err = say("show", "base-s1")
+def test_show_draws_default_metrics(run_command: Any) -> None:
+    code, out, err = run_command("show", "base-s1")
     assert (code, err) == (0, "")
     assert "eval/score [score]  450" in out
     assert "loss/value" in out
@@ -212,16 +212,16 @@ def test_show_draws_default_metrics(say: Any) -> None:
     assert rows(out)["base-s1"][1] == "finished"
 
 
-def test_show_respects_width(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_respects_width(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (30, 60, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))
-        out = say("show", "base-s1", "--metric", "eval/score")[1]
+        out = run_command("show", "base-s1", "--metric", "eval/score")[1]
         chart = out.split("\n\n")[1].splitlines()
         assert max(map(display_width, chart)) == width
 
 
-def test_show_overlays_runs_with_letters(say: Any) -> None:
-    _, out, _ = say("show", "base-s1", "base-s2", "--metric", "eval/score")
+def test_show_overlays_runs_with_letters(run_command: Any) -> None:
+    _, out, _ = run_command("show", "base-s1", "base-s2", "--metric", "eval/score")
     assert rows(out)["A"][1] == "base-s1"
     assert rows(out)["B"][1] == "base-s2"
     assert "eval/score [score]  A 450  B 500" in out
@@ -230,28 +230,28 @@ def test_show_overlays_runs_with_letters(say: Any) -> None:
     assert "B" in plot
 
 
-def test_show_suggests_the_nearest_metric(say: Any) -> None:
-    _, out, _ = say("show", "base-s1", "--metric", "optim/lr", "--metric", "loss/value")
+def test_show_suggests_the_nearest_metric(run_command: Any) -> None:
+    _, out, _ = run_command("show", "base-s1", "--metric", "optim/lr", "--metric", "loss/value")
     assert out.index("optim/lr") < out.index("loss/value")
     assert "eval/score" not in out
-    code, out, err = say("show", "base-s1", "--metric", "loss/valu")
+    code, out, err = run_command("show", "base-s1", "--metric", "loss/valu")
     assert (code, out) == (2, "")
     assert err == "--metric loss/valu: base-s1 logged no such metric; did you mean 'loss/value'?\n"
-    assert "there are: eval/score, loss/value, optim/lr" in say("show", "base-s1", "--metric", "zzz")[2]
+    assert "there are: eval/score, loss/value, optim/lr" in run_command("show", "base-s1", "--metric", "zzz")[2]
 
 
-def test_show_reports_run_without_events(say: Any) -> None:
-    code, out, _ = say("show", "broken")
+def test_show_reports_run_without_events(run_command: Any) -> None:
+    code, out, _ = run_command("show", "broken")
     assert code == 0
     assert "no metrics yet" in out
     assert "ValueError: reward is NaN boom" in out
 
 
-def test_show_csv_and_json_contain_every_point(say: Any) -> None:
-    _, out, _ = say("show", "fast", "base-s1", "--csv")
+def test_show_csv_and_json_contain_every_point(run_command: Any) -> None:
+    _, out, _ = run_command("show", "fast", "base-s1", "--csv")
     table_rows = list(csv.DictReader(io.StringIO(out)))
     assert table_rows[0].keys() == {"run", "tag", "step", "wall_time", "value"}
-    document = json.loads(say("show", "fast", "base-s1", "--json")[1], parse_constant=pytest.fail)
+    document = json.loads(run_command("show", "fast", "base-s1", "--json")[1], parse_constant=pytest.fail)
     assert document["fast"]["eval/score"]["values"] == [5.0, None, 50.0]
     assert document["fast"]["optim/lr"]["values"] == [0.1, 0.1, 0.1]  # the shortest decimal of the float32
     points = 0
@@ -264,35 +264,35 @@ def test_show_csv_and_json_contain_every_point(say: Any) -> None:
             values = [float(row["value"]) for row in chosen]
             assert columns["values"] == [x if math.isfinite(x) else None for x in values]
     assert points == len(table_rows) == 3 * (3 + 4)
-    only = json.loads(say("show", "fast", "--json", "--metric", "eval/score")[1])
+    only = json.loads(run_command("show", "fast", "--json", "--metric", "eval/score")[1])
     assert list(only["fast"]) == ["eval/score"]
-    code, _, err = say("show", "fast", "--json", "--csv")
+    code, _, err = run_command("show", "fast", "--json", "--csv")
     assert code == 2
     assert "choose one" in err
 
 
-def test_show_labels_same_named_runs_by_path(say: Any, folder: Path) -> None:
+def test_show_labels_same_named_runs_by_path(run_command: Any, folder: Path) -> None:
     other = make(folder / "elsewhere", "fast", [1.0])
-    document = json.loads(say("show", "fast", str(other.path), str(folder / "fast"), "--json")[1])
+    document = json.loads(run_command("show", "fast", str(other.path), str(folder / "fast"), "--json")[1])
     assert set(document) == {str(folder / "fast"), str(other.path)}
 
 
-def test_show_reports_damaged_file_and_draws_the_rest(say: Any, folder: Path) -> None:
+def test_show_reports_damaged_file_and_draws_the_rest(run_command: Any, folder: Path) -> None:
     (path,) = (folder / "base-s1").glob("events*")
     data = bytearray(path.read_bytes())
     data[-10] ^= 0xFF
     path.write_bytes(data)
-    code, out, err = say("show", "base-s1", "--json")
+    code, out, err = run_command("show", "base-s1", "--json")
     assert code == 0
     assert json.loads(out)["base-s1"]["eval/score"]["steps"] == [100, 200, 300]
     assert "is damaged and was skipped" in err
 
 
-def test_show_falls_back_to_ascii(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_falls_back_to_ascii(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "C")
-    assert say("show", "base-s1", "base-s2")[1].isascii()
+    assert run_command("show", "base-s1", "base-s2")[1].isascii()
     monkeypatch.delenv("LC_ALL")
-    assert not say("show", "base-s1", "base-s2")[1].isascii()
+    assert not run_command("show", "base-s1", "base-s2")[1].isascii()
 
 
 def read_until(terminal: int, wanted: bytes, patience_s: float = 30.0) -> bytes:
@@ -342,8 +342,8 @@ def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
 # --- compare
 
 
-def test_compare_shows_differences_then_scores(say: Any) -> None:
-    code, out, err = say("compare", "base-s1", "fast")
+def test_compare_shows_differences_then_scores(run_command: Any) -> None:
+    code, out, err = run_command("compare", "base-s1", "fast")
     assert (code, err) == (0, "")
     options, scores = out.split("\n\n")
     assert rows(options) == {"option": ["option", "base-s1", "fast"], "optim.lr": ["optim.lr", "0.002", "0.01"]}
@@ -351,8 +351,8 @@ def test_compare_shows_differences_then_scores(say: Any) -> None:
     assert rows(scores)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
 
 
-def test_compare_json_lists_differences_and_scores(say: Any) -> None:
-    document = json.loads(say("compare", "base-s1", "base-s2", "gone", "--json")[1])
+def test_compare_json_lists_differences_and_scores(run_command: Any) -> None:
+    document = json.loads(run_command("compare", "base-s1", "base-s2", "gone", "--json")[1])
     assert document["options"] == {
         "seed": {"base-s1": 1, "base-s2": 2, "gone": 1},
         "ppo.clip": {"base-s1": 0.2, "base-s2": 0.2, "gone": 0.1},
@@ -362,48 +362,48 @@ def test_compare_json_lists_differences_and_scores(say: Any) -> None:
     }  # fmt: skip
 
 
-def test_compare_shows_option_missing_from_one_run(say: Any, folder: Path) -> None:
+def test_compare_shows_option_missing_from_one_run(run_command: Any, folder: Path) -> None:
     path = folder / "fast" / "config.toml"
     path.write_text(path.read_text().replace("lr = 0.01\n", "") + "\n[extra]\nflag = true\n")
-    options = rows(say("compare", "base-s1", "fast")[1].split("\n\n")[0])
+    options = rows(run_command("compare", "base-s1", "fast")[1].split("\n\n")[0])
     assert options["optim.lr"] == ["optim.lr", "0.002", "-"]
     assert options["extra.flag"] == ["extra.flag", "-", "true"]
 
 
-def test_compare_transposes_a_table_that_is_too_wide(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, wide, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
+def test_compare_transposes_a_table_that_is_too_wide(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, wide, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert wide.startswith("option")
     monkeypatch.setattr("ppo_unified.cli.compare.width", lambda: 42)
-    _, narrow, _ = say("compare", "base-s1", "base-s2", "fast", "gone", "broken")
+    _, narrow, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
 
 
-def test_compare_reports_equal_runs_and_needs_two(say: Any, folder: Path) -> None:
+def test_compare_reports_equal_runs_and_needs_two(run_command: Any, folder: Path) -> None:
     make(folder, "twin", [1.0], {"seed": 1})
-    assert say("compare", "base-s1", "twin")[1].startswith("the options are the same\n")
+    assert run_command("compare", "base-s1", "twin")[1].startswith("the options are the same\n")
     for names in (["base-s1"], ["base-s1", "base-s1"]):
-        code, out, err = say("compare", *names)
+        code, out, err = run_command("compare", *names)
         assert (code, out) == (2, "")
         assert "name at least two different runs" in err
 
 
-def test_compare_seeds_groups_runs_by_options(say: Any) -> None:
-    document = json.loads(say("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
+def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
+    document = json.loads(run_command("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
     base, fast = document["groups"]
     assert (base["runs"], base["seeds"], base["options"]) == (["base-s1", "base-s2"], [1, 2], {"optim.lr": 0.002})
     assert base["best_score"] == {"mean": 490.0, "min": 480.0, "max": 500.0, "runs": 2}
     assert base["solved_step"] == {"mean": 350, "min": 300, "max": 400, "runs": 2}
     assert (fast["runs"], fast["solved_step"]["runs"]) == (["fast"], 0)
-    out = say("compare", "--seeds", "base-s1", "fast", "base-s2")[1].splitlines()
+    out = run_command("compare", "--seeds", "base-s1", "fast", "base-s2")[1].splitlines()
     assert out[1].split("  ")[0] == "cartpole optim.lr=0.002"
     assert "490 (480 .. 500)  2 of 2  350 (300 .. 400)" in out[1]
     assert "0 of 1" in out[2]
-    assert say("compare", "--seeds", "base-s1")[0] == 0
+    assert run_command("compare", "--seeds", "base-s1")[0] == 0
 
 
 @pytest.mark.parametrize("command", ["show", "compare"])
-def test_unknown_run_suggests_the_nearest(say: Any, command: str) -> None:
-    code, out, err = say(command, "base-s3", "fast")
+def test_unknown_run_suggests_the_nearest(run_command: Any, command: str) -> None:
+    code, out, err = run_command(command, "base-s3", "fast")
     assert (code, out) == (2, "")
     assert "no run 'base-s3' in" in err
     assert "did you mean 'base-s" in err

@@ -434,7 +434,7 @@ def test_exported_policy_describes_itself(runs: Path, export_folder: Path) -> No
     assert description["versions"]["torch"] == torch.__version__
 
 
-def test_exported_policy_runs_without_this_project(runs: Path, exported: Path, tmp_path: Path) -> None:
+def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Path, tmp_path: Path) -> None:
     """In a process that has neither us nor Gymnasium it acts the same; then its example scores as the run did."""
     pole = Run(runs / "pole")
     config = load_preset("cartpole")
@@ -445,10 +445,10 @@ def test_exported_policy_runs_without_this_project(runs: Path, exported: Path, t
     player = Player(adapter.policy, adapter.observations, adapter.actions, torch.device("cpu"), None)
     obs = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     np.save(tmp_path / "obs.npy", obs)
-    code = WITHOUT_US + python_blocks(exported / "README.md")
+    code = WITHOUT_US + python_blocks(export_folder / "README.md")
     files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
     ended = subprocess.run(
-        [sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=exported, check=True
+        [sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=export_folder, check=True
     )
     np.testing.assert_array_equal(np.load(files[1]), player(obs, {}))
     assert set(np.load(files[1])) == {0, 1}
@@ -501,23 +501,25 @@ def test_exported_program_applies_action_mask(tmp_path: Path) -> None:
         assert (program(obs, (torch.arange(6) == only).expand(500, 6)) == only).all()
 
 
-def test_export_replaces_only_an_earlier_export(runs: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_replaces_only_an_earlier_export(
+    runs: Path, export_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def modified_at() -> int:
-        return (exported / "policy.pt2").stat().st_mtime_ns
+        return (export_folder / "policy.pt2").stat().st_mtime_ns
 
     first = modified_at()
-    code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
+    code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, err) == (0, "")
-    assert out.splitlines() == [str(exported / name) for name in ("README.md", "policy.json", "policy.pt2")]
-    assert sorted(os.listdir(exported)) == ["README.md", "policy.json", "policy.pt2"]
+    assert out.splitlines() == [str(export_folder / name) for name in ("README.md", "policy.json", "policy.pt2")]
+    assert sorted(os.listdir(export_folder)) == ["README.md", "policy.json", "policy.pt2"]
     second = modified_at()
     assert second > first
-    (exported / "notes.txt").touch()
-    code, out, err = command(runs, capsys, "export", "pole", "--to", str(exported))
+    (export_folder / "notes.txt").touch()
+    code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, out) == (2, "")
     assert "holds something else already (notes.txt); choose an empty or a new folder" in err
     assert modified_at() == second
-    (exported / "notes.txt").unlink()
+    (export_folder / "notes.txt").unlink()
 
 
 def test_export_keeps_foreign_policy_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

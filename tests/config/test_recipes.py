@@ -349,11 +349,13 @@ def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, caps
     assert re.search(r"^arms\.rows +16 +-$", capsys.readouterr().out, re.M)
 
 
-def test_detached_run_uses_the_recipe(cook: Path) -> None:
+def test_detached_run_uses_the_recipe(package_folder: Path) -> None:
     whole = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
-    environment = os.environ | {"PYTHONPATH": str(cook.parent / "site")}
-    subprocess.run([*whole, "--detach"], cwd=cook, env=environment, check=True, capture_output=True, timeout=120)
-    run = Run(cook / "runs" / "two-arms-quick-s1")
+    environment = os.environ | {"PYTHONPATH": str(package_folder.parent / "site")}
+    subprocess.run(
+        [*whole, "--detach"], cwd=package_folder, env=environment, check=True, capture_output=True, timeout=120
+    )
+    run = Run(package_folder / "runs" / "two-arms-quick-s1")
     deadline = time.monotonic() + 60
     while run.read_status().state != "finished":
         assert time.monotonic() < deadline, "waited in vain"
@@ -366,12 +368,14 @@ def test_detached_run_uses_the_recipe(cook: Path) -> None:
     ("name", "says"),
     [("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"), ("odd", "says no adapter")],
 )
-def test_broken_recipe_file_is_reported(name: str, says: str, cook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_recipe_file_is_reported(
+    name: str, says: str, package_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", "two-arms", "--recipe", name]) == 2
     assert says in capsys.readouterr().err
 
 
-def test_load_preset_accepts_recipe(cook: Path) -> None:
+def test_load_preset_accepts_recipe(package_folder: Path) -> None:
     config = load_preset("two-arms", recipe="quick", ppo={"epochs": 7}, seed=4)
     assert (config.total_iterations, config.ppo.epochs, config.ppo.minibatches, config.recipe) == (3, 7, 2, "quick")
     assert load_recipe("quick").sources == {"total_iterations": "here: enough", "ppo.epochs": "here: enough"}

@@ -66,8 +66,8 @@ def test_second_trainer_is_rejected_and_first_continues(live_run: Run) -> None:
     steps_grow(live_run)
 
 
-def test_concurrent_rename_and_delete_of_running_run_fail(trained: Run) -> None:
-    folder = trained.path.parents[1]
+def test_concurrent_rename_and_delete_of_running_run_fail(live_run: Run) -> None:
+    folder = live_run.path.parents[1]
     attempts = [
         start_command(*command, folder=folder)
         for command in (("rename", "a", "b"), ("delete", "a", "--yes"))
@@ -76,28 +76,28 @@ def test_concurrent_rename_and_delete_of_running_run_fail(trained: Run) -> None:
     said = [attempt.communicate()[1] for attempt in attempts]
     assert [attempt.returncode for attempt in attempts] == [2] * 4
     assert all("a is training; stop it before it is" in text for text in said)
-    assert [run.name for run, _ in all_runs(trained.path.parent)] == ["a"]
-    steps_grow(trained)
+    assert [run.name for run, _ in all_runs(live_run.path.parent)] == ["a"]
+    steps_grow(live_run)
 
 
-def test_future_heartbeat_is_not_stalled(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_future_heartbeat_is_not_stalled(live_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of whoever looks was set back: the trainer is as alive as before."""
-    status = trained.read_status()
+    status = live_run.read_status()
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now - 86_400)
-    assert trained.state(status) == "running"
+    assert live_run.state(status) == "running"
     with pytest.raises(UsageError, match="a is training"):
-        control.rename(trained, "b")
+        control.rename(live_run, "b")
 
 
-def test_concurrent_stops_both_succeed(trained: Run) -> None:
-    folder = trained.path.parents[1]
+def test_concurrent_stops_both_succeed(live_run: Run) -> None:
+    folder = live_run.path.parents[1]
     both = [start_command("stop", "a", folder=folder) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
     codes = sorted(one.returncode or 0 for one in both)
     assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
-    assert trained.read_status().state == "stopped"
-    assert list(trained.checkpoints.iterdir())
+    assert live_run.read_status().state == "stopped"
+    assert list(live_run.checkpoints.iterdir())
 
 
 UPDATING = """
@@ -147,18 +147,18 @@ def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch:
     assert not run.is_stopping()
 
 
-def test_concurrent_resumes_start_one_trainer(trained: Run) -> None:
-    step = trained.read_status().step
+def test_concurrent_resumes_start_one_trainer(live_run: Run) -> None:
+    step = live_run.read_status().step
     both = [
-        start_command("resume", "a", "--total-steps", str(step + 1500), folder=trained.path.parents[1])
+        start_command("resume", "a", "--total-steps", str(step + 1500), folder=live_run.path.parents[1])
         for _ in range(2)
     ]
     said = [one.communicate()[1] for one in both]
     assert sorted(one.returncode or 0 for one in both) == [0, 2], said
-    status = trained.read_status()
+    status = live_run.read_status()
     assert status.state == "finished"
     assert len(status.resumes) == 1
-    reader = EventReader(trained.path)
+    reader = EventReader(live_run.path)
     reader.poll()
     steps = reader.series["policy/kl"].steps.tolist()
     assert steps == sorted(set(steps))

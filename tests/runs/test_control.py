@@ -138,8 +138,8 @@ def test_resume_continues_stopped_and_extends_finished_run(tmp_path: Path, live_
     assert story[-1] == ("finished", live_run.read_status().step)
 
 
-def test_dead_trainer_leaves_no_zombie(trained: Run) -> None:
-    pid = trained.read_status().pid
+def test_dead_trainer_leaves_no_zombie(live_run: Run) -> None:
+    pid = live_run.read_status().pid
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not Path("/proc", str(pid)).exists())
 

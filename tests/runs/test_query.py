@@ -40,9 +40,9 @@ def many_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Statu
     return found
 
 
-def select(population: list[tuple[Run, Status]], text: str) -> set[str]:
+def select(many_runs: list[tuple[Run, Status]], text: str) -> set[str]:
     query = parse(text)
-    lookups = {run.name: lookup(status, status.state, partial(read_options, run)) for run, status in population}
+    lookups = {run.name: lookup(status, status.state, partial(read_options, run)) for run, status in many_runs}
     return {name for name, values in lookups.items() if query.matches(values)}
 
 
@@ -55,57 +55,57 @@ def test_each_term_selects_some_runs(many_runs: list[tuple[Run, Status]]) -> Non
         assert 0 < len(select(many_runs, term)) < len(many_runs), term
 
 
-def test_space_means_and_bar_means_or(population: list[tuple[Run, Status]]) -> None:
+def test_space_means_and_bar_means_or(many_runs: list[tuple[Run, Status]]) -> None:
     for a, b in pairs():
-        both, either = select(population, a) & select(population, b), select(population, a) | select(population, b)
-        assert select(population, f"{a} {b}") == both
-        assert select(population, f"{a}|{b}") == select(population, f"{a} | {b}") == either
+        both, either = select(many_runs, a) & select(many_runs, b), select(many_runs, a) | select(many_runs, b)
+        assert select(many_runs, f"{a} {b}") == both
+        assert select(many_runs, f"{a}|{b}") == select(many_runs, f"{a} | {b}") == either
 
 
-def test_bar_binds_tighter_than_space(population: list[tuple[Run, Status]]) -> None:
-    expected = (select(population, "failed") | select(population, "crashed")) & select(population, "preset:pendulum")
-    assert select(population, "failed|crashed preset:pendulum") == expected
-    assert select(population, "preset:pendulum failed | crashed") == expected
+def test_bar_binds_tighter_than_space(many_runs: list[tuple[Run, Status]]) -> None:
+    expected = (select(many_runs, "failed") | select(many_runs, "crashed")) & select(many_runs, "preset:pendulum")
+    assert select(many_runs, "failed|crashed preset:pendulum") == expected
+    assert select(many_runs, "preset:pendulum failed | crashed") == expected
 
 
-def test_bang_negates_and_two_cancel(population: list[tuple[Run, Status]]) -> None:
-    everything = select(population, "")
-    assert len(everything) == len(population)
+def test_bang_negates_and_two_cancel(many_runs: list[tuple[Run, Status]]) -> None:
+    everything = select(many_runs, "")
+    assert len(everything) == len(many_runs)
     for term in TERMS:
-        assert select(population, f"!{term}") == everything - select(population, term)
-        assert select(population, f"!!{term}") == select(population, term)
-    assert select(population, "preset!=pendulum") == select(population, "!preset=pendulum")
+        assert select(many_runs, f"!{term}") == everything - select(many_runs, term)
+        assert select(many_runs, f"!!{term}") == select(many_runs, term)
+    assert select(many_runs, "preset!=pendulum") == select(many_runs, "!preset=pendulum")
 
 
-def test_comparisons_partition_runs_with_the_number(population: list[tuple[Run, Status]]) -> None:
-    less, equal, more = (select(population, f"score{op}170") for op in ("<", "=", ">"))
+def test_comparisons_partition_runs_with_the_number(many_runs: list[tuple[Run, Status]]) -> None:
+    less, equal, more = (select(many_runs, f"score{op}170") for op in ("<", "=", ">"))
     assert equal
     assert not less & equal
     assert not more & equal
-    assert less | equal | more == {run.name for run, status in population if status.score is not None}
-    assert select(population, "score<=170") == less | equal
-    assert select(population, "score>=170") == more | equal
+    assert less | equal | more == {run.name for run, status in many_runs if status.score is not None}
+    assert select(many_runs, "score<=170") == less | equal
+    assert select(many_runs, "score>=170") == more | equal
 
 
-def test_colon_compares_numbers_and_matches_substrings(population: list[tuple[Run, Status]]) -> None:
-    assert select(population, "seed:1") == {run.name for run, status in population if status.seed == 1}  # not 10, 11
-    assert select(population, "seed:1.0") == select(population, "seed:1")
-    assert select(population, "preset:CART") == select(population, "preset=cartpole")
-    assert not select(population, "preset=cart")
+def test_colon_compares_numbers_and_matches_substrings(many_runs: list[tuple[Run, Status]]) -> None:
+    assert select(many_runs, "seed:1") == {run.name for run, status in many_runs if status.seed == 1}  # not 10, 11
+    assert select(many_runs, "seed:1.0") == select(many_runs, "seed:1")
+    assert select(many_runs, "preset:CART") == select(many_runs, "preset=cartpole")
+    assert not select(many_runs, "preset=cart")
 
 
-def test_quotes_protect_spaces_bars_and_signs(population: list[tuple[Run, Status]]) -> None:
-    expected = {run.name for run, status in population if status.reason}
-    assert select(population, 'reason:"out of memory"') == expected
-    assert select(population, 'reason:"of mem"') == expected
-    assert not select(population, '"a|b"')
-    assert not select(population, '"score>1"')  # quoted, a word; nothing is called that
+def test_quotes_protect_spaces_bars_and_signs(many_runs: list[tuple[Run, Status]]) -> None:
+    expected = {run.name for run, status in many_runs if status.reason}
+    assert select(many_runs, 'reason:"out of memory"') == expected
+    assert select(many_runs, 'reason:"of mem"') == expected
+    assert not select(many_runs, '"a|b"')
+    assert not select(many_runs, '"score>1"')  # quoted, a word; nothing is called that
 
 
-def test_options_are_read_from_config_toml(population: list[tuple[Run, Status]]) -> None:
-    assert select(population, "optim.lr=0.002") == {run.name for run, _ in population if int(run.name) % 4 == 1}
-    assert select(population, "gym.env-id:cartpole optim.anneal:true policy.hidden:64") == select(population, "")
-    assert not select(population, "ppo.normalize-advantages=batch")
+def test_options_are_read_from_config_toml(many_runs: list[tuple[Run, Status]]) -> None:
+    assert select(many_runs, "optim.lr=0.002") == {run.name for run, _ in many_runs if int(run.name) % 4 == 1}
+    assert select(many_runs, "gym.env-id:cartpole optim.anneal:true policy.hidden:64") == select(many_runs, "")
+    assert not select(many_runs, "ppo.normalize-advantages=batch")
 
 
 def test_config_toml_is_read_only_for_option_terms(tmp_path: Path) -> None:

@@ -208,64 +208,70 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", [META, POLICY, TENSORS, STATE])
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_newest_checkpoint_falls_back_with_one_message(
-    kept: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
+    run_with_checkpoints: Run, name: str, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = checkpoint.checkpoint_folder(kept, 30)
+    damaged = checkpoint.checkpoint_folder(run_with_checkpoints, 30)
     DAMAGE[how](damaged / name)
-    assert check_newest(kept) == 20
+    assert check_newest(run_with_checkpoints) == 20
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert str(damaged / name) in message
     assert message.endswith("the checkpoint of step 20 is taken instead\n")
-    assert checkpoint.steps(kept) == [10, 20]
-    assert checkpoint.choose(kept, "latest") == 20
-    save_checkpoint(kept, 30)
-    assert check_newest(kept) == 30
-    checkpoint.prune(kept, 2)
-    assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000010", "000000000020", "000000000030"]
+    assert checkpoint.steps(run_with_checkpoints) == [10, 20]
+    assert checkpoint.choose(run_with_checkpoints, "latest") == 20
+    save_checkpoint(run_with_checkpoints, 30)
+    assert check_newest(run_with_checkpoints) == 30
+    checkpoint.prune(run_with_checkpoints, 2)
+    assert sorted(path.name for path in run_with_checkpoints.checkpoints.iterdir()) == [
+        "000000000010",
+        "000000000020",
+        "000000000030",
+    ]
     assert not capsys.readouterr().err
 
 
-def test_all_checkpoints_damaged_is_an_error(kept: Run) -> None:
-    for step in checkpoint.steps(kept):
-        truncate(checkpoint.checkpoint_folder(kept, step) / STATE)
+def test_all_checkpoints_damaged_is_an_error(run_with_checkpoints: Run) -> None:
+    for step in checkpoint.steps(run_with_checkpoints):
+        truncate(checkpoint.checkpoint_folder(run_with_checkpoints, step) / STATE)
     with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
-        checkpoint.load_newest(kept, CPU)
-    assert checkpoint.steps(kept) == [10, 20, 30]
-    assert checkpoint.choose(kept, "latest") == 30  # the policy is whole
+        checkpoint.load_newest(run_with_checkpoints, CPU)
+    assert checkpoint.steps(run_with_checkpoints) == [10, 20, 30]
+    assert checkpoint.choose(run_with_checkpoints, "latest") == 30  # the policy is whole
 
 
-def test_damaged_best_falls_back_and_damaged_step_is_rejected(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checkpoint.find_best(kept) == (10, -10.0)
-    flip_bit(checkpoint.checkpoint_folder(kept, 10) / POLICY)
-    assert checkpoint.choose(kept, "best") == 30
+def test_damaged_best_falls_back_and_damaged_step_is_rejected(
+    run_with_checkpoints: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checkpoint.find_best(run_with_checkpoints) == (10, -10.0)
+    flip_bit(checkpoint.checkpoint_folder(run_with_checkpoints, 10) / POLICY)
+    assert checkpoint.choose(run_with_checkpoints, "best") == 30
     assert "000000000010/policy.safetensors: is damaged" in capsys.readouterr().err
     with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: is damaged"):
-        checkpoint.choose(kept, "10")
-    truncate(checkpoint.checkpoint_folder(kept, 10) / META)
-    checkpoint.prune(kept, 1)
-    assert checkpoint.steps(kept) == [10, 30]  # it may be the best: who knows
+        checkpoint.choose(run_with_checkpoints, "10")
+    truncate(checkpoint.checkpoint_folder(run_with_checkpoints, 10) / META)
+    checkpoint.prune(run_with_checkpoints, 1)
+    assert checkpoint.steps(run_with_checkpoints) == [10, 30]  # it may be the best: who knows
 
 
-def test_saving_a_step_again_supersedes_it(kept: Run) -> None:
-    save_checkpoint(kept, 30, best=True, score=5.0)
-    assert checkpoint.steps(kept) == [10, 20, 30]
-    assert checkpoint.find_best(kept) == (30, 5.0)
-    checkpoint.prune(kept, 1)
-    assert sorted(path.name for path in kept.checkpoints.iterdir()) == ["000000000030.1"]
+def test_saving_a_step_again_supersedes_it(run_with_checkpoints: Run) -> None:
+    save_checkpoint(run_with_checkpoints, 30, best=True, score=5.0)
+    assert checkpoint.steps(run_with_checkpoints) == [10, 20, 30]
+    assert checkpoint.find_best(run_with_checkpoints) == (30, 5.0)
+    checkpoint.prune(run_with_checkpoints, 1)
+    assert sorted(path.name for path in run_with_checkpoints.checkpoints.iterdir()) == ["000000000030.1"]
 
 
 # crafted
 
 
-def test_loading_checkpoint_runs_no_code(kept: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loading_checkpoint_runs_no_code(run_with_checkpoints: Run, capsys: pytest.CaptureFixture[str]) -> None:
     nested = "[" * 200_000 + "]" * 200_000
     for text in (nested, '{"$exec": "print()"}', '{"step": {"$tensor": "nowhere"}}'):
-        folder = save_checkpoint(kept, 50)
+        folder = save_checkpoint(run_with_checkpoints, 50)
         (folder / STATE).write_text(text)
         written = {name: durable.checksum(folder / name) for name in (POLICY, TENSORS, STATE)}
         (folder / META).write_bytes(checkpoint._encode_meta(Meta(50, 5), written))
-        assert check_newest(kept) == 30
+        assert check_newest(run_with_checkpoints) == 30
         assert "trainer.json: cannot be loaded" in capsys.readouterr().err
 
 

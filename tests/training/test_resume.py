@@ -87,14 +87,14 @@ def test_killed_and_resumed_run_equals_uninterrupted(
     assert not find_differences(uninterrupted_run, run)
 
 
-def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, whole: Run, tmp_path: Path) -> None:
+def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, uninterrupted_run: Run, tmp_path: Path) -> None:
     run = prepare_run(token_config(folder), tmp_path, "late")
     assert train_until_killed(run, "after pruning", 6)  # the first is of the start
     assert run.read_status().state == "running"
     train_to_end(run)
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
     train_to_end(run)  # and once more changes nothing
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
 
 
 @pytest.mark.parametrize("llm", [{"lora_rank": 2, "score_normalize": "reference"}], ids=str)
@@ -117,7 +117,7 @@ def test_run_stopped_every_iteration_equals_uninterrupted(
     assert not find_differences(single, run)
 
 
-def test_resume_without_checkpoint_ignores_run_json(folder: Path, whole: Run, tmp_path: Path) -> None:
+def test_resume_without_checkpoint_ignores_run_json(folder: Path, uninterrupted_run: Run, tmp_path: Path) -> None:
     run = prepare_run(token_config(folder), tmp_path, "early")
     assert train_until_killed(run, "before checkpoint", 2)
     status = run.read_status()
@@ -126,11 +126,15 @@ def test_resume_without_checkpoint_ignores_run_json(folder: Path, whole: Run, tm
     for step in checkpoint.steps(run):
         durable.remove(checkpoint.checkpoint_folder(run, step))
     train_to_end(run)
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
 
 
 def test_failed_checkpoint_write_only_warns(
-    folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    uninterrupted_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = prepare_run(token_config(folder), tmp_path, "full")
     save, calls = checkpoint.save, [0]
@@ -146,11 +150,11 @@ def test_failed_checkpoint_write_only_warns(
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 2
     assert "was not written ([Errno 28] No space left on device); training goes on" in messages[0]
-    assert not [line for line in find_differences(whole, run) if "kept best" not in line]
+    assert not [line for line in find_differences(uninterrupted_run, run) if "kept best" not in line]
 
 
 def test_failed_final_checkpoint_fails_the_run(
-    folder: Path, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, uninterrupted_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepare_run(token_config(folder), tmp_path, "full")
     with monkeypatch.context() as patch:
@@ -159,11 +163,11 @@ def test_failed_final_checkpoint_fails_the_run(
             train_to_end(run)
     assert run.read_status().state == "failed"
     train_to_end(run)
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
 
 
 def test_damaged_newest_checkpoint_resumes_from_previous(
-    folder: Path, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, uninterrupted_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = prepare_run(token_config(folder), tmp_path, "damaged")
     assert train_until_killed(run, "after checkpoint", 3)
@@ -171,7 +175,7 @@ def test_damaged_newest_checkpoint_resumes_from_previous(
     (newest / checkpoint.TENSORS).write_bytes(b"")
     train_to_end(run)
     assert str(newest) in capsys.readouterr().err
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
     assert not [path for path in run.checkpoints.iterdir() if path.name.endswith(checkpoint.DAMAGED)]
 
 
@@ -199,7 +203,7 @@ def test_checkpoint_of_another_structure_is_a_one_line_error(
 
 
 def test_unloadable_adapter_state_fails_the_run(
-    folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, uninterrupted_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """In a line; its traceback is in the log. Without that checkpoint the run goes on."""
     run = prepare_run(token_config(folder), tmp_path, "odd")
@@ -213,11 +217,11 @@ def test_unloadable_adapter_state_fails_the_run(
     assert "Traceback" in run.log.read_text(encoding="utf-8")
     durable.remove(written)
     train_to_end(run)
-    assert not find_differences(whole, run)
+    assert not find_differences(uninterrupted_run, run)
 
 
 def test_changed_options_are_applied_or_rejected(
-    folder: Path, whole: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, uninterrupted_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = prepare_run(token_config(folder), tmp_path, "changed")
     assert train_until_killed(run, "after pruning", 3)
@@ -245,5 +249,5 @@ def test_changed_options_are_applied_or_rejected(
     assert run.original_config.read_text(encoding="utf-8") == written
     rates = read_curves(run)["optim/lr"][1]
     assert len(rates) == 7
-    assert rates[:2] == read_curves(whole)["optim/lr"][1][:2]
+    assert rates[:2] == read_curves(uninterrupted_run)["optim/lr"][1][:2]
     assert rates[2:] == pytest.approx([1e-6] * 5)

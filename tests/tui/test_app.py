@@ -49,7 +49,7 @@ from tui.view_state import ViewState
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
 PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test that is about them
-pytestmark = pytest.mark.usefixtures("impatient")
+pytestmark = pytest.mark.usefixtures("shorten_ui_delays")
 Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
 
 

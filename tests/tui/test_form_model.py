@@ -86,7 +86,7 @@ def edit_randomly(target: str, recipe: str, seed: int, start: dict[str, str]) ->
     yield typed
 
 
-@pytest.mark.usefixtures("_captured")
+@pytest.mark.usefixtures("_raise_at_prepare")
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
 @pytest.mark.parametrize("seed", range(3))
 def test_command_line_reproduces_the_validated_configuration(target: str, seed: int) -> None:
@@ -98,7 +98,7 @@ def test_command_line_reproduces_the_validated_configuration(target: str, seed: 
         assert parse_arguments(arguments).config == verdict.config
 
 
-@pytest.mark.usefixtures("_captured")
+@pytest.mark.usefixtures("_raise_at_prepare")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
     whole = apply_recipe(presets.load_target("sentiment"), recipe)
@@ -274,7 +274,7 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
     assert many.general == ("80 runs at once: at most 64 are started together; list fewer values",)
 
 
-@pytest.mark.usefixtures("_captured")
+@pytest.mark.usefixtures("_raise_at_prepare")
 def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
     assert "use letters" in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]

@@ -187,14 +187,15 @@ def test_reward_function_gets_its_parameters_columns(module_name: str) -> None:
     assert score(load_reward(f"{module_name}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
 
 
-def test_reference_that_is_no_function_is_rejected(own: str, tmp_path: Path) -> None:
+def test_reference_that_is_no_function_is_rejected(module_name: str, tmp_path: Path) -> None:
+    name = module_name
     (tmp_path / "broken.py").write_text("raise RuntimeError('first\\nsecond')")
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     expected = {
-        f"{own}:plan": f"llm.reward = '{own}:plan': module '{own}' has no 'plan'; did you mean 'plain'?",
-        f"{own}:limit": f"llm.reward = '{own}:limit' is a value of type int (3), where a function is meant",
-        f"{own}:Judge": f"llm.reward = '{own}:Judge' is a class, where a function is meant",
-        f"{own}:late": f"llm.reward = '{own}:late' is async; a reward gives its scores when it is called",
+        f"{name}:plan": f"llm.reward = '{name}:plan': module '{name}' has no 'plan'; did you mean 'plain'?",
+        f"{name}:limit": f"llm.reward = '{name}:limit' is a value of type int (3), where a function is meant",
+        f"{name}:Judge": f"llm.reward = '{name}:Judge' is a class, where a function is meant",
+        f"{name}:late": f"llm.reward = '{name}:late' is async; a reward gives its scores when it is called",
         "nowhere:f": "llm.reward = 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError: No module ",
         "broken:f": "llm.reward = 'broken:f': module 'broken' cannot be imported (RuntimeError: first second)",
         "leaving:f": "llm.reward = 'leaving:f': module 'leaving' cannot be imported (SystemExit: 3)",
@@ -203,24 +204,24 @@ def test_reference_that_is_no_function_is_rejected(own: str, tmp_path: Path) -> 
         assert refusal(load_reward, reference).startswith(line)
 
 
-def test_missing_reward_columns_are_rejected(own: str) -> None:
+def test_missing_reward_columns_are_rejected(module_name: str) -> None:
     said = refusal(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert said == (
         "a.jsonl: no key 'answer', which llm.reward = 'exact' needs (found beside the prompt: 'answers', 'level'); "
         "did you mean 'answers'?"
     )
-    said = refusal(check_columns, f"{own}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
-    assert said.startswith(f"a.jsonl: no key 'level', which llm.proxy_of = '{own}:picky' needs")
+    said = refusal(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
+    assert said.startswith(f"a.jsonl: no key 'level', which llm.proxy_of = '{module_name}:picky' needs")
     for reference in ("numeric", "exact"):
         assert "(found beside the prompt: none)" in refusal(check_columns, reference, {}, "a.txt")
-    for reference in ("regex:x", "length:3", f"{own}:plain", f"{own}:open_", "sentiment-gold"):
+    for reference in ("regex:x", "length:3", f"{module_name}:plain", f"{module_name}:open_", "sentiment-gold"):
         check_columns(reference, {"anything": [1]}, "a.jsonl")
-    check_columns(f"{own}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
+    check_columns(f"{module_name}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
 
 
-def test_function_with_wrong_signature_is_rejected(own: str) -> None:
+def test_function_with_wrong_signature_is_rejected(module_name: str) -> None:
     assert "can't be called as reward(prompts, responses, **columns): too many" in refusal(
-        check_columns, f"{own}:one", {}, "a.jsonl"
+        check_columns, f"{module_name}:one", {}, "a.jsonl"
     )
 
 

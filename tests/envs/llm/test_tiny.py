@@ -62,16 +62,16 @@ def test_byte_tokenizer_round_trips_text(tokenizer_folder: Path, text: str) -> N
     assert tokenizer.decode(ids) == text
 
 
-def test_random_unicode_round_trips(saved_tokenizer: Path) -> None:
-    tokenizer, rng = AutoTokenizer.from_pretrained(saved_tokenizer), random.Random(0)
+def test_random_unicode_round_trips(tokenizer_folder: Path) -> None:
+    tokenizer, rng = AutoTokenizer.from_pretrained(tokenizer_folder), random.Random(0)
     code_points = (*range(0xD800), *range(0xE000, 0x110000))
     for _ in range(300):
         text = "".join(chr(rng.choice(code_points)) for _ in range(5))
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_special_token_ids_follow_the_bytes(saved_tokenizer: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(saved_tokenizer)
+def test_special_token_ids_follow_the_bytes(tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (256, 257, 258)
     assert len(tokenizer) == 259
     assert tokenizer.model_max_length == tiny.CONTEXT
