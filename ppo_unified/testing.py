@@ -24,7 +24,7 @@ from ppo_unified.training.tensor_json import join, split
 
 
 def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:
-    """Call `make` several times and hold what it gives to everything that the engine and the runner rely on.
+    """Call `make` several times and hold what it gives to everything that the engine and the trainer rely on.
 
     `make()` must build the same small adapter each time, seeded. `tolerance` is how far log-probs and values may
     differ between two readings of the same rows (1e-5 is fp32's; bf16 needs 1e-2).

@@ -138,7 +138,7 @@ def test_test_names_are_short() -> None:
     assert not names, "\n".join(names)
 
 
-def test_engine_has_fewer_than_500_lines() -> None:
+def test_engine_package_has_fewer_than_700_lines() -> None:
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path, _ in sources("ppo_unified/engine")}
     assert sum(lines.values()) < 700, lines
 

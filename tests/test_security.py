@@ -323,7 +323,7 @@ def test_code_uses_no_shell_eval_or_pickle() -> None:
 def test_dynamic_imports_are_limited() -> None:
     """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
     there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
-    ours = {f"ppo_unified/cli/{name}.py" for name in ("imports", "main", "policy", "regress", "run_training", "tui")}
+    ours = {f"ppo_unified/cli/{name}.py" for name in ("common", "main", "policy", "regress", "run_training", "tui")}
     assert there <= ours | {
         "ppo_unified/__init__.py",
         "ppo_unified/config/registry.py",

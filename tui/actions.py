@@ -121,7 +121,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("choose", "enter", "Choose", "Open the form for the line under the cursor", "picker", footer=True),
     Action("cancel", "escape", "Cancel", "Back without starting anything", "picker", footer=True),
-    Action("start", "ctrl+s,f5", "Start", "Start the run, or one for each seed", "form", footer=True, writes=True),
+    Action("start", "ctrl+s,f5", "Start", "Start the run, or one for each combination of values", "form", footer=True, writes=True),
     Action("copy_command", "ctrl+y", "Copy command", "Copy the equivalent command line", "form", footer=True),
     Action("recipe", "ctrl+r", "Recipe", "Lay a known system's options over the preset's", "form", footer=True),
     Action("search", "slash", "Search", "Show only options whose name or description has some words", "form"),

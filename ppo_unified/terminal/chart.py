@@ -1,6 +1,6 @@
 """Charts of curves with their axes: braille dots where the terminal has them, ASCII otherwise. No state, numpy only.
 
-`draw` writes plain text for commands; the terminal UI uses the labels alone, and paints with `dots`.
+`draw` writes plain text for commands; the terminal UI uses the labels alone, and paints with `braille`.
 """
 
 from __future__ import annotations

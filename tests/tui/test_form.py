@@ -1,4 +1,4 @@
-"""The picker and the form_model, driven by keys."""
+"""The picker and the form, driven by keys."""
 
 from __future__ import annotations
 

@@ -361,7 +361,7 @@ def test_form_model_imports_no_heavy_packages() -> None:
 import sys
 from tui.new_run import form_model
 for target in {[*TARGETS, "llm"]!r}:
-    form_model.judge(target, "", {{"llm.model": "tiny"}} if target == "llm" else {{"seed": "2"}})
+    form_model.check_typed(target, "", {{"llm.model": "tiny"}} if target == "llm" else {{"seed": "2"}})
 form_model.picks(), form_model.recipes_for("sentiment")
 print(*sys.modules)
 """

@@ -512,7 +512,7 @@ def test_reward_with_columns_scores_only_held_out_prompts(
     """`silent` takes any columns and reads one: only its failure shows what it needs."""
     for name, reward, said in (
         ("needs", "exact", "no score: it needs `answer`"),
-        ("reads", f"{__name__}:silent", "no score: llm.reward failed on 2 responses (KeyError: 'answer')"),
+        ("reads", f"{__name__}:exact_match", "no score: llm.reward failed on 2 responses (KeyError: 'answer')"),
     ):
         changed = config(folder, folder / "llama", {"reward": reward})
         train(changed, folder / "needy", name)
