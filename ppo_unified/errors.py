@@ -24,7 +24,7 @@ def closest_match(word: str, known: Iterable[str]) -> str:
     return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.6)), "")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' when something known resembles `word`, else an empty string."""
     match = closest_match(word, known)
     return f"; did you mean {match!r}?" if match else ""

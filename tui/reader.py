@@ -11,7 +11,7 @@ from tui.pacing import Pacer
 from tui.store import Changes, Store
 
 BUSY_S, QUIET_S = 0.02, 0.5  # between two reads: more to read at once, or nothing new
-EAGER_S = 0.05  # while a run that trains has yet to write its first point; and after it
+EAGER_S = 0.05  # while a run that trains has yet to write its first point, and shortly after it
 LONGEST_PICTURE_S = 1.0  # that the thread waits for at most
 NOTHING = Changes(False, frozenset(), False)
 

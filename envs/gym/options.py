@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ppo_unified.config.schema import RunConfig, Section
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 
 
 class Gym(Section):
@@ -111,7 +111,10 @@ def resolve(env_id: str) -> Any:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
-        known, own = suggest(name, gymnasium.registry), "" if module else " (an environment of your own: module:EnvId)"
+        known, own = (
+            did_you_mean(name, gymnasium.registry),
+            "" if module else " (an environment of your own: module:EnvId)",
+        )
         raise UsageError(f"gym.env_id = {env_id!r}: Gymnasium knows no such environment{known}{own}") from None
 
 
@@ -145,7 +148,7 @@ def load_wrappers(config: Gym) -> list[Any]:
         try:
             found.append(getattr(importlib.import_module(module or "gymnasium.wrappers"), name))
         except (ImportError, AttributeError):
-            known = suggest(name, dir(gymnasium.wrappers)) if not module else ""
+            known = did_you_mean(name, dir(gymnasium.wrappers)) if not module else ""
             raise UsageError(f"gym.wrappers: there is no wrapper {reference!r}{known}") from None
     return found
 

@@ -2,7 +2,7 @@
 by living through their unfinished episodes again.
 
 Nothing is pickled: a pickle executes when it is loaded, and a Box2D world comes out of one broken without an error.
-Whatever was put back is compared with what was recorded before it is trusted.
+The restored environments are compared with the record before they are trusted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FIRST_STEPS = 64  # room for an episode's actions before it has to grow
 
 
 class RestoreError(Exception):
-    """The environments could not be put back as they were; says why."""
+    """The environments cannot be restored; the text says why."""
 
 
 class Restorer(Protocol):
-    """What a vector environment can be put back with."""
+    """Saves and restores a vector environment."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -136,7 +136,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class ReplayRestorer:
-    """The memory of a vector of Recorders."""
+    """Restores a vector of Recorders by replaying their episodes."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self.envs: Any = envs  # SyncVectorEnv and AsyncVectorEnv: both have `call` and `set_attr`
@@ -180,7 +180,7 @@ KNOWN: dict[type, ArrayNames] = {
 
 
 class ArrayRestorer:
-    """The memory of a vector environment whose arrays are known."""
+    """Restores a vector environment whose arrays are known."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: ArrayNames) -> None:
         self.envs: Any = envs
@@ -198,7 +198,7 @@ class ArrayRestorer:
 
 
 class OwnMethods:
-    """The memory of a vector environment that has `state_dict` and `load_state_dict` itself, as Memory's are."""
+    """Restores a vector environment through its own `state_dict` and `load_state_dict`."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self.envs: Any = envs
@@ -212,7 +212,7 @@ class OwnMethods:
 
 
 class NoRestorer:
-    """The memory of a vector environment of which nothing is known."""
+    """Stands for a vector environment that cannot be restored."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -225,7 +225,7 @@ class NoRestorer:
 
 
 def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
-    """How an environment's own vector version is put back."""
+    """How to restore an environment's own vector version."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
     return OwnMethods(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
@@ -246,5 +246,5 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """`env` recorded, so that it can be put back."""
+    """`env` with its steps recorded, so that it can be restored."""
     return Recorder(FreshBox2DWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)

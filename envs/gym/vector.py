@@ -35,7 +35,7 @@ class GymAdapter:
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         env_seed, policy_seed, action_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.envs, self.observations, self.memory = make_vector(config.gym, config.gym.num_envs)
+        self.envs, self.observations, self.restorer = make_vector(config.gym, config.gym.num_envs)
         self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id)
         initial = torch.Generator().manual_seed(policy_seed)
         size, normalize = self.observations.size, config.gym.normalize_obs
@@ -169,7 +169,7 @@ class GymAdapter:
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
             "episodes": self.episodes.state_dict(),
-            "envs": self.memory.state_dict(),
+            "envs": self.restorer.state_dict(),
             "raw": torch.from_numpy(self.raw.copy()),
             "ended": torch.from_numpy(self.ended.copy()),
         }
@@ -177,7 +177,7 @@ class GymAdapter:
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Go on from `state`. Where the environments can't be put back: with new episodes, seeded by how far the run
+        """Go on from `state`. Where the environments cannot be restored: with new episodes, seeded by how far the run
         had come; the result says why."""
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
@@ -199,13 +199,13 @@ class GymAdapter:
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
             raise RestoreError(f"there were {before} environments, now gym.num_envs is {now}")
-        raw, info = self.memory.load_state_dict(state["envs"])
+        raw, info = self.restorer.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
         self._store_obs(raw, info)
         if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
-            raise RestoreError("what was put back shows other observations")
+            raise RestoreError("the restored environments show other observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
-            raise RestoreError("what was put back allows other actions")
+            raise RestoreError("the restored environments allow other actions")
 
     def close(self) -> None:
         """Close the environments; worker processes that died or were left in the middle of a step are killed instead:

@@ -132,8 +132,9 @@ class LLMAdapter:
             returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
             values = torch.where(mask, baselines[:, None], 0.0)
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
-            errors = (returns - baselines).square() * mask.sum(1)  # the engine compares returns with the policy's zeros
-            metrics["loss/value"] = 0.5 * float(errors.sum() / mask.sum())
+            errors = (returns - baselines).square()  # the engine would compare returns with the policy's zeros
+            weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else torch.ones_like(errors)
+            metrics["loss/value"] = 0.5 * float((errors * weights).sum() / weights.sum())
         self.kl.update(metrics["ref/kl"], len(raw))
         last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True)
         return Rollout(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
 
@@ -68,7 +68,7 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
     Prompts that are lists of messages stay lists. Raises UsageError.
     """
     where = clean(path)
-    if _check_suffix(path) == ".txt":
+    if _suffix(path) == ".txt":
         if key:
             raise UsageError(f"llm.prompt_key = {key!r} has no effect: {where} is plain text without keys; drop it")
         numbered = _read_lines(path)
@@ -91,7 +91,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
     Other keys are left alone. Raises UsageError.
     """
-    if _check_suffix(path) == ".txt":
+    if _suffix(path) == ".txt":
         raise UsageError(f"{clean(path)}: plain text cannot hold preference pairs; use .jsonl or .json")
     records, _ = _read_records(path)
     key = _find_key(records[0], PAIR_KEYS, "a pair has a prompt, a chosen and a rejected text")
@@ -106,13 +106,13 @@ def read_texts(path: Path) -> list[str]:
 
     Raises UsageError.
     """
-    if _check_suffix(path) == ".txt":
+    if _suffix(path) == ".txt":
         return [line for _, line in _read_lines(path)]
     records, _ = _read_records(path)
     return [_nonempty_text(record, "text") for record in records]
 
 
-def _check_suffix(path: Path) -> str:
+def _suffix(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         found = f"unknown ending {ending!r}" if ending else "no ending"
@@ -128,7 +128,7 @@ def _read(path: Path) -> str:
         folder = path.parent
         if not folder.is_dir():
             raise UsageError(f"{where}: no such file (there is no folder {clean(folder)!r})") from None
-        known = suggest(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
+        known = did_you_mean(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
         raise UsageError(f"{where}: no such file{known}") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
@@ -206,7 +206,7 @@ def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
     found = shorten(", ".join(map(repr, record.values)), 200) or "none"
-    similar = next(filter(None, (suggest(key, record.values) for key in keys)), "")
+    similar = next(filter(None, (did_you_mean(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
     return f"{record.where}: no key {', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]} (found: {found}){then}"
 

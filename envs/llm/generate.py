@@ -134,31 +134,31 @@ class _PreallocatedLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # transformers
-        self.roomy_keys = self.roomy_values = torch.empty(0)
+        self.key_buffer = self.value_buffer = torch.empty(0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.roomy_keys, self.roomy_values = key_states[:, :, :0], value_states[:, :, :0]
-        if end > self.roomy_keys.shape[-2]:
-            self.roomy_keys, self.roomy_values = (_grow(x, end + ROOM) for x in (self.roomy_keys, self.roomy_values))
-        self.roomy_keys[:, :, start:end], self.roomy_values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
+            self.key_buffer, self.value_buffer = key_states[:, :, :0], value_states[:, :, :0]
+        if end > self.key_buffer.shape[-2]:
+            self.key_buffer, self.value_buffer = (_grow(x, end + ROOM) for x in (self.key_buffer, self.value_buffer))
+        self.key_buffer[:, :, start:end], self.value_buffer[:, :, start:end] = key_states, value_states
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         end = self.get_seq_length()
-        self.roomy_keys, self.roomy_values = self.roomy_keys[indices], self.roomy_values[indices]
-        self.keys, self.values = self.roomy_keys[:, :, :end], self.roomy_values[:, :, :end]
+        self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
+        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
 
 
 def _grow(x: Tensor, columns: int) -> Tensor:
     """`x` [rows, heads, n, size] with room for `columns` columns."""
-    roomy = x.new_empty(*x.shape[:2], columns, x.shape[3])
-    roomy[:, :, : x.shape[2]] = x
-    return roomy
+    buffer = x.new_empty(*x.shape[:2], columns, x.shape[3])
+    buffer[:, :, : x.shape[2]] = x
+    return buffer
 
 
 def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -32,7 +32,7 @@ def load_inputs(llm: LLM) -> Inputs:
 
 def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
     """(path, time of the last change, size) of every local file that `load_inputs` may read."""
-    names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init]
+    names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init, llm.reward_name]
     states = []
     for name in filter(None, names):
         with suppress(OSError, ValueError):  # a name that is no path, or a path that its reader refuses

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from envs.llm.data import Pair, PromptData
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 
 HELD_OUT = 0.2
 _SPLIT_SEED = 0  # the same prompts are held out on every machine, whatever a run's seed
@@ -27,7 +27,7 @@ def task_prompts(name: str) -> tuple[PromptData, PromptData]:
     known = {"arithmetic": _arithmetic_prompts, "sentiment": _sentiment_prompts}
     if name not in known:
         raise UsageError(
-            f"llm.prompts: {name!r} is no built-in task{suggest(name, known)}; there are: {', '.join(known)}"
+            f"llm.prompts: {name!r} is no built-in task{did_you_mean(name, known)}; there are: {', '.join(known)}"
         )
     return known[name]()
 

@@ -10,11 +10,11 @@ from statistics import mean
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, width
+from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, output_width
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import read_options
-from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_value, seedless_key
+from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_option, seedless_key
 from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
 
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
         print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
         return 0
-    lines = difference_lines(tables, width(), can_color(sys.stdout))
+    lines = difference_lines(tables, output_width(), can_color(sys.stdout))
     print_out("\n".join([*lines, "", *_score_table(chosen)]))
     return 0
 
@@ -104,7 +104,7 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     best, solved = group["best_score"], group["solved_step"]
-    name = " ".join([group["preset"], *(f"{key}={format_value(value)}" for key, value in group["options"].items())])
+    name = " ".join([group["preset"], *(f"{key}={format_option(value)}" for key, value in group["options"].items())])
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
@@ -114,8 +114,8 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _format_spread(statistics: Mapping[str, Any], format_number: Callable[[float], str]) -> str:
+def _format_spread(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
     """'498 (495 .. 500)': the mean and the range."""
     if not statistics["runs"]:
         return "-"
-    return "{} ({} .. {})".format(*(format_number(statistics[key]) for key in ("mean", "min", "max")))
+    return "{} ({} .. {})".format(*(format_one(statistics[key]) for key in ("mean", "min", "max")))

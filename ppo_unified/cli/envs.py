@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ppo_unified.cli.common import add_json
-from ppo_unified.cli.run_table import interleave, width
+from ppo_unified.cli.run_table import interleave, output_width
 from ppo_unified.config.presets import list_presets
 from ppo_unified.config.registry import all_adapters, config_model
 from ppo_unified.runs.folder import to_json
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     names = {"preset": "name", "time": "time", "score to expect": "score", "task": "title"}
     rows = [{header: clean(getattr(about, name)) for header, name in names.items()} for about in presets]
     color = can_color(sys.stdout)
-    if max_display_width(format_table(rows)) <= width():
+    if max_display_width(format_table(rows)) <= output_width():
         print_out("\n".join(format_table(rows, color)))
     else:
         tasks = [[apply_style(row.pop("task"), DIM if color else "")] for row in rows]

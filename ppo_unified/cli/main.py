@@ -14,7 +14,7 @@ from typing import IO
 
 from ppo_unified import __version__
 from ppo_unified.cli.common import Parser, preload
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
 COMMANDS = {  # name -> help; the module is named like the command and has `add_arguments` and `run`
@@ -60,7 +60,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     parser.set_defaults(parser=parser)
     options, rest = parser.parse_known_args(arguments)
     if rest and name not in WITH_FLAGS:
-        hint = suggest(rest[0], parser.flags)
+        hint = did_you_mean(rest[0], parser.flags)
         raise UsageError(f"ppo-unified {name}: unexpected argument {rest[0]!r}{hint or '; see --help'}")
     folder = getattr(options, "folder", None)
     if folder is not None and folder.exists() and not folder.is_dir():
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_command(name, rest)
         make_parser().parse_known_args([name] if name.startswith("-") else [])  # --help and --version exit
         what = "option" if name.startswith("-") else "command"
-        raise UsageError(f"there is no {what} {name!r}{suggest(name, COMMANDS)} (list: ppo-unified --help)")
+        raise UsageError(f"there is no {what} {name!r}{did_you_mean(name, COMMANDS)} (list: ppo-unified --help)")
     except UsageError as error:
         print_err(str(error))
         return 2

@@ -21,11 +21,8 @@ from ppo_unified.terminal.screen import Screen, open_screen, style_for
 from ppo_unified.text import can_color, clean, format_number, is_drawable, print_err, print_out
 
 FPS = 30.0  # faster is shown at this
-# faster is shown at this
 PAUSE_FRAMES = 30  # on an episode's end
-# on an episode's end
 SIGN = "> "  # asks for a prompt
-# asks for a prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

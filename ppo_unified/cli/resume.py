@@ -63,7 +63,7 @@ def _write_claim(run: Run, config: RunConfig, status: Status, changes: dict[str,
     they cannot be written.
     """
     before, written = run.read_status(), run.config.read_text(encoding="utf-8")
-    _forget_unmade(status, presets.from_file(run.config))
+    _drop_unapplied_changes(status, presets.from_file(run.config))
     first_change = bool(changes) and not run.original_config.exists()
 
     def undo() -> None:
@@ -87,14 +87,14 @@ def _write_claim(run: Run, config: RunConfig, status: Status, changes: dict[str,
     return undo
 
 
-def _forget_unmade(status: Status, config: RunConfig) -> None:
-    """Take back what the resume before told of a change, where it was killed before `config` had it."""
+def _drop_unapplied_changes(status: Status, config: RunConfig) -> None:
+    """Remove changes from the previous resume's entry that config.toml never received: it was killed in between."""
     options = config.flatten()
     for entry in status.resumes[-2:-1]:
-        told = entry.get("changed")
-        if isinstance(told, dict) and any(
+        recorded = entry.get("changed")
+        if isinstance(recorded, dict) and any(
             to_json(options.get(option)) != to_json(values[-1])
-            for option, values in told.items()
+            for option, values in recorded.items()
             if isinstance(values, list) and values
         ):
             del entry["changed"]

@@ -72,14 +72,14 @@ def _run_cells(seen: Seen) -> dict[str, str]:
     }
 
 
-def remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
+def make_remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
     """For each run a line of what ended it if it failed, and lines of its health; none where all is well."""
-    remarks = []
+    lines_by_run = []
     for seen in chosen:
         lines = [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
-        remarks.append([apply_style(text, style) if color else text for text, style in lines if text])
-    return remarks
+        lines_by_run.append([apply_style(text, style) if color else text for text, style in lines if text])
+    return lines_by_run
 
 
 def health_names(status: Status) -> list[str]:
@@ -95,12 +95,12 @@ def health_lines(status: Status) -> list[str]:
 
 def interleave(lines: Sequence[str], notes: Sequence[Sequence[str]]) -> list[str]:
     """A header and its lines, each followed by its notes, if it has any."""
-    told = [lines[0]]
+    rows = [lines[0]]
     for line, own in zip(lines[1:], notes, strict=True):
-        told += [line, *(f"  {note}" for note in own)]
-    return told
+        rows += [line, *(f"  {note}" for note in own)]
+    return rows
 
 
-def width() -> int:
+def output_width() -> int:
     """Columns there are: the terminal's, and as many as it takes where stdout is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from ppo_unified.cli.common import add_json, add_runs_folder
-from ppo_unified.cli.run_table import Seen, health_names, interleave, remarks, run_table, width
+from ppo_unified.cli.run_table import Seen, health_names, interleave, make_remarks, output_width, run_table
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.query import lookup, parse, read_options
@@ -45,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
         )
     elif chosen:
         color = can_color(sys.stdout)
-        print_out("\n".join(interleave(run_table(chosen, width(), color), remarks(chosen, color, health_names))))
+        print_out(
+            "\n".join(interleave(run_table(chosen, output_width(), color), make_remarks(chosen, color, health_names)))
+        )
     elif everything:
         print_err(f"none of the {len(everything)} runs in {options.folder} matches the query")
     else:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, remarks, run_table
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, make_remarks, run_table
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import ACTIVE, Run, to_json
-from ppo_unified.text import can_color, can_unicode, clean, print_out
+from ppo_unified.text import can_color, can_unicode, clean, is_drawable, print_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,6 @@ class Paper(NamedTuple):
 def run(options: argparse.Namespace) -> int:
     """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
     from ppo_unified.runs.event_reader import EventReader
-    from ppo_unified.text import is_drawable
 
     if options.csv and options.json:
         raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")
@@ -93,7 +92,7 @@ def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool =
     found = sorted({tag for one in watched for tag in one.reader.series})
     for tag in metrics:
         if tag not in found and tag not in to_come:
-            hint = suggest(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
+            hint = did_you_mean(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
             raise UsageError(
                 f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
             )
@@ -144,7 +143,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> l
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
     seen = [look(one.run) for one in watched]
-    head = interleave(run_table(seen, paper.columns, paper.color, marks), remarks(seen, paper.color, health_lines))
+    head = interleave(run_table(seen, paper.columns, paper.color, marks), make_remarks(seen, paper.color, health_lines))
     if not tags:
         return [*head, "", "no metrics yet"]
     across = min(len(tags), 1 if paper.columns < 56 else 2 if paper.columns < 180 else 3)

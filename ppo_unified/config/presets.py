@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, toml_files
 from ppo_unified.config.schema import RunConfig, overlay, read_toml, validate
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 
 
 class PresetSummary(NamedTuple):
@@ -63,7 +63,7 @@ def load_target(target: str) -> RunConfig:
         if table is not None:
             return _set_preset_name(target.split(":")[-1], from_table({"kind": kind, **table}, target))
     raise UsageError(
-        f"there is no preset, file or environment {target!r}{suggest(target, presets)} (list: ppo-unified envs)"
+        f"there is no preset, file or environment {target!r}{did_you_mean(target, presets)} (list: ppo-unified envs)"
     )
 
 

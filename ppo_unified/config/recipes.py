@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.config.registry import config_model, toml_files
 from ppo_unified.config.schema import RECORDS, RunConfig, Section, read_toml, validate
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 
 _SECTION = re.compile(r"\s*\[([\w-]+)\]")
 _SETTING = re.compile(r"""\s*([\w-]+)\s*=\s*(?:"[^"]*"|'[^']*'|[^"'#])*(?:#\s*(.*))?""")
@@ -52,7 +52,7 @@ def load_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises UsageError naming the nearest one."""
     files = recipe_files()
     if name not in files:
-        raise UsageError(f"there is no recipe {name!r}{suggest(name, files)} (list: ppo-unified recipes)")
+        raise UsageError(f"there is no recipe {name!r}{did_you_mean(name, files)} (list: ppo-unified recipes)")
     return _read(name, files[name])
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import AdapterSpec
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 
 ENTRY_POINT_GROUP = "ppo_unified.adapters"
 
@@ -78,7 +78,7 @@ def find_adapter(kind: str) -> AdapterSpec:
         return BUILT_IN[kind]
     found = all_adapters()
     if kind not in found:
-        raise UsageError(f"there is no adapter {kind!r}{suggest(kind, found)}; known: {', '.join(found)}")
+        raise UsageError(f"there is no adapter {kind!r}{did_you_mean(kind, found)}; known: {', '.join(found)}")
     return found[kind]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from ppo_unified.errors import suggest
+from ppo_unified.errors import did_you_mean
 from ppo_unified.parsing import parse_json
 
 Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "table"]
@@ -73,7 +73,7 @@ def _limit(option: FieldInfo, name: str) -> Any:
 def format_mismatch(option: FieldInfo, value: object) -> str:
     """What was expected, what was found, and the choice that was probably meant."""
     found = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
-    return f"expected {describe(option)}, got {found}{suggest(str(value), choices_of(option))}"
+    return f"expected {describe(option)}, got {found}{did_you_mean(str(value), choices_of(option))}"
 
 
 def read_value(text: str, option: FieldInfo) -> Any:

@@ -269,7 +269,7 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
                 extra[0].backward()
                 extras.append(extra[1])
             norms.append(step(learner.optimizers, learner.optim, minibatch, totals.sums))
-    metrics = loss_metrics(epoch_totals) | step_metrics(norms) | mean_metrics(extras)
+    metrics = mean_metrics(extras) | loss_metrics(epoch_totals) | step_metrics(norms)
     if ppo.objective == "penalty":
         if ppo.penalty_target and not critic_only:
             learner.progress.penalty_coef = adapt_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)

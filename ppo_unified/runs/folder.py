@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
@@ -365,7 +365,7 @@ def find(reference: str, runs: Path) -> Run:
                 return Run(path if path.name else path.resolve())  # '.' has no name of its own
     names = [run.name for run, _ in all_runs(runs)]
     listing = "ppo-unified runs" + ("" if runs == Path("runs") else f" --runs {runs}")
-    raise UsageError(f"no run {reference!r} in {runs}{suggest(reference, names)} (list: {listing})")
+    raise UsageError(f"no run {reference!r} in {runs}{did_you_mean(reference, names)} (list: {listing})")
 
 
 @contextmanager

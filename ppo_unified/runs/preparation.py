@@ -104,7 +104,7 @@ def discard(run: Run) -> None:
 # reporting the folder to `processes.detach`, which passes an open file to the new process and names its descriptor
 # in the environment; it is a file and not a pipe because the starting process may be gone by then
 
-VARIABLE = "PPO_UNIFIED_DETACHED"  # holds the number of the descriptor
+DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # holds the number of the descriptor
 
 
 @cache
@@ -113,7 +113,7 @@ def report_descriptor() -> int | None:
 
     The variable is removed from the environment at once: a child of this process would take it for its own.
     """
-    text = os.environ.pop(VARIABLE, "")
+    text = os.environ.pop(DETACHED_VARIABLE, "")
     with suppress(OSError, ValueError, OverflowError):
         if (descriptor := int(text)) > 2 and stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor

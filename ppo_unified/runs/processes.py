@@ -18,7 +18,7 @@ import psutil
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run, Status
-from ppo_unified.runs.preparation import VARIABLE, discard, read_reported_folder
+from ppo_unified.runs.preparation import DETACHED_VARIABLE, discard, read_reported_folder
 
 
 def detach(
@@ -42,7 +42,7 @@ def detach(
             stderr=errors,
             start_new_session=True,
             pass_fds=[report.fileno()],
-            env=os.environ | {VARIABLE: str(report.fileno())},
+            env=os.environ | {DETACHED_VARIABLE: str(report.fileno())},
         )
         # a process that lives as long as a terminal UI must not keep its dead children
         threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()

@@ -18,7 +18,7 @@ from functools import cache
 from operator import eq, ge, gt, le, lt
 from typing import Any, get_args, get_type_hints
 
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import Run, Status
 
 Lookup = Callable[[str], Any]  # a key -> the run's value, None if it has none
@@ -79,8 +79,11 @@ def parse(text: str) -> Query:
 
 
 def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
-    """The values of one run; `state` is the shown one. `options`, such as `options_of` the run, is called once, when
-    the first option is asked for; the function returned raises what that raises."""
+    """The values of one run; `state` is the shown one.
+
+    `options` (such as `read_options` of the run) is called once, when a query first names an option; the returned
+    function raises what it raises.
+    """
     read = cache(options)
 
     def value(key: str) -> Any:
@@ -135,7 +138,7 @@ def _resolve_key(word: str, token: str) -> str:
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():
         return key
-    known = suggest(key, _status_kinds()) or suggest(key, _option_kinds())
+    known = did_you_mean(key, _status_kinds()) or did_you_mean(key, _option_kinds())
     raise UsageError(f"query: {token!r}: there is no key {word!r}{known or '; known: ' + ', '.join(_status_kinds())}")
 
 

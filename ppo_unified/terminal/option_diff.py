@@ -36,7 +36,7 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
         return ["the options are the same"]
     option_head, *runs = _make_distinct(["option", *map(clean, tables)])
     run_head, *names = _make_distinct(["run", *map(clean, chosen)])
-    values = [[format_value(options.get(key)) for key in chosen] for options in tables.values()]
+    values = [[format_option(options.get(key)) for key in chosen] for options in tables.values()]
     cells = {run: dict(zip(names, row, strict=True)) for run, row in zip(runs, values, strict=True)}
     by_option = [{option_head: key} | {run: row[key] for run, row in cells.items()} for key in names]
     by_run = [{run_head: run} | row for run, row in cells.items()]
@@ -59,7 +59,7 @@ def _make_distinct(heads: Sequence[str]) -> list[str]:
     return taken
 
 
-def format_value(value: Any) -> str:
+def format_option(value: Any) -> str:
     """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
     if value is None or value == "":
         return "-"

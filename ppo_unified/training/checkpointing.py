@@ -115,14 +115,16 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     """
     checkpoint.remove_leftovers(run)
     found = checkpoint.load_newest(run, device)
-    status.elapsed_s = 0.0
     if found is None:
+        status.elapsed_s = 0.0
+        status.score = status.best_score = status.best_step = status.solved_step = None
         return False
     folder = checkpoint.checkpoint_folder(run, found.meta.step)
     try:
         contents = checkpoint.read_table(found.trainer, Contents)
         progress = checkpoint.read_table(contents.progress, Progress)
         evaluations = _read_evaluations(contents, config)
+        _restore_optimizers(state.learner.optimizers, contents.optimizers)
     except ValueError as error:
         raise checkpoint.DamagedCheckpointError(
             f"{folder} is whole, but not what this version writes: {error}; resume it with the versions in its "
@@ -131,7 +133,6 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     restore_policy(state.adapter, run, found.meta.step, found.policy)
     restarted = state.adapter.load_state_dict(contents.adapter)
     learner = state.learner
-    _restore_optimizers(learner.optimizers, contents.optimizers)
     learner.generator.set_state(contents.generator)
     learner.progress = _with_options(progress, config)
     state.health.load_state_dict(contents.health)
@@ -154,7 +155,10 @@ def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any
 
 
 def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[str, Any]]) -> None:
-    """Moments and step counts from a checkpoint; options stay as the optimizers were made."""
+    """Moments and step counts from a checkpoint; options stay as the optimizers were made.
+
+    Raises ValueError where the checkpoint has other optimizers or parameter groups.
+    """
     for optimizer, state in zip(optimizers, saved, strict=True):
         made = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
         optimizer.load_state_dict(state)
@@ -175,6 +179,8 @@ def _read_evaluations(contents: Contents, config: RunConfig) -> Evaluations:
     table = contents.evaluation
     if missing := [name for name in (*EVALUATION, "threshold") if name not in table]:
         raise ValueError(f"its evaluation has no {', '.join(missing)}")
+    if wrong := [name for name, value in table.items() if not isinstance(value, int | float | None)]:
+        raise ValueError(f"its evaluation has {wrong[0]} = {str(table[wrong[0]])[:80]!r}, which is no number")
     evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, owed=contents.evaluation_owed)
     if table["threshold"] != config.eval.threshold:
         evaluations.solved_step = None

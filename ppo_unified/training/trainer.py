@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ppo_unified.config.schema import RunConfig
@@ -56,8 +56,6 @@ class Trainer:
             return self._train()
         except Interrupted:
             return None
-        except NonFiniteError as error:
-            raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise self._explain_out_of_memory(error) from error
@@ -68,7 +66,7 @@ class Trainer:
         if self.state.evaluations.owed or (self.config.eval.at_start and self._progress.steps == 0):
             self._evaluate_between_iterations()
         if not self._is_over:
-            for iteration in train(self.collector, self.state.learner):
+            for iteration in self._iterate():
                 self._finish_iteration(iteration)
                 if self._is_over:
                     break
@@ -79,6 +77,13 @@ class Trainer:
         self._evaluate_between_iterations()
         reached = self.config.total_steps and self._progress.steps >= self.config.total_steps
         return "total_steps reached" if reached else "total_iterations reached"
+
+    def _iterate(self) -> Iterator[Iteration]:
+        """The engine's iterations. Raises NonFiniteError, naming the place and the file of the minibatch."""
+        try:
+            yield from train(self.collector, self.state.learner)
+        except NonFiniteError as error:
+            raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
 
     def _finish_iteration(self, iteration: Iteration) -> None:
         """Everything that follows an update, each at its own interval.

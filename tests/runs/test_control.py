@@ -272,10 +272,10 @@ def test_environment_variable_does_not_imply_detached(
     tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever stands in the environment; what it starts does not even see it."""
-    monkeypatch.setenv(preparation.VARIABLE, told)
+    monkeypatch.setenv(preparation.DETACHED_VARIABLE, told)
     preparation.report_descriptor.cache_clear()
     run = preparation.prepare(load_preset("cartpole"), tmp_path)
-    assert preparation.VARIABLE not in os.environ
+    assert preparation.DETACHED_VARIABLE not in os.environ
     with log_tee.log_output(run):
         print("for people")
     assert capsys.readouterr().out == "for people\n"

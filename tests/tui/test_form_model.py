@@ -362,7 +362,7 @@ import sys
 from tui.new_run import form_model
 for target in {[*TARGETS, "llm"]!r}:
     form_model.check_typed(target, "", {{"llm.model": "tiny"}} if target == "llm" else {{"seed": "2"}})
-form_model.picks(), form_model.recipes_for("sentiment")
+form_model.list_choices(), form_model.recipes_for("sentiment")
 print(*sys.modules)
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -24,7 +24,7 @@ from ppo_unified.runs.metrics import describe
 from ppo_unified.runs.query import flatten, read_options
 from ppo_unified.terminal.chart import Line, draw, local_time
 from ppo_unified.terminal.chat import wrap_text
-from ppo_unified.terminal.option_diff import difference_lines, format_value
+from ppo_unified.terminal.option_diff import difference_lines, format_option
 from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import clean, format_duration, format_number, format_table
 from tui.folder_scanner import stamp_if_any
@@ -101,7 +101,7 @@ def _sections(config: Mapping[str, Any]) -> Content:
         if options:
             parts.append(Content.styled(clean(name) + "\n", "bold"))
             parts += [
-                Content(f"  {clean(option):<{width}}  {format_value(value)}\n") for option, value in options.items()
+                Content(f"  {clean(option):<{width}}  {format_option(value)}\n") for option, value in options.items()
             ]
     return Content.assemble(*parts).rstrip()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from envs.llm.data import shorten
 from envs.llm.rewards.errors import RewardError
-from ppo_unified.errors import UsageError, suggest
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import clean
 
 VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
@@ -85,7 +85,7 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
         return _import(reference, option)
     if HUB_ID.fullmatch(reference):
         return None
-    known = suggest(reference, (*TASK_REWARDS, "exact", "numeric", "regex", "length"))
+    known = did_you_mean(reference, (*TASK_REWARDS, "exact", "numeric", "regex", "length"))
     raise UsageError(
         f"{option} = {reference!r}: no built-in reward, module:function, existing folder or hub id (owner/name){known}"
     )
@@ -102,7 +102,7 @@ def _import(reference: str, option: str) -> Reward:
         why = clean(f"{type(error).__name__}: {error}")
         raise UsageError(f"{option} = {reference!r}: module {module!r} cannot be imported ({why})") from None
     if not hasattr(found, name):
-        known = suggest(name, (other for other in vars(found) if callable(getattr(found, other))))
+        known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))))
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
     function = getattr(found, name)
     if inspect.isclass(function) or not callable(function):
@@ -174,7 +174,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
         found = f"found beside the prompt: {', '.join(map(repr, columns)) or 'none'}"
-        known = suggest(missing[0], columns)
+        known = did_you_mean(missing[0], columns)
         raise UsageError(f"{where}: no key {missing[0]!r}, which {option} = {reference!r} needs ({found}){known}")
     try:
         inspect.signature(function).bind([], [], **_select_columns(parameters, columns))

@@ -185,7 +185,7 @@ def test_modified_state_arrays_restart_episodes() -> None:
     state = save_and_load(stopped)
     state[0]["envs"]["arrays"]["state"][0, 0] += 1
     why = load_state(restored, state)
-    assert why == "episodes restarted: CartPole-v1: what was put back shows other observations"
+    assert why == "episodes restarted: CartPole-v1: the restored environments show other observations"
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
