@@ -20,7 +20,7 @@ LIGHT = {"runs": "the runs and their curves"}
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from tests.staged import Seen, make_scenes, trainers, visit_screens
+    from tests.scenes import Seen, make_scenes, trainers, visit_screens
     from tui.app import Terminal
 
     def make_painter(kept: dict[str, str], suffix: str) -> Seen:

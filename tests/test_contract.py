@@ -40,7 +40,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
         "Pendulum-v1", normalize_obs=True, normalize_reward=True, env_kwargs={"max_episode_steps": 10}
     ),
     "discrete observations, action mask": gym("Taxi-v4", env_kwargs={"max_episode_steps": 9}),
-    "flat Dict, MultiDiscrete, mask": gym("tests.worlds:Locks-v0"),
+    "flat Dict, MultiDiscrete, mask": gym("tests.gym_envs:Locks-v0"),
 }
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import DEEPEST, parse_json, parse_toml
 from ppo_unified.text import clean_lines
-from tests.fuzz import real, running
+from tests.fuzz import real_files
 from tests.fuzz.__main__ import report, rows_of
 from tests.fuzz.inputs import MARKS, WORDS
 from tests.fuzz.parsers import Parser
 from tests.fuzz.parsers import parsers as all_parsers
 from tests.fuzz.readers import is_harmless
-from tests.fuzz.running import try_many, try_one
+from tests.fuzz.trials import try_many, try_one
 
 SHARE = 24  # inputs of each parser
 DEEP = 100_000
@@ -42,18 +42,18 @@ def test_fuzzed_input_raises_only_quick_usage_errors(name: str) -> None:
 
 
 def samples(changes: dict[str, Any]) -> bytes:
-    return real.pack_arrays(real.sample_arrays() | changes)
+    return real_files.pack_arrays(real_files.sample_arrays() | changes)
 
 
 def make_checkpoint(changes: dict[str, Any]) -> dict[str, bytes]:
     """One whose meta.json says something else, with a checksum of its own that is right."""
-    whole = real.checkpoint_files()
-    return real.with_meta(whole, json.dumps(json.loads(whole["meta.json"]) | changes).encode())
+    whole = real_files.checkpoint_files()
+    return real_files.with_meta(whole, json.dumps(json.loads(whole["meta.json"]) | changes).encode())
 
 
 def make_sealed_checkpoint(trainer: bytes) -> dict[str, bytes]:
     """One with another trainer.json, all of whose checksums are right."""
-    return real.seal_checkpoint(real.checkpoint_files() | {"trainer.json": trainer})
+    return real_files.seal_checkpoint(real_files.checkpoint_files() | {"trainer.json": trainer})
 
 
 ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input or what makes it, refused now?
@@ -112,7 +112,7 @@ def test_fuzzer_detects_exceeded_limits(monkeypatch: pytest.MonkeyPatch) -> None
     assert not try_one(parser, 1).refused
     with pytest.raises(AssertionError, match=r"it took .* and 3\d\d MB"):
         try_one(parser, 300)
-    monkeypatch.setattr(running, "SLOWEST_S", 0.0)
+    monkeypatch.setattr(trials, "SLOWEST_S", 0.0)
     with pytest.raises(AssertionError, match="it took"):
         try_one(parser, 1)
 

@@ -180,15 +180,15 @@ class Terminal(App[None]):
     def open_rerun(self, entry: Entry) -> None:
         self._launcher.open_rerun(entry)
 
-    def rename_run(self, key: str, run: Run) -> None:
+    def on_run_renamed(self, key: str, run: Run) -> None:
         new = str(Path(key).with_name(run.name))
-        self._launcher.rename_run(key, new)
-        self.home.rename_run(key, new)
+        self._launcher.on_run_renamed(key, new)
+        self.home.on_run_renamed(key, new)
         self.save_state()
 
-    def forget_run(self, key: str) -> None:
-        self._launcher.forget_run(key)
-        self.home.forget_run(key)
+    def on_run_deleted(self, key: str) -> None:
+        self._launcher.on_run_deleted(key)
+        self.home.on_run_deleted(key)
         self.save_state()
 
     # actions

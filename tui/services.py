@@ -42,10 +42,10 @@ class Services(Protocol):
     def open_rerun(self, entry: Entry) -> None:
         """Open the form for another run with the options of this one."""
 
-    def rename_run(self, key: str, run: Run) -> None:
+    def on_run_renamed(self, key: str, run: Run) -> None:
         """Keep everything that is known of a run whose folder has another name now."""
 
-    def forget_run(self, key: str) -> None:
+    def on_run_deleted(self, key: str) -> None:
         """Drop everything that is known of a deleted run: another one may get its name."""
 
 

@@ -51,7 +51,7 @@ class Curve(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What a turn found."""
+    """What an update found."""
 
     listed: bool  # an entry came, went or changed, or what is damaged in event files did
     advanced: frozenset[str]  # keys whose curves have new points, or are known now to have none
@@ -63,7 +63,7 @@ class Changes(NamedTuple):
         return self.listed or bool(self.advanced)
 
     def merge(self, later: Changes) -> Changes:
-        """What this turn and a later one found."""
+        """What this update and a later one found."""
         return Changes(self.listed or later.listed, self.advanced | later.advanced, later.pending)
 
 
@@ -83,7 +83,7 @@ class Store:
         self._logs: dict[str, Entry] = {}
         self._watched: tuple[str, ...] = ()
         self._trimmed_for: tuple[str, ...] = ()  # what was watched when the cache was last cut
-        self._unread: frozenset[str] = frozenset()  # of the watched, those that the last turn had no time for
+        self._unread: frozenset[str] = frozenset()  # of the watched, those that the last update had no time for
         self._readers: OrderedDict[str, EventReader] = OrderedDict()  # the longest unwatched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
@@ -114,7 +114,7 @@ class Store:
         return self._curves.get(key, {}).get(tag)
 
     def request_scan(self) -> None:
-        """Let the next turn look through the folder, whatever the time: something was started or changed there."""
+        """Let the next update look through the folder, whatever the time: something was started or changed there."""
         self._scanned = -math.inf
 
     # for the reader's thread alone
@@ -127,9 +127,9 @@ class Store:
             self._scan()
         elif _is_due(now, self._looked, LOOK_S):
             self._looked = now
-            for seen in self._runs.values():
-                if seen.status.state in ACTIVE:
-                    seen.refresh(now)
+            for record in self._runs.values():
+                if record.status.state in ACTIVE:
+                    record.refresh(now)
         advanced, pending = self._read(budget_s)
         self._trim_cache()
         return Changes(self._publish(), frozenset(advanced), pending)
@@ -147,9 +147,9 @@ class Store:
             if folder.stamp is None:
                 logs[folder.key] = _log_entry(folder, self._logs.get(folder.key))
             else:
-                seen = runs[folder.key] = self._runs.get(folder.key) or _RunRecord(folder)
-                if seen.has_changed(folder.stamp):
-                    seen.refresh(now)
+                record = runs[folder.key] = self._runs.get(folder.key) or _RunRecord(folder)
+                if record.has_changed(folder.stamp):
+                    record.refresh(now)
         self._runs, self._logs = runs, logs
         for key in [key for key in self._readers if key not in runs and key not in logs]:
             self._drop(key)
@@ -158,7 +158,7 @@ class Store:
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
         """Read on in the watched runs, each for its share of the time; which had something, and whether there is more.
 
-        Those that this turn has no time for are the next turn's.
+        Those that this update has no time for are the next one's.
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
@@ -210,7 +210,7 @@ class Store:
         damage = {key: "; ".join(reader.damage.values()) for key, reader in self._readers.items() if reader.damage}
         if damaged := damage != self.damage:
             self.damage = MappingProxyType(damage)
-        entries = {key: seen.entry for key, seen in self._runs.items()} | self._logs
+        entries = {key: record.entry for key, record in self._runs.items()} | self._logs
         if entries == self.entries:
             return damaged
         self.entries = MappingProxyType(dict(sorted(entries.items())))

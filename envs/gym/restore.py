@@ -167,22 +167,22 @@ def _with_array(episode: dict[str, Any]) -> dict[str, Any]:
     return {**episode, "actions": episode["actions"].cpu().numpy()}
 
 
-class ArrayNames(NamedTuple):
+class KnownArrays(NamedTuple):
     """The arrays that, with the generator, are all that a vector environment remembers; how it shows them."""
 
     names: tuple[str, ...]
     show: Callable[[Any], Any]
 
 
-KNOWN: dict[type, ArrayNames] = {
-    CartPoleVectorEnv: ArrayNames(("state", "steps", "prev_done"), lambda envs: envs.state.T.astype(np.float32)),
+KNOWN: dict[type, KnownArrays] = {
+    CartPoleVectorEnv: KnownArrays(("state", "steps", "prev_done"), lambda envs: envs.state.T.astype(np.float32)),
 }
 
 
 class ArrayRestorer:
     """Restores a vector environment whose arrays are known."""
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: ArrayNames) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: KnownArrays) -> None:
         self.envs: Any = envs
         self.arrays = arrays
 
@@ -197,7 +197,7 @@ class ArrayRestorer:
         return self.arrays.show(self.envs), {}
 
 
-class OwnMethods:
+class OwnRestorer:
     """Restores a vector environment through its own `state_dict` and `load_state_dict`."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -228,7 +228,7 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
     """How to restore an environment's own vector version."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
-    return OwnMethods(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
+    return OwnRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
 
 
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):

@@ -18,14 +18,16 @@ WANTED = (  # in this order as far as the width allows, once the texts have thei
 WIDEST_TEXT = 20
 DIGITS = 4  # of the largest number of a column
 
-Quantity: TypeAlias = tuple[str, str, bool]  # header, meaning, whether its sum over a sample says something
+ColumnHeading: TypeAlias = tuple[
+    str, str, bool
+]  # header, meaning, whether its sum is shown; a `Quantity` of runs/samples is one
 Steps: TypeAlias = Sequence[Mapping[str, Any]]  # each quantity by name, and the "column" of the rollout
 
 
 def format_samples(
     samples: Sequence[Mapping[str, Any]],
     count: int,
-    quantities: Mapping[str, Quantity],
+    quantities: Mapping[str, ColumnHeading],
     width: int,
     color: bool = False,
 ) -> tuple[list[str], list[str]]:
@@ -54,7 +56,7 @@ def format_samples(
     return _meanings([about[name] for name in shown], hidden, width), tables
 
 
-def _meanings(shown: Sequence[Quantity], hidden: Sequence[str], width: int) -> list[str]:
+def _meanings(shown: Sequence[ColumnHeading], hidden: Sequence[str], width: int) -> list[str]:
     indent = " " * (4 + max(len(header) for header, _, _ in shown))
     lines: list[str] = []
     for header, meaning, _ in shown:
@@ -115,7 +117,7 @@ def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[st
     return [name for name in columns if name in taken]
 
 
-def _sum(steps: Steps, name: str, about: Quantity) -> str:
+def _sum(steps: Steps, name: str, about: ColumnHeading) -> str:
     """A cell of the last line: the sum of what adds up."""
     if name == NUMBER:
         return "sum"

@@ -94,7 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(gym_config(), folder, "pole")
     clipped = {"clip": 0.05, "clip_high": 0.1, "anneal_clip": True, "normalize_advantages": "batch", "epochs": 4}
-    train(gym_config("tests.worlds:TimedCounter-v0", ppo=clipped), folder, "timed")
+    train(gym_config("tests.gym_envs:TimedCounter-v0", ppo=clipped), folder, "timed")
     train(gym_config(log={"samples_every": 0}), folder, "none")
     return folder
 
@@ -278,7 +278,7 @@ def test_inspect_imports_no_torch(runs: Path) -> None:
 
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
 def test_actions_are_shown_as_environment_values(space: str) -> None:
-    config = gym_config("tests.worlds:Echo-v0", gym={"env_kwargs": {"space": space}, "num_steps": 7})
+    config = gym_config("tests.gym_envs:Echo-v0", gym={"env_kwargs": {"space": space}, "num_steps": 7})
     adapter = GymAdapter(config, torch.device("cpu"))
     rollout = adapter.collect()
     (action,) = explain(adapter, rollout).values()

@@ -266,7 +266,7 @@ def test_same_seed_plays_the_same_episode() -> None:
 
 def test_play_rejects_vector_only_environment() -> None:
     with pytest.raises(UsageError, match=r"OnlyVector-v0: has only a vector version"):
-        gym_play.play(adapter_of("tests.worlds:OnlyVector-v0"), 1, 0, True, ())
+        gym_play.play(adapter_of("tests.gym_envs:OnlyVector-v0"), 1, 0, True, ())
 
 
 # play on a terminal
@@ -458,10 +458,10 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
 
 
 WORLDS: list[tuple[str, dict[str, Any]]] = [
-    ("tests.worlds:Locks-v0", {}),  # a flat Dict with an action mask, MultiDiscrete with starts
+    ("tests.gym_envs:Locks-v0", {}),  # a flat Dict with an action mask, MultiDiscrete with starts
     ("Taxi-v4", {}),  # one-hot observations, an action mask in the info
     ("Pendulum-v1", {"normalize_obs": True, "g": 9.0}),
-    *(("tests.worlds:Echo-v0", {"space": space}) for space in ("box", "started", "multi", "grid", "bits")),
+    *(("tests.gym_envs:Echo-v0", {"space": space}) for space in ("box", "started", "multi", "grid", "bits")),
 ]
 
 
@@ -478,7 +478,7 @@ def test_exported_example_plays_as_play_does(
     with contextlib.redirect_stdout(printed):
         exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), {})
     assert printed.getvalue() == f"mean return {np.mean(totals):.6g} over 10 episodes\n"
-    assert (facts["action_mask"] is not None) == (env_id in ("tests.worlds:Locks-v0", "Taxi-v4"))
+    assert (facts["action_mask"] is not None) == (env_id in ("tests.gym_envs:Locks-v0", "Taxi-v4"))
     assert json.dumps(facts, allow_nan=False)
 
 

@@ -18,7 +18,7 @@ from ppo_unified.training.session import load_adapter, run
 
 WORLD = """
     import gymnasium as gym
-    from tests.worlds import Locks
+    from tests.gym_envs import Locks
 
     gym.register("Vault-v0", Locks)
 """

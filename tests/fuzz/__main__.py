@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests import fuzz
 from tests.fuzz.parsers import parsers
-from tests.fuzz.running import Outcome, try_in_child
+from tests.fuzz.trials import Outcome, try_in_child
 
 _HEAD = """| input | tried | refused | slowest | memory | seed | date |
 |:--|--:|--:|--:|--:|--:|:--|"""

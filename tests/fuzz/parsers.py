@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ppo_unified.training import checkpoint
-from tests.fuzz import readers, real
+from tests.fuzz import readers, real_files
 from tests.fuzz.inputs import WORDS, edits, files, json_objects, mutate, plain, records, texts, toml_files
 
 
@@ -25,14 +25,16 @@ class Parser(NamedTuple):
 
 
 def _events() -> st.SearchStrategy[bytes]:
-    whole = real.event_files()
-    payloads = st.sampled_from([payload for content in whole for payload in real.read_payloads(content)][:60])
-    odd = st.lists(st.builds(mutate, payloads, st.lists(edits, max_size=3)), max_size=6).map(real.frame_records)
-    return st.one_of(files(*whole), odd, odd, st.lists(st.binary(max_size=60), max_size=4).map(real.frame_records))
+    whole = real_files.event_files()
+    payloads = st.sampled_from([payload for content in whole for payload in real_files.read_payloads(content)][:60])
+    odd = st.lists(st.builds(mutate, payloads, st.lists(edits, max_size=3)), max_size=6).map(real_files.frame_records)
+    return st.one_of(
+        files(*whole), odd, odd, st.lists(st.binary(max_size=60), max_size=4).map(real_files.frame_records)
+    )
 
 
 def _samples() -> st.SearchStrategy[bytes]:
-    arrays = real.sample_arrays()
+    arrays = real_files.sample_arrays()
     values = st.one_of(plain.filter(lambda x: not isinstance(x, (dict, list))), st.just(np.zeros((2, 3), "M8[s]")))
     shapes = st.sampled_from(((2, 3), (0, 3), (6,), (3, 2), ()))
     odd = st.builds(np.zeros, shapes, st.sampled_from(("?", "i1", "u8", "f2", "f8", "c8", "U3", "S3", "M8[s]", "V4")))
@@ -43,12 +45,12 @@ def _samples() -> st.SearchStrategy[bytes]:
     changed = st.dictionaries(names, st.one_of(values, odd, full, floats), max_size=3)
     few = st.sampled_from(("reward", "value", "ratio", "action", "x", "kl"))
     mild = st.dictionaries(few, st.one_of(floats, full), max_size=3)
-    odd_ones = [new.map(lambda new: real.pack_arrays(arrays | new)) for new in (changed, mild)]
-    return st.one_of(*odd_ones, files(real.pack_arrays(arrays)))
+    odd_ones = [new.map(lambda new: real_files.pack_arrays(arrays | new)) for new in (changed, mild)]
+    return st.one_of(*odd_ones, files(real_files.pack_arrays(arrays)))
 
 
 def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
-    whole = real.checkpoint_files()
+    whole = real_files.checkpoint_files()
     meta = json.loads(whole[checkpoint.META])
     names = st.sampled_from([name for name in whole if name != checkpoint.META])
     parts = names.flatmap(lambda name: files(whole[name]).map(lambda content: whole | {name: content}))
@@ -56,10 +58,10 @@ def _checkpoints() -> st.SearchStrategy[dict[str, bytes]]:
     entries = st.dictionaries(names, st.dictionaries(st.sampled_from(("size", "crc32c", "x")), plain, max_size=3))
     inner = entries.map(lambda new: json.dumps(meta | {"files": meta["files"] | new}).encode())
     return st.one_of(
-        parts.map(real.seal_checkpoint),
-        parts.map(real.seal_checkpoint),
+        parts.map(real_files.seal_checkpoint),
+        parts.map(real_files.seal_checkpoint),
         parts,
-        st.one_of(metas, inner).map(lambda text: real.with_meta(whole, text)),
+        st.one_of(metas, inner).map(lambda text: real_files.with_meta(whole, text)),
         metas.map(lambda text: whole | {checkpoint.META: text}),
     )
 
@@ -100,9 +102,9 @@ def _statuses() -> st.SearchStrategy[bytes]:
     kinds = {str: texts, int: st.integers(-(2**63), 2**63 - 1), float: st.floats(allow_nan=False, allow_infinity=False)}
     resumes = st.lists(st.dictionaries(st.sampled_from(("time", "step", "from_state", "x")), plain), max_size=3)
     more = {"resumes": resumes, "versions": st.dictionaries(texts, plain, max_size=2)}
-    values = {name: kinds[type(x)] for name, x in real.STATUS.items() if type(x) in kinds} | more
+    values = {name: kinds[type(x)] for name, x in real_files.STATUS.items() if type(x) in kinds} | more
     few = st.fixed_dictionaries({}, optional=values)
-    return few.map(lambda new: json.dumps(real.STATUS | new).encode())
+    return few.map(lambda new: json.dumps(real_files.STATUS | new).encode())
 
 
 def _views() -> st.SearchStrategy[bytes]:
@@ -124,7 +126,7 @@ def _charts() -> st.SearchStrategy[tuple[list[float], list[float], int, int, boo
 
 def parsers() -> dict[str, Parser]:
     """Every parser by name."""
-    configs, recipes, status = real.configs(), real.recipes(), json.dumps(real.STATUS).encode()
+    configs, recipes, status = real_files.configs(), real_files.recipes(), json.dumps(real_files.STATUS).encode()
     log = b"step 1\nstep 2\r50%\r\x1b[31mred\n"
     fields = [("optim.lr", "1e-3"), ("gym.env_kwargs", "{}")]
     options = st.sampled_from(("gym.env_kwargs", "optim.betas", "optim.lr", "seed", "policy.hidden", "gym.wrappers"))
@@ -132,16 +134,16 @@ def parsers() -> dict[str, Parser]:
     return {
         "configuration": Parser(st.one_of(toml_files(*configs), files(*configs)), readers.read_config, configs),
         "recipe": Parser(st.one_of(toml_files(*recipes), files(*recipes)), readers.read_recipe, recipes),
-        "prompts": Parser(st.one_of(*prompts, files(*real.PROMPTS)), readers.read_prompts, real.PROMPTS),
-        "preference pairs": Parser(st.one_of(pairs, files(*real.PAIRS)), readers.read_pairs, real.PAIRS),
-        "event file": Parser(_events(), readers.read_events, real.event_files()),
+        "prompts": Parser(st.one_of(*prompts, files(*real_files.PROMPTS)), readers.read_prompts, real_files.PROMPTS),
+        "preference pairs": Parser(st.one_of(pairs, files(*real_files.PAIRS)), readers.read_pairs, real_files.PAIRS),
+        "event file": Parser(_events(), readers.read_events, real_files.event_files()),
         "run.json": Parser(
-            st.one_of(json_objects(real.STATUS), _statuses(), files(status)), readers.read_status, [status]
+            st.one_of(json_objects(real_files.STATUS), _statuses(), files(status)), readers.read_status, [status]
         ),
         "note and log": Parser(files(log), readers.read_notes, [log]),
-        "checkpoint": Parser(_checkpoints(), readers.read_checkpoint, [real.checkpoint_files()]),
-        "samples": Parser(_samples(), readers.read_samples, [real.pack_arrays(real.sample_arrays())]),
-        "responses": Parser(files(*real.RESPONSES), readers.read_responses, real.RESPONSES),
+        "checkpoint": Parser(_checkpoints(), readers.read_checkpoint, [real_files.checkpoint_files()]),
+        "samples": Parser(_samples(), readers.read_samples, [real_files.pack_arrays(real_files.sample_arrays())]),
+        "responses": Parser(files(*real_files.RESPONSES), readers.read_responses, real_files.RESPONSES),
         "remembered view": Parser(_views(), readers.read_view, [b"{}"]),
         "query": Parser(_queries(), readers.read_query, ["ppo.clip=0.3 score>1"]),
         "form field": Parser(st.tuples(options, st.one_of(texts, plain.map(str))), readers.read_field, fields),

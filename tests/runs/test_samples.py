@@ -1,4 +1,4 @@
-"""What a run keeps to look into: looking back on an iteration, the files, and when the runner writes them."""
+"""Samples of a run: their files, and when the reporter writes them."""
 
 from __future__ import annotations
 

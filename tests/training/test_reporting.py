@@ -107,7 +107,7 @@ def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
     series, said = read(result.path).series, samples.read_responses(Run(result.path))
     assert list(said) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
     assert len(said) > 2
-    assert min(series["eval/score"].values) >= 0  # the score is the runner's own
+    assert min(series["eval/score"].values) >= 0  # the score is the trainer's own
     assert said[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
 
 

@@ -17,8 +17,8 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.trainer import Trainer
+from tests.interruption import find_differences, prepare_run, read_curves, train_to_end, train_until_killed
 from tests.models import save_model
-from tests.resuming import find_differences, prepare_run, read_curves, train_to_end, train_until_killed
 
 PROMPTS = ["1+2=", "a", "12", "xy", "7*8 is"]
 

@@ -1,4 +1,4 @@
-"""The runner: what it writes while training, when it calls a task solved, and what it does when things go wrong."""
+"""The trainer: what it writes while training, when it calls a task solved, and what it does when things go wrong."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 from textual.widget import Widget
 from textual.widgets import Footer
 
-from tests.staged import SIZES, make_scenes, screen_text, trainers, visit_screens
+from tests.scenes import SIZES, make_scenes, screen_text, trainers, visit_screens
 from tui.actions import ACTIONS
 from tui.app import Terminal
 

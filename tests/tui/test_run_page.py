@@ -68,13 +68,13 @@ class Host(App[None]):
     def open_rerun(self, entry: Entry) -> None:
         self.asked.append(("rerun", entry.key))
 
-    def forget_run(self, key: str) -> None:
+    def on_run_deleted(self, key: str) -> None:
         self.asked.append(("deleted", key))
 
     def show_error(self, text: str) -> None:
         self.notify(text, severity="error")
 
-    def rename_run(self, key: str, run: Run) -> None:
+    def on_run_renamed(self, key: str, run: Run) -> None:
         self.asked.append((key, run.name))
 
     def save_state(self) -> None:

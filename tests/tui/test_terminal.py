@@ -18,7 +18,7 @@ import pytest
 
 from ppo_unified.runs.folder import ACTIVE, Run
 from ppo_unified.runs.processes import stop
-from tests.staged import make_scenes
+from tests.scenes import make_scenes
 from tui.pacing import REFRESH_S
 from tui.reader import QUIET_S
 from tui.store import Store

@@ -46,12 +46,12 @@ class Launcher:
             del self._typed[other]
         self._push_form(target, recipe, name, typed)
 
-    def rename_run(self, key: str, new: str) -> None:
+    def on_run_renamed(self, key: str, new: str) -> None:
         """Keep what was typed to start a run again that has another key now."""
         for name in self._reruns(key):
             self._typed[_rerun_name(new, name.rpartition(" ")[2])] = self._typed.pop(name)
 
-    def forget_run(self, key: str) -> None:
+    def on_run_deleted(self, key: str) -> None:
         """Drop what was typed to start a run again: another one may get its name."""
         for name in self._reruns(key):
             del self._typed[name]
@@ -74,9 +74,12 @@ class Launcher:
         return any(isinstance(screen, Form) and screen.typed is texts for screen in self._app.screen_stack)
 
     def _start_runs(self, form: Form, name: str, arguments: Sequence[Sequence[str]]) -> None:
-        """Start a process for each list of arguments of `train`. The form they come from stays until a run begins, and
-        shows why one does not. What was typed there, kept under this name, is then let go of: `rerun` brings it back,
-        and a refusal does. Another form may have been opened meanwhile; what is typed there stays as it is."""
+        """Start a process for each list of arguments of `train`.
+
+        The form stays open until a run begins and shows why one does not. The input kept under `name` is dropped once a
+        run has begun; `open_rerun` offers it again, and a refusal restores it. Another form may have been opened in
+        between; its input stays.
+        """
         app = self._app
 
         def on_created(run: Run) -> None:

@@ -121,7 +121,7 @@ class RunActions(Screen[None]):
 
             def on_answer(text: str | None) -> None:
                 if text and text != run.name:
-                    self.services.attempt(lambda: self.services.rename_run(entry.key, control.rename(run, text)))
+                    self.services.attempt(lambda: self.services.on_run_renamed(entry.key, control.rename(run, text)))
 
             self.app.push_screen(PromptDialog(f"A new name for {clean(run.name)}", run.name, check=check), on_answer)
 
@@ -144,7 +144,7 @@ class RunActions(Screen[None]):
             def on_answer(yes: bool | None) -> None:
                 def delete() -> None:
                     control.delete(run)
-                    self.services.forget_run(entry.key)
+                    self.services.on_run_deleted(entry.key)
 
                 if yes:
                     self.services.attempt(delete)

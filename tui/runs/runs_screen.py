@@ -213,12 +213,12 @@ class RunsScreen(RunActions):
         self.run_list.move_to(key)
         self._redraw()
 
-    def rename_run(self, key: str, new: str) -> None:
+    def on_run_renamed(self, key: str, new: str) -> None:
         """Keep mark, pin and cursor of a run that has another key now."""
         self.selection.rename(key, new)
         self.run_list.move_to(new)
 
-    def forget_run(self, key: str) -> None:
+    def on_run_deleted(self, key: str) -> None:
         self.selection.forget(key)
 
     def action_filter(self) -> None:

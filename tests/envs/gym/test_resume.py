@@ -70,7 +70,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "own vector version": ("CartPole-v1", {}),
     "own vector version, all to be reset": ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 5}, "num_steps": 5}),
     "loop": ("CartPole-v1", {"vectorization": "sync"}),
-    "processes": ("tests.worlds:Locks-v0", {"vectorization": "async"}),
+    "processes": ("tests.gym_envs:Locks-v0", {"vectorization": "async"}),
     "Acrobot": ("Acrobot-v1", {}),
     "continuous mountain car": ("MountainCarContinuous-v0", {}),
     "Pendulum": ("Pendulum-v1", {"normalize_obs": True, "normalize_reward": True}),
@@ -80,9 +80,9 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "Taxi, a mask in the info": ("Taxi-v4", {"env_kwargs": {"max_episode_steps": 9}}),
     "FrozenLake": ("FrozenLake-v1", {}),
     "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
-    "Dict observation, mask": ("tests.worlds:Locks-v0", {"vectorization": "sync"}),
-    "a vector version that can be put back": ("tests.worlds:KeepsCounters-v0", {"num_steps": 7}),
-    "time limit": ("tests.worlds:TimedCounter-v0", {}),
+    "Dict observation, mask": ("tests.gym_envs:Locks-v0", {"vectorization": "sync"}),
+    "a vector version that can be put back": ("tests.gym_envs:KeepsCounters-v0", {"num_steps": 7}),
+    "time limit": ("tests.gym_envs:TimedCounter-v0", {}),
 }
 
 
@@ -105,10 +105,10 @@ def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_episode_end_before_checkpoint_is_followed_by_reset(vectorization: str) -> None:
     """Episodes of 3 steps and their reset columns: after 7 steps every environment waits for its reset."""
-    unbroken = make_adapter("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    unbroken = make_adapter("tests.gym_envs:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     unbroken.collect()
     assert unbroken.ended.all()
-    restored = make_adapter("tests.worlds:TimedCounter-v0", num_steps=7, vectorization=vectorization)
+    restored = make_adapter("tests.gym_envs:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     restored.collect()
     assert load_state(restored, save_and_load(unbroken)) is None
     rollout = restored.collect()
@@ -153,10 +153,10 @@ def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", ["system", "past"])
 def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     options: dict[str, Any] = {"env_kwargs": {"by": by}, "vectorization": "sync"}
-    stopped, restored = (make_adapter("tests.worlds:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
+    stopped, restored = (make_adapter("tests.gym_envs:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.worlds:Unrepeatable-v0: a replayed episode showed something else"
+    assert why == "episodes restarted: tests.gym_envs:Unrepeatable-v0: a replayed episode showed something else"
     assert not restored.episodes.length.any(), "a new episode counts from 0"
     assert restored.collect().mask[:, 0].all()
 
@@ -172,7 +172,7 @@ def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
 
 
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
-    stopped, restored = (make_adapter("tests.worlds:OwnCounter-v0", num_steps=6) for _ in range(2))
+    stopped, restored = (make_adapter("tests.gym_envs:OwnCounter-v0", num_steps=6) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
     assert why is not None
@@ -191,10 +191,10 @@ def test_modified_state_arrays_restart_episodes() -> None:
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restore, "LONGEST", 10)
     options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
-    stopped, restored = (make_adapter("tests.worlds:Counter-v0", **options) for _ in range(2))
+    stopped, restored = (make_adapter("tests.gym_envs:Counter-v0", **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.worlds:Counter-v0: an episode has more than 10 steps"
+    assert why == "episodes restarted: tests.gym_envs:Counter-v0: an episode has more than 10 steps"
 
 
 def test_long_episodes_fit_in_the_record() -> None:

@@ -19,11 +19,11 @@ from ppo_unified.errors import UsageError
 from tests.toys import run_engine
 
 KINDS = [
-    ("tests.worlds:Counter-v0", "sync"),
-    ("tests.worlds:Counter-v0", "async"),
-    ("tests.worlds:OwnCounter-v0", "vector_entry_point"),
-    ("tests.worlds:OwnCounter-v0", "auto"),
-    ("tests.worlds:OnlyVector-v0", "auto"),
+    ("tests.gym_envs:Counter-v0", "sync"),
+    ("tests.gym_envs:Counter-v0", "async"),
+    ("tests.gym_envs:OwnCounter-v0", "vector_entry_point"),
+    ("tests.gym_envs:OwnCounter-v0", "auto"),
+    ("tests.gym_envs:OnlyVector-v0", "auto"),
 ]
 
 
@@ -84,7 +84,7 @@ def test_truncation_bootstraps_and_termination_does_not(env_id: str, vectorizati
 
 
 def test_time_limit_is_a_truncation() -> None:
-    adapter = make_adapter("tests.worlds:TimedCounter-v0")
+    adapter = make_adapter("tests.gym_envs:TimedCounter-v0")
     rollout = adapter.collect()
     assert rollout.next_values[0, 2].item() == pytest.approx(value_of(adapter, 3.0), abs=1e-6)
     assert not rollout.continues[0, 2]
@@ -93,7 +93,7 @@ def test_time_limit_is_a_truncation() -> None:
 def train_values(ends: str, blind: bool, gamma: float) -> tuple[GymAdapter, dict[str, float]]:
     """Train on 3-step episodes of reward 1; the adapter and the last metrics."""
     config = make_config(
-        "tests.worlds:Counter-v0",
+        "tests.gym_envs:Counter-v0",
         num_envs=2,
         num_steps=32,
         gym={"env_kwargs": {"ends": ends, "blind": blind}, "vectorization": "sync"},
@@ -120,7 +120,7 @@ def test_terminated_constant_reward_has_finite_horizon_value() -> None:
 @pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
 def test_masked_actions_have_probability_zero(env_id: str) -> None:
     """The environment raises where a forbidden setting arrives; at its ends it allows nothing: no matter."""
-    adapter = make_adapter(f"tests.worlds:{env_id}", num_envs=4, num_steps=50)
+    adapter = make_adapter(f"tests.gym_envs:{env_id}", num_envs=4, num_steps=50)
     rollout = adapter.collect()
     assert not isinstance(rollout.obs, Tensor)
     mask = rollout.obs["action_mask"]
@@ -141,7 +141,7 @@ def test_masked_actions_have_probability_zero(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
 def test_evaluation_respects_masks_and_empty_final_masks(env_id: str) -> None:
-    adapter = make_adapter(f"tests.worlds:{env_id}")
+    adapter = make_adapter(f"tests.gym_envs:{env_id}")
     assert all(0 <= score <= 4 for greedy in (True, False) for score in adapter.score(40, 1, greedy))
 
 
@@ -154,7 +154,7 @@ def test_taxi_mask_is_read_from_info() -> None:
 
 
 def test_mask_missing_from_step_info_allows_every_action() -> None:
-    rollout = make_adapter("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "reset"}).collect()
+    rollout = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "reset"}).collect()
     assert not isinstance(rollout.obs, Tensor)
     assert (
         rollout.obs["action_mask"][0].tolist()
@@ -163,7 +163,7 @@ def test_mask_missing_from_step_info_allows_every_action() -> None:
 
 
 def test_mask_missing_from_reset_info_is_rejected() -> None:
-    adapter = make_adapter("tests.worlds:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
+    adapter = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
     with pytest.raises(ValueError, match=r"reports an action mask in step but not in reset"):
         adapter.collect()
 
@@ -171,7 +171,7 @@ def test_mask_missing_from_reset_info_is_rejected() -> None:
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
 def test_actions_match_the_action_space(space: str) -> None:
     """Echo refuses what its space does not hold and pays the sum of what arrived."""
-    adapter = make_adapter("tests.worlds:Echo-v0", num_envs=3, num_steps=30, env_kwargs={"space": space})
+    adapter = make_adapter("tests.gym_envs:Echo-v0", num_envs=3, num_steps=30, env_kwargs={"space": space})
     rollout = adapter.collect()
     start = {"started": 5.0, "multi": 60.0}.get(space, 0.0)
     actions = rollout.actions.double()
@@ -188,7 +188,7 @@ def test_actions_match_the_action_space(space: str) -> None:
 
 
 def test_observation_statistics_change_only_between_collects() -> None:
-    adapter = make_adapter("tests.worlds:Counter-v0", num_envs=3, num_steps=22, normalize_obs=True)
+    adapter = make_adapter("tests.gym_envs:Counter-v0", num_envs=3, num_steps=22, normalize_obs=True)
     scaler = adapter.policy.scaler
     assert isinstance(scaler, ObservationScaler)
     seen: list[Tensor] = []
@@ -210,7 +210,7 @@ def test_observation_statistics_change_only_between_collects() -> None:
 
 
 def test_observation_statistics_are_saved_with_the_policy() -> None:
-    one, other = (make_adapter("tests.worlds:Counter-v0", normalize_obs=True) for _ in range(2))
+    one, other = (make_adapter("tests.gym_envs:Counter-v0", normalize_obs=True) for _ in range(2))
     one.collect()
     assert {"scaler.mean", "scaler.variance", "scaler.count"} <= one.policy.state_dict().keys()
     other.policy.load_state_dict(one.policy.state_dict())
@@ -251,7 +251,7 @@ def test_rewards_are_scaled_by_discounted_return_deviation() -> None:
 
 
 def test_reported_returns_are_unscaled() -> None:
-    adapter = make_adapter("tests.worlds:Counter-v0", num_steps=40, normalize_reward=True, env_kwargs={"length": 4})
+    adapter = make_adapter("tests.gym_envs:Counter-v0", num_steps=40, normalize_reward=True, env_kwargs={"length": 4})
     rollout = adapter.collect()
     assert rollout.metrics["episode/return"] == 4.0
     assert rollout.metrics["episode/length"] == 4.0
@@ -265,7 +265,9 @@ def test_reported_returns_are_unscaled() -> None:
     [({"nan_obs_at": 5}, "observation"), ({"nan_reward_at": 5}, "reward"), ({"nan_obs_at": 0}, "observation")],
 )
 def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault: dict[str, int], what: str) -> None:
-    adapter = make_adapter("tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 100, **fault})
+    adapter = make_adapter(
+        "tests.gym_envs:Counter-v0", vectorization=vectorization, env_kwargs={"length": 100, **fault}
+    )
     step = max(fault.values())
     with pytest.raises(
         FloatingPointError, match=rf"Counter-v0: environment 0 gave a non-finite {what} {step} steps into"
@@ -277,7 +279,7 @@ def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium logs a worker's error as a warning, too
 def test_environment_exception_names_the_environment(vectorization: str) -> None:
     adapter = make_adapter(
-        "tests.worlds:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
+        "tests.gym_envs:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
     )
     adapter.collect()
     with pytest.raises(
@@ -289,14 +291,14 @@ def test_environment_exception_names_the_environment(vectorization: str) -> None
 @pytest.mark.parametrize("obs", ["tuple", "text", "nested", "image", "empty", "sequence"])
 def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
     with pytest.raises(UsageError, match=r"Spaces-v0: observation space .*(Wrap|wrapper)") as caught:
-        check(make_config("tests.worlds:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
+        check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
 def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
     with pytest.raises(UsageError, match=r"Spaces-v0: action space .* is not supported; it must be .*Wrap") as caught:
-        check(make_config("tests.worlds:Spaces-v0", gym={"env_kwargs": {"action": action}}))
+        check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"action": action}}))
     assert "\n" not in str(caught.value)
 
 
@@ -306,9 +308,9 @@ def test_vector_env_with_other_autoreset_is_not_used(mode: str) -> None:
     with pytest.raises(
         UsageError, match=rf"AutoresetMode\.{mode}.*not NEXT_STEP; set gym.vectorization to sync or asyn"
     ):
-        make_adapter("tests.worlds:OwnCounter-v0", vectorization="vector_entry_point", env_kwargs=kwargs)
+        make_adapter("tests.gym_envs:OwnCounter-v0", vectorization="vector_entry_point", env_kwargs=kwargs)
     with pytest.raises(UsageError, match="not NEXT_STEP"):
-        make_adapter("tests.worlds:OnlyVector-v0", env_kwargs=kwargs)
+        make_adapter("tests.gym_envs:OnlyVector-v0", env_kwargs=kwargs)
 
 
 def test_scoring_uses_fresh_individually_seeded_episodes() -> None:
@@ -324,8 +326,8 @@ def test_scoring_uses_fresh_individually_seeded_episodes() -> None:
 
 def test_rollout_continues_where_the_last_one_ended() -> None:
     """Neither a step nor an episode is lost between two rollouts."""
-    whole = make_adapter("tests.worlds:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
-    adapter = make_adapter("tests.worlds:Counter-v0", num_steps=4, env_kwargs={"length": 6})
+    whole = make_adapter("tests.gym_envs:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
+    adapter = make_adapter("tests.gym_envs:Counter-v0", num_steps=4, env_kwargs={"length": 6})
     parts = [adapter.collect() for _ in range(5)]
     assert torch.equal(torch.cat([obs_of(part) for part in parts], 1), obs_of(whole))
     for name in ("mask", "continues", "rewards"):
@@ -333,7 +335,7 @@ def test_rollout_continues_where_the_last_one_ended() -> None:
 
 
 def test_episode_statistics_span_rollouts() -> None:
-    adapter = make_adapter("tests.worlds:Counter-v0", num_envs=2, num_steps=4, env_kwargs={"length": 6})
+    adapter = make_adapter("tests.gym_envs:Counter-v0", num_envs=2, num_steps=4, env_kwargs={"length": 6})
     reported = [adapter.collect().metrics.get("episode/length") for _ in range(3)]
     assert reported == [None, 6.0, 6.0]
     assert adapter.steps_taken == 2 * (12 - 1)

@@ -235,7 +235,7 @@ SIZES = ((80, 24), (120, 40), (200, 60))
 async def visit_screens(
     runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True
 ) -> None:
-    """Show a staged folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
+    """Show a made-up folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
     app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
     app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
     app.state.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}

@@ -1,4 +1,4 @@
-"""Tiny Gymnasium environments whose every number is known; named `tests.worlds:Id` so that processes find them too."""
+"""Tiny Gymnasium environments with known numbers; named `tests.gym_envs:Id` so that processes find them too."""
 
 from __future__ import annotations
 
@@ -224,15 +224,15 @@ class Unrepeatable(Counter):
         return self._show() + np.float32(self.start), {}
 
 
-COUNTER, COUNTERS = "tests.worlds:Counter", "tests.worlds:CounterVector"
+COUNTER, COUNTERS = "tests.gym_envs:Counter", "tests.gym_envs:CounterVector"
 gym.register("Counter-v0", COUNTER, disable_env_checker=True)
 gym.register("TimedCounter-v0", COUNTER, kwargs={"length": 99}, max_episode_steps=3, disable_env_checker=True)
 gym.register("OwnCounter-v0", COUNTER, vector_entry_point=COUNTERS, disable_env_checker=True)
-gym.register("KeepsCounters-v0", vector_entry_point="tests.worlds:CounterVectorThatKeeps")
+gym.register("KeepsCounters-v0", vector_entry_point="tests.gym_envs:CounterVectorThatKeeps")
 gym.register("OnlyVector-v0", vector_entry_point=COUNTERS)
-gym.register("Locks-v0", "tests.worlds:Locks", disable_env_checker=True)
-gym.register("LocksSideBySide-v0", vector_entry_point="tests.worlds:make_locks_vector")
-gym.register("Echo-v0", "tests.worlds:Echo", disable_env_checker=True)
-gym.register("Spaces-v0", "tests.worlds:Spaces", disable_env_checker=True)
-gym.register("ForgetsItsMask-v0", "tests.worlds:ForgetsItsMask", disable_env_checker=True)
-gym.register("Unrepeatable-v0", "tests.worlds:Unrepeatable", disable_env_checker=True)
+gym.register("Locks-v0", "tests.gym_envs:Locks", disable_env_checker=True)
+gym.register("LocksSideBySide-v0", vector_entry_point="tests.gym_envs:make_locks_vector")
+gym.register("Echo-v0", "tests.gym_envs:Echo", disable_env_checker=True)
+gym.register("Spaces-v0", "tests.gym_envs:Spaces", disable_env_checker=True)
+gym.register("ForgetsItsMask-v0", "tests.gym_envs:ForgetsItsMask", disable_env_checker=True)
+gym.register("Unrepeatable-v0", "tests.gym_envs:Unrepeatable", disable_env_checker=True)
