@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import DEEPEST, parse_json, parse_toml
 from ppo_unified.text import clean_lines
-from tests.fuzz import real_files
+from tests.fuzz import real_files, trials
 from tests.fuzz.__main__ import report, rows_of
 from tests.fuzz.inputs import MARKS, WORDS
 from tests.fuzz.parsers import Parser
