@@ -19,16 +19,16 @@ demo: install  ## train CartPole until it is solved
 	@echo "(ppo-unified is a command after: source $(BIN)/activate)"
 
 quick: install  ## engine, configuration, adapter contract, CartPole and token runs (under a minute)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(QUICK)
 
 test: install  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: install  ## what a commit must pass: formatting, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPY_NUM_WORKERS=2 $(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 exhaustive: install  ## the cases that `make test` leaves out (minutes)
 	$(BIN)/python -m pytest -n 2 -m exhaustive

@@ -373,7 +373,7 @@ def test_compare_shows_option_missing_from_one_run(run_command: Any, folder: Pat
 def test_compare_transposes_a_table_that_is_too_wide(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert wide.startswith("option")
-    monkeypatch.setattr("ppo_unified.cli.compare.width", lambda: 42)
+    monkeypatch.setattr("ppo_unified.cli.compare.output_width", lambda: 42)
     _, narrow, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
 
