@@ -260,7 +260,8 @@ import os
 from transformers import LlamaForCausalLM
 from envs.llm import tiny
 child = os.fork()
-os.write(1, f"{{tiny.tiny_model(tiny.{recipe!r})}}\n".encode())  # whole lines, though both write to one pipe
+path = tiny.tiny_model(tiny.{recipe!r})
+os.write(1, os.fsencode(path) + b"\\n")  # a whole line: two processes share the pipe
 assert not child or os.waitpid(child, 0)[1] == 0
 """
 
