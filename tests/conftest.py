@@ -21,7 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"`import ppo_unified` finds {found}, not {ROOT / 'ppo_unified'}: make install")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: no child could be stopped
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # of the processes that tests start, too: two test files run at a time
+    gc.disable()  # until the tests are collected: what their imports make stays, and looking through it takes seconds
+    # of the processes that tests start, too: several test files run at a time
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ppo_unified.cli.shadowing import shadowed_packages
 
@@ -38,6 +39,7 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # to look through all that torch brought takes a tenth of a second each time
     gc.set_threshold(20_000, 20, 100)
+    gc.enable()
 
 
 @pytest.fixture
