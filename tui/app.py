@@ -6,9 +6,9 @@ import gc
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
@@ -23,7 +23,6 @@ from ppo_unified.text import can_unicode, clean
 from tui.actions import available_actions, bindings, is_write_action, key_name
 from tui.dialogs import TextDialog, help_text
 from tui.external_command import run_external_command
-from tui.new_run.launcher import Launcher
 from tui.no_color import NoColorFilter
 from tui.notices import Notice, Notices
 from tui.pacing import Pacer
@@ -35,6 +34,9 @@ from tui.services import StoreListener
 from tui.store import Store
 from tui.themes import CYCLE, OURS
 from tui.view_state import ViewState
+
+if TYPE_CHECKING:
+    from tui.new_run.launcher import Launcher
 
 SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
 
@@ -75,7 +77,12 @@ class Terminal(App[None]):
         self.pacer, self._notices = Pacer(), Notices()
         self.reader = Reader(self.store, self.pacer, lambda: self.post_message(self.Found()))
         self.home = RunsScreen(self, self.store)
-        self._launcher = Launcher(self, self, self.home)
+
+    @cached_property
+    def _launcher(self) -> Launcher:
+        from tui.new_run.launcher import Launcher  # the first picture needs no form
+
+        return Launcher(self, self, self.home)
 
     def on_mount(self) -> None:
         self.set_class(not self.unicode, "-ascii")
