@@ -18,7 +18,6 @@ import platform
 import pty
 import re
 import select
-import shutil
 import statistics
 import struct
 import subprocess
@@ -32,25 +31,20 @@ from datetime import date
 from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 from charts import measure
+from synthetic_runs import METRICS_EACH, POINTS, act_as_trainer, make_run, make_runs, write_events
 
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.event_writer import EventWriter
-from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.metrics import METRICS, USUAL
 from tui.charts.settings import Settings
 from tui.view_state import ViewState
 
 WIDTH, HEIGHT = 120, 40
-RUNS, POINTS, METRICS_EACH, BIG = 200, 2_000, 20, 1_000_000
-TAGS = [*USUAL, *(tag for tag in METRICS if tag not in USUAL)][:METRICS_EACH]
-LAST = 4321.0  # the last value of every curve, by which a chart is known to be drawn to its end
+RUNS, BIG = 200, 1_000_000
 WRITERS = 4
-EVENTS_S = 20  # of a writer
 TIMEOUT_S = 60.0
 DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # of a curve; a single point is none
 IMPORT = "import time; begun = time.perf_counter(); import torch; print(time.perf_counter() - begun)"
@@ -69,78 +63,6 @@ class Row(NamedTuple):
 
 
 # folders of runs
-
-
-class Repeater(EventWriter):
-    """Keeps events and writes them again with other steps: to make a million anew would take minutes."""
-
-    def __init__(self, folder: Path) -> None:
-        self.kept: list[Any] | None = None
-        super().__init__(folder)
-
-    def _write(self, event: Any) -> None:
-        if self.kept is None:
-            super()._write(event)
-        else:
-            self.kept.append(event)
-
-    def repeat(self, points: int) -> None:
-        """Write the kept events in turn, the last one only at the end."""
-        kept, self.kept = self.kept or [], None
-        began = time.time() - points * 0.05
-        for point in range(points):
-            event = kept[point % (len(kept) - 1)] if point < points - 1 else kept[-1]
-            event.step, event.wall_time = 256 * (point + 1), began + 0.05 * point
-            self._write(event)
-
-
-def write_events(folder: Path, points: int) -> None:
-    """One run's event file as a run writes it, but that values repeat after 256 events."""
-    writer = Repeater(folder)
-    writer.kept = []
-    for values in np.random.default_rng(0).normal(size=(256, METRICS_EACH)).tolist():
-        writer.scalars(0, dict(zip(TAGS, values, strict=True)))
-    writer.scalars(0, dict.fromkeys(TAGS, LAST))
-    writer.repeat(points)
-    writer.close()
-
-
-def make_run(folder: Path, points: int, events: Path | None = None) -> None:
-    """A run that has ended; with a copy of another one's events where they are given."""
-    folder.mkdir(parents=True)
-    if events is None:
-        write_events(folder, points)
-    else:
-        for path in events.glob("events*"):
-            shutil.copy(path, folder)
-    now = time.time()
-    status = Status(folder.name, "cartpole", "gym", "finished", 256 * points, 256 * points, points, 480.0, 500.0)
-    status.started, status.heartbeat, status.elapsed_s = now - 0.05 * points, now, 0.05 * points
-    Run(folder).write_status(status)
-
-
-def make_runs(folder: Path, count: int) -> list[str]:
-    """Runs run-000, run-001, ... of POINTS points."""
-    names = [f"run-{number:03}" for number in range(count)]
-    for name in names:
-        make_run(folder / name, POINTS, folder / names[0] if name != names[0] else None)
-    return names
-
-
-def act_as_trainer(folder: Path) -> None:
-    """Be the trainer of a run until standard input ends."""
-    run = Run(folder)
-    run.acquire()
-    status = run.read_status()
-    status.state, status.pid, status.total_steps = "running", os.getpid(), 10 * status.step
-    writer, rng, beaten = EventWriter(folder, status.step + 1), np.random.default_rng(os.getpid()), 0.0
-    while not select.select([sys.stdin], [], [], 1 / EVENTS_S)[0]:
-        status.step += 256
-        status.iteration += 1
-        writer.scalars(status.step, dict(zip(TAGS, rng.normal(size=METRICS_EACH).tolist(), strict=True)))
-        if time.time() - beaten >= 1:
-            status.heartbeat = beaten = time.time()
-            run.write_status(status)
 
 
 @contextmanager

@@ -110,10 +110,10 @@ def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def test_functions_classes_and_files_are_small() -> None:
-    """A file that a person reads in one sitting; tests and benchmarks may be longer files, not longer functions."""
+    """A file that a person reads in one sitting; a test file may be longer."""
     found = []
     for path, tree in sources("ppo_unified", "envs", "tui", "tests", "benchmarks", "docs"):
-        place, is_code = path.relative_to(ROOT), path.relative_to(ROOT).parts[0] in CODE
+        place, is_test = path.relative_to(ROOT), path.relative_to(ROOT).parts[0] == "tests"
         for node in ast.walk(tree):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 continue
@@ -122,7 +122,7 @@ def test_functions_classes_and_files_are_small() -> None:
             if lines > limit:
                 found.append(f"{place}: {node.name} has {lines} lines, more than {limit}")
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        if is_code and lines > MAX_FILE_LINES:
+        if not is_test and lines > MAX_FILE_LINES:
             found.append(f"{place} has {lines} lines, more than {MAX_FILE_LINES}")
     assert not found, "\n".join(found)
 
