@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import ACTIVE, Run
+from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import parse, read_options
 from ppo_unified.terminal.option_diff import difference_lines
-from ppo_unified.text import clean
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.settings import Settings
-from tui.charts.traces import Trace
 from tui.dialogs import PromptDialog, TextDialog
 from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.run_actions import RunActions
 from tui.runs.run_list import COLUMNS, Marks, RunList
 from tui.runs.run_page import RunPage
-from tui.runs.seeds import seed_group
 from tui.runs.selection import Selection
+from tui.runs.status_lines import QueryLine, TopLine
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -52,7 +50,7 @@ class RunsScreen(RunActions):
         super().__init__(services)
         self.store, self.selection = store, Selection(store, services.state)
         self._query_error = ""  # what is wrong with the query
-        self._top, self._query = Static(id="top", markup=False), Static(id="query", markup=False)
+        self._top, self._query = TopLine(services.runs, services.readonly), QueryLine()
 
     def compose(self) -> ComposeResult:
         self.run_list = RunList(self.services.unicode, self.store.clock)
@@ -101,31 +99,15 @@ class RunsScreen(RunActions):
         chosen = sort_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
         self._resize_list()
-        self._update_top_line()
+        self._update_lines()
         self._redraw()
 
-    def _update_top_line(self) -> None:
-        """What stands above the list and below the charts."""
-        total = len(self.store.entries)
-        active = sum(entry.state in ACTIVE for entry in self.store.entries.values())
-        title = "ppo-unified   read-only" if self.services.readonly else "ppo-unified"
-        parts = [title, str(self.services.runs), f"{total} run{'s' * (total != 1)}", f"{active} running"]
-        if marked := self.selection.marked_keys():
-            parts.append(f"{len(marked)} marked")
-        if not self.run_list.has_column(self.services.state.sorted_by):
-            parts.append(f"sorted by {self.services.state.sorted_by}")
-        self._top.update("   ".join(parts), layout=False)
-        self._update_query_line()
-
-    def _update_query_line(self) -> None:
-        """What is wrong with the query, the folder or the drawn runs' files; else the query, where there is one."""
-        text, total, listed = self.services.state.query, len(self.store.entries), len(self.run_list.entries)
+    def _update_lines(self) -> None:
+        state, entries, runs = self.services.state, self.store.entries, self.run_list
+        hidden_sort = "" if runs.has_column(state.sorted_by) else state.sorted_by
+        self._top.show(entries.values(), len(self.selection.marked_keys()), hidden_sort)
         problem = self._query_error or self.store.problem or self._damage()
-        self._query.display = bool(text or problem)
-        self._query.set_class(bool(problem), "-problem")
-        line = clean(problem) or f"filter: {clean(text)}   {listed} of {total}   / changes it"
-        if line != self._query.content:  # a new layout costs as much as two charts
-            self._query.update(line)
+        self._query.show(state.query, problem, len(runs.entries), len(entries))
 
     def _damage(self) -> str:
         """What of the drawn runs' files cannot be read."""
@@ -149,17 +131,7 @@ class RunsScreen(RunActions):
             self.services.read_now()
         marks = self._marks()
         self.run_list.set_marks(marks)
-        aggregate = self.plots.settings.aggregate
-
-        def traces(tag: str) -> Sequence[Trace]:
-            drawn = []
-            for key in keys:
-                curve = self.store.curve(key, tag)
-                if curve is not None:
-                    group = seed_group(self.store, key) if aggregate else ""
-                    drawn.append(Trace(key, clean(key), marks.colors[key], curve, key == marks.pinned, group))
-            return drawn
-
+        traces = partial(self.selection.traces, marks, aggregate=self.plots.settings.aggregate)
         self.plots.show(self.store.chart_tags(keys), traces)
 
     # actions on the list
@@ -167,7 +139,7 @@ class RunsScreen(RunActions):
     def on_run_list_moved(self) -> None:
         if not self.selection.marked_keys():
             self._redraw()
-            self._update_query_line()
+            self._update_lines()
 
     def on_run_list_opened(self) -> None:
         self.action_open()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tui.charts.traces import series_colors
+from ppo_unified.text import clean
+from tui.charts.traces import Trace, series_colors
 from tui.runs.entries import Entry
 from tui.runs.run_list import Marks
+from tui.runs.seeds import seed_group
 from tui.store import Store
 from tui.view_state import ViewState
 
@@ -31,6 +33,15 @@ class Selection:
         """How these runs are told apart on a dark or a light background."""
         colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
         return Marks(colors, frozenset(self._state.marked), self._state.pinned)
+
+    def traces(self, marks: Marks, tag: str, aggregate: bool) -> list[Trace]:
+        """The curves of one metric, one for each run in `marks` that has it, in the order in which they are drawn."""
+        drawn = []
+        for key, color in marks.colors.items():
+            if (curve := self._store.curve(key, tag)) is not None:
+                group = seed_group(self._store, key) if aggregate else ""
+                drawn.append(Trace(key, clean(key), color, curve, key == marks.pinned, group))
+        return drawn
 
     def toggle_mark(self, key: str) -> None:
         marked = self._state.marked

@@ -1,0 +1,42 @@
+"""The line above the list of runs, and the line below the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from textual.widgets import Static
+
+from ppo_unified.runs.folder import ACTIVE
+from ppo_unified.text import clean
+from tui.runs.entries import Entry
+
+
+class TopLine(Static):
+    """The runs folder and how many runs are listed, running and marked."""
+
+    def __init__(self, runs: Path, readonly: bool) -> None:
+        super().__init__(id="top", markup=False)
+        self._title = ["ppo-unified   read-only" if readonly else "ppo-unified", str(runs)]
+
+    def show(self, entries: Collection[Entry], marked: int, hidden_sort: str) -> None:
+        """`hidden_sort`: the column that the list is sorted by, if it has no room for that column."""
+        total, active = len(entries), sum(entry.state in ACTIVE for entry in entries)
+        parts = [*self._title, f"{total} run{'s' * (total != 1)}", f"{active} running"]
+        parts += [f"{marked} marked"] if marked else []
+        parts += [f"sorted by {hidden_sort}"] if hidden_sort else []
+        self.update("   ".join(parts), layout=False)
+
+
+class QueryLine(Static):
+    """What is wrong with the query, the folder or the drawn runs' files; else the query, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__(id="query", markup=False)
+
+    def show(self, query: str, problem: str, listed: int, total: int) -> None:
+        self.display = bool(query or problem)
+        self.set_class(bool(problem), "-problem")
+        line = clean(problem) or f"filter: {clean(query)}   {listed} of {total}   / changes it"
+        if line != self.content:  # a new layout costs as much as two charts
+            self.update(line)
