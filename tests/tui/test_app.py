@@ -711,7 +711,7 @@ def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.M
         await rerun("gamma2", "0.03", "escape")
         shutil.rmtree(runs / "gamma2")  # as from another terminal
         make_run(runs, "gamma2", 8, lr=4e-3)
-        await wait_until(pilot, lambda: app.store.entries["gamma2"].status.seed == 8)
+        await wait_until(pilot, lambda: ("gamma2", 8) in [(e.key, e.status.seed) for e in app.store.entries.values()])
         await rerun("gamma2", "0.004", "escape")
         assert len(app.state.typed) == 1
         run_list(app).move_to("gamma2")
