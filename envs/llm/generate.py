@@ -6,6 +6,7 @@ test holds greedy responses to those of `generate`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,9 @@ class _Decoder:
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
         self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
+        # transformers 5.24 renamed the argument; a model class outside it may still have the older name
+        arguments = inspect.signature(network.model.forward).parameters
+        self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
         self.positions = lengths - 1  # of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
@@ -121,9 +125,9 @@ class _Decoder:
                 input_ids=tokens,
                 attention_mask=self.attention.long() if self.padded else None,
                 position_ids=positions,
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self.cache_argument: self.cache},
             )
         self.logits: Tensor = output.logits[:, -1].float()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +37,23 @@ def test_greedy_decoding_matches_generate_at_any_cache_room(
             torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=258
         )
         assert responses.tokens[row, : responses.lengths[row]].tolist() == expected[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_cache_is_passed_under_the_name_in_the_model_signature(name: str) -> None:
+    model = make_causal_lm()
+    expected = generate(Network(model), PROMPTS, 8, [])
+    forward, current = model.forward, "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+    def with_cache(cache: Any = None, **arguments: Any) -> Any:
+        return forward(**{current: cache}, **arguments)
+
+    def with_past_key_values(past_key_values: Any = None, **arguments: Any) -> Any:
+        assert "cache" not in arguments
+        return forward(**{current: past_key_values}, **arguments)
+
+    model.forward = with_cache if name == "cache" else with_past_key_values
+    assert generate(Network(model), PROMPTS, 8, []).tokens.equal(expected.tokens)
 
 
 def test_only_full_attention_caches_get_spare_room() -> None:
