@@ -77,7 +77,7 @@ def test_details_are_listed_with_existing_tests_and_places(page: str, count: int
 
 
 def test_annotated_tree_names_existing_files() -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tree = page.split("```\nppo_unified/ ")[1].split("```")[0]
     paths = {path.relative_to(ROOT) for folder in ("ppo_unified", "envs", "tui") for path in (ROOT / folder).rglob("*")}
     for name in re.findall(r"[\w/]+(?:\.py\b|/(?=\s))", tree):
