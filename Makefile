@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures docs wheel-check clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,13 @@ mutants: install  ## break the engine one thing at a time: the tests must notice
 
 pictures: install  ## the pictures of the terminal UI in docs/
 	$(BIN)/python docs/pictures.py
+
+docs: install  ## the documentation site in build/site; a broken link is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+wheel-check: install  ## the wheel, installed and used outside the checkout
+	$(BIN)/python tests/wheel_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

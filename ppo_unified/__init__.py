@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ppo_unified.testing import check_adapter
     from ppo_unified.training.session import run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ActorCritic",
     "Adapter",

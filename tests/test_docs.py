@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
+import ppo_unified
 from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import known_options
 from ppo_unified.runs.metrics import METRICS
@@ -14,13 +16,60 @@ from ppo_unified.training import health
 from tui.actions import PLACES, actions_of, key_name
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+
+
+def test_readme_stays_within_its_limits() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 900
+
+
+def test_api_page_describes_every_public_name() -> None:
+    described = re.findall(r"^::: [\w.]+\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert set(ppo_unified.__all__) <= set(described)
+
+
+def broken_table_lines(text: str) -> list[str]:
+    """Return the lines that look like table rows but are rendered as text, or with too few or too many cells."""
+    lines, broken, rendered = text.splitlines(), [], set()
+    columns, inside = 0, ""
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        inside = token.type.partition("_")[0] if token.type in ("thead_open", "tbody_open") else inside
+        if token.type in ("fence", "code_block"):
+            assert token.map
+            rendered |= set(range(*token.map))
+        if token.type == "tr_open":
+            assert token.map
+            cells = len(re.findall(r"(?<!\\)\|", lines[token.map[0]].strip())) - 1
+            columns = cells if inside == "thead" else columns
+            broken += [lines[token.map[0]]] if cells != columns else []
+            rendered |= {token.map[0], token.map[0] + 1} if inside == "thead" else {token.map[0]}
+    return broken + [line for i, line in enumerate(lines) if line.startswith("|") and i not in rendered]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_rendered_completely(page: Path) -> None:
+    assert broken_table_lines(page.read_text(encoding="utf-8")) == []
+
+
+def test_unescaped_pipe_breaks_a_table() -> None:
+    head = "| a | b |\n|---|---|\n"
+    assert broken_table_lines(head + r"| `x\|y` | 1 |") == []
+    assert broken_table_lines(head + "| `x|y` | 1 |") == ["| `x|y` | 1 |"]
+    assert broken_table_lines("| a | b |\n|---|\n") == ["| a | b |", "|---|"]
+
+
+def escape(text: str) -> str:
+    """Return a text as a table cell contains it."""
+    return text.replace("|", r"\|")
 
 
 def test_metrics_table_matches_declaration() -> None:
     page = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
     for tag, metric in METRICS.items():
-        assert f"| `{tag}` | {metric.unit} | {metric.meaning} | {metric.healthy} |" in page
+        row = f"| `{tag}` | {metric.unit} | {escape(metric.meaning)} | {escape(metric.healthy)} |"
+        assert row in page
 
 
 def test_health_table_matches_declaration() -> None:
@@ -39,8 +88,7 @@ def test_key_table_matches_declaration() -> None:
     for place, title in PLACES.items():
         for action in actions_of(place):
             keys = " ".join(f"`{key_name(key)}`" for key in action.keys.split(","))
-            told = action.help.replace("|", r"\|")
-            rows.append(f"| {title} | {keys} | {action.label} | {told} |")
+            rows.append(f"| {title} | {keys} | {action.label} | {escape(action.help)} |")
     table = page.split("|---|---|---|---|\n")[1].split("\n\n")[0]
     assert table.split("\n") == rows
 

@@ -1,0 +1,56 @@
+"""The scripts in docs/examples run as their docstrings say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+
+def run_example(name: str, folder: Path, short: dict[str, str]) -> str:
+    """Run a copy of a script in `folder`, with some lines replaced to shorten it; return what it prints."""
+    source = (EXAMPLES / name).read_text(encoding="utf-8")
+    for line, replacement in short.items():
+        assert line in source
+        source = source.replace(line, replacement)
+    (folder / name).write_text(source, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", name], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def last_number(output: str) -> float:
+    return float(output.split()[-1])
+
+
+def test_custom_adapter_satisfies_the_contract_and_learns(tmp_path: Path) -> None:
+    output = run_example("custom_adapter.py", tmp_path, {})
+    assert last_number(output) > 0.95
+
+
+def test_custom_environment_is_trained_and_exported(tmp_path: Path) -> None:
+    output = run_example("custom_env.py", tmp_path, {})
+    assert last_number(output) > -12  # a heater that is always off or always high scores below -40
+
+
+def test_custom_reward_is_applied_to_each_prompt(tmp_path: Path) -> None:
+    output = run_example("custom_reward.py", tmp_path, {"ITERATIONS = 40": "ITERATIONS = 1"})
+    assert "score 0." in output
+    assert len((tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+
+
+@pytest.mark.exhaustive
+def test_custom_reward_is_learned(tmp_path: Path) -> None:
+    output = run_example("custom_reward.py", tmp_path, {})
+    assert float(output.split("score ")[1].split(";")[0]) >= 0.5  # 0 before training
+
+
+def test_adapter_classes_have_about_40_lines() -> None:
+    lines = (EXAMPLES / "custom_adapter.py").read_text(encoding="utf-8").split("\ndef main")[0].splitlines()
+    assert len([line for line in lines if line.strip() and "import" not in line]) <= 45
