@@ -1,0 +1,70 @@
+"""This version lists, shows, evaluates and resumes the runs of every released version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified.cli.main import main
+
+DATA = Path(__file__).parent / "data"
+VERSIONS = sorted(path.name for path in DATA.iterdir() if (path / "runs").is_dir())
+
+
+@pytest.fixture(params=VERSIONS)
+def older(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder in which a version trained its runs, as the current folder."""
+    folder = Path(shutil.copytree(DATA / request.param, tmp_path / "older"))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """Run a command and return the JSON document that it prints."""
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def status(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("runs", name, "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_older_runs_are_listed(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = output_of(capsys, "runs")
+    assert sorted((run["name"], run["kind"], run["state"]) for run in listed) == [
+        ("gym", "gym", "finished"),
+        ("llm", "llm", "finished"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["gym", "llm"])
+def test_older_curves_are_shown(older: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = output_of(capsys, "show", name)
+    assert shown[name]["eval/score"]["values"][-1] == pytest.approx(status(name)["score"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gym", "llm"])
+def test_older_policies_are_evaluated(older: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = output_of(capsys, "eval", name, "--episodes", "3")
+    recorded = status(name)
+    assert result["step"] == recorded["best_step"]
+    if name == "llm":  # greedy responses to the same prompts
+        assert result["score"] == pytest.approx(recorded["best_score"], abs=1e-3)
+    else:
+        assert 8 <= result["score"] <= 500
+
+
+@pytest.mark.parametrize(("name", "more"), [("gym", ["--total-steps", "200"]), ("llm", ["--total-iterations", "3"])])
+def test_older_runs_are_resumed(older: Path, name: str, more: list[str]) -> None:
+    before = status(name)
+    assert main(["resume", name, *more]) == 0
+    after = status(name)
+    assert (after["state"], len(after["resumes"])) == ("finished", 1)
+    assert after["step"] > before["step"]
+    assert after["iteration"] > before["iteration"]
