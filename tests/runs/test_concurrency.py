@@ -75,7 +75,7 @@ def test_concurrent_rename_and_delete_of_running_run_fail(live_run: Run) -> None
     ]
     said = [attempt.communicate()[1] for attempt in attempts]
     assert [attempt.returncode for attempt in attempts] == [2] * 4
-    assert all("a is training; stop it before it is" in text for text in said)
+    assert all("while it is training; stop it first" in text for text in said)
     assert [run.name for run, _ in all_runs(live_run.path.parent)] == ["a"]
     steps_grow(live_run)
 
@@ -86,7 +86,7 @@ def test_future_heartbeat_is_not_stalled(live_run: Run, monkeypatch: pytest.Monk
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now - 86_400)
     assert live_run.state(status) == "running"
-    with pytest.raises(UsageError, match="a is training"):
+    with pytest.raises(UsageError, match="a cannot be renamed while it is training"):
         control.rename(live_run, "b")
 
 

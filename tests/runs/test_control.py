@@ -156,8 +156,8 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
     [
         ("../b", "it names a folder"),
         ("latest", "the newest run"),
-        ("taken", "exists already"),
-        ("link", "exists already"),
+        ("taken", "already exists"),
+        ("link", "already exists"),
     ],
 )
 def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
 
 def test_running_run_is_neither_renamed_nor_deleted(locked_run: Run) -> None:
     for work in (lambda: control.rename(locked_run, "b"), lambda: control.delete(locked_run)):
-        with pytest.raises(UsageError, match="a is training; stop it before"):
+        with pytest.raises(UsageError, match=r"a cannot be (renamed|deleted) while it is training; stop it first"):
             work()
     assert locked_run.read_status().name == "a"
 
@@ -197,7 +197,7 @@ def test_partly_written_run_can_be_deleted(status: str, tmp_path: Path) -> None:
 def test_delete_accepts_only_runs(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"holds no run\.json"):
+    with pytest.raises(UsageError, match=r"not a run folder, because it contains no run\.json"):
         control.delete(Run(tmp_path / "thesis"))
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
@@ -261,7 +261,7 @@ def test_note_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     control.write_note(run, "before")
     there = sorted(os.listdir(run.path))
-    with pytest.raises(UsageError, match="no UTF-8 text"):
+    with pytest.raises(UsageError, match="not valid UTF-8"):
         control.write_note(run, os.fsdecode(b"caf\xe9"))
     assert control.read_note(run) == "before"
     assert sorted(os.listdir(run.path)) == there
@@ -386,6 +386,6 @@ def test_resume_event_lists_changes_and_inexact_parts(tmp_path: Path) -> None:
     run = Run(tmp_path / "a")
     status = Status(name="a", state="stopped", resumes=entries)
     told = [event.text for event in control.list_events(run, status) if event.what == "resumed"]
-    assert told[0] == "it had stopped"
-    assert told[1] == "without a word before\nnot exactly: episodes restarted: why"
-    assert told[2] == "it had stopped\noptim.lr: 0.1 -> 0.2"
+    assert told[0] == "previous state: stopped"
+    assert told[1] == "after a crash\nnot restored exactly: episodes restarted: why"
+    assert told[2] == "previous state: stopped\noptim.lr: 0.1 -> 0.2"

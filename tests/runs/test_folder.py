@@ -246,13 +246,13 @@ def test_unsafe_run_names_are_rejected(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "cartpole-s1", "lr=1e-3", "a b", "v1.2+x@y", "学習", "0", "x" * 100])
 def test_safe_run_names_are_accepted(tmp_path: Path, name: str) -> None:
     assert create(tmp_path, name, "").path == tmp_path / name
-    with pytest.raises(UsageError, match="exists already; resume it"):
+    with pytest.raises(UsageError, match="already exists; resume it"):
         create(tmp_path, name, "")
 
 
 def test_overlong_name_is_rejected(tmp_path: Path) -> None:
     """A hundred characters are fine, three hundred bytes are not."""
-    with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
+    with pytest.raises(UsageError, match=r"is too long for this file system \(300 bytes\); choose a shorter --name"):
         create(tmp_path, "\u6f22" * 100, "")
     assert not list(tmp_path.iterdir())
 
@@ -357,7 +357,7 @@ def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="there is no run yet; start one with"):
+    with pytest.raises(UsageError, match="no runs yet; start one with"):
         find("latest", tmp_path)
     for name, started in (("alpha", 1.0), ("beta", 3.0), ("gamma", 2.0)):
         create(tmp_path, name, "").write_status(Status(name=name, started=started))
