@@ -255,8 +255,8 @@ def check_name(name: str) -> None:
         raise UsageError(f"run name {name!r} is reserved for the newest run; choose another --name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: use at most 100 letters, digits, spaces and . _ + = @ -, start with a letter or digit "
-            "and do not end with a space or '.'; it names a folder inside the runs folder"
+            f"run name {name!r}: use letters, digits, spaces and . _ + = @ - (at most 100, starting with a letter or "
+            "digit, not ending with a space or '.'); it names a folder inside the runs folder"
         )
 
 
@@ -270,7 +270,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     try:
         check_name(name or default)
     except UsageError as error:
-        typed = "" if name else "; this default name comes from the target: set another with --name NAME"
+        typed = "" if name else ". This default name comes from the target; choose another with --name NAME"
         raise UsageError(f"{error}{typed}") from None
     _remove_abandoned(runs)
     aside = Run(runs / hidden_name())

@@ -229,7 +229,7 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
         ("gae", "lambda", ["A = delta + gamma*lam*A'", "return = A + V"]),
         ("td", "lambda", ["A = delta;", "return = GAE + V"]),
         ("reward-to-go", "monte-carlo", ["A = r + gamma*A'", "return = r + gamma*return'"]),
-        ("return", "lambda", ["A = the episode's discounted rewards"]),
+        ("return", "lambda", ["A = sum of the episode's discounted rewards"]),
     ):
         samples.write(a_run, replace(usual, advantage_kind=advantage, value_target=target, steps=100_000))
         _, out, _ = command(tmp_path, capsys, "inspect", "run")

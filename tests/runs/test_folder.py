@@ -125,7 +125,7 @@ def test_signals_reach_only_the_lock_holder(run: Run) -> None:
         named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
         for pid in (bystander.pid, -1, 1 << 40):
             run.write_status(replace(named, pid=pid))
-            with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
+            with pytest.raises(UsageError, match=f"contains process {pid}, but process {child.pid} has the lock"):
                 processes.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
@@ -259,7 +259,7 @@ def test_overlong_name_is_rejected(tmp_path: Path) -> None:
 
 def test_invalid_default_name_suggests_name_option(tmp_path: Path) -> None:
     """It comes from a file's name, say."""
-    with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
+    with pytest.raises(UsageError, match=r"'_my-s1'.*choose another with --name"):
         create(tmp_path, "", "_my-s1")
     with pytest.raises(UsageError, match="'_my-s1'") as refused:
         create(tmp_path, "_my-s1", "a")
