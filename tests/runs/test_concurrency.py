@@ -1,4 +1,4 @@
-"""Several processes at work on the same runs: whoever comes second is told so, and nothing is harmed."""
+"""Several processes that use the same runs: the second one gets an error, and no run is damaged."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def start_command(*arguments: str, folder: Path) -> subprocess.Popen[str]:
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run that a process of its own trains, through all tests of this file."""
+    """A run that a separate process trains during all tests of this file."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path_factory.mktemp("concurrency") / "runs")
     wait_for(lambda: run.read_status().step > 0)
     yield run
@@ -48,7 +48,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def steps_grow(run: Run) -> None:
-    """The trainer is unharmed: it goes on, and says so."""
+    """Wait until the trainer has made progress and check that it is still running."""
     step = run.read_status().step
     wait_for(lambda: run.read_status().step > step)
     assert run.state(run.read_status()) == "running"
@@ -81,7 +81,7 @@ def test_concurrent_rename_and_delete_of_running_run_fail(live_run: Run) -> None
 
 
 def test_future_heartbeat_is_not_stalled(live_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of whoever looks was set back: the trainer is as alive as before."""
+    """If the reader's clock is set back, the heartbeat is in the future, but the trainer is alive."""
     status = live_run.read_status()
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now - 86_400)
@@ -95,7 +95,7 @@ def test_concurrent_stops_both_succeed(live_run: Run) -> None:
     both = [start_command("stop", "a", folder=folder) for _ in range(2)]
     said = [one.communicate()[1] for one in both]
     codes = sorted(one.returncode or 0 for one in both)
-    assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
+    assert codes in ([0, 0], [0, 2]), said  # the second command may find that the run has already stopped
     assert live_run.read_status().state == "stopped"
     assert list(live_run.checkpoints.iterdir())
 
@@ -111,7 +111,7 @@ status = run.read_status()
 with stop.handle_signals():
     stop.show_in(run)
     print("updating", flush=True)
-    while not (run.path / "updated").exists():  # run.json says `running` all the while
+    while not (run.path / "updated").exists():  # run.json contains the state `running` during this time
         time.sleep(0.02)
     status.state = "stopped" if stop else "running"
     run.write_status(status)
@@ -119,7 +119,7 @@ with stop.handle_signals():
 
 
 def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
+    """A trainer handles a stop only after its update; a second SIGTERM would end it without a checkpoint."""
     run, waiting = Run(tmp_path / "a"), threading.Event()
     run.path.mkdir()
 
