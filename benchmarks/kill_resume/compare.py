@@ -2,7 +2,7 @@
 
     python -m benchmarks.kill_resume.compare RUN RUN
 
-Wall-clock values are ignored: the metrics time/* and system/*, and the times in run.json.
+The metrics under time/ and system/ and the times in run.json are ignored, because they depend on the clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Operations on runs from other processes: start, resume, rename, delete, annotate and list events. Imports no torch.
+"""Start, resume, rename, delete and annotate runs, and list their events, from other processes.
 
 The command line and the terminal UI both call these functions. Each run is trained in a separate process.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ppo_unified.runs.folder import (
 )
 from ppo_unified.text import format_number
 
-LAST_BYTES, LAST_LINES = 8192, 20  # shown of a crashed run's log
+LAST_BYTES, LAST_LINES = 8192, 20  # size of the part of a crashed run's log that is shown
 LONGEST_NOTE = 1 << 16  # characters; longer notes are cut when read
 
 
@@ -70,7 +71,7 @@ def rename(run: Run, name: str) -> Run:
     """
     check_name(name)
     path = run.path.with_name(name)
-    with _hold_idle(run, "renamed"):
+    with _exclude_trainers(run, "renamed"):
         if os.path.lexists(path):
             raise UsageError(f"{path} already exists; choose another name")
         linked = run.path.is_symlink()
@@ -94,7 +95,7 @@ def delete(run: Run) -> None:
     """
     if not (run.path / "run.json").is_file():
         raise UsageError(f"{run.path}: not a run folder, because it contains no run.json; nothing was deleted")
-    with _hold_idle(run, "deleted"):
+    with _exclude_trainers(run, "deleted"):
         try:
             if run.path.is_symlink():
                 run.path.unlink()
@@ -121,7 +122,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _hold_idle(run: Run, what: str) -> Iterator[None]:
+def _exclude_trainers(run: Run, what: str) -> Iterator[None]:
     """Keep others from starting to train the run inside the block. Raises UsageError if the run is training."""
     _check_idle(run, what)
     held = Run(run.path)
@@ -214,7 +215,7 @@ def _end_events(run: Run, status: Status) -> list[Event]:
         text += "it was killed or ran out of memory, or the machine went down."
         text += f"\nLast lines of {run.log.name}:\n{tail}" if tail else ""
     elif state == "stalled":
-        text = "The process is alive, but this was its last heartbeat."
+        text = "The process is alive, but it no longer updates run.json."
     elif status.traceback:
         text += f"\n{status.traceback.rstrip()}"
     return [Event(status.heartbeat or None, status.step, state, text)]

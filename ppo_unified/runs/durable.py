@@ -47,7 +47,7 @@ def _write_all(descriptor: int, block: bytes) -> None:
     while view:
         written = os.write(descriptor, view)
         if written <= 0:
-            raise OSError(errno.EIO, "nothing was written")
+            raise OSError(errno.EIO, "no bytes were written")
         view = view[written:]
 
 
@@ -76,7 +76,7 @@ def read_prefix(path: Path, most: int) -> bytes:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk; otherwise a crash may lose a rename that had already returned."""
+    """Flush a folder's entries to the disk; otherwise a crash may undo a completed rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

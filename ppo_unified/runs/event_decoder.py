@@ -14,12 +14,12 @@ from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Chunk, Curves
 
 _FLOAT = struct.Struct("<f")
-_MOST_LAYOUTS = 64  # cached per payload length
+_MOST_LAYOUTS = 64  # layouts that are cached per payload length
 _LONGEST_LAYOUT = 1 << 16  # bytes; longer records are decoded one by one
 
 
 class Block:
-    """Decodes the events of one block of a file: records with a known layout together, the others one by one."""
+    """Decodes the events of one block of a file. Records with the same known layout are decoded together."""
 
     def __init__(self, layouts: dict[int, list[Layout]]) -> None:
         self._layouts = layouts

@@ -1,4 +1,7 @@
-"""Read the event files of a folder, written by this or any other program, while they grow. Imports no torch."""
+"""Read the event files of a folder, written by this or any other program, while they grow.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from ppo_unified.runs.series import Curves, Series
 _LONGEST = 1 << 28  # bytes; a record that claims to be longer is damaged
 _BLOCK = 1 << 18  # bytes read at once, unless one record is longer
 _HEAD = 1 << 10  # bytes at the start of a file that identify its content
-_MOST_HEADERS = 4096  # cached: headers with a valid checksum
-_MOST_LENGTHS = 512  # cached: payload lengths, each with its layouts
+_MOST_HEADERS = 4096  # headers with a valid checksum that are cached
+_MOST_LENGTHS = 512  # payload lengths whose layouts are cached
 
 
 class _Records(NamedTuple):
@@ -61,7 +64,7 @@ class EventReader:
         self.pending = False  # True if the last poll ran out of time
         self._curves = Curves()
         self._files: dict[str, _File] = {}
-        self._closed: set[str] = set()  # files that could not be opened
+        self._unreadable: set[str] = set()  # files that could not be opened
         self._frames: dict[bytes, int] = {}  # valid header -> size of payload and its checksum
         self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
 
@@ -85,7 +88,7 @@ class EventReader:
         found = grown is None
         if grown is None:
             self._files, self._curves = {}, Curves()
-            self._closed.clear()
+            self._unreadable.clear()
             self.damage.clear()
             grown = self._grown_files()
         for name in grown or ():
@@ -96,7 +99,7 @@ class EventReader:
                         self.pending = True
                         return found
             except OSError as error:
-                self._cannot_read(name, error)
+                self._report_unreadable(name, error)
         return found
 
     def _grown_files(self) -> list[str] | None:
@@ -111,15 +114,15 @@ class EventReader:
                 if not stat.S_ISREG(found.st_mode):
                     continue
                 file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
-                if self._is_another(name, file, found):
+                if self._is_replaced(name, file, found):
                     return None
                 if found.st_size > file.offset and not file.ended:
                     grown.append(name)
             except OSError as error:
-                self._cannot_read(name, error)
+                self._report_unreadable(name, error)
         return grown
 
-    def _is_another(self, name: str, file: _File, found: os.stat_result) -> bool:
+    def _is_replaced(self, name: str, file: _File, found: os.stat_result) -> bool:
         """Return True if a file shrank or its first bytes changed. A longer copy counts as the same file."""
         if found.st_size < file.offset:
             return True
@@ -130,16 +133,16 @@ class EventReader:
                 return opened.read(len(file.head)) != file.head
         return False
 
-    def _cannot_read(self, name: str, error: OSError) -> None:
-        self._closed.add(name)
+    def _report_unreadable(self, name: str, error: OSError) -> None:
+        self._unreadable.add(name)
         self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
 
     def _read(self, name: str) -> Iterator[bool]:
         """Read a file block by block to its current end; yield True for each block that contains events."""
         file, size = self._files[name], _BLOCK
         with open(self.folder / name, "rb", buffering=0) as opened:
-            if name in self._closed:
-                self._closed.discard(name)
+            if name in self._unreadable:
+                self._unreadable.discard(name)
                 del self.damage[name]
             while True:
                 opened.seek(file.offset)
@@ -148,7 +151,7 @@ class EventReader:
                 if records.end:
                     if len(file.head) < _HEAD and len(file.head) == file.offset:
                         file.head += data[: min(records.end, _HEAD - len(file.head))]
-                    has_events = self._take(name, file.offset, records)
+                    has_events = self._add_block(name, file.offset, records)
                     file.offset, size = file.offset + records.end, _BLOCK
                     yield has_events
                 elif not records.needed:
@@ -190,7 +193,7 @@ class EventReader:
         intact = _masked_crcs(payloads) == stored
         return _Records(payloads, lengths, ends - lengths - (HEADER.size + CRC.size), intact, position, needed)
 
-    def _take(self, name: str, offset: int, records: _Records) -> bool:
+    def _add_block(self, name: str, offset: int, records: _Records) -> bool:
         """Add the events of a block that starts at `offset` of its file. Return True if there were any."""
         if len(self._layouts) > _MOST_LENGTHS:
             self._layouts.clear()

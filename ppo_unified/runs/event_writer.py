@@ -1,8 +1,8 @@
-"""Write a run's metrics to TensorBoard event files, their only storage. Imports no torch.
+"""Write a run's metrics to TensorBoard event files, the only place where they are stored.
 
 Each iteration is one Event with all its metrics. Every file begins with a SessionLog.START; readers discard points of
 earlier files at or after its step, so that a resumed run has a single curve. Step counts are stored in `event.step`,
-because scalars are float32.
+because scalars are float32. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class EventWriter:
         self._file: IO[bytes] = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self.folder = folder
         self._described: set[str] = set()
-        self._size = 0  # of the complete records in the file, in bytes
+        self._size = 0  # bytes of complete records in the file
         self._waiting = b""  # records that could not be written yet
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -103,7 +103,7 @@ class EventWriter:
         self._append()
 
     def _append(self) -> None:
-        """Write the waiting records, or leave the file as it was: readers find no records after an incomplete one."""
+        """Write the waiting records, or restore the file, because readers find no records after an incomplete one."""
         if os.fstat(self._file.fileno()).st_size > self._size:
             self._file.truncate(self._size)  # incomplete record that could not be truncated earlier
         rest = memoryview(self._waiting)
@@ -132,7 +132,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _escape(value: Any) -> str:
-    """Convert a value to text without Markdown or HTML markup: special characters become character references."""
+    """Convert a value to text without markup by replacing special characters with character references."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if len(text) > _LONGEST_CELL:
         text = text[:_LONGEST_CELL] + " ..."

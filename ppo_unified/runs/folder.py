@@ -1,4 +1,6 @@
-"""The run folder: the only interface between trainer, CLI, terminal UI, TensorBoard and scripts. Imports no torch.
+"""The run folder is the only interface between the trainer, the CLI, the terminal UI, TensorBoard and scripts.
+
+This module does not import torch.
 
 A trainer locks `run.lock` until its process ends. The lock shows reliably whether the trainer is alive, even after
 kill -9 and if process IDs are reused. `run.json` is replaced atomically, so it is never incomplete.
@@ -28,9 +30,9 @@ from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
 LOCK = "run.lock"
-LATEST = "latest"  # selects the newest run where a run name is expected
+LATEST = "latest"  # can be used instead of a run name, for the newest run
 STALLED_S = 60.0  # heartbeat age at which a living trainer is stalled
-_WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # must not be links to somewhere else
+_WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # must not be symbolic links
 _ABANDONED_S = 86400.0  # age at which a hidden folder is removed
 _ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names returned by `hidden_name`
 CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # folder name: step, and number of the write at that step
@@ -68,7 +70,7 @@ class Status:
 
 
 class HealthWarning(NamedTuple):
-    """A health check in the state warning."""
+    """A health warning of a run."""
 
     name: str
     since: int  # step at which the warning started
@@ -109,7 +111,7 @@ class Run:
         """List (step, write number, folder) of all checkpoints, oldest first. The last write of a step is valid."""
         try:
             named = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir()]
-        except FileNotFoundError:  # an unreadable folder must raise: otherwise the run restarts from step 0
+        except FileNotFoundError:  # other errors must be raised: the run would restart from step 0
             return []
         return sorted((int(found[1]), int(found[2] or 0), path) for found, path in named if found)
 
@@ -142,17 +144,14 @@ class Run:
             return
         path = self.path / LOCK
         try:
-            file = open(path, "a+")  # noqa: SIM115 - closing the file releases the lock
+            file = open(path, "a+")  # noqa: SIM115 - any close of the file in this process releases the lock
         except OSError as error:
             raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            if error.errno not in (
-                errno.EACCES,
-                errno.EAGAIN,
-            ):  # no conflict; maybe a file system without locks
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # for example, a file system without locks
                 raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
             raise UsageError(
                 f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
@@ -204,7 +203,7 @@ class Run:
         return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
     def is_locked(self) -> bool:
-        """Return True if another process has the lock. Does not try to lock: a starting trainer could fail then."""
+        """Return True if another process has the lock. Does not take it, because that could disturb a new trainer."""
         return self.holder() is not None
 
     def holder(self) -> int | None:
@@ -331,7 +330,7 @@ def _move_into_place(aside: Run, path: Path) -> Run | None:
 
 
 def free_name(runs: Path, default: str) -> str:
-    """Return the first unused name of default, default-2, ... Another process may take it at any time."""
+    """Return the first unused name of default, default-2, ... Another process may take this name at any time."""
     number = 1
     while os.path.lexists(runs / (name := default if number == 1 else f"{default}-{number}")):
         number += 1
@@ -358,7 +357,7 @@ def all_runs(runs: Path, damaged: list[str] | None = None) -> Iterator[tuple[Run
 
 
 def find(reference: str, runs: Path) -> Run:
-    """Return the run named by `reference`: a name in `runs`, a path, or 'latest'. Raises UsageError if not found."""
+    """Return the run for a name in `runs`, a path, or 'latest'. Raises UsageError if there is no such run."""
     if reference == LATEST:
         newest = next(all_runs(runs), None)
         if newest is None:

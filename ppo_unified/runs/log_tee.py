@@ -56,7 +56,7 @@ class Tee:
 def log_output(run: Run) -> Iterator[TextIO]:
     """Inside the block, copy stdout and stderr to log.txt. Yields the log file for lines that belong only there.
 
-    A detached process has no terminal: its output, including that of child processes, goes only to log.txt.
+    The output of a detached process and its child processes goes only to log.txt.
     """
     before = sys.stdout, sys.stderr
     with open_log(run.log) as log:

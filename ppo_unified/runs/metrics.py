@@ -1,4 +1,4 @@
-"""All metrics with units and meanings: the source of TensorBoard descriptions, docs/runs.md and terminal UI help."""
+"""Declarations of all metrics, used for TensorBoard descriptions, docs/runs.md and the help of the terminal UI."""
 
 from __future__ import annotations
 
@@ -63,20 +63,21 @@ METRICS: dict[str, Metric] = {
         "0.003 to 0.03",
     ),
     "policy/clip_fraction": Metric(
-        "fraction", "fraction of the steps of the last epoch whose ratio is outside the clip range", "0.05 to 0.3"
+        "fraction",
+        "fraction of steps in the last epoch whose probability ratio is outside the clip range",
+        "0.05 to 0.3",
     ),
     "policy/kl_after": Metric(
         "nats",
-        "policy/kl over all steps, computed after the updates of an iteration; logged only if samples are stored",
+        "KL from the old to the new policy over all steps, estimated after the updates of an iteration; logged only if "
+        "samples are stored",
     ),
     "policy/clip_fraction_after": Metric(
         "fraction",
-        "policy/clip_fraction over all steps, computed after the updates of an iteration; logged only if samples are "
-        "stored",
+        "fraction of all steps whose probability ratio is outside the clip range after the updates of an iteration; "
+        "logged only if samples are stored",
     ),
-    "policy/ratio_max": Metric(
-        "", "largest ratio in the last epoch (probability of the action, new policy / old policy)", "below 3"
-    ),
+    "policy/ratio_max": Metric("", "largest ratio of new to old action probability in the last epoch", "below 3"),
     "policy/penalty_coef": Metric("", "weight of the KL term in the loss (ppo.objective = 'penalty')"),
     "value/explained_variance": Metric(
         "",
@@ -145,7 +146,7 @@ METRICS: dict[str, Metric] = {
     "time/update_s": Metric("s", "time spent updating the policy and the critic in one iteration"),
     "invariant/first_ratio_error": Metric(
         "",
-        "largest distance of a ratio from 1 in the first minibatch, before any optimizer step",
+        "largest deviation of the probability ratio from 1 in the first minibatch, before any optimizer step",
         "below 1e-5 in float32",
     ),
     "invariant/gae_error": Metric(
@@ -156,7 +157,7 @@ METRICS: dict[str, Metric] = {
     "invariant/optimizer_steps_error": Metric(
         "", "epochs x minibatches minus the actual number of optimizer steps; 0 if ppo.target_kl stops early", "0"
     ),
-    "health/warnings": Metric("", "number of health checks in the state warning; docs/health.md lists them", "0"),
+    "health/warnings": Metric("", "number of active health warnings; docs/health.md lists all checks", "0"),
     "system/cpu": Metric("%", "CPU use of the training process; 100 % is one full core"),
     "system/memory_gb": Metric("GB", "resident memory of the training process"),
     "system/gpu": Metric("%", "GPU utilization"),
@@ -166,7 +167,7 @@ METRICS: dict[str, Metric] = {
     ),
     "histogram/ratios": Metric(
         "",
-        "ratio of every step after the updates of an iteration (probability of the action, new policy / old policy)",
+        "ratio of new to old action probability at every step, after the updates of an iteration",
         "a peak at 1, with tails inside the clip range",
     ),
 }
@@ -191,7 +192,7 @@ AWAITED = (  # logged in every iteration by every adapter, so empty charts appea
 
 
 def sort_tags(tags: Iterable[str]) -> list[str]:
-    """Sort tags: those in USUAL first, in that order, then the others by name."""
+    """Sort tags with those in USUAL first, in that order, and then the others by name."""
     found = set(tags)
     usual = [tag for tag in USUAL if tag in found]
     return usual + sorted(found - set(usual))

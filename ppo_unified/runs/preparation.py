@@ -95,7 +95,7 @@ def _versions() -> dict[str, str]:
 def discard(run: Run) -> None:
     """Remove the folder of a run that failed before training, unless it contains checkpoints.
 
-    A detached process does not remove it: the process that started it reads the error first and then removes it.
+    A detached process leaves the removal to the process that started it, which reads the error first.
     """
     if not run.checkpoints.exists() and not is_detached():
         shutil.rmtree(run.path, ignore_errors=True)

@@ -57,15 +57,13 @@ def detach(
                 return run, status
             if ended:
                 errors.seek(0)
-                raise _start_error(
-                    child.returncode, errors.read().decode(errors="replace").strip(), run, resumed is None
-                )
+                raise _failure(child.returncode, errors.read().decode(errors="replace").strip(), run, resumed is None)
             time.sleep(0.02)
     where = run.path if run is not None else "ppo-unified " + shlex.join(arguments)
     raise UsageError(f"{where}: process {child.pid} has not started training within {patience_s:.0f} s")
 
 
-def _start_error(code: int, message: str, run: Run | None, new: bool) -> UsageError:
+def _failure(code: int, message: str, run: Run | None, new: bool) -> UsageError:
     """Return the error of a process that ended too early. The folder of a new run is kept only if the run failed."""
     if run is None:
         return UsageError(message or f"the training process exited immediately with code {code}")
@@ -84,10 +82,9 @@ def _last_line(path: Path) -> str:
 
 
 def trainer_process(run: Run, status: Status) -> psutil.Process:
-    """Return the run's trainer. Raises UsageError unless it runs on this host, is the process in run.json and has the
-    lock.
+    """Return the run's trainer, which must run on this host, be the process in run.json, and have the lock.
 
-    Start times are not compared, because they depend on the system clock, which may have been changed.
+    Raises UsageError if it is not. Start times are not compared, because the system clock may have been changed.
     """
     if status.host != socket.gethostname():
         raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")

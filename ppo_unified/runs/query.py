@@ -1,4 +1,4 @@
-"""Filter runs by words, `key:value` and comparisons with run.json and config.toml. Imports neither numpy nor torch.
+"""Filter runs by words, `key:value` and comparisons with run.json and config.toml.
 
     failed|crashed preset:cartpole        runs that failed or crashed and whose preset contains "cartpole"
     score>=475 !ppo.lr=0.001              runs with a score of at least 475 and a learning rate other than 0.001
@@ -7,6 +7,8 @@
 Terms are separated by spaces, and a run must match all of them. `|` separates alternatives; `!` negates the next term.
 A word matches part of the name, preset or displayed state. `:` matches part of a text, or equal numbers. Case is
 ignored. A comparison is false if the run has no value for the key, for example no score yet.
+
+This module imports neither numpy nor torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Store every quantity of PPO at every step of some iterations, and the responses of evaluations. Imports no torch.
+"""Store every quantity of PPO at every step of some iterations, and the responses of evaluations.
 
 `samples/<iteration>.npz` contains arrays [N, T] and a few single values; `samples/responses.jsonl` contains one line
-per evaluation. Loading either file executes no code.
+per evaluation. Loading either file executes no code. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ QUANTITIES: dict[str, Quantity] = {
         "action", "action chosen by the policy; a continuous action is shown before it is clipped to its bounds"
     ),
     "token": Quantity("token", "ID of the token chosen by the policy"),
-    "text": Quantity("text", "text of the token, quoted if it contains outer spaces or control characters"),
+    "text": Quantity(
+        "text", "text of the token, quoted if it starts or ends with a space or contains control characters"
+    ),
     "reward": Quantity("r", "reward of the step, including penalties", True),
     "value": Quantity("V", "value of the state before the step, computed during collection"),
     "next_value": Quantity("V'", "value of the state after the step; 0 if the episode terminated"),
     "delta": Quantity("delta", "temporal-difference error, r + gamma*V' - V"),
     "advantage": Quantity("A", "advantage before normalization"),
     "advantage_used": Quantity("A used", "advantage used in the loss, after normalization (if any)"),
-    "return": Quantity("return", "training target of the value"),
+    "return": Quantity("return", "target value that the critic is trained to predict"),
     "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected the rollout", True),
     "logprob_new": Quantity("log new", "log-prob of the action after the updates of the iteration", True),
     "ratio": Quantity("ratio", "probability ratio, exp(log new - log old)"),
@@ -61,7 +63,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 class Sample(NamedTuple):
-    """The part of an episode in a rollout: a row and the episode's valid columns in it, ascending."""
+    """The part of an episode that is in a rollout, as a row and the episode's valid columns in ascending order."""
 
     row: int
     columns: np.ndarray
@@ -152,9 +154,7 @@ class StoredIteration:
         )
 
 
-SINGLE = tuple(
-    f.name for f in fields(StoredIteration) if f.name != "columns"
-)  # stored values that are not arrays [N, T]
+SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # values that are not arrays [N, T]
 MOST_BYTES = 1 << 27  # uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),

@@ -30,9 +30,9 @@ class Layout:
             elif key == _SUMMARY:
                 self._add_values(payload, start, end)
             else:
-                raise ValueError("not an event of scalars")
+                raise ValueError("the event contains more than scalars")
         if not self._floats:
-            raise ValueError("no scalars")
+            raise ValueError("the event contains no scalars")
         self._mask = self._compared_bits(len(payload))
         self._fixed = np.frombuffer(payload, np.uint8) & self._mask
 
@@ -40,7 +40,7 @@ class Layout:
         for key, first, last in _fields(payload, start, end):
             parts = list(_fields(payload, first, last))
             if key != _VALUE or [part[0] for part in parts] != [_TAG, _SIMPLE_VALUE]:
-                raise ValueError("not a plain scalar")
+                raise ValueError("the value is not a plain scalar")
             tag = payload[slice(*parts[0][1:])].decode()
             if tag in self._floats:
                 raise ValueError("duplicate tag")

@@ -88,7 +88,7 @@ class _Table:
 
 
 class Series:
-    """The points of one tag by step: steps (int64), wall times (seconds since the epoch) and values (float32)."""
+    """The steps (int64), wall times (seconds since the epoch) and values (float32) of one tag, ordered by step."""
 
     def __init__(self, tag: str, table: _Table) -> None:
         self.tag, self.table = tag, table

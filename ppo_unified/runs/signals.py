@@ -22,8 +22,8 @@ class Interrupted(BaseException):
 class StopRequest:
     """Set by SIGINT, SIGTERM or SIGHUP; checked between iterations, and raised in blocks that may be interrupted.
 
-    A second signal ends the process immediately, except a SIGTERM or SIGHUP within SAME_REQUEST_S of the first:
-    two programs may stop a run at the same moment, and a closing session sends both signals.
+    A second signal ends the process immediately, except a SIGTERM or SIGHUP within SAME_REQUEST_S of the first.
+    Two programs may stop a run at the same moment, and a closing session sends both signals.
     """
 
     def __init__(self) -> None:

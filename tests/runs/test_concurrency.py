@@ -57,10 +57,10 @@ def steps_grow(run: Run) -> None:
 def test_second_trainer_is_rejected_and_first_continues(live_run: Run) -> None:
     pid = live_run.read_status().pid
     with start_command("resume", "a", folder=live_run.path.parents[1]) as second:
-        said = second.communicate()[1]
+        errors = second.communicate()[1]
     assert second.returncode == 2
-    assert said.startswith("runs/a: another process is training in this folder; stop it first")
-    assert len(said.splitlines()) == 1
+    assert errors.startswith("runs/a: another process is training in this folder; stop it first")
+    assert len(errors.splitlines()) == 1
     assert live_run.read_status().pid == pid
     assert live_run.read_status().resumes == []
     steps_grow(live_run)
@@ -73,9 +73,9 @@ def test_concurrent_rename_and_delete_of_running_run_fail(live_run: Run) -> None
         for command in (("rename", "a", "b"), ("delete", "a", "--yes"))
         for _ in "12"
     ]
-    said = [attempt.communicate()[1] for attempt in attempts]
+    errors = [attempt.communicate()[1] for attempt in attempts]
     assert [attempt.returncode for attempt in attempts] == [2] * 4
-    assert all("while it is training; stop it first" in text for text in said)
+    assert all("while it is training; stop it first" in text for text in errors)
     assert [run.name for run, _ in all_runs(live_run.path.parent)] == ["a"]
     steps_grow(live_run)
 
@@ -93,9 +93,9 @@ def test_future_heartbeat_is_not_stalled(live_run: Run, monkeypatch: pytest.Monk
 def test_concurrent_stops_both_succeed(live_run: Run) -> None:
     folder = live_run.path.parents[1]
     both = [start_command("stop", "a", folder=folder) for _ in range(2)]
-    said = [one.communicate()[1] for one in both]
+    errors = [one.communicate()[1] for one in both]
     codes = sorted(one.returncode or 0 for one in both)
-    assert codes in ([0, 0], [0, 2]), said  # the second command may find that the run has already stopped
+    assert codes in ([0, 0], [0, 2]), errors  # the second command may find that the run has already stopped
     assert live_run.read_status().state == "stopped"
     assert list(live_run.checkpoints.iterdir())
 
@@ -153,8 +153,8 @@ def test_concurrent_resumes_start_one_trainer(live_run: Run) -> None:
         start_command("resume", "a", "--total-steps", str(step + 1500), folder=live_run.path.parents[1])
         for _ in range(2)
     ]
-    said = [one.communicate()[1] for one in both]
-    assert sorted(one.returncode or 0 for one in both) == [0, 2], said
+    errors = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode or 0 for one in both) == [0, 2], errors
     status = live_run.read_status()
     assert status.state == "finished"
     assert len(status.resumes) == 1
@@ -168,8 +168,8 @@ def test_concurrent_starts_get_separate_folders_despite_a_kill(tmp_path: Path) -
     both = [start_command("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
     wait_for(lambda: len(list(all_runs(tmp_path / "runs"))) == 2)
     both[0].send_signal(signal.SIGKILL)
-    said = [one.communicate()[1] for one in both]
-    assert both[1].returncode == 0, said
+    errors = [one.communicate()[1] for one in both]
+    assert both[1].returncode == 0, errors
     with start_command("runs", "--json", folder=tmp_path) as listing:
         rows = json.loads(listing.communicate()[0])
     assert {row["name"] for row in rows} == {"cartpole-s1", "cartpole-s1-2"}

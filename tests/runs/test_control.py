@@ -94,7 +94,7 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["cartpol"], "did you mean 'cartpole'"),
         (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
@@ -103,10 +103,10 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
     ],
 )
 def test_rejected_start_is_reported_and_leaves_no_folder(
-    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         control.start(arguments, tmp_path / "runs")
     assert not list(tmp_path.glob("runs/*"))
 
@@ -152,7 +152,7 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("../b", "it names a folder"),
         ("latest", "the newest run"),
@@ -160,11 +160,11 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
         ("link", "already exists"),
     ],
 )
-def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
+def test_invalid_name_is_rejected(name: str, message: str, tmp_path: Path) -> None:
     run = make_run(tmp_path)
     (tmp_path / "taken").mkdir()  # an empty folder, which a rename could replace
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         control.rename(run, name)
     assert run.read_status().name == "a"
 
@@ -224,11 +224,11 @@ def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.Monke
     run = make_run(tmp_path)
     (run.path / "checkpoints").mkdir()
 
-    def refuse(path: object) -> None:
+    def fail(path: object) -> None:
         raise PermissionError(13, "Permission denied", "checkpoints")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", refuse)
+        patch.setattr("shutil.rmtree", fail)
         with pytest.raises(UsageError, match="checkpoints: cannot be deleted"):
             control.delete(run)
     control.delete(run)
