@@ -82,7 +82,7 @@ METRICS: dict[str, Metric] = {
     "value/explained_variance": Metric(
         "",
         "1 - Var(target - V_old) / Var(target): fraction of the variance of the targets that the critic predicted",
-        "rises towards 1; below 0, the critic is worse than a constant",
+        "rises towards 1; a negative value means that the critic is worse than a constant",
     ),
     "value/mean": Metric("value", "mean of the critic's values V_old over all steps, in the critic's training units"),
     "reward/score": Metric("score", "mean score of the responses of one iteration"),
@@ -96,7 +96,7 @@ METRICS: dict[str, Metric] = {
         "mean score that the true reward (llm.proxy_of) assigns to the responses of one iteration",
         "rises together with reward/score; reward hacking if it falls while reward/score rises",
     ),
-    "reward/total": Metric("reward", "mean sum of the rewards of a response, KL penalty included"),
+    "reward/total": Metric("reward", "mean total reward of a response, including the KL penalty"),
     "reward/kl_penalty": Metric("reward", "mean KL penalty of a response, summed over its tokens"),
     "ref/kl": Metric(
         "nats",
@@ -151,11 +151,13 @@ METRICS: dict[str, Metric] = {
     ),
     "invariant/gae_error": Metric(
         "",
-        "largest difference between the computed advantages and the sum that defines GAE, on the first row",
+        "largest difference between the computed advantages and the sum that defines GAE, in the first row of the rollout",
         "below 1e-4 times the size of the advantages",
     ),
     "invariant/optimizer_steps_error": Metric(
-        "", "epochs x minibatches minus the actual number of optimizer steps; 0 if ppo.target_kl stops early", "0"
+        "",
+        "epochs x minibatches minus the actual number of optimizer steps; 0 if ppo.target_kl stops the update early",
+        "0",
     ),
     "health/warnings": Metric("", "number of active health warnings; docs/health.md lists all checks", "0"),
     "system/cpu": Metric("%", "CPU use of the training process; 100 % is one full core"),
