@@ -151,7 +151,7 @@ METRICS: dict[str, Metric] = {
     ),
     "invariant/gae_error": Metric(
         "",
-        "largest difference between the computed advantages and the sum that defines GAE, in the first row of the rollout",
+        "largest difference between the computed advantages and the sum that defines GAE, in the first rollout row",
         "below 1e-4 times the size of the advantages",
     ),
     "invariant/optimizer_steps_error": Metric(
