@@ -1,19 +1,19 @@
-"""Runs are killed at any moment and resumed: is anything lost, and does the end differ from that of a run left alone?
+"""Kill and resume runs at random moments, and check that nothing is lost and that the results do not change.
 
     python benchmarks/torture.py [--kills 200] [--crowd 50] [--stops 20] [--only CASE] [--seed 0] [--out FILE]
 
-Kills: a run is started, killed by SIGKILL, resumed, killed again, ..., and at last resumed to its end. Half of the
-kills come at a random moment, the others at a file operation that was chosen by chance: making, writing, syncing,
-renaming or removing something in checkpoints/, samples/, run.json, the event file, the log or the folder itself;
-before it, after it, or when half of the bytes are written. After each kill every file must be readable. In the end
-all metrics but time/ and system/, all samples, the weights, the optimizer and run.json must equal, bit for bit, those
-of a run of the same seed that nobody touched.
+Kills: a run is started, killed with SIGKILL, resumed, killed again and so on, and finally resumed to its end. Half of
+the kills happen at a random time. The other half happen at a random file operation (create, write, sync, rename or
+remove) in checkpoints/, samples/, run.json, the event file, the log or the run folder: before the operation, after it,
+or after half of the bytes are written. After each kill, every file must be readable. At the end, all metrics outside
+time/ and system/, all samples, the weights, the optimizer state and the results in run.json must be bit-for-bit equal
+to those of an uninterrupted run with the same seed.
 
-Crowd: so many runs of one name and seed start at once, each in an interpreter of its own; half of them are killed at
-random moments, and all of those resumed at once. All must end alike.
+Concurrent runs: many runs with the same name and seed are started at the same time, each in a new interpreter. Half of
+them are killed at random times, and all killed runs are resumed at the same time. All runs must have equal results.
 
-Stops: from SIGTERM at a random moment until the run's folder is free; it must say stopped and hold a checkpoint that
-loads. The same run is then resumed and stopped again.
+Stops: the benchmark measures the time from SIGTERM at a random moment until the run's folder is unlocked. The run must
+have the state stopped and a checkpoint that can be loaded. The same run is then resumed and stopped again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from kill_resume.stops import STOP_CASES, stop_repeatedly
 
 
 def kill_rows(cases: Sequence[Case], count: int, seed: int, processes: int, folder: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of the table of kills, each with whether nothing was lost."""
+    """Yield the rows of the table of kills, each with True if there was no problem."""
     yield (
-        "| runs | killed | of these at work on " + " | ".join(["file", "lost", "unreadable", "different"]) + " |",
+        "| runs | kills | kills at operations on | lost runs | unreadable files | different results |",
         True,
     )
     yield "|---|---|---|---|---|---|", True
@@ -51,54 +51,55 @@ def kill_rows(cases: Sequence[Case], count: int, seed: int, processes: int, fold
             case, -(-count * case.share // shares), seed + 10_000 * number, processes, folder / f"case-{number}"
         ):
             outcome.add(one)
-            print(f"{case.name}: {len(outcome.kills)} kills, {len(outcome.problems)} complaints", file=sys.stderr)
-            for complaint in one.problems:
-                print(f"  {complaint}", file=sys.stderr)
+            print(f"{case.name}: {len(outcome.kills)} kills, {len(outcome.problems)} problems", file=sys.stderr)
+            for problem in one.problems:
+                print(f"  {problem}", file=sys.stderr)
         total.add(outcome)
         yield _row(f"{outcome.runs} x {case.name}", outcome), not outcome.problems
-    yield _row(f"{total.runs} in all", total), not total.problems
+    yield _row(f"{total.runs} in total", total), not total.problems
 
 
 def _row(name: str, outcome: Outcome) -> str:
-    at_work = Counter(outcome.kills)
-    told = ", ".join(f"{kind} {at_work[kind]}" for kind in KINDS)
+    counts = Counter(outcome.kills)
+    by_kind = ", ".join(f"{kind} {counts[kind]}" for kind in KINDS)
     figures = [len(outcome.lost), len(outcome.unreadable), len(outcome.different)]
-    return f"| {name} | {len(outcome.kills)} | {told} | {' | '.join(map(str, figures))} |"
+    return f"| {name} | {len(outcome.kills)} | {by_kind} | {' | '.join(map(str, figures))} |"
 
 
 def concurrent_rows(size: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
-    """The lines about a crowd, each with whether it tells of nothing bad."""
+    """Yield a summary of the concurrent runs, with True if there was no problem."""
     found = run_many(size, seed, folder)
-    for complaint in found.complaints:
-        print(f"  {complaint}", file=sys.stderr)
+    for problem in found.problems:
+        print(f"  {problem}", file=sys.stderr)
     states = ", ".join(f"{count} {state}" for state, count in sorted(found.states.items()))
     yield (
-        f"{size} cartpole runs of {STEPS:,} steps started at once: {found.killed} killed; shown as {states}; "
-        f"{found.resumed} resumed to their end; {len(found.complaints)} complaints; {found.seconds:.0f} s in all.",
-        not found.complaints,
+        f"{size} cartpole runs of {STEPS:,} steps were started at the same time. {found.killed} of them were killed. "
+        f"The states shown after the kills were {states}. {found.resumed} runs were resumed to their end. "
+        f"{len(found.problems)} problems were found. The test took {found.seconds:.0f} s.",
+        not found.problems,
     )
 
 
 def stop_rows(count: int, seed: int, folder: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of the table of stops, each with whether it tells of nothing bad."""
-    yield "| run | stops | median, s | longest, s | at most, s | not stopped, or without a checkpoint |", True
+    """Yield the rows of the table of stops, each with True if there was no problem."""
+    yield "| run | stops | median (s) | longest (s) | limit (s) | problems |", True
     yield "|---|---|---|---|---|---|", True
     for number, case in enumerate(STOP_CASES):
-        seconds, complaints = stop_repeatedly(case, count, seed, folder / f"stops-{number}")
-        for complaint in complaints:
-            print(f"  {complaint}", file=sys.stderr)
+        seconds, problems = stop_repeatedly(case, count, seed, folder / f"stops-{number}")
+        for problem in problems:
+            print(f"  {problem}", file=sys.stderr)
         figures = f"{count} | {statistics.median(seconds):.2f} | {max(seconds):.2f} | {case.limit_s:g}"
-        good = not complaints and max(seconds) < case.limit_s
-        yield f"| {case.name} | {figures} | {len(complaints)} |", good
+        good = not problems and max(seconds) < case.limit_s
+        yield f"| {case.name} | {figures} | {len(problems)} |", good
 
 
 def sections(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of the report, each with whether it tells of nothing bad."""
+    """Yield the lines of the report, each with True if there was no problem."""
     if options.kills:
         yield "\n## Kills\n", True
         yield from kill_rows(cases, options.kills, options.seed, options.processes, folder)
     if options.crowd:
-        yield "\n## Crowd\n", True
+        yield "\n## Concurrent runs\n", True
         yield from concurrent_rows(options.crowd, options.seed, folder / "crowd")
     if options.stops:
         yield "\n## Stops\n", True
@@ -107,14 +108,18 @@ def sections(options: argparse.Namespace, cases: Sequence[Case], folder: Path) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="how often to kill (default: 200)")
-    parser.add_argument("--crowd", type=int, default=50, help="how many runs to start at once (default: 50)")
-    parser.add_argument("--stops", type=int, default=20, help="how often to stop each kind of run (default: 20)")
-    parser.add_argument("--only", default="", help="kill only runs whose name has this in it")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn by chance (default: 0)")
-    parser.add_argument("--processes", type=int, default=2, help="runs at a time that are killed (default: 2)")
-    parser.add_argument("--keep", type=Path, help="work in this folder, where what went wrong stays")
-    parser.add_argument("--out", type=Path, help="write the report here too")
+    parser.add_argument("--kills", type=int, default=200, help="number of kills (default: 200)")
+    parser.add_argument(
+        "--crowd", type=int, default=50, help="number of runs that start at the same time (default: 50)"
+    )
+    parser.add_argument("--stops", type=int, default=20, help="number of stops per kind of run (default: 20)")
+    parser.add_argument("--only", default="", help="kill only the cases whose name contains this text")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="number of runs that are killed at the same time (default: 2)"
+    )
+    parser.add_argument("--keep", type=Path, help="work in this folder, and keep the run folders with problems")
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
     options = parser.parse_args()
     cases = [case for case in CASES if options.only in case.name]
     import_for(
@@ -134,9 +139,9 @@ def main() -> int:
 def report_head() -> str:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "transformers", "numpy"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    told = (__doc__ or "").split("\n", 4)[4]
+    text = (__doc__ or "").split("\n", 4)[4]
     return (
-        f"# Reliability\n\n{told}\nCommand: `python benchmarks/torture.py {' '.join(sys.argv[1:])}`; "
+        f"# Reliability\n\n{text}\nCommand: `python benchmarks/torture.py {' '.join(sys.argv[1:])}`; "
         f"{date.today()}; {machine}, {packages}; load average {os.getloadavg()[2]:.1f}.\n"
     )
 

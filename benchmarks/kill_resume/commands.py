@@ -1,7 +1,7 @@
-"""Whole commands in processes of their own, which are killed at a moment or kill themselves at a file operation.
+"""Run commands in separate processes, which are killed from outside or kill themselves at a file operation.
 
-A fresh interpreter spends seconds on its imports, in which there is nothing to lose. So most processes are forked from
-one that has imported everything; each then is a process like any other, with its own folder, lock, log and signals.
+A new interpreter spends seconds on imports, and a kill during that time tests nothing. Therefore, most processes are
+forked from one that has imported everything; each of them has its own folder, lock, log and signals.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 from ppo_unified.config.registry import find_adapter, load
 
-OUTPUT = "output.txt"  # of a command, in its folder
-KINDS = ("checkpoints", "samples", "run.json", "events", "log", "start")  # of files, as `kind_of` tells them apart
+OUTPUT = "output.txt"  # output of a command, in its folder
+KINDS = ("checkpoints", "samples", "run.json", "events", "log", "start")  # kinds of files, see `file_kind`
 WHENS = ("before", "within", "after")
 _ON_PATHS = ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "link", "truncate")
 _ON_DESCRIPTORS = ("fsync", "write", "ftruncate")
@@ -38,23 +38,23 @@ class KillPoint(NamedTuple):
     """A file operation at which a process kills itself."""
 
     kind: str  # of the file
-    number: int  # of the operation among those on files of this kind, from 0
-    when: str  # "before" it, "within" it (a write: half of the bytes are written) or "after" it
+    number: int  # index of the operation among those on files of this kind, from 0
+    when: str  # "before", "within" (half of the bytes are written) or "after" the operation
 
 
 class Command(NamedTuple):
-    """A command of ppo-unified."""
+    """A ppo-unified command line."""
 
     arguments: Sequence[str]
-    folder: Path  # where it works
+    folder: Path  # working directory
     kill_at: KillPoint | None = None
-    counts: Path | None = None  # where to write how many operations there were of each kind
+    counts: Path | None = None  # file for the number of operations per kind
 
 
 def import_for(adapters: Iterable[str]) -> None:
-    """Import what commands need that train with these adapters: a fork then starts at once.
+    """Import everything that training with these adapters needs, so that a fork starts immediately.
 
-    One thread, as a fork has no others.
+    Limits torch to one thread, because a fork copies only one.
     """
     import torch
 
@@ -65,16 +65,16 @@ def import_for(adapters: Iterable[str]) -> None:
 
 
 class Process:
-    """A command, run by a fork of this process or, if `fresh`, by an interpreter of its own."""
+    """A command that runs in a fork of this process or, if `fresh`, in a new interpreter."""
 
     def __init__(self, command: Command, fresh: bool = False) -> None:
-        self.code: int | None = None  # its exit code once it was waited for, negative if a signal ended it
+        self.code: int | None = None  # exit code after `wait`; negative if a signal ended the process
         self.pid = os.fork()
         if self.pid == 0:
             _run_child(command, fresh)
 
     def wait(self, seconds: float = math.inf) -> int | None:
-        """Its exit code; None if it lives on after so many seconds."""
+        """Wait for the process. Return its exit code, or None if it still runs after so many seconds."""
         deadline = time.monotonic() + seconds
         while self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -87,13 +87,13 @@ class Process:
         return self.code
 
     def signal(self, number: int) -> None:
-        """Send a signal; until it was waited for, nobody else can have its process id."""
+        """Send a signal. The process ID cannot be reused before `wait` has returned the exit code."""
         if self.code is None:
             os.kill(self.pid, number)
 
 
 def _run_child(command: Command, fresh: bool) -> NoReturn:
-    """Use this process for a command."""
+    """Run a command in this forked process, and exit."""
     code = 1
     try:
         os.chdir(command.folder)
@@ -103,14 +103,14 @@ def _run_child(command: Command, fresh: bool) -> NoReturn:
         code = _run(command)
     except BaseException:
         traceback.print_exc()
-    finally:  # nothing of the parent's may run in its copy
+    finally:  # never return into the code of the parent process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
 def _run(command: Command) -> int:
-    """The command's exit code. No random state is shared with other forks, as it is not between interpreters."""
+    """Run the command and return its exit code. Reseeds random generators, so that forks do not share their state."""
     import torch
 
     from ppo_unified.cli.main import main
@@ -126,7 +126,7 @@ def _run(command: Command) -> int:
 
 
 def _redirect_output(path: Path) -> None:
-    """Append the output of this process to a file."""
+    """Redirect the output of this process to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -135,7 +135,7 @@ def _redirect_output(path: Path) -> None:
 
 
 def file_kind(path: str) -> str | None:
-    """Which of KINDS a file of a run belongs to; None for any other file."""
+    """Return which of KINDS a file in a run folder belongs to, or None for any other file."""
     parts = Path(path).parts
     if "runs" not in parts:
         return None
@@ -144,9 +144,9 @@ def file_kind(path: str) -> str | None:
 
 
 class Operations:
-    """Counts this process's operations that change files of a run, and ends it at one of them.
+    """Counts the operations by which this process changes files of a run, and kills the process at one of them.
 
-    What Python's own functions do is seen; what a library writes by itself is hit by kills at a moment only.
+    Only operations through Python's own functions are counted. Native code of libraries is tested by timed kills only.
     """
 
     def __init__(self, kill_at: KillPoint | None) -> None:
@@ -156,14 +156,14 @@ class Operations:
         self._open = io.open
 
     def watch(self) -> None:
-        """From here on every operation passes through this object."""
+        """Patch `os` and `open` so that all operations pass through this object."""
         for name in (*_ON_PATHS, *_ON_DESCRIPTORS):
             setattr(os, name, self._watch_call(name))
         os.open = self._os_open
         builtins.open = io.open = self._open_file  # type: ignore[assignment]
 
     def perform(self, path: str, operation: Callable[[], T], half: Callable[[], object] | None = None) -> T:
-        """Do it; if it is the one, kill this process before, within or after it. `half` does a part of it."""
+        """Run an operation. At the kill point, kill this process before, within (after `half`) or after it."""
         kind = file_kind(path)
         if kind is None:
             return operation()
@@ -195,7 +195,7 @@ class Operations:
         return self.perform(_resolve_path(path, dir_fd), operation) if flags & os.O_CREAT else operation()
 
     def _open_file(self, file: Any, mode: str = "r", buffering: int = -1, *others: Any, **more: Any) -> IO[Any]:
-        """As `open`, but that writes go through `perform`, and so does making the file."""
+        """Open a file like `open`, but create it and write to it through `perform`."""
         if not set(mode) & set("wax+") or isinstance(file, int):
             return self._open(file, mode, buffering, *others, **more)
         path, text = os.fspath(file), "b" not in mode
@@ -212,7 +212,7 @@ class Operations:
 
 
 class _WatchedFile(io.FileIO):
-    """A file whose writes are operations."""
+    """A file that passes its writes to `Operations.perform`."""
 
     def __init__(self, operations: Operations, path: str, mode: str) -> None:
         super().__init__(path, mode)
@@ -224,7 +224,7 @@ class _WatchedFile(io.FileIO):
 
 
 def _resolve_path(target: Any, folder: int | None) -> str:
-    """The path behind a path or a descriptor, absolute; `folder` is the descriptor that a path is relative to."""
+    """Return the absolute path of a path or file descriptor. `folder` is the descriptor of a relative path's parent."""
     if isinstance(target, int):
         with suppress(OSError):
             return str(Path(f"/proc/self/fd/{target}").readlink())

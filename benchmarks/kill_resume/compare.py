@@ -1,8 +1,8 @@
-"""Check that everything in a run folder can be read, and that two runs are equal bit for bit.
+"""Check that every file in two run folders is readable, and that the runs are bit-for-bit equal.
 
     python -m benchmarks.kill_resume.compare RUN RUN
 
-Wall-clock values are ignored: metrics under time/ and system/, and the times in run.json.
+The metrics under time/ and system/ and the times in run.json are ignored, because they depend on the clock.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from ppo_unified.training import checkpoint
 
 CPU = torch.device("cpu")
 BY_CLOCK = ("time/", "system/")
-STATUS = ("state", "reason", "step", "iteration", "score", "best_score", "best_step", "solved_step")  # of run.json
+# compared fields of run.json
+STATUS = ("state", "reason", "step", "iteration", "score", "best_score", "best_step", "solved_step")
 
 
 def find_unreadable(run: Run) -> list[str]:
-    """What in a run's folder can't be read, each with the reason. Unfinished ends of files are no damage."""
+    """List the unreadable files of a run, each with the reason. An incomplete last record is not an error."""
     reader = EventReader(run.path)
     reader.poll()
     found = list(reader.damage.values())
@@ -51,7 +52,7 @@ def find_unreadable(run: Run) -> list[str]:
 
 
 def find_differences(run: Run, other: Run) -> list[str]:
-    """In what two runs differ, bit for bit; each a few words."""
+    """List the differences between two runs, compared bit for bit."""
     return [
         *_compare_status(run, other),
         *_compare_metrics(run, other),
@@ -64,7 +65,7 @@ def _compare_status(run: Run, other: Run) -> Iterator[str]:
     one, two = run.read_status(), other.read_status()
     for name in STATUS:
         if getattr(one, name) != getattr(two, name):
-            yield f"run.json: {name} is {getattr(one, name)!r}, not {getattr(two, name)!r}"
+            yield f"run.json: {name} is {getattr(one, name)!r} instead of {getattr(two, name)!r}"
 
 
 def _compare_metrics(run: Run, other: Run) -> Iterator[str]:
@@ -74,17 +75,17 @@ def _compare_metrics(run: Run, other: Run) -> Iterator[str]:
             yield f"{tag}: only in {(run if tag in one else other).name}"
             continue
         if np.any(np.diff(one[tag].steps) <= 0):
-            yield f"{tag}: has points twice"
+            yield f"{tag}: steps do not increase"
         if not np.array_equal(one[tag].steps, two[tag].steps):
-            yield f"{tag}: {_describe_steps(one[tag].steps, two[tag].steps)} other steps"
+            yield f"{tag}: {_describe_steps(one[tag].steps, two[tag].steps)}"
         elif not np.array_equal(one[tag].values, two[tag].values, equal_nan=True):
             at = int(np.flatnonzero(one[tag].values != two[tag].values)[0])
-            yield f"{tag}: differs from step {one[tag].steps[at]}: {one[tag].values[at]}, not {two[tag].values[at]}"
+            yield f"{tag}: at step {one[tag].steps[at]}, {one[tag].values[at]} instead of {two[tag].values[at]}"
 
 
 def _describe_steps(one: np.ndarray, two: np.ndarray) -> str:
     only, missing = np.setdiff1d(one, two).tolist(), np.setdiff1d(two, one).tolist()
-    return f"{len(one)} and {len(two)} points, too many at {only[:3]}, too few at {missing[:3]};"
+    return f"{len(one)} points instead of {len(two)}; extra steps {only[:3]}, missing steps {missing[:3]}"
 
 
 def _read_curves(run: Run) -> Mapping[str, Series]:
@@ -95,15 +96,15 @@ def _read_curves(run: Run) -> Mapping[str, Series]:
 
 def _compare_samples(run: Run, other: Run) -> Iterator[str]:
     if samples.iterations(run) != samples.iterations(other):
-        yield f"samples: of iterations {samples.iterations(run)}, not {samples.iterations(other)}"
+        yield f"samples: iterations {samples.iterations(run)} instead of {samples.iterations(other)}"
         return
     for iteration in samples.iterations(run):
         one, two = (_comparable_fields(samples.read(found, iteration)) for found in (run, other))
         different = sorted(name for name in one.keys() | two.keys() if not _equal(one.get(name), two.get(name)))
         if different:
-            yield f"samples of iteration {iteration}: {', '.join(different)}"
+            yield f"samples of iteration {iteration}: different {', '.join(different)}"
     if samples.read_responses(run) != samples.read_responses(other):
-        yield "samples: other responses"
+        yield "samples: different responses"
 
 
 def _comparable_fields(stored: samples.StoredIteration) -> dict[str, Any]:
@@ -115,22 +116,22 @@ def _comparable_fields(stored: samples.StoredIteration) -> dict[str, Any]:
 def _compare_checkpoints(run: Run, other: Run) -> Iterator[str]:
     one, two = checkpoint.find_best(run), checkpoint.find_best(other)
     if one != two:
-        yield f"checkpoints: the best is {one}, not {two}"
+        yield f"checkpoints: the best is {one} instead of {two}"
     elif one and not _equal(*(checkpoint.load_policy(found, one[0], CPU) for found in (run, other))):
-        yield f"checkpoint {one[0]}, the best: other weights"
+        yield f"best checkpoint (step {one[0]}): different weights"
     ours, theirs = checkpoint.load_newest(run, CPU), checkpoint.load_newest(other, CPU)
     if ours is None or theirs is None or ours.meta.step != theirs.meta.step:
-        yield f"checkpoints: the newest is {ours and ours.meta.step}, not {theirs and theirs.meta.step}"
+        yield f"newest checkpoint: step {ours and ours.meta.step} instead of {theirs and theirs.meta.step}"
         return
     if not _equal(ours.policy, theirs.policy):
-        yield f"checkpoint {ours.meta.step}, the newest: other weights"
+        yield f"newest checkpoint (step {ours.meta.step}): different weights"
     for key in sorted((ours.trainer.keys() | theirs.trainer.keys()) - {"elapsed_s"}):
         if not _equal(ours.trainer.get(key), theirs.trainer.get(key)):
-            yield f"checkpoint {ours.meta.step}, the newest: another state of the {key}"
+            yield f"newest checkpoint (step {ours.meta.step}): different state of {key}"
 
 
 def _equal(one: Any, two: Any) -> bool:
-    """Whether two nested structures of tensors, arrays and plain values are the same, bit for bit."""
+    """Return True if two nested structures of tensors, arrays and plain values are bit-for-bit equal."""
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
@@ -143,12 +144,12 @@ def _equal(one: Any, two: Any) -> bool:
 
 
 def main(folders: Sequence[str]) -> int:
-    """Print how two run folders differ; 1 if they do."""
+    """Print the differences between two run folders. Return 1 if there are any, else 0."""
     one, two = (Run(Path(folder)) for folder in folders)
     found = [*find_unreadable(one), *find_unreadable(two), *find_differences(one, two)]
     print(
         "\n".join(found)
-        or f"{one.path} and {two.path}: {len(_read_curves(one))} metrics, samples and weights are equal"
+        or f"{one.path} and {two.path}: {len(_read_curves(one))} metrics, the samples and the weights are equal"
     )
     return int(bool(found))
 

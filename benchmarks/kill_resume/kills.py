@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed again and again, compared with a run that is left alone."""
+"""Kill and resume runs repeatedly, and compare them with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from kill_resume.compare import find_differences, find_unreadable
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run
 
-MOST_KILLS = 6  # of one run
-PATIENCE_S = 300.0  # a run that takes longer hangs
-MOST_REPORTED = 4  # differences of one run
-FRESH = 0.1  # share of the runs that are finished by an interpreter of its own, not by a fork
+MOST_KILLS = 6  # per run
+PATIENCE_S = 300.0  # a run that takes longer counts as hanging
+MOST_REPORTED = 4  # differences reported per run
+FRESH = 0.1  # share of the runs that are finished by a new interpreter instead of a fork
 
 
 class Case(NamedTuple):
-    """Runs of one kind, each of some seconds."""
+    """Runs with the same options; each takes a few seconds."""
 
     name: str
     arguments: Sequence[str]
-    share: int  # of all kills, in hundredths
+    share: int  # percentage of all kills
 
 
 OFTEN, SELDOM = ("--checkpoint.every-s", "1e-9"), ("--checkpoint.every-s", "1000")
@@ -54,16 +54,16 @@ CASES = (
 
 
 class Reference(NamedTuple):
-    """The run that is left alone, and what it did."""
+    """The uninterrupted run, with its duration and file operations."""
 
     run: Run
     seconds: float
-    operations: dict[str, int]  # by kind of file
+    operations: dict[str, int]  # number of operations by kind of file
 
 
 @dataclass
 class Outcome:
-    """What became of runs that were killed; kills by the kind of the file at work, "" for a random moment."""
+    """The results of runs that were killed. `kills` contains the kind of file of each kill, or "" for a timed kill."""
 
     runs: int = 0
     kills: list[str] = field(default_factory=list)
@@ -84,13 +84,13 @@ class Outcome:
 class Kill(NamedTuple):
     """An attempt to kill the process of a command."""
 
-    kind: str  # of the file at work; empty for a random moment
+    kind: str  # kind of the file in use; empty for a timed kill
     when: str
     code: int | None  # the exit code
 
 
 def kill_runs(case: Case, count: int, seed: int, processes: int, folder: Path) -> Iterator[Outcome]:
-    """Yield what became of each run of a case, until there were `count` kills."""
+    """Kill runs of a case until there were `count` kills, and yield the outcome of each run."""
     running: set[Future[Outcome]] = set()
     done = number = 0
     with ProcessPoolExecutor(processes) as pool:
@@ -106,24 +106,24 @@ def kill_runs(case: Case, count: int, seed: int, processes: int, folder: Path) -
 
 
 def train_reference(case: Case, folder: Path) -> Reference:
-    """Train a case to its end."""
+    """Train a case to its end without interruption."""
     folder.mkdir(parents=True)
     began, counts = time.monotonic(), folder / "operations.json"
     code = Process(Command(["train", *case.arguments, "--name", "run"], folder, counts=counts)).wait(PATIENCE_S)
     if code != 0:
-        raise RuntimeError(f"{case.name}: ended with {code}: {(folder / OUTPUT).read_text(errors='replace')}")
+        raise RuntimeError(f"{case.name}: exited with code {code}: {(folder / OUTPUT).read_text(errors='replace')}")
     return Reference(Run(folder / "runs" / "run"), time.monotonic() - began, read_counts(counts))
 
 
 def kill_and_resume(case: Case, reference: Reference, folder: Path, seed: int) -> Outcome:
-    """Start a run, kill it some times, let it end, and compare it with the one that was left alone."""
+    """Start a run, kill it a few times, resume it to its end, and compare it with the uninterrupted run."""
     rng, outcome, moments = random.Random(seed), Outcome(runs=1), []
     folder.mkdir(parents=True)
     run = Run(folder / "runs" / "run")
     for _ in range(rng.randint(1, MOST_KILLS)):
         kill = kill_once(command_for(case, run, folder), reference, rng)
         if kill.code != -signal.SIGKILL:
-            break  # it ended before; or badly, and so it will below
+            break  # it finished before the kill, or it failed, which `finish` reports
         moments.append(kill.when)
         outcome.kills.append(kill.kind)
         outcome.unreadable += [f"{folder.name}, killed {kill.when}: {text}" for text in check_killed(run)]
@@ -139,7 +139,7 @@ def kill_and_resume(case: Case, reference: Reference, folder: Path, seed: int) -
 
 
 def finish(case: Case, run: Run, folder: Path, fresh: bool) -> str:
-    """Resume a run to its end; what went wrong, empty if nothing did."""
+    """Resume a run to its end. Return a description of the error, or an empty string."""
     try:
         if run.path.exists() and run.read_status().state == "finished":
             return ""
@@ -147,18 +147,18 @@ def finish(case: Case, run: Run, folder: Path, fresh: bool) -> str:
         return str(error)
     code = Process(command_for(case, run, folder), fresh).wait(PATIENCE_S)
     output = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "" if code == 0 else f"ended with {code}: {output[-1] if output else ''}"
+    return "" if code == 0 else f"exited with code {code}: {output[-1] if output else ''}"
 
 
 def command_for(case: Case, run: Run, folder: Path) -> Command:
-    """The command that starts a run, or resumes it if it exists."""
+    """Return the command that resumes a run if it exists, or starts it."""
     if run.path.exists():
         return Command(["resume", "run"], folder)
     return Command(["train", *case.arguments, "--name", "run"], folder)
 
 
 def kill_once(command: Command, reference: Reference, rng: random.Random) -> Kill:
-    """Run a command and kill its process, at a moment or at a file operation."""
+    """Run a command and kill its process, at a random time or at a file operation."""
     if rng.random() < 0.5:
         seconds = rng.uniform(0, reference.seconds)
         process = Process(command)
@@ -172,11 +172,11 @@ def kill_once(command: Command, reference: Reference, rng: random.Random) -> Kil
 
 
 def check_killed(run: Run) -> list[str]:
-    """What is wrong with the folder of a run that was just killed."""
+    """List the problems in the folder of a run that was just killed."""
     if not run.path.exists():
-        return []  # it had not begun
+        return []  # killed before the folder was created
     if found := find_unreadable(run):
         return found
     status = run.read_status()
     state = run.state(status)
-    return [f"it is dead and shown as {state}"] if status.state in ACTIVE and state != "crashed" else []
+    return [f"the killed run is shown as {state}"] if status.state in ACTIVE and state != "crashed" else []

@@ -1,4 +1,4 @@
-"""Runs that are stopped by SIGTERM at any moment, and what they leave behind."""
+"""Stop runs by SIGTERM at random moments, and check the run folders that they leave."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import checkpoint
 
-PATIENCE_S = 900.0  # for a run to start
+PATIENCE_S = 900.0  # longest wait for a run to start
 ENDLESS = ("--total-steps", "1000000000", "--total-iterations", "1000000000", "--eval.every-steps", "0")
 
 
 class StopCase(NamedTuple):
-    """Runs of one kind."""
+    """Runs with the same options."""
 
     name: str
     arguments: Sequence[str]
@@ -33,7 +33,7 @@ STOP_CASES = (
     StopCase("cartpole", ("cartpole", "--no-stop-when-solved", *ENDLESS), 2.0),
     StopCase("arithmetic", ("arithmetic", *ENDLESS), 5.0),
     StopCase(
-        "arithmetic, responses of 400 tokens: nearly always generating",
+        "arithmetic with responses of 400 tokens (almost always generating)",
         ("arithmetic", "--llm.max-new-tokens", "400", "--llm.missing-eos-penalty", "1", *ENDLESS),
         5.0,
     ),
@@ -41,11 +41,11 @@ STOP_CASES = (
 
 
 def stop_repeatedly(case: StopCase, count: int, seed: int, folder: Path) -> tuple[list[float], list[str]]:
-    """Seconds from SIGTERM to a stopped run, each time at another moment; and what was not as it should be."""
+    """Stop a run `count` times at random moments. Return the seconds from SIGTERM to the end, and the problems."""
     folder.mkdir(parents=True)
     rng, run = random.Random(seed), Run(folder / "runs" / "run")
     seconds: list[float] = []
-    complaints: list[str] = []
+    problems: list[str] = []
     for _ in range(count):
         arguments = ["resume", "run"] if run.path.exists() else ["train", *case.arguments, "--name", "run"]
         process = Process(Command(arguments, folder))
@@ -56,8 +56,8 @@ def stop_repeatedly(case: StopCase, count: int, seed: int, folder: Path) -> tupl
         code = process.wait(60)
         seconds.append(time.monotonic() - began)
         process.signal(signal.SIGKILL)
-        complaints += [f"{case.name}: {text}" for text in check_stopped(run, code)]
-    return seconds, complaints
+        problems += [f"{case.name}: {text}" for text in check_stopped(run, code)]
+    return seconds, problems
 
 
 def wait_until_running(run: Run, process: Process) -> None:
@@ -67,17 +67,17 @@ def wait_until_running(run: Run, process: Process) -> None:
             status = run.read_status()
             if status.pid == process.pid and status.state == "running":
                 return
-    raise RuntimeError(f"{run.path}: has not started")
+    raise RuntimeError(f"{run.path}: the run has not started")
 
 
 def check_stopped(run: Run, code: int | None) -> list[str]:
-    """What is wrong with a run that was stopped."""
+    """List the problems of a run that was stopped."""
     status, found = run.read_status(), []
     if code != 130 or status.state != "stopped" or run.is_locked():
-        found.append(f"ended with {code}, state {status.state}")
+        found.append(f"exit code {code}, state {status.state}")
     try:
         if checkpoint.load_newest(run, torch.device("cpu")) is None:
-            found.append("there is no checkpoint")
+            found.append("no checkpoint")
     except UsageError as error:
         found.append(str(error))
     return found

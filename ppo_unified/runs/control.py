@@ -1,6 +1,7 @@
-"""What can be done to runs from outside: start, resume, rename, delete, annotate, tell their story. No torch.
+"""Start, resume, rename, delete and annotate runs, and list their events, from other processes.
 
-The command line and the terminal UI both call these; a run is always trained by a process of its own.
+The command line and the terminal UI both call these functions. Each run is trained in a separate process.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from ppo_unified.runs.folder import (
 )
 from ppo_unified.text import format_number
 
-LAST_BYTES, LAST_LINES = 8192, 20  # of the log of a run that ended without a word
-LONGEST_NOTE = 1 << 16  # characters; the rest is not read
+LAST_BYTES, LAST_LINES = 8192, 20  # size of the part of a crashed run's log that is shown
+LONGEST_NOTE = 1 << 16  # characters; longer notes are cut when read
 
 
 class Event(NamedTuple):
-    """Something that happened to a run. Time in seconds since the epoch; None where run.json does not say."""
+    """An event in a run's history. `time` is in seconds since the epoch. Values missing in run.json are None."""
 
     time: float | None
     step: int | None
@@ -45,34 +46,34 @@ class Event(NamedTuple):
 
 
 def start(arguments: Sequence[str], runs: Path, on_created: Callable[[Run], object] | None = None) -> Run:
-    """Start `ppo-unified train ARGUMENTS` in the background and wait until it trains.
+    """Start `ppo-unified train ARGUMENTS` in the background and wait until training has started.
 
-    `on_created` is called with the run as soon as its folder exists. Raises UsageError with the message of a process
-    that refuses.
+    `on_created` is called with the run as soon as its folder exists. Raises UsageError with the error message of the
+    process if it ends before training starts.
     """
     run, _ = processes.detach(["train", *arguments, "--runs", str(runs)], on_created=on_created)
     return run
 
 
 def resume(run: Run, *flags: str) -> Run:
-    """Go on with a run in the background and wait until it trains; `flags` as of the command `resume`.
+    """Resume a run in the background and wait until training has started; `flags` are those of the command `resume`.
 
-    Raises UsageError with what the process said if it refused.
+    Raises UsageError with the error message of the process if it ends before training starts.
     """
     processes.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
     return run
 
 
 def rename(run: Run, name: str) -> Run:
-    """The run under another name in the same folder; of a symbolic link the link itself is renamed.
+    """Rename a run's folder and return the renamed run. For a symbolic link, only the link is renamed.
 
-    Raises UsageError while it is trained, and where the name is unfit or taken.
+    Raises UsageError if the run is training, or if the name is invalid or taken.
     """
     check_name(name)
     path = run.path.with_name(name)
-    with _hold_idle(run, "renamed"):
+    with _exclude_trainers(run, "renamed"):
         if os.path.lexists(path):
-            raise UsageError(f"{path} exists already; choose another name")
+            raise UsageError(f"{path} already exists; choose another name")
         linked = run.path.is_symlink()
         try:
             run.path.rename(path)
@@ -80,7 +81,7 @@ def rename(run: Run, name: str) -> Run:
             raise UsageError(f"{run.path}: cannot be renamed ({error.strerror})") from None
         renamed = Run(path)
         if not linked:
-            with suppress(UsageError):  # a damaged run.json stays as it is
+            with suppress(UsageError):  # a damaged run.json is left unchanged
                 status = renamed.read_status()
                 status.name = name
                 renamed.write_status(status)
@@ -88,13 +89,13 @@ def rename(run: Run, name: str) -> Run:
 
 
 def delete(run: Run) -> None:
-    """Remove a run's folder; of a symbolic link the link alone.
+    """Delete a run's folder. For a symbolic link, only the link is deleted.
 
-    Raises UsageError while it is trained, for what is no run, and where something cannot be removed.
+    Raises UsageError if the run is training, if the folder is not a run folder, or if a file cannot be deleted.
     """
     if not (run.path / "run.json").is_file():
-        raise UsageError(f"{run.path}: holds no run.json, so it is not taken for a run; nothing was deleted")
-    with _hold_idle(run, "deleted"):
+        raise UsageError(f"{run.path}: not a run folder, because it contains no run.json; nothing was deleted")
+    with _exclude_trainers(run, "deleted"):
         try:
             if run.path.is_symlink():
                 run.path.unlink()
@@ -105,12 +106,12 @@ def delete(run: Run) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a run's folder, out of sight: nobody finds half a run. Raises OSError; what is left is a run again."""
+    """Hide a run's folder, then remove it, so that nobody finds a partial run. On OSError, make it visible again."""
     aside = path.with_name(hidden_name())
     path.rename(aside)
     try:
         for entry in list(os.scandir(aside)):
-            if entry.name not in ("run.json", LOCK):  # go last: what is left of a failed deletion is still a run
+            if entry.name not in ("run.json", LOCK):  # removed last, so that the rest of a failed deletion is a run
                 shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else Path(entry).unlink()
         shutil.rmtree(aside)
     except OSError as error:
@@ -121,11 +122,11 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _hold_idle(run: Run, what: str) -> Iterator[None]:
-    """Inside the block nobody can begin to train the run. Raises UsageError where somebody does."""
+def _exclude_trainers(run: Run, what: str) -> Iterator[None]:
+    """Keep others from starting to train the run inside the block. Raises UsageError if the run is training."""
     _check_idle(run, what)
     held = Run(run.path)
-    if not (run.path / LOCK).is_symlink():  # nobody trains where the lock leads elsewhere
+    if not (run.path / LOCK).is_symlink():  # a run whose lock is a link cannot be trained
         held.acquire()
     try:
         yield
@@ -134,18 +135,19 @@ def _hold_idle(run: Run, what: str) -> Iterator[None]:
 
 
 def _check_idle(run: Run, what: str) -> None:
-    """Raises UsageError while a trainer lives, here or, as far as its heartbeat tells, on another machine."""
+    """Raise UsageError if a trainer is alive on this machine, or on another one according to its heartbeat."""
     status = Status()
     with suppress(UsageError):
         status = run.read_status()
     elsewhere = status.state in ACTIVE and status.host != socket.gethostname()
     if run.is_locked() or (elsewhere and time.time() - status.heartbeat < STALLED_S):
         where = f" on {status.host}" if elsewhere else ""
-        raise UsageError(f"{run.name} is training{where}; stop it before it is {what}: ppo-unified stop {run.name}")
+        stop_it = f"stop it first: ppo-unified stop {run.name}"
+        raise UsageError(f"{run.name} cannot be {what} while it is training{where}; {stop_it}")
 
 
 def read_note(run: Run) -> str:
-    """What somebody wrote about the run; empty without a note."""
+    """Return the run's note, or an empty string if it has none."""
     try:
         with TextIOWrapper(open_file(run.note), encoding="utf-8", errors="replace") as file:
             return file.read(LONGEST_NOTE).strip()
@@ -154,20 +156,20 @@ def read_note(run: Run) -> str:
 
 
 def write_note(run: Run, text: str) -> None:
-    """Keep `text` beside the run; an empty one removes the note. Raises UsageError where it cannot be written."""
+    """Write the run's note; an empty `text` removes it. Raises UsageError if the note cannot be written."""
     try:
         if text.strip():
             write_atomically(run.note, text.strip() + "\n")
         else:
             run.note.unlink(missing_ok=True)
     except UnicodeEncodeError:
-        raise UsageError(f"{run.name}: the note is no UTF-8 text; nothing was written") from None
+        raise UsageError(f"{run.name}: the note is not valid UTF-8; nothing was written") from None
     except OSError as error:
         raise UsageError(f"{run.note}: cannot be written ({error.strerror})") from None
 
 
 def list_events(run: Run, status: Status) -> list[Event]:
-    """A run's story by step, from run.json; of one that ended without a word, the end of its log."""
+    """List a run's events from run.json, by step. The last event of a crashed run contains the end of its log."""
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
@@ -175,7 +177,7 @@ def list_events(run: Run, status: Status) -> list[Event]:
     if status.best_step is not None:
         middle.append(Event(None, status.best_step, "best score", format_number(status.best_score)))
     if status.solved_step is not None:
-        middle.append(Event(None, status.solved_step, "solved", "both further evaluations reached the threshold"))
+        middle.append(Event(None, status.solved_step, "solved", "two further evaluations also reached the threshold"))
     middle.sort(key=lambda event: event.step or 0)
     middle.extend(_warning_events(status))
     middle.sort(key=lambda event: event.step or 0)
@@ -183,19 +185,19 @@ def list_events(run: Run, status: Status) -> list[Event]:
 
 
 def _warning_events(status: Status) -> Iterator[Event]:
-    """The health checks that fire, each from the step on at which it began."""
+    """Yield an event for each health warning, at the step at which the warning started."""
     for warning in read_warnings(status):
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
 def _resume_event(entry: dict[str, object]) -> Event:
-    """From one of run.json's `resumes`, whose values may be anything."""
+    """Convert an entry of run.json's `resumes` to an event. The entry's values may have any type."""
     when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
     known = isinstance(when, int | float), isinstance(step, int)
-    text = "without a word before" if before in ACTIVE else f"it had {before}" if before else ""
+    text = "after a crash" if before in ACTIVE else f"previous state: {before}" if before else ""
     changed, restored = entry.get("changed"), entry.get("restored", "exact")
     if restored != "exact":
-        text += f"\nnot exactly: {restored}"
+        text += f"\nnot restored exactly: {restored}"
     if isinstance(changed, dict):
         for name, values in changed.items():
             text += f"\n{name}: {' -> '.join(map(str, values)) if isinstance(values, list) else values}"
@@ -203,23 +205,24 @@ def _resume_event(entry: dict[str, object]) -> Event:
 
 
 def _end_events(run: Run, status: Status) -> list[Event]:
-    """How the run ended, if it has."""
+    """Return the event that describes how the run ended, or no event if the run is active."""
     state, text = run.state(status), status.reason
     if state in ACTIVE:
         return []
     if state == "crashed":
         tail = last_lines(run.log)
-        text = "Its process is gone and left no reason: killed, out of memory, or the machine went down."
-        text += f"\nThe end of {run.log.name}:\n{tail}" if tail else ""
+        text = "The process ended without recording a reason: "
+        text += "it was killed or ran out of memory, or the machine went down."
+        text += f"\nLast lines of {run.log.name}:\n{tail}" if tail else ""
     elif state == "stalled":
-        text = "Its process lives but has not been heard of since."
+        text = "The process is alive, but it no longer updates run.json."
     elif status.traceback:
         text += f"\n{status.traceback.rstrip()}"
     return [Event(status.heartbeat or None, status.step, state, text)]
 
 
 def last_lines(path: Path) -> str:
-    """The last lines of a text file, however long it is; empty where there is none."""
+    """Return the last lines of a text file of any size, or an empty string if it cannot be read."""
     with suppress(OSError), open_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
         return "\n".join(file.read().decode(errors="replace").splitlines()[-LAST_LINES:])

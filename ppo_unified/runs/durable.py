@@ -1,6 +1,6 @@
-"""Files that survive a crash: written whole, pushed to the disk, checked by reading them back.
+"""Write files that survive a crash, and verify them with checksums.
 
-Every operation is a system call made through `os`, so that a test can count them and let each one fail in turn.
+Every operation is a system call made through `os`, so that a test can count the calls and make each one fail.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _BLOCK = 1 << 22  # bytes written or read at once
 
 
 class Checksum(NamedTuple):
-    """What a file is known by. CRC-32C finds damage, not malice, at 12 GB/s where SHA-256 does 1."""
+    """Size and CRC-32C of a file. They detect damage, not tampering; CRC-32C runs at 12 GB/s, SHA-256 at 1 GB/s."""
 
     size: int  # bytes
     crc32c: int
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Checksum:
-    """Write a file that must not exist yet and push it to the disk. Raises OSError, leaving what was written."""
+    """Create a file and flush it to the disk. Raises OSError, also if the file exists; may leave an incomplete file."""
     size, crc = 0, 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -42,17 +42,17 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Checksum:
 
 
 def _write_all(descriptor: int, block: bytes) -> None:
-    """A system call may take a part only."""
+    """Write a complete block, since one system call may write only a part of it."""
     view = memoryview(block)
     while view:
         written = os.write(descriptor, view)
         if written <= 0:
-            raise OSError(errno.EIO, "nothing was written")
+            raise OSError(errno.EIO, "no bytes were written")
         view = view[written:]
 
 
 def checksum(path: Path) -> Checksum:
-    """The sum of a file as it is read now. Raises OSError."""
+    """Read a file and return its checksum. Raises OSError."""
     size, crc = 0, 0
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -64,8 +64,8 @@ def checksum(path: Path) -> Checksum:
 
 
 def read_prefix(path: Path, most: int) -> bytes:
-    """A file's first `most` bytes and one more, by which a longer file is known. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to is an empty file
+    """Read at most `most` + 1 bytes of a file; the extra byte shows that the file is longer. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer reads as empty
     try:
         read = b""
         while len(read) <= most and (block := os.read(descriptor, most + 1 - len(read))):
@@ -76,7 +76,7 @@ def read_prefix(path: Path, most: int) -> bytes:
 
 
 def sync_folder(path: Path) -> None:
-    """Push a folder's names to the disk: without it a rename may be forgotten, or outrun what it names."""
+    """Flush a folder's entries to the disk; otherwise a crash may undo a completed rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,11 +85,11 @@ def sync_folder(path: Path) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Give a folder another name, on the disk too. Raises OSError."""
+    """Rename a folder and flush the new name to the disk. Raises OSError."""
     path.rename(to)
     sync_folder(to.parent)
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder with all that is in it. Raises OSError where something stays."""
+    """Remove a folder and its contents. Raises OSError if anything remains."""
     shutil.rmtree(folder)

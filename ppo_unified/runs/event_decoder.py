@@ -1,4 +1,4 @@
-"""From the payloads of event records to points of curves. Records of one layout are decoded together."""
+"""Decode the payloads of event records into points of curves. Records with the same layout are decoded together."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Chunk, Curves
 
 _FLOAT = struct.Struct("<f")
-_MOST_LAYOUTS = 64  # kept: of one length
-_LONGEST_LAYOUT = 1 << 16  # bytes; longer records are not compared byte by byte
+_MOST_LAYOUTS = 64  # layouts that are cached per payload length
+_LONGEST_LAYOUT = 1 << 16  # bytes; longer records are decoded one by one
 
 
 class Block:
-    """The events of one block, as they are decoded: those of one layout together, the others one by one."""
+    """Decodes the events of one block of a file. Records with the same known layout are decoded together."""
 
     def __init__(self, layouts: dict[int, list[Layout]]) -> None:
         self._layouts = layouts
-        self.damaged: list[int] = []  # rows whose bytes never were an event
+        self.damaged: list[int] = []  # rows that do not contain a valid event
         self._chunks: list[Chunk] = []
-        self._starts: list[tuple[int, int]] = []  # row and step of every SessionLog.START
-        self._single: dict[str, list[tuple[int, int, float, float]]] = {}  # tag -> row, step, wall, value
+        self._starts: list[tuple[int, int]] = []  # (row, step) of every SessionLog.START
+        self._single: dict[str, list[tuple[int, int, float, float]]] = {}  # tag -> (row, step, wall, value)
 
     def decode(self, rows: np.ndarray, payloads: Sequence[bytes]) -> None:
-        """Decode the records at `rows`, which are all of one length."""
+        """Decode the records at `rows`, which all have the same length."""
         several = [payloads[row] for row in rows.tolist()]
         length = len(several[0])
         records = np.frombuffer(b"".join(several), np.uint8).reshape(len(several), length)
@@ -38,7 +38,7 @@ class Block:
         for layout in known:
             if not left.size:
                 return
-            left = self._decode_alike(layout, rows, records, left)
+            left = self._decode_matching(layout, rows, records, left)
         while left.size:
             layout_or_none = _layout(several[left[0]]) if len(known) < _MOST_LAYOUTS else None
             if layout_or_none is None:
@@ -46,10 +46,10 @@ class Block:
                 left = left[1:]
             else:
                 known.append(layout_or_none)
-                left = self._decode_alike(layout_or_none, rows, records, left)
+                left = self._decode_matching(layout_or_none, rows, records, left)
 
-    def _decode_alike(self, layout: Layout, rows: np.ndarray, records: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """Decode what has the layout among the records `left`; those that have not."""
+    def _decode_matching(self, layout: Layout, rows: np.ndarray, records: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """Decode those of the records `left` that match the layout, and return the others."""
         part = records if len(left) == len(records) else records[left]
         hits = layout.matches(part)
         if hits.any():
@@ -72,7 +72,7 @@ class Block:
                 self._single.setdefault(value.tag, []).append((row, event.step, event.wall_time, number))
 
     def add_to(self, curves: Curves) -> None:
-        """Append everything, in the order of the file; each START cuts what an earlier process logged from there on."""
+        """Append all points to `curves` in file order. Each START removes earlier points at or after its step."""
         chunks = [*self._chunks, *self._singles()]
         first = 0
         for row, step in sorted(self._starts):
@@ -82,19 +82,19 @@ class Block:
         curves.add([chunk.between(first, 1 << 62) for chunk in chunks] if first else chunks)
 
     def _singles(self) -> Iterator[Chunk]:
-        """What was decoded one by one, tags of the same events together."""
-        alike: dict[tuple[int, ...], list[str]] = {}
+        """Yield the points that were decoded one by one, grouped by tags that share their events."""
+        groups: dict[tuple[int, ...], list[str]] = {}
         for tag, points in self._single.items():
             points.sort(key=lambda point: point[0])
-            alike.setdefault(tuple(point[0] for point in points), []).append(tag)
-        for rows, tags in alike.items():
+            groups.setdefault(tuple(point[0] for point in points), []).append(tag)
+        for rows, tags in groups.items():
             _, steps, walls, _ = zip(*self._single[tags[0]], strict=True)
             values = {tag: np.array([point[3] for point in self._single[tag]], np.float32) for tag in tags}
             yield Chunk(np.array(rows, np.int64), np.array(steps, np.int64), np.array(walls, np.float64), values)
 
 
 def _event(payload: bytes) -> Any:
-    """The event in a record; None where its bytes never were one."""
+    """Parse a record's payload as an event. Return None if it is not a valid event."""
     try:
         return Event.FromString(payload)
     except DecodeError:
@@ -102,7 +102,7 @@ def _event(payload: bytes) -> Any:
 
 
 def _layout(payload: bytes) -> Layout | None:
-    """The layout of a record of plain scalars; None for any other."""
+    """Return the layout of a record that contains only scalars, or None for any other record."""
     if len(payload) > _LONGEST_LAYOUT:
         return None
     try:
@@ -112,7 +112,7 @@ def _layout(payload: bytes) -> Layout | None:
 
 
 def _number(value: Any) -> float | None:
-    """A Summary.Value's scalar in either of TensorBoard's two spellings; None for anything else."""
+    """Return the scalar of a Summary.Value, in either of TensorBoard's two encodings, or None if it is not a scalar."""
     kind = value.WhichOneof("value")
     if kind == "simple_value":
         return float(value.simple_value)

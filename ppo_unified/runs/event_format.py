@@ -1,6 +1,7 @@
-"""The file format of TensorBoard's event files: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+"""The format of TensorBoard's event files: https://www.tensorflow.org/tutorials/load_data/tfrecord.
 
-A record is the length of its payload, the masked checksum of these 8 bytes, the payload, and its masked checksum.
+Each record consists of the payload's length (8 bytes), the length's masked checksum, the payload and the payload's
+masked checksum.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import struct
 
 import google_crc32c
 
-PREFIX = "events.out.tfevents"  # of the names of event files
-HEADER = struct.Struct("<QI")  # length of the payload, masked checksum of these 8 bytes
+PREFIX = "events.out.tfevents"  # the names of event files contain this text
+HEADER = struct.Struct("<QI")  # length of the payload, masked checksum of that length
 CRC = struct.Struct("<I")
 
 
 def masked_crc(data: bytes) -> int:
+    """Return the CRC-32C of `data`, masked as the TFRecord format requires."""
     crc = int(google_crc32c.value(data))
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,4 +1,7 @@
-"""Following the event files of a folder, our own or any other program's, while they grow. No torch."""
+"""Read the event files of a folder, written by this or any other program, while they grow.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -19,50 +22,50 @@ from ppo_unified.runs.event_format import CRC, HEADER, PREFIX, masked_crc
 from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Curves, Series
 
-_LONGEST = 1 << 28  # bytes; a longer record is damage, not data
+_LONGEST = 1 << 28  # bytes; a record that claims to be longer is damaged
 _BLOCK = 1 << 18  # bytes read at once, unless one record is longer
-_HEAD = 1 << 10  # bytes at a file's start by which it is known again
-_MOST_HEADERS = 4096  # kept: those whose checksum was right
-_MOST_LENGTHS = 512  # kept: of payloads, each with its layouts
+_HEAD = 1 << 10  # bytes at the start of a file that identify its content
+_MOST_HEADERS = 4096  # headers with a valid checksum that are cached
+_MOST_LENGTHS = 512  # payload lengths whose layouts are cached
 
 
 class _Records(NamedTuple):
-    """The whole records at the start of a block."""
+    """The complete records at the start of a block."""
 
     payloads: list[bytes]
-    lengths: np.ndarray  # [K] int64, of the payloads
+    lengths: np.ndarray  # [K] int64, lengths of the payloads
     starts: np.ndarray  # [K] int64, where each record starts in the block
-    intact: np.ndarray  # [K] bool: the payload has its checksum
-    end: int  # where the last one ends
-    needed: int  # bytes that the next one takes with its frame; 0 where its length is damaged
+    intact: np.ndarray  # [K] bool: the checksum of the payload is correct
+    end: int  # where the last record ends
+    needed: int  # size of the next record in bytes; 0 if its length is damaged
 
 
 @dataclass
 class _File:
-    """How far a file was read, and what it is known by."""
+    """The read position in a file, and the data that identifies the file."""
 
     identity: tuple[int, int]  # device and inode
     head: bytes = b""
     offset: int = 0
-    ended: bool = False  # by a damaged length: nothing after it can be found
+    ended: bool = False  # a damaged length hides all later records
 
 
 class EventReader:
-    """Follows the event files of a folder, our own or any other program's; `poll` reads only what is new.
+    """Reads the event files of a folder, written by this or any other program; `poll` reads only new records.
 
-    A torn record at the end is left for the next poll. A record with a bad payload is skipped; one with a bad length
-    ends its file. Either is said in `damage`, with file and byte. Where a file shrank, or another took its place,
-    everything is read anew.
+    An incomplete record at the end of a file is left for the next poll. A record with a damaged payload is skipped. A
+    record with a damaged length ends its file. `damage` contains the file name and position of such records. If a file
+    shrinks or is replaced, all files are read again.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.damage: dict[str, str] = {}  # file name -> what is damaged and where
-        self.pending = False  # whether the last poll's time was up before everything was read
+        self.damage: dict[str, str] = {}  # file name -> description of the damage
+        self.pending = False  # True if the last poll ran out of time
         self._curves = Curves()
         self._files: dict[str, _File] = {}
-        self._closed: set[str] = set()  # files that could not be opened
-        self._frames: dict[bytes, int] = {}  # header whose checksum is right -> bytes of payload and its checksum
+        self._unreadable: set[str] = set()  # files that could not be opened
+        self._frames: dict[bytes, int] = {}  # valid header -> size of payload and its checksum
         self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
 
     @property
@@ -71,13 +74,13 @@ class EventReader:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the points take."""
+        """Memory used by the points, in bytes."""
         return self._curves.nbytes
 
     def poll(self, budget_s: float | None = None) -> bool:
-        """Read what was appended since the last call; whether there was anything, or what was read before is gone.
+        """Read the records appended since the last call. Return True if the curves changed.
 
-        With a budget, return after about that time, at least one block later, and leave the rest for the next call.
+        With `budget_s`, return after about that time and leave the rest for the next call; at least one block is read.
         """
         deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
         self.pending = False
@@ -85,7 +88,7 @@ class EventReader:
         found = grown is None
         if grown is None:
             self._files, self._curves = {}, Curves()
-            self._closed.clear()
+            self._unreadable.clear()
             self.damage.clear()
             grown = self._grown_files()
         for name in grown or ():
@@ -96,11 +99,11 @@ class EventReader:
                         self.pending = True
                         return found
             except OSError as error:
-                self._cannot_read(name, error)
+                self._report_unreadable(name, error)
         return found
 
     def _grown_files(self) -> list[str] | None:
-        """The files with unread bytes, by name; None where one is not the file that was read."""
+        """Return the names of files with unread bytes, or None if a file was replaced since it was read."""
         names: list[str] = []
         with suppress(OSError):
             names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
@@ -111,16 +114,16 @@ class EventReader:
                 if not stat.S_ISREG(found.st_mode):
                     continue
                 file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
-                if self._is_another(name, file, found):
+                if self._is_replaced(name, file, found):
                     return None
                 if found.st_size > file.offset and not file.ended:
                     grown.append(name)
             except OSError as error:
-                self._cannot_read(name, error)
+                self._report_unreadable(name, error)
         return grown
 
-    def _is_another(self, name: str, file: _File, found: os.stat_result) -> bool:
-        """Whether a file shrank or starts otherwise than before; a copy that replaces its original may be longer."""
+    def _is_replaced(self, name: str, file: _File, found: os.stat_result) -> bool:
+        """Return True if a file shrank or its first bytes changed. A longer copy counts as the same file."""
         if found.st_size < file.offset:
             return True
         identity = (found.st_dev, found.st_ino)
@@ -130,16 +133,16 @@ class EventReader:
                 return opened.read(len(file.head)) != file.head
         return False
 
-    def _cannot_read(self, name: str, error: OSError) -> None:
-        self._closed.add(name)
+    def _report_unreadable(self, name: str, error: OSError) -> None:
+        self._unreadable.add(name)
         self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
 
     def _read(self, name: str) -> Iterator[bool]:
-        """Read a file block by block, to its end as it is now; yields whether a block held events."""
+        """Read a file block by block to its current end; yield True for each block that contains events."""
         file, size = self._files[name], _BLOCK
         with open(self.folder / name, "rb", buffering=0) as opened:
-            if name in self._closed:
-                self._closed.discard(name)
+            if name in self._unreadable:
+                self._unreadable.discard(name)
                 del self.damage[name]
             while True:
                 opened.seek(file.offset)
@@ -148,11 +151,11 @@ class EventReader:
                 if records.end:
                     if len(file.head) < _HEAD and len(file.head) == file.offset:
                         file.head += data[: min(records.end, _HEAD - len(file.head))]
-                    has_events = self._take(name, file.offset, records)
+                    has_events = self._add_block(name, file.offset, records)
                     file.offset, size = file.offset + records.end, _BLOCK
                     yield has_events
                 elif not records.needed:
-                    # zeros to the end: the file grew before its bytes arrived, and they may still come
+                    # zeros up to the end: the file was extended before its data was written, which may still happen
                     if not _is_blank(opened, file.offset):
                         file.ended = True
                         where = f"damaged at byte {file.offset}; the rest of this file is not shown"
@@ -190,8 +193,8 @@ class EventReader:
         intact = _masked_crcs(payloads) == stored
         return _Records(payloads, lengths, ends - lengths - (HEADER.size + CRC.size), intact, position, needed)
 
-    def _take(self, name: str, offset: int, records: _Records) -> bool:
-        """Add the events of a block at `offset` of its file; whether there were any."""
+    def _add_block(self, name: str, offset: int, records: _Records) -> bool:
+        """Add the events of a block that starts at `offset` of its file. Return True if there were any."""
         if len(self._layouts) > _MOST_LENGTHS:
             self._layouts.clear()
         block = Block(self._layouts)
@@ -209,7 +212,7 @@ class EventReader:
 
 
 def _is_blank(file: IO[bytes], offset: int) -> bool:
-    """Whether nothing but zeros follows."""
+    """Return True if the rest of the file contains only zeros."""
     file.seek(offset)
     while block := file.read(_BLOCK):
         if block.count(0) < len(block):
@@ -218,6 +221,6 @@ def _is_blank(file: IO[bytes], offset: int) -> bool:
 
 
 def _masked_crcs(payloads: Sequence[bytes]) -> np.ndarray:
-    """The masked checksums [K] of K records."""
+    """Return the masked checksums [K] of K payloads."""
     crcs = np.fromiter(map(google_crc32c.value, payloads), np.uint32, len(payloads))
     return (crcs >> np.uint32(15) | crcs << np.uint32(17)) + np.uint32(0xA282EAD8)

@@ -1,8 +1,8 @@
-"""Writing a run's metrics, its only log of them, as TensorBoard event files. No torch.
+"""Write a run's metrics to TensorBoard event files, the only place where they are stored.
 
-One Event per iteration carries all its values. A SessionLog.START opens every file; readers drop what an earlier
-file logged at or after its step, so a resumed run draws one curve. Counters live in `event.step`, because scalars
-are float32.
+Each iteration is one Event with all its metrics. Every file begins with a SessionLog.START; readers discard points of
+earlier files at or after its step, so that a resumed run has a single curve. Step counts are stored in `event.step`,
+because scalars are float32. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, Summar
 from ppo_unified.runs.event_format import CRC, PREFIX, masked_crc
 from ppo_unified.runs.metrics import describe
 
-_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # files named as ours are
-_MOST_WAITING = 1 << 24  # bytes of records that wait for room on the disk; later ones are lost
-_LONGEST_CELL = 2000  # characters of a table's cell; longer ones are cut
-_UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; other ones as U+FFFD
+_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # names of files written by EventWriter
+_MOST_WAITING = 1 << 24  # bytes of unwritten records kept while the disk is full; later records are lost
+_LONGEST_CELL = 2000  # characters in a table cell; longer text is cut
+_UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; all others become U+FFFD
 
 
 class EventWriter:
-    """Appends to one event file in `folder`; every call is in the system's hands when it returns.
+    """Appends records to one event file in `folder`. When a call returns, the kernel has its data.
 
-    A call that cannot write raises OSError. Its record waits for the next one, and the file ends with a whole record.
+    A call that cannot write raises OSError. The next call retries its record, and the file ends with a complete record.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """`first_step`: 0 for a new run, the last kept step + 1 when resuming."""
+        """`first_step` is 0 for a new run, or the step after the restored checkpoint for a resumed one."""
         name = f"{PREFIX}.{_stamp(folder):.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file: IO[bytes] = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self.folder = folder
         self._described: set[str] = set()
-        self._size = 0  # of the whole records in the file
+        self._size = 0  # bytes of complete records in the file
         self._waiting = b""  # records that could not be written yet
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -50,7 +50,7 @@ class EventWriter:
     def scalars(
         self, step: int, values: Mapping[str, float], histograms: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """All of an iteration's numbers as one Event; histograms are arrays of raw samples."""
+        """Write all metrics of an iteration as one Event; `histograms` contains arrays of raw samples."""
         summary = Summary()
         for tag, value in values.items():
             summary.value.add(tag=tag, simple_value=value, metadata=self._metadata(tag))
@@ -60,7 +60,7 @@ class EventWriter:
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """A text for TensorBoard's TEXT tab, which renders Markdown: data in it must be escaped (`markdown_table`)."""
+        """Write a text for TensorBoard's TEXT tab, which renders Markdown; escape untrusted data (`markdown_table`)."""
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.compat.proto.types_pb2 import DT_STRING
         from tensorboard.plugins.text.metadata import create_summary_metadata
@@ -71,25 +71,25 @@ class EventWriter:
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def hyperparameters(self, options: Mapping[str, Any]) -> None:
-        """Every option, for TensorBoard's HPARAMS tab."""
+        """Write all options for TensorBoard's HPARAMS tab."""
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         plain = {key: x if isinstance(x, (bool, int, float, str)) else str(x) for key, x in options.items()}
         self._write(Event(wall_time=time.time(), summary=hparams_pb(plain, trial_id=self.folder.name)))
 
     def sync(self) -> None:
-        """Push what was written to the disk, and what waits to be. Raises OSError."""
+        """Write waiting records and flush the file to the disk. Raises OSError."""
         self._append()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Raises nothing: what still cannot be written is lost."""
+        """Write waiting records and close the file. Records that still cannot be written are lost without an error."""
         with suppress(OSError):
             self._append()
         self._file.close()
 
     def _metadata(self, tag: str) -> SummaryMetadata | None:
-        if tag in self._described:  # TensorBoard keeps the first one it sees
+        if tag in self._described:  # TensorBoard uses only the first description of a tag
             return None
         self._described.add(tag)
         return SummaryMetadata(display_name=tag, summary_description=describe(tag))
@@ -103,9 +103,9 @@ class EventWriter:
         self._append()
 
     def _append(self) -> None:
-        """Write what waits, or leave the file as it was: behind a torn record no reader would find another."""
+        """Write the waiting records, or restore the file, because readers find no records after an incomplete one."""
         if os.fstat(self._file.fileno()).st_size > self._size:
-            self._file.truncate(self._size)  # torn, and could not be cut off at once
+            self._file.truncate(self._size)  # incomplete record that could not be truncated earlier
         rest = memoryview(self._waiting)
         try:
             while rest:
@@ -118,13 +118,13 @@ class EventWriter:
 
 
 def _stamp(folder: Path) -> float:
-    """Now, but after every file that is there: readers take files by name, and the clock may have been put back."""
+    """Return the time, but later than all existing files. Readers sort files by name, and the clock may be set back."""
     found = [_STAMPED.match(name) for name in os.listdir(folder)]
     return max([time.time(), *(float(match[1]) + 1e-6 for match in found if match)])
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of any data, a column for every key; no cell can become markup or leave its cell."""
+    """Return a Markdown table with a column per key. All cells are escaped, so that no data is rendered as markup."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in rows)]
     cells = [[cell if number == 1 else _escape(cell) for cell in line] for number, line in enumerate(lines)]
@@ -132,7 +132,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _escape(value: Any) -> str:
-    """Any value as text that Markdown and HTML leave alone: whatever could be markup is written as a reference."""
+    """Convert a value to text without markup by replacing special characters with character references."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if len(text) > _LONGEST_CELL:
         text = text[:_LONGEST_CELL] + " ..."

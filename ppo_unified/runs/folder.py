@@ -1,7 +1,9 @@
-"""The run directory: the one interface between trainer, CLI, TUI, TensorBoard and scripts. No torch.
+"""The run folder is the only interface between the trainer, the CLI, the terminal UI, TensorBoard and scripts.
 
-A trainer holds `run.lock` for life, so "is it alive" survives kill -9 and reused process ids; `run.json` is replaced
-atomically and never half-written.
+This module does not import torch.
+
+A trainer locks `run.lock` until its process ends. The lock shows reliably whether the trainer is alive, even after
+kill -9 and if process IDs are reused. `run.json` is replaced atomically, so it is never incomplete.
 """
 
 from __future__ import annotations
@@ -26,20 +28,20 @@ from typing import IO, Any, NamedTuple
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_fields, read_json
 
-ACTIVE = ("starting", "running", "stopping")  # states that claim a living trainer
+ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
 LOCK = "run.lock"
-LATEST = "latest"  # instead of a run's name: the newest
-STALLED_S = 60.0  # a living trainer that has not written run.json for this long
-_WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # to what a link would lead outside
-_ABANDONED_S = 86400.0  # a folder aside that nobody has touched for so long
-_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # what `hidden_name` gives
-CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # a folder: the step, and which writing of that step it is
+LATEST = "latest"  # can be used instead of a run name, for the newest run
+STALLED_S = 60.0  # heartbeat age at which a living trainer is stalled
+_WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # must not be symbolic links
+_ABANDONED_S = 86400.0  # age at which a hidden folder is removed
+_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names returned by `hidden_name`
+CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # folder name: step, and number of the write at that step
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
 
 @dataclass
 class Status:
-    """What run.json holds; times in seconds since the epoch."""
+    """The content of run.json. Times are in seconds since the epoch."""
 
     name: str = ""
     preset: str = ""
@@ -64,19 +66,19 @@ class Status:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     seed: int = 0
-    health: list[dict[str, Any]] = field(default_factory=list)  # of each check that fires: name, since, severe, text
+    health: list[dict[str, Any]] = field(default_factory=list)  # per health warning: name, since, severe, text
 
 
 class HealthWarning(NamedTuple):
-    """A health check that fires."""
+    """A health warning of a run."""
 
     name: str
-    since: int  # step
-    text: str  # what it means and what to change
+    since: int  # step at which the warning started
+    text: str  # meaning and advice
 
 
 def read_warnings(status: Status) -> list[HealthWarning]:
-    """The health checks that fire as run.json tells them; entries of another form are passed over."""
+    """Return the health warnings in run.json. Entries in an unknown format are skipped."""
     found = []
     for entry in status.health:
         if isinstance(entry, dict) and type(since := entry.get("since")) is int:
@@ -85,31 +87,31 @@ def read_warnings(status: Status) -> list[HealthWarning]:
 
 
 def format_percent(status: Status) -> str:
-    """How much of its steps a run has taken: '61%', and '100%' only with the last one; '-' where it has no number."""
+    """Return a run's progress, such as '61%', rounded down; '-' if the total number of steps is unknown."""
     return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
 
 
 class Run:
-    """One run's folder. Making the object touches nothing on disk."""
+    """The folder of one run. Creating the object does not access the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
         self.config = path / "config.toml"
-        self.original_config = path / "config.begun.toml"  # as it was before the first change
+        self.original_config = path / "config.begun.toml"  # the options before the first change
         self.command = path / "command.txt"
         self.log = path / "log.txt"
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.export = path / "export"
-        self.note = path / "note.txt"  # written by people
+        self.note = path / "note.txt"  # written by users
         self._lock: IO[str] | None = None
 
     def checkpoint_folders(self) -> list[tuple[int, int, Path]]:
-        """(step, writing, folder) of all checkpoints, the oldest first; of one step the last writing is valid."""
+        """List (step, write number, folder) of all checkpoints, oldest first. The last write of a step is valid."""
         try:
             named = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir()]
-        except FileNotFoundError:  # any other error is one: a run is not to start anew because its folder can't be read
+        except FileNotFoundError:  # other errors must be raised: the run would restart from step 0
             return []
         return sorted((int(found[1]), int(found[2] or 0), path) for found, path in named if found)
 
@@ -117,7 +119,7 @@ class Run:
         write_atomically(self.path / "run.json", to_json(asdict(status)))
 
     def read_status(self) -> Status:
-        """run.json; unknown keys are ignored, missing ones keep their defaults. Raises UsageError if unreadable."""
+        """Read run.json. Unknown keys are ignored, missing keys get defaults. Raises UsageError if it is unreadable."""
         path = self.path / "run.json"
         try:
             return Status(**parse_fields(read_json(path), Status))
@@ -125,7 +127,7 @@ class Run:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 
     def state(self, status: Status) -> str:
-        """What to show: the state of run.json, corrected by whether a trainer is alive ('crashed', 'stalled')."""
+        """Return the state in run.json, but 'crashed' if the trainer is dead and 'stalled' if its heartbeat is old."""
         if status.state not in ACTIVE:
             return status.state
         if not self.is_locked():
@@ -133,23 +135,23 @@ class Run:
         return "stalled" if time.time() - status.heartbeat > STALLED_S else status.state
 
     def acquire(self) -> None:
-        """Become this folder's only trainer until the process ends. Raises UsageError if there is one.
+        """Lock the folder until the process ends. Raises UsageError if another process trains in it.
 
-        Whoever is it already stays it. lockf and not flock: a forked environment worker would keep a flock after the
-        trainer is gone.
+        Does nothing if this object already has the lock. Uses lockf because a forked environment worker would keep a
+        flock after the trainer has ended.
         """
         if self._lock is not None:
             return
         path = self.path / LOCK
         try:
-            file = open(path, "a+")  # noqa: SIM115 - any close of this file in this process drops the lock
+            file = open(path, "a+")  # noqa: SIM115 - any close of the file in this process releases the lock
         except OSError as error:
             raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # not taken: a file system without locks, say
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # for example, a file system without locks
                 raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
             raise UsageError(
                 f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
@@ -157,43 +159,43 @@ class Run:
         self._lock = file
 
     def mark_stopping(self) -> None:
-        """Tell other processes that this trainer was asked to stop. Safe in a signal handler, and on a full disk.
+        """Show other processes that this trainer is stopping. Safe in a signal handler and on a full disk.
 
-        The lock covers every byte that the file might have; from now on it covers the first alone.
+        The lock covers all possible bytes of the file; from now on it covers only the first byte.
         """
         if self._lock is not None:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 0, 1)
 
     def is_stopping(self) -> bool:
-        """Whether another process trains here and was asked to stop."""
+        """Return True if another process trains in this folder and is stopping."""
         return self.holder() is not None and self._holder_from(1) is None
 
     def check_no_links(self) -> None:
-        """Raises UsageError where a trainer would write through a symbolic link: a folder from somebody else may hold
-        one that leads anywhere."""
+        """Raise UsageError if a trainer would write through a symbolic link, since a folder from somebody else may
+        contain links to any place."""
         for name in _WRITTEN:
             path = self.path / name
             if path.is_symlink():
                 raise UsageError(
-                    f"{path} is a symbolic link to {str(path.readlink())!r}, and nothing is written through one; put "
-                    "what it leads to in its place, or let the run's whole folder be the link"
+                    f"{path} is a symbolic link to {str(path.readlink())!r}, but a run does not write through links; "
+                    "replace the link with a copy of its target, or link the complete run folder instead"
                 )
 
     def release(self) -> None:
-        """Give the folder up."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def move(self, path: Path) -> Run:
-        """The run once its folder has another path; the lock goes along. Raises OSError."""
+        """Move the folder to another path and return the moved run, which takes over the lock. Raises OSError."""
         self.path.rename(path)
         run = Run(path)
         run._lock, self._lock = self._lock, None
         return run
 
     def holds_lock(self) -> bool:
-        """Whether the folder's lock is the one that this process took: not where the folder was removed or replaced."""
+        """Return True if this object has locked the folder and the folder was not removed or replaced since."""
         try:
             there = (self.path / "run.lock").stat()
         except OSError:
@@ -201,15 +203,15 @@ class Run:
         return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
     def is_locked(self) -> bool:
-        """Whether a trainer lives, asked without taking the lock: that could make a starting trainer fail."""
+        """Return True if another process has the lock. Does not take it, because that could disturb a new trainer."""
         return self.holder() is not None
 
     def holder(self) -> int | None:
-        """The process that trains here, by the kernel's own word; None where there is none but perhaps this one."""
+        """Return the ID of the process that has the lock, from the kernel; None if no other process has it."""
         return self._holder_from(0)
 
     def _holder_from(self, byte: int) -> int | None:
-        """The other process that has the lock's bytes from one on, or some of them."""
+        """Return the ID of another process that has locked the file at offset `byte` or later, or None."""
         try:
             with open(self.path / LOCK, "rb") as file:
                 kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK, byte)))
@@ -219,7 +221,7 @@ class Run:
 
 
 def _flock(kind: int, first: int) -> bytes:
-    """struct flock over a file's bytes from one on, as this system lays it out."""
+    """Pack a struct flock for all bytes from offset `first` on, in this system's layout."""
     if sys.platform == "darwin":
         return struct.pack("qqihh", first, 0, 0, kind, 0)
     return struct.pack("hhqqi", kind, 0, first, 0, 0)
@@ -234,7 +236,7 @@ def _kind_and_pid(packed: bytes) -> tuple[int, int]:
 
 
 def to_json(document: Any, indent: int | None = 1) -> str:
-    """JSON text; NaN and infinities become null, as JSON has no word for them."""
+    """Convert to JSON text. NaN and infinities, which JSON cannot represent, become null."""
     return json.dumps(_replace_nonfinite(document), indent=indent, allow_nan=False)
 
 
@@ -247,33 +249,33 @@ def _replace_nonfinite(value: Any) -> Any:
 
 
 def check_name(name: str) -> None:
-    """Raises UsageError unless `name` can be a folder directly under the runs folder and means nothing else."""
+    """Raise UsageError unless `name` is a valid name for a run folder and is not reserved."""
     if name == LATEST:
-        raise UsageError(f"run name {name!r} means the newest run in every command; choose another --name")
+        raise UsageError(f"run name {name!r} is reserved for the newest run; choose another --name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: use letters, digits and . _ + = @ - (at most 100, a letter or digit first); "
-            "it names a folder inside the runs folder"
+            f"run name {name!r}: use letters, digits, spaces and . _ + = @ - (at most 100, starting with a letter or "
+            "digit, not ending with a space or '.'); it names a folder inside the runs folder"
         )
 
 
 def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], object] | None = None) -> Run:
-    """Make a new run folder: `name`, or if empty the first free of default, default-2, ...
+    """Create a run folder named `name` or, if `name` is empty, the first unused of default, default-2, ...
 
-    `fill` is given the folder and the name it will have, and puts in what a run needs to be one. Only then does the
-    folder get its name: whoever is killed meanwhile leaves a hidden folder, never half a run that keeps a name taken.
-    Raises UsageError when the name is unfit or taken, or the folder can't be made.
+    `fill` is called with the hidden folder and its final name, and writes the files of the run. Only then is the folder
+    renamed. A process killed before that leaves a hidden folder, not an incomplete run that occupies the name.
+    Raises UsageError if the name is invalid or taken, or if the folder cannot be created.
     """
     try:
         check_name(name or default)
     except UsageError as error:
-        typed = "" if name else "; it comes from what is trained: give another with --name NAME"
+        typed = "" if name else ". This default name comes from the target; choose another with --name NAME"
         raise UsageError(f"{error}{typed}") from None
     _remove_abandoned(runs)
     aside = Run(runs / hidden_name())
     try:
         aside.path.mkdir(parents=True)
-        (aside.path / LOCK).touch()  # no folder of a run is empty: an empty one could be replaced by a rename
+        (aside.path / LOCK).touch()  # run folders are never empty: a rename could replace an empty folder
         while True:
             path = runs / (name or free_name(runs, default))
             if not os.path.lexists(path):
@@ -281,9 +283,9 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
                     fill(aside, path.name)
                 if run := _move_into_place(aside, path):
                     return run
-            if name:  # without one, the next free one will do
+            if name:  # a default name is replaced by the next unused one
                 raise UsageError(
-                    f"{path} exists already; resume it (ppo-unified resume {name}) or choose another --name"
+                    f"{path} already exists; resume it (ppo-unified resume {name}) or choose another --name"
                 )
     except OSError as error:
         raise UsageError(
@@ -296,12 +298,12 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
 
 
 def hidden_name() -> str:
-    """A name for a folder that is not yet a run, or no longer: what a kill leaves under it is swept a day later."""
+    """Return a random name for a run folder during creation or deletion. Abandoned folders are removed after a day."""
     return f".{secrets.token_hex(8)}.tmp"
 
 
 def _remove_abandoned(runs: Path) -> None:
-    """Remove what was left aside where a process was killed: folders of such names, old, and without a trainer."""
+    """Remove hidden folders that killed processes left behind, if they are old and not locked."""
     for path in runs.glob(".*.tmp"):
         with suppress(OSError):
             old = time.time() - path.stat().st_mtime > _ABANDONED_S
@@ -310,8 +312,10 @@ def _remove_abandoned(runs: Path) -> None:
 
 
 def _move_into_place(aside: Run, path: Path) -> Run | None:
-    """A new run under its name; None where another process has taken that meanwhile. Raises UsageError for a name too
-    long: how long one may be, in bytes, depends on the file system."""
+    """Rename a new run to its final path and return it, or None if another process has taken the path.
+
+    Raises UsageError if the name has too many bytes for the file system.
+    """
     try:
         return aside.move(path)
     except OSError as error:
@@ -320,13 +324,13 @@ def _move_into_place(aside: Run, path: Path) -> Run | None:
         if error.errno == errno.ENAMETOOLONG:
             size = len(os.fsencode(path.name))
             raise UsageError(
-                f"run name {path.name!r}: has {size} bytes, too long for this file system; choose a shorter --name"
+                f"run name {path.name!r} is too long for this file system ({size} bytes); choose a shorter --name"
             ) from None
         raise
 
 
 def free_name(runs: Path, default: str) -> str:
-    """The first of default, default-2, ... that is not there; another process may still take it first."""
+    """Return the first unused name of default, default-2, ... Another process may take this name at any time."""
     number = 1
     while os.path.lexists(runs / (name := default if number == 1 else f"{default}-{number}")):
         number += 1
@@ -334,14 +338,14 @@ def free_name(runs: Path, default: str) -> str:
 
 
 def all_runs(runs: Path, damaged: list[str] | None = None) -> Iterator[tuple[Run, Status]]:
-    """Every readable run under `runs`, the newest first; hidden folders and those without a run.json are passed over.
+    """Yield all readable runs in `runs`, newest first. Hidden folders and folders without a run.json are skipped.
 
-    What is wrong with a run.json that can't be read is added to `damaged`.
+    The error message for each unreadable run.json is appended to `damaged`.
     """
     found = []
     with suppress(OSError):
         for entry in os.scandir(runs):
-            if entry.name.startswith("."):  # `create` is at work there
+            if entry.name.startswith("."):  # a run that is being created or deleted
                 continue
             run = Run(Path(entry.path))
             try:
@@ -353,16 +357,16 @@ def all_runs(runs: Path, damaged: list[str] | None = None) -> Iterator[tuple[Run
 
 
 def find(reference: str, runs: Path) -> Run:
-    """The run that `reference` means: a name under `runs`, a path, or 'latest'. Raises UsageError if there is none."""
+    """Return the run for a name in `runs`, a path, or 'latest'. Raises UsageError if there is no such run."""
     if reference == LATEST:
         newest = next(all_runs(runs), None)
         if newest is None:
-            raise UsageError(f"{runs}: there is no run yet; start one with: ppo-unified train cartpole")
+            raise UsageError(f"{runs}: no runs yet; start one with: ppo-unified train cartpole")
         return newest[0]
     for path in (runs / reference, Path(reference)):
-        with suppress(OSError):  # a name too long for the file system, say, names no run either
+        with suppress(OSError):  # for example, a name too long for the file system
             if (path / "run.json").is_file():
-                return Run(path if path.name else path.resolve())  # '.' has no name of its own
+                return Run(path if path.name else path.resolve())  # the path '.' has an empty name
     names = [run.name for run, _ in all_runs(runs)]
     listing = "ppo-unified runs" + ("" if runs == Path("runs") else f" --runs {runs}")
     raise UsageError(f"no run {reference!r} in {runs}{did_you_mean(reference, names)} (list: {listing})")
@@ -370,10 +374,10 @@ def find(reference: str, runs: Path) -> Run:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file that the block writes there replaces `path` when the block ends.
+    """Yield a temporary path next to `path`. The file written to it replaces `path` at the end of the block.
 
-    If the block raises, `path` keeps its content and the temporary file is removed. A killed process may leave one
-    behind, named .NAME.PID.tmp.
+    If the block raises, `path` keeps its content and the temporary file is removed. A killed process may leave the
+    temporary file, .NAME.PID.tmp, behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -386,19 +390,19 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the content of a text file. Raises OSError, and UnicodeEncodeError for text that is not valid Unicode."""
+    """Replace the content of a text file. Raises OSError, or UnicodeEncodeError if the text is not valid Unicode."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 class FolderLostError(Exception):
-    """The run folder is gone, or another one has its name: there is nothing to write to any more."""
+    """The run folder was removed or replaced, so the run cannot write to it any more."""
 
 
 def check_folder(run: Run) -> None:
-    """Raises FolderLostError where the folder is no longer the one that this process locked."""
+    """Raise FolderLostError if the folder is no longer the one that this process locked."""
     if not run.holds_lock():
         raise FolderLostError(
-            f"{run.path} was removed or replaced while it trained; what it held is lost, and nothing was written in "
-            "its place"
+            f"{run.path} was removed or replaced during training; its contents are lost, and nothing was written to a "
+            "new folder of that name"
         )

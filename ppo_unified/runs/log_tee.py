@@ -1,4 +1,4 @@
-"""log.txt receives what a run prints, besides the terminal."""
+"""Copy everything that a run prints to log.txt."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class _LossyFile(FileIO):
     def write(self, data: Buffer) -> int:
         try:
             return super().write(data)
-        except OSError:  # a full disk: the run matters more than its log
+        except OSError:  # for example a full disk, which must not stop the run
             return memoryview(data).nbytes
 
 
 def open_log(path: Path) -> TextIO:
-    """A text file that is appended to line by line; what cannot be written is lost and raises nothing."""
+    """Open a text file for appending, flushed after each line. Text that cannot be written is lost without an error."""
     file = BufferedWriter(_LossyFile(path, "a"))
     return TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Tee:
-    """A text stream that also writes what it is given to a log."""
+    """A text stream that writes to the screen and to a log."""
 
     def __init__(self, screen: TextIO, log: IO[str]) -> None:
         self.screen, self._log = screen, log
@@ -41,7 +41,7 @@ class Tee:
         self._log.write(text)
         try:
             return self.screen.write(text)
-        except OSError:  # the terminal is gone; the log is not
+        except OSError:  # the terminal was closed; the log still works
             return len(text)
 
     def flush(self) -> None:
@@ -54,9 +54,9 @@ class Tee:
 
 @contextmanager
 def log_output(run: Run) -> Iterator[TextIO]:
-    """Inside the block stdout and stderr go to log.txt too; yields the log for lines that belong only there.
+    """Inside the block, copy stdout and stderr to log.txt. Yields the log file for lines that belong only there.
 
-    A detached process has no one to show them to: there they go to log.txt alone, whoever writes them.
+    The output of a detached process and its child processes goes only to log.txt.
     """
     before = sys.stdout, sys.stderr
     with open_log(run.log) as log:

@@ -1,4 +1,4 @@
-"""Every metric, named once: TensorBoard descriptions, the reference page and the UI's explanations read this table."""
+"""Declarations of all metrics, used for TensorBoard descriptions, docs/runs.md and the help of the terminal UI."""
 
 from __future__ import annotations
 
@@ -9,118 +9,172 @@ from typing import NamedTuple
 class Metric(NamedTuple):
     unit: str
     meaning: str
-    healthy: str = ""  # what one expects to see
+    healthy: str = ""  # the expected range or trend
 
 
 METRICS: dict[str, Metric] = {
     "episode/return": Metric(
-        "reward", "mean return of the last 100 finished training episodes, actions sampled", "rises"
+        "reward", "mean return over the last 100 finished training episodes; actions are sampled", "rises"
     ),
     "episode/length": Metric("steps", "mean length of the last 100 finished training episodes"),
     "eval/return": Metric(
-        "reward", "mean return of greedy evaluation episodes, on seeds that training never sees", "rises"
+        "reward", "mean return over the greedy evaluation episodes, whose seeds are never used in training", "rises"
     ),
-    "eval/score": Metric("score", "the one number that says how well, from the evaluation", "rises"),
+    "eval/score": Metric("score", "headline metric: mean return or score of an evaluation", "rises"),
     "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "rises"),
     "eval/gold": Metric(
         "score",
-        "mean true score of those sampled responses",
-        "rises with eval/sampled_score; falling while that rises is reward hacking",
+        "mean score that the true reward (llm.proxy_of) assigns to sampled responses to held-out prompts",
+        "rises together with eval/sampled_score; reward hacking if it falls while eval/sampled_score rises",
     ),
     "eval/kl": Metric(
-        "nats", "KL to the reference over the whole vocabulary per sampled held-out response", "below 10"
+        "nats",
+        "exact KL to the reference model, summed over the tokens of a sampled held-out response; mean over responses",
+        "below 10",
     ),
-    "eval/length": Metric("tokens", "mean length of sampled held-out responses"),
-    "eval/eos_rate": Metric("share", "sampled held-out responses that ended by themselves", "near 1"),
-    "eval/repetition": Metric("share", "token triples that a sampled held-out response had used before", "near 0"),
+    "eval/length": Metric("tokens", "mean length of sampled responses to held-out prompts"),
+    "eval/eos_rate": Metric(
+        "fraction", "fraction of sampled held-out responses that end with an end-of-sequence token", "near 1"
+    ),
+    "eval/repetition": Metric(
+        "fraction",
+        "fraction of 3-token sequences that occurred earlier in the same sampled held-out response",
+        "near 0",
+    ),
     "loss/policy": Metric(
-        "", "the policy objective, negated; mean over the steps of the last epoch", "near 0; its size says little"
+        "", "policy loss (the negated PPO objective), mean over the steps of the last epoch", "near 0"
     ),
     "loss/value": Metric(
-        "value^2", "half the squared error of the value against its target", "falls, then follows the returns"
+        "value^2",
+        "half the squared difference between the value and its target, mean over the steps of the last epoch",
+        "falls at first, then varies with the returns",
     ),
-    "loss/entropy": Metric("nats", "minus the policy's entropy: what the entropy bonus would lower"),
-    "loss/ptx": Metric("nats", "the pretraining term, per token"),
+    "loss/entropy": Metric("nats", "entropy loss: the negated mean entropy of the policy"),
+    "loss/ptx": Metric("nats", "pretraining loss: mean negative log-likelihood per token of the pretraining texts"),
     "policy/entropy": Metric(
-        "nats", "mean entropy of the action distribution", "falls slowly; near 0 early means exploration is over"
+        "nats",
+        "mean entropy of the action distribution",
+        "falls slowly; if it is near 0 early in training, exploration has ended",
     ),
     "policy/kl": Metric(
         "nats",
-        "KL(old || new) by ratio - 1 - log ratio, last epoch (Schulman, joschu.net/blog/kl-approx.html)",
+        "KL from the old to the new policy, estimated as the mean of ratio - 1 - log(ratio) over the last epoch "
+        "(Schulman, joschu.net/blog/kl-approx.html)",
         "0.003 to 0.03",
     ),
-    "policy/clip_fraction": Metric("share", "steps whose ratio left the clip range in the last epoch", "0.05 to 0.3"),
+    "policy/clip_fraction": Metric(
+        "fraction",
+        "fraction of steps in the last epoch whose probability ratio is outside the clip range",
+        "0.05 to 0.3",
+    ),
     "policy/kl_after": Metric(
         "nats",
-        "KL from the old policy to the new after the iteration's updates, over all steps; where samples are stored",
+        "KL from the old to the new policy over all steps, estimated after the updates of an iteration; logged only if "
+        "samples are stored",
     ),
     "policy/clip_fraction_after": Metric(
-        "share", "steps whose ratio is outside the clip range after the iteration's updates; where samples are stored"
+        "fraction",
+        "fraction of all steps whose probability ratio is outside the clip range after the updates of an iteration; "
+        "logged only if samples are stored",
     ),
-    "policy/ratio_max": Metric("", "largest ratio new / old of the last epoch", "below 3"),
-    "policy/penalty_coef": Metric("", "weight of KL(old || new) in the penalty objective"),
+    "policy/ratio_max": Metric("", "largest ratio of new to old action probability in the last epoch", "below 3"),
+    "policy/penalty_coef": Metric("", "weight of the KL term in the loss (ppo.objective = 'penalty')"),
     "value/explained_variance": Metric(
         "",
-        "1 - Var(target - V_old) / Var(target): what the critic foresaw",
-        "towards 1; below 0 is worse than a constant",
+        "1 - Var(target - V_old) / Var(target): fraction of the variance of the targets that the critic predicted",
+        "rises towards 1; a negative value means that the critic is worse than a constant",
     ),
-    "value/mean": Metric("value", "mean of V_old over valid steps, in the units the critic is trained in"),
-    "reward/score": Metric("score", "mean terminal score"),
-    "reward/score_std": Metric("score", "standard deviation of terminal scores", "shrinks as the policy settles"),
+    "value/mean": Metric("value", "mean of the critic's values V_old over all steps, in the critic's training units"),
+    "reward/score": Metric("score", "mean score of the responses of one iteration"),
+    "reward/score_std": Metric(
+        "score",
+        "standard deviation of the scores of the responses of one iteration",
+        "shrinks as the policy converges",
+    ),
     "reward/gold": Metric(
         "score",
-        "mean true score, where reward/score only stands for it",
-        "rises with reward/score; falling while that rises is reward hacking",
+        "mean score that the true reward (llm.proxy_of) assigns to the responses of one iteration",
+        "rises together with reward/score; reward hacking if it falls while reward/score rises",
     ),
-    "reward/total": Metric("reward", "mean sum of rewards, penalties included"),
-    "reward/kl_penalty": Metric("reward", "mean sum of the KL penalty"),
+    "reward/total": Metric("reward", "mean total reward of a response, including the KL penalty"),
+    "reward/kl_penalty": Metric("reward", "mean KL penalty of a response, summed over its tokens"),
     "ref/kl": Metric(
-        "nats", "mean KL to the reference per response, by the log-ratio of the sampled tokens (k1)", "below 10"
+        "nats",
+        "KL to the reference model, estimated as the sum of the log-ratios of a response's tokens (k1); "
+        "mean over responses",
+        "below 10",
     ),
-    "ref/kl_k2": Metric("nats", "the same by half the squared log-ratio"),
-    "ref/kl_k3": Metric("nats", "the same by exp(-log-ratio) - 1 + log-ratio, never negative"),
-    "ref/kl_full": Metric("nats", "the same as the exact sum over the vocabulary at every token", "below 10"),
-    "ref/kl_coef": Metric("", "weight of the KL penalty"),
-    "response/length": Metric("tokens", "mean length of a response"),
-    "response/eos_rate": Metric("share", "responses that ended by themselves"),
-    "response/repetition": Metric("share", "token triples that a response had used before", "near 0"),
+    "ref/kl_k2": Metric(
+        "nats",
+        "KL to the reference model, estimated as the sum of half the squared log-ratios of a response's tokens (k2); "
+        "mean over responses",
+    ),
+    "ref/kl_k3": Metric(
+        "nats",
+        "KL to the reference model, estimated as the sum of exp(-log-ratio) - 1 + log-ratio over a response's tokens "
+        "(k3, never negative); mean over responses",
+    ),
+    "ref/kl_full": Metric(
+        "nats",
+        "exact KL to the reference model over the full vocabulary, summed over a response's tokens; "
+        "mean over responses",
+        "below 10",
+    ),
+    "ref/kl_coef": Metric("", "weight of the KL penalty in the reward"),
+    "response/length": Metric("tokens", "mean length of the responses of one iteration"),
+    "response/eos_rate": Metric("fraction", "fraction of responses that end with an end-of-sequence token"),
+    "response/repetition": Metric(
+        "fraction", "fraction of 3-token sequences that occurred earlier in the same response", "near 0"
+    ),
     "optim/lr": Metric("", "learning rate of the policy"),
-    "optim/grad_norm": Metric("", "gradient norm before clipping, mean over the iteration's optimizer steps"),
+    "optim/grad_norm": Metric("", "gradient norm before clipping, mean over the optimizer steps of one iteration"),
     "optim/steps": Metric(
-        "", "optimizer steps in this iteration", "epochs x minibatches, fewer after an early stop by KL"
+        "",
+        "number of optimizer steps in one iteration",
+        "epochs x minibatches; fewer if ppo.target_kl stops the update early",
     ),
     "optim/skipped": Metric(
-        "", "minibatches left out for a loss or gradient that was not finite (optim.on_nonfinite = 'skip')", "0"
+        "",
+        "number of minibatches skipped because the loss or gradient was not finite (optim.on_nonfinite = 'skip')",
+        "0",
     ),
-    "optim/epochs": Metric("", "epochs begun in this iteration"),
-    "time/steps_per_second": Metric("1/s", "steps per second since the start, everything included"),
-    "time/collect_s": Metric("s", "time to collect the rollout"),
-    "time/generate_s": Metric("s", "part of time/collect_s that sampled responses"),
-    "time/score_s": Metric("s", "part of time/collect_s that scored them"),
-    "time/update_s": Metric("s", "time to update on it"),
+    "optim/epochs": Metric("", "number of epochs started in one iteration"),
+    "time/steps_per_second": Metric("1/s", "mean number of steps per second since the training process started"),
+    "time/collect_s": Metric("s", "time spent collecting the rollout of one iteration"),
+    "time/generate_s": Metric("s", "time spent sampling responses (included in time/collect_s)"),
+    "time/score_s": Metric("s", "time spent scoring responses (included in time/collect_s)"),
+    "time/update_s": Metric("s", "time spent updating the policy and the critic in one iteration"),
     "invariant/first_ratio_error": Metric(
-        "", "largest |ratio - 1| on the first minibatch, before any update", "below 1e-5 in fp32"
+        "",
+        "largest deviation of the probability ratio from 1 in the first minibatch, before any optimizer step",
+        "below 1e-5 in float32",
     ),
     "invariant/gae_error": Metric(
-        "", "largest difference between GAE and its defining sum, on one row", "below 1e-4 of the advantages' size"
+        "",
+        "largest difference between the computed advantages and the sum that defines GAE, in the first rollout row",
+        "below 1e-4 times the size of the advantages",
     ),
     "invariant/optimizer_steps_error": Metric(
-        "", "optimizer steps missing from epochs x minibatches, early stops apart", "0"
+        "",
+        "epochs x minibatches minus the actual number of optimizer steps; 0 if ppo.target_kl stops the update early",
+        "0",
     ),
-    "health/warnings": Metric("", "health checks that fire; which ones and why: docs/health.md", "0"),
-    "system/cpu": Metric("%", "CPU use of this process, 100 = one core"),
-    "system/memory_gb": Metric("GB", "resident memory of this process"),
-    "system/gpu": Metric("%", "utilisation of the GPU"),
-    "system/gpu_memory_gb": Metric("GB", "GPU memory reserved by torch"),
-    "histogram/advantages": Metric("", "advantages of one rollout, before a minibatch normalises them"),
+    "health/warnings": Metric("", "number of active health warnings; docs/health.md lists all checks", "0"),
+    "system/cpu": Metric("%", "CPU use of the training process; 100 % is one full core"),
+    "system/memory_gb": Metric("GB", "resident memory of the training process"),
+    "system/gpu": Metric("%", "GPU utilization"),
+    "system/gpu_memory_gb": Metric("GB", "GPU memory reserved by PyTorch"),
+    "histogram/advantages": Metric(
+        "", "advantages of one rollout; normalized only if ppo.normalize_advantages = 'batch'"
+    ),
     "histogram/ratios": Metric(
         "",
-        "ratio new / old at every step after the iteration's updates",
-        "a spike at 1 with tails inside the clip range",
+        "ratio of new to old action probability at every step, after the updates of an iteration",
+        "a peak at 1, with tails inside the clip range",
     ),
 }
 
-USUAL = (  # what one looks at first
+USUAL = (  # shown first, in this order
     "eval/score",
     "episode/return",
     "policy/kl",
@@ -129,7 +183,7 @@ USUAL = (  # what one looks at first
     "loss/value",
 )
 
-AWAITED = (  # what the engine logs of every iteration, whatever it trains: charted before there is a point
+AWAITED = (  # logged in every iteration by every adapter, so empty charts appear before the first point
     "policy/kl",
     "policy/entropy",
     "value/explained_variance",
@@ -140,14 +194,14 @@ AWAITED = (  # what the engine logs of every iteration, whatever it trains: char
 
 
 def sort_tags(tags: Iterable[str]) -> list[str]:
-    """In the order in which one looks at them, then by name."""
+    """Sort tags with those in USUAL first, in that order, and then the others by name."""
     found = set(tags)
     usual = [tag for tag in USUAL if tag in found]
     return usual + sorted(found - set(usual))
 
 
 def describe(tag: str) -> str:
-    """One line for a tag: meaning, unit, healthy range; empty for tags that adapters add without declaring them."""
+    """Return one line with a tag's meaning, unit and healthy range, or an empty string for an undeclared tag."""
     metric = METRICS.get(tag)
     if metric is None:
         return ""

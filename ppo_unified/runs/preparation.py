@@ -1,4 +1,4 @@
-"""Prepare a run folder before torch is imported: a new run, a resumed one, a refused one.
+"""Create, reopen or discard a run folder, before torch is imported.
 
 A detached trainer also reports its folder to the process that started it.
 """
@@ -25,16 +25,16 @@ from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 
-LEAVING_S = 10.0  # that an ended trainer may take to release its folder
+LEAVING_S = 10.0  # longest wait for an ended trainer to release its lock
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
 def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str] = ()) -> Run:
-    """A new run folder with config.toml, command.txt and run.json, locked by this process.
+    """Create a run folder with config.toml, command.txt and run.json, locked by this process.
 
-    Raises UsageError, leaving no folder behind, for what the adapter refuses and for names and folders that don't do.
+    Raises UsageError and leaves no folder behind if the adapter rejects the options or the folder cannot be created.
     """
-    report_descriptor()  # first: nothing that the checks start may inherit the variable
+    report_descriptor()  # called first, so that child processes of the checks do not inherit the variable
     presets.check(config)
 
     def fill(run: Run, final_name: str) -> None:
@@ -51,14 +51,15 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
 
 
 def default_name(config: RunConfig) -> str:
+    """Return the name of a run without --name, such as 'cartpole-s1'."""
     return f"{config.origin}-s{config.seed}"
 
 
 def reopen(run: Run) -> Status:
     """Lock an existing run to resume it, and return its status.
 
-    Raises UsageError if another process trains it, or where it would write through a symbolic link. A trainer that has
-    written how it ended holds the lock a moment longer; this waits for it.
+    Raises UsageError if another process trains it, or if training would write through a symbolic link. An ending
+    trainer writes its final state shortly before it releases the lock; in that case, this function waits.
     """
     deadline = time.monotonic() + LEAVING_S
     while run.read_status().state not in ACTIVE and run.is_locked() and time.monotonic() < deadline:
@@ -71,7 +72,7 @@ def reopen(run: Run) -> Status:
 
 
 def claim(status: Status, config: RunConfig) -> Status:
-    """Make `status` that of this process, about to start, and return it."""
+    """Set the fields of `status` for a run that starts in this process, and return it."""
     status.state, status.reason, status.traceback = "starting", "", ""
     status.total_steps, status.host, status.pid = config.total_steps, socket.gethostname(), os.getpid()
     status.pid_started = psutil.Process().create_time()
@@ -86,32 +87,32 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # of this project where it runs from its source without installation
+        except PackageNotFoundError:  # for example, this project itself if it runs from source
             continue
     return found
 
 
 def discard(run: Run) -> None:
-    """Remove the folder of a run that was refused before it trained; one that holds a checkpoint stays.
+    """Remove the folder of a run that failed before training, unless it contains checkpoints.
 
-    A detached process leaves the removal to the process that started it and has yet to read the reason.
+    A detached process leaves the removal to the process that started it, which reads the error first.
     """
     if not run.checkpoints.exists() and not is_detached():
         shutil.rmtree(run.path, ignore_errors=True)
     run.release()
 
 
-# reporting the folder to `processes.detach`, which passes an open file to the new process and names its descriptor
-# in the environment; it is a file and not a pipe because the starting process may be gone by then
+# A detached process reports its folder to `processes.detach`, which passes an open file to the new process and puts
+# its descriptor into the environment. It is a file and not a pipe, because the starting process may end earlier.
 
-DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # holds the number of the descriptor
+DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # contains the number of the file descriptor
 
 
 @cache
 def report_descriptor() -> int | None:
-    """The file in which the starting process looks for our folder; None where this process is not detached.
+    """Return the file descriptor to which a detached process reports its folder, or None if it is not detached.
 
-    The variable is removed from the environment at once: a child of this process would take it for its own.
+    Removes the variable from the environment; otherwise child processes would consider themselves detached.
     """
     text = os.environ.pop(DETACHED_VARIABLE, "")
     with suppress(OSError, ValueError, OverflowError):
@@ -121,18 +122,18 @@ def report_descriptor() -> int | None:
 
 
 def is_detached() -> bool:
-    """Whether another process started this one in the background and reads its errors."""
+    """Return True if another process started this one in the background and reads its errors."""
     return report_descriptor() is not None
 
 
 def report_folder(folder: Path) -> None:
-    """Tell the starting process, if there is one, which folder this process made."""
+    """Report the folder of this run to the process that started it, if this process is detached."""
     descriptor = report_descriptor()
     if descriptor is not None:
         os.write(descriptor, os.fsencode(folder) + b"\0")
 
 
 def read_reported_folder(file: IO[bytes]) -> Path | None:
-    """The folder that a detached process has reported in `file`; None before it has."""
-    path = os.pread(file.fileno(), 1 << 16, 0)  # the child shares the offset: reading must not move it
+    """Return the folder that a detached process reported in `file`, or None if it has not reported yet."""
+    path = os.pread(file.fileno(), 1 << 16, 0)  # pread, because the child process shares the file offset
     return Path(os.fsdecode(path[:-1])) if path.endswith(b"\0") else None

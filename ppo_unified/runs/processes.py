@@ -1,4 +1,4 @@
-"""Training processes seen from outside: start one in the background, find it, stop it."""
+"""Start, find and stop training processes from another process."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def detach(
     on_created: Callable[[Run], object] | None = None,
     patience_s: float = 60.0,
 ) -> tuple[Run, Status]:
-    """Start `ppo-unified ARGUMENTS` as a process of its own session and wait until it trains.
+    """Start `ppo-unified ARGUMENTS` in a new session and wait until training has started.
 
-    The process resumes `resumed`; without it, it makes a new folder, and `on_created` is called with that before the
-    process imports torch. Raises UsageError with the message of a process that refuses.
+    `resumed` is the run to resume. If it is None, the process creates a new run, and `on_created` is called with it
+    as soon as its folder exists. Raises UsageError with the error message of a process that ends too early.
     """
     run, deadline = resumed, time.monotonic() + patience_s
-    # files and not pipes: the child may write after this process is gone
+    # files and not pipes, because the child may outlive this process and still write
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as report:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P: no module of this folder shadows ours
+            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P: ignore modules in the current folder
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -44,10 +44,10 @@ def detach(
             pass_fds=[report.fileno()],
             env=os.environ | {DETACHED_VARIABLE: str(report.fileno())},
         )
-        # a process that lives as long as a terminal UI must not keep its dead children
+        # reap the child, so that a long-lived terminal UI does not collect zombies
         threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
         while time.monotonic() < deadline:
-            ended = child.returncode is not None  # checked first: what it wrote before its end is read afterwards
+            ended = child.returncode is not None  # checked before reading, so that its last output is not missed
             if run is None and (folder := read_reported_folder(report)):
                 run = Run(folder)
                 if on_created is not None:
@@ -57,23 +57,23 @@ def detach(
                 return run, status
             if ended:
                 errors.seek(0)
-                raise _refusal(child.returncode, errors.read().decode(errors="replace").strip(), run, resumed is None)
+                raise _failure(child.returncode, errors.read().decode(errors="replace").strip(), run, resumed is None)
             time.sleep(0.02)
     where = run.path if run is not None else "ppo-unified " + shlex.join(arguments)
-    raise UsageError(f"{where}: the training process {child.pid} has not started within {patience_s:.0f} s")
+    raise UsageError(f"{where}: process {child.pid} has not started training within {patience_s:.0f} s")
 
 
-def _refusal(code: int, message: str, run: Run | None, new: bool) -> UsageError:
-    """Why a detached process ended at once. The folder of a new run that was refused goes; one that failed stays."""
+def _failure(code: int, message: str, run: Run | None, new: bool) -> UsageError:
+    """Return the error of a process that ended too early. The folder of a new run is kept only if the run failed."""
     if run is None:
-        return UsageError(message or f"the training process ended at once with code {code}")
+        return UsageError(message or f"the training process exited immediately with code {code}")
     if code == 1:
         reason = run.read_status().reason if (run.path / "run.json").exists() else ""
         return UsageError(f"{run.name} failed: {reason or message}; the traceback is in {run.log}")
-    message = message or _last_line(run.log)  # once it has its log, its errors go there
+    message = message or _last_line(run.log)  # once log.txt exists, errors are written to it
     if new:
         discard(run)
-    return UsageError(message or f"the training process ended at once with code {code}")
+    return UsageError(message or f"the training process exited immediately with code {code}")
 
 
 def _last_line(path: Path) -> str:
@@ -82,28 +82,28 @@ def _last_line(path: Path) -> str:
 
 
 def trainer_process(run: Run, status: Status) -> psutil.Process:
-    """The run's trainer: on this host, named by run.json and holding the lock. Raises UsageError otherwise.
+    """Return the run's trainer, which must run on this host, be the process in run.json, and have the lock.
 
-    Start times are not compared: both are reckoned from the system's clock, which may have been set meanwhile.
+    Raises UsageError if it is not. Start times are not compared, because the system clock may have been changed.
     """
     if status.host != socket.gethostname():
         raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")
     holder = run.holder()
     if status.state not in ACTIVE or holder is None:
-        raise UsageError(f"{run.name} is not running (it is {run.state(status)})")
+        raise UsageError(f"{run.name} is not running (state: {run.state(status)})")
     if holder == status.pid:
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(holder)
     raise UsageError(
-        f"{run.name}: run.json names process {status.pid}, but {holder} trains there; nothing was signalled"
+        f"{run.name}: run.json contains process {status.pid}, but process {holder} has the lock; no signal was sent"
     )
 
 
 def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
-    """End a run's trainer, with a checkpoint or (`kill`) at once; the state it ended in.
+    """Stop a run's trainer and return its final state. `kill` ends it immediately, without a checkpoint.
 
-    One that is stopping already is not asked again: a second signal would cost it its checkpoint.
-    Raises UsageError where there is no such trainer, or it does not end in time.
+    A trainer that is already stopping gets no second signal, which would end it before it writes its checkpoint.
+    Raises UsageError if the run has no trainer on this machine or the trainer does not stop in time.
     """
     status = run.read_status()
     process = trainer_process(run, status)
@@ -116,12 +116,12 @@ def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
         elif not run.is_stopping():
             process.terminate()
     except psutil.NoSuchProcess:
-        pass  # it has ended meanwhile
+        pass  # it has already ended
     except psutil.AccessDenied:
-        raise UsageError(f"{run.name}: process {process.pid} belongs to another user; nothing was signalled") from None
+        raise UsageError(f"{run.name}: process {process.pid} belongs to another user; no signal was sent") from None
     deadline = time.monotonic() + patience_s
     while run.is_locked():
         if time.monotonic() > deadline:
-            raise UsageError(f"{run.name} has not stopped within {patience_s:.0f} s; end it at once with --kill")
+            raise UsageError(f"{run.name} has not stopped within {patience_s:.0f} s; use --kill to end it immediately")
         time.sleep(0.02)
     return run.state(run.read_status())

@@ -1,12 +1,14 @@
-"""The filter of `runs`: words, `key:value` and comparisons over run.json and config.toml. No numpy, no torch.
+"""Filter runs by words, `key:value` and comparisons with run.json and config.toml.
 
-    failed|crashed preset:cartpole        failed or crashed, and a preset with "cartpole" in its name
-    score>=475 !ppo.lr=0.001              a score of at least 475, and any other learning rate
-    reason:"out of memory"                quotes keep spaces together
+    failed|crashed preset:cartpole        runs that failed or crashed and whose preset contains "cartpole"
+    score>=475 !ppo.lr=0.001              runs with a score of at least 475 and a learning rate other than 0.001
+    reason:"out of memory"                quotes allow spaces in a value
 
-Terms are separated by spaces and all must hold; `|` joins alternatives, `!` negates the term behind it. A word looks
-into name, preset and shown state. `:` finds a part of a text and compares numbers; case does not matter. What a run
-does not have (no score yet) fulfils no comparison.
+Terms are separated by spaces, and a run must match all of them. `|` separates alternatives; `!` negates the next term.
+A word matches part of the name, preset or displayed state. `:` matches part of a text, or equal numbers. Case is
+ignored. A comparison is false if the run has no value for the key, for example no score yet.
+
+This module imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, get_args, get_type_hints
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import Run, Status
 
-Lookup = Callable[[str], Any]  # a key -> the run's value, None if it has none
+Lookup = Callable[[str], Any]  # returns the run's value of a key, or None
 
 _TOKEN = re.compile(r'\||(?:"[^"]*"|[^\s|"])+')
 _TERM = re.compile(r"(!*)([A-Za-z_][\w.-]*)(:|>=|<=|!=|=|>|<)(.*)", re.DOTALL)
@@ -31,7 +33,7 @@ _WORD_KEYS = ("name", "preset", "state")
 
 @dataclass(frozen=True)
 class Term:
-    """One condition; an empty key means a bare word."""
+    """One condition. A bare word has an empty key."""
 
     key: str
     operator: str
@@ -48,7 +50,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Query:
-    """All of its groups must hold; of a group, one term."""
+    """Groups of terms: a run must match at least one term of every group."""
 
     groups: tuple[tuple[Term, ...], ...]
 
@@ -57,15 +59,15 @@ class Query:
 
 
 def parse(text: str) -> Query:
-    """The query that `text` spells. Raises UsageError naming the term, and the nearest key where one is unknown."""
+    """Parse a query. Raises UsageError with the invalid term and, for an unknown key, the nearest valid key."""
     if text.count('"') % 2:
-        raise UsageError(f"query {text!r}: a quote is not closed")
+        raise UsageError(f"query {text!r}: missing closing quote")
     groups: list[list[Term]] = []
-    joined = True  # whether the next term is an alternative to the last; at the start there is nothing to join
+    joined = True  # True after a '|', and at the start, where '|' is invalid
     for token in _TOKEN.findall(text):
         if token == "|":
             if joined:
-                raise UsageError(f"query {text!r}: '|' stands between two terms, such as failed|crashed")
+                raise UsageError(f"query {text!r}: '|' must be between two terms, as in failed|crashed")
             joined = True
         elif joined and groups:
             groups[-1].append(_term(token))
@@ -74,15 +76,17 @@ def parse(text: str) -> Query:
             groups.append([_term(token)])
             joined = False
     if groups and joined:
-        raise UsageError(f"query {text!r}: nothing follows the last '|'; it stands between two terms")
+        raise UsageError(
+            f"query {text!r}: no term after the last '|'; write it between two terms, as in failed|crashed"
+        )
     return Query(tuple(map(tuple, groups)))
 
 
 def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
-    """The values of one run; `state` is the shown one.
+    """Return a function that looks up the values of one run; `state` is the displayed state.
 
-    `options` (such as `read_options` of the run) is called once, when a query first names an option; the returned
-    function raises what it raises.
+    `options`, such as `read_options` for the run, is called at most once, when a query first uses an option. The
+    returned function raises the same errors as `options`.
     """
     read = cache(options)
 
@@ -95,14 +99,14 @@ def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]])
 
 
 def read_options(run: Run) -> dict[str, Any]:
-    """A run's config.toml as dotted keys. Raises UsageError where it cannot be read."""
+    """Read a run's config.toml as dotted keys. Raises UsageError if it cannot be read."""
     from ppo_unified.config.schema import read_toml
 
     return flatten(read_toml(run.config))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys: {'ppo': {'clip': 0.2}} -> {'ppo.clip': 0.2}."""
+    """Flatten nested tables to dotted keys: {'ppo': {'clip': 0.2}} -> {'ppo.clip': 0.2}."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -117,7 +121,7 @@ def _term(token: str) -> Term:
     if match is None:
         word = token.lstrip("!").replace('"', "")
         if not word:
-            raise UsageError(f"query: {token!r} has no word to look for, such as !failed")
+            raise UsageError(f"query: {token!r} has no search word; write a word, as in failed or !failed")
         return Term("", ":", word, (len(token) - len(token.lstrip("!"))) % 2 == 1)
     marks, key, operator, value = match.groups()
     value, negated = value.replace('"', ""), len(marks) % 2 == 1
@@ -125,21 +129,21 @@ def _term(token: str) -> Term:
         operator, negated = "=", not negated
     key = _resolve_key(key, token)
     if not value:
-        raise UsageError(f"query: {token!r} says no value; write {key}{operator}VALUE")
+        raise UsageError(f"query: {token!r} has no value; write {key}{operator}VALUE")
     if _is_number(key) and not _is_numeric(value):
-        raise UsageError(f"query: {token!r}: {key} is a number, and {value!r} is none")
+        raise UsageError(f"query: {token!r}: {key} expects a number, got {value!r}")
     if operator in ("<", ">", "<=", ">=") and not _is_number(key):
-        raise UsageError(f"query: {token!r}: {key} is not a number; write {key}:{value} to look into its text")
+        raise UsageError(f"query: {token!r}: {key} is not a number; write {key}:{value} to search its text")
     return Term(key, operator, value, negated)
 
 
 def _resolve_key(word: str, token: str) -> str:
-    """`word` as keys are spelled: flags write options with '-'. Raises UsageError for an unknown key."""
+    """Convert '-', as in flags, to '_' and check the key. Raises UsageError if it is unknown."""
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():
         return key
     known = did_you_mean(key, _status_kinds()) or did_you_mean(key, _option_kinds())
-    raise UsageError(f"query: {token!r}: there is no key {word!r}{known or '; known: ' + ', '.join(_status_kinds())}")
+    raise UsageError(f"query: {token!r}: unknown key {word!r}{known or '; known: ' + ', '.join(_status_kinds())}")
 
 
 def _is_number(key: str) -> bool:
@@ -149,13 +153,13 @@ def _is_number(key: str) -> bool:
 
 @cache
 def _status_kinds() -> dict[str, Any]:
-    """The keys of run.json and their types."""
+    """Return the keys of run.json and their types."""
     return get_type_hints(Status)
 
 
 @cache
 def _option_kinds() -> dict[str, Any]:
-    """The options of every adapter and their types: only a query that names one pays for importing the schema."""
+    """Return the options of all adapters and their types. Imports the schema, so it is called only if necessary."""
     from ppo_unified.config.registry import all_adapters, config_model
     from ppo_unified.config.schema import known_options
 

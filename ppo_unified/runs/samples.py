@@ -1,7 +1,7 @@
-"""What a run keeps to look into: every quantity of PPO at every step of some iterations, and responses as text.
+"""Store every quantity of PPO at every step of some iterations, and the responses of evaluations.
 
-`samples/<iteration>.npz` holds arrays [N, T] and a few single values; `samples/responses.jsonl` one line an evaluation.
-Both are plain data: loading executes nothing. No torch.
+`samples/<iteration>.npz` contains arrays [N, T] and a few single values; `samples/responses.jsonl` contains one line
+per evaluation. Loading either file executes no code. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppo_unified.parsing import open_file, parse_fields, parse_json, read_lines
 from ppo_unified.runs.folder import Run, replace_file, to_json, write_atomically
 from ppo_unified.text import clean
 
-LARGEST = 65_536  # valid steps in one file; the rows behind them are left out
+LARGEST = 65_536  # valid steps in one file; later rows are not stored
 RESPONSES = "responses.jsonl"
 
 
@@ -30,34 +30,40 @@ class Quantity(NamedTuple):
 
     header: str  # short enough for a narrow table
     meaning: str
-    adds_up: bool = False  # whether its sum over a sample says something
+    adds_up: bool = False  # True if the table shows its sum over a sample
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "action": Quantity("action", "what the policy chose, before a continuous one is clipped to the bounds"),
-    "token": Quantity("token", "id of the token that the policy chose"),
-    "text": Quantity("text", "the token as text, in quotes where blanks or controls matter"),
-    "reward": Quantity("r", "reward of the step, penalties included", True),
-    "value": Quantity("V", "value of the state before the step, by the critic that collected"),
-    "next_value": Quantity("V'", "value of the state after it; 0 where the episode terminated"),
-    "delta": Quantity("delta", "what the step brought beyond the critic's expectation"),
-    "advantage": Quantity("A", "advantage, before normalisation"),
-    "advantage_used": Quantity("A used", "advantage as the loss saw it, normalised or not"),
-    "return": Quantity("return", "what the value is trained towards"),
-    "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected", True),
-    "logprob_new": Quantity("log new", "log-prob of it after the iteration's updates", True),
-    "ratio": Quantity("ratio", "exp(log new - log old)"),
-    "clipped": Quantity("clip", "* = ratio outside the clip range; no gradient where A pushes further out", True),
-    "logprob_ref": Quantity("log ref", "log-prob of it under the reference", True),
-    "kl": Quantity("kl", "estimate of KL to the reference, as the reward has it", True),
-    "kl_full": Quantity("kl full", "exact KL to the reference, summed over all actions", True),
-    "score": Quantity("score", "what the reward function gave, at the last step", True),
-    "continues": Quantity("goes on", "the episode goes on after the step"),
+    "action": Quantity(
+        "action", "action chosen by the policy; a continuous action is shown before it is clipped to its bounds"
+    ),
+    "token": Quantity("token", "ID of the token chosen by the policy"),
+    "text": Quantity(
+        "text", "text of the token, quoted if it starts or ends with a space or contains control characters"
+    ),
+    "reward": Quantity("r", "reward of the step, including penalties", True),
+    "value": Quantity("V", "value of the state before the step, computed during collection"),
+    "next_value": Quantity("V'", "value of the state after the step; 0 if the episode terminated"),
+    "delta": Quantity("delta", "temporal-difference error, r + gamma*V' - V"),
+    "advantage": Quantity("A", "advantage before normalization"),
+    "advantage_used": Quantity("A used", "advantage used in the loss, after normalization (if any)"),
+    "return": Quantity("return", "target value that the critic is trained to predict"),
+    "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected the rollout", True),
+    "logprob_new": Quantity("log new", "log-prob of the action after the updates of the iteration", True),
+    "ratio": Quantity("ratio", "probability ratio, exp(log new - log old)"),
+    "clipped": Quantity(
+        "clip", "* marks a ratio outside the clip range; the gradient is 0 if A pushes it further out", True
+    ),
+    "logprob_ref": Quantity("log ref", "log-prob of the action under the reference model", True),
+    "kl": Quantity("kl", "estimate of the KL to the reference model, as used in the reward", True),
+    "kl_full": Quantity("kl full", "exact KL to the reference model, summed over all possible actions", True),
+    "score": Quantity("score", "score of the response, shown at its last step", True),
+    "continues": Quantity("continues", "true if the episode continues after the step"),
 }
 
 
 class Sample(NamedTuple):
-    """One episode, or the part of it that a rollout holds: a row and its valid columns, ascending."""
+    """The part of an episode that is in a rollout, as a row and the episode's valid columns in ascending order."""
 
     row: int
     columns: np.ndarray
@@ -68,19 +74,19 @@ class StoredIteration:
     """The samples of one iteration."""
 
     iteration: int
-    step: int  # of the run, after the iteration
-    steps: int  # valid steps that the iteration had; the file may hold fewer
+    step: int  # step of the run after the iteration
+    steps: int  # valid steps of the iteration; the file may contain fewer
     gamma: float
     lam: float
-    clip: float  # as annealed
+    clip: float  # after annealing
     clip_high: float
     advantage_kind: str  # ppo.advantage
     value_target: str  # ppo.value_target
-    metrics: dict[str, float | None]  # as logged; None where not finite
-    columns: dict[str, np.ndarray]  # [N, T] each; entries where "mask" is False mean nothing
+    metrics: dict[str, float | None]  # as logged; None if not finite
+    columns: dict[str, np.ndarray]  # [N, T] each; entries are undefined if "mask" is False
 
     def samples(self) -> list[Sample]:
-        """Every row, cut behind each valid step after which the episode does not go on."""
+        """Split each row after every valid step whose `continues` is False."""
         found = []
         for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
             own = np.flatnonzero(valid)
@@ -89,7 +95,7 @@ class StoredIteration:
         return found
 
     def text_before(self, sample: Sample) -> str:
-        """The text, such as a prompt, that stands before a sample's first step and behind the sample before it."""
+        """Return the text, such as a prompt, between the previous sample of the row and the first step of `sample`."""
         if "text" not in self.columns:
             return ""
         row, first = sample.row, int(sample.columns[0])
@@ -97,7 +103,7 @@ class StoredIteration:
         return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
 
     def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
-        """Every quantity at every step of a sample, by name, in the order of QUANTITIES; adapters' own come last."""
+        """Return all quantities at each step of a sample, in the order of QUANTITIES, then those of the adapter."""
         names = [name for name in QUANTITIES if name in self.columns]
         names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
         parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
@@ -107,47 +113,49 @@ class StoredIteration:
         ]
 
     def document(self, number: int, sample: Sample) -> dict[str, Any]:
-        """A sample, `number` among all, as `inspect --json` prints it."""
+        """Return a sample as `inspect --json` prints it; `number` is its index among all samples."""
         before = {"before": self.text_before(sample)} if "text" in self.columns else {}
         return {"sample": number, "row": sample.row, **before, "steps": self.sample_steps(sample)}
 
     def quantities(self) -> dict[str, Quantity]:
-        """What each column holds; adapters' own are known by their names alone."""
+        """Return the declaration of each column. The adapter's own columns have only a name."""
         headers = {known.header for known in QUANTITIES.values()}
         return {
-            name: QUANTITIES.get(name, Quantity(f"{name}_" if name in headers else name, "as the adapter gives it"))
+            name: QUANTITIES.get(
+                name, Quantity(f"{name}_" if name in headers else name, "quantity defined by the adapter")
+            )
             for name in self.columns
         }
 
     def summary(self, name: str) -> str:
-        """Lines on which iteration of the run `name` this is, and how its numbers depend on each other."""
+        """Return lines with the run's name, the iteration, and the formulas that connect the quantities."""
         held = int(self.columns["mask"].sum())
-        kept = "" if held == self.steps else f", of which the first {held:,} are kept"
-        clip = f"{self.clip:.4g}" + (f" (upwards {self.clip_high:.4g})" if self.clip_high != self.clip else "")
+        kept = "" if held == self.steps else f"; only the first {held:,} are stored"
+        clip = f"{self.clip:.4g}" + (f" (upper {self.clip_high:.4g})" if self.clip_high != self.clip else "")
         advantages = {
             "gae": "A = delta + gamma*lam*A'",
             "td": "A = delta",
-            "reward-to-go": "A = r + gamma*A' (V' for A' where the rollout cuts an episode)",
-            "return": "A = the episode's discounted rewards from its first step here",
+            "reward-to-go": "A = r + gamma*A' (V' instead of A' if the rollout cuts the episode)",
+            "return": "A = sum of the episode's discounted rewards from its first step in the rollout",
         }
-        to_go = "return = r + gamma*return' (V' for return' where the rollout cuts an episode)"
+        to_go = "return = r + gamma*return' (V' instead of return' if the rollout cuts the episode)"
         returns = f"return = {'A' if self.advantage_kind == 'gae' else 'GAE'} + V"
         formulas = (
             "delta = r + gamma*V' - V",
-            advantages.get(self.advantage_kind, f"A as ppo.advantage = {clean(self.advantage_kind)!r} says"),
+            advantages.get(self.advantage_kind, f"A as defined by ppo.advantage = {clean(self.advantage_kind)!r}"),
             returns if self.value_target == "lambda" else to_go,
         )
         return "\n".join(
             (
-                f"{clean(name)}, iteration {self.iteration}, up to step {self.step:,}: {self.steps:,} steps{kept}",
+                f"{clean(name)}, iteration {self.iteration}, ending at step {self.step:,}: {self.steps:,} steps{kept}",
                 f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
                 "; ".join(formulas),
             )
         )
 
 
-SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # what is no array [N, T] in a file
-MOST_BYTES = 1 << 27  # of a file's arrays unpacked; few bytes can be packed that say they are many
+SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # values that are not arrays [N, T]
+MOST_BYTES = 1 << 27  # uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
     **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
@@ -161,18 +169,18 @@ def sample_path(run: Run, iteration: int) -> Path:
 
 
 def iterations(run: Run) -> list[int]:
-    """The iterations whose samples are stored, ascending."""
+    """List the iterations whose samples are stored, ascending."""
     folder = run.samples
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
 def rows_to_keep(mask: np.ndarray) -> int:
-    """How many of the first rows of a mask [N, T] hold at most LARGEST valid steps; at least one."""
+    """Return how many leading rows of a mask [N, T] contain at most LARGEST valid steps together; at least 1."""
     return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
 
 
 def write(run: Run, stored: StoredIteration) -> None:
-    """Write the samples of an iteration; readers see a whole file or none."""
+    """Write the samples of an iteration atomically: readers find a complete file or none."""
     run.samples.mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
     arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
@@ -181,31 +189,31 @@ def write(run: Run, stored: StoredIteration) -> None:
 
 
 def read(run: Run, iteration: int) -> StoredIteration:
-    """The samples of an iteration. Raises UsageError where the file is damaged or is no such file."""
+    """Read the samples of an iteration. Raises UsageError if the file is not a valid sample file."""
     path = sample_path(run, iteration)
     try:
         found = _read_arrays(path)
         if missing := {*SINGLE, "mask", "continues"} - found.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            raise ValueError(f"missing: {', '.join(sorted(missing))}")
         single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
         _check_columns(found)
     except ValueError as error:
-        raise UsageError(f"{path}: cannot be read as samples ({clean(error)[:200]}); delete it") from None
+        raise UsageError(f"{path}: not a valid sample file ({clean(error)[:200]}); delete it") from None
     return StoredIteration(**single, columns=found)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a file. Raises ValueError where it cannot be read."""
+    """Return the arrays in a file. Raises ValueError if it cannot be read."""
     try:
         with open_file(path) as file:
             with zipfile.ZipFile(file) as archive:
                 size = sum(member.file_size for member in archive.infolist())
             if size > MOST_BYTES:
-                raise ValueError(f"unpacked it would take {size:,} bytes")
+                raise ValueError(f"its uncompressed size is {size:,} bytes, the limit is {MOST_BYTES:,}")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # numpy and zipfile raise anything on a damaged file
+    except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
         raise ValueError(error) from None
 
 
@@ -214,33 +222,35 @@ def _read_scalar(name: str, array: np.ndarray) -> Any:
     if name == "metrics" and isinstance(value, str):
         value = parse_json(value)
     if not isinstance(value, _KINDS[name]):
-        raise ValueError(f"its {name} is no {_KINDS[name][0].__name__}")
+        raise ValueError(f"{name}: expected {_KINDS[name][0].__name__}, got {type(value).__name__}")
     return value
 
 
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError unless these are columns as `write` has them."""
+    """Raise ValueError unless the columns have the shapes and types that `write` stores."""
     mask, continues = columns["mask"], columns["continues"]
     if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
-        raise ValueError("its arrays differ in shape")
+        raise ValueError("expected arrays [N, T] of the same shape")
     if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufU" for x in columns.values()):
-        raise ValueError("its arrays are neither numbers nor texts")
+        raise ValueError("expected arrays of numbers or strings, and mask and continues of type bool")
     for name, x in columns.items():
         if not name.isidentifier() or name == "column":
-            raise ValueError("an array has no name of a column")
+            raise ValueError(f"invalid column name {name!r}")
         if (
             name in QUANTITIES
             and (name == "text" or QUANTITIES[name].adds_up)
             and (x.dtype.kind == "U") != (name == "text")
         ):
-            raise ValueError(f"its {name} is {x.dtype}")
+            raise ValueError(f"column {name} has the wrong type {x.dtype}")
     if not mask.any():
-        raise ValueError("it holds no steps")
+        raise ValueError("it contains no steps")
 
 
 def truncate(run: Run, iteration: int, evaluated: int) -> None:
-    """Remove the samples of later iterations and the responses of evaluations after the step `evaluated`: a resumed run
-    writes them again."""
+    """Remove the samples of iterations after `iteration`, and the responses of evaluations after the step `evaluated`.
+
+    A resumed run writes them again.
+    """
     for later in iterations(run):
         if later > iteration:
             sample_path(run, later).unlink(missing_ok=True)
@@ -253,7 +263,7 @@ def truncate(run: Run, iteration: int, evaluated: int) -> None:
 
 
 def _is_whole(line: bytes, evaluated: int) -> bool:
-    """Whether a line was finished and is of an evaluation at the step `evaluated` or before."""
+    """Return True if a line is complete and its evaluation was not after the step `evaluated`."""
     try:
         return line.endswith(b"\n") and _parse_evaluation(line.decode("ascii")).step <= evaluated
     except ValueError:
@@ -269,7 +279,7 @@ class _Evaluation:
 
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
-    """Add an evaluation's responses as one line of JSON; one that a crash left unfinished stays a line of its own."""
+    """Append an evaluation's responses as one line of JSON, on a new line even if a crash left an incomplete line."""
     run.samples.mkdir(exist_ok=True)
     line = to_json({"step": step, "iteration": iteration, "responses": responses}, indent=None) + "\n"
     with open(run.samples / RESPONSES, "a+b") as file:
@@ -280,11 +290,11 @@ def append_responses(run: Run, step: int, iteration: int, responses: list[dict[s
 
 
 def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
-    """The responses of every evaluation by step, ascending; the last line of a step counts, unfinished lines do not."""
+    """Return the responses of all evaluations by step, ascending. The last complete line of a step is used."""
     found: dict[int, list[dict[str, Any]]] = {}
     try:
         for line in read_lines(run.samples / RESPONSES):
-            if not line.startswith("{"):  # quicker than to have it refused: of torn lines there may be 100,000
+            if not line.startswith("{"):  # faster than parsing: there may be 100,000 incomplete lines
                 continue
             with suppress(ValueError):
                 evaluation = _parse_evaluation(line)
@@ -295,8 +305,8 @@ def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
 
 
 def _parse_evaluation(line: str) -> _Evaluation:
-    """Raises ValueError for a line that is damaged."""
+    """Parse a line of responses.jsonl. Raises ValueError if it is damaged."""
     known = parse_fields(parse_json(line), _Evaluation)
     if len(known) < len(fields(_Evaluation)):
-        raise ValueError("it lacks the step or the responses")
+        raise ValueError("the step or the responses are missing")
     return _Evaluation(**known)

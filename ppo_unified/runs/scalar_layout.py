@@ -1,5 +1,5 @@
-"""Events of one shape, decoded many at once: a trainer writes the same tags again and again, and only the numbers
-change. The wire format is https://protobuf.dev/programming-guides/encoding."""
+"""Decode many events with the same byte layout at once. A trainer writes the same tags in every event, and only the
+numbers change. The wire format is described at https://protobuf.dev/programming-guides/encoding."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
 
 
 class Layout:
-    """Where wall time, step and floats stand in records that are alike in every other byte."""
+    """The byte offsets of the wall time, step and floats in records that are equal in all other bytes."""
 
     def __init__(self, payload: bytes) -> None:
-        """Raises ValueError where `payload` is anything but an event of scalars, each with a tag and a float alone."""
+        """Raises ValueError unless `payload` is an event with scalars only, each with a tag and a float but no more."""
         self._wall: int | None = None
         self._step: slice | None = None
         self._floats: dict[str, int] = {}  # tag -> offset
         for key, start, end in _fields(payload, 0, len(payload)):
-            if key == _WALL:  # of a field that is there twice, the last one counts
+            if key == _WALL:  # if a field occurs twice, the last one is valid
                 self._wall = start
             elif key == _STEP:
                 self._step = slice(start, end)
             elif key == _SUMMARY:
                 self._add_values(payload, start, end)
             else:
-                raise ValueError("not an event of scalars")
+                raise ValueError("the event contains more than scalars")
         if not self._floats:
-            raise ValueError("no scalars")
+            raise ValueError("the event contains no scalars")
         self._mask = self._compared_bits(len(payload))
         self._fixed = np.frombuffer(payload, np.uint8) & self._mask
 
@@ -40,30 +40,30 @@ class Layout:
         for key, first, last in _fields(payload, start, end):
             parts = list(_fields(payload, first, last))
             if key != _VALUE or [part[0] for part in parts] != [_TAG, _SIMPLE_VALUE]:
-                raise ValueError("not a plain scalar")
+                raise ValueError("the value is not a plain scalar")
             tag = payload[slice(*parts[0][1:])].decode()
             if tag in self._floats:
-                raise ValueError("a tag twice")
+                raise ValueError("duplicate tag")
             self._floats[tag] = parts[1][1]
 
     def _compared_bits(self, size: int) -> np.ndarray:
-        """The bits [size] in which two records of this layout are equal."""
+        """Return a bit mask [size] of the bits that are equal in all records of this layout."""
         mask = np.full(size, 0xFF, np.uint8)
         if self._wall is not None:
             mask[self._wall : self._wall + 8] = 0
         if self._step is not None:
-            mask[self._step] = 0x80  # whether another byte of the varint follows
+            mask[self._step] = 0x80  # the bit that shows whether the varint continues
         for offset in self._floats.values():
             mask[offset : offset + 4] = 0
         return mask
 
     def matches(self, records: np.ndarray) -> np.ndarray:
-        """Which of the records [K, size] have this layout."""
+        """Return a mask [K] of the records [K, size] that have this layout."""
         hits: np.ndarray = ((records & self._mask) == self._fixed).all(axis=1)
         return hits
 
     def decode(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Steps, wall times and each tag's values, [K] each, of records [K, size] that have this layout."""
+        """Return the steps, wall times and each tag's values, [K] each, of records [K, size] with this layout."""
         steps = np.zeros(len(records), np.int64)
         if self._step is not None:
             for place, column in enumerate(range(self._step.start, self._step.stop)):
@@ -73,13 +73,13 @@ class Layout:
 
 
 def _numbers(records: np.ndarray, offset: int, kind: str) -> np.ndarray:
-    """The numbers [K] at one offset of every record."""
+    """Return the numbers [K] at the same offset of every record."""
     width = np.dtype(kind).itemsize
     return np.ascontiguousarray(records[:, offset : offset + width]).view(kind).ravel()
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Key, and start and end of the content, of every field of a message; ValueError for what no event needs."""
+    """Yield (key, start, end) of the content of each field of a message. Raises ValueError for unsupported fields."""
     while start < end:
         key, start = data[start], start + 1
         kind = key & 7
@@ -93,18 +93,18 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
             length, start = _varint(data, start)
             stop = start + length
         else:
-            raise ValueError("an unknown wire type")
+            raise ValueError("unknown wire type")
         if key >= 0x80 or stop > end:
-            raise ValueError("a large field number, or a field longer than its message")
+            raise ValueError("field number too large, or field longer than its message")
         yield key, start, stop
         start = stop
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """The number at `start` and where it ends."""
+    """Decode the varint at `start`. Return the number and its end."""
     number = 0
     for place, byte in enumerate(data[start : start + 10]):
         number |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
             return number, start + place + 1
-    raise ValueError("a number without an end")
+    raise ValueError("varint without an end")

@@ -1,4 +1,4 @@
-"""Curves as they grow: numpy columns that tags logged together share, and views of them that stay as they are."""
+"""Growing curves in numpy columns. Tags that are logged together share columns, and views of them never change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _LEAST = 64  # rows of the smallest table
 
 
 class Chunk(NamedTuple):
-    """Points of tags that were logged by the same K events, in the order of the file."""
+    """Points of tags that were logged in the same K events, in file order."""
 
-    order: np.ndarray  # [K] int64, ascending: the event's place in the file, by which chunks are merged
+    order: np.ndarray  # [K] int64, ascending: positions of the events in the file
     steps: np.ndarray  # [K] int64
     walls: np.ndarray  # [K] float64
     values: Mapping[str, np.ndarray]  # tag -> [K] float32
 
     def between(self, first: int, end: int) -> Chunk:
-        """The points of the events from place `first` to before place `end`."""
+        """Return the points of the events at positions first <= position < end."""
         rows = slice(*np.searchsorted(self.order, (first, end)).tolist())
         return Chunk(
             self.order[rows], self.steps[rows], self.walls[rows], {tag: x[rows] for tag, x in self.values.items()}
@@ -28,9 +28,9 @@ class Chunk(NamedTuple):
 
 
 class _Table:
-    """Tags with one history: their steps and wall times are the same and stored once.
+    """Tags with the same steps and wall times, which are stored once.
 
-    Rows that were handed out as views are never written again: growing and cutting move to new columns instead.
+    Rows that a view may show are never overwritten: growing and truncating copy the points to new columns.
     """
 
     def __init__(self, tags: Sequence[str] = ()) -> None:
@@ -44,7 +44,7 @@ class _Table:
         return self.steps.nbytes + self.walls.nbytes + sum(column.nbytes for column in self.values.values())
 
     def append(self, steps: np.ndarray, walls: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """Add [K] points of each tag; where the step goes back, what was logged from that step on is superseded."""
+        """Append [K] points of each tag. If the step decreases, earlier points at or after the new step are dropped."""
         edges = [0, *(np.flatnonzero(np.diff(steps) < 0) + 1).tolist(), len(steps)]
         for first, end in pairwise(edges):
             if first == end:
@@ -67,7 +67,7 @@ class _Table:
             self._move(len(self.steps))
 
     def split(self, tags: Sequence[str]) -> _Table:
-        """Take some of the tags away into a table of their own, with the points they have."""
+        """Move some of the tags, with their points, to a new table and return it."""
         other = _Table()
         other.steps, other.walls = self.steps.copy(), self.walls.copy()
         other.values = {tag: self.values.pop(tag) for tag in tags}
@@ -75,7 +75,7 @@ class _Table:
         return other
 
     def _move(self, rows: int) -> None:
-        """Copy the points to new columns with room for `rows` of them."""
+        """Copy the points to new columns with room for `rows` points."""
 
         def move(column: np.ndarray) -> np.ndarray:
             larger = np.empty(rows, column.dtype)
@@ -88,7 +88,7 @@ class _Table:
 
 
 class Series:
-    """One tag's points: steps (int64), wall times (s since the epoch) and values (float32), step ascending."""
+    """The steps (int64), wall times (seconds since the epoch) and values (float32) of one tag, ordered by step."""
 
     def __init__(self, tag: str, table: _Table) -> None:
         self.tag, self.table = tag, table
@@ -109,7 +109,7 @@ class Series:
         return self.numpy()[2]
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, walls and values as they are now: read-only views, no copies; what comes later does not touch them."""
+        """Return the current steps, wall times and values as read-only views, which later points do not change."""
         table = self.table
         table.viewed = table.size
         columns = table.steps[: table.size], table.walls[: table.size], table.values[self.tag][: table.size]
@@ -129,23 +129,23 @@ class Curves:
         return sum(table.nbytes for table in self._tables())
 
     def add(self, chunks: Sequence[Chunk]) -> None:
-        """Append chunks whose events may alternate in the file; each tag gets its points in the file's order."""
+        """Append chunks, whose events may alternate in the file. The points of each tag are added in file order."""
         sources: dict[str, list[int]] = {}
         for number, chunk in enumerate(chunks):
             for tag in chunk.values if len(chunk.order) else ():
                 sources.setdefault(tag, []).append(number)
-        alike: dict[tuple[int, ...], list[str]] = {}
+        groups: dict[tuple[int, ...], list[str]] = {}
         for tag, numbers in sources.items():
-            alike.setdefault(tuple(numbers), []).append(tag)
-        for numbers_key, tags in alike.items():
+            groups.setdefault(tuple(numbers), []).append(tag)
+        for numbers_key, tags in groups.items():
             steps, walls, values = _merge([chunks[number] for number in numbers_key], tags)
-            if not np.isfinite(walls).all():  # no clock says so, but a file may
+            if not np.isfinite(walls).all():  # a damaged or foreign file may contain such times
                 walls = np.nan_to_num(walls, nan=0.0, posinf=0.0, neginf=0.0)
             for table in self._find_tables(tags):
                 table.append(steps, walls, values)
 
     def truncate(self, step: int) -> None:
-        """Drop every tag's points at or after `step`: a resumed run writes them again."""
+        """Drop the points of all tags at or after `step`. A resumed run writes them again."""
         for table in self._tables():
             table.truncate(step)
 
@@ -153,7 +153,7 @@ class Curves:
         return list({id(series.table): series.table for series in self.series.values()}.values())
 
     def _find_tables(self, tags: Sequence[str]) -> list[_Table]:
-        """Tables that hold `tags` and no others: made for new tags, split off where others stay behind."""
+        """Return tables that contain exactly `tags`. Creates a table for new tags and splits tables with other tags."""
         new = [tag for tag in tags if tag not in self.series]
         if new:
             table = _Table(new)
@@ -174,7 +174,7 @@ class Curves:
 
 
 def _merge(chunks: Sequence[Chunk], tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Steps, walls and values of tags that are in all of some chunks, in the order of the file."""
+    """Merge the points of tags that all of the chunks contain, in file order; return steps, walls and values."""
     if len(chunks) == 1:
         return chunks[0].steps, chunks[0].walls, {tag: chunks[0].values[tag] for tag in tags}
     order = np.argsort(np.concatenate([chunk.order for chunk in chunks]), kind="stable")

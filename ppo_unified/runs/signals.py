@@ -1,4 +1,4 @@
-"""Requests to stop: SIGINT, SIGTERM and SIGHUP, and where they may interrupt the work."""
+"""Handle requests to stop (SIGINT, SIGTERM and SIGHUP) and define which work they may interrupt."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from types import FrameType
 
 from ppo_unified.runs.folder import Run
 
-SAME_REQUEST_S = 1.0  # in which a further SIGTERM or SIGHUP repeats the first and asks for nothing more
+SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is ignored
 
 
 class Interrupted(BaseException):
-    """A request to stop arrived where the work under way can be given up. No Exception: the code of an environment or a
-    reward must not take it for a failure of its own."""
+    """A request to stop arrived during work that may be abandoned. It is a BaseException, so that the code of an
+    environment or a reward function does not catch it by accident."""
 
 
 class StopRequest:
-    """Set by SIGINT, SIGTERM or SIGHUP; looked at between iterations, and raised where work may be given up.
+    """Set by SIGINT, SIGTERM or SIGHUP; checked between iterations, and raised in blocks that may be interrupted.
 
-    A second signal ends the process at once. Only a SIGTERM or SIGHUP within SAME_REQUEST_S of the first does not:
-    two programs may stop a run at the same moment, and a session that closes sends both.
+    A second signal ends the process immediately, except a SIGTERM or SIGHUP within SAME_REQUEST_S of the first.
+    Two programs may stop a run at the same moment, and a closing session sends both signals.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._first = 0.0  # when the first one came, on the monotonic clock
+        self._first = 0.0  # monotonic time of the first signal
         self._interruptible = False
         self._run: Run | None = None
 
@@ -40,7 +40,7 @@ class StopRequest:
         return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
 
     def show_in(self, run: Run) -> None:
-        """Show a request to stop in the folder of the run that this process trains: nobody repeats it unknowingly."""
+        """From now on, mark the run's folder as stopping after a signal, so that other programs send no second one."""
         self._run = run
         if self:
             run.mark_stopping()
@@ -53,14 +53,14 @@ class StopRequest:
         elif number == signal.SIGINT or time.monotonic() - self._first >= SAME_REQUEST_S:
             os._exit(128 + number)
         if self._interruptible:
-            self._interruptible = False  # once: what cleans up is not interrupted again
+            self._interruptible = False  # only once, so that the cleanup is not interrupted
             raise Interrupted
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """In the block a request to stop, an earlier one included, raises Interrupted.
+        """Inside the block, a request to stop raises Interrupted, even if it arrived before the block.
 
-        So does an error that follows the request: the signal may have ended a child process of the work's, too.
+        An error after the request also raises Interrupted, because the signal may have ended a child process.
         """
         self._interruptible = True
         try:
@@ -76,7 +76,7 @@ class StopRequest:
 
     @contextmanager
     def handle_signals(self) -> Iterator[StopRequest]:
-        """Handle the signals inside the block, SIGHUP unless it is ignored (nohup). Only a main thread can."""
+        """Handle the signals inside the block; SIGHUP stays ignored under nohup. Works only in the main thread."""
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
         before = [signal.signal(number, self.handle) for number in numbers]

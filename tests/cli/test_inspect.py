@@ -229,14 +229,14 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
         ("gae", "lambda", ["A = delta + gamma*lam*A'", "return = A + V"]),
         ("td", "lambda", ["A = delta;", "return = GAE + V"]),
         ("reward-to-go", "monte-carlo", ["A = r + gamma*A'", "return = r + gamma*return'"]),
-        ("return", "lambda", ["A = the episode's discounted rewards"]),
+        ("return", "lambda", ["A = sum of the episode's discounted rewards"]),
     ):
         samples.write(a_run, replace(usual, advantage_kind=advantage, value_target=target, steps=100_000))
         _, out, _ = command(tmp_path, capsys, "inspect", "run")
         told = " ".join(out.split())
         for formula in [*says, "delta = r + gamma*V' - V", "gamma 0.97, lam 0.9, clip 0.2"]:
             assert formula in told
-        assert "100,000 steps, of which the first" in told
+        assert "100,000 steps; only the first" in told
 
 
 MISTAKES = {
@@ -262,7 +262,7 @@ def test_damaged_sample_file_is_a_one_line_error(tmp_path: Path, capsys: pytest.
     samples.sample_path(Run(tmp_path / "run"), 2).write_bytes(b"PK")
     code, out, err = command(tmp_path, capsys, "inspect", "run", "--json")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "00000002.npz: cannot be read as samples" in err
+    assert "00000002.npz: not a valid sample file" in err
     assert document(tmp_path, capsys, "run", "--iteration", "1")["iteration"] == 1
 
 

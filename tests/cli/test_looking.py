@@ -186,7 +186,7 @@ def test_command_runs_with_a_closed_stream(folder: Path, closed: str) -> None:
 def test_runs_rejects_bad_query_in_one_line(run_command: Any) -> None:
     code, out, err = run_command("runs", "scor>3")
     assert (code, out) == (2, "")
-    assert err == "query: 'scor>3': there is no key 'scor'; did you mean 'score'?\n"
+    assert err == "query: 'scor>3': unknown key 'scor'; did you mean 'score'?\n"
 
 
 def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Path) -> None:

@@ -186,7 +186,7 @@ def test_existing_run_name_is_rejected(
     (tmp_path / "runs" / "a").mkdir(parents=True)
     for extra in ((), ("--detach",)):
         assert main(["train", "cartpole", "--name", "a", *extra]) == 2
-        assert "exists already" in capsys.readouterr().err
+        assert "already exists; resume it" in capsys.readouterr().err
 
 
 def test_detached_start_reports_rejection_and_leaves_nothing(

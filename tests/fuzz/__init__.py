@@ -1,12 +1,12 @@
-"""Inputs that nobody would write, for every parser that reads what others wrote; `make fuzz` runs many, tests a few.
+"""Malformed and unusual inputs for every parser of external data. `make fuzz` tries many of them, the tests a few.
 
-    inputs    texts, numbers and accidents, and strategies for files made of them
-    real      the real files that accidents happen to
-    readers   what is tried: a parser, and what must hold for whatever it is given
-    parsers   which inputs each reader gets
-    running   one input, or many in a process, within limits of time and memory
+    inputs      texts, numbers and mutations, and strategies that build files from them
+    real_files  the real files that are mutated
+    readers     calls each parser and checks its result
+    parsers     the input strategy of each reader
+    trials      runs one input, or many in a process, with limits on time and memory
 
-Half of what is generated is random, half is a real file or command line with a few things changed, which gets further.
-A parser may do what its documentation says or raise UsageError in words that no terminal can be hurt with. It never
-raises anything else, takes a second, or takes 200 MB.
+Half of the generated inputs are random. The other half are real files or command lines with a few changes, which get
+past the first checks. For every input, a parser must behave as documented or raise UsageError with a message that is
+safe to print. It must not raise any other error, take a second, or use 200 MB.
 """

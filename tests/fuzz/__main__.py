@@ -1,4 +1,4 @@
-"""Many inputs for every parser, or for some, and a report that keeps what earlier runs found of the others."""
+"""Try many inputs for all or some parsers. The report keeps earlier results of the other parsers."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from tests import fuzz
 from tests.fuzz.parsers import parsers
 from tests.fuzz.trials import Outcome, try_in_child
 
-_HEAD = """| input | tried | refused | slowest | memory | seed | date |
+_HEAD = """| parser | inputs | rejected | slowest | memory | seed | date |
 |:--|--:|--:|--:|--:|--:|:--|"""
-_REPORT = """# Fuzzing: inputs that nobody would write
+_REPORT = """# Fuzzing: malformed and unusual inputs
 
-`make fuzz`: random inputs, and real files and command lines with a few things changed, through every reader of what
-others wrote. *Refused* are those that ended in a one-line error; the others were read as documented. None ended in a
-traceback. Limits that fail the run: a second of processor time for one input, 200 MB of memory above what the process
-took before it. Each reader has a process of its own, in which some usual inputs come first: what it imports is not
-counted, nor is the garbage collector's work on what the fuzzer keeps. A small share runs in every test run
-(`tests/test_fuzz.py`).
+`make fuzz` passes random inputs, and real files and command lines with a few changes, to every parser of external data.
+*Rejected* inputs ended with a one-line error; all other inputs were parsed as documented. No input caused a traceback.
+The test fails if one input takes a second of processor time, or 200 MB of memory in addition to what the process used
+before. Each parser runs in a separate process and gets some typical inputs first, so that its imports are not counted.
+The work of the garbage collector on the fuzzer's own objects is not counted either. Every test run includes a small
+share of the inputs (`tests/test_fuzz.py`).
 
 {table}
 {missing}
-The last reader ran with {versions}.
+The last parser was tested with {versions}.
 """
 
 
 def main() -> int:
     names = list(parsers())
-    words = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=fuzz.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    words.add_argument("--inputs", type=int, default=20_000, help="of each parser")
-    words.add_argument("--seed", type=int, default=1)
-    words.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help="these parsers alone")
-    words.add_argument("--out", type=Path, help="put what was found into this report; other lines in it stay")
-    options = words.parse_args()
+    parser.add_argument("--inputs", type=int, default=20_000, help="number of inputs per parser (default: 20000)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help="test only these parsers"
+    )
+    parser.add_argument("--out", type=Path, help="update this report; results of other parsers are kept")
+    options = parser.parse_args()
     rows = rows_of(options.out.read_text(encoding="utf-8")) if options.out and options.out.exists() else {}
     print(_HEAD)
     failed = False
@@ -54,7 +56,7 @@ def main() -> int:
         else:
             failed = True
             print(f"{name}: {found}", file=sys.stderr, flush=True)
-        if options.out:  # after each, so that one that takes long takes nothing with it
+        if options.out:  # after each parser, so that an interruption loses no earlier results
             options.out.write_text(report(rows, names), encoding="utf-8")
     return int(failed)
 
@@ -65,16 +67,16 @@ def _row(name: str, found: Outcome, seed: int) -> str:
 
 
 def rows_of(text: str) -> dict[str, str]:
-    """The lines of a report's table by the names of their parsers."""
+    """Return the table rows of a report by parser name."""
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     return {line.split("|")[1].strip(): line for line in lines}
 
 
 def report(rows: Mapping[str, str], names: list[str]) -> str:
-    """A report of some lines, in the order of the parsers; those that have none are named."""
+    """Return a report with the rows in the order of `names`. Parsers without a row are listed below the table."""
     table = "\n".join([_HEAD, *(rows[name] for name in names if name in rows)])
     without = ", ".join(name for name in names if name not in rows)
-    missing = f"\nNo run of these has ended well yet: {without}.\n" if without else ""
+    missing = f"\nThese parsers have no successful run yet: {without}.\n" if without else ""
     return _REPORT.format(table=table, missing=missing, versions=_versions())
 
 

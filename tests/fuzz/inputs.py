@@ -1,4 +1,4 @@
-"""Texts, numbers and accidents, and strategies for files made of them."""
+"""Unusual texts and numbers, mutations of files, and strategies that build files from them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ plain = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
     max_leaves=8,
 )
-_NESTING = (b"[", b'{"a":', b"a.", b"\x0a\x80")  # what opens a level: JSON, TOML, protocol buffers
+_NESTING = (b"[", b'{"a":', b"a.", b"\x0a\x80")  # opens a nested level in JSON (two ways), TOML and protocol buffers
 edits = st.tuples(
     st.sampled_from(("flip", "cut", "drop", "repeat", "insert", "swap", "deep")), st.floats(0, 1), st.integers(0, 255)
 )
 
 
 def mutate(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
-    """A file after a few accidents."""
+    """Apply some mutations to the content of a file."""
     for how, share, number in changes:
         at = int(share * len(content))
         end = at + number
@@ -53,7 +53,7 @@ def mutate(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
 
 
 def files(*real: bytes) -> st.SearchStrategy[bytes]:
-    """Contents of a file: real ones with changes, and random ones."""
+    """Generate file contents: real contents with changes, and random contents."""
     changed = st.builds(mutate, st.sampled_from(real), st.lists(edits, max_size=6))
     hardly = st.builds(mutate, st.sampled_from(real), st.lists(edits, max_size=1))
     return st.one_of(
@@ -67,14 +67,14 @@ def files(*real: bytes) -> st.SearchStrategy[bytes]:
 
 
 def json_objects(real: dict[str, Any]) -> st.SearchStrategy[bytes]:
-    """JSON objects in which some values are of another kind."""
+    """Generate JSON objects that are copies of `real` with some values of other types."""
     keys = st.one_of(st.sampled_from([*real, *real]), texts)
     values = st.dictionaries(keys, plain, max_size=4)
     return values.map(lambda new: json.dumps(real | new).encode())
 
 
 def toml_files(*real: bytes) -> st.SearchStrategy[bytes]:
-    """TOML files in which some options have another value."""
+    """Generate TOML files that are copies of `real` with some options changed."""
     tables = [tomllib.loads(text.decode()) for text in real]
     options = [(section, name) for table in tables for section, x in table.items() if type(x) is dict for name in x]
     value = st.one_of(plain.filter(_has_toml), st.integers(0, 9), st.floats(0, 1), st.booleans(), texts)
@@ -90,7 +90,7 @@ def toml_files(*real: bytes) -> st.SearchStrategy[bytes]:
 
 
 def _has_toml(value: Any) -> bool:
-    """Whether TOML can spell a value."""
+    """Return True if TOML can represent the value."""
     try:
         tomli_w.dumps({"a": value})
     except (TypeError, ValueError):
@@ -99,7 +99,7 @@ def _has_toml(value: Any) -> bool:
 
 
 def records(*keys: str) -> st.SearchStrategy[bytes]:
-    """JSON Lines and arrays of objects that have these keys, most of them with texts."""
+    """Generate JSON Lines and JSON arrays of objects with these keys; most of the values are texts."""
     message = st.fixed_dictionaries({"role": st.sampled_from(("user", "system", "assistant")), "content": texts})
     value = st.one_of(texts, texts, st.lists(message, max_size=3), plain)
     record = st.dictionaries(st.sampled_from(keys), value, min_size=1)

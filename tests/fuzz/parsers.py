@@ -1,4 +1,4 @@
-"""Which inputs each reader gets."""
+"""The inputs of each reader."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.fuzz.inputs import WORDS, edits, files, json_objects, mutate, plain, 
 
 
 class Parser(NamedTuple):
-    """One reader of other people's input."""
+    """A reader of external data, and its inputs."""
 
     inputs: st.SearchStrategy[Any]
-    read: Callable[[Any, Path], object]  # what is tried: an input, and a folder of its own
-    usual: Sequence[Any] = ()  # inputs as people write them, which bring in all that the reader imports
+    read: Callable[[Any, Path], object]  # called with an input and an empty folder
+    usual: Sequence[Any] = ()  # typical inputs that make the reader import all its modules
 
 
 def _events() -> st.SearchStrategy[bytes]:
@@ -89,7 +89,7 @@ def _command_lines() -> st.SearchStrategy[list[str]]:
 
 
 def _usual_command_lines() -> list[list[str]]:
-    """Every command with its help, and those that are run with what they need."""
+    """Return `--help` for every command, and valid arguments for the commands that are really run."""
     from ppo_unified.cli.main import COMMANDS
 
     looking = ["runs a", "show a --once", "inspect a", "compare a a", "envs --json", "recipes", "recipes zephyr"]
@@ -98,7 +98,7 @@ def _usual_command_lines() -> list[list[str]]:
 
 
 def _statuses() -> st.SearchStrategy[bytes]:
-    """run.json files in which each value has its own kind."""
+    """Generate run.json files in which each value has the right type."""
     kinds = {str: texts, int: st.integers(-(2**63), 2**63 - 1), float: st.floats(allow_nan=False, allow_infinity=False)}
     resumes = st.lists(st.dictionaries(st.sampled_from(("time", "step", "from_state", "x")), plain), max_size=3)
     more = {"resumes": resumes, "versions": st.dictionaries(texts, plain, max_size=2)}
@@ -125,7 +125,7 @@ def _charts() -> st.SearchStrategy[tuple[list[float], list[float], int, int, boo
 
 
 def parsers() -> dict[str, Parser]:
-    """Every parser by name."""
+    """Return all parsers by name."""
     configs, recipes, status = real_files.configs(), real_files.recipes(), json.dumps(real_files.STATUS).encode()
     log = b"step 1\nstep 2\r50%\r\x1b[31mred\n"
     fields = [("optim.lr", "1e-3"), ("gym.env_kwargs", "{}")]

@@ -1,6 +1,6 @@
-"""What is tried: each reader is given an input and a folder of its own, and checks what came of it.
+"""Readers: each one passes an input to a parser, in an empty folder, and checks the result.
 
-A reader raises UsageError where the input is refused, and AssertionError where something else went wrong.
+A reader raises UsageError if the parser rejects the input, and AssertionError if the parser misbehaves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def write_input(folder: Path, name: str, content: bytes) -> Path:
 
 
 def is_harmless(text: str) -> bool:
-    """Whether a terminal shows a text and does nothing else; a line's end is all right."""
+    """Return True if printing the text has no effect on a terminal other than showing it. Line ends are allowed."""
     return all(c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
 
 
@@ -189,7 +189,7 @@ def read_query(text: str, folder: Path) -> None:
 
 
 def read_field(values: tuple[str, str], folder: Path) -> None:
-    """A form of the terminal UI with something typed into a field."""
+    """Validate a text that was typed into a form field of the terminal UI."""
     option, text = values
     try:
         read_value(text, typed_options(GymConfig)[option])
@@ -210,29 +210,29 @@ def draw_chart(values: tuple[list[float], list[float], int, int, bool], folder: 
 
 
 def run_command(arguments: list[str], folder: Path) -> None:
-    """A command line, up to the point where it would train, serve or change something."""
+    """Run a command line, but stop before it trains, serves or changes anything."""
     from ppo_unified.cli import main as cli
 
     write_input(folder / "runs" / "a", "run.json", to_json(asdict(Status(name="a", state="finished"))).encode())
     write_input(folder / "runs" / "a", "config.toml", b'kind = "gym"\n')
-    said, told = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with _forbid_changes(folder), redirect_stdout(said), redirect_stderr(told):
+    stdout, stderr = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with _forbid_changes(folder), redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             code = cli.main(arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
-    assert code in (0, 2), (code, told.getvalue())
-    assert is_harmless(told.getvalue())
-    said.seek(0)
+    assert code in (0, 2), (code, stderr.getvalue())
+    assert is_harmless(stderr.getvalue())
+    stdout.seek(0)
     if "--json" not in arguments:
-        assert is_harmless(said.read().replace("\t", ""))
+        assert is_harmless(stdout.read().replace("\t", ""))
     if code == 2:
-        raise UsageError(told.getvalue())
+        raise UsageError(stderr.getvalue())
 
 
 @contextmanager
 def _forbid_changes(folder: Path) -> Iterator[None]:
-    """Inside the block, commands that would do more than look end where they have understood their arguments."""
+    """Inside the block, commands that are not read-only stop after parsing their arguments."""
     from ppo_unified.cli import main as cli
 
     harmless = ("envs", "recipes", "runs", "show", "inspect", "compare", "train")
@@ -244,13 +244,13 @@ def _forbid_changes(folder: Path) -> Iterator[None]:
             return module
         return SimpleNamespace(add_arguments=module.add_arguments, run=lambda *_: 0)
 
-    def refuse(*_: Any, **__: Any) -> Any:
+    def reject(*_: Any, **__: Any) -> Any:
         raise UsageError("it would train")
 
     with (
         patch.object(cli, "preload", load),
-        patch("ppo_unified.runs.preparation.prepare", refuse),
-        patch("ppo_unified.runs.control.start", refuse),
+        patch("ppo_unified.runs.preparation.prepare", reject),
+        patch("ppo_unified.runs.control.start", reject),
         chdir(folder),
     ):
         yield

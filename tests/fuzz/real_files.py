@@ -1,4 +1,4 @@
-"""The real files that accidents happen to, and how to put together what has the right checksums."""
+"""Real files to mutate, and functions that add valid checksums to mutated parts."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def event_files() -> list[bytes]:
     from ppo_unified.runs.event_writer import EventWriter
 
     with tempfile.TemporaryDirectory() as temporary, patch("time.time", lambda: 1.7e9):
-        folder = Path(temporary, "run")  # its name is in the file
+        folder = Path(temporary, "run")  # the file contains the name of its folder
         folder.mkdir()
         writer = EventWriter(folder)
         for step in range(20):
             writer.scalars(step, {"eval/score": step / 3, "policy/kl": float("nan")}, {"h": np.arange(5.0)})
-        writer.hyperparameters({"b": "x"})  # of two, the order would differ
+        writer.hyperparameters({"b": "x"})  # only one option, because the order of several would vary
         writer.close()
         found = [path.read_bytes() for path in folder.iterdir()]
     golden = Path(__file__).parents[1] / "golden" / "logs"
@@ -65,7 +65,7 @@ def event_files() -> list[bytes]:
 
 
 def frame_records(payloads: list[bytes]) -> bytes:
-    """Records whose checksums are right, whatever is in them."""
+    """Frame payloads as records with valid checksums."""
     from ppo_unified.runs.event_format import CRC, masked_crc
 
     content = b""
@@ -76,7 +76,7 @@ def frame_records(payloads: list[bytes]) -> bytes:
 
 
 def read_payloads(content: bytes) -> list[bytes]:
-    """What the records of an event file hold."""
+    """Return the payloads of the records of an event file."""
     found, at = [], 0
     while at + 12 <= len(content):
         size = int.from_bytes(content[at : at + 8], "little")
@@ -86,7 +86,7 @@ def read_payloads(content: bytes) -> list[bytes]:
 
 
 def checkpoint_files() -> dict[str, bytes]:
-    """The files of a whole checkpoint by name."""
+    """Return the files of a complete checkpoint by name."""
     trainer = {"progress": {"steps": 12}, "generator": torch.arange(9, dtype=torch.uint8), "optimizers": [{"a": [1.5]}]}
     with tempfile.TemporaryDirectory() as folder:
         saved = checkpoint.save(Run(Path(folder)), {"weight": torch.eye(3)}, trainer, META)
@@ -94,14 +94,14 @@ def checkpoint_files() -> dict[str, bytes]:
 
 
 def seal_checkpoint(files: dict[str, bytes]) -> dict[str, bytes]:
-    """A checkpoint whose meta.json has the sizes and checksums of the other files, whatever is in them."""
+    """Return a checkpoint with a new meta.json that has the correct sizes and checksums of the other files."""
     others = {name: content for name, content in files.items() if name != checkpoint.META}
     sums = {name: Checksum(len(content), google_crc32c.value(content)) for name, content in others.items()}
     return others | {checkpoint.META: checkpoint._encode_meta(META, sums)}
 
 
 def with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
-    """A checkpoint with another meta.json, which has the checksum of itself where it is an object."""
+    """Return a checkpoint with `text` as meta.json. If `text` is a JSON object, its own checksum is corrected."""
     with suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
         table = json.loads(text)
         table.pop("crc32c")
@@ -110,7 +110,7 @@ def with_meta(files: dict[str, bytes], text: bytes) -> dict[str, bytes]:
 
 
 def sample_arrays() -> dict[str, Any]:
-    """What an archive of stored samples holds, by name."""
+    """Return the arrays and values of a file of stored samples, by name."""
     mask = np.array([[True, True, False], [True, True, True]])
     floats = np.linspace(-1, 1, 6).reshape(2, 3)
     columns = dict.fromkeys(("reward", "value", "advantage", "ratio", "own"), floats)
@@ -123,7 +123,7 @@ def sample_arrays() -> dict[str, Any]:
 
 
 def pack_arrays(arrays: dict[str, Any]) -> bytes:
-    """An archive of arrays, pickled ones too."""
+    """Pack arrays, including pickled ones, into an archive."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, value in arrays.items():

@@ -1,4 +1,4 @@
-"""One input, or many in a process, within limits of time and memory."""
+"""Run one input, or many in a process, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tests.fuzz.parsers import Parser, parsers
 from tests.fuzz.readers import is_harmless
 
 SLOWEST_S, LARGEST_MB = 1.0, 200
-HANGS_S = 20  # of wall time, after which an input is given up
+HANGS_S = 20  # wall time after which an input counts as hanging
 
 
 class Trial(NamedTuple):
-    """What became of one input."""
+    """The result of one input."""
 
-    refused: bool  # by a UsageError
-    took_s: float  # of processor time
-    grown_mb: float  # how far the process's memory grew above what it was before
+    refused: bool  # True if the parser raised UsageError
+    took_s: float  # processor time
+    grown_mb: float  # peak memory minus the memory before
 
 
 class Outcome(NamedTuple):
-    """What became of the inputs of one parser."""
+    """The summary of all inputs of one parser."""
 
     inputs: int
     refused: int
@@ -42,20 +42,20 @@ class Outcome(NamedTuple):
 
 
 def try_one(parser: Parser, value: Any) -> Trial:
-    """What becomes of an input. Raises what the parser should not, and AssertionError beyond the limits.
+    """Run a parser on an input. Raises any unexpected error of the parser, or AssertionError if it exceeds a limit.
 
-    What the process holds already is kept from the garbage collector meanwhile: the thousands of inputs that the
-    fuzzer remembers are its own, and to walk over them takes longer than most parsers.
+    Objects that already exist are hidden from the garbage collector during the run. Scanning the thousands of inputs
+    that the fuzzer keeps would take longer than most parsers.
     """
     refused = False
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         gc.freeze()
-        before, began = _memory_mb(anew=True), time.process_time()
+        before, began = _memory_mb(reset=True), time.process_time()
         try:
             parser.read(value, Path(folder))
         except UsageError as error:
             assert is_harmless(clean_lines(error))
-            assert len(str(error)) < 100_000, "an error as long as a book"
+            assert len(str(error)) < 100_000, "error message too long"
             refused = True
         finally:
             gc.unfreeze()
@@ -66,14 +66,14 @@ def try_one(parser: Parser, value: Any) -> Trial:
 
 
 def warm_up(parser: Parser) -> None:
-    """Let a parser import what it needs, outside the limits: with inputs that are usual."""
+    """Run a parser on its typical inputs without limits, so that it imports its modules."""
     for value in parser.usual:
         with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, suppress(UsageError):
             parser.read(value, Path(folder))
 
 
 def try_many(name: str, count: int, number: int | None = None) -> Outcome:
-    """Run a parser on generated inputs; the same ones each time for the same `number`, and where it is None."""
+    """Run a parser on generated inputs. They are the same for the same seed `number`, and also without one."""
     parser = parsers()[name]
     warm_up(parser)
     found: list[Trial] = []
@@ -100,18 +100,18 @@ def try_many(name: str, count: int, number: int | None = None) -> Outcome:
     return Outcome(len(found), sum(refused), max(took), max(grown))
 
 
-def _memory_mb(anew: bool = False) -> float:
-    """The most memory that this process has had; `anew`: from now on. Linux tells, elsewhere it is 0."""
+def _memory_mb(reset: bool = False) -> float:
+    """Return the peak memory of this process, 0 if not on Linux. `reset` restarts the measurement first."""
     if sys.platform != "linux":
         return 0.0
-    if anew:
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def try_in_child(name: str, count: int, number: int) -> Outcome | str:
-    """`try_many` in a process of its own; what went wrong there, where something did."""
+    """Run `try_many` in a separate process. Return its outcome, or a description of the error."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_run_child, args=(name, count, number, theirs))
@@ -120,7 +120,7 @@ def try_in_child(name: str, count: int, number: int) -> Outcome | str:
     try:
         answer: Outcome | str = ours.recv()
     except EOFError:
-        answer = "its process died"
+        answer = "the process died"
     child.join()
     return answer
 

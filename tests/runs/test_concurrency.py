@@ -1,4 +1,4 @@
-"""Several processes at work on the same runs: whoever comes second is told so, and nothing is harmed."""
+"""Several processes that use the same runs: the second one gets an error, and no run is damaged."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def start_command(*arguments: str, folder: Path) -> subprocess.Popen[str]:
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
 def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """A run that a process of its own trains, through all tests of this file."""
+    """A run that a separate process trains during all tests of this file."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path_factory.mktemp("concurrency") / "runs")
     wait_for(lambda: run.read_status().step > 0)
     yield run
@@ -48,7 +48,7 @@ def live_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def steps_grow(run: Run) -> None:
-    """The trainer is unharmed: it goes on, and says so."""
+    """Wait until the trainer has made progress and check that it is still running."""
     step = run.read_status().step
     wait_for(lambda: run.read_status().step > step)
     assert run.state(run.read_status()) == "running"
@@ -57,10 +57,10 @@ def steps_grow(run: Run) -> None:
 def test_second_trainer_is_rejected_and_first_continues(live_run: Run) -> None:
     pid = live_run.read_status().pid
     with start_command("resume", "a", folder=live_run.path.parents[1]) as second:
-        said = second.communicate()[1]
+        errors = second.communicate()[1]
     assert second.returncode == 2
-    assert said.startswith("runs/a: another process is training in this folder; stop it first")
-    assert len(said.splitlines()) == 1
+    assert errors.startswith("runs/a: another process is training in this folder; stop it first")
+    assert len(errors.splitlines()) == 1
     assert live_run.read_status().pid == pid
     assert live_run.read_status().resumes == []
     steps_grow(live_run)
@@ -73,29 +73,29 @@ def test_concurrent_rename_and_delete_of_running_run_fail(live_run: Run) -> None
         for command in (("rename", "a", "b"), ("delete", "a", "--yes"))
         for _ in "12"
     ]
-    said = [attempt.communicate()[1] for attempt in attempts]
+    errors = [attempt.communicate()[1] for attempt in attempts]
     assert [attempt.returncode for attempt in attempts] == [2] * 4
-    assert all("a is training; stop it before it is" in text for text in said)
+    assert all("while it is training; stop it first" in text for text in errors)
     assert [run.name for run, _ in all_runs(live_run.path.parent)] == ["a"]
     steps_grow(live_run)
 
 
 def test_future_heartbeat_is_not_stalled(live_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of whoever looks was set back: the trainer is as alive as before."""
+    """If the reader's clock is set back, the heartbeat is in the future, but the trainer is alive."""
     status = live_run.read_status()
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now - 86_400)
     assert live_run.state(status) == "running"
-    with pytest.raises(UsageError, match="a is training"):
+    with pytest.raises(UsageError, match="a cannot be renamed while it is training"):
         control.rename(live_run, "b")
 
 
 def test_concurrent_stops_both_succeed(live_run: Run) -> None:
     folder = live_run.path.parents[1]
     both = [start_command("stop", "a", folder=folder) for _ in range(2)]
-    said = [one.communicate()[1] for one in both]
+    errors = [one.communicate()[1] for one in both]
     codes = sorted(one.returncode or 0 for one in both)
-    assert codes in ([0, 0], [0, 2]), said  # the second may find it stopped already
+    assert codes in ([0, 0], [0, 2]), errors  # the second command may find that the run has already stopped
     assert live_run.read_status().state == "stopped"
     assert list(live_run.checkpoints.iterdir())
 
@@ -111,7 +111,7 @@ status = run.read_status()
 with stop.handle_signals():
     stop.show_in(run)
     print("updating", flush=True)
-    while not (run.path / "updated").exists():  # run.json says `running` all the while
+    while not (run.path / "updated").exists():  # run.json contains the state `running` during this time
         time.sleep(0.02)
     status.state = "stopped" if stop else "running"
     run.write_status(status)
@@ -119,7 +119,7 @@ with stop.handle_signals():
 
 
 def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer looks at a request only after its update; a second SIGTERM would end it without a checkpoint."""
+    """A trainer handles a stop only after its update; a second SIGTERM would end it without a checkpoint."""
     run, waiting = Run(tmp_path / "a"), threading.Event()
     run.path.mkdir()
 
@@ -153,8 +153,8 @@ def test_concurrent_resumes_start_one_trainer(live_run: Run) -> None:
         start_command("resume", "a", "--total-steps", str(step + 1500), folder=live_run.path.parents[1])
         for _ in range(2)
     ]
-    said = [one.communicate()[1] for one in both]
-    assert sorted(one.returncode or 0 for one in both) == [0, 2], said
+    errors = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode or 0 for one in both) == [0, 2], errors
     status = live_run.read_status()
     assert status.state == "finished"
     assert len(status.resumes) == 1
@@ -168,8 +168,8 @@ def test_concurrent_starts_get_separate_folders_despite_a_kill(tmp_path: Path) -
     both = [start_command("train", "cartpole", *SHORT, folder=tmp_path) for _ in range(2)]
     wait_for(lambda: len(list(all_runs(tmp_path / "runs"))) == 2)
     both[0].send_signal(signal.SIGKILL)
-    said = [one.communicate()[1] for one in both]
-    assert both[1].returncode == 0, said
+    errors = [one.communicate()[1] for one in both]
+    assert both[1].returncode == 0, errors
     with start_command("runs", "--json", folder=tmp_path) as listing:
         rows = json.loads(listing.communicate()[0])
     assert {row["name"] for row in rows} == {"cartpole-s1", "cartpole-s1-2"}

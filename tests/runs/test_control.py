@@ -1,4 +1,4 @@
-"""Starting, resuming, renaming, deleting and annotating runs, with real trainers where processes are the point."""
+"""Start, resume, rename, delete and annotate runs, with real trainers in the tests of processes."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-ste
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
 
 
 def make_run(runs: Path, name: str = "a", **changes: object) -> Run:
-    """A run folder as a trainer leaves it."""
+    """Create the run folder of a finished run."""
     run = Run(runs / name)
     run.path.mkdir(parents=True)
     status = Status(
@@ -49,7 +49,7 @@ def make_run(runs: Path, name: str = "a", **changes: object) -> Run:
 
 @pytest.fixture
 def live_run(tmp_path: Path) -> Iterator[Run]:
-    """A run that a process of its own trains."""
+    """A run that a separate process trains."""
     run = control.start(["cartpole", "--name", "a", *LONG], tmp_path / "runs")
     yield run
     if run.is_locked():
@@ -58,7 +58,7 @@ def live_run(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.fixture
 def locked_run(tmp_path: Path) -> Iterator[Run]:
-    """A run whose lock another process holds."""
+    """A run that another process has locked."""
     run = make_run(tmp_path, state="running", host=socket.gethostname())
     code = "import sys; from pathlib import Path; from ppo_unified.runs.folder import Run"
     code += "; run = Run(Path(sys.argv[1])); run.acquire(); input()"
@@ -94,19 +94,19 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["cartpol"], "did you mean 'cartpole'"),
         (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
         (["cartpole", "--name", "../out"], "it names a folder inside the runs folder"),
-        (["cartpole", "--device", "cuda"], "torch sees no GPU"),  # refused after the folder was made
+        (["cartpole", "--device", "cuda"], "torch sees no GPU"),  # rejected after the folder was created
     ],
 )
 def test_rejected_start_is_reported_and_leaves_no_folder(
-    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         control.start(arguments, tmp_path / "runs")
     assert not list(tmp_path.glob("runs/*"))
 
@@ -152,26 +152,26 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("../b", "it names a folder"),
         ("latest", "the newest run"),
-        ("taken", "exists already"),
-        ("link", "exists already"),
+        ("taken", "already exists"),
+        ("link", "already exists"),
     ],
 )
-def test_invalid_name_is_rejected(name: str, says: str, tmp_path: Path) -> None:
+def test_invalid_name_is_rejected(name: str, message: str, tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    (tmp_path / "taken").mkdir()  # an empty folder, which the system would let a rename replace
+    (tmp_path / "taken").mkdir()  # an empty folder, which a rename could replace
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         control.rename(run, name)
     assert run.read_status().name == "a"
 
 
 def test_running_run_is_neither_renamed_nor_deleted(locked_run: Run) -> None:
     for work in (lambda: control.rename(locked_run, "b"), lambda: control.delete(locked_run)):
-        with pytest.raises(UsageError, match="a is training; stop it before"):
+        with pytest.raises(UsageError, match=r"a cannot be (renamed|deleted) while it is training; stop it first"):
             work()
     assert locked_run.read_status().name == "a"
 
@@ -197,7 +197,7 @@ def test_partly_written_run_can_be_deleted(status: str, tmp_path: Path) -> None:
 def test_delete_accepts_only_runs(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("words", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"holds no run\.json"):
+    with pytest.raises(UsageError, match=r"not a run folder, because it contains no run\.json"):
         control.delete(Run(tmp_path / "thesis"))
     assert (tmp_path / "thesis" / "chapter.txt").exists()
 
@@ -224,11 +224,11 @@ def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.Monke
     run = make_run(tmp_path)
     (run.path / "checkpoints").mkdir()
 
-    def refuse(path: object) -> None:
+    def fail(path: object) -> None:
         raise PermissionError(13, "Permission denied", "checkpoints")
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", refuse)
+        patch.setattr("shutil.rmtree", fail)
         with pytest.raises(UsageError, match="checkpoints: cannot be deleted"):
             control.delete(run)
     control.delete(run)
@@ -257,22 +257,22 @@ def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pyt
 
 
 def test_note_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
-    """What Python makes of bytes on a command line that are not UTF-8."""
+    """The note contains surrogates, as Python decodes command-line bytes that are not UTF-8."""
     run = make_run(tmp_path)
     control.write_note(run, "before")
     there = sorted(os.listdir(run.path))
-    with pytest.raises(UsageError, match="no UTF-8 text"):
+    with pytest.raises(UsageError, match="not valid UTF-8"):
         control.write_note(run, os.fsdecode(b"caf\xe9"))
     assert control.read_note(run) == "before"
     assert sorted(os.listdir(run.path)) == there
 
 
-@pytest.mark.parametrize("told", ["x", "57", "-1", "1", "9" * 30])
+@pytest.mark.parametrize("value", ["x", "57", "-1", "1", "9" * 30])
 def test_environment_variable_does_not_imply_detached(
-    tmp_path: Path, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever stands in the environment; what it starts does not even see it."""
-    monkeypatch.setenv(preparation.DETACHED_VARIABLE, told)
+    """An invalid value of the environment variable is ignored, and child processes do not inherit it."""
+    monkeypatch.setenv(preparation.DETACHED_VARIABLE, value)
     preparation.report_descriptor.cache_clear()
     run = preparation.prepare(load_preset("cartpole"), tmp_path)
     assert preparation.DETACHED_VARIABLE not in os.environ
@@ -358,7 +358,7 @@ def test_run_management_commands_work(
 
 
 def test_resume_waits_for_exiting_trainer(tmp_path: Path) -> None:
-    """It has written that it stopped, and holds the lock a moment longer."""
+    """A stopping trainer writes its final state shortly before it releases the lock."""
     run = Run(tmp_path / "a")
     run.path.mkdir()
     run.write_status(Status(name="a", state="stopped", step=7))
@@ -385,7 +385,7 @@ def test_resume_event_lists_changes_and_inexact_parts(tmp_path: Path) -> None:
     ]
     run = Run(tmp_path / "a")
     status = Status(name="a", state="stopped", resumes=entries)
-    told = [event.text for event in control.list_events(run, status) if event.what == "resumed"]
-    assert told[0] == "it had stopped"
-    assert told[1] == "without a word before\nnot exactly: episodes restarted: why"
-    assert told[2] == "it had stopped\noptim.lr: 0.1 -> 0.2"
+    texts = [event.text for event in control.list_events(run, status) if event.what == "resumed"]
+    assert texts[0] == "previous state: stopped"
+    assert texts[1] == "after a crash\nnot restored exactly: episodes restarted: why"
+    assert texts[2] == "previous state: stopped\noptim.lr: 0.1 -> 0.2"

@@ -1,4 +1,4 @@
-"""Event files: TensorBoard reads what we write, we read what its writers write; damage is skipped and said."""
+"""Event files: compatibility with TensorBoard in both directions, damaged files, and resumed runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Points = dict[str, list[tuple[int, str]]]
 
 
 def make_entries(seed: int = 0, steps: range = range(10, 130, 10)) -> list[tuple[int, dict[str, float]]]:
-    """Iterations as a trainer logs them: one tag every time, one now and then, one with every odd float."""
+    """Return logged iterations with a regular tag, an occasional tag, and a tag with unusual floats."""
     rng = np.random.default_rng(seed)
     odd = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e-40, 3.4e38, -1.5, 1e-7, 0.1, 123456789.0, 7.0]
     return [
@@ -37,7 +37,7 @@ def make_entries(seed: int = 0, steps: range = range(10, 130, 10)) -> list[tuple
 
 
 def write(folder: Path, entries: list[tuple[int, dict[str, float]]], first_step: int = 0) -> Path:
-    """One event file of `entries`; its path."""
+    """Write `entries` to an event file and return its path."""
     before = set(folder.glob("*"))
     writer = EventWriter(folder, first_step)
     for step, values in entries:
@@ -48,7 +48,7 @@ def write(folder: Path, entries: list[tuple[int, dict[str, float]]], first_step:
 
 
 def points(reader: EventReader) -> Points:
-    """Everything a reader holds, in values that compare equal (NaN is no number's equal, but its text is)."""
+    """Return all points of a reader, with values as text so that NaN compares equal."""
     found: Points = {}
     for tag, series in reader.series.items():
         steps, walls, values = series.numpy()
@@ -66,7 +66,7 @@ def read(folder: Path) -> Points:
 
 
 def records(data: bytes) -> list[tuple[int, int]]:
-    """(start, end) of every record of an event file."""
+    """Return (start, end) of every record of an event file."""
     found, position = [], 0
     while position < len(data):
         end = position + 12 + struct.unpack_from("<Q", data, position)[0] + 4
@@ -103,9 +103,9 @@ def test_tensorboard_reads_our_histograms_and_hyperparameters(tmp_path: Path) ->
     assert histogram.histogram_value.num == 1000
     assert histogram.histogram_value.sum == pytest.approx(float(samples.sum()), rel=1e-3)
     assert sum(histogram.histogram_value.bucket) == 1000
-    assert "KL(old || new)" in accumulator.SummaryMetadata("policy/kl").summary_description
+    assert "KL from the old to the new policy" in accumulator.SummaryMetadata("policy/kl").summary_description
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
-    assert read(tmp_path) == {"policy/kl": [(5, "0.5")]}  # nothing but scalars becomes a curve
+    assert read(tmp_path) == {"policy/kl": [(5, "0.5")]}  # only scalars become curves
 
 
 NASTY = [
@@ -140,7 +140,7 @@ def test_tensorboard_shows_texts_and_our_reader_skips_them(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")  # TensorBoard's own copy
 @pytest.mark.parametrize("text", NASTY)
 def test_text_tables_escape_markup_and_cell_borders(text: str) -> None:
-    """TensorBoard's own rendering of the table holds one cell for each, and nothing but the text in it."""
+    """TensorBoard renders the table with one cell per value, and each cell contains only the text."""
     from tensorboard.plugins.text.text_plugin import text_array_to_html
 
     table = markdown_table([{"prompt": text, text or "none": 1.0}, {"prompt": "last"}])
@@ -178,7 +178,7 @@ def test_our_reader_reads_torch_summary_writer_files(tmp_path: Path, new_style: 
 
 
 def test_torn_tail_is_retried_at_every_cut(tmp_path: Path) -> None:
-    """A reader that sees a file grow byte by byte ends with what one that sees it whole ends with."""
+    """Reading a file while it grows byte by byte gives the same points as reading the complete file."""
     data = write(tmp_path, make_entries(steps=range(1, 4))).read_bytes()
     whole = read(tmp_path)
     growing = tmp_path / "growing"
@@ -220,7 +220,7 @@ def test_damaged_length_ends_its_file_and_is_reported(tmp_path: Path) -> None:
         assert f"damaged at byte {start}; the rest of this file is not shown" in reader.damage[path.name]
         with open(path, "ab") as file:
             file.write(data[start:])
-        assert not reader.poll()  # what follows cannot be told from noise
+        assert not reader.poll()  # the data after it cannot be distinguished from noise
 
 
 def test_damaged_file_does_not_affect_others(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_tensor_of_wrong_size_is_not_a_scalar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume_at", [0, 1, 55, 60, 120, 500])
 @pytest.mark.parametrize("poll_between", [False, True])
 def test_resumed_curve_equals_uninterrupted_curve(tmp_path: Path, resume_at: int, poll_between: bool) -> None:
-    """The second file's START cuts every tag from its step on, also tags that it never logs again."""
+    """The START of the second file truncates all tags at its step, even tags that are not logged again."""
     first, second = make_entries(seed=1), make_entries(seed=2, steps=range(resume_at, resume_at + 60, 10))
     second = [(step, {tag: x for tag, x in values.items() if tag != "eval/score"}) for step, values in second]
     reader = EventReader(tmp_path)
@@ -310,7 +310,7 @@ def test_event_file_starts_with_version_and_session_start(tmp_path: Path) -> Non
 
 
 def test_trailing_zeros_are_an_unwritten_tail(tmp_path: Path) -> None:
-    """A file system may lengthen a file before its bytes arrive, or after a power cut leave it at that."""
+    """A file system may extend a file before it writes the data; after a power failure, the zeros remain."""
     path = write(tmp_path, make_entries())
     data, whole = path.read_bytes(), read(tmp_path)
     cut = records(data)[6][0]
@@ -345,7 +345,7 @@ def test_vanished_file_keeps_points_and_unreadable_is_reported(tmp_path: Path) -
     assert not reader.poll()
     assert points(reader) == whole
     assert not reader.damage
-    path.symlink_to(tmp_path / "gone")  # listed, but gone when it is opened
+    path.symlink_to(tmp_path / "gone")  # listed, but missing when it is opened
     assert not reader.poll()
     assert "cannot be read (No such file or directory)" in reader.damage[path.name]
 
@@ -357,7 +357,7 @@ def frame_record(event: Event) -> bytes:
 
 
 def decode_one_by_one(folder: Path) -> Points:
-    """What the files of a folder say, by protobuf and lists alone: nothing is decoded together, nothing shared."""
+    """Read the event files of a folder with protobuf and lists only, one event at a time."""
     found: dict[str, list[tuple[int, str]]] = {}
     for path in sorted(folder.glob(f"*{PREFIX}*")):
         data = path.read_bytes()
@@ -376,7 +376,7 @@ def decode_one_by_one(folder: Path) -> Points:
 
 
 def random_file(folder: Path, seed: int, how: str) -> None:
-    """A file as some program could write it: tags that come and go, steps of all lengths, restarts, odd floats."""
+    """Write a file with changing tags, steps of all lengths, restarts and unusual floats."""
     rng = np.random.default_rng(seed)
     tags = [f"{group}/{'x' * int(rng.integers(1, 5))}{k}" for group in ("loss", "eval") for k in range(4)]
     step, entries = int(rng.choice([0, 1, 120, 16_000, 2**31 - 5, 2**62])), []
@@ -444,7 +444,7 @@ WRITERS = {"ours": write_ours, "torch": write_torch, "tensorboard": write_tensor
 def test_batch_decoding_equals_single_decoding(
     tmp_path: Path, seed: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the file, the size of the blocks, and the time that a poll has."""
+    """The result does not depend on the block size or on the time limit of a poll."""
     random_file(tmp_path, seed, how)
     expected = decode_one_by_one(tmp_path)
     for block in (1 << 18, 3000, 1):
@@ -458,8 +458,8 @@ def test_batch_decoding_equals_single_decoding(
 
 
 def test_unusual_encodings_decode_as_protobuf_does(tmp_path: Path) -> None:
-    """Fields twice, in another order, unknown, with numbers longer than need be; tags that are no UTF-8; floats at
-    every place: a reader of bytes must take none of them for what it knows."""
+    """The reader does not confuse unusual records with known layouts: duplicate, reordered or unknown fields, overlong
+    numbers, and tags that are not UTF-8."""
     plain = Event(wall_time=1.5, step=300)
     plain.summary.value.add(tag="a", simple_value=2.0)
     plain.summary.value.add(tag="b", simple_value=3.0)
@@ -501,7 +501,7 @@ def test_unusual_encodings_decode_as_protobuf_does(tmp_path: Path) -> None:
 
 
 def test_torn_file_completed_later_reads_whole(tmp_path: Path) -> None:
-    """Torn at every third byte, with every kind of record, of which several come at once when the file is whole."""
+    """The file is cut at every third byte and completed later, so that one poll gets several kinds of records."""
     random_file(tmp_path, 3, "ours")
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
@@ -558,7 +558,7 @@ def test_replaced_file_is_read_from_its_start(tmp_path: Path, how: str) -> None:
 
 
 def test_longer_copy_is_read_from_the_old_position(tmp_path: Path) -> None:
-    """As rsync does: another inode, the same beginning."""
+    """A copy, for example by rsync, has another inode but starts with the same bytes."""
     path = write(tmp_path, [(step, {"a": 1.0}) for step in range(50)])
     reader = EventReader(tmp_path)
     reader.poll()
@@ -578,7 +578,7 @@ def _payloads(path: Path) -> list[bytes]:
 
 
 def test_returned_series_never_change(tmp_path: Path) -> None:
-    """Views of a series stay as they are while it grows, is cut and grows again, and cannot be written."""
+    """Views of a series are read-only and do not change when the series grows or is truncated."""
     rng = np.random.default_rng(0)
     writer, reader, step = EventWriter(tmp_path), EventReader(tmp_path), 0
     held = []
@@ -600,7 +600,7 @@ def test_returned_series_never_change(tmp_path: Path) -> None:
 
 
 def test_tags_logged_together_share_steps(tmp_path: Path) -> None:
-    """A million steps of 20 tags are 20 columns of values and one of steps, not 20."""
+    """20 tags that are logged together need 20 columns of values, but only one column of steps."""
     writer = EventWriter(tmp_path)
     for step in range(1000):
         writer.scalars(step, {f"tag/{k}": 1.0 * k for k in range(20)} | ({"eval/score": 1.0} if step % 7 == 0 else {}))
@@ -620,7 +620,7 @@ def test_poll_respects_its_time_limit_and_continues_later(tmp_path: Path, monkey
         reader.poll(0.0)
         polls += 1
         now = len(reader.series["a"])
-        assert before < now <= before + 600 or not reader.pending  # every poll goes on, by a block
+        assert before < now <= before + 600 or not reader.pending  # every poll reads at least one block
         before = now
     assert polls > 8
     assert points(reader) == read(tmp_path)
@@ -662,7 +662,7 @@ def test_readable_again_file_is_no_longer_damaged(tmp_path: Path) -> None:
 
 def test_folders_and_pipes_are_not_event_files(tmp_path: Path) -> None:
     (tmp_path / f"{PREFIX}.folder").mkdir()
-    os.mkfifo(tmp_path / f"{PREFIX}.pipe")  # opening it would wait for ever
+    os.mkfifo(tmp_path / f"{PREFIX}.pipe")  # opening a pipe would block forever
     reader = EventReader(tmp_path)
     assert not reader.poll()
     assert not reader.damage

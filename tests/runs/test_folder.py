@@ -1,4 +1,4 @@
-"""The run directory under real processes: one trainer, told alive from dead; names that stay inside; whole files."""
+"""The run folder with real processes: locks, valid names, creation, and atomic writes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ for number in range(600):
 
 @contextmanager
 def process(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Python process running `code` on `folder`, ended with the block."""
+    """Run `code` with `folder` as its argument in a Python process, which is killed at the end of the block."""
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -105,7 +105,7 @@ def test_lock_excludes_other_processes(run: Run) -> None:
         assert run.is_locked()
         with pytest.raises(UsageError, match="another process is training in this folder; stop it first"):
             run.acquire()
-        assert run.is_locked()  # the refused attempt has not broken it
+        assert run.is_locked()  # the failed attempt has not released the lock
         child.communicate("\n")
         assert child.returncode == 0
     assert not run.is_locked()
@@ -118,14 +118,14 @@ def test_lock_excludes_other_processes(run: Run) -> None:
 
 
 def test_signals_reach_only_the_lock_holder(run: Run) -> None:
-    """Whatever run.json says of times: a clock that was set since makes every start time look wrong."""
+    """Start times in run.json are not used, because the clock may have been changed since."""
     with process(HOLD, run.path) as child, process("input()", run.path) as bystander:
         assert line_from(child) == "held"
         assert run.holder() == child.pid
         named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
         for pid in (bystander.pid, -1, 1 << 40):
             run.write_status(replace(named, pid=pid))
-            with pytest.raises(UsageError, match=f"names process {pid}, but {child.pid} trains there"):
+            with pytest.raises(UsageError, match=f"contains process {pid}, but process {child.pid} has the lock"):
                 processes.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
@@ -142,7 +142,7 @@ def test_kill_9_frees_lock_despite_surviving_worker(run: Run) -> None:
             assert run.is_locked()
             child.send_signal(signal.SIGKILL)
             child.wait()
-            os.kill(worker, 0)  # alive
+            os.kill(worker, 0)  # the worker is still alive
             assert not run.is_locked()
             run.acquire()
             run.release()
@@ -151,7 +151,7 @@ def test_kill_9_frees_lock_despite_surviving_worker(run: Run) -> None:
 
 
 def test_querying_the_lock_never_acquires_it(run: Run) -> None:
-    """While this process asks all the time, another acquires it 10,000 times and is never refused."""
+    """Another process acquires the lock 10,000 times without an error while this process queries it."""
     with process(ACQUIRE_OFTEN, run.path) as child:
         assert line_from(child) == "go"
         while child.poll() is None:
@@ -196,7 +196,7 @@ def test_status_round_trips(run: Run) -> None:
 
 
 def test_nan_score_is_written_as_none(run: Run) -> None:
-    """A run that fails with a NaN score must still be able to say that it failed."""
+    """A run that fails with a NaN score can still record its failure."""
     run.write_status(Status(state="failed", score=float("nan"), best_score=float("inf"), resumes=[{"x": float("nan")}]))
     status = run.read_status()
     assert (status.state, status.score, status.best_score, status.resumes) == ("failed", None, None, [{"x": None}])
@@ -246,24 +246,24 @@ def test_unsafe_run_names_are_rejected(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "cartpole-s1", "lr=1e-3", "a b", "v1.2+x@y", "学習", "0", "x" * 100])
 def test_safe_run_names_are_accepted(tmp_path: Path, name: str) -> None:
     assert create(tmp_path, name, "").path == tmp_path / name
-    with pytest.raises(UsageError, match="exists already; resume it"):
+    with pytest.raises(UsageError, match="already exists; resume it"):
         create(tmp_path, name, "")
 
 
 def test_overlong_name_is_rejected(tmp_path: Path) -> None:
-    """A hundred characters are fine, three hundred bytes are not."""
-    with pytest.raises(UsageError, match=r"has 300 bytes, too long for this file system; choose a shorter --name"):
+    """A name of 100 characters is valid, but here it has 300 bytes."""
+    with pytest.raises(UsageError, match=r"is too long for this file system \(300 bytes\); choose a shorter --name"):
         create(tmp_path, "\u6f22" * 100, "")
     assert not list(tmp_path.iterdir())
 
 
 def test_invalid_default_name_suggests_name_option(tmp_path: Path) -> None:
-    """It comes from a file's name, say."""
-    with pytest.raises(UsageError, match=r"'_my-s1'.*give another with --name"):
+    """The default name may come from a file name."""
+    with pytest.raises(UsageError, match=r"'_my-s1'.*choose another with --name"):
         create(tmp_path, "", "_my-s1")
-    with pytest.raises(UsageError, match="'_my-s1'") as refused:
+    with pytest.raises(UsageError, match="'_my-s1'") as caught:
         create(tmp_path, "_my-s1", "a")
-    assert "give another" not in str(refused.value)
+    assert "choose another with --name" not in str(caught.value)
 
 
 def test_concurrent_default_names_get_different_folders(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_concurrent_default_names_get_different_folders(tmp_path: Path) -> None:
 
 def test_default_name_taken_meanwhile_is_left_to_the_rival(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose_race(runs: Path, default: str) -> str:
-        """What free_name says, with a rival that makes the first two names its own at once."""
+        """Return the free name, but let another process take the first two names immediately."""
         name = free_name(runs, default)
         if name in ("a", "a-2"):
             (runs / name).mkdir()
@@ -301,14 +301,14 @@ def test_default_name_taken_meanwhile_is_left_to_the_rival(tmp_path: Path, monke
 
 
 def test_run_folder_is_complete_before_it_is_named(tmp_path: Path) -> None:
-    """Whoever is killed in between leaves nothing that is listed, or that keeps the name taken."""
+    """Until the folder is complete, it is not listed and does not occupy the name."""
     seen: list[tuple[str, list[str]]] = []
 
     def fill(run: Run, name: str) -> None:
         run.acquire()
         run.write_status(Status(name=name))
         seen.append((name, [found.name for found, _ in all_runs(tmp_path)]))
-        if len(seen) == 1:  # a rival is quicker
+        if len(seen) == 1:  # another process is faster
             create(tmp_path, "a", "")
 
     made = create(tmp_path, "", "a", fill)
@@ -316,8 +316,8 @@ def test_run_folder_is_complete_before_it_is_named(tmp_path: Path) -> None:
     assert seen == [("a", []), ("a-2", [])]
     assert {path.name for path in tmp_path.iterdir()} == {"a", "a-2"}
     code = "from ppo_unified.runs.folder import *; import sys; print(Run(Path(sys.argv[1])).is_locked())"
-    asked = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, check=True)
-    assert asked.stdout == "True\n"
+    result = subprocess.run([sys.executable, "-c", code, str(made.path)], capture_output=True, text=True, check=True)
+    assert result.stdout == "True\n"
     made.release()
 
 
@@ -357,7 +357,7 @@ def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
 
 
 def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="there is no run yet; start one with"):
+    with pytest.raises(UsageError, match="no runs yet; start one with"):
         find("latest", tmp_path)
     for name, started in (("alpha", 1.0), ("beta", 3.0), ("gamma", 2.0)):
         create(tmp_path, name, "").write_status(Status(name=name, started=started))

@@ -1,4 +1,4 @@
-"""The filter of `runs`: set laws over a population of runs, and one clear line for a query that makes no sense."""
+"""The filter of `runs`: set operations on many runs, and one-line errors for invalid queries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:
 
 @pytest.fixture(scope="module")
 def many_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Status]]:
-    """Runs of every preset, state, score (or none), seed and learning rate, each with its config.toml."""
+    """Runs with different presets, states, scores, seeds and learning rates, each with a config.toml."""
     root = tmp_path_factory.mktemp("runs")
     found = []
     for number in range(48):
@@ -99,7 +99,7 @@ def test_quotes_protect_spaces_bars_and_signs(many_runs: list[tuple[Run, Status]
     assert select(many_runs, 'reason:"out of memory"') == expected
     assert select(many_runs, 'reason:"of mem"') == expected
     assert not select(many_runs, '"a|b"')
-    assert not select(many_runs, '"score>1"')  # quoted, a word; nothing is called that
+    assert not select(many_runs, '"score>1"')  # a quoted text is a word, and no run has such a name
 
 
 def test_options_are_read_from_config_toml(many_runs: list[tuple[Run, Status]]) -> None:
@@ -126,27 +126,27 @@ def test_flatten_joins_tables_by_dots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("scor>3", r"no key 'scor'; did you mean 'score'\?"),
-        ("ppo.clp:0.2", r"no key 'ppo.clp'; did you mean 'ppo.clip'\?"),
-        ("zzzzzz:1", "no key 'zzzzzz'; known: name, preset"),
-        ("score>high", "score is a number, and 'high' is none"),
-        ("seed:abc", "seed is a number, and 'abc' is none"),
-        ("optim.lr>fast", "optim.lr is a number, and 'fast' is none"),
-        ("eval.threshold>x", "eval.threshold is a number, and 'x' is none"),
+        ("scor>3", r"unknown key 'scor'; did you mean 'score'\?"),
+        ("ppo.clp:0.2", r"unknown key 'ppo.clp'; did you mean 'ppo.clip'\?"),
+        ("zzzzzz:1", "unknown key 'zzzzzz'; known: name, preset"),
+        ("score>high", "score expects a number, got 'high'"),
+        ("seed:abc", "seed expects a number, got 'abc'"),
+        ("optim.lr>fast", "optim.lr expects a number, got 'fast'"),
+        ("eval.threshold>x", "eval.threshold expects a number, got 'x'"),
         ("state>3", "state is not a number; write state:3"),
         ("optim.anneal>0", "optim.anneal is not a number"),
-        ("score>", "says no value; write score>VALUE"),
-        ("name:", "says no value; write name:VALUE"),
-        ("!", "has no word"),
-        ("|a", "stands between two terms"),
-        ("a||b", "stands between two terms"),
-        ("a|", "nothing follows the last"),
-        ('reason:"out of', "a quote is not closed"),
+        ("score>", "has no value; write score>VALUE"),
+        ("name:", "has no value; write name:VALUE"),
+        ("!", "has no search word; write a word"),
+        ("|a", "must be between two terms"),
+        ("a||b", "must be between two terms"),
+        ("a|", r"no term after the last '\|'"),
+        ('reason:"out of', "missing closing quote"),
     ],
 )
-def test_bad_query_is_a_one_line_error(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_bad_query_is_a_one_line_error(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Replacing a file in one step."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     with replace_file(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
-        assert temporary.name == f".a.json.{os.getpid()}.tmp"  # as `checkpoint.leftovers` knows it
+        assert temporary.name == f".a.json.{os.getpid()}.tmp"  # the name that `checkpoint.find_leftovers` expects
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.json"]
 

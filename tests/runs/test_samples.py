@@ -1,4 +1,4 @@
-"""Samples of a run: their files, and when the reporter writes them."""
+"""Stored samples of a run: their files and when the reporter writes them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.samples import StoredIteration
 from tests.sequences import EVIL, sequences
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture, requested by name
 
 
 def make_samples(mask: np.ndarray, continues: np.ndarray, **columns: np.ndarray) -> StoredIteration:
-    """Samples with nothing but a mask, episode ends and `columns`."""
+    """Return samples with only a mask, episode ends and `columns`."""
     everything = {"mask": mask, "continues": continues, **columns}
     return StoredIteration(
         3, 90, int(mask.sum()), 0.9, 0.8, 0.2, 0.3, "gae", "lambda", {"a": 1.5, "b": None}, everything
     )
-
-
-# files
 
 
 def test_sample_file_round_trips(tmp_path: Path) -> None:
@@ -96,7 +93,7 @@ def test_damaged_sample_file_is_reported_and_runs_no_code(tmp_path: Path, damage
     samples.write(a_run, make_samples(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
     path = samples.sample_path(a_run, 3)
     DAMAGES[damage](path)
-    with pytest.raises(UsageError, match=r"00000003\.npz: cannot be read as samples") as caught:
+    with pytest.raises(UsageError, match=r"00000003\.npz: not a valid sample file") as caught:
         samples.read(a_run, 3)
     assert "\n" not in str(caught.value)
 
@@ -146,7 +143,7 @@ def test_last_responses_per_step_are_kept(tmp_path: Path) -> None:
     samples.append_responses(a_run, 100, 1, [{"prompt": "new\u2028"}])
     path = tmp_path / "samples" / samples.RESPONSES
     with open(path, "a", encoding="utf-8") as file:
-        file.write('{"step": 300, "iter')  # as a crash leaves it
+        file.write('{"step": 300, "iter')  # an incomplete line after a crash
     samples.append_responses(a_run, 400, 4, [])
     found = samples.read_responses(a_run)
     assert found == {100: [{"prompt": "new\u2028"}], 200: [{"prompt": EVIL, "score": None}], 400: []}
@@ -159,7 +156,7 @@ def test_last_responses_per_step_are_kept(tmp_path: Path) -> None:
 def test_documented_quantities_match_declaration() -> None:
     page = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
     for name, quantity in samples.QUANTITIES.items():
-        header = "" if name == "continues" else quantity.header  # which ends a sample instead of being a column
+        header = "" if name == "continues" else quantity.header  # `continues` is not a column of the table
         assert f"| `{name}` | {header} | {quantity.meaning} |" in page
     for name in samples.SINGLE:
         assert f"`{name}`" in page

@@ -128,7 +128,7 @@ def test_removed_folder_ends_run_and_is_not_recreated(
             if replaced:
                 prepare(config, tmp_path, "a").release()
 
-    with pytest.raises(FolderLostError, match="was removed or replaced while it trained"):
+    with pytest.raises(FolderLostError, match="was removed or replaced during training"):
         train_in(run, config, StopRequest(), report)
     assert (run.path / "run.json").exists() == replaced
     assert not run.checkpoints.exists()

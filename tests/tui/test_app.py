@@ -531,7 +531,7 @@ def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
 
         await wait_until(pilot, lambda: state() == "running" and app.store.entries["long"].status.step > 0, 120)
         await pilot.press("d", "y")
-        assert "stop it before it is deleted" in notifications(app)
+        assert "long cannot be deleted while it is training; stop it first" in notifications(app)
         await pilot.press("s")
         await wait_until(pilot, lambda: state() == "stopped", 120)
         step = app.store.entries["long"].status.step
