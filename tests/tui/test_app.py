@@ -264,7 +264,7 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         await wait_until(pilot, lambda: listed_keys(app) == ["beta"])
         await pilot.press("enter")
         assert isinstance(app.screen, RunsScreen)
-        assert "filter: score>350   1 of 3" in screen_text(app)
+        assert "filter: score>350   1 of 3 runs" in screen_text(app)
         await pilot.press("slash")
         app.screen.query_one(Input).value = "!failed optim.lr>0.0006"
         await wait_until(pilot, lambda: listed_keys(app) == ["beta", "alpha"])
@@ -274,7 +274,7 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         app.screen.query_one(Input).value = "nothing-of-that-name"
         await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "None of the 3 runs matches." in screen_text(app)
+        assert "No run matches the filter (3 in total)." in screen_text(app)
 
     drive(runs, act)
 
@@ -414,7 +414,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         run_list(app).move_to("CartPole-v1__ppo__1")
         await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
-        assert "was written by another program" in notifications(app)
+        assert "it is a log of another program" in notifications(app)
 
     drive(runs, act)
 
@@ -582,8 +582,8 @@ def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
         await pilot.press("enter", "enter")  # the second one starts nothing more
         await wait_until(pilot, lambda: not form.waiting)
         assert app.screen is form
-        assert "NoSuchWorld" in str(form.query_one("#said", Static).content)
-        assert "one run of" not in str(form.query_one("#said", Static).content)
+        assert "NoSuchWorld" in str(form.query_one("#verdict", Static).content)
+        assert "1 run of" not in str(form.query_one("#verdict", Static).content)
         assert form.typed == {"optim.lr": "0.01"}
         assert not app.store.entries
 
@@ -618,7 +618,7 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
         assert app.screen.typed == {}
         app.screen.typed["optim.lr"] = "0.25"
         goes_on.set()
-        await wait_until(pilot, lambda: "new-1 is training" in notifications(app))
+        await wait_until(pilot, lambda: "new-1: training started" in notifications(app))
         assert app.screen.typed == {"optim.lr": "0.25"}
         goes_on.clear()
         refusals.append("no such luck")
@@ -669,7 +669,7 @@ def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
-        assert "a whole number above 1000" in screen_text(app)
+        assert "expected a whole number > 1000" in screen_text(app)
 
     drive(runs, act)
 
@@ -703,7 +703,7 @@ def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.M
             await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
         await rerun("gamma", "0.0005", "ctrl+s")
-        await wait_until(pilot, lambda: "new is training" in notifications(app) and "new" in listed_keys(app))
+        await wait_until(pilot, lambda: "new: training started" in notifications(app) and "new" in listed_keys(app))
         await rerun("gamma", "0.0005", "escape")
         run_list(app).move_to("gamma")
         await pilot.press("e", "end", "2", "enter")
@@ -804,12 +804,12 @@ def test_help_and_palette_list_only_keys_of_current_tab(runs: Path) -> None:
             await pilot.press(tab, "question_mark")
             assert isinstance(app.screen, TextDialog)
             body = str(app.screen.body)
-            assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
+            assert (PLACES["charts"] in body, "Smooth more" in body) == (charts, charts)
             assert "Next tab" in body
             assert "Rename" not in body
             await pilot.press("escape")
             labels = {str(hit.prompt) async for hit in ActionProvider(app.screen).discover() if hasattr(hit, "prompt")}
-            assert any(label.startswith("Smoother") for label in labels) == charts
+            assert any(label.startswith("Smooth more") for label in labels) == charts
 
     drive(runs, act, readonly=True)
 
@@ -943,7 +943,9 @@ def test_damage_is_reported_while_the_run_is_shown(runs: Path) -> None:
         await pilot.press("down")
         await wait_until(pilot, lambda: "damaged" in screen_text(app))
         await pilot.press("enter")
-        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in screen_text(app))
+        await wait_until(
+            pilot, lambda: isinstance(app.screen, RunPage) and "Some curves could not be read" in screen_text(app)
+        )
         await pilot.press("escape", "down")
         await wait_until(pilot, lambda: curve_keys(app) == ["alpha"] and "damaged" not in screen_text(app))
 

@@ -118,7 +118,7 @@ def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_pat
         await pilot.press(*"lunar", "down", "enter")
         assert app.opened[-1] == "lunarlander-continuous"
         assert isinstance(app.focused, Input)
-        assert any("Score to expect: 250" in line for line in screen_lines(app))
+        assert any("Expected score: 250" in line for line in screen_lines(app))
         await pilot.press("pagedown", "pageup", "up", "enter")
         assert app.opened[-1] == "lunarlander-continuous"  # from the first line up to the last
         assert app.screen is picker
@@ -166,10 +166,10 @@ def test_picker_explains_what_to_type_without_a_target(tmp_path: Path) -> None:
         await pilot.pause()
         await pilot.press("up", "enter")
         assert app.opened == []
-        assert "box above" in str(picker.query_one("#about", Static).render())
+        assert "search box above" in str(picker.query_one("#about", Static).render())
         await pilot.press(*"zzz", "enter")
         assert app.opened == []
-        assert "Nothing has this name" in str(picker.query_one("#about", Static).render())
+        assert "No match" in str(picker.query_one("#about", Static).render())
 
     drive(work, tmp_path)
 
@@ -229,7 +229,7 @@ def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp
         await pilot.press("space")
         await wait_until(pilot, lambda: "--optim.lr 0.001" in static_text(screen, "command"))
         assert app.typed == {"optim.lr": "0.001", "stop_when_solved": "false"}
-        assert "optim.lr 0.002 -> 0.001" in static_text(screen, "said")
+        assert "optim.lr 0.002 -> 0.001" in static_text(screen, "verdict")
         await move_to(pilot, screen, "optim.lr")
         await pilot.press(key, *(["enter"] if key == "enter" else []))  # Enter goes to Start first
         assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
@@ -247,7 +247,7 @@ def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, in
         lines = screen_lines(app)
         (at_line,) = [i for i, line in enumerate(lines) if line.strip().startswith("ppo.gamma  ")]
         assert lines[at_line + 1].strip() == "ppo.gamma: expected a number >= 0 and <= 1, got '1.5'"
-        assert "to mend: ppo.gamma" in static_text(screen, "said")
+        assert "Invalid options: ppo.gamma" in static_text(screen, "verdict")
         await pilot.press("enter", "enter")
         assert app.started == []
         assert screen.option is not None
@@ -272,7 +272,7 @@ def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
         assert app.started == []
         assert screen.option is not None
         assert screen.option.name == "ppo.clip"
-        assert any("1 wrong" in line for line in screen_lines(app))
+        assert any("1 invalid" in line for line in screen_lines(app))
         assert any(
             line.strip().startswith("ppo.clip: expected a number > 0 and < 1, got '2'") for line in screen_lines(app)
         )
@@ -288,7 +288,7 @@ def test_several_seeds_start_several_runs(size: tuple[int, int], tmp_path: Path)
         await write(pilot, "pole")
         await move_to(pilot, screen, "seed")
         await write(pilot, "1-3")
-        await wait_until(pilot, lambda: "3 runs" in static_text(screen, "said"))
+        await wait_until(pilot, lambda: "3 runs" in static_text(screen, "verdict"))
         await pilot.press("ctrl+s")
         assert [shown[-2:] for shown in app.started[0]] == [["--name", f"pole-s{seed}"] for seed in (1, 2, 3)]
 
@@ -428,7 +428,7 @@ def test_unreadable_target_starts_nothing(tmp_path: Path) -> None:
         screen = await app.open_form("nowhere.toml")
         await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
         assert app.started == []
-        assert "nowhere.toml: cannot be read" in static_text(screen, "said")
+        assert "nowhere.toml: cannot be read" in static_text(screen, "verdict")
         assert screen.explain() is None
 
     drive(work, tmp_path)
@@ -438,11 +438,11 @@ def test_rejection_is_shown_until_an_edit(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
-        screen.show_refusal("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
-        assert static_text(screen, "said").endswith("knows\nno such environment")
+        screen.show_start_error("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
+        assert static_text(screen, "verdict").endswith("knows\nno such environment")
         await move_to(pilot, screen, "seed")
         await write(pilot, "2")
-        await wait_until(pilot, lambda: "one run of Foo-v1" in static_text(screen, "said"))
+        await wait_until(pilot, lambda: "1 run of Foo-v1" in static_text(screen, "verdict"))
 
     drive(work, tmp_path)
 

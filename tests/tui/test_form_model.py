@@ -278,9 +278,12 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
 def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
     assert "use letters" in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
-    assert "exists already" in form_model.check_typed("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
     assert (
-        "exists already"
+        "already exists; choose another name"
+        in form_model.check_typed("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
+    )
+    assert (
+        "already exists; choose another name"
         in form_model.check_typed("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
     )
     assert form_model.check_typed("cartpole", "", {"name": "old"}, tmp_path).good

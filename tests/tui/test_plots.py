@@ -379,7 +379,7 @@ def test_only_visible_charts_are_requested(size: tuple[int, int]) -> None:
             assert lines[0].startswith(plot.tag)
             assert all(display_width(line) == plot.size.width for line in lines)
             assert any("⠀" < character <= "⣿" for character in "".join(lines))
-        assert page_line(app.plots).startswith("1-6 of 10  [ ] pages  x: step")
+        assert page_line(app.plots).startswith("1-6 of 10  [ ] turn page  x: step")
 
     drive(app, test, size)
 
@@ -546,7 +546,7 @@ def test_no_matching_metric_shows_a_hint() -> None:
         plots = app.plots
         empty = plots.query_one(".empty", Static)
         assert empty.display
-        assert "m changes the words" in str(empty.render())
+        assert "m to change the words" in str(empty.render())
         assert plots.explain() is None
         for action in actions_of("charts"):
             if action.name != "metrics":
@@ -612,7 +612,7 @@ def test_log_axes_can_be_toggled() -> None:
         assert plots.cross is not None
         assert 3000 < plots.cross < 10_000
         await act(pilot, "x_axis", 2)
-        assert "x: time  log y" in page_line(plots)  # no log of the time of day
+        assert "x: time of day  log y" in page_line(plots)  # no log of the time of day
 
     drive(app, test)
 
@@ -853,7 +853,7 @@ def test_failed_export_is_reported(tmp_path: Path) -> None:
         await act(pilot, "export")
         await app.workers.wait_for_complete()
         await pilot.pause()
-        assert any("Not exported" in notification.message for notification in app._notifications)
+        assert any("Export failed" in notification.message for notification in app._notifications)
 
     drive(app, test)
 
@@ -873,7 +873,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
         assert "from the evaluation" in str(screen.query_one("#meaning", Static).render())
         assert screen.explain() == explanation("eval/score")
         table = str(screen.query_one("#table", Static).render())
-        assert table.split("\n")[0].split() == ["run", "last", "average", "lowest", "highest", "at", "step"]
+        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "lowest", "highest", "highest", "at"]
         for key in app.source.keys:
             steps, _, values = app.source.curves[key, "eval/score"]
             row = next(line.split() for line in table.split("\n") if line.startswith(key))
@@ -983,7 +983,7 @@ def test_unusual_curves_are_drawn() -> None:
             await act(pilot, name)
             text = [lines_of(plot) for plot in app.plots.plots]
             assert "no points yet" in text[0][1]
-            assert "no finite value" in text[2][1] or "no points" in text[2][1]
+            assert "no finite values" in text[2][1] or "no points" in text[2][1]
         await act(pilot, "enlarge")
         for _ in TAGS:
             await act(pilot, "next", place="metric")

@@ -267,7 +267,7 @@ def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
         assert "  clip      0.2" in lines
         await pilot.press("D")
         shown = widget_text(page, "#options Static")
-        assert "differs from b" in shown
+        assert "Options that differ from b" in shown
         assert shown.splitlines()[-1].split() == ["ppo.clip", "0.2", "0.3"]
         await pilot.press("D")
         assert "lam" in widget_text(page, "#options Static")
@@ -282,7 +282,7 @@ def test_difference_key_needs_another_run(tmp_path: Path) -> None:
         await pilot.press("D")
         await pilot.pause()
         assert page.tab == "options"
-        assert "No other run is pinned" in widget_text(page, "#options Static")
+        assert "To compare options, first pin" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act)
 
@@ -446,7 +446,7 @@ def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("left_curly_bracket")  # from another tab
         assert page.tab == "samples"
-        await wait_until(pilot, lambda: "Nothing is stored yet" in widget_text(page, "#samples Static"))
+        await wait_until(pilot, lambda: "No samples yet" in widget_text(page, "#samples Static"))
         write_samples(run, 1)
         write_samples(run, 7)
         await wait_until(pilot, lambda: "iteration 7" in widget_text(page, "#samples Static"))
@@ -555,7 +555,7 @@ def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
         for number in "123456":
             await pilot.press(number)
             await pilot.pause()
-        assert "Another program" in widget_text(page, "#options Static")
+        assert "written by another program" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act, key="sb3")
 
@@ -665,14 +665,14 @@ class TerminalApp:
 def test_command_output_stays_until_enter(arguments: list[str], says: bytes) -> None:
     lender = TerminalApp(*arguments)
     lender.wait_until(says)
-    lender.wait_until(b"Press Enter to go back.")
+    lender.wait_until(b"Press Enter to return.")
     lender.type(b"\r")
     assert lender.close() == lender.before
 
 
 def test_ctrl_c_returns_from_a_command() -> None:
     lender = TerminalApp("inspect", "nothing")
-    lender.wait_until(b"Press Enter to go back.")
+    lender.wait_until(b"Press Enter to return.")
     lender.type(b"\x03")
     assert lender.close() == lender.before
 
@@ -682,7 +682,7 @@ def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
     dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
     dying.chmod(0o755)
     lender = TerminalApp("play", "a", EXECUTABLE=str(dying))
-    lender.wait_until(b"Press Enter to go back.")
+    lender.wait_until(b"Press Enter to return.")
     assert b"\x1b[?1049l" in lender.said[lender.said.rindex(b"\x1b[?1049h") :]
     lender.type(b"\r\n")
     assert lender.close() == lender.before

@@ -303,7 +303,7 @@ def test_large_foreign_tree_is_scanned_partially(tmp_path: Path, monkeypatch: py
     it = Store(tmp_path)
     it.update()
     assert list(it.entries) == ["run"]  # a run needs no looking into
-    assert "only the first 10 folders" in it.problem
+    assert "more than 10 folders; only the first 10 were scanned" in it.problem
 
 
 def test_rescan_skips_unchanged_folders(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,9 +141,9 @@ def begin_long(terminal: Terminal, name: str) -> None:
 def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
     one = terminal()
     one.type(PROGRAM)
-    one.shows("No runs here yet", "New run")
+    one.shows("No runs yet", "New run")
     one.keys("n")
-    one.shows("New run: what to train", "cartpole")
+    one.shows("New run: select a target", "cartpole")
     one.keys("Enter")
     one.shows("New run: cartpole", "$ ppo-unified train cartpole")
     one.keys("Enter")
@@ -254,7 +254,7 @@ def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
     plain = terminal(NO_COLOR="1", LC_ALL="C")
     plain.type(PROGRAM)
     plain.shows("cartpole", "eval/score")
-    for keys, text in (((), "New run"), (("f",), "Next metric"), (("q", "n"), "what to train")):
+    for keys, text in (((), "New run"), (("f",), "Next metric"), (("q", "n"), "select a target")):
         plain.keys(*keys)
         plain.shows(text)
         assert not COLORS.search(plain.screen(colors=True))

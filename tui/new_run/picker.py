@@ -1,4 +1,4 @@
-"""What to train: a box that filters as one types, over a list of presets and of whatever else can be named."""
+"""The list of targets for a new run, with a search box that filters as the user types."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 
-NAME = 24  # columns of the list that names take
-WIDE = 110  # from here on, score and time have room beside the title
+NAME = 24  # columns of the target names
+WIDE = 110  # minimum width of the screen to show score and time beside the title
 
 
 class SearchBox(Input):
-    """The box keeps the focus; Enter is the screen's."""
+    """The search box, which always has the focus. Enter selects the target under the cursor of the list."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.choose", "Choose", show=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.choose", "Select", show=True)]
 
 
 class Picker(Screen[None]):
-    """The first half of starting a run; `open_form` takes the target that was chosen."""
+    """The first step of starting a run. It calls `open_form` with the selected target."""
 
     CSS_PATH = "picker.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -51,8 +51,8 @@ class Picker(Screen[None]):
         self.shown: list[TargetChoice] = []
 
     def compose(self) -> ComposeResult:
-        yield Static("New run: what to train", id="top", markup=False)
-        yield SearchBox(placeholder="words, an environment's id, or a TOML file", compact=True)
+        yield Static("New run: select a target", id="top", markup=False)
+        yield SearchBox(placeholder="Search, or type an environment id or a TOML file", compact=True)
         picks = OptionList(compact=True, markup=False)
         picks.can_focus = False
         yield picks
@@ -79,7 +79,7 @@ class Picker(Screen[None]):
         picks.add_options([Option(_line(pick, self.size.width)) for pick in self.shown])
         picks.highlighted = cursor if self.shown else None
         if not self.shown:
-            self._show_text("Nothing has this name. An environment's id ends in -v0, -v1, ...; a file's name in .toml")
+            self._show_text("No match. To use another target, type an id such as Name-v1 or a path such as a.toml.")
 
     def _show_text(self, text: str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
@@ -95,7 +95,7 @@ class Picker(Screen[None]):
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         if pick := self.current:
-            expected = [f"Score to expect: {clean(pick.score)}"] if pick.score else []
+            expected = [f"Expected score: {clean(pick.score)}"] if pick.score else []
             expected += [f"Time: {clean(pick.time)}"] if pick.time else []
             self._show_text("\n".join([clean(pick.title), *expected]))
 
@@ -106,12 +106,12 @@ class Picker(Screen[None]):
         getattr(self.query_one(OptionList), f"action_{how}")()
 
     def action_choose(self) -> None:
-        """Open the form; what cannot be read as a target is said here."""
+        """Open the form of the selected target, or show why it is invalid."""
         pick = self.current
         if pick is None:
             return
         if not pick.target:
-            self._show_text(f"{pick.title}. It goes into the box above.", problem=True)
+            self._show_text(f"{pick.title}. Type it into the search box above.", problem=True)
             return
         try:
             form_model.fields(pick.target)
@@ -125,8 +125,11 @@ class Picker(Screen[None]):
 
 
 def match_picks(picks: list[TargetChoice], text: str) -> list[TargetChoice]:
-    """Those that have every word, names that begin with the text first; where none has, those whose name has its
-    letters in this order. A text that is a target by itself comes before all."""
+    """Return the choices that contain every word, those whose name starts with the text first.
+
+    If there are none, return those whose name contains the letters of the text in this order. If the text itself is a
+    valid target, it comes first.
+    """
     words, text = text.lower().split(), text.strip()
     found = [pick for pick in picks if all(word in _words(pick) for word in words)]
     found.sort(key=lambda pick: bool(words) and not pick.target.startswith(text.lower()))
