@@ -1,4 +1,4 @@
-"""The table of all actions of the terminal UI: keys, footer, command palette, help and docs are derived from it.
+"""The table of all actions of the terminal UI, from which keys, footer, command palette, help and docs are derived.
 
 A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them.
 """
@@ -190,7 +190,7 @@ def is_write_action(name: str) -> bool:
 
 
 def key_name(key: str) -> str:
-    """Return a key as the UI displays it: 'slash' -> '/', 'shift+left' -> 'shift+left'."""
+    """Return a key as the UI displays it, such as '/' for 'slash'."""
     return _SIGNS.get(key, key)
 
 

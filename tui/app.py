@@ -1,4 +1,4 @@
-"""The application of the terminal UI: one reader thread and several screens that share one store."""
+"""The application of the terminal UI, which has one reader thread and several screens that share one store."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ class Terminal(App[None]):
         self.notify("Press q in the list of runs, or Ctrl-Q anywhere, to quit. Runs continue.", markup=False)
 
     def action_command_palette(self) -> None:
-        """Open Textual's command palette with an ASCII placeholder instead of its own with an ellipsis character."""
+        """Open Textual's command palette with a placeholder text in ASCII."""
         if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
             self.push_screen(CommandPalette(placeholder="Search for an action", id="--command-palette"))
 

@@ -1,4 +1,4 @@
-"""Dialogs: a yes/no question, a one-line text input, and a page of text."""
+"""Dialogs for a yes/no question, a one-line text input, and a page of text."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TextDialog(ModalScreen[None]):
 
 
 def help_text(offered: Iterable[tuple[Place, Iterable[Action]]], explained: str | None, width: int) -> Content:
-    """Format the help: the description of the focused chart or option, then the keys, in `width` columns."""
+    """Format the description of the focused chart or option, then all available keys, in `width` columns."""
     parts: list[Content] = []
     if explained:
         parts += [Content(explained), Content("\n\n")]

@@ -72,7 +72,7 @@ def _wait_for_enter() -> None:
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C in this process, but not in the command: it would inherit SIG_IGN, but not this handler."""
+    """Ignore Ctrl-C in this process but not in the command, which would inherit SIG_IGN but not this handler."""
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         yield

@@ -1,7 +1,7 @@
 """Finds the runs under the runs folder.
 
 A folder with a run.json is a run of this program. A folder with event files but no run.json is a log of another
-program. A repeated scan costs one `stat` per folder: folders are listed again only if their modification time changed.
+program. A repeated scan costs one `stat` per folder, because only folders with a new modification time are listed.
 """
 
 from __future__ import annotations

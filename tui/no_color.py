@@ -1,4 +1,4 @@
-"""Supports NO_COLOR (no-color.org): removes all colours, greys included, and shows highlighted text reversed."""
+"""Supports NO_COLOR (no-color.org) by removing all colours, including greys, and reversing highlighted text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notices about changed runs: a run has ended or stalled, or a health check has started to warn."""
+"""Notices that a run has ended or stalled, or that a health check has started to warn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The data that the UI has read from a runs folder. A reader thread calls `update`; other threads read the results.
 
-No locks are needed because published data never changes: entries are frozen, their mapping is replaced, and curves are
+No locks are needed because published data never changes. Entries are frozen, their mapping is replaced, and curves are
 views of rows that are not written again.
 """
 
@@ -108,7 +108,7 @@ class Store:
         return sort_tags(known or (AWAITED if self._awaits_first_point(keys, (*ACTIVE, "stalled")) else ()))
 
     def _awaits_first_point(self, keys: Iterable[str], states: Iterable[str]) -> bool:
-        """Return True if one of these runs is in one of these states and no point has been read from it yet."""
+        """Return True if a run in `keys` has a state in `states` and no point of it has been read yet."""
         entries, readers = self.entries, self._readers
         bare = [entries[key] for key in keys if key in entries and key in readers and not self._curves.get(key)]
         return any(entry.state in states for entry in bare)
@@ -162,8 +162,8 @@ class Store:
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
         """Continue reading the watched runs, each for its share of the time.
 
-        Return the runs with new points, and True if there is more to read. The next update starts with the runs for
-        which this one has no time.
+        Return the runs with new points, and True if there is more to read. Runs that were not read because the time was
+        over come first in the next update.
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
@@ -236,7 +236,7 @@ class _RunRecord:
         self.entry = Entry(folder.key, self._run.path, False, self.status, self.status.state)
 
     def has_changed(self, stamp: Stamp) -> bool:
-        """Return True if the run may have changed: it is active, or run.json or the note has another stamp."""
+        """Return True if the run is active, or if run.json or the note has a new stamp."""
         return self.status.state in ACTIVE or stamp != self._stamp or stamp_if_any(self._note_path) != self._note_stamp
 
     def refresh(self, now: float) -> None:

@@ -1,6 +1,6 @@
-"""The state that the UI saves for each runs folder: marks, order, filter, charts, theme.
+"""The saved view of each runs folder, such as marks, order, filter, charts and theme.
 
-It is stored outside the runs folder, which may be read-only or shared.
+The file is stored outside the runs folder, which may be read-only or shared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The picker and the form, driven by keys."""
+"""Tests the picker and the form with key presses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.exhaustive)]
 
 
 class Host(App[None]):
-    """What the form needs of the program around it."""
+    """A minimal app that provides what the form needs."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
@@ -69,10 +69,10 @@ def drive(work: Driven, tmp_path: Path, size: tuple[int, int] = (80, 24)) -> Non
 
 
 async def wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
-    """Wait for what comes within a few turns of the program."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "timed out"
         await pilot.pause(0.01)
 
 
@@ -81,13 +81,13 @@ def static_text(screen: Form, name: str) -> str:
 
 
 def screen_lines(app: App[None]) -> list[str]:
-    """The lines on the screen."""
+    """Return the lines on the screen."""
     strips = app.screen._compositor.render_strips(app.size)
     return ["".join(segment.text for segment in strip) for strip in strips]
 
 
 async def move_to(pilot: Pilot[None], screen: Form, option: str) -> None:
-    """Put the cursor on an option in sight, by keys."""
+    """Move the cursor to a visible option with arrow keys."""
     options = screen.options
     if screen.option is None:
         await pilot.press("tab", "tab")
@@ -99,7 +99,7 @@ async def move_to(pilot: Pilot[None], screen: Form, option: str) -> None:
 
 
 async def write(pilot: Pilot[None], text: str) -> None:
-    """Another text in the box."""
+    """Replace the text in the input box."""
     await pilot.press("end", "ctrl+u", *text)
 
 
@@ -120,7 +120,7 @@ def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_pat
         assert isinstance(app.focused, Input)
         assert any("Expected score: 250" in line for line in screen_lines(app))
         await pilot.press("pagedown", "pageup", "up", "enter")
-        assert app.opened[-1] == "lunarlander-continuous"  # from the first line up to the last
+        assert app.opened[-1] == "lunarlander-continuous"  # the cursor wraps around from the first line to the last
         assert app.screen is picker
         await pilot.press("escape")
         assert not isinstance(app.screen, Picker)
@@ -231,7 +231,7 @@ def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp
         assert app.typed == {"optim.lr": "0.001", "stop_when_solved": "false"}
         assert "optim.lr 0.002 -> 0.001" in static_text(screen, "verdict")
         await move_to(pilot, screen, "optim.lr")
-        await pilot.press(key, *(["enter"] if key == "enter" else []))  # Enter goes to Start first
+        await pilot.press(key, *(["enter"] if key == "enter" else []))  # the first Enter moves the focus to Start
         assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
 
     drive(work, tmp_path, size)
@@ -314,7 +314,9 @@ def test_recipe_is_applied_and_removed(size: tuple[int, int], tmp_path: Path) ->
         await wait_until(pilot, lambda: screen.recipe == "")
         assert screen.options.editor.value == "0.0005"
         await pilot.press("escape")
-        assert (await app.open_form("sentiment", "trl-early")).recipe == ""  # what was chosen, not what a run had
+        assert (
+            await app.open_form("sentiment", "trl-early")
+        ).recipe == ""  # the selected recipe, not the one of the run
 
     drive(work, tmp_path, size)
 
@@ -452,9 +454,9 @@ def test_help_describes_the_focused_option(tmp_path: Path) -> None:
         screen = await app.open_form()
         assert screen.explain() is None
         await move_to(pilot, screen, "ppo.gamma")
-        told = screen.explain() or ""
+        text = screen.explain() or ""
         for part in ("ppo.gamma", "discount", "a number >= 0 and <= 1", "0.98"):
-            assert part in told
+            assert part in text
         assert "discount" in static_text(screen, "about")
 
     drive(work, tmp_path)
@@ -462,7 +464,7 @@ def test_help_describes_the_focused_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["cartpole", pytest.param("llm", marks=pytest.mark.exhaustive)])
 def test_cursor_scrolls_its_option_into_view(target: str, tmp_path: Path) -> None:
-    """Down through every section, opened, then out to Start; up from the first one to the search."""
+    """Move down through all open sections to the Start button, then up to the search box."""
 
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form(target)

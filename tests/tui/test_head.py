@@ -1,4 +1,4 @@
-"""The lines above a run's tabs: at every width whole facts alone, and a word of everything that is wrong."""
+"""Tests the lines above a run's tabs: at every width, they show only complete facts and mention every problem."""
 
 from __future__ import annotations
 

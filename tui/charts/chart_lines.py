@@ -1,4 +1,4 @@
-"""Renders the lines of one chart on the screen: the title, the curves with y labels, and the x axis."""
+"""Renders the title, the curves with y labels, and the x axis of one chart as lines of text."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class ChartPicture:
         return column if 0 <= column < self.room else None
 
     def share_at(self, column: float) -> float:
-        """Return the position of a column's centre in the plot: 0 at the left end, 1 at the right end."""
+        """Return the position of a column's centre in the plot, from 0 at the left end to 1 at the right end."""
         return ((column - GUTTER - 1) * self.dots + (self.dots - 1) / 2) / max(1, self.room * self.dots - 1)
 
     def place_at(self, column: float) -> float | None:
@@ -131,7 +131,7 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
 
 
 def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
-    """Return the layers from bottom to top: bands, raw curves, curves. Curve k has style 2 k, or 2 k + 1 if faint."""
+    """Return the bands, raw curves and curves, from bottom to top. Curve k has style 2 k, or 2 k + 1 if faint."""
     bands, raws, curves = [], [], []
     for k, one in enumerate(lines):
         places = braille.Columns(one.x, span, columns)

@@ -1,4 +1,4 @@
-"""Exports a chart: all values as CSV, the picture as SVG. Existing files are never overwritten."""
+"""Exports the values of a chart as CSV and its picture as SVG. Existing files are never overwritten."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: Paper
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
-    """Return unused paths of a CSV and an SVG file: eval-score.csv, eval-score-2.csv, ..."""
+    """Return unused paths of a CSV and an SVG file. A number is added to the name if a file exists."""
     stem = re.sub(r"[^\w.-]+", "-", clean(tag)).strip("-.") or "chart"
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
@@ -57,7 +57,7 @@ def write_csv(path: Path, traces: Sequence[Trace]) -> None:
 
 
 class PaperChart(NamedTuple):
-    """The content of a picture. Curves, view and ticks are in drawn coordinates: logarithms on log axes."""
+    """The content of a picture. Curves, view and ticks are in drawn coordinates (logarithms on a log axis)."""
 
     drawn: Sequence[DrawnCurve]
     view: View
@@ -89,7 +89,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
 
 
 def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
-    """Return the position of each legend entry: its left end in pixels and its line."""
+    """Return the left end in pixels and the line number of each legend entry."""
     x, line, places = LEFT, 0, []
     for one in drawn:
         size = 17 + 7 * display_width(clean(one.label))  # about 7 pixels per letter

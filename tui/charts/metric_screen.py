@@ -1,4 +1,4 @@
-"""The full-screen view of one metric: its meaning, its curves, and a table of each run's values."""
+"""The full-screen view of one metric with its meaning, its curves, and a table of each run's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The widget of one chart. It caches its rendered lines and posts messages for mouse events."""
+"""The widget of one chart, which caches its rendered lines and posts messages for mouse events."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class Plot(Widget, can_focus=True):
     # drawing
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Return the lines without Textual's own steps: a chart has no border or padding and is already filtered."""
+        """Return the lines directly, because a chart has no border or padding and its styles are already filtered."""
         strips = [self.render_line(y) for y in crop.line_range]
         first, end = crop.column_span
         return strips if (first, end) == (0, self.size.width) else [strip.crop(first, end) for strip in strips]

@@ -76,7 +76,7 @@ class Settings:
 
 
 def layout(width: int, height: int, count: int) -> tuple[int, int]:
-    """Return the columns and rows for up to `count` charts: as many as fit, with the best shape."""
+    """Return the columns and rows that fit the most charts, up to `count`, with the best shape."""
     most_columns = max(1, min(width // LEAST_WIDTH, 2 if width < NARROW else count, count))
     most_rows = max(1, height // LEAST_HEIGHT)
 

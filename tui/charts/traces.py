@@ -1,4 +1,4 @@
-"""Prepares the curves of runs for the charts: colours, x values, moving averages, and grouping of seeds."""
+"""Prepares curves for the charts by computing colours, x values, moving averages, and medians over seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Trace(NamedTuple):
 
 
 class DrawnCurve(NamedTuple):
-    """A curve ready for drawing: x ascending, all arrays [P]."""
+    """A curve ready for drawing. The x values are ascending, and all arrays have the shape [P]."""
 
     label: str
     color: str

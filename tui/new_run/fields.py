@@ -29,7 +29,7 @@ SWITCH = ("false", "true")
 
 
 class Line(NamedTuple):
-    """One line: an option, a section heading, or an error of the option above."""
+    """One line, which is an option, a section heading, or an error of the option above."""
 
     kind: Literal["option", "section", "problem"]
     name: str  # the option or the section
@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 class Lines(ScrollView, can_focus=True, inherit_bindings=False):
-    """Draws the lines. It has the focus if the current line needs no text input. Arrow keys move the cursor."""
+    """Draws the lines and has the focus unless the current line accepts text. Arrow keys move the cursor."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"lines--{part}" for part in ("name", "changed", "value", "description", "section", "problem", "cursor")
@@ -116,7 +116,7 @@ class Fields(Widget):
         yield self.editor
 
     def set_fields(self, fields: Mapping[str, Field]) -> None:
-        """Show these options. The first call fixes which ones are at the top: important and already changed options."""
+        """Show these options. The first call places the important and the already changed options at the top."""
         self.fields = fields
         if not self.above:
             self.above = [name for name, field in fields.items() if field.matters or name in self.typed]

@@ -1,4 +1,4 @@
-"""The form for the options of a new run. It validates the input as the user types and shows the command line."""
+"""The form for the options of a new run, which validates the input as the user types and shows the command line."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _full_help(field: Field) -> str:
 
 
 class Recipes(ModalScreen[str | None]):
-    """A dialog with the recipes for a target. It returns "" for no recipe, and None if the user cancels."""
+    """A dialog with the recipes for a target, which returns a name, "" for no recipe, or None if the user cancels."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "Back")]
 

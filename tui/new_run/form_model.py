@@ -1,4 +1,4 @@
-"""The logic of the new-run form, without widgets: targets, their options, validation, and the equivalent command line.
+"""The logic of the form for a new run, without widgets. It handles targets, options, validation and the command line.
 
 Option values are passed as text, exactly as the user types them.
 """
@@ -91,7 +91,7 @@ class Verdict:
 
 
 def list_choices() -> list[TargetChoice]:
-    """Return the list of targets: all presets, the fastest first, then hints for other targets."""
+    """Return all presets, the fastest first, followed by hints for other targets."""
     found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
         *sorted(found, key=lambda pick: pick.target != FIRST),
@@ -341,7 +341,7 @@ def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
 
 
 def _possible_targets(run: Run, config: RunConfig) -> Iterator[str]:
-    """Yield possible targets of the run: the one in its command, then its preset."""
+    """Yield possible targets of the run, first the one in its command, then its preset."""
     try:
         words = shlex.split(run.command.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -20,7 +20,7 @@ from tui.services import Services
 
 
 class Launcher:
-    """Stores the input of each form under a key: the target, or a key derived from the run to rerun."""
+    """Stores the input of each form under the name of the target or, for a rerun, under a name derived from the run."""
 
     def __init__(self, app: App[Any], services: Services, home: RunsScreen) -> None:
         self._app, self._services, self._home = app, services, home

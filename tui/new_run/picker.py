@@ -32,7 +32,7 @@ class SearchBox(Input):
 
 
 class Picker(Screen[None]):
-    """The first step of starting a run. It calls `open_form` with the selected target."""
+    """The first step of starting a run, which calls `open_form` with the selected target."""
 
     CSS_PATH = "picker.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [

@@ -72,7 +72,7 @@ class Tail:
 
 
 def _decode_line(line: bytes) -> str:
-    """Return a line as a terminal would show it: only the text after the last carriage return."""
+    """Return the text after the last carriage return, which is the part that a terminal would show."""
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].expandtabs(4)
     return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
 
@@ -139,7 +139,7 @@ class LogView(ScrollView, can_focus=True):
         return wrap_text(self.tail.rest, max(10, self._width)) if self.tail.rest else []
 
     def _heading(self) -> int:
-        """Return the number of message rows above the log: 1 if earlier lines are skipped or the log is empty."""
+        """Return the number of message rows above the log, which is 1 if lines were skipped or the log is empty."""
         return 1 if self.tail.skipped or not (self._rows or self.tail.rest) else 0
 
     def render_line(self, y: int) -> Strip:

@@ -20,7 +20,7 @@ from tui.services import Services
 
 
 class RunActions(Screen[None]):
-    """A screen whose actions apply to one run, `entry`. It needs the bindings of the place "control"."""
+    """A screen whose actions apply to one run, `entry`. Subclasses add the bindings of the place "control"."""
 
     def __init__(self, services: Services) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The lines above the tabs of a run's page: its name, state, progress and problems."""
+"""The lines above the tabs of a run's page, with the run's name, state, progress and problems."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _join(facts: Sequence[tuple[int, str]]) -> str:
 
 
 def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str, str]]:
-    """Return lines and their styles: the error, health warnings, and the note.
+    """Return the lines of the error, the health warnings and the note, with their styles.
 
     If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """

@@ -1,4 +1,4 @@
-"""The table of runs. It draws only visible lines, so that thousands of runs are as fast as twenty."""
+"""The table of runs, which draws only visible lines, so that thousands of runs are as fast as twenty."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
 
 def _remark(entry: Entry) -> str:
-    """Return the text of the note column: the error, or the health warnings and the user's note."""
+    """Return the text of the note column, which is the error, or the health warnings and the user's note."""
     note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
     return entry.problem or "   ".join(filter(None, (_health(entry), note)))
 

@@ -64,7 +64,7 @@ class TabBar(Widget):
 
 
 class RunPage(RunActions):
-    """The page of one run. It follows the run if it is renamed, and closes if it is deleted."""
+    """The page of one run, which follows the run if it is renamed and closes if it is deleted."""
 
     CSS_PATH = "run_page.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -174,7 +174,7 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Return the keys to draw: other seeds of this run if grouped, this run, and the pinned run on top."""
+        """Return the keys of the runs to draw, which are this run, its other seeds if grouped, and the pinned run."""
         pinned = self.services.state.pinned
         keys = [*self._siblings(), self.key]
         return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])

@@ -1,4 +1,4 @@
-"""The text tabs of a run's page: options, samples, system, events. Each is updated only if its data has changed."""
+"""The tabs Options, Samples, System and Events of a run's page. Each tab is updated only if its data has changed."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def _metric_cells(tag: str, values: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SamplePage:
-    """One page of samples: the responses of an evaluation, or a stored iteration."""
+    """One page of samples, which shows the responses of an evaluation or a stored iteration."""
 
     unit: str  # 'step' or 'iteration'
     number: int
@@ -243,7 +243,7 @@ class Samples(TextTab):
 
     @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
     def _read(self, run: Run, at: int | None, width: int, request: object) -> None:
-        """Read and format a page. This may be slow, so it runs in a thread."""
+        """Read and format a page in a thread, because this may be slow."""
         numbers: Sequence[int] = ()
         try:
             if responses := samples.read_responses(run):
@@ -288,7 +288,7 @@ class Samples(TextTab):
 
 
 def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
-    """Format each response: one line with its numbers, then its texts, prompt and response first."""
+    """Format each response as one line with its numbers, followed by its texts, prompt and response first."""
     lines: list[str] = []
     for number, response in enumerate(responses, 1):
         fields = response if isinstance(response, dict) else {"response": response}

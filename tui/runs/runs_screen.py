@@ -1,4 +1,4 @@
-"""The main screen: a table of all runs in the runs folder and the curves of the marked runs."""
+"""The main screen, with a table of all runs in the runs folder and the curves of the marked runs."""
 
 from __future__ import annotations
 
