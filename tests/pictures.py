@@ -41,7 +41,7 @@ class Dot(gym.Env[Any, Any]):
 
 
 class Words(Dot):
-    """Renders as text with a colour and a bell, which must not reach the terminal."""
+    """Renders as text with a color and a bell, which must not reach the terminal."""
 
     metadata = {"render_modes": ["ansi"], "render_fps": 25}  # noqa: RUF012 - declared by Gymnasium
 

@@ -248,7 +248,7 @@ async def visit_screens(
         list_ = app.screen_stack[1].query_one(RunList)
         await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
         await pilot.press("f")
-        await look("metric", "lowest", "cartpole-clip0.4")
+        await look("metric", "max at", "cartpole-clip0.4")
         await pilot.press("escape", "question_mark")
         await look("help", "Help", "Everywhere" if size[1] > 80 else "List of runs")
         await pilot.press("escape", "slash", *"score>300")

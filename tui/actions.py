@@ -158,7 +158,7 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("quit", "q", "Quit", "Quit the terminal UI; runs continue in the background", "app", footer=True),
     Action("command_palette", "ctrl+p", "Palette", "Find an action by name", "app"),
-    Action("theme", "T", "Theme", "Switch to the next colour theme", "app"),
+    Action("theme", "T", "Theme", "Switch to the next color theme", "app"),
 )
 
 

@@ -68,7 +68,7 @@ class Terminal(App[None]):
     ) -> None:
         super().__init__()
         self.animation_level = "none"  # animation frames would delay keys over ssh
-        if self.no_color:  # Textual's own filter keeps greys
+        if self.no_color:  # Textual's own filter keeps grays
             self._filters[1:] = [NoColorFilter()]
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)

@@ -1,4 +1,4 @@
-"""Supports NO_COLOR (no-color.org) by removing all colours, including greys, and reversing highlighted text."""
+"""Supports NO_COLOR (no-color.org) by removing all colors, including grays, and reversing highlighted text."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ HIGHLIGHT_CONTRAST = 0.13  # a background that differs by more in brightness (0 
 
 
 class NoColorFilter(LineFilter):
-    """Removes the colours."""
+    """Removes the colors."""
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """Return the segments without colours."""
+        """Return the segments without colors."""
         return [Segment(text, _without_color(style, background.brightness), None) for text, style, _ in segments]
 
 
 @lru_cache(1024)
 def _without_color(style: Style | None, around: float) -> Style:
-    """Return a style without its colours; `around` is the brightness of the surrounding background."""
+    """Return a style without its colors; `around` is the brightness of the surrounding background."""
     if style is None:
         return NoColor.DEFAULT_COLORS
     own = style.bgcolor

@@ -7,7 +7,7 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# turn off mouse reports, bracketed paste, focus reports and the kitty keyboard protocol; show the cursor; reset colours
+# turn off mouse reports, bracketed paste, focus reports and the kitty keyboard protocol; show the cursor; reset colors
 _PLAIN = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?25h\x1b[0m"
 _LEAVE = "\x1b[?1049l"  # leave the alternate screen
 

@@ -1,4 +1,4 @@
-"""The colour themes of the UI. The colours of the curves are defined in `charts.traces`."""
+"""The color themes of the UI. The colors of the curves are defined in `charts.traces`."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ LIGHT = Theme(
     panel="#E3E6E8",
     dark=False,
 )
-OURS = (DARK, LIGHT)  # both use blue, orange and green from one colour-blind safe palette (Okabe and Ito)
+OURS = (DARK, LIGHT)  # both use blue, orange and green from one color-blind safe palette (Okabe and Ito)
 CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox") if name in BUILTIN_THEMES))

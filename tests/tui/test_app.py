@@ -280,10 +280,10 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
 def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("slash")
-        app.screen.query_one(Input).value = "colour:red"
+        app.screen.query_one(Input).value = "color:red"
         await pilot.press("enter")
         assert isinstance(app.screen, PromptDialog)
-        assert "colour" in str(app.screen.query_one(".error", Static).content)
+        assert "color" in str(app.screen.query_one(".error", Static).content)
         assert len(listed_keys(app)) == 3
 
     drive(runs, act)
@@ -304,7 +304,7 @@ def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
         assert pinned.pinned
         assert pinned.color.lower() == "#ffffff"
         for trace in find_plots(app).traces("eval/score")[:-1]:
-            assert trace.color == colors[trace.key]  # drawing another run changes no colour
+            assert trace.color == colors[trace.key]  # drawing another run changes no color
         await pilot.press("a")
         assert set(app.state.marked) == {"alpha", "beta", "gamma"}
         await pilot.press("a", "p")

@@ -219,7 +219,7 @@ def test_window_at_the_end_follows_new_data() -> None:
 # curves
 
 
-def test_colours_are_stable_and_first_eight_are_distinct() -> None:
+def test_colors_are_stable_and_first_eight_are_distinct() -> None:
     for seed in range(50):
         keys = [f"run-{number}" for number in np.random.default_rng(seed).permutation(100)[:12]]
         for dark in (True, False):
@@ -425,7 +425,7 @@ def test_charts_are_ascii_with_letters_without_unicode() -> None:
     drive(app, test)
 
 
-def test_letters_distinguish_curves_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_letters_distinguish_curves_without_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app = Charts(Source())
 
@@ -877,7 +877,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
         assert "from the evaluation" in str(screen.query_one("#meaning", Static).render())
         assert screen.explain() == explanation("eval/score")
         table = str(screen.query_one("#table", Static).render())
-        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "lowest", "highest", "highest", "at"]
+        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "min", "max", "max", "at"]
         for key in app.source.keys:
             steps, _, values = app.source.curves[key, "eval/score"]
             row = next(line.split() for line in table.split("\n") if line.startswith(key))
@@ -885,7 +885,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
             assert (float(row[3]), float(row[4])) == pytest.approx((values.min(), values.max()), rel=1e-3)
             assert int(row[5].replace(",", "")) == steps[np.argmax(values)]
         await act(pilot, "cross_left", 4)
-        assert "here" in str(screen.query_one("#table", Static).render())
+        assert "cursor" in str(screen.query_one("#table", Static).render())
         values_pane, plot = screen.query_one("#values"), screen.plots.plots[0]
         assert (values_pane.region.x > plot.region.right - 1) == (size[0] >= 150)
         assert values_pane.region.bottom <= size[1]
@@ -947,7 +947,7 @@ def test_metric_screen_updates_live() -> None:
         await pilot.pause()
         assert shown_window(screen.plots) == Window(10, 7770)
         app.source.grow("eval/score", 888)
-        app.show()  # the charts on the screen below get new curves or colours
+        app.show()  # the charts on the screen below get new curves or colors
         await pilot.pause()
         assert shown_window(screen.plots) == Window(10, 8880)
         plot = screen.plots.plots[0]

@@ -248,7 +248,7 @@ def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
     assert b"needs a terminal (input or output is no terminal)" in result.stderr
 
 
-def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
+def test_colors_and_unicode_can_be_disabled(terminal: Open) -> None:
     make_scenes(terminal().folder / "runs")
     plain = terminal(NO_COLOR="1", LC_ALL="C")
     plain.type(PROGRAM)

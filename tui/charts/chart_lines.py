@@ -18,7 +18,7 @@ from ppo_unified.text import clean, display_width, format_number, pad
 from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
 from tui.charts.traces import DrawnCurve
 
-FAINT, BAND = 0.6, 0.7  # share of the background colour in raw curves and in bands
+FAINT, BAND = 0.6, 0.7  # share of the background color in raw curves and in bands
 
 
 class Inks(NamedTuple):
@@ -62,7 +62,7 @@ def title_line(
     width: int,
     inks: Inks,
 ) -> Strip:
-    """Render the metric's tag and the curves' values in their colours, with the curves' names if there is space."""
+    """Render the metric's tag and the curves' values in their colors, with the curves' names if there is space."""
     tag = pad(clean(tag), min(display_width(clean(tag)), max(0, width - 1)))
     head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
     left = width - sum(display_width(segment.text) for segment in head)

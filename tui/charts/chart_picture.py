@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class ChartPicture:
-    """A chart without title, crosshair and colours. Columns are counted from the left edge of the widget."""
+    """A chart without title, crosshair and colors. Columns are counted from the left edge of the widget."""
 
     picture: Picture
     view: View

@@ -152,7 +152,7 @@ forward_actions(MetricScreen, (action.name for action in actions_of("charts") if
 
 def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:
     """Format a table with each run's last value, smoothed value, extremes, and value at the crosshair."""
-    heads = ["last", "smoothed", "lowest", "highest", "highest at", "crosshair"]
+    heads = ["last", "smoothed", "min", "max", "max at", "cursor"]
     rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
     name = min(28, max(3, *(display_width(label) for label, _, _ in rows)) if rows else 3)

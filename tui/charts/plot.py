@@ -89,7 +89,7 @@ class Plot(Widget, can_focus=True):
         self._painted: ChartPicture | str | None = None  # a chart, or a message why there is none
         self._strips: list[Strip] | None = None
         self._own_inks: Inks | None = None
-        self._colors: list[tuple[str, bool]] = []  # colours for which the inks were created
+        self._colors: list[tuple[str, bool]] = []  # colors for which the inks were created
         self._grabbed: float | None = None
 
     # content
@@ -196,7 +196,7 @@ class Plot(Widget, can_focus=True):
         return self._painted
 
     def _has_letters(self) -> bool:
-        """Return True if letters must distinguish the curves, because there are no Braille dots or no colours."""
+        """Return True if letters must distinguish the curves, because there are no Braille dots or no colors."""
         return not self._glyphs.columns > 1 or self.app.no_color
 
     def _inks(self) -> Inks:

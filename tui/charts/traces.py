@@ -1,4 +1,4 @@
-"""Prepares curves for the charts by computing colours, x values, moving averages, and medians over seeds."""
+"""Prepares curves for the charts by computing colors, x values, moving averages, and medians over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AXES = ("step", "relative", "time")  # steps, seconds since the run's first valu
 _PART = 1 << 14  # number of values smoothed at once, which fits into the processor's cache
 GRID = 1000  # maximum number of x values at which grouped seeds are compared
 
-# Okabe and Ito's colour-blind safe palette, adjusted for dark and light backgrounds
+# Okabe and Ito's color-blind safe palette, adjusted for dark and light backgrounds
 DARK = ("#E69F00", "#56B4E9", "#2FBF94", "#F0E442", "#4C86F0", "#E8743B", "#CC79A7", "#A48CFF")
 LIGHT = ("#946100", "#1473AD", "#007A5A", "#746A00", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
 PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
@@ -48,10 +48,10 @@ class DrawnCurve(NamedTuple):
 
 
 def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> dict[str, str]:
-    """Return a colour for each run. The first 8 colours all differ.
+    """Return a color for each run. The first 8 colors all differ.
 
-    A run's colour depends on its name, so it is usually the same in every session. If an earlier run already uses that
-    colour, the run gets the next free one.
+    A run's color depends on its name, so it is usually the same in every session. If an earlier run already uses that
+    color, the run gets the next free one.
     """
     palette = DARK if dark else LIGHT
     colors: dict[str, str] = {}
@@ -69,7 +69,7 @@ def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> d
 
 
 def paper_color(color: str) -> str:
-    """Return the light-background equivalent of a dark-background colour."""
+    """Return the light-background equivalent of a dark-background color."""
     pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
     return pairs.get(color, color)
 

@@ -17,7 +17,7 @@ SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cu
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 UNEXPLAINED = {  # states for which run.json contains no reason
     "crashed": "The process ended without recording a reason. Press 6 for the end of its log.",
-    "stalled": "The process is alive but sends no heartbeat. Press 3 for its log.",
+    "stalled": "The process is alive but has not updated its heartbeat. Press 3 for its log.",
 }
 
 

@@ -70,9 +70,9 @@ REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidd
 
 @dataclass
 class Marks:
-    """The colours and marks of the runs in the list and in the charts."""
+    """The colors and marks of the runs in the list and in the charts."""
 
-    colors: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> colour
+    colors: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> color
     marked: frozenset[str] = frozenset()
     pinned: str = ""
 
@@ -160,7 +160,7 @@ class RunList(ScrollView, can_focus=True):
         self._refresh_changed()
 
     def set_marks(self, marks: Marks) -> None:
-        """Update the colours and marks."""
+        """Update the colors and marks."""
         self.marks = marks
         self._refresh_changed()
 
@@ -312,7 +312,7 @@ class RunList(ScrollView, can_focus=True):
         return Strip([*segments, Segment(text, style)]).crop(0, width)
 
     def _mark(self, entry: Entry) -> Segment:
-        """Return the mark of a run, without the cursor's background, on which few curve colours are visible."""
+        """Return the mark of a run, without the cursor's background, on which few curve colors are visible."""
         key, marks = entry.key, self.marks
         sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:

@@ -195,7 +195,7 @@ def _process(entry: Entry) -> list[str]:
 def _metric_cells(tag: str, values: Any) -> dict[str, str]:
     finite = values[np.isfinite(values)]
     lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
-    numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
+    numbers = {"now": values[-1], "min": lowest, "mean": mean, "max": highest}
     return {"metric": clean(tag)} | {
         name: format_number(None if x is None else float(x)) for name, x in numbers.items()
     }

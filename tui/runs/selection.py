@@ -30,7 +30,7 @@ class Selection:
         return [key for key in keys if key not in pinned] + pinned
 
     def marks(self, current: Entry | None, dark: bool) -> Marks:
-        """Return the colours and marks for a dark or a light background."""
+        """Return the colors and marks for a dark or a light background."""
         colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
         return Marks(colors, frozenset(self._state.marked), self._state.pinned)
 
