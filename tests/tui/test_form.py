@@ -17,7 +17,7 @@ from textual.widgets import Input, OptionList, Static
 from tui.actions import actions_of, bindings
 from tui.new_run import form_model
 from tui.new_run.form import Form, Recipes
-from tui.new_run.picker import Picker, match_picks
+from tui.new_run.picker import Picker, match_choices
 from tui.themes import OURS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def test_click_selects_a_target(tmp_path: Path) -> None:
 
 def test_search_matches_words_prefixes_and_subsequences() -> None:
     def names(text: str) -> list[str]:
-        return [pick.target for pick in match_picks(form_model.list_choices(), text)]
+        return [pick.target for pick in match_choices(form_model.list_choices(), text)]
 
     assert names("")[0] == "cartpole"
     assert names("pole")[0] == "cartpole"

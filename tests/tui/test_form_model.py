@@ -345,8 +345,8 @@ def test_picker_lists_cartpole_first() -> None:
     assert picks[0].target == "cartpole"
     assert {pick.target for pick in picks if pick.target} == {*presets.preset_files(), "llm"}
     assert all(pick.title for pick in picks)
-    assert form_model.find_pick("taxi").score
-    assert form_model.find_pick("Foo-v1").title == ""
+    assert form_model.find_choice("taxi").score
+    assert form_model.find_choice("Foo-v1").title == ""
 
 
 @pytest.mark.parametrize("word", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"])

@@ -77,7 +77,7 @@ class Form(Screen[None]):
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        about = form_model.find_pick(self.target)
+        about = form_model.find_choice(self.target)
         yield Static(Content(f"New run: {clean(self.target)}"), id="top")
         yield Static(Content(_expectation(about)), id="title")
         with Horizontal(id="head"):

@@ -94,16 +94,16 @@ def list_choices() -> list[TargetChoice]:
     """Return all presets, the fastest first, followed by hints for other targets."""
     found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
-        *sorted(found, key=lambda pick: pick.target != FIRST),
+        *sorted(found, key=lambda choice: choice.target != FIRST),
         TargetChoice("llm", "A Hugging Face model (folder or hub id) with your own prompts and reward"),
         TargetChoice("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
         TargetChoice("", "A TOML file: type its path, such as runs/a1/config.toml"),
     ]
 
 
-def find_pick(target: str) -> TargetChoice:
+def find_choice(target: str) -> TargetChoice:
     """Return the list entry of a target, or a new one without a title if the target is not in the list."""
-    return next((pick for pick in list_choices() if pick.target == target), TargetChoice(target, ""))
+    return next((choice for choice in list_choices() if choice.target == target), TargetChoice(target, ""))
 
 
 def is_target(word: str) -> bool:
