@@ -272,7 +272,7 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         app.screen.query_one(Input).value = "nothing-of-that-name"
         await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "No run matches the filter (3 in total)." in screen_text(app)
+        assert "No run matches the filter (total: 3)." in screen_text(app)
 
     drive(runs, act)
 
@@ -669,7 +669,7 @@ def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
-        assert "expected a whole number > 1000" in screen_text(app)
+        assert "expected an integer > 1000" in screen_text(app)
 
     drive(runs, act)
 

@@ -97,7 +97,7 @@ class RunActions(Screen[None]):
 
         def check(text: str) -> None:
             if not text.isdecimal() or len(text) > 18 or int(text) <= step:
-                raise UsageError(f"expected a whole number > {step}, got '{text}'")
+                raise UsageError(f"expected an integer > {step}, got '{text}'")
 
         def on_answer(text: str | None) -> None:
             if text:
