@@ -435,7 +435,7 @@ def test_text_of_runs_is_shown_literally(runs: Path) -> None:
 # starting and stopping runs
 
 
-@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+@pytest.mark.exhaustive  # test_terminal.py tests the same in a real terminal
 def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
     """Also stop, resume and delete a second run, with real processes."""
     folder = tmp_path / "runs"
@@ -518,7 +518,7 @@ def test_page_of_run_without_points_has_no_charts(runs: Path, monkeypatch: pytes
     drive(runs, act)
 
 
-@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+@pytest.mark.exhaustive  # test_terminal.py tests the same in a real terminal
 def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 
