@@ -194,7 +194,7 @@ def steps_up(names: Sequence[str]) -> list[tuple[str, bytes]]:
 
 def chart_keys(count: int) -> list[tuple[str, bytes]]:
     """Keys that draw every chart anew, and what the line below the charts says then."""
-    once = [(".", b"smoothing 0.6"), ("x", b"x: relative"), (".", b"smoothing 0.9 "), ("x", b"x: time")]
+    once = [(".", b"smoothing 0.6"), ("x", b"x: elapsed time"), (".", b"smoothing 0.9 "), ("x", b"x: time of day")]
     once += [(",", b"smoothing 0.6"), ("x", b"x: step"), (".", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
     once += [("l", b"log y"), (".", b"smoothing 0.9 "), ("l", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
     return [*once, *once[1:] * (count // len(once))][:count]
@@ -311,7 +311,7 @@ def launch_rows(repeats: int) -> Iterator[Row]:
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder, open_ui(Path(folder), ViewState()) as screen:
             screen.wait_for(b"New run")
-            screen.press("n", b"what to train")
+            screen.press("n", b"select a target")
             screen.press("\r", rb"\$ ppo-unified train cartpole")
             screen.press("\r", b"cartpole-s1")
             drawn.append(screen.wait_for(DOTS) - screen.started)

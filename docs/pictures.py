@@ -1,6 +1,6 @@
-"""Draws docs/pictures/*.svg: screens of the terminal UI over a made-up runs folder, the same at every call.
+"""Draws docs/pictures/*.svg: screens of the terminal UI with an artificial runs folder. The result is reproducible.
 
-python docs/pictures.py, or make pictures
+Usage: python docs/pictures.py, or make pictures
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (110, 34)
-DARK = {"runs": "the runs and their curves", "metric": "one metric", "form": "a new run", "page": "one run"}
-LIGHT = {"runs": "the runs and their curves"}
+DARK = {"runs": "list of runs", "metric": "enlarged metric", "form": "new run", "page": "run page"}
+LIGHT = {"runs": "list of runs"}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Tiny Gymnasium environments that can be drawn, each in its own way; named `tests.pictures:Id`."""
+"""Tiny Gymnasium environments with different render modes, registered as `tests.pictures:Id`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LENGTH = 12  # steps of an episode
 
 
 class Dot(gym.Env[Any, Any]):
-    """A white dot that moves one column a step through a black picture 16 pixels wide and 12 high; pays 1 a step."""
+    """Shows a white dot that moves one column per step through a black 16 x 12 picture. The reward is 1 per step."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 - declared by Gymnasium
 
     def __init__(self, render_mode: str | None = None, breaks_at: int = -1, says: str = "") -> None:
-        """Drawing raises at step `breaks_at`; every step prints `says`."""
+        """Create an environment whose `render` raises at step `breaks_at` and whose `step` prints `says`."""
         self.observation_space, self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32), spaces.Discrete(2)
         self.render_mode, self.breaks_at, self.says = render_mode, breaks_at, says
 
@@ -41,7 +41,7 @@ class Dot(gym.Env[Any, Any]):
 
 
 class Words(Dot):
-    """The same as text, with a colour and a bell that no terminal should get."""
+    """Renders as text with a color and a bell, which must not reach the terminal."""
 
     metadata = {"render_modes": ["ansi"], "render_fps": 25}  # noqa: RUF012 - declared by Gymnasium
 
@@ -50,13 +50,13 @@ class Words(Dot):
 
 
 class Unseen(Dot):
-    """Cannot be drawn."""
+    """Has no render mode."""
 
     metadata = {"render_modes": []}  # noqa: RUF012 - declared by Gymnasium
 
 
 class Odd(Dot):
-    """Draws something that is no picture."""
+    """Renders an array that is not a picture."""
 
     def render(self) -> Any:
         return np.zeros((4, 4, 7))

@@ -1,5 +1,4 @@
-"""A runs folder as it might look after some days of work, made up: every number, time and name is fixed. For pictures
-of the UI, in tests and in the documentation."""
+"""An artificial runs folder with fixed numbers, times and names, for pictures of the UI in tests and documentation."""
 
 from __future__ import annotations
 
@@ -45,20 +44,20 @@ Diverged: the gradient of the policy is not finite"""
 
 @dataclass(frozen=True)
 class Scene:
-    """One made-up run."""
+    """One artificial run."""
 
     name: str
     preset: str
     state: str
     step: int
-    began_s: float  # before NOW
+    began_s: float  # seconds between the start and NOW
     took_s: float
     low: float  # score at the start
-    high: float  # and in the end
+    high: float  # score at the end
     seed: int = 1
     note: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)  # options that differ from the preset's
-    status: Mapping[str, Any] = field(default_factory=dict)  # further entries of run.json
+    status: Mapping[str, Any] = field(default_factory=dict)  # additional entries of run.json
 
 
 SCENES: Sequence[Scene] = (
@@ -75,7 +74,7 @@ SCENES: Sequence[Scene] = (
         20,
         318.4,
         4,
-        "wide clip: never settles",
+        "clip too wide: unstable",
         changes={"ppo": {"clip": 0.4}},
     ),
     Scene("lunarlander-s1", "lunarlander", "running", 368_640, 171, 170, -262, 231.7),
@@ -102,7 +101,7 @@ RESPONSES = [
 
 
 class _FixedTimeWriter(EventWriter):
-    """Writes events of another time."""
+    """Writes events with a given time stamp."""
 
     now = NOW
 
@@ -112,14 +111,14 @@ class _FixedTimeWriter(EventWriter):
 
 
 def make_scenes(runs: Path) -> None:
-    """Make the folders of all scenes. Those that are to run need `trainers` as well."""
+    """Create the folders of all scenes. The running ones also need `trainers`."""
     for number, scene in enumerate(SCENES):
         _make(runs, scene, np.random.default_rng(number))
 
 
 @contextmanager
 def trainers(runs: Path) -> Iterator[None]:
-    """A process that holds the locks of the running scenes, as their trainers would."""
+    """Start a process that holds the locks of the running scenes, as their trainers would."""
     locks = [str(runs / scene.name / "run.lock") for scene in SCENES if scene.state == "running"]
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, *locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -148,7 +147,7 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     writer = _FixedTimeWriter(run.path)
     for k, step in enumerate(steps):
         writer.now = started + scene.took_s * (k + 1) / POINTS
-        evaluated = k % 4 == 3  # as often as a run is evaluated
+        evaluated = k % 4 == 3  # every fourth point has an evaluation
         row = {tag: float(values[k]) for tag, values in curves.items() if evaluated or not tag.startswith("eval/")}
         writer.scalars(int(step), row)
     writer.close()
@@ -175,7 +174,7 @@ def _write_status(run: Run, scene: Scene, kind: str, total: int, scores: np.ndar
 
 
 def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """What a run logs, [POINTS] each: a score that rises, and the rest in keeping with it."""
+    """Return the curves of a run, [POINTS] each: a rising score and other metrics that are consistent with it."""
     x = np.linspace(0, 1, POINTS)
     spread = scene.high - scene.low
     risen = 1 / (1 + np.exp(-9 * (x - 0.4 - 0.02 * scene.seed)))
@@ -203,7 +202,7 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
-    """Two short episodes of the last iteration."""
+    """Return two short episodes of the last iteration."""
     shape = (2, 12)
     value = rng.normal(20, 2, shape)
     reward, following = np.ones(shape), np.hstack([value[:, 1:], np.zeros((2, 1))])
@@ -226,7 +225,7 @@ def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
     return StoredIteration(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
 
 
-# a walk through the screens
+# a tour of the screens
 
 Seen = Callable[[str, Terminal], object]
 SIZES = ((80, 24), (120, 40), (200, 60))
@@ -235,7 +234,7 @@ SIZES = ((80, 24), (120, 40), (200, 60))
 async def visit_screens(
     runs: Path, size: tuple[int, int], seen: Seen, theme: str = "ppo-dark", unicode: bool = True
 ) -> None:
-    """Show a made-up folder in the UI, its clock standing still, and let `seen` look at each screen by name."""
+    """Show an artificial folder in the UI, with a fixed clock, and call `seen` with the name of each screen."""
     app = Terminal(runs, store=Store(runs, clock=lambda: NOW), unicode=unicode)
     app.state.theme, app.state.marked = theme, [scene.name for scene in SCENES if scene.preset == "cartpole"]
     app.state.typed["lunarlander"] = {"ppo.clip": "1.5", "seed": "1-3"}
@@ -249,13 +248,13 @@ async def visit_screens(
         list_ = app.screen_stack[1].query_one(RunList)
         await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
         await pilot.press("f")
-        await look("metric", "lowest", "cartpole-clip0.4")
+        await look("metric", "max at", "cartpole-clip0.4")
         await pilot.press("escape", "question_mark")
-        await look("help", "Keys", "Everywhere" if size[1] > 80 else "The list of runs")
+        await look("help", "Help", "Everywhere" if size[1] > 80 else "List of runs")
         await pilot.press("escape", "slash", *"score>300")
-        await look("filter", "List only runs")
+        await look("filter", "List only matching runs")
         await pilot.press("escape", "n")
-        await look("picker", "what to train", "cartpole")
+        await look("picker", "select a target", "cartpole")
         await pilot.press(*"lunarlander", "enter")
         await look("form", "New run: lunarlander", "> 0 and < 1, got")
         await pilot.press("ctrl+s")
@@ -263,7 +262,7 @@ async def visit_screens(
         await pilot.press("escape", "escape", "n", *"sentiment", "enter")
         await look("form-llm", "New run: sentiment")
         await pilot.press("ctrl+r")
-        await look("recipes", "Lay a known system's options")
+        await look("recipes", "Apply a published system's options")
         await pilot.press("escape", "escape", "escape")
         await _wait_until(pilot, lambda: len(app.screen_stack) == 2)
         for name, tabs in PAGES.items():
@@ -278,7 +277,7 @@ async def visit_screens(
         await pilot.press("escape", "q")
 
 
-PAGES = {  # run -> key, name of the picture, what it shows
+PAGES = {  # run -> (key, name of the picture, text that it contains)
     "lunarlander-s1": (("1", "page", "eval/score"), ("2", "options", "minibatches"), ("3", "log", "step"))
     + (("4", "samples", "Sample 0"), ("5", "system", HOST)),
     "sentiment-s1": (("4", "responses", "delight"),),
@@ -288,7 +287,7 @@ PAGES = {  # run -> key, name of the picture, what it shows
 
 
 def screen_text(app: Terminal) -> str:
-    """What stands on the screen, every line in full."""
+    """Return the text on the screen, every line at full width."""
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips(app.size))
 
 
@@ -300,7 +299,7 @@ async def _wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> No
 
 
 async def _wait_until_settled(pilot: Pilot[None], app: Terminal) -> None:
-    """Until every curve is read and drawn in full, and the screen stays the same."""
+    """Wait until every curve is read and drawn completely and the screen no longer changes."""
 
     def is_drawn() -> bool:
         plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]

@@ -1,1 +1,1 @@
-"""The terminal UI: it launches runs as processes of their own, watches run folders, and never loads torch."""
+"""The terminal UI, which starts each run as a separate process, watches the runs folder, and never imports torch."""

@@ -1,4 +1,4 @@
-"""The terminal UI's program: one reader thread, screens over one store, runs started as processes of their own."""
+"""The application of the terminal UI, which has one reader thread and several screens that share one store."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from tui.view_state import ViewState
 if TYPE_CHECKING:
     from tui.new_run.launcher import Launcher
 
-SWITCH_S = 0.0005  # the reader's thread lets a key in after this long; Python's own is ten times that
+SWITCH_S = 0.0005  # thread switch interval; Python's default of 5 ms would delay keys while the reader runs
 
 
 class _AsciiBar(ScrollBarRender):
-    """Without the blocks that tell eighths of a line."""
+    """A scrollbar without block characters."""
 
     VERTICAL_BARS: ClassVar[list[str]] = [" "] * 8
     HORIZONTAL_BARS: ClassVar[list[str]] = [" "] * 8
 
 
 class Terminal(App[None]):
-    """The UI over one runs folder. It has what `Services` lists."""
+    """The terminal UI for one runs folder. Implements `Services`."""
 
     TITLE = "ppo-unified"
     COMMANDS: ClassVar[set[Any]] = {ActionProvider}
@@ -57,22 +57,23 @@ class Terminal(App[None]):
     CSS_PATH = "app.tcss"
 
     class Found(Message):
-        """The reader has something new; a later one takes the place of an earlier one not yet seen."""
+        """The reader has found changes. A newer message replaces a pending one."""
 
         def can_replace(self, message: Message) -> bool:
+            """Return True for a pending message of the same type."""
             return isinstance(message, Terminal.Found)
 
     def __init__(
         self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
     ) -> None:
         super().__init__()
-        self.animation_level = "none"  # over ssh every frame of one is bytes, and a key waits for it
-        if self.no_color:  # Textual's own filter for it leaves greys
+        self.animation_level = "none"  # animation frames would delay keys over ssh
+        if self.no_color:  # Textual's own filter keeps grays
             self._filters[1:] = [NoColorFilter()]
         self.runs, self.readonly = runs, readonly
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
-        ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one for all of a program
+        ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one renderer per process
         self.store = store or Store(runs)
         self.pacer, self._notices = Pacer(), Notices()
         self.reader = Reader(self.store, self.pacer, lambda: self.post_message(self.Found()))
@@ -80,7 +81,7 @@ class Terminal(App[None]):
 
     @cached_property
     def _launcher(self) -> Launcher:
-        from tui.new_run.launcher import Launcher  # the first picture needs no form
+        from tui.new_run.launcher import Launcher  # imported late to show the first screen sooner
 
         return Launcher(self, self, self.home)
 
@@ -93,13 +94,13 @@ class Terminal(App[None]):
         self.run_worker(self.reader.run, thread=True, exclusive=True, group="reader")
 
     def on_ready(self) -> None:
-        """Spare the garbage collector what stays until the end: looking through it held keys up for 70 ms."""
-        if not self.is_headless:  # a test's process makes many applications
+        """Exclude long-lived objects from garbage collection, which would delay keys by 70 ms."""
+        if not self.is_headless:  # a test process creates many applications
             gc.freeze()
             self.set_interval(1, self._end_without_terminal)
 
     def _end_without_terminal(self) -> None:
-        """Nobody sees or types anything any more. SIGHUP tells it first, where it isn't ignored as under nohup."""
+        """Exit if the terminal has disappeared. Usually SIGHUP ends the UI first, but nohup ignores it."""
         if not sys.stdin.isatty():
             self.exit(return_code=1)
 
@@ -107,10 +108,10 @@ class Terminal(App[None]):
         self.save_state()
         self.reader.stop()
 
-    # what the reader found
+    # changes found by the reader
 
     def on_terminal_found(self) -> None:
-        """Show it as soon as a picture is due."""
+        """Show the changes as soon as the next redraw is due."""
         wait = self.pacer.wait_s()
         if wait > 0:
             self.set_timer(wait, lambda: self.post_message(self.Found()))
@@ -119,7 +120,7 @@ class Terminal(App[None]):
         if not changes.is_news:
             return
         self.reader.pause()
-        self.call_after_refresh(self._end_picture, self.pacer.begin())
+        self.call_after_refresh(self._end_redraw, self.pacer.begin())
         if changes.listed:
             for notice in self._notices.update(self.store.entries):
                 self._show_notice(notice)
@@ -127,7 +128,7 @@ class Terminal(App[None]):
             if isinstance(screen, StoreListener) and screen.is_mounted:
                 screen.update_from_store(changes)
 
-    def _end_picture(self, began: float) -> None:
+    def _end_redraw(self, began: float) -> None:
         self.reader.resume()
         self.pacer.end(began)
 
@@ -136,7 +137,7 @@ class Terminal(App[None]):
         if notice.rings:
             self.bell()
             if self._driver is not None and not self.is_headless:
-                self._driver.write(f"\x1b]9;{notice.text}\x07")  # a desktop notification, where the terminal has them
+                self._driver.write(f"\x1b]9;{notice.text}\x07")  # desktop notification, if the terminal supports it
 
     async def on_event(self, event: Event) -> None:
         if isinstance(event, InputEvent):
@@ -161,17 +162,17 @@ class Terminal(App[None]):
         self.read_now()
 
     def run_in_thread(self, work: Callable[[], str], on_error: Callable[[str], object] | None = None) -> None:
-        """The program does not wait for it when the user leaves: what was begun goes on in a process of its own."""
+        # a daemon thread does not delay quitting; runs are separate processes and continue
         threading.Thread(target=self._work, args=(work, on_error or self.show_error), daemon=True).start()
         self.read_now()
 
     def _work(self, work: Callable[[], str], on_error: Callable[[str], object]) -> None:
         try:
-            answer = work()
+            text = work()
         except (UsageError, OSError) as error:
             self.call_later(on_error, str(error))
         else:
-            self.call_later(partial(self.notify, markup=False), answer)
+            self.call_later(partial(self.notify, markup=False), text)
         self.read_now()
 
     def run_external(self, command: str, run: Run) -> None:
@@ -208,19 +209,19 @@ class Terminal(App[None]):
         text = help_text(
             available_actions(self, self.screen), explain() if explain else None, TextDialog.text_width(self.size.width)
         )
-        self.push_screen(TextDialog("Keys", text))
+        self.push_screen(TextDialog("Help", text))
 
     def action_help_quit(self) -> None:
-        """Ctrl-C, which ends other programs."""
-        self.notify("q in the list, or Ctrl-Q anywhere, leaves; running runs go on.", markup=False)
+        """Explain how to quit. Textual calls this on Ctrl-C."""
+        self.notify("Press q in the list of runs, or Ctrl-Q anywhere, to quit. Runs continue.", markup=False)
 
     def action_command_palette(self) -> None:
-        """Textual's own, without its three dots: not every terminal has them."""
+        """Open Textual's command palette with a placeholder text in ASCII."""
         if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
-            self.push_screen(CommandPalette(placeholder="words of what you want to do", id="--command-palette"))
+            self.push_screen(CommandPalette(placeholder="Search for an action", id="--command-palette"))
 
     def get_key_display(self, binding: Binding) -> str:
-        """As Textual shows a key, but in ASCII where that is all there is."""
+        """Return the key as Textual shows it, or in ASCII if the terminal has no Unicode."""
         display = super().get_key_display(binding)
         return display if self.unicode or display.isascii() else key_name(binding.key)
 
@@ -232,7 +233,7 @@ class Terminal(App[None]):
 
 
 def run(runs: Path, readonly: bool = False) -> int:
-    """Run the UI until the user leaves; its exit code."""
+    """Run the UI until the user quits, and return its exit code."""
     from tui.terminal_modes import restore_terminal
 
     sys.setswitchinterval(SWITCH_S)

@@ -1,4 +1,4 @@
-"""Small questions over the screen below: yes or no, one line of text, and the page of keys."""
+"""Dialogs for a yes/no question, a one-line text input, and a page of text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
 from tui.actions import PLACES, Action, Place, key_name
 
-READABLE = 112  # columns of a page of text at most
+READABLE = 112  # maximum columns of a page of text
 _BOX = """
     {name} {{ align: center middle; }}
     {name} > .box {{
@@ -31,7 +31,7 @@ _BOX = """
 
 
 class ConfirmDialog(ModalScreen[bool]):
-    """A question before something that cannot be taken back."""
+    """Asks for confirmation before an action that cannot be undone."""
 
     CSS = _BOX.format(name="ConfirmDialog") + "ConfirmDialog > .box { width: 64; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -55,10 +55,13 @@ class ConfirmDialog(ModalScreen[bool]):
 
 
 class PromptDialog(ModalScreen[str | None]):
-    """One line of text; None where the user went back. A `check` that raises UsageError keeps the box open."""
+    """Asks for one line of text and returns it, or None if the user cancels.
+
+    The dialog stays open while `check` raises UsageError.
+    """
 
     CSS = _BOX.format(name="PromptDialog") + "PromptDialog Input { width: 70; max-width: 100%; }"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Back")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Cancel")]
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class PromptDialog(ModalScreen[str | None]):
         check: Callable[[str], object] | None = None,
         preview: Callable[[str], object] | None = None,
     ) -> None:
-        """`preview` gets every valid text as it is typed, and the first one again if the user goes back."""
+        """Call `preview` with each valid input, and with the initial value if the user cancels."""
         super().__init__()
         self.question, self.value, self.hint, self.check, self.preview = title, clean(value), hint, check, preview
 
@@ -79,7 +82,7 @@ class PromptDialog(ModalScreen[str | None]):
             yield Static("", markup=False, classes="error")
             if self.hint:
                 yield Static(f"Examples: {self.hint}", markup=False, classes="hint")
-            yield Static("Enter: done    Esc: back", markup=False, classes="hint")
+            yield Static("Enter: apply    Esc: cancel", markup=False, classes="hint")
 
     def _find_problem(self, text: str) -> str:
         try:
@@ -106,7 +109,7 @@ class PromptDialog(ModalScreen[str | None]):
 
 
 class TextDialog(ModalScreen[None]):
-    """Text to read: help, or what two runs differ in."""
+    """Shows a text, such as the help or the options that differ between runs."""
 
     CSS = (
         _BOX.format(name="TextDialog")
@@ -116,7 +119,7 @@ class TextDialog(ModalScreen[None]):
 
     @staticmethod
     def text_width(width: int) -> int:
-        """Columns of text in the box on a screen of this width: without its frame, padding and scrollbar."""
+        """Return the columns of text on a screen of this width, without the frame, padding and scrollbar."""
         return min(width * 96 // 100, READABLE) - 6
 
     def __init__(self, title: str, body: Content | str) -> None:
@@ -127,14 +130,14 @@ class TextDialog(ModalScreen[None]):
         with VerticalScroll(classes="box"):
             yield Static(self.heading, markup=False, classes="title")
             yield Static(self.body)
-            yield Static("Esc: close    arrows: scroll", classes="hint")
+            yield Static("Esc: close    Arrows: scroll", classes="hint")
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
 
 
 def help_text(offered: Iterable[tuple[Place, Iterable[Action]]], explained: str | None, width: int) -> Content:
-    """What is under the focus, then the keys of the places on screen, in lines of at most `width` columns."""
+    """Format the description of the focused chart or option, then all available keys, in `width` columns."""
     parts: list[Content] = []
     if explained:
         parts += [Content(explained), Content("\n\n")]
@@ -147,7 +150,7 @@ def help_text(offered: Iterable[tuple[Place, Iterable[Action]]], explained: str 
 
 def _help_line(action: Action, width: int) -> Content:
     keys = " ".join(key_name(key) for key in action.keys.split(","))
-    head, label = f"  {keys:<14} ", f"{action.label:<14} "
+    head, label = f"  {keys:<14} ", f"{action.label:<15} "
     indent = " " * len(head + label)
-    told = wrap(action.help, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
-    return Content.assemble(Content.styled(head, "bold"), label, "\n".join(told).lstrip(), "\n")
+    lines = wrap(action.help, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
+    return Content.assemble(Content.styled(head, "bold"), label, "\n".join(lines).lstrip(), "\n")

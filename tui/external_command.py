@@ -1,4 +1,4 @@
-"""Letting another command have the terminal: `play`, `inspect`. The UI waits aside and comes back whatever happens."""
+"""Suspends the UI while another command, such as `play` or `inspect`, uses the terminal. The UI always comes back."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from textual.app import App, SuspendNotSupported
 from ppo_unified.terminal.screen import LEAVE
 from ppo_unified.text import clean
 
-INTERRUPTED = (130, -signal.SIGINT)  # how a command ends that the user ended
-AT_ONCE_S = 3.0  # what ends sooner has not been seen
+INTERRUPTED = (130, -signal.SIGINT)  # exit codes of a command that the user interrupted
+UNREAD_S = 3.0  # the user cannot have read the output of a command that ended sooner
 
 
 def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
-    """Run `ppo-unified ARGUMENTS` in the terminal until it ends; where that cannot be, say what to type elsewhere."""
+    """Run `ppo-unified ARGUMENTS` in the terminal until it ends.
+
+    If the UI cannot be suspended, show the command for the user to run in another terminal.
+    """
     try:
         with app.suspend():
             _run_command(arguments)  # must not raise: the UI would not come back
     except SuspendNotSupported:
         command = clean(shlex.join(["ppo-unified", *arguments]))
-        app.notify(f"This terminal cannot be lent out. Type elsewhere: {command}", timeout=20, markup=False)
+        app.notify(f"Can't suspend the UI here. Run in another shell: {command}", timeout=20, markup=False)
 
 
 def _run_command(arguments: Sequence[str]) -> None:
@@ -38,30 +41,30 @@ def _run_command(arguments: Sequence[str]) -> None:
             command = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
             code = subprocess.run(command, check=False).returncode
         except OSError as error:
-            print(f"ppo-unified {shlex.join(arguments)}: cannot be started ({error.strerror})", file=sys.stderr)
+            print(f"ppo-unified {shlex.join(arguments)}: cannot start ({error.strerror})", file=sys.stderr)
             code = 1
         if code < 0:
-            print(LEAVE, end="", flush=True)  # it was killed, and may have left its pictures on
+            print(LEAVE, end="", flush=True)  # a killed command may have left the alternate screen on
         if _has_unread_output(arguments, code, time.monotonic() - began):
             _wait_for_enter()
 
 
 def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> bool:
-    """Whether the terminal holds what nobody has read yet. `play` shows all it has while it goes on."""
+    """Return True if the user may not have read the output yet. The output of `play` is read while it runs."""
     if code in INTERRUPTED:
         return False
-    return code != 0 or "play" not in arguments[:1] or seconds < AT_ONCE_S
+    return code != 0 or "play" not in arguments[:1] or seconds < UNREAD_S
 
 
 def _wait_for_enter() -> None:
-    """Ctrl-C goes back as well."""
+    """Wait until the user presses Enter or Ctrl-C."""
     terminal: Any = sys.__stdin__
     before = signal.getsignal(signal.SIGINT)
     with suppress(OSError, ValueError, termios.error, KeyboardInterrupt):
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            termios.tcflush(terminal, termios.TCIFLUSH)  # what was typed ahead was not for us
-            print("\nPress Enter to go back.", end="", flush=True)
+            termios.tcflush(terminal, termios.TCIFLUSH)  # discard input meant for the command
+            print("\nPress Enter to return.", end="", flush=True)
             terminal.readline()
         finally:
             signal.signal(signal.SIGINT, before)
@@ -69,7 +72,7 @@ def _wait_for_enter() -> None:
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Ctrl-C is the command's alone. A handler and not SIG_IGN, which the command would inherit."""
+    """Ignore Ctrl-C in this process but not in the command, which would inherit SIG_IGN but not this handler."""
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         yield
@@ -79,7 +82,7 @@ def _ignore_interrupts() -> Iterator[None]:
 
 @contextmanager
 def _keep_terminal_modes() -> Iterator[None]:
-    """The terminal's modes afterwards are those of before, and what was typed into a dead command is forgotten."""
+    """Restore the terminal's modes afterwards and discard input that the command did not read."""
     terminal: Any = sys.__stdin__
     try:
         attributes = termios.tcgetattr(terminal)

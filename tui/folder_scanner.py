@@ -1,6 +1,7 @@
-"""Which folders under the runs folder are runs: ours hold a run.json, those of other programs event files alone.
+"""Finds the runs under the runs folder.
 
-Looking again costs a `stat` for each folder: a folder is listed anew only when its own time stamp has moved.
+A folder with a run.json is a run of this program. A folder with event files but no run.json is a log of another
+program. A repeated scan costs one `stat` per folder, because only folders with a new modification time are listed.
 """
 
 from __future__ import annotations
@@ -16,51 +17,51 @@ from typing import NamedTuple, TypeAlias
 
 from ppo_unified.runs.event_format import PREFIX
 
-DEPTH = 4  # how far below the runs folder is looked
-_MOST = 5000  # folders that are looked into; beyond them this is no folder of runs
-_SETTLED_NS = 2_000_000_000  # a folder that changed less than this ago may change again within one tick of its stamp
+DEPTH = 4  # levels of subfolders that are scanned
+_MOST = 5000  # folders that are scanned; a larger tree is probably not a runs folder
+_SETTLED_NS = 2_000_000_000  # a folder changed more recently may change again without a new modification time
 _STAMP = re.compile(re.escape(PREFIX) + r"\.(\d{9,11})(?:\.|$)")
 
 
-Stamp: TypeAlias = tuple[int, int, int]  # what changes when a file is written: mtime in ns, inode and size
+Stamp: TypeAlias = tuple[int, int, int]  # mtime in ns, inode and size, which together identify a file's version
 
 
 class Folder(NamedTuple):
-    """A folder to list."""
+    """A folder that the list of runs shows."""
 
-    key: str  # its path from the runs folder
+    key: str  # path relative to the runs folder
     path: str
-    stamp: Stamp | None  # run.json's; None for a foreign one
-    started: float = 0.0  # of a foreign one: when its oldest event file was made
+    stamp: Stamp | None  # of run.json; None for a log of another program
+    started: float = 0.0  # creation time of the oldest event file; 0 for a run of this program
     problem: str = ""
 
 
 @dataclass
 class _Listing:
-    """What a folder held when it was listed."""
+    """The content of a folder when it was last listed."""
 
     stamp: tuple[int, int]  # mtime in ns and inode
-    settled: bool
+    settled: bool  # a later change will change the stamp
     folders: tuple[str, ...]
-    started: float | None  # None: no event files
+    started: float | None  # None if there are no event files
 
 
 class FolderScanner:
-    """Walks the tree under `root` again and again."""
+    """Scans the tree under `root` repeatedly."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.problem = ""  # why the runs folder itself could not be looked through
+        self.problem = ""  # why the last scan of the runs folder failed or is incomplete
         self._listings: dict[str, _Listing] = {}
         self._walked: dict[str, _Listing] = {}
         self._seen: set[tuple[int, int]] = set()
 
     def scan(self) -> list[Folder]:
-        """Every run of ours, log of other programs, and folder that cannot be looked into. Raises nothing."""
+        """Return all runs, logs of other programs, and unreadable folders. Never raises."""
         self._walked, self._seen, self.problem = {}, set(), ""
         found = list(self._walk(str(self.root), "", 0))
         if len(self._seen) >= _MOST:
-            self.problem = f"{self.root}: only the first {_MOST:,} folders were looked into"
+            self.problem = f"{self.root}: more than {_MOST:,} folders; only the first {_MOST:,} were scanned"
         self._listings = self._walked
         return found
 
@@ -89,8 +90,8 @@ class FolderScanner:
                 yield from self._walk(f"{path}/{name}", f"{key}/{name}" if key else name, depth + 1)
 
     def _listing(self, path: str) -> _Listing | None:
-        """A folder's listing; None where a link leads to a folder that was listed already, or there are too many."""
-        found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
+        """Return a folder's listing, or None if it was already listed through a link or the limit is reached."""
+        found = os.stat(path)  # noqa: PTH116 - creating Path objects would take longer than the call
         identity = (found.st_dev, found.st_ino)
         if identity in self._seen or len(self._seen) >= _MOST:
             return None
@@ -106,16 +107,16 @@ class FolderScanner:
 
 
 def stamp_of(path: str | Path) -> Stamp | None:
-    """A file's stamp; None where there is no file. Raises OSError where its folder cannot be looked into."""
+    """Return a file's stamp, or None if the file does not exist. Raises OSError if its folder cannot be accessed."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - making Paths would cost more than looking
+        found = os.stat(path)  # noqa: PTH116 - creating Path objects would take longer than the call
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def stamp_if_any(path: str | Path) -> Stamp | None:
-    """A file's or folder's stamp; None where it cannot be had, for whatever reason."""
+    """Return the stamp of a file or folder, or None if it does not exist or cannot be accessed."""
     try:
         return stamp_of(path)
     except OSError:
@@ -123,13 +124,13 @@ def stamp_if_any(path: str | Path) -> Stamp | None:
 
 
 def _read_folder(path: str) -> tuple[list[str], float | None]:
-    """The names of the folders in a folder, and when the oldest of its event files was made."""
+    """Return the names of the subfolders and the creation time of the oldest event file."""
     folders, started = [], None
     with os.scandir(path) as entries:
         for entry in entries:
             with suppress(OSError):
                 if PREFIX in entry.name and entry.is_file():
-                    match = _STAMP.search(entry.name)  # writers put the time into the name
+                    match = _STAMP.search(entry.name)  # TensorBoard writers put the creation time in the name
                     made = float(match[1]) if match else entry.stat().st_mtime
                     started = made if started is None else min(started, made)
                 elif not entry.name.startswith(".") and entry.is_dir():

@@ -1,4 +1,4 @@
-"""What to tell of the runs as they change: that one has ended or hangs, and which health checks begin to fire."""
+"""Notices that a run has ended or stalled, or that a health check has started to warn."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ SEVERITIES: dict[str, SeverityLevel] = {
 
 
 class Notice(NamedTuple):
-    """One message."""
+    """A message to the user."""
 
     text: str
     severity: SeverityLevel
-    rings: bool  # calls somebody who looks elsewhere
+    rings: bool  # rings the bell and sends a desktop notification
 
 
 class Notices:
-    """Compares the runs with what they were at the last call."""
+    """Compares the runs with their state at the previous call."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
-        self._warned: dict[str, set[str]] = {}  # names of the health checks that fired
+        self._warned: dict[str, set[str]] = {}  # run -> names of the health checks that warn
 
     def update(self, entries: Mapping[str, Entry]) -> list[Notice]:
-        """What is new. A run that was not there at the last call is no news."""
+        """Return notices about the changes since the previous call. A run that is new in the list causes none."""
         return [*self._ends(entries), *self._warnings(entries)]
 
     def _ends(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:

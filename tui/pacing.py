@@ -1,4 +1,4 @@
-"""How often the screen is drawn while runs write something new."""
+"""Limits how often the screen is redrawn while runs write new data."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import time
 from collections import deque
 from statistics import median
 
-REFRESH_S = 0.5  # between two pictures of what the reader found
-IDLE_SHARE, TYPING_SHARE = 10, 60  # pictures take at most this part of the time; while one types, few keys wait for one
-TYPING_S = 2.0  # after a key or the mouse
-EAGER_FOR_S = 3.0  # after the first point of a run
+REFRESH_S = 0.5  # minimum time between two redraws
+IDLE_SHARE, TYPING_SHARE = 10, 60  # redraws use at most 1/10 of the time, and 1/60 while the user types
+TYPING_S = 2.0  # the user counts as typing for this long after a key or a mouse event
+EAGER_FOR_S = 3.0  # redraws are more frequent for this long after the first point of a run
 
 
 class Pacer:
-    """Keeps pictures apart. All times are on the monotonic clock."""
+    """Decides when the next redraw may start. All times are on the monotonic clock."""
 
     def __init__(self) -> None:
-        self._began = 0.0  # when the last picture was
-        self._took = deque((0.0, 0.0, 0.0), maxlen=3)  # seconds of the last pictures
-        self._eager_until = 0.0  # while first curves grow
-        self._touched = 0.0  # when a key was pressed or the mouse moved
+        self._began = 0.0  # start of the last redraw
+        self._took = deque((0.0, 0.0, 0.0), maxlen=3)  # seconds that the last redraws took
+        self._eager_until = 0.0
+        self._touched = 0.0  # time of the last key or mouse event
 
     def wait_s(self) -> float:
-        """Until the next picture may begin; 0 or less: at once."""
+        """Return the seconds until the next redraw may start; 0 or less means now."""
         return self._began + self.interval_s() - time.monotonic()
 
     def interval_s(self) -> float:
-        """Between two pictures. A single long one, such as the first with other charts, tells little of the next."""
+        """Return the seconds between the starts of two redraws.
+
+        The median ignores a single slow redraw, such as the first one with other charts.
+        """
         now = time.monotonic()
         least = REFRESH_S / 4 if self.is_eager() else REFRESH_S
         if now - self._touched < TYPING_S:
@@ -34,25 +37,26 @@ class Pacer:
         return max(least, IDLE_SHARE * median(self._took))
 
     def begin(self) -> float:
-        """A picture begins; the time, for `end`."""
+        """Record the start of a redraw and return its time for `end`."""
         self._began = time.monotonic()
         return self._began
 
     def end(self, began: float) -> None:
-        """The picture that was begun at this time is on screen."""
+        """Record that the redraw that started at `began` is complete."""
         self._took.append(time.monotonic() - began)
 
     def hurry(self) -> None:
-        """Let the next picture begin at once."""
+        """Let the next redraw start immediately."""
         self._began = 0.0
 
     def be_eager(self) -> None:
-        """Show the first points of a run at once, and the next ones soon."""
+        """Redraw immediately, and more often during the next seconds."""
         self._began, self._eager_until = 0.0, time.monotonic() + EAGER_FOR_S
 
     def is_eager(self) -> bool:
+        """Return True shortly after the first point of a run."""
         return time.monotonic() < self._eager_until
 
     def touch(self) -> None:
-        """A key was pressed, or the mouse moved."""
+        """Record a key or mouse event."""
         self._touched = time.monotonic()

@@ -1,4 +1,4 @@
-"""The command palette: the table of actions, searched by name."""
+"""The command palette, which searches the table of actions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui.actions import Action, available_actions, key_name
 
 
 class ActionProvider(Provider):
-    """Every action of the places on screen, with its key."""
+    """Provides all actions that are available on the current screen, with their keys."""
 
     def _actions(self) -> Iterator[tuple[str, Action]]:
         for _, actions in available_actions(self.app, self.screen):
@@ -20,10 +20,12 @@ class ActionProvider(Provider):
                     yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action
 
     async def discover(self) -> Hits:
+        """Yield all actions while the search is empty."""
         for text, action in self._actions():
             yield DiscoveryHit(text, partial(self._run, action), help=action.help)
 
     async def search(self, query: str) -> Hits:
+        """Yield the actions whose label or help matches the query."""
         matcher = self.matcher(query)
         for text, action in self._actions():
             score = max(matcher.match(text), 0.6 * matcher.match(action.help))

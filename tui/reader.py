@@ -1,4 +1,4 @@
-"""The thread that reads what runs write, and holds what it found until there is time to draw it."""
+"""The thread that reads new data of the runs and collects the changes until the screen is redrawn."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from textual.worker import get_current_worker
 from tui.pacing import Pacer
 from tui.store import Changes, Store
 
-BUSY_S, QUIET_S = 0.02, 0.5  # between two reads: more to read at once, or nothing new
-EAGER_S = 0.05  # while a run that trains has yet to write its first point, and shortly after it
-LONGEST_PICTURE_S = 1.0  # that the thread waits for at most
+BUSY_S, QUIET_S = 0.02, 0.5  # pause between two reads if there is more to read, and if there is not
+EAGER_S = 0.05  # pause while a running run has no point yet, and shortly after its first point
+MAX_REDRAW_WAIT_S = 1.0  # the thread waits at most this long for a redraw to finish
 NOTHING = Changes(False, frozenset(), False)
 
 
 class Reader:
-    """`run` is the thread's; everything else is called by the app."""
+    """Reads the store in a thread. The thread executes `run`; the app calls all other methods."""
 
     def __init__(self, store: Store, pacer: Pacer, announce: Callable[[], object]) -> None:
-        """`announce` is called in the thread when there is something new."""
-        self.found = NOTHING  # since the last `take`
+        """Create a reader that calls `announce` in its thread when the store has changed."""
+        self.found = NOTHING  # changes since the last `take`
         self._store, self._pacer, self._announce = store, pacer, announce
         self._stopped, self._hurry = threading.Event(), threading.Event()
-        self._undisturbed = threading.Event()  # nothing is being drawn: two threads at once would take twice as long
-        self._undisturbed.set()
+        self._not_drawing = threading.Event()  # cleared during a redraw, which reading would slow down
+        self._not_drawing.set()
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Read until the app ends. Touches no widget."""
+        """Read until the app ends. Does not access any widget."""
         worker = get_current_worker()
         while not (worker.is_cancelled or self._stopped.is_set()):
-            self._undisturbed.wait(LONGEST_PICTURE_S)
+            self._not_drawing.wait(MAX_REDRAW_WAIT_S)
             awaited = self._store.awaits_first_point()
             changes = self._store.update()
             if changes.is_news:
@@ -46,23 +46,25 @@ class Reader:
             self._hurry.clear()
 
     def take(self) -> Changes:
-        """What was found since the last call."""
+        """Return the changes since the last call."""
         with self._lock:
             changes, self.found = self.found, NOTHING
         return changes
 
     def hurry(self) -> None:
-        """Read at once."""
+        """Read immediately."""
         self._store.request_scan()
         self._hurry.set()
 
     def pause(self) -> None:
-        """Let a picture be drawn undisturbed."""
-        self._undisturbed.clear()
+        """Stop reading while the screen is redrawn."""
+        self._not_drawing.clear()
 
     def resume(self) -> None:
-        self._undisturbed.set()
+        """Continue reading after a redraw."""
+        self._not_drawing.set()
 
     def stop(self) -> None:
+        """End the thread."""
         self._stopped.set()
         self._hurry.set()

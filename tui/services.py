@@ -1,4 +1,4 @@
-"""What the app and its screens know of each other."""
+"""The interfaces between the app and its screens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tui.view_state import ViewState
 
 
 class Services(Protocol):
-    """What the app offers its screens."""
+    """The services that the app provides to its screens."""
 
     runs: Path
-    readonly: bool  # nothing may change a run or start one
+    readonly: bool  # the user cannot change or start runs
     unicode: bool
     state: ViewState
 
@@ -24,33 +24,36 @@ class Services(Protocol):
         """Write the view state to its file."""
 
     def read_now(self) -> None:
-        """Read the runs folder at once and show what is new, because something has just changed there."""
+        """Read the runs folder immediately and show the changes."""
 
     def attempt(self, work: Callable[[], object]) -> None:
-        """Do something quick to a run folder; show the error if it fails."""
+        """Call a fast function that changes a run folder, and show the error if it fails."""
 
     def run_in_thread(self, work: Callable[[], str], on_error: Callable[[str], object] | None = None) -> None:
-        """Do something slow to a run; show the text that it returns, or the error unless `on_error` does."""
+        """Call a slow function in a thread and show the text that it returns.
+
+        If it fails, pass the error message to `on_error`, which shows it by default.
+        """
 
     def run_external(self, command: str, run: Run) -> None:
-        """Let another command of ppo-unified have the terminal until it ends."""
+        """Suspend the UI and run a ppo-unified command on `run` in the terminal."""
 
     def show_error(self, text: str) -> None: ...
 
     def open_picker(self) -> None: ...
 
     def open_rerun(self, entry: Entry) -> None:
-        """Open the form for another run with the options of this one."""
+        """Open the form of a new run with the options of this run."""
 
     def on_run_renamed(self, key: str, run: Run) -> None:
-        """Keep everything that is known of a run whose folder has another name now."""
+        """Update all stored references to a renamed run."""
 
     def on_run_deleted(self, key: str) -> None:
-        """Drop everything that is known of a deleted run: another one may get its name."""
+        """Drop all stored references to a deleted run, because a new run may get its name."""
 
 
 @runtime_checkable
 class StoreListener(Protocol):
-    """A screen that shows what is in the store."""
+    """A screen that is updated when the store changes."""
 
     def update_from_store(self, changes: Changes) -> None: ...

@@ -1,7 +1,7 @@
-"""What the UI knows of a runs folder. A reader thread calls `update`; any thread looks at what it left.
+"""The data that the UI has read from a runs folder. A reader thread calls `update`; other threads read the results.
 
-The reader never changes what it has handed out: entries are frozen, their mapping is replaced as a whole, and curves
-are views of rows that are not written again. So no one waits for a lock.
+No locks are needed because published data never changes. Entries are frozen, their mapping is replaced, and curves are
+views of rows that are not written again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ppo_unified.runs.metrics import AWAITED, sort_tags
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry
 
-SCAN_S, LOOK_S = 1.0, 0.4  # between two walks through the folder, and two looks whether active runs live
-SCAN_SHARE = 100  # a walk takes at most this part of a processor: a large tree is walked less often
-PACE_S = 10.0  # the speed is that of this long
-CACHED = 200_000_000  # bytes of curves that nobody watches any more
-SCORES = (  # what other programs call their score, the best one first
+SCAN_S, LOOK_S = 1.0, 0.4  # interval between scans of the folder, and between checks of active runs
+SCAN_SHARE = 100  # scans use at most 1/100 of a processor: a large tree is scanned less often
+PACE_S = 10.0  # the speed is averaged over this time
+CACHED = 200_000_000  # maximum bytes of curves that are no longer watched
+SCORES = (  # metrics that other programs use as their score, in order of preference
     "eval/score",
     "eval/mean_reward",
     "rollout/ep_rew_mean",
@@ -39,11 +39,11 @@ SCORES = (  # what other programs call their score, the best one first
     "train/reward",
     "train/rewards/mean",
 )
-_LOOKS = 3  # at a run.json that changes while it is looked at
+_LOOKS = 3  # attempts to read a run.json that changes during the check
 
 
 class Curve(NamedTuple):
-    """One tag's points, steps ascending; read-only."""
+    """The points of one tag, read-only and with ascending steps."""
 
     steps: np.ndarray  # [P] int64
     walls: np.ndarray  # [P] float64, s since the epoch
@@ -51,19 +51,19 @@ class Curve(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What an update found."""
+    """The result of an update."""
 
-    listed: bool  # an entry came, went or changed, or what is damaged in event files did
-    advanced: frozenset[str]  # keys whose curves have new points, or are known now to have none
-    pending: bool  # there is more to read at once
+    listed: bool  # an entry was added, removed or changed, or the damage of event files has changed
+    advanced: frozenset[str]  # keys of runs with new points, or that turned out to have none
+    pending: bool  # there is more to read
 
     @property
     def is_news(self) -> bool:
-        """Whether there is anything to show."""
+        """True if the UI must show something new."""
         return self.listed or bool(self.advanced)
 
     def merge(self, later: Changes) -> Changes:
-        """What this update and a later one found."""
+        """Combine the results of this update and a later one."""
         return Changes(self.listed or later.listed, self.advanced | later.advanced, later.pending)
 
 
@@ -72,9 +72,9 @@ class Store:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
-        self.problem = ""  # why the folder itself cannot be looked through
+        self.problem = ""  # why the folder cannot be scanned completely
         self.entries: Mapping[str, Entry] = MappingProxyType({})
-        self.damage: Mapping[str, str] = MappingProxyType({})  # key -> what is damaged in its event files
+        self.damage: Mapping[str, str] = MappingProxyType({})  # key -> description of damage in its event files
         self.clock = clock
         self._folders = FolderScanner(folder)
         self._scanned = self._looked = -math.inf
@@ -82,45 +82,49 @@ class Store:
         self._runs: dict[str, _RunRecord] = {}
         self._logs: dict[str, Entry] = {}
         self._watched: tuple[str, ...] = ()
-        self._trimmed_for: tuple[str, ...] = ()  # what was watched when the cache was last cut
-        self._unread: frozenset[str] = frozenset()  # of the watched, those that the last update had no time for
-        self._readers: OrderedDict[str, EventReader] = OrderedDict()  # the longest unwatched first
+        self._trimmed_for: tuple[str, ...] = ()  # the watched runs when the cache was last trimmed
+        self._unread: frozenset[str] = frozenset()  # watched runs for which the last update had no time
+        self._readers: OrderedDict[str, EventReader] = OrderedDict()  # least recently watched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
-    # for any thread
+    # methods for any thread
 
     def watch(self, keys: Iterable[str]) -> bool:
-        """Read the curves of these runs from now on, and of no others; whether a new one has yet to be read."""
+        """Read the curves of only these runs from now on. Return True if a new one has not been read yet."""
         before, self._watched = self._watched, tuple(dict.fromkeys(keys))
         return any(key not in before and key not in self._curves for key in self._watched)
 
     def tags(self, key: str) -> list[str]:
+        """Return the tags of a run's curves."""
         return sorted(self._curves.get(key, ()))
 
     def chart_tags(self, keys: Iterable[str]) -> list[str]:
-        """The metrics of these runs, in the order in which one looks at them; while one of them trains and none has a
-        point, those that the engine will log."""
+        """Return the metrics of these runs in display order.
+
+        If a run is active and no run has a point yet, return the metrics that the engine will log.
+        """
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
         return sort_tags(known or (AWAITED if self._awaits_first_point(keys, (*ACTIVE, "stalled")) else ()))
 
     def _awaits_first_point(self, keys: Iterable[str], states: Iterable[str]) -> bool:
-        """Whether one of these runs is in one of these states and, as far as its files were read, has no point yet."""
+        """Return True if a run in `keys` has a state in `states` and no point of it has been read yet."""
         entries, readers = self.entries, self._readers
         bare = [entries[key] for key in keys if key in entries and key in readers and not self._curves.get(key)]
         return any(entry.state in states for entry in bare)
 
     def curve(self, key: str, tag: str) -> Curve | None:
+        """Return the curve of a run's tag, or None if there is none."""
         return self._curves.get(key, {}).get(tag)
 
     def request_scan(self) -> None:
-        """Let the next update look through the folder, whatever the time: something was started or changed there."""
+        """Make the next update scan the folder, even if no scan is due."""
         self._scanned = -math.inf
 
-    # for the reader's thread alone
+    # methods for the reader thread only
 
     def update(self, budget_s: float = 0.05) -> Changes:
-        """Look at what is due, then read curves for about `budget_s`. Raises nothing that a folder can cause."""
+        """Scan the folder if a scan is due, then read curves for about `budget_s`. Bad files never raise an error."""
         now = self.clock()
         if _is_due(now, self._scanned, self._scan_s):
             self._scanned = self._looked = now
@@ -135,7 +139,7 @@ class Store:
         return Changes(self._publish(), frozenset(advanced), pending)
 
     def awaits_first_point(self) -> bool:
-        """Whether a run that is drawn trains and has no point yet: somebody waits for the first one."""
+        """Return True if a watched run is active and has no point yet."""
         return self._awaits_first_point(self._watched, ACTIVE)
 
     def _scan(self) -> None:
@@ -156,9 +160,10 @@ class Store:
         self._scan_s = max(SCAN_S, SCAN_SHARE * (time.thread_time() - started))
 
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
-        """Read on in the watched runs, each for its share of the time; which had something, and whether there is more.
+        """Continue reading the watched runs, each for its share of the time.
 
-        Those that this update has no time for are the next one's.
+        Return the runs with new points, and True if there is more to read. Runs that were not read because the time was
+        over come first in the next update.
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
@@ -174,7 +179,7 @@ class Store:
         return advanced, bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
 
     def _read_one(self, key: str, budget_s: float) -> bool:
-        """Read on in one run; whether it had something, or was looked at for the first time."""
+        """Continue reading one run. Return True if it had new points or was read for the first time."""
         new = key not in self._readers
         if new:
             self._readers[key] = EventReader(self.folder / key)
@@ -188,7 +193,7 @@ class Store:
         return True
 
     def _trim_cache(self) -> None:
-        """Drop the curves that were watched longest ago until the unwatched ones fit into the cache."""
+        """Drop the least recently watched curves until the unwatched ones fit into the cache."""
         watched = self._watched
         if watched == self._trimmed_for:
             return
@@ -206,7 +211,7 @@ class Store:
         self._curves.pop(key, None)
 
     def _publish(self) -> bool:
-        """Hand out what was found; whether an entry changed, or what is damaged."""
+        """Publish the results. Return True if an entry or the damage has changed."""
         damage = {key: "; ".join(reader.damage.values()) for key, reader in self._readers.items() if reader.damage}
         if damaged := damage != self.damage:
             self.damage = MappingProxyType(damage)
@@ -218,7 +223,7 @@ class Store:
 
 
 class _RunRecord:
-    """One run of ours: what was read of it, and how fast it went."""
+    """The data read from one run of this program, and its recent speed."""
 
     def __init__(self, folder: Folder) -> None:
         self._key, self._run = folder.key, Run(Path(folder.path))
@@ -226,19 +231,19 @@ class _RunRecord:
         self.status, self._problem, self._note = Status(name=self._run.name), "", ""
         self._stamp: Stamp | None = None
         self._note_stamp: Stamp | None = None
-        self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of each run.json of the last seconds
+        self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of each recent run.json
         self._trainer: tuple[int, float] = (0, 0.0)
         self.entry = Entry(folder.key, self._run.path, False, self.status, self.status.state)
 
     def has_changed(self, stamp: Stamp) -> bool:
-        """Whether to look: its trainer may have died, or run.json, now with this `stamp`, or the note was written."""
+        """Return True if the run is active, or if run.json or the note has a new stamp."""
         return self.status.state in ACTIVE or stamp != self._stamp or stamp_if_any(self._note_path) != self._note_stamp
 
     def refresh(self, now: float) -> None:
-        """Bring the entry up to date.
+        """Update the entry.
 
-        A trainer writes its end and then lets go of the lock: 'crashed' is said only where run.json stays the same
-        after the lock was seen free.
+        A trainer writes its final state before it releases the lock. The run has crashed only if run.json is unchanged
+        after the lock was found free.
         """
         crashed = False
         for _ in range(_LOOKS):
@@ -266,7 +271,7 @@ class _RunRecord:
             self.entry = entry
 
     def _speed(self, state: str) -> float | None:
-        """Steps/s of the last seconds; of all its time before two heartbeats were seen, and of a run that has ended."""
+        """Return the steps/s of the last seconds, or the overall speed of an ended run or before two heartbeats."""
         if state == "stalled":
             return None
         if state in ACTIVE and len(self._pace) > 1:
@@ -275,7 +280,7 @@ class _RunRecord:
         return self.status.step / self.status.elapsed_s if self.status.elapsed_s > 0 else None
 
     def _read_status(self) -> bool:
-        """Read run.json if it is another one than last time; whether it is."""
+        """Read run.json if it has changed. Return True if it has."""
         stamp = stamp_if_any(self._status_path)
         if stamp == self._stamp or stamp is None:
             return False
@@ -284,7 +289,7 @@ class _RunRecord:
             self.status, self._problem = self._run.read_status(), ""
         except UsageError as error:
             self._problem = str(error)
-            if isinstance(error.__context__, OSError):  # what the system refuses now it may allow without a trace
+            if isinstance(error.__context__, OSError):  # retry: access may be granted later without a new stamp
                 self._stamp = None
             if not self.status.started:
                 self.status = replace(self.status, started=stamp[0] / 1e9)
@@ -295,7 +300,7 @@ class _RunRecord:
         status, pace = self.status, self._pace
         trainer = (status.pid, status.pid_started)
         if trainer != self._trainer or (pace and (status.heartbeat < pace[-1][0] or status.step < pace[-1][1])):
-            pace.clear()  # another process, or a clock that was set back
+            pace.clear()  # a new process, or the clock was set back
         self._trainer = trainer
         if not pace or status.heartbeat > pace[-1][0]:
             pace.append((status.heartbeat, status.step))
@@ -319,12 +324,12 @@ class _RunRecord:
 
 
 def _is_due(now: float, last: float, interval_s: float) -> bool:
-    """Whether an interval is over; it is where the clock was set back, too."""
+    """Return True if an interval is over, or if the clock was set back."""
     return not 0 <= now - last < interval_s
 
 
 def _log_entry(folder: Folder, before: Entry | None) -> Entry:
-    """A foreign folder's entry, with what was read of its curves before."""
+    """Return the entry of a foreign folder, with the data already read from its curves."""
     state = UNREADABLE if folder.problem else LOG
     if before is None:
         status = Status(name=Path(folder.path).name, state=state, started=folder.started)
@@ -336,7 +341,7 @@ def _log_entry(folder: Folder, before: Entry | None) -> Entry:
 
 
 def _with_curves(entry: Entry, curves: Mapping[str, Curve]) -> Entry:
-    """A foreign entry with the last step, duration and score that its curves tell."""
+    """Return a foreign entry with the last step, duration and score from its curves."""
     there = [curve for curve in curves.values() if len(curve.steps)]
     if not there:
         return entry

@@ -1,4 +1,4 @@
-"""The terminal before and after the UI: left as it was found, and mended where an earlier UI was killed in it."""
+"""Restores the terminal after the UI, and repairs a terminal in which an earlier UI was killed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-# mouse reports, bracketed paste, focus reports and the kitty keyboard off; cursor on; no colours
+# turn off mouse reports, bracketed paste, focus reports and the kitty keyboard protocol; show the cursor; reset colors
 _PLAIN = "\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?1015l\x1b[?2004l\x1b[?1004l\x1b[<u\x1b[?25h\x1b[0m"
-_LEAVE = "\x1b[?1049l"  # the alternate screen
+_LEAVE = "\x1b[?1049l"  # leave the alternate screen
 
 
 @contextmanager
 def restore_terminal() -> Iterator[None]:
-    """Leave the terminal in a state that a shell can use, whatever happens inside, also if it was found in none."""
+    """Leave the terminal in a state that a shell can use, even after an error or if it was broken before."""
     with suppress(termios.error, ValueError, OSError):
         if repair_modes():
             sys.stderr.write(_PLAIN + _LEAVE)
@@ -29,7 +29,7 @@ def restore_terminal() -> Iterator[None]:
 
 
 def repair_modes() -> bool:
-    """Give a terminal that someone left in raw mode its line discipline back; whether there was anything to mend."""
+    """Switch a terminal that was left in raw mode back to line mode. Return True if a repair was necessary."""
     attributes = termios.tcgetattr(sys.stdin.fileno())
     local = attributes[3]
     wanted = termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN

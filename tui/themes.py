@@ -1,5 +1,4 @@
-"""Colours of the UI. The curves' own colours (Okabe and Ito's, told apart by every kind of colour vision) are in
-`traces`; these are what surrounds them."""
+"""The color themes of the UI. The colors of the curves are defined in `charts.traces`."""
 
 from __future__ import annotations
 
@@ -33,5 +32,5 @@ LIGHT = Theme(
     panel="#E3E6E8",
     dark=False,
 )
-OURS = (DARK, LIGHT)  # blue, orange and green of one palette: safe for colour-blind eyes, in light and in dark
+OURS = (DARK, LIGHT)  # both use blue, orange and green from one color-blind safe palette (Okabe and Ito)
 CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox") if name in BUILTIN_THEMES))

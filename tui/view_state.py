@@ -1,5 +1,7 @@
-"""What the UI remembers of each runs folder: marks, order, filter, charts, theme. Kept apart from the folder itself,
-which may be read-only or shared."""
+"""The saved view of each runs folder, such as marks, order, filter, charts and theme.
+
+The file is stored outside the runs folder, which may be read-only or shared.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tui.runs.run_list import COLUMNS
 
 @dataclass
 class ViewState:
-    """One folder's view. Whatever is missing or of another type in the file keeps its default."""
+    """The saved view of one runs folder. Missing or invalid values in the file keep their defaults."""
 
     theme: str = "ppo-dark"
     marked: list[str] = field(default_factory=list)
@@ -27,12 +29,13 @@ class ViewState:
     query: str = ""
     sorted_by: str = "age"
     reverse: bool = False
-    list_share: int = 40  # per cent of the screen that the list takes
+    list_share: int = 40  # per cent of the screen that the list uses
     charts: dict[str, Any] = field(default_factory=dict)
-    typed: dict[str, dict[str, str]] = field(default_factory=dict)  # target -> option -> text, of forms not started
+    typed: dict[str, dict[str, str]] = field(default_factory=dict)  # input of unstarted forms: target -> option -> text
 
     @classmethod
     def load(cls, runs: Path) -> ViewState:
+        """Load the state of a runs folder, or the defaults if the file cannot be read."""
         state = cls()
         with suppress(OSError, ValueError):
             table = read_json(cls.path(runs))
@@ -45,14 +48,14 @@ class ViewState:
         return state
 
     def save(self, runs: Path) -> None:
-        """A state that cannot be kept is no reason to disturb anyone."""
+        """Save the state. Errors are ignored because losing the view is harmless."""
         with suppress(OSError):
             self.path(runs).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path(runs), json.dumps(asdict(self) | {"runs": str(runs.resolve())}, indent=1))
 
     @staticmethod
     def path(runs: Path) -> Path:
-        """Where a runs folder's view is kept."""
+        """Return the path of the file that stores a runs folder's view."""
         name = hashlib.sha256(str(runs.resolve()).encode()).hexdigest()[:16]
         return user_state_path("ppo-unified") / "tui" / f"{name}.json"
 

@@ -1,5 +1,4 @@
-"""The terminal UI as a whole, driven by keys and mouse: the list of runs, launching and stopping real ones, what it
-remembers and what it tells."""
+"""Tests the terminal UI with keys and mouse events: the list of runs, real runs, notices and the saved state."""
 
 from __future__ import annotations
 
@@ -48,20 +47,20 @@ from tui.view_state import ViewState
 
 CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
-PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test that is about them
+PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test of these pauses
 pytestmark = pytest.mark.usefixtures("shorten_ui_delays")
 Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes what the user's own UI remembers."""
+    """Keep the tests away from the user's saved state."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
 
 
 def make_run(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: Any) -> Run:
-    """A run's folder as a trainer leaves it."""
+    """Create a run folder as a trainer would."""
     run = Run(runs / name)
     run.path.mkdir(parents=True)
     run.config.write_text(CONFIG.format(seed=seed, lr=lr), encoding="utf-8")
@@ -79,7 +78,7 @@ def make_run(runs: Path, name: str, seed: int = 1, lr: float = 1e-3, **changes: 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Three runs of different ends."""
+    """Create a finished, a stopped and a failed run."""
     folder = tmp_path / "runs"
     make_run(folder, "alpha", 1, score=300.0)
     make_run(folder, "beta", 2, score=400.0, state="stopped", best_score=450.0)
@@ -88,7 +87,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: Any) -> None:
-    """`act` once the list of runs is read."""
+    """Start the UI and call `act` after the list of runs has been read."""
 
     async def session() -> None:
         app = Terminal(runs, **options)
@@ -97,17 +96,17 @@ def drive(runs: Path, act: Act, size: tuple[int, int] = (120, 40), **options: An
             if runs.exists():
                 expected = len([path for path in runs.iterdir() if path.is_dir()])
                 await wait_until(pilot, lambda: len(app.store.entries) == expected and len(run_list(app).entries) > 0)
-            async with asyncio.timeout(240):  # a hang shows what was waited for
+            async with asyncio.timeout(240):  # a traceback shows where a test hangs
                 await act(pilot, app)
 
     asyncio.run(session())
 
 
 async def wait_until(pilot: Pilot[None], condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Let the program go on until something holds."""
+    """Let the app run until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"it never came to that; said: {notifications(pilot.app)}"
+        assert time.monotonic() < deadline, f"timed out; notifications: {notifications(pilot.app)}"
         await pilot.pause(0.02)
     await pilot.pause()
 
@@ -139,7 +138,7 @@ def listed_keys(app: Terminal) -> list[str]:
 
 
 def curve_keys(app: Terminal) -> list[str]:
-    """Whose curves are in the first chart, the last one on top."""
+    """Return the runs whose curves are in the first chart, the topmost one last."""
     plots = find_plots(app)
     return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
 
@@ -149,7 +148,7 @@ def notifications(app: App[Any]) -> str:
 
 
 def screen_text(app: Terminal) -> str:
-    """The text on screen."""
+    """Return the text on the screen."""
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
 
@@ -188,13 +187,13 @@ def test_runs_list_sorts_by_any_column(runs: Path) -> None:
         assert listed_keys(app) == ["gamma", "beta", "alpha"]
         await pilot.press("O")
         assert listed_keys(app) == ["alpha", "beta", "gamma"]
-        await pilot.press("o")  # the column after the last is the first
+        await pilot.press("o")  # after the last column comes the first one
         assert (app.state.sorted_by, app.state.reverse) == ("name", False)
         assert listed_keys(app) == ["alpha", "beta", "gamma"]
         head = "".join(segment.text for segment in run_list(app).render_line(0))
         await pilot.click(RunList, offset=(head.index("score") + 1, 0))
         assert app.state.sorted_by == "score"
-        assert listed_keys(app) == ["beta", "alpha", "gamma"]  # the best first, none last
+        assert listed_keys(app) == ["beta", "alpha", "gamma"]  # the best first, a missing score last
         await pilot.click(RunList, offset=(head.index("score") + 1, 0))
         assert listed_keys(app) == ["alpha", "beta", "gamma"]
 
@@ -218,7 +217,6 @@ def test_cursor_stays_on_its_run(runs: Path) -> None:
 
 
 def test_partial_repaint_equals_full_repaint(runs: Path) -> None:
-    """Only lines that changed are drawn: the picture is the one of drawing all."""
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         def picture() -> list[list[Any]]:
@@ -244,7 +242,7 @@ def test_unread_run_is_requested_immediately(runs: Path) -> None:
     store = Store(runs)
     store.update()
     assert store.watch(["alpha"])
-    assert not store.watch(["alpha"])  # asking again hurries nobody, though it may have nothing to read
+    assert not store.watch(["alpha"])  # already requested
     store.update(1.0)
     assert store.watch(["beta", "alpha"])
     store.update(1.0)
@@ -258,23 +256,23 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         await wait_until(pilot, lambda: listed_keys(app) == ["alpha"])
         await pilot.press("escape")
         await wait_until(pilot, lambda: len(listed_keys(app)) == 3)
-        assert current_key(app) == "gamma"  # as before, though it was not listed meanwhile
+        assert current_key(app) == "gamma"  # the cursor returns to its run after the filter
         await pilot.press("slash", *"score>350")
         assert isinstance(app.screen, PromptDialog)
         await wait_until(pilot, lambda: listed_keys(app) == ["beta"])
         await pilot.press("enter")
         assert isinstance(app.screen, RunsScreen)
-        assert "filter: score>350   1 of 3" in screen_text(app)
+        assert "filter: score>350   1 of 3 runs" in screen_text(app)
         await pilot.press("slash")
         app.screen.query_one(Input).value = "!failed optim.lr>0.0006"
         await wait_until(pilot, lambda: listed_keys(app) == ["beta", "alpha"])
-        await pilot.press("escape")  # back to what it was
+        await pilot.press("escape")  # restores the previous filter
         await wait_until(pilot, lambda: listed_keys(app) == ["beta"])
         await pilot.press("slash")
         app.screen.query_one(Input).value = "nothing-of-that-name"
         await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "None of the 3 runs matches." in screen_text(app)
+        assert "No run matches the filter (total: 3)." in screen_text(app)
 
     drive(runs, act)
 
@@ -282,10 +280,10 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
 def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("slash")
-        app.screen.query_one(Input).value = "colour:red"
+        app.screen.query_one(Input).value = "color:red"
         await pilot.press("enter")
         assert isinstance(app.screen, PromptDialog)
-        assert "colour" in str(app.screen.query_one(".error", Static).content)
+        assert "color" in str(app.screen.query_one(".error", Static).content)
         assert len(listed_keys(app)) == 3
 
     drive(runs, act)
@@ -293,7 +291,7 @@ def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
 
 def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])  # the one under the cursor
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])  # the run under the cursor
         await pilot.press("down")
         await wait_until(pilot, lambda: curve_keys(app) == ["beta"])
         await pilot.press("space", "space")
@@ -306,7 +304,7 @@ def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
         assert pinned.pinned
         assert pinned.color.lower() == "#ffffff"
         for trace in find_plots(app).traces("eval/score")[:-1]:
-            assert trace.color == colors[trace.key]  # no colour changes because another run is drawn
+            assert trace.color == colors[trace.key]  # drawing another run changes no color
         await pilot.press("a")
         assert set(app.state.marked) == {"alpha", "beta", "gamma"}
         await pilot.press("a", "p")
@@ -414,7 +412,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         run_list(app).move_to("CartPole-v1__ppo__1")
         await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
-        assert "was written by another program" in notifications(app)
+        assert "it is a log of another program" in notifications(app)
 
     drive(runs, act)
 
@@ -434,12 +432,12 @@ def test_text_of_runs_is_shown_literally(runs: Path) -> None:
     drive(runs, act, size=(200, 60))
 
 
-# starting and ending runs
+# starting and stopping runs
 
 
-@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+@pytest.mark.exhaustive  # test_terminal.py tests the same in a real terminal
 def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
-    """And a second one, stopped, resumed and deleted by keys: all with real processes."""
+    """Also stop, resume and delete a second run, with real processes."""
     folder = tmp_path / "runs"
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -459,7 +457,7 @@ def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
 
 
 def test_charts_appear_before_the_first_point(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And every action on charts is one that empty ones bear."""
+    """Also check that every chart action works on empty charts."""
     run = make_run(runs, "omega", 9, state="starting", step=0, heartbeat=time.time())
     for path in run.path.glob("events*"):
         path.unlink()
@@ -474,7 +472,7 @@ def test_charts_appear_before_the_first_point(runs: Path, monkeypatch: pytest.Mo
                 await plots.run_action(action.name)
         for name in ("zoom_reset", "grid_less", "x_axis", "x_axis"):
             await plots.run_action(name)
-        await wait_until(pilot, lambda: "has no points yet" in notifications(app))  # instead of a file
+        await wait_until(pilot, lambda: "has no points yet" in notifications(app))  # from the export action
         widgets = list(plots.plots)
         empty = " " * GUTTER + "no points yet"
         assert screen_text(app).count(empty) == len(widgets) > 1
@@ -490,7 +488,9 @@ def test_charts_appear_before_the_first_point(runs: Path, monkeypatch: pytest.Mo
         assert plots.plots == widgets
         plots.settings.group = "reward"
         plots.show([*AWAITED], lambda _: ())
-        await wait_until(pilot, lambda: "No curves yet" in screen_text(app))  # a kept filter may match what comes
+        await wait_until(
+            pilot, lambda: "No curves yet" in screen_text(app)
+        )  # the saved group filter may match later metrics
 
     drive(runs, act)
 
@@ -518,7 +518,7 @@ def test_page_of_run_without_points_has_no_charts(runs: Path, monkeypatch: pytes
     drive(runs, act)
 
 
-@pytest.mark.exhaustive  # test_tui_terminal.py has the same in a real terminal
+@pytest.mark.exhaustive  # test_terminal.py tests the same in a real terminal
 def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 
@@ -572,18 +572,18 @@ def test_quitting_keeps_runs_running(tmp_path: Path) -> None:
 
 
 def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
-    """An environment that is not there is known only to the process that was started."""
+    """Only the started process can detect that an environment does not exist."""
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("n", *"NoSuchWorld-v7", "enter")
         assert isinstance(app.screen, Form)
         form: Form = app.screen
         form.typed["optim.lr"] = "0.01"
-        await pilot.press("enter", "enter")  # the second one starts nothing more
+        await pilot.press("enter", "enter")  # the second Enter must not start another run
         await wait_until(pilot, lambda: not form.waiting)
         assert app.screen is form
-        assert "NoSuchWorld" in str(form.query_one("#said", Static).content)
-        assert "one run of" not in str(form.query_one("#said", Static).content)
+        assert "NoSuchWorld" in str(form.query_one("#verdict", Static).content)
+        assert "1 run of" not in str(form.query_one("#verdict", Static).content)
         assert form.typed == {"optim.lr": "0.01"}
         assert not app.store.entries
 
@@ -591,7 +591,7 @@ def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
 
 
 def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was typed for a run that is refused after all comes back."""
+    """If a run fails to start, its input is restored."""
     goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
 
     def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
@@ -618,7 +618,7 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
         assert app.screen.typed == {}
         app.screen.typed["optim.lr"] = "0.25"
         goes_on.set()
-        await wait_until(pilot, lambda: "new-1 is training" in notifications(app))
+        await wait_until(pilot, lambda: "new-1: training started" in notifications(app))
         assert app.screen.typed == {"optim.lr": "0.25"}
         goes_on.clear()
         refusals.append("no such luck")
@@ -638,7 +638,7 @@ def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "alpha"
         await pilot.press("enter")
-        assert isinstance(app.screen, PromptDialog)  # taken
+        assert isinstance(app.screen, PromptDialog)  # the name is already in use
         app.screen.query_one(Input).value = "omega"
         await pilot.press("enter")
         await wait_until(pilot, lambda: "omega" in listed_keys(app))
@@ -654,7 +654,7 @@ def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
         before = note.stat().st_ino
         await pilot.press("N", "enter", "N")
         assert isinstance(app.screen, PromptDialog)
-        assert note.stat().st_ino == before  # nothing was changed, so nothing is written
+        assert note.stat().st_ino == before  # an unchanged note is not written
         await pilot.press("end", "!", "enter")
         await wait_until(pilot, lambda: app.store.entries["omega"].note == "first!")
         assert note.read_text(encoding="utf-8") == "first!\nsecond\tline\n"
@@ -669,7 +669,7 @@ def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
         assert isinstance(app.screen, PromptDialog)
         app.screen.query_one(Input).value = "900"
         await pilot.press("enter")
-        assert "a whole number above 1000" in screen_text(app)
+        assert "expected an integer > 1000" in screen_text(app)
 
     drive(runs, act)
 
@@ -684,7 +684,7 @@ def test_rerun_opens_form_with_the_runs_options(runs: Path) -> None:
 
 
 def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It stays until a run begins and goes with another name, but not to another run that gets the old one."""
+    """Input for a rerun is stored until a run starts. It follows a renamed run; a new run of the old name gets none."""
 
     def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
         on_created(run := make_run(folder, "new", 0))
@@ -703,13 +703,13 @@ def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.M
             await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen))
 
         await rerun("gamma", "0.0005", "ctrl+s")
-        await wait_until(pilot, lambda: "new is training" in notifications(app) and "new" in listed_keys(app))
+        await wait_until(pilot, lambda: "new: training started" in notifications(app) and "new" in listed_keys(app))
         await rerun("gamma", "0.0005", "escape")
         run_list(app).move_to("gamma")
         await pilot.press("e", "end", "2", "enter")
         await wait_until(pilot, lambda: "gamma2" in listed_keys(app))
         await rerun("gamma2", "0.03", "escape")
-        shutil.rmtree(runs / "gamma2")  # as from another terminal
+        shutil.rmtree(runs / "gamma2")  # as if another terminal deleted it
         make_run(runs, "gamma2", 8, lr=4e-3)
         await wait_until(pilot, lambda: ("gamma2", 8) in [(e.key, e.status.seed) for e in app.store.entries.values()])
         await rerun("gamma2", "0.004", "escape")
@@ -740,7 +740,7 @@ def test_play_and_inspect_run_as_processes(runs: Path, monkeypatch: pytest.Monke
     drive(runs, act)
 
 
-# what concerns the whole program
+# the app as a whole
 
 
 def test_readonly_mode_changes_nothing(runs: Path) -> None:
@@ -765,13 +765,13 @@ def test_readonly_mode_changes_nothing(runs: Path) -> None:
 def test_redraws_slow_down_while_typing_or_when_expensive(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def act(_: Pilot[None], app: Terminal) -> None:
         now, pacer = 100.0, Pacer()
-        app.pacer = pacer  # nothing else is drawn by it
+        app.pacer = pacer  # a separate pacer, so that other redraws do not count
         with monkeypatch.context() as patch:
             patch.setattr("time.monotonic", lambda: now)
             for name, value in PAUSES.items():
                 patch.setattr(pacing, name, value)
             intervals = []
-            for took in (0.2, 0.001, 0.1, 0.1):  # a single long one holds nothing up
+            for took in (0.2, 0.001, 0.1, 0.1):  # a single slow redraw has no effect
                 pacer.end(now - took)
                 intervals.append(pacer.interval_s())
             assert intervals == [0.5, 0.5, pytest.approx(1.0), pytest.approx(1.0)]
@@ -804,12 +804,12 @@ def test_help_and_palette_list_only_keys_of_current_tab(runs: Path) -> None:
             await pilot.press(tab, "question_mark")
             assert isinstance(app.screen, TextDialog)
             body = str(app.screen.body)
-            assert (PLACES["charts"] in body, "Smoother" in body) == (charts, charts)
+            assert (PLACES["charts"] in body, "Smooth more" in body) == (charts, charts)
             assert "Next tab" in body
             assert "Rename" not in body
             await pilot.press("escape")
             labels = {str(hit.prompt) async for hit in ActionProvider(app.screen).discover() if hasattr(hit, "prompt")}
-            assert any(label.startswith("Smoother") for label in labels) == charts
+            assert any(label.startswith("Smooth more") for label in labels) == charts
 
     drive(runs, act, readonly=True)
 
@@ -872,7 +872,7 @@ def test_unwritable_state_and_deleted_runs_folder_do_no_harm(
     runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # as a full disk: nothing can be written there
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))  # simulates an unwritable folder
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space", "T")
@@ -915,12 +915,12 @@ def test_view_is_stored_per_folder(runs: Path, tmp_path: Path) -> None:
 
 def test_run_page_updates_while_other_runs_are_marked(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await pilot.press("space", "up")  # gamma is marked
+        await pilot.press("space", "up")  # mark gamma
         run_list(app).move_to("alpha")
         await pilot.press("enter")
         assert isinstance(app.screen, RunPage)
         page: RunPage = app.screen
-        make_run(runs, "another", 9)  # the list behind is told of it
+        make_run(runs, "another", 9)  # must also update the list below this screen
         await wait_until(pilot, lambda: "another" in app.store.entries)
         writer = EventWriter(runs / "alpha", 1001)
         writer.scalars(1100, dict.fromkeys(TAGS, 7.0))
@@ -943,7 +943,9 @@ def test_damage_is_reported_while_the_run_is_shown(runs: Path) -> None:
         await pilot.press("down")
         await wait_until(pilot, lambda: "damaged" in screen_text(app))
         await pilot.press("enter")
-        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and "Not all of its curves" in screen_text(app))
+        await wait_until(
+            pilot, lambda: isinstance(app.screen, RunPage) and "Some curves could not be read" in screen_text(app)
+        )
         await pilot.press("escape", "down")
         await wait_until(pilot, lambda: curve_keys(app) == ["alpha"] and "damaged" not in screen_text(app))
 
@@ -970,7 +972,7 @@ def test_renamed_run_keeps_its_mark(runs: Path) -> None:
         await pilot.press("space")
         run_list(app).move_to("group/one")
         await pilot.press("e")
-        app.screen.query_one(Input).value = "alpha"  # there is another one of that name above
+        app.screen.query_one(Input).value = "alpha"  # a run of this name exists in the parent folder
         await pilot.press("enter")
         await wait_until(pilot, lambda: current_key(app) == "group/alpha")
         assert app.state.marked == ["group/alpha"]
@@ -979,7 +981,7 @@ def test_renamed_run_keeps_its_mark(runs: Path) -> None:
 
 
 def test_unusual_names_and_times_are_shown(runs: Path) -> None:
-    """A folder's name that is no text, times that no calendar has."""
+    """Names may be invalid UTF-8, and times may be out of range."""
     make_run(runs, os.fsdecode(b"odd-\xff"), 8, started=1e20, resumes=[{"time": 1e18, "step": 1}])
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
@@ -1004,7 +1006,7 @@ def test_unusual_input_in_picker_and_form_does_no_harm(runs: Path) -> None:
 
 
 def test_run_name_is_checked_in_the_shown_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the default folder has a run of that name."""
+    """A run of the same name in the default runs folder does not matter."""
     make_run(runs.parent / "runs", "taken", 4)
     other = runs.parent / "other"
     started: list[list[str]] = []

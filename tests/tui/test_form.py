@@ -1,4 +1,4 @@
-"""The picker and the form, driven by keys."""
+"""Tests the picker and the form with key presses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from textual.widgets import Input, OptionList, Static
 from tui.actions import actions_of, bindings
 from tui.new_run import form_model
 from tui.new_run.form import Form, Recipes
-from tui.new_run.picker import Picker, match_picks
+from tui.new_run.picker import Picker, match_choices
 from tui.themes import OURS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ SIZES = [(80, 24), pytest.param((120, 40), marks=pytest.mark.exhaustive)]
 
 
 class Host(App[None]):
-    """What the form needs of the program around it."""
+    """A minimal app that provides what the form needs."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("app")
 
@@ -69,10 +69,10 @@ def drive(work: Driven, tmp_path: Path, size: tuple[int, int] = (80, 24)) -> Non
 
 
 async def wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
-    """Wait for what comes within a few turns of the program."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "timed out"
         await pilot.pause(0.01)
 
 
@@ -81,13 +81,13 @@ def static_text(screen: Form, name: str) -> str:
 
 
 def screen_lines(app: App[None]) -> list[str]:
-    """The lines on the screen."""
+    """Return the lines on the screen."""
     strips = app.screen._compositor.render_strips(app.size)
     return ["".join(segment.text for segment in strip) for strip in strips]
 
 
 async def move_to(pilot: Pilot[None], screen: Form, option: str) -> None:
-    """Put the cursor on an option in sight, by keys."""
+    """Move the cursor to a visible option with arrow keys."""
     options = screen.options
     if screen.option is None:
         await pilot.press("tab", "tab")
@@ -99,7 +99,7 @@ async def move_to(pilot: Pilot[None], screen: Form, option: str) -> None:
 
 
 async def write(pilot: Pilot[None], text: str) -> None:
-    """Another text in the box."""
+    """Replace the text in the input box."""
     await pilot.press("end", "ctrl+u", *text)
 
 
@@ -118,9 +118,9 @@ def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_pat
         await pilot.press(*"lunar", "down", "enter")
         assert app.opened[-1] == "lunarlander-continuous"
         assert isinstance(app.focused, Input)
-        assert any("Score to expect: 250" in line for line in screen_lines(app))
+        assert any("Expected score: 250" in line for line in screen_lines(app))
         await pilot.press("pagedown", "pageup", "up", "enter")
-        assert app.opened[-1] == "lunarlander-continuous"  # from the first line up to the last
+        assert app.opened[-1] == "lunarlander-continuous"  # the cursor wraps around from the first line to the last
         assert app.screen is picker
         await pilot.press("escape")
         assert not isinstance(app.screen, Picker)
@@ -166,10 +166,10 @@ def test_picker_explains_what_to_type_without_a_target(tmp_path: Path) -> None:
         await pilot.pause()
         await pilot.press("up", "enter")
         assert app.opened == []
-        assert "box above" in str(picker.query_one("#about", Static).render())
+        assert "search box above" in str(picker.query_one("#about", Static).render())
         await pilot.press(*"zzz", "enter")
         assert app.opened == []
-        assert "Nothing has this name" in str(picker.query_one("#about", Static).render())
+        assert "No match" in str(picker.query_one("#about", Static).render())
 
     drive(work, tmp_path)
 
@@ -187,7 +187,7 @@ def test_click_selects_a_target(tmp_path: Path) -> None:
 
 def test_search_matches_words_prefixes_and_subsequences() -> None:
     def names(text: str) -> list[str]:
-        return [pick.target for pick in match_picks(form_model.list_choices(), text)]
+        return [pick.target for pick in match_choices(form_model.list_choices(), text)]
 
     assert names("")[0] == "cartpole"
     assert names("pole")[0] == "cartpole"
@@ -229,9 +229,9 @@ def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp
         await pilot.press("space")
         await wait_until(pilot, lambda: "--optim.lr 0.001" in static_text(screen, "command"))
         assert app.typed == {"optim.lr": "0.001", "stop_when_solved": "false"}
-        assert "optim.lr 0.002 -> 0.001" in static_text(screen, "said")
+        assert "optim.lr 0.002 -> 0.001" in static_text(screen, "verdict")
         await move_to(pilot, screen, "optim.lr")
-        await pilot.press(key, *(["enter"] if key == "enter" else []))  # Enter goes to Start first
+        await pilot.press(key, *(["enter"] if key == "enter" else []))  # the first Enter moves the focus to Start
         assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
 
     drive(work, tmp_path, size)
@@ -247,7 +247,7 @@ def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, in
         lines = screen_lines(app)
         (at_line,) = [i for i, line in enumerate(lines) if line.strip().startswith("ppo.gamma  ")]
         assert lines[at_line + 1].strip() == "ppo.gamma: expected a number >= 0 and <= 1, got '1.5'"
-        assert "to mend: ppo.gamma" in static_text(screen, "said")
+        assert "Invalid options: ppo.gamma" in static_text(screen, "verdict")
         await pilot.press("enter", "enter")
         assert app.started == []
         assert screen.option is not None
@@ -272,7 +272,7 @@ def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
         assert app.started == []
         assert screen.option is not None
         assert screen.option.name == "ppo.clip"
-        assert any("1 wrong" in line for line in screen_lines(app))
+        assert any("1 invalid" in line for line in screen_lines(app))
         assert any(
             line.strip().startswith("ppo.clip: expected a number > 0 and < 1, got '2'") for line in screen_lines(app)
         )
@@ -288,7 +288,7 @@ def test_several_seeds_start_several_runs(size: tuple[int, int], tmp_path: Path)
         await write(pilot, "pole")
         await move_to(pilot, screen, "seed")
         await write(pilot, "1-3")
-        await wait_until(pilot, lambda: "3 runs" in static_text(screen, "said"))
+        await wait_until(pilot, lambda: "3 runs" in static_text(screen, "verdict"))
         await pilot.press("ctrl+s")
         assert [shown[-2:] for shown in app.started[0]] == [["--name", f"pole-s{seed}"] for seed in (1, 2, 3)]
 
@@ -314,7 +314,9 @@ def test_recipe_is_applied_and_removed(size: tuple[int, int], tmp_path: Path) ->
         await wait_until(pilot, lambda: screen.recipe == "")
         assert screen.options.editor.value == "0.0005"
         await pilot.press("escape")
-        assert (await app.open_form("sentiment", "trl-early")).recipe == ""  # what was chosen, not what a run had
+        assert (
+            await app.open_form("sentiment", "trl-early")
+        ).recipe == ""  # the selected recipe, not the one of the run
 
     drive(work, tmp_path, size)
 
@@ -428,7 +430,7 @@ def test_unreadable_target_starts_nothing(tmp_path: Path) -> None:
         screen = await app.open_form("nowhere.toml")
         await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
         assert app.started == []
-        assert "nowhere.toml: cannot be read" in static_text(screen, "said")
+        assert "nowhere.toml: cannot be read" in static_text(screen, "verdict")
         assert screen.explain() is None
 
     drive(work, tmp_path)
@@ -438,11 +440,11 @@ def test_rejection_is_shown_until_an_edit(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("Foo-v1")
         await pilot.pause()
-        screen.show_refusal("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
-        assert static_text(screen, "said").endswith("knows\nno such environment")
+        screen.show_start_error("gym.env_id = 'Foo-v1': Gymnasium knows\n\x1b[31mno such environment")
+        assert static_text(screen, "verdict").endswith("knows\nno such environment")
         await move_to(pilot, screen, "seed")
         await write(pilot, "2")
-        await wait_until(pilot, lambda: "one run of Foo-v1" in static_text(screen, "said"))
+        await wait_until(pilot, lambda: "1 run of Foo-v1" in static_text(screen, "verdict"))
 
     drive(work, tmp_path)
 
@@ -452,9 +454,9 @@ def test_help_describes_the_focused_option(tmp_path: Path) -> None:
         screen = await app.open_form()
         assert screen.explain() is None
         await move_to(pilot, screen, "ppo.gamma")
-        told = screen.explain() or ""
+        text = screen.explain() or ""
         for part in ("ppo.gamma", "discount", "a number >= 0 and <= 1", "0.98"):
-            assert part in told
+            assert part in text
         assert "discount" in static_text(screen, "about")
 
     drive(work, tmp_path)
@@ -462,7 +464,7 @@ def test_help_describes_the_focused_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["cartpole", pytest.param("llm", marks=pytest.mark.exhaustive)])
 def test_cursor_scrolls_its_option_into_view(target: str, tmp_path: Path) -> None:
-    """Down through every section, opened, then out to Start; up from the first one to the search."""
+    """Move down through all open sections to the Start button, then up to the search box."""
 
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form(target)

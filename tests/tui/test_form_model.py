@@ -1,4 +1,4 @@
-"""What a form knows without its widgets: it says what the command line says, and asks no heavy import."""
+"""Tests the form's logic: it agrees with the command line and imports no heavy packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tui.new_run import form_model
 from tui.new_run.form_model import Field
 
 ROOT = Path(__file__).resolve().parents[2]
-LLM = {"llm.model": "tiny"}  # what the word llm alone leaves open
+LLM = {"llm.model": "tiny"}  # the options that the target llm requires
 TARGETS = [*presets.preset_files(), "Foo-v1", "some.module:Foo-v0", "ALE/Pong-v5"]
 RECIPES = [recipe.name for recipe in all_recipes()]
 TEXTS = ("a b", "-x", "--name", "it's", '"', "$HOME", "日本", "a=b", "regex:^\\d+$", "None", "[]", ";")
@@ -42,7 +42,7 @@ def _raise_at_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `train` end where the run folder would be made."""
+    """Make `train` return its configuration before it creates a run folder."""
 
     def prepare(config: RunConfig, runs: Path, name: str, command: list[str]) -> None:
         raise PreparedRun(config, name)
@@ -51,14 +51,14 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse_arguments(arguments: list[str]) -> PreparedRun:
-    """What the CLI's own code makes of them."""
+    """Return the configurations that the CLI creates from the arguments."""
     with pytest.raises(PreparedRun) as captured:
         cli.main(["train", *arguments])
     return captured.value
 
 
 def edit(field: Field, rng: random.Random) -> str:
-    """A text that may well be valid for an option."""
+    """Return a text that is probably valid for an option."""
     if field.kind == "bool":
         return rng.choice(["true", "false"])
     if field.kind == "choice":
@@ -75,7 +75,7 @@ def edit(field: Field, rng: random.Random) -> str:
 
 
 def edit_randomly(target: str, recipe: str, seed: int, start: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Ever more options changed at random; a change that is refused is taken back."""
+    """Change more and more options at random. Invalid changes are reverted."""
     rng, typed = random.Random(seed), dict(start)
     fields = list(form_model.fields(target, recipe).values())
     for _ in range(60):
@@ -163,8 +163,8 @@ def test_form_errors_match_command_line_errors(option: str, flag: str, capsys: p
     assert code == 2
     assert not verdict.good
     assert verdict.command == ""
-    told, problem = capsys.readouterr().err, verdict.problems[option]
-    assert told in (f"command line: {problem}\n", f"--{problem.replace(option, option.replace('_', '-'))}\n")
+    error, problem = capsys.readouterr().err, verdict.problems[option]
+    assert error in (f"command line: {problem}\n", f"--{problem.replace(option, option.replace('_', '-'))}\n")
 
 
 def test_problem_is_attached_to_the_typed_option() -> None:
@@ -222,7 +222,7 @@ SWEEP = {"seed": "2-4", "optim.lr": "0.01, 3e-3", "ppo.objective": "clip,ratio",
 
 @pytest.mark.parametrize("name", ["", "pole", "two words"])
 def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one command line of the preview starts the same runs as the form."""
+    """The command line in the preview starts the same runs as the form."""
     started: list[list[str]] = []
 
     def start(arguments: list[str], runs: Path) -> Run:
@@ -278,9 +278,12 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
 def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
     assert "use letters" in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
-    assert "exists already" in form_model.check_typed("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
     assert (
-        "exists already"
+        "already exists; choose another name"
+        in form_model.check_typed("cartpole", "", {"name": "old-s2"}, tmp_path).problems["name"]
+    )
+    assert (
+        "already exists; choose another name"
         in form_model.check_typed("cartpole", "", {"name": "old", "seed": "1-3"}, tmp_path).problems["name"]
     )
     assert form_model.check_typed("cartpole", "", {"name": "old"}, tmp_path).good
@@ -342,8 +345,8 @@ def test_picker_lists_cartpole_first() -> None:
     assert picks[0].target == "cartpole"
     assert {pick.target for pick in picks if pick.target} == {*presets.preset_files(), "llm"}
     assert all(pick.title for pick in picks)
-    assert form_model.find_pick("taxi").score
-    assert form_model.find_pick("Foo-v1").title == ""
+    assert form_model.find_choice("taxi").score
+    assert form_model.find_choice("Foo-v1").title == ""
 
 
 @pytest.mark.parametrize("word", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"])

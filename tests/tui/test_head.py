@@ -1,4 +1,4 @@
-"""The lines above a run's tabs: at every width whole facts alone, and a word of everything that is wrong."""
+"""Tests the lines above a run's tabs: at every width, they show only complete facts and mention every problem."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ def test_head_shortens_health_warnings_to_names_if_needed() -> None:
     tall = lines_of(sick, 78, 60)
     assert [line for line in tall if line.startswith("! ")] == [f"! kl: {tall[1][6:]}", f"! critic: {tall[4][10:]}"]
     low = lines_of(sick, 78, 24)
-    assert low[1:] == ["! kl, critic; 6 tells more", "look at this again"]
+    assert low[1:] == ["! kl, critic (press 6 for details)", "look at this again"]
 
 
 @pytest.mark.parametrize("state", ["crashed", "stalled"])
 def test_state_without_reason_is_explained(state: str) -> None:
-    assert lines_of(entry(state), 100)[1].startswith("Its process")
+    assert lines_of(entry(state), 100)[1].startswith("The process")
 
 
 def test_overlong_text_is_truncated_with_an_ellipsis() -> None:

@@ -1,6 +1,6 @@
-"""Screens of the UI as text, from a made-up folder and a clock that stands still, held to the files in golden/screens.
+"""Compares screens of the UI, with an artificial runs folder and a fixed clock, to the files in golden/screens.
 
-PPO_UPDATE_SCREENS=1 writes those anew: look at the difference before it is committed.
+PPO_UPDATE_SCREENS=1 rewrites the files. Check the diff before you commit it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
 
 @pytest.fixture(autouse=True)
 def _fix_time_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The same times of day and paths everywhere, and no memory of other sessions."""
+    """Use a fixed time zone, relative paths and an empty view state."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
@@ -36,7 +36,7 @@ def _fix_time_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     time.tzset()
 
 
-BETWEEN = pytest.param(SIZES[1], marks=pytest.mark.exhaustive)  # the smallest and the largest show most
+BETWEEN = pytest.param(SIZES[1], marks=pytest.mark.exhaustive)  # the smallest and largest size find most errors
 
 
 @pytest.mark.parametrize("size", [SIZES[0], BETWEEN, SIZES[2]], ids=lambda size: "x".join(map(str, size)))
@@ -72,7 +72,7 @@ def test_screens_are_ascii_without_unicode() -> None:
 
 
 def _check_scrollbars(app: Terminal, name: str) -> None:
-    """There is one only where there is something to scroll to, and never a horizontal one."""
+    """Check that there are no horizontal scrollbars, and vertical ones only if there is something to scroll."""
     for widget in app.screen.walk_children():
         if isinstance(widget, Widget) and widget.display and widget.is_scrollable:
             assert not (widget.show_horizontal_scrollbar and widget.scrollbar_size_horizontal), f"{name}: {widget}"
@@ -80,9 +80,9 @@ def _check_scrollbars(app: Terminal, name: str) -> None:
 
 
 def _check_footer(app: Terminal, name: str) -> None:
-    """Every word in the footer is whole."""
+    """Check that the footer contains no truncated words."""
     if app.screen.query(Footer):
         words = {word for action in ACTIONS for word in action.label.split()}
         line = screen_text(app).splitlines()[-1].split()
         assert [word for word in line if len(word) > 1 and word[0].isupper() and word not in words] == [], name
-        assert line[-1] in words, f"{name}: a key without what it does"
+        assert line[-1] in words, f"{name}: a key without a label"

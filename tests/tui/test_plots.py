@@ -1,4 +1,4 @@
-"""The charts of the terminal UI: what the window does, which curves are drawn how, and every action by its key."""
+"""Tests the charts of the terminal UI: the window of the x axis, the drawn curves, and every action by its key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tui.charts.traces import (
 from tui.charts.window import LEAST, Window, clamp, move_to_end, pan, touches_end, zoom
 from tui.dialogs import PromptDialog
 
-NO_MATTER: Any = None  # what the store says has changed: one metric's page looks for itself
+UNUSED: Any = None  # stands for the changes of the store, which the full-screen view ignores
 SIZES = [(80, 24), (120, 40), (200, 60)]
 TAGS = [
     *("eval/score", "episode/return", "policy/kl", "policy/entropy", "value/explained_variance", "loss/value"),
@@ -54,14 +54,14 @@ TAGS = [
 
 
 def curve(points: int, seed: int = 0, start: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A noisy, positive curve; one value every 10 steps and 2 seconds."""
+    """Return a noisy, positive curve with one value per 10 steps and 2 seconds."""
     rng = np.random.default_rng(seed)
     steps = (np.arange(points, dtype=np.int64) + 1) * 10 + start
     return steps, 1.79e9 + np.arange(points) * 2.0, (5 + rng.normal(size=points)).astype(np.float32)
 
 
 class Source:
-    """Runs whose curves a test can change."""
+    """Provides runs with curves that a test can change."""
 
     def __init__(self, runs: int = 3, points: int = 300) -> None:
         self.keys = [f"run-{k}" for k in range(runs)]
@@ -82,7 +82,7 @@ class Source:
 
 
 class Page(Screen[None]):
-    """Charts with their keys, as the UI's screens hold them."""
+    """A screen with charts and their keys, as in the UI."""
 
     BINDINGS: ClassVar[list[BindingType]] = bindings("charts")
 
@@ -160,7 +160,7 @@ def lines_of(plot: Plot) -> list[str]:
 
 
 def shown_window(plots: Plots) -> Window:
-    """What the first chart really shows, as drawn."""
+    """Return the x range that the first chart shows."""
     painted = plots.plots[0].picture
     assert painted is not None
     return Window(painted.view.left, painted.view.right)
@@ -219,7 +219,7 @@ def test_window_at_the_end_follows_new_data() -> None:
 # curves
 
 
-def test_colours_are_stable_and_first_eight_are_distinct() -> None:
+def test_colors_are_stable_and_first_eight_are_distinct() -> None:
     for seed in range(50):
         keys = [f"run-{number}" for number in np.random.default_rng(seed).permutation(100)[:12]]
         for dark in (True, False):
@@ -243,7 +243,7 @@ def test_median_over_seeds_matches_numpy() -> None:
 
 
 def test_seeds_of_different_lengths_count_where_present() -> None:
-    """Against numpy place by place, over the runs whose range holds it."""
+    """Compare with numpy at each x value, over the runs whose range contains it."""
     rng = np.random.default_rng(1)
     xs = [np.sort(rng.uniform(a, a + 50, 40)) for a in (0, 10, 30)]
     ys = [rng.normal(size=40) for _ in xs]
@@ -379,7 +379,7 @@ def test_only_visible_charts_are_requested(size: tuple[int, int]) -> None:
             assert lines[0].startswith(plot.tag)
             assert all(display_width(line) == plot.size.width for line in lines)
             assert any("⠀" < character <= "⣿" for character in "".join(lines))
-        assert page_line(app.plots).startswith("1-6 of 10  [ ] pages  x: step")
+        assert page_line(app.plots).startswith("1-6 of 10  [ ] turn page  x: step")
 
     drive(app, test, size)
 
@@ -425,7 +425,7 @@ def test_charts_are_ascii_with_letters_without_unicode() -> None:
     drive(app, test)
 
 
-def test_letters_distinguish_curves_without_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_letters_distinguish_curves_without_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     app = Charts(Source())
 
@@ -470,7 +470,9 @@ def test_smoothing_draws_faint_raw_curve_below_average() -> None:
         height, width = painted.picture.codes.shape
         layer = Layer(low, high, 0, "*")
         alone = paint([layer], painted.view, width, height, BRAILLE, covering=True, letters=False)
-        np.testing.assert_array_equal(painted.picture.styles == 0, alone.styles == 0)  # on top of the raw curve
+        np.testing.assert_array_equal(
+            painted.picture.styles == 0, alone.styles == 0
+        )  # the smoothed curve is on top of the raw one
         assert "smoothing 0.9" in page_line(app.plots)
         value = app.source.curves["run-0", "eval/score"][2][-1]
         assert f"{value:.4g}" in plot.render_line(0).text
@@ -546,7 +548,7 @@ def test_no_matching_metric_shows_a_hint() -> None:
         plots = app.plots
         empty = plots.query_one(".empty", Static)
         assert empty.display
-        assert "m changes the words" in str(empty.render())
+        assert "m to change the words" in str(empty.render())
         assert plots.explain() is None
         for action in actions_of("charts"):
             if action.name != "metrics":
@@ -592,10 +594,12 @@ def test_log_axes_can_be_toggled() -> None:
 
     async def test(pilot: Pilot[None]) -> None:
         plots = app.plots
-        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 has no room
+        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 does not fit
         await act(pilot, "log_y")
         assert lines_of(plots.plots[0])[0].startswith("eval/score log")
-        assert not lines_of(plots.plots[1])[0].startswith("episode/return log")  # nothing above 0: stays linear
+        assert not lines_of(plots.plots[1])[0].startswith(
+            "episode/return log"
+        )  # no value > 0, so the axis remains linear
         await act(pilot, "log_x")
         assert shown_window(plots) == pytest.approx(Window(1, 4))
         body = [line[GUTTER + 1 :] for line in lines_of(plots.plots[0])[1:-1]]
@@ -612,7 +616,7 @@ def test_log_axes_can_be_toggled() -> None:
         assert plots.cross is not None
         assert 3000 < plots.cross < 10_000
         await act(pilot, "x_axis", 2)
-        assert "x: time  log y" in page_line(plots)  # no log of the time of day
+        assert "x: time of day  log y" in page_line(plots)  # the time of day is never logarithmic
 
     drive(app, test)
 
@@ -683,7 +687,7 @@ def test_crosshair_reads_the_same_x_in_every_chart() -> None:
 
 
 async def move(plot: Plot, kind: type, column: float, delta: int = 0) -> None:
-    """A mouse event on a chart, as Textual would send it."""
+    """Send a mouse event to a chart, as Textual would."""
     plot.post_message(kind(plot, column, 2, delta, 0, 0, False, False, False))
 
 
@@ -712,7 +716,7 @@ def test_mouse_points_zooms_and_drags() -> None:
         await move(first, MouseScrollDown, middle)
         await pilot.pause()
         assert plots.settings.window is None
-        await move(first, MouseScrollUp, first.size.width - 1)  # near the newest data: they are followed
+        await move(first, MouseScrollUp, first.size.width - 1)  # near the right end, zooming follows the newest data
         await pilot.pause()
         assert plots.settings.follow
         assert shown_window(plots).right == 3000
@@ -792,7 +796,7 @@ def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> Non
     assert set(app.source.keys) <= set(texts)
     paths = [element.get("d", "") for element in svg.iter("{http://www.w3.org/2000/svg}path")]
     long = [path for path in paths if path.count("L") > 100]
-    assert len(long) == 6  # raw and smoothed, of three runs
+    assert len(long) == 6  # raw and smoothed curves of three runs
     assert "nan" not in picture.read_text(encoding="utf-8")
 
 
@@ -853,12 +857,12 @@ def test_failed_export_is_reported(tmp_path: Path) -> None:
         await act(pilot, "export")
         await app.workers.wait_for_complete()
         await pilot.pause()
-        assert any("Not exported" in notification.message for notification in app._notifications)
+        assert any("Export failed" in notification.message for notification in app._notifications)
 
     drive(app, test)
 
 
-# one metric
+# enlarged metric
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -873,7 +877,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
         assert "from the evaluation" in str(screen.query_one("#meaning", Static).render())
         assert screen.explain() == explanation("eval/score")
         table = str(screen.query_one("#table", Static).render())
-        assert table.split("\n")[0].split() == ["run", "last", "average", "lowest", "highest", "at", "step"]
+        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "min", "max", "max", "at"]
         for key in app.source.keys:
             steps, _, values = app.source.curves[key, "eval/score"]
             row = next(line.split() for line in table.split("\n") if line.startswith(key))
@@ -881,7 +885,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
             assert (float(row[3]), float(row[4])) == pytest.approx((values.min(), values.max()), rel=1e-3)
             assert int(row[5].replace(",", "")) == steps[np.argmax(values)]
         await act(pilot, "cross_left", 4)
-        assert "here" in str(screen.query_one("#table", Static).render())
+        assert "cursor" in str(screen.query_one("#table", Static).render())
         values_pane, plot = screen.query_one("#values"), screen.plots.plots[0]
         assert (values_pane.region.x > plot.region.right - 1) == (size[0] >= 150)
         assert values_pane.region.bottom <= size[1]
@@ -922,10 +926,10 @@ def test_metric_screen_actions_and_return() -> None:
         assert app.screen is app.page
         assert app.plots.current is not None
         assert app.plots.current.tag == TAGS[6]
-        assert app.plots.cross is None  # it was on another axis
+        assert app.plots.cross is None  # it belonged to another axis
         assert settings.page == 1
         await act(pilot, "enlarge")
-        await act(pilot, "enlarge")  # the same key leads back
+        await act(pilot, "enlarge")  # the same key returns
         assert app.screen is app.page
 
     drive(app, test)
@@ -939,17 +943,17 @@ def test_metric_screen_updates_live() -> None:
         screen = app.screen
         assert isinstance(screen, MetricScreen)
         app.source.grow("eval/score", 777)
-        screen.update_from_store(NO_MATTER)
+        screen.update_from_store(UNUSED)
         await pilot.pause()
         assert shown_window(screen.plots) == Window(10, 7770)
         app.source.grow("eval/score", 888)
-        app.show()  # the charts behind get new curves, other colours, say
+        app.show()  # the charts on the screen below get new curves or colors
         await pilot.pause()
         assert shown_window(screen.plots) == Window(10, 8880)
         plot = screen.plots.plots[0]
         before = plot.drawings
         app.show()
-        screen.update_from_store(NO_MATTER)
+        screen.update_from_store(UNUSED)
         await pilot.pause()
         assert plot.drawings == before
 
@@ -963,7 +967,7 @@ def test_every_declared_action_exists() -> None:
 
 
 def test_unusual_curves_are_drawn() -> None:
-    """None, one point, only NaN, constants, huge and tiny values, equal steps: at every smoothing and on every axis."""
+    """Draw empty, NaN-only, constant, huge, tiny and equal-step curves with every smoothing and on every axis."""
     source = Source(1)
     steps, walls, values = curve(50)
     one = (steps[:1], walls[:1], values[:1])
@@ -983,7 +987,7 @@ def test_unusual_curves_are_drawn() -> None:
             await act(pilot, name)
             text = [lines_of(plot) for plot in app.plots.plots]
             assert "no points yet" in text[0][1]
-            assert "no finite value" in text[2][1] or "no points" in text[2][1]
+            assert "no finite values" in text[2][1] or "no points" in text[2][1]
         await act(pilot, "enlarge")
         for _ in TAGS:
             await act(pilot, "next", place="metric")

@@ -1,4 +1,4 @@
-"""A run's page driven by keys, its log view by laws, and lending the terminal through a real pseudo-terminal."""
+"""Tests a run's page with key presses, the properties of its log view, and external commands in a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIG = 'kind = "gym"\nseed = 1\n[ppo]\nclip = {clip}\nlam = 0.95\n[gym]\nenv_i
 
 
 class Host(App[None]):
-    """What a page needs of the terminal UI, and no more."""
+    """A minimal app that provides what the page needs."""
 
     def __init__(self, runs: Path, readonly: bool = False) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Host(App[None]):
         self.asked: list[tuple[str, str]] = []
 
     def read_now(self) -> None:
-        """The store is asked all the time as it is."""
+        """Do nothing, because this app updates the store continuously."""
 
     def attempt(self, work: Callable[[], object]) -> None:
         try:
@@ -78,16 +78,16 @@ class Host(App[None]):
         self.asked.append((key, run.name))
 
     def save_state(self) -> None:
-        """No page changes it."""
+        """Do nothing, because no page changes the state."""
 
     def open_picker(self) -> None:
-        """No page does."""
+        """Do nothing, because no page opens the picker."""
 
     def on_mount(self) -> None:
         self.set_interval(0.05, self.turn)
 
     def turn(self) -> None:
-        """What the UI's reader thread does."""
+        """Update the store, as the UI's reader thread would."""
         changes = self.store.update()
         if changes.is_news:
             self.send_changes(changes)
@@ -120,7 +120,7 @@ def make_run(runs: Path, name: str = "a", clip: float = 0.2, **changes: object) 
 def drive(
     host: Host, act: Callable[[Pilot[None], RunPage], Coroutine[Any, Any, None]], key: str = "a", reference: str = ""
 ) -> None:
-    """`act` on the page of run `key`, opened on a terminal of 80 x 24."""
+    """Open the page of run `key` in a terminal of 80 x 24 and call `act`."""
 
     async def whole() -> None:
         async with host.run_test(size=(80, 24)) as pilot:
@@ -139,7 +139,7 @@ def widget_text(screen: Screen[Any], selector: str) -> str:
 
 
 def screen_text(app: App[Any]) -> str:
-    """What stands on the screen, row by row."""
+    """Return the text on the screen."""
     width, height = app.size
     lines = [[" "] * width for _ in range(height)]
     strips = app.screen._compositor.render_strips()
@@ -267,7 +267,7 @@ def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
         assert "  clip      0.2" in lines
         await pilot.press("D")
         shown = widget_text(page, "#options Static")
-        assert "differs from b" in shown
+        assert "Options that differ from b" in shown
         assert shown.splitlines()[-1].split() == ["ppo.clip", "0.2", "0.3"]
         await pilot.press("D")
         assert "lam" in widget_text(page, "#options Static")
@@ -282,7 +282,7 @@ def test_difference_key_needs_another_run(tmp_path: Path) -> None:
         await pilot.press("D")
         await pilot.pause()
         assert page.tab == "options"
-        assert "No other run is pinned" in widget_text(page, "#options Static")
+        assert "To compare options, first pin" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act)
 
@@ -446,7 +446,7 @@ def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("left_curly_bracket")  # from another tab
         assert page.tab == "samples"
-        await wait_until(pilot, lambda: "Nothing is stored yet" in widget_text(page, "#samples Static"))
+        await wait_until(pilot, lambda: "No samples yet" in widget_text(page, "#samples Static"))
         write_samples(run, 1)
         write_samples(run, 7)
         await wait_until(pilot, lambda: "iteration 7" in widget_text(page, "#samples Static"))
@@ -483,7 +483,7 @@ def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
         lines = widget_text(page, "#events Static").splitlines()
         assert '        File "x59.py"' in lines
         best = next(line for line in lines if "best score" in line)
-        assert best.startswith(time.strftime("%Y-"))  # the curve knows when
+        assert best.startswith(time.strftime("%Y-"))  # the time comes from the curve
 
     drive(Host(tmp_path), act)
 
@@ -512,7 +512,7 @@ def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.M
     drive(host, act)
 
 
-# the run itself changes
+# changes of the run folder
 
 
 def test_page_follows_a_renamed_run(tmp_path: Path) -> None:
@@ -544,7 +544,7 @@ def test_page_closes_when_its_run_is_deleted(tmp_path: Path) -> None:
 
 
 def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
-    writer = EventWriter(make_run(tmp_path, "x").path)  # only to have the folder's parent
+    writer = EventWriter(make_run(tmp_path, "x").path)  # creates the parent folder
     writer.close()
     (tmp_path / "sb3").mkdir()
     log = EventWriter(tmp_path / "sb3")
@@ -555,12 +555,12 @@ def test_foreign_logs_have_curves_and_empty_other_tabs(tmp_path: Path) -> None:
         for number in "123456":
             await pilot.press(number)
             await pilot.pause()
-        assert "Another program" in widget_text(page, "#options Static")
+        assert "written by another program" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act, key="sb3")
 
 
-# what can be done to the run, from its page
+# actions on the run
 
 
 def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
@@ -591,7 +591,7 @@ def test_readonly_mode_removes_writing_actions(tmp_path: Path) -> None:
     drive(Host(tmp_path, readonly=True), act)
 
 
-# the terminal lent out
+# external commands
 
 
 def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
@@ -606,29 +606,29 @@ def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
     drive(host, act)
 
 
-LENDING = """
+APP = """
 import os, sys
 from textual.app import App
 from tui.external_command import run_external_command
 sys.executable = os.environ.get("EXECUTABLE", sys.executable)
-class Lender(App):
-    def on_mount(self): self.call_after_refresh(self.lend)
-    def lend(self):
+class Suspender(App):
+    def on_mount(self): self.call_after_refresh(self.run_command)
+    def run_command(self):
         run_external_command(self, sys.argv[1:])
         self.exit(message="back again")
-Lender().run()
+Suspender().run()
 """
 
 
 class TerminalApp:
-    """The app above in a pseudo-terminal of its own."""
+    """The app above in a separate pseudo-terminal."""
 
     def __init__(self, *arguments: str, **more: str) -> None:
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | more
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LENDING, *arguments],
+            [sys.executable, "-c", APP, *arguments],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -637,20 +637,20 @@ class TerminalApp:
             env=environment,
             cwd=ROOT,
         )
-        self.said = b""
+        self.output = b""
 
     def wait_until(self, text: bytes, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
-        while text not in self.said:
-            assert time.monotonic() < deadline, self.said[-2000:]
+        while text not in self.output:
+            assert time.monotonic() < deadline, self.output[-2000:]
             if select.select([self.master], [], [], 0.05)[0]:
-                self.said += os.read(self.master, 65536)
+                self.output += os.read(self.master, 65536)
 
     def type(self, keys: bytes) -> None:
         os.write(self.master, keys)
 
     def close(self) -> list[Any]:
-        """Its terminal's modes at the end."""
+        """Wait for the app to exit and return the terminal's modes."""
         self.wait_until(b"back again")
         assert self.process.wait(timeout=30) == 0
         after = termios.tcgetattr(self.slave)
@@ -660,29 +660,29 @@ class TerminalApp:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
+    ("arguments", "expected"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
 )
-def test_command_output_stays_until_enter(arguments: list[str], says: bytes) -> None:
-    lender = TerminalApp(*arguments)
-    lender.wait_until(says)
-    lender.wait_until(b"Press Enter to go back.")
-    lender.type(b"\r")
-    assert lender.close() == lender.before
+def test_command_output_stays_until_enter(arguments: list[str], expected: bytes) -> None:
+    app = TerminalApp(*arguments)
+    app.wait_until(expected)
+    app.wait_until(b"Press Enter to return.")
+    app.type(b"\r")
+    assert app.close() == app.before
 
 
 def test_ctrl_c_returns_from_a_command() -> None:
-    lender = TerminalApp("inspect", "nothing")
-    lender.wait_until(b"Press Enter to go back.")
-    lender.type(b"\x03")
-    assert lender.close() == lender.before
+    app = TerminalApp("inspect", "nothing")
+    app.wait_until(b"Press Enter to return.")
+    app.type(b"\x03")
+    assert app.close() == app.before
 
 
 def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
     dying = tmp_path / "dying"
     dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
     dying.chmod(0o755)
-    lender = TerminalApp("play", "a", EXECUTABLE=str(dying))
-    lender.wait_until(b"Press Enter to go back.")
-    assert b"\x1b[?1049l" in lender.said[lender.said.rindex(b"\x1b[?1049h") :]
-    lender.type(b"\r\n")
-    assert lender.close() == lender.before
+    app = TerminalApp("play", "a", EXECUTABLE=str(dying))
+    app.wait_until(b"Press Enter to return.")
+    assert b"\x1b[?1049l" in app.output[app.output.rindex(b"\x1b[?1049h") :]
+    app.type(b"\r\n")
+    assert app.close() == app.before

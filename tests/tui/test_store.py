@@ -1,4 +1,4 @@
-"""What the UI knows of a runs folder, from real folders, files and processes: who lives, how fast, and every curve."""
+"""Tests the UI's store with real folders, files and processes: states, speeds and curves of runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ sys.stdin.readline()
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that tests control."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -55,7 +55,7 @@ class Clock:
 
 
 def make(folder: Path, name: str, **fields: object) -> Run:
-    """A run folder with a run.json; a finished one unless told otherwise."""
+    """Create a run folder with a run.json; the run is finished by default."""
     run = Run(folder / name)
     run.path.mkdir(parents=True, exist_ok=True)
     status = Status(name=name, preset="cartpole", state="finished", step=100, total_steps=200, started=1e9)
@@ -64,7 +64,7 @@ def make(folder: Path, name: str, **fields: object) -> Run:
 
 
 def log(folder: Path, steps: range = range(1, 11), tags: tuple[str, ...] = ("loss/value",)) -> None:
-    """An event file in a folder, which is made; every tag's value is its step."""
+    """Create a folder with an event file, in which each value equals its step."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = EventWriter(folder, steps.start)
     for step in steps:
@@ -79,7 +79,7 @@ def read_all(it: Store) -> None:
 
 @contextmanager
 def trainer(run: Run) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the run's lock."""
+    """Start a process that holds the run's lock."""
     command = [sys.executable, "-c", HOLD, str(run.path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
@@ -96,16 +96,16 @@ def clock() -> Clock:
     return Clock()
 
 
-# what is listed
+# listing
 
 
 def test_new_runs_appear_and_deleted_runs_disappear(tmp_path: Path, clock: Clock) -> None:
     runs = tmp_path / "runs"
     it = Store(runs, clock)
-    assert not it.update().listed  # the folder itself may still be missing
+    assert not it.update().listed  # the runs folder may not exist yet
     assert not it.problem
     make(runs, "a")
-    assert not it.update().listed  # looked a moment ago
+    assert not it.update().listed  # the next scan is not due yet
     clock.now += 1
     assert it.update().listed
     entry = it.entries["a"]
@@ -130,7 +130,7 @@ def test_returned_entries_are_never_modified(tmp_path: Path, clock: Clock) -> No
     assert (list(before), before["a"].status.step) == (["a"], 100)
     assert (list(it.entries), it.entries["a"].status.step) == (["a", "b"], 150)
     with pytest.raises(TypeError):
-        it.entries["c"] = before["a"]  # type: ignore[index]  # that it cannot is the point
+        it.entries["c"] = before["a"]  # type: ignore[index]  # the mapping must be read-only
 
 
 def test_entry_shows_first_line_of_note(tmp_path: Path, clock: Clock) -> None:
@@ -166,7 +166,7 @@ def test_run_with_unreadable_status_is_listed_with_reason(tmp_path: Path, clock:
 
 
 def test_unreadable_status_is_retried(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **options: object) -> Any:  # as it does to anyone but root
+    def refuse(*_: object, **options: object) -> Any:  # simulates a missing permission, which root would not notice
         raise PermissionError(errno.EACCES, "Permission denied")
 
     write_note(make(tmp_path, "a"), "a note")
@@ -210,7 +210,7 @@ def test_folder_that_is_itself_a_log_is_listed(tmp_path: Path) -> None:
 
 
 def test_log_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> None:
-    """Writers put the time into the file's name; elsewhere it is when the file was last written."""
+    """The time is in the file's name if a TensorBoard writer created it, else it is the modification time."""
     for name, made in ((f"{PREFIX}.1600000000.host", 5e8), (f"{PREFIX}.1500000000.host", 6e8)):
         (tmp_path / "named").mkdir(exist_ok=True)
         (tmp_path / "named" / name).touch()
@@ -234,7 +234,7 @@ def test_watched_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: 
     writer.scalars(8, {"train/loss": 100.0})
     it = Store(tmp_path, clock)
     assert it.update().listed
-    assert it.entries["log"].status.score is None  # nobody looks at it yet
+    assert it.entries["log"].status.score is None  # not watched yet
     it.watch(["log"])
     assert it.update() == (True, frozenset({"log"}), False)
     status = it.entries["log"].status
@@ -271,7 +271,9 @@ def test_unreadable_folder_is_reported(tmp_path: Path, clock: Clock, monkeypatch
     (tmp_path / "closed").mkdir()
     scan, closed = folder_scanner._read_folder, {str(tmp_path / "closed")}
 
-    def refuse(path: str) -> tuple[list[str], float | None]:  # as the system refuses anyone but root
+    def refuse(
+        path: str,
+    ) -> tuple[list[str], float | None]:  # simulates a missing permission, which root would not notice
         if path in closed:
             raise PermissionError(13, "Permission denied")
         return scan(path)
@@ -302,15 +304,15 @@ def test_large_foreign_tree_is_scanned_partially(tmp_path: Path, monkeypatch: py
     make(tmp_path, "run")
     it = Store(tmp_path)
     it.update()
-    assert list(it.entries) == ["run"]  # a run needs no looking into
-    assert "only the first 10 folders" in it.problem
+    assert list(it.entries) == ["run"]  # the subfolders of a run are not scanned
+    assert "more than 10 folders; only the first 10 were scanned" in it.problem
 
 
 def test_rescan_skips_unchanged_folders(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         make(tmp_path, f"run-{number}")
         log(tmp_path / f"log-{number}")
-    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)  # they were made just now
+    monkeypatch.setattr(folder_scanner, "_SETTLED_NS", -1)  # new folders are not settled yet
     it = Store(tmp_path, clock)
     it.update()
     monkeypatch.setattr(folder_scanner, "_read_folder", lambda path: pytest.fail(f"{path} is listed again"))
@@ -327,17 +329,17 @@ def test_rescan_lists_changed_folders(tmp_path: Path, clock: Clock, monkeypatch:
     it.update()
     for number in range(3):
         log(tmp_path / "group" / f"more-{number}")
-        os.utime(tmp_path / "group", (number, number))  # the file system's own clock ticks in steps
+        os.utime(tmp_path / "group", (number, number))  # file-system times are coarse
         clock.now += 1
         it.update()
         assert f"group/more-{number}" in it.entries
 
 
-# who lives
+# states
 
 
 def test_killed_run_is_crashed_after_two_seconds(tmp_path: Path, clock: Clock) -> None:
-    """Looked at twice a second, as the UI does when nothing is to be read."""
+    """The store is updated twice a second, as in an idle UI."""
     run = make(tmp_path, "a", state="running", heartbeat=clock.now)
     it = Store(tmp_path, clock)
     with trainer(run) as process:
@@ -358,7 +360,7 @@ def test_killed_run_is_crashed_after_two_seconds(tmp_path: Path, clock: Clock) -
 def test_run_ending_during_a_scan_is_not_crashed(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    """Its trainer writes the end and lets go of the lock just before the lock is asked for."""
+    """The trainer writes its final state and releases the lock just before the lock is checked."""
     make(tmp_path, "a", state="running", heartbeat=clock.now)
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
@@ -377,7 +379,7 @@ def test_run_ending_during_a_scan_is_not_crashed(
 def test_run_starting_during_a_scan_is_not_crashed(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Resumed: run.json said stopped, then a trainer took the lock and wrote."""
+    """A stopped run is resumed: its trainer acquires the lock and writes during the scan."""
     run = make(tmp_path, "a", state="stopped")
     it = Store(tmp_path, clock)
     it.update()
@@ -397,7 +399,7 @@ def test_run_starting_during_a_scan_is_not_crashed(
 
 
 def test_run_found_dead_is_crashed_immediately(tmp_path: Path) -> None:
-    """It was never seen alive, so nobody is told that it ended."""
+    """There is no notice, because the run was never seen alive."""
     make(tmp_path, "a", state="running", heartbeat=time.time())
     it = Store(tmp_path)
     it.update()
@@ -451,18 +453,18 @@ def test_clock_jump_does_not_stop_updates(
     assert 0 <= speed <= 11
 
 
-# how fast
+# speed
 
 
 def test_speed_and_eta_use_recent_seconds(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An hour at 1 step/s, then 100 steps/s: ten seconds later that is the speed."""
+    """After an hour at 1 step/s and ten seconds at 100 steps/s, the speed is 100 steps/s."""
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
     it = Store(tmp_path, clock)
     step, elapsed_s = 3600, 3600.0
     fields = {"state": "running", "total_steps": 10_000}
     make(tmp_path, "a", step=step, elapsed_s=elapsed_s, heartbeat=clock.now, **fields)
     it.update()
-    assert it.entries["a"].speed == 1.0  # there is no other yet
+    assert it.entries["a"].speed == 1.0  # there is only one heartbeat yet
     speeds = []
     for second in range(30):
         step, elapsed_s = step + (1 if second < 10 else 100), elapsed_s + 1
@@ -549,7 +551,7 @@ def test_short_turns_read_every_watched_run_eventually(tmp_path: Path, monkeypat
         turns += 1
         advanced += changes.advanced
     assert turns > 20
-    assert set(advanced[:5]) == set(keys)  # none waits until another is done
+    assert set(advanced[:5]) == set(keys)  # no run waits until another one is read completely
     for key in keys:
         curve = it.curve(key, "loss/value")
         assert curve is not None
@@ -589,14 +591,14 @@ def test_unwatched_curves_are_cached_up_to_a_limit(tmp_path: Path, monkeypatch: 
         read_all(it)
         idle = [reader.nbytes for other, reader in it._readers.items() if other != key]
         assert sum(idle) <= 2 * size
-    assert [key for key in keys if it.tags(key)] == keys[-3:]  # the last two, and the watched one
+    assert [key for key in keys if it.tags(key)] == keys[-3:]  # the last two and the watched run
     for key in (keys[3], keys[0]):
         it.watch([key])
         read_all(it)
-    assert [key for key in keys if it.tags(key)] == [keys[0], keys[3], keys[5]]  # that 3 was read early does not count
+    assert [key for key in keys if it.tags(key)] == [keys[0], keys[3], keys[5]]  # the order of reading does not matter
     it.watch(keys)
     read_all(it)
-    assert all(it.tags(key) for key in keys)  # what is watched is kept, whatever its size
+    assert all(it.tags(key) for key in keys)  # watched curves stay in memory, regardless of their size
 
 
 def test_run_deleted_while_reading_is_no_error(tmp_path: Path, clock: Clock) -> None:
@@ -606,7 +608,7 @@ def test_run_deleted_while_reading_is_no_error(tmp_path: Path, clock: Clock) -> 
     it.update()
     held = it.curve("a", "loss/value")
     shutil.rmtree(tmp_path / "a")
-    it.update()  # not yet looked at the folder again
+    it.update()  # the folder has not been scanned again yet
     clock.now += 1
     it.update()
     assert not it.entries
@@ -636,13 +638,13 @@ def test_damaged_event_files_are_reported(tmp_path: Path) -> None:
     it = Store(tmp_path)
     it.update()
     it.watch(["a"])
-    assert it.update().listed  # though no entry changes
+    assert it.update().listed  # although no entry changes
     assert "damaged at byte 0" in it.damage["a"]
     assert not it.update().listed
 
 
 def test_other_threads_see_complete_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps, walls and values of one length, ascending, and what was seen once stays."""
+    """Arrays have equal lengths, steps ascend, and published points never change."""
     monkeypatch.setattr(event_reader, "_BLOCK", 3000)
     run, done, problems = make(tmp_path, "a"), threading.Event(), []
     it = Store(tmp_path)
@@ -676,7 +678,7 @@ def test_other_threads_see_complete_curves(tmp_path: Path, monkeypatch: pytest.M
     assert all(hash(curve.values.tobytes()) == seen for curve, seen in held)
 
 
-# which, and in what order
+# filtering and sorting
 
 
 def entry(key: str, state: str = "finished", speed: float | None = None, **fields: object) -> Entry:
@@ -702,7 +704,7 @@ def keys_of(entries: list[Entry]) -> list[str]:
     ],
 )
 def test_query_selects_by_shown_values_and_options(tmp_path: Path, query: str, expected: list[str]) -> None:
-    """Other programs' logs have no options, and a config.toml that cannot be read hides its run from them alone."""
+    """Logs of other programs, and runs with an invalid config.toml, match no query for options."""
     for name, text in (("fast", "[ppo]\nclip = 0.3\n"), ("slow", "[ppo\n")):
         make(tmp_path, name)
         (tmp_path / name / "config.toml").write_text(text)
@@ -769,7 +771,7 @@ def test_sorting_is_stable(reverse: bool) -> None:
 
 @pytest.mark.parametrize(("name", "tag"), [("sb3", "rollout/ep_rew_mean"), ("trl", "train/loss")])
 def test_logs_of_other_writers_are_read_completely(tmp_path: Path, name: str, tag: str) -> None:
-    """Files that stable-baselines3 and TRL wrote, against what TensorBoard's own reader finds in them."""
+    """Compare files from stable-baselines3 and TRL with the results of TensorBoard's own reader."""
     shutil.copytree(Path(__file__).parents[1] / "golden" / "logs" / name, tmp_path / name)
     it = Store(tmp_path)
     it.watch([name])
@@ -817,7 +819,7 @@ def test_started_run_has_charts_for_its_first_metrics(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Run, "is_locked", lambda _: True)
     shown = Store(tmp_path, clock := Clock())
     shown.update()
-    assert shown.chart_tags(["begun"]) == []  # nobody has looked for its points
+    assert shown.chart_tags(["begun"]) == []  # its curves have not been read
     shown.watch(["begun", "ended"])
     assert shown.update().advanced == {"begun", "ended"}
     assert not shown.update().advanced

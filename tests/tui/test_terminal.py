@@ -1,5 +1,4 @@
-"""The real program in a real terminal: tmux draws what it writes, types keys, changes the size, and sees how the
-program leaves the terminal behind."""
+"""Runs the UI in tmux: sends keys, resizes the window, and checks the screen and the restored terminal."""
 
 from __future__ import annotations
 
@@ -29,11 +28,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = f"{sys.executable} -P -m ppo_unified"
 LONG = "cartpole --no-stop-when-solved --total-steps 100000000"
 COLORS = re.compile(r"\x1b\[(?:[\d;]*;)?(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;[\d;]*)?m")  # 39 and 49 are the default
-TOLD_S = 2.0  # within which a killed trainer is shown as crashed
+CRASH_SHOWN_S = 2.0  # maximum time until a killed trainer is shown as crashed
 
 
 class Terminal:
-    """A window of a tmux server of its own, with a shell in it."""
+    """A tmux window with a shell, on a separate tmux server."""
 
     def __init__(self, folder: Path, socket: str, size: tuple[int, int], extra: Mapping[str, str]) -> None:
         self.folder, self.socket = folder, socket
@@ -52,11 +51,11 @@ class Terminal:
         return found.stdout.decode()
 
     def keys(self, *names: str) -> None:
-        """Press keys, by tmux's names."""
+        """Press keys, given by their tmux names."""
         self._tmux("send-keys", *names)
 
     def type(self, line: str) -> None:
-        """A command for the shell; its Enter is heard whatever mode the terminal is in."""
+        """Enter a command in the shell. Enter works in every terminal mode."""
         self._tmux("send-keys", "-l", line)
         self._tmux("send-keys", "C-j")
 
@@ -64,17 +63,17 @@ class Terminal:
         return self._tmux("capture-pane", "-p", *(["-e"] if colors else []))
 
     def modes(self) -> str:
-        """Whether the mouse is reported, the alternate screen is on, and the cursor is shown."""
+        """Return flags for mouse reports, the alternate screen and the visible cursor."""
         return self._tmux("display-message", "-p", "#{mouse_any_flag} #{alternate_on} #{cursor_flag}").strip()
 
     def line_modes(self) -> str:
-        """What stty says of the terminal, asked from outside."""
+        """Return the output of stty for the terminal."""
         device = self._tmux("display-message", "-p", "#{pane_tty}").strip()
         with open(device, encoding="ascii") as terminal:
             return subprocess.run(["stty", "-a"], stdin=terminal, capture_output=True, check=True).stdout.decode()
 
     def programs(self) -> list[int]:
-        """The process ids of what the shell runs."""
+        """Return the process ids of the shell's child processes."""
         shell = self._tmux("display-message", "-p", "#{pane_pid}").strip()
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", shell], capture_output=True, check=False)
         return [int(pid) for pid in found.stdout.split()]
@@ -85,15 +84,15 @@ class Terminal:
     def wait_until(self, condition: Callable[[], object], seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it never came to that:\n{self.screen()}"
+            assert time.monotonic() < deadline, f"timed out:\n{self.screen()}"
             time.sleep(0.05)
 
     def shows(self, *texts: str) -> None:
-        """Wait until all of these are on screen."""
+        """Wait until all of these texts are on the screen."""
         self.wait_until(lambda: all(text in self.screen() for text in texts))
 
     def close(self) -> None:
-        """End the server, if its shell has not ended it."""
+        """Stop the server if it still runs."""
         subprocess.run(
             ["tmux", "-L", self.socket, "kill-server"], env=self.environment, capture_output=True, check=False
         )
@@ -104,7 +103,7 @@ Open = Callable[..., Terminal]
 
 @pytest.fixture
 def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
-    """Opens terminals, whose servers and trainers end with the test."""
+    """Open terminals; their servers and trainers are stopped after the test."""
     opened: list[Terminal] = []
 
     def open_one(size: tuple[int, int] = (120, 40), **extra: str) -> Terminal:
@@ -122,18 +121,18 @@ def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
 
 
 def curve_of(screen: str) -> str:
-    """The dots of the curves on screen."""
+    """Return the Braille dots on the screen."""
     return "\n".join(re.sub(r"[^\u2801-\u28ff]", " ", line) for line in screen.splitlines())
 
 
 def state_of(terminal: Terminal, name: str) -> str:
-    """What run.json and the lock say of a run."""
+    """Return the state of a run from run.json and its lock."""
     run = Run(terminal.folder / "runs" / name)
     return run.state(run.read_status()) if (run.path / "run.json").exists() else ""
 
 
-def begin_long(terminal: Terminal, name: str) -> None:
-    """A run in the background that does not end by itself."""
+def start_long_run(terminal: Terminal, name: str) -> None:
+    """Start a run in the background that does not end by itself."""
     terminal.type(f"{PROGRAM} train {LONG} --name {name} --detach")
     terminal.wait_until(lambda: state_of(terminal, name) == "running")
 
@@ -141,9 +140,9 @@ def begin_long(terminal: Terminal, name: str) -> None:
 def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
     one = terminal()
     one.type(PROGRAM)
-    one.shows("No runs here yet", "New run")
+    one.shows("No runs yet", "New run")
     one.keys("n")
-    one.shows("New run: what to train", "cartpole")
+    one.shows("New run: select a target", "cartpole")
     one.keys("Enter")
     one.shows("New run: cartpole", "$ ppo-unified train cartpole")
     one.keys("Enter")
@@ -156,7 +155,7 @@ def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
         return "finished (solved)" in screen
 
     one.wait_until(is_solved)
-    assert len({picture for picture in seen if picture.strip()}) >= 3  # the curves moved
+    assert len({picture for picture in seen if picture.strip()}) >= 3  # the curves have changed
     assert "eval/score" in one.screen()
     one.keys("q")
     one.wait_until(lambda: not one.programs())
@@ -182,7 +181,7 @@ def test_stop_resume_quit_and_restart(terminal: Open) -> None:
 
 def test_killed_ui_keeps_runs_and_next_one_restores_terminal(terminal: Open) -> None:
     one = terminal()
-    begin_long(one, "long")
+    start_long_run(one, "long")
     one.type(PROGRAM)
     one.shows("long", "running", "New run")
     os.kill(one.programs()[0], signal.SIGKILL)
@@ -200,14 +199,14 @@ def test_killed_ui_keeps_runs_and_next_one_restores_terminal(terminal: Open) -> 
     one.wait_until(lambda: one.screen().rstrip().endswith("ready>"))
     prompts = one.screen().count("ready>")
     one.keys("C-c")
-    one.wait_until(lambda: one.screen().count("ready>") > prompts)  # the shell would throw away what was typed before
-    one.type("echo a$((1+1))b")  # as a person sees it
+    one.wait_until(lambda: one.screen().count("ready>") > prompts)  # the shell would discard earlier input
+    one.type("echo a$((1+1))b")  # the shell echoes the input
     one.shows("a2b")
 
 
 def test_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     one = terminal()
-    begin_long(one, "long")
+    start_long_run(one, "long")
     one.type(PROGRAM)
     one.shows("long", "running", "1 running")
     run, now = Run(one.folder / "runs" / "long"), time.time()
@@ -216,10 +215,10 @@ def test_killed_trainer_is_shown_as_crashed(terminal: Open) -> None:
     assert store.entries["long"].state == "running"
     os.kill(run.read_status().pid, signal.SIGKILL)
     one.wait_until(lambda: not run.is_locked())
-    waited = REFRESH_S  # of what the UI waits, whatever the machine does: between turns, and before it draws
+    waited = REFRESH_S  # the UI's own delays, independent of the machine's speed
     while store.entries["long"].state != "crashed":
         now, waited = now + QUIET_S, waited + QUIET_S
-        assert waited <= TOLD_S
+        assert waited <= CRASH_SHOWN_S
         store.update()
     one.shows("long", "crashed", "0 running")
 
@@ -243,18 +242,18 @@ def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
     one.type(f"{PROGRAM} tui")
     one.shows("ppo-unified tui: needs a terminal (TERM=dumb); elsewhere: ppo-unified runs, ppo-unified show")
     command = [*PROGRAM.split(), "tui"]
-    refused = subprocess.run(command, env=one.environment, cwd=one.folder, capture_output=True, check=False)
-    assert (refused.returncode, refused.stdout) == (2, b"")
-    assert refused.stderr.count(b"\n") == 1
-    assert b"needs a terminal (input or output is no terminal)" in refused.stderr
+    result = subprocess.run(command, env=one.environment, cwd=one.folder, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.count(b"\n") == 1
+    assert b"needs a terminal (input or output is no terminal)" in result.stderr
 
 
-def test_colours_and_unicode_can_be_disabled(terminal: Open) -> None:
+def test_colors_and_unicode_can_be_disabled(terminal: Open) -> None:
     make_scenes(terminal().folder / "runs")
     plain = terminal(NO_COLOR="1", LC_ALL="C")
     plain.type(PROGRAM)
     plain.shows("cartpole", "eval/score")
-    for keys, text in (((), "New run"), (("f",), "Next metric"), (("q", "n"), "what to train")):
+    for keys, text in (((), "New run"), (("f",), "Next metric"), (("q", "n"), "select a target")):
         plain.keys(*keys)
         plain.shows(text)
         assert not COLORS.search(plain.screen(colors=True))
@@ -284,7 +283,7 @@ def test_resizing_keeps_everything_on_screen(terminal: Open) -> None:
 
 
 def test_ui_exits_when_its_terminal_disappears(tmp_path: Path) -> None:
-    """Without a controlling terminal there is no SIGHUP."""
+    """Without a controlling terminal, the UI gets no SIGHUP."""
     ours, its = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_unified", "tui", "--runs", str(tmp_path)],
@@ -295,9 +294,9 @@ def test_ui_exits_when_its_terminal_disappears(tmp_path: Path) -> None:
         env=os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)},
     )
     os.close(its)
-    said = b""
-    while b"New run" not in said:
-        said += os.read(ours, 65536)
+    output = b""
+    while b"New run" not in output:
+        output += os.read(ours, 65536)
     assert process.poll() is None
     os.close(ours)
     try:

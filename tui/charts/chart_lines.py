@@ -1,4 +1,4 @@
-"""The lines of one chart on the screen: its title, its curves beside the y labels, and its x axis."""
+"""Renders the title, the curves with y labels, and the x axis of one chart as lines of text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppo_unified.text import clean, display_width, format_number, pad
 from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
 from tui.charts.traces import DrawnCurve
 
-FAINT, BAND = 0.6, 0.7  # how far raw curves and bands fade into the background
+FAINT, BAND = 0.6, 0.7  # share of the background color in raw curves and in bands
 
 
 class Inks(NamedTuple):
@@ -28,11 +28,11 @@ class Inks(NamedTuple):
     title: Style
     axis: Style
     cross: Style
-    bright: list[Style]  # of each curve
-    faint: list[Style]
+    bright: list[Style]  # one per curve
+    faint: list[Style]  # one per raw curve or band
 
     def apply_filters(self, filters: Sequence[LineFilter], background: Color) -> Inks:
-        """The inks as the program's filters let them through; to filter every line costs a fifth of a redraw."""
+        """Return the styles after the app's filters. Filtering every line instead would take a fifth of a redraw."""
         several = [self.base, self.title, self.axis, self.cross, *self.bright, *self.faint]
         segments = [Segment("", style) for style in several]
         for line_filter in filters:
@@ -43,7 +43,7 @@ class Inks(NamedTuple):
 
 
 def curve_styles(drawn: Sequence[DrawnCurve], base: Style, background: Color) -> tuple[list[Style], list[Style]]:
-    """Each curve's bright style, and the faint one of its raw values or its band."""
+    """Return the bright style of each curve and the faint style of its raw values or its band."""
     bright, faint = [], []
     for one in drawn:
         color = Color.parse(one.color)
@@ -62,7 +62,7 @@ def title_line(
     width: int,
     inks: Inks,
 ) -> Strip:
-    """The tag, then the curves' values in their colours: with their names, or without, as room allows."""
+    """Render the metric's tag and the curves' values in their colors, with the curves' names if there is space."""
     tag = pad(clean(tag), min(display_width(clean(tag)), max(0, width - 1)))
     head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
     left = width - sum(display_width(segment.text) for segment in head)
@@ -70,8 +70,8 @@ def title_line(
     numbers = [format_number(value) for value in values]
     named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
     bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
-    worth = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a lone run is what one looks at anyway
-    entries = named if worth and sum(map(display_width, named)) <= left else bare
+    ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
+    entries = named if ambiguous and sum(map(display_width, named)) <= left else bare
     for number, entry in reversed(list(enumerate(entries))):
         more = f"  +{number + 1}"
         if display_width(entry) + (len(more) if number else 0) > left:
@@ -84,7 +84,7 @@ def title_line(
 
 
 def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width: int, inks: Inks) -> list[Strip]:
-    """The plot, with the crosshair in column `cross` of it, and the y labels on the left."""
+    """Render the plot, with y labels on the left and the crosshair in column `cross`."""
     styles = {CROSS: inks.axis, NOTHING: inks.base}
     styles |= {2 * k: style for k, style in enumerate(inks.bright)}
     styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
@@ -101,7 +101,7 @@ def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width:
 def axis_lines(
     picture: ChartPicture, cross: tuple[int, str] | None, glyphs: Glyphs, size: tuple[int, int], inks: Inks
 ) -> list[Strip]:
-    """The x axis of a chart of `size` columns and rows; `cross`: the crosshair's column and what stands below it."""
+    """Render the x axis of a chart of `size` (columns, rows). `cross` is the crosshair's column and its label."""
     (width, height), axis, strips = size, inks.axis, []
     if height >= TALL:
         floor = chart.floor_row(picture.ticks, picture.room, glyphs)

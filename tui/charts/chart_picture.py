@@ -1,4 +1,4 @@
-"""One chart's curves painted in cells, and which place of the x axis each column shows."""
+"""Paints the curves of one chart in terminal cells, and converts between columns and x values."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tui.charts.export import PaperChart
 from tui.charts.traces import DrawnCurve
 from tui.charts.window import Window
 
-GUTTER = 8  # columns of the y labels: charts above each other line up
-TALL = 12  # rows from which on the x axis gets a line of its own
+GUTTER = 8  # columns of the y labels, constant so that stacked charts are aligned
+TALL = 12  # a chart with at least this many rows has a separate line for the x axis
 
 
 class Look(NamedTuple):
-    """How the charts of a page are drawn."""
+    """The drawing options that all charts of a page share."""
 
     axis: str = "step"
     log_x: bool = False
     log_y: bool = False
     smoothing: float = 0.0
     aggregate: bool = False
-    window: Window | None = None  # on the axis as it is drawn; None: there is no data
+    window: Window | None = None  # in drawn coordinates (logarithms on a log axis); None if there is no data
 
     def x_label(self, x: float) -> str:
-        """A place of the x axis in words."""
+        """Format an x value."""
         if self.axis == "relative":
             return chart.span_label(x)
         return chart.format_local_time(x) if self.axis == "time" else f"{round(x):,}"
 
     def x_ticks(self, view: View, room: int) -> list[Tick]:
-        """The ticks of an x axis of `room` columns."""
+        """Return the ticks of an x axis of `room` columns."""
         count = max(2, room // (7 if self.axis == "step" else 10))
         if self.log_x:
             ticks = chart.log_ticks(view.left, view.right, count)
@@ -50,19 +50,19 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class ChartPicture:
-    """A chart without its title, crosshair and colours. Columns are counted from the left edge of the widget."""
+    """A chart without title, crosshair and colors. Columns are counted from the left edge of the widget."""
 
     picture: Picture
     view: View
     log_x: bool
     log_y: bool
-    dots: int  # side by side in a cell
-    room: int  # columns of the plot, right of the gutter and its line
+    dots: int  # horizontal dots per cell
+    room: int  # columns of the plot, without the gutter and the axis line
     labels: dict[int, str]  # row -> y label
     ticks: list[tuple[int, int, str]]
 
     def column_of(self, x: float) -> int | None:
-        """The column of the plot, from 0, that shows a place of the x axis; None outside the window."""
+        """Return the plot's column, from 0, for an x value, or None if it is outside the window."""
         if self.log_x and x <= 0:
             return None
         at, view = float(np.log10(x)) if self.log_x else x, self.view
@@ -70,35 +70,35 @@ class ChartPicture:
         return column if 0 <= column < self.room else None
 
     def share_at(self, column: float) -> float:
-        """How much of the plot's width is left of the middle of a column."""
+        """Return the position of a column's centre in the plot, from 0 at the left end to 1 at the right end."""
         return ((column - GUTTER - 1) * self.dots + (self.dots - 1) / 2) / max(1, self.room * self.dots - 1)
 
     def place_at(self, column: float) -> float | None:
-        """The place that a column shows, on the axis as it is drawn; None outside the plot."""
+        """Return the drawn x coordinate of a column (a logarithm on a log axis), or None outside the plot."""
         share = self.share_at(column)
         return self.view.left + share * (self.view.right - self.view.left) if 0 <= share <= 1 else None
 
     def x_at(self, column: float) -> float | None:
-        """The place that a column shows, on the x axis, not its logarithm; None outside the plot."""
+        """Return the x value of a column, or None outside the plot."""
         at = self.place_at(column)
         return 10.0**at if at is not None and self.log_x else at
 
     def x_beside(self, x: float | None, by: int) -> float | None:
-        """The place some columns beside another one; beside the right end where that is not in sight."""
+        """Return the x value `by` columns away from `x`, or from the right end if `x` is not visible."""
         column = None if x is None else self.column_of(x)
         column = (self.room if by < 0 else self.room - 1) if column is None else column
         return self.x_at(GUTTER + 1 + min(self.room - 1, max(0, column + by)))
 
     @property
     def column_width(self) -> float:
-        """What a column covers of the axis as it is drawn."""
+        """The width of a column in drawn x coordinates."""
         return (self.view.right - self.view.left) / self.room
 
 
 def paint_chart(
     drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, letters: bool
 ) -> ChartPicture | str:
-    """The curves inside the window, and the axes around them, in `size` columns and rows; or why there are none."""
+    """Paint the curves and axes in `size` (columns, rows), or return a message if there is nothing to paint."""
     width, height = size
     rows = height - 1 - (2 if height >= TALL else 1)
     if look.window is None or not drawn:
@@ -114,7 +114,7 @@ def paint_chart(
     low = float(np.fmin.reduce([np.fmin.reduce(layer.low) for layer in layers]))
     high = float(np.fmax.reduce([np.fmax.reduce(layer.high) for layer in layers]))
     if not np.isfinite(high - low):
-        return "no finite value here"
+        return "no finite values here"
     view = chart.add_margins(View(*look.window, low, high))
     labels = chart.y_labels((low, high), view, rows, log_y, glyphs, GUTTER)
     picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters and len(lines) > 1)
@@ -123,7 +123,7 @@ def paint_chart(
 
 
 def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) -> PaperChart:
-    """The same chart for a file."""
+    """Return the same chart for export to a file."""
     curves = [_with_log_x(one) for one in drawn] if look.log_x else drawn
     if picture.log_y:
         curves = [_with_log_y(one) for one in curves]
@@ -131,7 +131,7 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
 
 
 def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
-    """Bands at the bottom, then raw curves, then the bright ones; styles are 2 k, and 2 k + 1 where faint."""
+    """Return the bands, raw curves and curves, from bottom to top. Curve k has style 2 k, or 2 k + 1 if faint."""
     bands, raws, curves = [], [], []
     for k, one in enumerate(lines):
         places = braille.Columns(one.x, span, columns)
@@ -142,11 +142,11 @@ def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) 
             raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, "."))
         mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
         curves.append(Layer(*places.minmax(one.curve, log_y), 2 * k, mark))
-    return [*bands, *reversed(raws), *curves]  # the raw curve of the reference, dense and grey, at the bottom
+    return [*bands, *reversed(raws), *curves]  # reversed: the reference's dense raw curve must not hide the others
 
 
 def _with_log_x(one: DrawnCurve) -> DrawnCurve:
-    """The part of a curve that a logarithmic x axis has."""
+    """Return the part of a curve with x > 0, with logarithmic x values."""
     above = int(np.searchsorted(one.x, 0.0, "right"))
     x, raw, curve = np.log10(one.x[above:]), one.raw[above:], one.curve[above:]
     band = None if one.band is None else (one.band[0][above:], one.band[1][above:])

@@ -1,4 +1,4 @@
-"""A chart as files: every value as CSV, the picture as SVG. Nothing is overwritten."""
+"""Exports the values of a chart as CSV and its picture as SVG. Existing files are never overwritten."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ppo_unified.text import clean, display_width
 from tui.charts.traces import DrawnCurve, Trace, paper_color
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
-LINE = 18  # pixels of a line of the legend
+LINE = 18  # height in pixels of a line of the legend
 
 
 def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> list[Path]:
-    """Write a chart's values, and its picture if there is one, into a folder; the paths of the new files."""
+    """Write a chart's values, and its picture if there is one, to a folder. Return the paths of the new files."""
     folder.mkdir(parents=True, exist_ok=True)
     table, svg = new_files(folder, tag)
     write_csv(table, traces)
@@ -34,18 +34,18 @@ def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: Paper
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
-    """Paths of a CSV and an SVG file that are not there yet: eval-score.csv, eval-score-2.csv, ..."""
+    """Return unused paths of a CSV and an SVG file. A number is added to the name if a file exists."""
     stem = re.sub(r"[^\w.-]+", "-", clean(tag)).strip("-.") or "chart"
     for number in count(1):
         name = stem if number == 1 else f"{stem}-{number}"
         paths = folder / f"{name}.csv", folder / f"{name}.svg"
         if not any(path.exists() for path in paths):
             return paths
-    raise AssertionError  # counting never ends
+    raise AssertionError  # unreachable: the loop is infinite
 
 
 def write_csv(path: Path, traces: Sequence[Trace]) -> None:
-    """Every value of every run, with enough digits to read it back exactly."""
+    """Write all values of all runs with enough digits to restore them exactly."""
     with open(path, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("run", "step", "wall_time", "value"))
@@ -57,7 +57,7 @@ def write_csv(path: Path, traces: Sequence[Trace]) -> None:
 
 
 class PaperChart(NamedTuple):
-    """What is in a picture. Curves, window and ticks are on the axes as drawn: logarithms on log axes."""
+    """The content of a picture. Curves, view and ticks are in drawn coordinates (logarithms on a log axis)."""
 
     drawn: Sequence[DrawnCurve]
     view: View
@@ -66,12 +66,12 @@ class PaperChart(NamedTuple):
 
 
 def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
-    """A chart on white."""
+    """Write a chart as SVG with a white background."""
     drawn, view, log_y, ticks = picture
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     title = f"{clean(tag)} (log)" if log_y else clean(tag)
     places = _places(drawn)
-    more = LINE * places[-1][1]  # pixels for further lines of the legend
+    more = LINE * places[-1][1]  # height of the additional legend lines
     with open(path, "x", encoding="utf-8") as file:
         file.write(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + more}" font-family="sans-serif" '
@@ -89,10 +89,10 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
 
 
 def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
-    """Where each entry of the legend stands: its left end in pixels, and its line."""
+    """Return the left end in pixels and the line number of each legend entry."""
     x, line, places = LEFT, 0, []
     for one in drawn:
-        size = 17 + 7 * display_width(clean(one.label))  # about what a letter takes
+        size = 17 + 7 * display_width(clean(one.label))  # about 7 pixels per letter
         if x > LEFT and x + size > WIDTH - RIGHT:
             x, line = LEFT, line + 1
         places.append((x, line))
@@ -124,8 +124,8 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
     color = paper_color(one.color)
     if one.band is not None:
         lower, upper = (_points(one.x, y, view, plot) for y in one.band)
-        whole = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])
-        outline = np.concatenate((lower[whole], upper[whole][::-1]))
+        finite = np.isfinite(lower[:, 1]) & np.isfinite(upper[:, 1])
+        outline = np.concatenate((lower[finite], upper[finite][::-1]))
         if len(outline):
             yield f'<path d="{_path(outline)}Z" fill="{color}" fill-opacity="0.2"/>\n'
     elif one.curve is not one.raw:
@@ -134,7 +134,7 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
 
 
 def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> np.ndarray:
-    """Pixels [P, 2]: the points themselves where they are few, else the lowest and the highest of each pixel column."""
+    """Return pixel coordinates [P, 2]. If there are many points, only the extremes of each pixel column."""
     width, height = plot
     start, stop = np.searchsorted(x, (view.left, view.right))
     part = slice(max(0, int(start) - 1), int(stop) + 1)
@@ -143,7 +143,7 @@ def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> 
         low, high = Columns(x, view, width).minmax(y)
         x = np.repeat(np.linspace(view.left, view.right, width), 2)
         y = np.stack((low, high), axis=1)
-        y[1::2] = y[1::2, ::-1]  # up and down by turns: neighbours are joined where they are near
+        y[1::2] = y[1::2, ::-1]  # alternate low-high and high-low, so that the line joins neighbouring ends
         y = y.reshape(-1)
     across = (x - view.left) / (view.right - view.left) * width
     down = (view.high - y) / (view.high - view.low) * height
@@ -151,7 +151,7 @@ def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> 
 
 
 def _path(points: np.ndarray) -> str:
-    """SVG path data; what is not finite breaks the line."""
+    """Return SVG path data. A point that is not finite interrupts the line."""
     parts, pen = [], "M"
     for (x, y), finite in zip(points.tolist(), np.isfinite(points).all(axis=1).tolist(), strict=True):
         if finite:

@@ -1,4 +1,4 @@
-"""One metric on the whole screen: what it means, its curves, and a table of each run's values."""
+"""The full-screen view of one metric with its meaning, its curves, and a table of each run's values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tui.charts.settings import Settings
 from tui.charts.traces import Trace, value_at, x_values
 from tui.store import Changes
 
-FORGOTTEN = 40.0  # a moving average knows nothing of values whose weight is exp(-40)
+FORGOTTEN = 40.0  # values with a weight below exp(-40) do not affect a moving average
 
-# keys that mean something else, or nothing, on the page of one metric
+# chart actions that have another meaning, or none, for a single metric
 OTHERWISE = {"enlarge", "page_next", "page_previous", "grid", "grid_less", "group"}
 
 
 class OnePlot(Plots):
-    """One metric of other charts, with their settings."""
+    """Shows one metric of another `Plots` widget and shares its settings."""
 
     def __init__(self, source: Plots, tag: str) -> None:
         super().__init__(source.settings, source.unicode, source.exports)
@@ -39,6 +39,7 @@ class OnePlot(Plots):
         self.turn_to(tag)
 
     def turn_to(self, tag: str) -> None:
+        """Show another metric."""
         self.show([tag], self.source.traces)
 
     def matching_tags(self) -> list[str]:
@@ -51,7 +52,7 @@ class OnePlot(Plots):
 
 
 class MetricScreen(Screen[None]):
-    """One metric on the whole screen: what it means, its curves, and each run's values."""
+    """The full-screen view of one metric."""
 
     CSS = """
     MetricScreen { layout: vertical; }
@@ -71,7 +72,7 @@ class MetricScreen(Screen[None]):
     places: tuple[Place, ...] = ("metric", "charts")
 
     def __init__(self, source: Plots, tag: str) -> None:
-        """`source`: the charts that this one was among; its settings are shared, its curves drawn."""
+        """Create a view of the metric `tag` that shares the settings and curves of `source`."""
         super().__init__()
         self.source, self.tag = source, tag
         self._table_size = (0, 0)
@@ -93,14 +94,15 @@ class MetricScreen(Screen[None]):
 
     @property
     def plots(self) -> OnePlot:
+        """The chart."""
         return self.query_one(OnePlot)
 
     def update_from_store(self, changes: Changes) -> None:
-        """Runs have new values."""
+        """Draw the new values of the runs."""
         self.redraw()
 
     def redraw(self) -> None:
-        """Draw what the charts behind have now."""
+        """Draw the current curves of the source."""
         self.plots.turn_to(self.tag)
 
     def _turn_to(self, tag: str) -> None:
@@ -123,6 +125,7 @@ class MetricScreen(Screen[None]):
         self.action_back()
 
     def explain(self) -> str | None:
+        """Return the description of the metric for the help dialog."""
         return explanation(self.tag)
 
     def action_back(self) -> None:
@@ -148,8 +151,8 @@ forward_actions(MetricScreen, (action.name for action in actions_of("charts") if
 
 
 def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:
-    """Each run's last value, moving average, extremes, and value at the crosshair."""
-    heads = ["last", "average", "lowest", "highest", "at step", "here"]
+    """Format a table with each run's last value, smoothed value, extremes, and value at the crosshair."""
+    heads = ["last", "smoothed", "min", "max", "max at", "cursor"]
     rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
     name = min(28, max(3, *(display_width(label) for label, _, _ in rows)) if rows else 3)
@@ -164,7 +167,7 @@ def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None
 
 
 def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]:
-    """A run's row of the table, all columns of it."""
+    """Return the cells of a run's row, for all columns of the table."""
     steps, _, values = trace.curve
     finite = np.isfinite(values)
     if not finite.any():

@@ -1,4 +1,4 @@
-"""Metrics divided into pages of charts."""
+"""Divides metrics into pages of charts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tui.charts.settings import Settings, layout
 
 
 class Page(NamedTuple):
-    """The charts in sight."""
+    """The charts of one page."""
 
     tags: Sequence[str]
     columns: int
     rows: int
-    position: str  # which of how many these are, in words
+    position: str  # such as '1-6 of 10'
 
 
 class Pages(NamedTuple):
-    """Metrics on pages of so many columns and rows."""
+    """All metrics, divided into pages of `columns` x `rows` charts."""
 
     tags: Sequence[str]
     columns: int
@@ -27,32 +27,33 @@ class Pages(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Charts on a full page."""
+        """The number of charts on a full page."""
         return self.columns * self.rows
 
     @property
     def page_count(self) -> int:
+        """The number of pages, at least 1."""
         return max(1, -(-len(self.tags) // self.size))
 
     def page(self, number: int) -> Page:
-        """One page; the last one if there are not so many."""
+        """Return a page, or the last page if `number` is too large."""
         first = min(number, self.page_count - 1) * self.size
         tags = self.tags[first : first + self.size]
         position = f"{first + 1}-{first + len(tags)} of {len(self.tags)}" if tags else "no charts"
-        return Page(tags, self.columns, self.rows, position + ("  [ ] pages" if self.page_count > 1 else ""))
+        return Page(tags, self.columns, self.rows, position + ("  [ ] turn page" if self.page_count > 1 else ""))
 
 
 def divide(tags: Sequence[str], grid: int, width: int, height: int) -> Pages:
-    """Pages of at most `grid` charts, as many as have room."""
+    """Divide metrics into pages with at most `grid` charts, or fewer if the screen is small."""
     return Pages(tags, *layout(width, height, max(1, min(grid, len(tags)))))
 
 
 def group_of(tag: str) -> str:
-    """The word before the slash."""
+    """Return the group of a metric, which is the word before the slash."""
     return tag.split("/")[0]
 
 
 def matching_tags(tags: Sequence[str], settings: Settings) -> list[str]:
-    """The metrics that group and words leave."""
+    """Return the metrics that match the selected group and words."""
     words, group = re.split(r"[\s,|]+", settings.words.strip().lower()), settings.group
     return [tag for tag in tags if (not group or group_of(tag) == group) and any(word in tag.lower() for word in words)]

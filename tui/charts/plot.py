@@ -1,4 +1,4 @@
-"""One chart in the terminal: it keeps the lines that it has drawn, and reports what the mouse does on them."""
+"""The widget of one chart, which caches its rendered lines and posts messages for mouse events."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tui.charts.chart_picture import GUTTER, ChartPicture, Look, paint_chart, pa
 from tui.charts.export import PaperChart
 from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, value_at
 
-WHEEL = 0.8  # how much narrower the window gets with one turn of the wheel
-TAIL = 0.9  # share of the plot right of which zooming holds on to the newest data
+WHEEL = 0.8  # one step of the mouse wheel multiplies the window's width by this factor
+TAIL = 0.9  # zooming to the right of this share of the plot keeps the newest data visible
 
 
 class Plot(Widget, can_focus=True):
@@ -36,20 +36,20 @@ class Plot(Widget, can_focus=True):
     COMPONENT_CLASSES: ClassVar[set[str]] = {"plot--title", "plot--current", "plot--axis", "plot--cross"}
 
     class About(Message):
-        """Something happened on a chart."""
+        """Base class of the messages about a chart."""
 
         def __init__(self, plot: Plot) -> None:
             super().__init__()
             self.plot = plot
 
     class Chosen(About):
-        """It got the focus."""
+        """The chart got the focus."""
 
     class Opened(About):
-        """It was clicked twice."""
+        """The chart was double-clicked."""
 
     class Crossed(About):
-        """The mouse points at a place of the x axis, or no longer at any."""
+        """The mouse points at the x value `x`, or at no x value if `x` is None."""
 
         def __init__(self, plot: Plot, x: float | None) -> None:
             super().__init__(plot)
@@ -59,14 +59,14 @@ class Plot(Widget, can_focus=True):
             return isinstance(message, Plot.Crossed)
 
     class Zoomed(About):
-        """The wheel turned at a place of the axis as it is drawn; None: near the newest data."""
+        """The mouse wheel was turned at the drawn x coordinate `at`, or near the newest data if `at` is None."""
 
         def __init__(self, plot: Plot, factor: float, at: float | None) -> None:
             super().__init__(plot)
             self.factor, self.at = factor, at
 
     class Dragged(About):
-        """The mouse pulls what was at `grabbed` to a share of the plot's width."""
+        """The mouse dragged the x coordinate `grabbed` to the position `share` (0 to 1) of the plot's width."""
 
         def __init__(self, plot: Plot, grabbed: float, share: float) -> None:
             super().__init__(plot)
@@ -78,24 +78,24 @@ class Plot(Widget, can_focus=True):
     def __init__(self, unicode: bool = True) -> None:
         super().__init__()
         self.tag, self.current = "", False
-        self.cross: float | None = None  # on the x axis, not its logarithm
-        self.drawings = 0  # how often curves were painted, for tests and benchmarks
+        self.cross: float | None = None  # x value of the crosshair, never a logarithm
+        self.drawings = 0  # how many times curves were painted, for tests and benchmarks
         self._glyphs = BRAILLE if unicode else ASCII
         self._traces: Sequence[Trace] = ()
         self._look = Look()
         self._data: tuple[object, ...] = ()
         self._drawn: list[DrawnCurve] | None = None
         self._averages = Averages()
-        self._painted: ChartPicture | str | None = None  # a chart, or why there is none
+        self._painted: ChartPicture | str | None = None  # a chart, or a message why there is none
         self._strips: list[Strip] | None = None
         self._own_inks: Inks | None = None
-        self._colors: list[tuple[str, bool]] = []  # that the inks were made for
+        self._colors: list[tuple[str, bool]] = []  # colors for which the inks were created
         self._grabbed: float | None = None
 
-    # what is shown
+    # content
 
     def show(self, tag: str, traces: Sequence[Trace], look: Look) -> None:
-        """Draw these curves at the next refresh, unless they are the same as before."""
+        """Draw these curves at the next refresh, unless nothing has changed."""
         data = (tag, look.axis, look.log_x, look.smoothing, look.aggregate, [_identity(trace) for trace in traces])
         if data == self._data and look == self._look:
             return
@@ -107,18 +107,19 @@ class Plot(Widget, can_focus=True):
         self._repaint()
 
     def set_cross(self, x: float | None) -> None:
-        """Show the values at a place of the x axis; None: the last ones."""
+        """Show the values at an x value, or the last values if `x` is None."""
         if x != self.cross:
             self.cross, self._strips = x, None
             self.refresh()
 
     def set_current(self, current: bool) -> None:
-        """Mark it as the chart that actions are about."""
+        """Highlight the chart as the one to which actions apply."""
         if current != self.current:
             self.current, self._strips, self._own_inks = current, None, None
             self.refresh()
 
     def notify_style_update(self) -> None:
+        """Discard the cached lines when the theme changes."""
         self._strips = self._own_inks = None
         super().notify_style_update()
 
@@ -142,29 +143,29 @@ class Plot(Widget, can_focus=True):
 
     @property
     def picture(self) -> ChartPicture | None:
-        """The chart as it was painted last; None if there is none."""
+        """The chart as last painted, or None if there is none."""
         return self._painted if isinstance(self._painted, ChartPicture) else None
 
     def values(self) -> list[float | None]:
-        """Each curve's value at the crosshair, or its last one; as it was logged, not smoothed."""
+        """Return the raw value of each curve at the crosshair, or its last raw value if there is no crosshair."""
         if self.cross is None:
             return [float(one.raw[-1]) for one in self.curves]
         slack = 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
         return [value_at(one.x, one.raw, self.cross, slack) for one in self.curves]
 
     def x_beside_cross(self, by: int) -> float | None:
-        """The place some columns beside the crosshair; beside the right end where there is none."""
+        """Return the x value `by` columns away from the crosshair, or from the right end if there is no crosshair."""
         return self.picture.x_beside(self.cross, by) if self.picture is not None else None
 
     def export_picture(self) -> PaperChart | None:
-        """The chart as it is, for a file; None where there is nothing to see."""
+        """Return the current chart for export, or None if it is empty."""
         self._paint_if_due()
         return None if self.picture is None else paper_chart(self.picture, self.curves, self._look)
 
     # drawing
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """The lines as they are: around a chart is neither border nor padding, and its inks are filtered already."""
+        """Return the lines directly, because a chart has no border or padding and its styles are already filtered."""
         strips = [self.render_line(y) for y in crop.line_range]
         first, end = crop.column_span
         return strips if (first, end) == (0, self.size.width) else [strip.crop(first, end) for strip in strips]
@@ -195,7 +196,7 @@ class Plot(Widget, can_focus=True):
         return self._painted
 
     def _has_letters(self) -> bool:
-        """Whether letters tell curves apart: there are no dots in a cell, or no colours."""
+        """Return True if letters must distinguish the curves, because there are no Braille dots or no colors."""
         return not self._glyphs.columns > 1 or self.app.no_color
 
     def _inks(self) -> Inks:
@@ -249,7 +250,7 @@ class Plot(Widget, can_focus=True):
 
 
 def _identity(trace: Trace) -> tuple[object, ...]:
-    """What changes when a curve does: curves grow at their end, or are replaced."""
+    """Return values that change whenever the curve changes. Curves only grow at the end or are replaced."""
     steps, walls, values = trace.curve
     last = (steps[-1:].tobytes(), walls[-1:].tobytes(), values[-1:].tobytes())
     return (*trace[:3], *trace[4:], len(steps), values.__array_interface__["data"][0], *last)

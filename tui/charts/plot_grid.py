@@ -1,4 +1,4 @@
-"""The charts in sight, side by side. They stay from page to page: to make a widget takes longer than to draw it."""
+"""A grid of charts, which reuses its widgets for each page because creating a widget takes longer than drawing it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui.charts.traces import Trace
 
 
 class PlotGrid(Container):
-    """As many charts as any page has had; those that a page has no metric for are hidden."""
+    """Contains as many charts as the largest page so far. Charts without a metric are hidden."""
 
     DEFAULT_CSS = """
     PlotGrid { layout: grid; grid-gutter: 0 1; height: 1fr; }
@@ -26,11 +26,11 @@ class PlotGrid(Container):
 
     @property
     def plots(self) -> list[Plot]:
-        """The charts in sight."""
+        """The visible charts."""
         return [plot for plot in self._pool if plot.display]
 
     def show(self, page: Page, traces: Mapping[str, Sequence[Trace]], look: Look, cross: float | None) -> None:
-        """Draw the metrics of a page. Charts that stay the same are not drawn again."""
+        """Draw the metrics of a page. Unchanged charts are not redrawn."""
         self.display = bool(page.tags)
         self.styles.grid_size_columns, self.styles.grid_size_rows = page.columns, page.rows
         if len(page.tags) > len(self._pool):
@@ -44,11 +44,11 @@ class PlotGrid(Container):
         self.set_cross(cross)
 
     def set_cross(self, x: float | None) -> None:
-        """Put the crosshair of all charts on a place of the x axis."""
+        """Move the crosshair of all charts to an x value."""
         for plot in self.plots:
             plot.set_cross(x)
 
     def set_current(self, current: Plot | None) -> None:
-        """Mark one of the charts as the current one."""
+        """Highlight one of the charts as the current one."""
         for plot in self.plots:
             plot.set_current(plot is current)

@@ -1,4 +1,4 @@
-"""The charts of a page: which metrics are in sight, and an action for each key of the place "charts"."""
+"""The widget with a page of charts, which selects the visible metrics and implements all chart actions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tui.charts.x_axis import XAxis
 from tui.dialogs import PromptDialog
 
 SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
-ZOOM, PAN = 0.7, 0.25  # of the window, at a key press
+ZOOM, PAN = 0.7, 0.25  # share of the window's width per key press
 
 
 class Plots(Widget):
-    """A page of charts over metrics; those in sight alone are read and drawn. Has an action for each of "charts"."""
+    """Shows one page of charts. Only the visible metrics are read and drawn."""
 
     DEFAULT_CSS = """
     Plots { layout: vertical; }
@@ -40,10 +40,10 @@ class Plots(Widget):
     """
 
     class Changed(Message):
-        """Something in `settings` is different now."""
+        """The settings have changed."""
 
     class Enlarged(Message):
-        """A metric is to fill the screen."""
+        """The user wants to see a metric full screen."""
 
         def __init__(self, plots: Plots, tag: str) -> None:
             super().__init__()
@@ -57,7 +57,7 @@ class Plots(Widget):
             self.paths = paths
 
     class Updated(Message):
-        """Other curves, another place of the crosshair, or other settings are on screen."""
+        """The displayed curves, crosshair or settings have changed."""
 
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, Plots.Updated)
@@ -67,11 +67,11 @@ class Plots(Widget):
         self.settings, self.unicode, self.exports = settings, unicode, exports
         self.tags: list[str] = []
         self.traces: Callable[[str], Sequence[Trace]] = lambda tag: ()
-        self.cross: float | None = None  # on the x axis of all charts
-        self.renewed: Signal[None] = Signal(self, "renewed")  # `show` was called: for the page of one metric
-        self._cross_axis = settings.x_axis  # the axis that `cross` is on
+        self.cross: float | None = None  # x value of the crosshair in all charts
+        self.renewed: Signal[None] = Signal(self, "renewed")  # published after `show`, for the full-screen view
+        self._cross_axis = settings.x_axis  # the axis to which `cross` belongs
         self._chosen = ""  # the tag of the current chart
-        self._pointed = False  # the mouse holds the crosshair
+        self._pointed = False  # the mouse controls the crosshair
         self._axis = XAxis(settings)
         self._grid = PlotGrid(unicode)
         self._empty, self._line = (Static(classes=name, markup=False) for name in ("empty", "page"))
@@ -81,41 +81,41 @@ class Plots(Widget):
         yield from (self._grid, self._empty, self._line)
 
     def show(self, tags: list[str], traces: Callable[[str], Sequence[Trace]]) -> None:
-        """Chart these metrics; `traces` is asked for those in sight."""
+        """Draw charts of these metrics. `traces` returns the curves of a metric and is called for visible ones only."""
         self.tags, self.traces = tags, traces
         self._arrange()
         self.renewed.publish(None)
 
-    # which charts
+    # visible charts
 
     def matching_tags(self) -> list[str]:
-        """The metrics that group and words leave."""
+        """Return the metrics that match the selected group and words."""
         return matching_tags(self.tags, self.settings)
 
     def _shape(self, grid: int) -> tuple[int, int]:
-        """Columns and rows of a page of up to `grid` charts."""
+        """Return the columns and rows of a page with up to `grid` charts."""
         return layout(self.size.width, self.size.height - 1, max(1, grid))
 
     def _pages(self) -> Pages:
         return divide(self.matching_tags(), self.settings.grid, self.size.width, self.size.height - 1)
 
     def _page(self) -> Page:
-        """The charts in sight."""
+        """Return the current page."""
         return self._pages().page(self.settings.page)
 
     @property
     def plots(self) -> list[Plot]:
-        """The charts in sight."""
+        """The visible charts."""
         return self._grid.plots
 
     @property
     def current(self) -> Plot | None:
-        """The chart that actions are about: the one with the focus last, else the first in sight."""
+        """The chart to which actions apply, which is the last focused chart or the first visible one."""
         plots = self.plots
         return next((plot for plot in plots if plot.tag == self._chosen), plots[0] if plots else None)
 
     def choose(self, tag: str) -> None:
-        """Make a metric's chart the current one, on whatever page it is."""
+        """Make a metric's chart the current one and show its page."""
         self._chosen = tag
         pages = self._pages()
         if tag in pages.tags:
@@ -123,10 +123,10 @@ class Plots(Widget):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Bring what is on screen up to date. Charts that stay the same are not drawn again."""
+        """Update the screen. Unchanged charts are not redrawn."""
         if not self.is_mounted:
             return
-        if self.settings.x_axis != self._cross_axis:  # the page of one metric shares the settings
+        if self.settings.x_axis != self._cross_axis:  # the full-screen view may have changed the shared settings
             self._cross_axis, self.cross = self.settings.x_axis, None
         page = self._page()
         traces = {tag: list(self.traces(tag)) for tag in page.tags}
@@ -137,11 +137,13 @@ class Plots(Widget):
         self.post_message(self.Updated())
 
     def _show_line(self, page: Page) -> None:
-        """The line below the charts; why there are none, where there are none."""
+        """Update the line below the charts, and the message if there are no charts."""
         self._empty.display = not page.tags
         if not page.tags:
             there = any(map(self.traces, self.tags))
-            why = "No metric matches: m changes the words, v the group." if there else "No curves yet."
+            why = (
+                "No metric matches. Press m to change the words, v to change the group." if there else "No curves yet."
+            )
             self._empty.update(why)
         text = pad("  ".join([page.position, *self.settings.describe()]), max(1, self.size.width))
         if text != self._line_text:
@@ -155,15 +157,15 @@ class Plots(Widget):
         self.call_after_refresh(self._arrange)
 
     def apply_settings(self) -> None:
-        """Show what `settings` say now, and tell."""
+        """Redraw with the changed settings and post `Changed`."""
         self._arrange()
         self.post_message(self.Changed())
 
     def explain(self) -> str | None:
-        """What the current chart's metric means; None where there is no chart."""
+        """Return the description of the current chart's metric, or None if there is no chart."""
         return explanation(self.current.tag) if self.current else None
 
-    # from the charts
+    # messages from the charts
 
     def on_plot_chosen(self, message: Plot.Chosen) -> None:
         self._chosen = message.plot.tag
@@ -189,7 +191,7 @@ class Plots(Widget):
         self._grid.set_cross(x)
         self.post_message(self.Updated())
 
-    # actions, by their names in the table
+    # actions, with the names from `tui.actions`
 
     def action_metrics(self) -> None:
         def preview(text: str) -> None:
@@ -197,7 +199,7 @@ class Plots(Widget):
             self._arrange()
 
         ask = PromptDialog(
-            "Show only metrics whose name has one of these words",
+            "Show only metrics whose name contains one of these words",
             self.settings.words,
             "kl loss return",
             preview=preview,
@@ -212,7 +214,7 @@ class Plots(Widget):
         columns, rows = self._shape(self.settings.grid)
         larger = next((grid for grid in GRIDS if grid > columns * rows), self.settings.grid)
         if math.prod(self._shape(larger)) <= columns * rows:
-            self.notify("There is no room for more charts here.", markup=False)
+            self.notify("There is not enough space for more charts.", markup=False)
             return
         self._set_grid(larger)
 
@@ -221,7 +223,7 @@ class Plots(Widget):
         self._set_grid(max((grid for grid in GRIDS if grid < columns * rows), default=1))
 
     def _set_grid(self, grid: int) -> None:
-        """Another number of charts on a page; the current one stays in sight."""
+        """Change the number of charts per page. The current chart stays visible."""
         tag = self.current.tag if self.current else ""
         self.settings.grid = grid
         self.choose(tag)
@@ -247,7 +249,7 @@ class Plots(Widget):
     def action_x_axis(self) -> None:
         settings = self.settings
         settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
-        settings.window = None  # of another axis
+        settings.window = None  # it belongs to the previous axis
         self.apply_settings()
 
     def action_log_y(self) -> None:
@@ -314,25 +316,25 @@ class Plots(Widget):
         if traces := list(self.traces(plot.tag)):
             self._export(plot.tag, traces, plot.export_picture())
         else:
-            self.notify(f"{clean(plot.tag)} has no points yet.", markup=False)
+            self.notify(f"Cannot export {clean(plot.tag)}: it has no points yet.", markup=False)
 
     @work(thread=True, group="export")
     def _export(self, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> None:
         try:
             paths = export_chart(self.exports, tag, traces, picture)
         except OSError as error:
-            self.app.call_from_thread(self.notify, f"Not exported: {error}", severity="error", markup=False)
+            self.app.call_from_thread(self.notify, f"Export failed: {error}", severity="error", markup=False)
             return
-        text = "Written: " + ", ".join(str(path) for path in paths)
+        text = "Exported to " + ", ".join(str(path) for path in paths)
         self.app.call_from_thread(self.notify, text, markup=False)
         self.post_message(self.Exported(paths))
 
 
 def explanation(tag: str) -> str:
-    """A metric's name, meaning, unit and healthy range."""
+    """Return a metric's name, meaning, unit and healthy range."""
     metric = METRICS.get(tag)
     if metric is None:
-        return f"{clean(tag)}: not one of this program's metrics; the run's adapter or another program wrote it"
+        return f"{clean(tag)}: a metric without a description, logged by the run's adapter or another program"
     lines = [f"{tag}: {metric.meaning}"]
     lines += [f"Unit: {metric.unit}"] if metric.unit else []
     lines += [f"Healthy: {metric.healthy}"] if metric.healthy else []
@@ -340,7 +342,7 @@ def explanation(tag: str) -> str:
 
 
 def forward_actions(screen: type[Screen[Any]], names: Iterable[str]) -> None:
-    """Give a screen these actions of charts; its `plots` does them, whatever has the focus."""
+    """Add chart actions to a screen. The screen's `plots` executes them, regardless of the focus."""
 
     def make_action(name: str) -> Callable[[Any], Awaitable[None]]:
         async def action(self: Any) -> None:

@@ -1,4 +1,4 @@
-"""How one looks at charts, kept between sessions, and how many of them have room."""
+"""The chart settings, which are saved between sessions, and the layout of the charts."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from ppo_unified.text import clean
 from tui.charts.traces import AXES
 
 GRIDS = (1, 2, 4, 6, 9, 16, 25, 36)
-LEAST_WIDTH, LEAST_HEIGHT = 36, 6  # of a chart
-NARROW = 100  # columns below which there are two charts side by side at most
-SHAPE = 3.5  # width of a chart over its height, in cells, that reads best
+AXIS_LABELS = dict(zip(AXES, ("step", "elapsed time", "time of day"), strict=True))
+LEAST_WIDTH, LEAST_HEIGHT = 36, 6  # minimum size of a chart in cells
+NARROW = 100  # a screen with fewer columns shows at most two charts side by side
+SHAPE = 3.5  # preferred ratio of a chart's width to its height, in cells
 
 
 @dataclass
 class Settings:
-    """How one looks at charts; kept between sessions."""
+    """The chart settings, which are saved between sessions."""
 
-    grid: int = 6  # charts on a page, at most
+    grid: int = 6  # maximum number of charts per page
     page: int = 0
-    group: str = ""  # only metrics with this word before the slash
-    words: str = ""  # only metrics whose name has one of these
+    group: str = ""  # show only metrics with this word before the slash
+    words: str = ""  # show only metrics whose name contains one of these words
     x_axis: str = "step"
     log_x: bool = False
     log_y: bool = False
     smoothing: float = 0.0
-    aggregate: bool = False  # runs that differ in the seed only as one curve
-    window: tuple[float, float] | None = None  # of the x axis; None: all of it
-    follow: bool = True  # the window moves with the newest data
+    aggregate: bool = False  # draw runs that differ only in the seed as one curve
+    window: tuple[float, float] | None = None  # visible part of the x axis; None shows all of it
+    follow: bool = True  # move the window with the newest data
 
     @property
     def has_log_x(self) -> bool:
-        """Whether the x axis is logarithmic; that of the time of day never is."""
+        """True if the x axis is logarithmic. The time of day never is."""
         return self.log_x and self.x_axis != "time"
 
     def describe(self) -> list[str]:
-        """What differs from plain charts of everything, in words."""
-        parts = [f"x: {self.x_axis}{' log' if self.has_log_x else ''}"]
+        """Return a short description of the x axis and of each setting that is not the default."""
+        parts = [f"x: {AXIS_LABELS[self.x_axis]}{' log' if self.has_log_x else ''}"]
         parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
         parts += ["log y"] if self.log_y else []
-        parts += ["seeds as one"] if self.aggregate else []
+        parts += ["seeds grouped"] if self.aggregate else []
         parts += [f"group {clean(self.group)}/"] if self.group else []
         parts += [f"words: {clean(self.words)}"] if self.words else []
         if self.window is not None:
@@ -49,11 +50,12 @@ class Settings:
         return parts
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a dict for the state file."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, table: object) -> Settings:
-        """Whatever is missing or makes no sense keeps its default."""
+        """Read settings from the state file. Missing or invalid values keep their defaults."""
         settings = cls()
         if not isinstance(table, dict):
             return settings
@@ -74,7 +76,7 @@ class Settings:
 
 
 def layout(width: int, height: int, count: int) -> tuple[int, int]:
-    """Columns and rows for up to `count` charts: as many as have room, in a shape that reads well."""
+    """Return the columns and rows that fit the most charts, up to `count`, with the best shape."""
     most_columns = max(1, min(width // LEAST_WIDTH, 2 if width < NARROW else count, count))
     most_rows = max(1, height // LEAST_HEIGHT)
 

@@ -1,4 +1,4 @@
-"""Curves of runs as charts draw them: colours, x axes, moving averages, and seeds of one configuration as one."""
+"""Prepares curves for the charts by computing colors, x values, moving averages, and medians over seeds."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from ppo_unified.terminal.chart import smooth
 
-Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, walls in seconds since the epoch, values; [P]
+Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, wall times in s since the epoch, values; all [P]
 
 AXES = ("step", "relative", "time")  # steps, seconds since the run's first value, seconds since the epoch
-_PART = 1 << 14  # values that are smoothed at once: in the processor's cache
-GRID = 1000  # places at which seeds are compared, at most
+_PART = 1 << 14  # number of values smoothed at once, which fits into the processor's cache
+GRID = 1000  # maximum number of x values at which grouped seeds are compared
 
-# Okabe and Ito's colours, which every kind of colour vision tells apart, made lighter or darker for the background
+# Okabe and Ito's color-blind safe palette, adjusted for dark and light backgrounds
 DARK = ("#E69F00", "#56B4E9", "#2FBF94", "#F0E442", "#4C86F0", "#E8743B", "#CC79A7", "#A48CFF")
 LIGHT = ("#946100", "#1473AD", "#007A5A", "#746A00", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
 PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
@@ -27,30 +27,31 @@ PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
 class Trace(NamedTuple):
     """One run's values of one metric, steps ascending."""
 
-    key: str  # the run
+    key: str  # of the run
     label: str
     color: str
     curve: Curve
-    pinned: bool = False  # the reference: drawn last, on top
-    group: str = ""  # runs of one group differ in the seed only
+    pinned: bool = False  # the reference run, drawn on top
+    group: str = ""  # runs of one group differ only in the seed
 
 
 class DrawnCurve(NamedTuple):
-    """A curve ready for a chart: x ascending, all arrays [P]."""
+    """A curve ready for drawing. The x values are ascending, and all arrays have the shape [P]."""
 
     label: str
     color: str
     pinned: bool
     x: np.ndarray
     raw: np.ndarray
-    curve: np.ndarray  # the moving average; `raw` itself where nothing is smoothed
+    curve: np.ndarray  # the moving average, or `raw` itself without smoothing
     band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper quartile over seeds
 
 
 def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> dict[str, str]:
-    """A colour for each run, the same in every session as far as possible; the first 8 all differ.
+    """Return a color for each run. The first 8 colors all differ.
 
-    A run's name picks its colour; where a run before it has that one, it takes the next free one.
+    A run's color depends on its name, so it is usually the same in every session. If an earlier run already uses that
+    color, the run gets the next free one.
     """
     palette = DARK if dark else LIGHT
     colors: dict[str, str] = {}
@@ -68,22 +69,22 @@ def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> d
 
 
 def paper_color(color: str) -> str:
-    """The colour for a light background that stands for one on a dark background."""
+    """Return the light-background equivalent of a dark-background color."""
     pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
     return pairs.get(color, color)
 
 
 def x_values(curve: Curve, axis: str) -> np.ndarray:
-    """Where a curve's values stand on an axis of AXES, never descending; steps as they are, a million is not copied."""
+    """Return the x values of a curve for one of AXES, in non-descending order. Steps are returned without a copy."""
     steps, walls, _ = curve
     if axis == "step" or not len(walls):
         return steps
-    ascending = np.maximum.accumulate(np.asarray(walls, np.float64))  # a clock that was put back
+    ascending = np.maximum.accumulate(np.asarray(walls, np.float64))  # the clock may have been set back
     return ascending - ascending[0] if axis == "relative" else ascending
 
 
 def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float] | None:
-    """The first and the last place of some curves; of those above 0 only, and as logarithms, where `log`."""
+    """Return the smallest and largest x value of some curves; if `log`, of values > 0 only and as logarithms."""
     ends: list[float] = []
     for trace in traces:
         if not len(trace.curve[0]):
@@ -103,42 +104,42 @@ def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float]
 
 
 class Averages:
-    """The moving averages of one metric's curves. Where a curve has only grown, its average is continued."""
+    """A cache of the moving averages of one metric's curves. When a curve grows, only the new part is computed."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Average] = {}
+        self._cache: dict[str, _Average] = {}
 
     def average(self, trace: Trace, weight: float) -> np.ndarray:
-        """`smooth` of the trace's values [P]; what was handed out before stays as it is."""
-        kept = self._kept.get(trace.key)
+        """Return `smooth` of the trace's values [P]. Arrays returned earlier do not change."""
+        cached = self._cache.get(trace.key)
         values = np.asarray(trace.curve[2])
-        if kept is None or not kept.is_extended_by(values, weight):
-            kept = self._kept[trace.key] = _Average(weight)
-        return kept.extend(values)
+        if cached is None or not cached.is_extended_by(values, weight):
+            cached = self._cache[trace.key] = _Average(weight)
+        return cached.extend(values)
 
     def keep_only(self, traces: Sequence[Trace]) -> None:
-        """Forget all other curves."""
+        """Remove all other curves from the cache."""
         keys = {trace.key for trace in traces}
-        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
+        self._cache = {key: cached for key, cached in self._cache.items() if key in keys}
 
 
 class _Average:
-    """One curve's moving average as far as it is known."""
+    """The moving average of the known part of one curve."""
 
     def __init__(self, weight: float) -> None:
         self._weight = weight
         self._values = np.empty(0, np.float32)  # [P]
         self._averages = np.empty(0)  # at least [P]
-        self._count, self._last = 0, 0.0  # of finite values, and their average
+        self._count, self._last = 0, 0.0  # number of finite values, and their average
 
     def is_extended_by(self, values: np.ndarray, weight: float) -> bool:
-        """Whether these values begin with those that it was made of, to the bit."""
+        """Return True if `values` starts with exactly the known values and the weight is the same."""
         known = len(self._values)
         same = weight == self._weight and values.dtype == self._values.dtype and len(values) >= known
         return same and np.array_equal(values[:known].view(np.int32), self._values.view(np.int32))
 
     def extend(self, values: np.ndarray) -> np.ndarray:
-        """The averages [P] of values that begin with the known ones."""
+        """Return the averages [P] of values that start with the known ones."""
         known, size = len(self._values), len(values)
         if size > len(self._averages):
             larger = np.empty(2 * size)
@@ -157,9 +158,9 @@ class _Average:
 def prepare_curves(
     traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
 ) -> list[DrawnCurve]:
-    """What a chart draws, in the order of drawing: the pinned run last. Groups are one curve each where `aggregate`.
+    """Return the curves to draw, the pinned run last. If `aggregate`, each group of seeds becomes one curve.
 
-    `averages`: those of the metric's curves as they were before.
+    `averages` is the cache of moving averages for this metric.
     """
     averages = averages or Averages()
     averages.keep_only(traces)
@@ -183,7 +184,7 @@ def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -
 
 
 def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> DrawnCurve:
-    """Runs of one group as their median, with the quartiles around it."""
+    """Return the median of a group of runs with its interquartile band."""
     xs = [x_values(trace.curve, axis) for trace in members]
     ys = [smooth(trace.curve[2], smoothing) for trace in members]
     x, quartiles = quartiles_over(xs, ys)
@@ -196,9 +197,9 @@ def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> D
 
 
 def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower quartile, median and upper quartile over curves, each interpolated inside its own range.
+    """Return the lower quartile, median and upper quartile over curves, each interpolated inside its own range.
 
-    -> places [G], the curves' own where there are few; quartiles [3, G], NaN where no curve is.
+    -> x values [G] (those of the curves unless there are too many), quartiles [3, G] (NaN outside of all curves)
     """
     grid = np.unique(np.concatenate(xs))
     if len(grid) > GRID:
@@ -219,7 +220,7 @@ def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[
 
 
 def value_at(x: np.ndarray, y: np.ndarray, at: float, slack: float = 0.0) -> float | None:
-    """The value nearest to a place; None more than `slack` outside the curve."""
+    """Return the value nearest to the x value `at`, or None if `at` is more than `slack` outside the curve."""
     if not len(x) or not x[0] - slack <= at <= x[-1] + slack:
         return None
     index = min(len(x) - 1, int(np.searchsorted(x, at)))

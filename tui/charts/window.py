@@ -1,25 +1,26 @@
-"""The part of the x axis that charts show: pure functions on the axis as it is drawn (logarithms on a log axis)."""
+"""The visible window of the x axis. All coordinates are as drawn, that is, logarithms on a log axis."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-LEAST = 1e-5  # of the whole axis: no window is narrower
+LEAST = 1e-5  # minimum width of a window, as a share of the full axis
 
 
 class Window(NamedTuple):
-    """From `left` to `right`, left < right."""
+    """A range of the x axis, with left < right."""
 
     left: float
     right: float
 
     @property
     def width(self) -> float:
+        """The difference between right and left."""
         return self.right - self.left
 
 
 def clamp(window: Window, whole: Window) -> Window:
-    """The window moved into the whole axis; the whole axis where it is as wide."""
+    """Move a window inside the full axis. A window that is too wide becomes the full axis."""
     if window.width >= whole.width:
         return whole
     if window.left < whole.left:
@@ -30,17 +31,17 @@ def clamp(window: Window, whole: Window) -> Window:
 
 
 def touches_end(window: Window, whole: Window) -> bool:
-    """Whether it shows the newest data, and so is to follow them."""
+    """Return True if the window shows the newest data and therefore follows new data."""
     return window.right >= whole.right - 1e-9 * max(whole.width, abs(whole.right))
 
 
 def move_to_end(window: Window, whole: Window) -> Window:
-    """As wide as before, at the right end of the axis."""
+    """Move a window to the right end of the axis."""
     return clamp(Window(whole.right - window.width, whole.right), whole)
 
 
 def zoom(window: Window, whole: Window, factor: float, at: float) -> Window:
-    """`factor` times as wide; what is at `at` stays where it is on the screen, as far as the axis allows."""
+    """Multiply the window's width by `factor`. The coordinate `at` keeps its place on the screen if possible."""
     width = max(window.width * factor, LEAST * whole.width)
     if width >= whole.width:
         return whole
@@ -50,5 +51,5 @@ def zoom(window: Window, whole: Window, factor: float, at: float) -> Window:
 
 
 def pan(window: Window, whole: Window, by: float) -> Window:
-    """Moved by a share of its own width, to the right where positive."""
+    """Move a window by a share of its own width; positive values move it to the right."""
     return clamp(Window(window.left + by * window.width, window.right + by * window.width), whole)

@@ -1,4 +1,4 @@
-"""The x axis that the charts of a page share: how much of it they show, and how keys and the mouse change that."""
+"""The x axis that the charts of a page share, and its zoom and pan operations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tui.charts.window import Window, clamp, move_to_end, pan, touches_end, zoom
 
 
 class XAxis:
-    """Places are on the axis as it is drawn, logarithms on a log axis; `settings` hold them without logarithms."""
+    """The shared x axis. Coordinates are as drawn (logarithms on a log axis), but `settings` stores plain x values."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.whole: Window | None = None  # around all curves in sight; None: there are none
+        self.whole: Window | None = None  # the range of all visible curves, or None without curves
 
     def fit(self, traces: Sequence[Trace]) -> None:
-        """Reach around these curves."""
+        """Set the full range of the axis to the range of these curves."""
         ends = x_ends(traces, self.settings.x_axis, self.settings.has_log_x)
         view = None if ends is None else chart.add_margins(View(*ends, 0, 1))
         self.whole = None if view is None else Window(view.left, view.right)
 
     def look(self) -> Look:
-        """How to draw the charts of the page."""
+        """Return the drawing options for the charts of the page."""
         settings = self.settings
         return Look(
             settings.x_axis,
@@ -40,7 +40,7 @@ class XAxis:
 
     @property
     def window(self) -> Window | None:
-        """What is shown of the whole axis; None if there are no curves."""
+        """The visible part of the axis, or None if there are no curves."""
         settings, whole = self.settings, self.whole
         if settings.window is None or whole is None:
             return whole
@@ -53,7 +53,7 @@ class XAxis:
         return (move_to_end if settings.follow else clamp)(Window(left, right), whole)
 
     def position_of(self, x: float | None) -> float | None:
-        """Where a place without its logarithm is drawn; None outside the window."""
+        """Convert an x value to a drawn coordinate, or return None if it is outside the window."""
         window = self.window
         if x is None or window is None:
             return None
@@ -61,7 +61,7 @@ class XAxis:
         return at if window.left <= at <= window.right else None
 
     def zoom(self, factor: float, at: float | None) -> None:
-        """Around a place; None: the right end if the newest data are in sight, else the middle."""
+        """Zoom around `at`. If it is None, zoom around the right end if the newest data is visible, else the middle."""
         window, whole = self.window, self.whole
         if window is not None and whole is not None:
             if at is None:
@@ -74,14 +74,14 @@ class XAxis:
             self._show(pan(self.window, self.whole, by), self.whole)
 
     def drag(self, place: float, share: float) -> None:
-        """Move the window so that a place is at a share of its width."""
+        """Move the window so that the coordinate `place` is at the position `share` (0 to 1) of its width."""
         window, whole = self.window, self.whole
         if window is not None and whole is not None:
             left = place - share * window.width
             self._show(clamp(Window(left, left + window.width), whole), whole)
 
     def reset(self) -> None:
-        """Show all of the axis, and follow the newest data."""
+        """Show the full axis and follow the newest data."""
         self.settings.window, self.settings.follow = None, True
 
     def _show(self, window: Window, whole: Window) -> None:

@@ -1,6 +1,6 @@
-"""The form's options in one widget: it draws a hundred of them as lines, and one input box stands where the cursor is.
+"""The options of the form in one widget, which draws each option as a line and has one input box at the cursor.
 
-A widget for each option would take a second to make for a language model's options, and at every search again.
+One widget per option would take a second to create for a language model, and again for every search.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from textual.widgets import Input
 from ppo_unified.text import clean, pad
 from tui.new_run.form_model import Field
 
-NAME, GAP, INDENT = 27, 2, 2  # columns of an option's name, before its description, before what is wrong with it
-VALUES = ((110, 36), (0, 22))  # from this width on: columns of the value
+NAME, GAP, INDENT = 27, 2, 2  # columns: width of the name, gap before the description, indentation of an error
+VALUES = ((110, 36), (0, 22))  # (minimum width of the widget, columns of the value)
 SWITCH = ("false", "true")
 
 
 class Line(NamedTuple):
-    """One line: an option, a section's head, or what is wrong with the option above."""
+    """One line, which is an option, a section heading, or an error of the option above."""
 
     kind: Literal["option", "section", "problem"]
-    name: str  # of the option or the section
+    name: str  # the option or the section
     text: str = ""
 
 
 class Lines(ScrollView, can_focus=True, inherit_bindings=False):
-    """Draws the lines, and has the focus where there is nothing to type. The arrows move the cursor, not the view."""
+    """Draws the lines and has the focus unless the current line accepts text. Arrow keys move the cursor."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         f"lines--{part}" for part in ("name", "changed", "value", "description", "section", "problem", "cursor")
     }
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("space,enter,right", "cycle(1)", "Next value", show=False),
-        Binding("left", "cycle(-1)", "Value before", show=False),
+        Binding("left", "cycle(-1)", "Previous value", show=False),
     ]
 
     @property
@@ -76,23 +76,23 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
 
 
 class Fields(Widget):
-    """Options with their values, those of closed sections left out. `typed` is kept up to date as one types."""
+    """Shows options with their values, except those in closed sections, and updates `typed` with every key press."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,shift+tab", "move(-1)", "Option before", show=False),
+        Binding("up,shift+tab", "move(-1)", "Previous option", show=False),
         Binding("down,tab", "move(1)", "Next option", show=False),
         Binding("pageup", "move(-10)", "Ten options up", show=False),
         Binding("pagedown", "move(10)", "Ten options down", show=False),
     ]
 
     class Typed(Message):
-        """An option has another value."""
+        """The value of an option has changed."""
 
     class Moved(Message):
-        """The cursor is on another line."""
+        """The cursor has moved to another line."""
 
     class Left(Message):
-        """The cursor has been moved over the first line (-1) or the last (1)."""
+        """The cursor has moved above the first line (-1) or below the last line (1)."""
 
         def __init__(self, by: int) -> None:
             super().__init__()
@@ -102,13 +102,13 @@ class Fields(Widget):
         super().__init__()
         self.typed = typed
         self.fields: Mapping[str, Field] = {}
-        self.above: list[str] = []  # options that are always in sight
-        self.sections: dict[str, list[str]] = {}  # the others
-        self.problems: Mapping[str, str] = {}
-        self.opened: set[str] = set()
-        self.words: Sequence[str] = ()  # searched for
+        self.above: list[str] = []  # options outside of any section, which are always visible
+        self.sections: dict[str, list[str]] = {}  # section -> the other options
+        self.problems: Mapping[str, str] = {}  # option -> error
+        self.opened: set[str] = set()  # open sections
+        self.words: Sequence[str] = ()  # the search
         self.shown: list[Line] = []
-        self.cursor = 0  # index of the line
+        self.cursor = 0  # index in `shown`
         self.lines, self.editor = Lines(), Input(compact=True, select_on_focus=False)
 
     def compose(self) -> ComposeResult:
@@ -116,7 +116,7 @@ class Fields(Widget):
         yield self.editor
 
     def set_fields(self, fields: Mapping[str, Field]) -> None:
-        """Take these options. What matters, or was typed before, stands above; that never changes later."""
+        """Show these options. The first call places the important and the already changed options at the top."""
         self.fields = fields
         if not self.above:
             self.above = [name for name, field in fields.items() if field.matters or name in self.typed]
@@ -128,6 +128,7 @@ class Fields(Widget):
 
     @property
     def current(self) -> Line | None:
+        """The line under the cursor."""
         return self.shown[self.cursor] if self.shown else None
 
     @property
@@ -137,10 +138,11 @@ class Fields(Widget):
         return self.fields[line.name] if line is not None and line.kind == "option" else None
 
     def text(self, option: str) -> str:
+        """Return the text of an option's value."""
         return self.typed.get(option, self.fields[option].default)
 
     def set_text(self, option: str, text: str) -> None:
-        """Remember what was typed; the target's own value is nothing typed."""
+        """Store a new text in `typed`, or remove the option from `typed` if the text is the default."""
         if text == self.text(option):
             return
         if text == self.fields[option].default:
@@ -151,13 +153,13 @@ class Fields(Widget):
         self.post_message(self.Typed())
 
     def reset(self) -> None:
-        """Give the option under the cursor the target's value back."""
+        """Reset the option under the cursor to its default."""
         if field := self.option:
             self.set_text(field.name, field.default)
             self.place_editor()
 
     def cycle(self, by: int) -> None:
-        """The next value of a switch or a choice; open or close a section."""
+        """Select the next value of a Boolean or a choice, or open or close the section under the cursor."""
         line, field = self.current, self.option
         if field is None and line is not None:
             self.opened ^= {line.name}
@@ -168,7 +170,10 @@ class Fields(Widget):
             self.set_text(field.name, choices[(at + by) % len(choices)])
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """The box always holds the value under the cursor, also when this message is of one before."""
+        """Store the text of the input box.
+
+        The box always contains the value under the cursor, even if this message is from a previous option.
+        """
         event.stop()
         if (field := self.option) and not _choices(field):
             self.set_text(field.name, self.editor.value)
@@ -176,7 +181,7 @@ class Fields(Widget):
     # lines
 
     def rebuild_lines(self) -> None:
-        """Work out the lines anew; the cursor stays on its option where that is still in sight."""
+        """Recompute the lines. The cursor stays on its option if that is still visible."""
         line = self.current
         self.shown = list(self._lines(max(20, self.lines.scrollable_content_region.width - INDENT)))
         self.cursor = next((i for i, other in enumerate(self.shown) if line is not None and other[:2] == line[:2]), 0)
@@ -207,13 +212,13 @@ class Fields(Widget):
         counts = [f"{len(options)} more option{'s' if len(options) > 1 else ''}"]
         for count, what in (
             (sum(self.text(option) != self.fields[option].default for option in options), "changed"),
-            (sum(option in self.problems for option in options), "wrong"),
+            (sum(option in self.problems for option in options), "invalid"),
         ):
             counts += [f"{count} {what}"] if count else []
         return f"{'-' if opened else '+'} {section or 'general':<12} {', '.join(counts)}"
 
     def line_pieces(self, index: int, width: int) -> list[tuple[str, str]]:
-        """A line's pieces: text and style."""
+        """Return the parts of a line as (text, style)."""
         if index >= len(self.shown):
             return []
         line, here = self.shown[index], index == self.cursor and self._has_focus
@@ -233,7 +238,7 @@ class Fields(Widget):
 
     @property
     def _value_width(self) -> int:
-        """Columns of a value."""
+        """The number of columns for a value."""
         return next(room for width, room in VALUES if self.size.width >= width)
 
     # cursor and focus
@@ -243,23 +248,23 @@ class Fields(Widget):
         return self.screen.focused in (self.lines, self.editor)
 
     def action_move(self, by: int) -> None:
-        """To another option or section; beyond the ends, out of here."""
+        """Move the cursor by some options or sections. Beyond the ends, post `Left`."""
         stops = [i for i, line in enumerate(self.shown) if line.kind != "problem"]
         at = stops.index(self.cursor) + by if stops else -1
         if not stops or (abs(by) == 1 and not 0 <= at < len(stops)):
-            self.cursor = 0  # where one comes in again
+            self.cursor = 0  # start at the top when the focus returns
             self.post_message(self.Left(by))
             return
         self.cursor = stops[max(0, min(at, len(stops) - 1))]
         self.take_focus()
 
     def go_to_first(self) -> None:
-        """Put the cursor on the first option."""
+        """Move the cursor to the first option."""
         self.cursor = next((i for i, line in enumerate(self.shown) if line.kind == "option"), 0)
         self.take_focus()
 
     def go_to(self, option: str) -> None:
-        """Put the cursor on an option, its section opened."""
+        """Move the cursor to an option and open its section."""
         if option not in self.above:
             self.opened.add(self.fields[option].section)
         self.words = ()
@@ -268,7 +273,7 @@ class Fields(Widget):
         self.take_focus()
 
     def take_focus(self) -> None:
-        """Take the focus: the box where there is something to type, else the lines."""
+        """Focus the input box if the option accepts text, otherwise the lines."""
         self._scroll_to_cursor()
         self.place_editor()
         self.screen.set_focus(self.editor if self.editor.display else self.lines)
@@ -276,7 +281,7 @@ class Fields(Widget):
         self.post_message(self.Moved())
 
     def _scroll_to_cursor(self) -> None:
-        """Scroll so that the option is seen, and what is wrong with it."""
+        """Scroll so that the current option and its error are visible."""
         last = self.cursor
         while last + 1 < len(self.shown) and self.shown[last + 1].kind == "problem":
             last += 1
@@ -286,7 +291,7 @@ class Fields(Widget):
             self.lines.scroll_to(y=wanted, animate=False, force=True, immediate=True)
 
     def place_editor(self) -> None:
-        """Put the box over the value under the cursor, or away."""
+        """Place the input box over the value under the cursor, or hide it if the line needs no text input."""
         field = self.option
         typing = field is not None and not _choices(field)
         if not typing and self.screen.focused is self.editor:
@@ -300,7 +305,7 @@ class Fields(Widget):
             self.editor.styles.offset = (NAME, self.cursor - round(self.lines.scroll_y))
 
     def click(self, index: int, column: int) -> None:
-        """Go to the line; on a value or a section's head, do what Enter does."""
+        """Move the cursor to a line. On a choice or a section heading, also do the same as Enter."""
         if index < len(self.shown) and self.shown[index].kind != "problem":
             self.cursor = index
             self.take_focus()
@@ -319,6 +324,6 @@ def _display_value(field: Field, text: str) -> str:
 
 
 def _matches(field: Field, words: Sequence[str]) -> bool:
-    """Whether an option's name or description has every word."""
+    """Return True if an option's name or description contains every word."""
     text = f"{field.name} {field.description}".lower()
     return all(word in text for word in words)

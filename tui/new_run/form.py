@@ -1,4 +1,4 @@
-"""A new run's options, judged as one types, and the command line that says the same."""
+"""The form for the options of a new run, which validates the input as the user types and shows the command line."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from tui.new_run import form_model
 from tui.new_run.fields import Fields
 from tui.new_run.form_model import NAME, RECIPE, Field, Verdict
 
-WAIT_S = 0.1  # after a key press, before what was typed is judged
+WAIT_S = 0.1  # delay between a key press and the validation
 NAME_FIELD = Field(
     NAME,
     "",
     "text",
-    "name of the run's folder; left empty, it is made of the preset and the seed",
+    "name of the run folder; if empty, the preset and the seed form the name",
     "text",
     (),
     "",
     True,
 )
-SEVERAL = "; several, such as 1-5 or 1,2,7, are a run each"
-MANY = "  several values, separated by commas, are a run each"
+SEVERAL = "; several seeds, such as 1-5 or 1,2,7, start one run each"
+MANY = "  several values, separated by commas, start one run each"
 
 
 class Form(Screen[None]):
-    """The second half of starting a run.
+    """The second step of starting a run, after the picker.
 
-    `typed` is the caller's: it always holds what differs, so that leaving and coming back loses nothing. `start` takes
-    the arguments of `train`, a list for each run.
+    The caller owns `typed`, which always contains the changed options, so that closing the form loses no input. `start`
+    accepts the arguments of `train`, one list per run.
     """
 
     CSS_PATH = "form.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         *bindings("form"),
-        Binding("q", "cancel", show=False),  # with the focus on Start it must not end the program
-        Binding("up", "app.focus_previous", "Field before", show=False),
+        Binding("q", "cancel", show=False),  # otherwise q would quit the program when the Start button has the focus
+        Binding("up", "app.focus_previous", "Previous field", show=False),
         Binding("down", "app.focus_next", "Next field", show=False),
     ]
     places: tuple[Place, ...] = ("form",)
@@ -69,15 +69,15 @@ class Form(Screen[None]):
     ) -> None:
         super().__init__()
         self.target, self.typed, self.runs, self.start = target, typed, runs, start
-        self.recipe = typed.get(RECIPE, recipe)  # "" there is none, chosen
+        self.recipe = typed.get(RECIPE, recipe)  # an empty string in `typed` means that the user selected no recipe
         self.options = Fields(typed)
         self.verdict = Verdict({}, (), (), None, 0, "")
-        self.waiting = False  # for a process that was started to show itself, or to refuse
-        self._refused = ""
+        self.waiting = False  # True until the started process creates its run folder or fails
+        self._start_error = ""
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        about = form_model.find_pick(self.target)
+        about = form_model.find_choice(self.target)
         yield Static(Content(f"New run: {clean(self.target)}"), id="top")
         yield Static(Content(_expectation(about)), id="title")
         with Horizontal(id="head"):
@@ -87,7 +87,7 @@ class Form(Screen[None]):
         yield self.options
         yield Static(id="about")
         with VerticalScroll(id="bar", can_focus=False):
-            yield Static(id="said")
+            yield Static(id="verdict")
             yield Static(id="command")
         yield Footer(compact=True, show_command_palette=False)
 
@@ -97,19 +97,19 @@ class Form(Screen[None]):
         self.check_options()
 
     def _load(self) -> None:
-        """The target's options and values, the recipe's over them; what cannot be read is the verdict's to say."""
+        """Load the options of the target and the recipe. `check_options` reports errors."""
         with suppress(UsageError):
             found = dict(form_model.fields(self.target, self.recipe))
             found[SEED] = found[SEED]._replace(description=found[SEED].description + SEVERAL)
             known = {NAME: NAME_FIELD, **found}
             for option in self.typed.keys() - known.keys() - {RECIPE}:
-                del self.typed[option]  # remembered from another version's schema
+                del self.typed[option]  # saved by a version with other options
             self.options.set_fields(known)
 
-    # judging
+    # validation
 
     def on_fields_typed(self) -> None:
-        """Judge when the fingers rest."""
+        """Validate after a short pause in typing."""
         self._schedule_check()
 
     def on_fields_moved(self) -> None:
@@ -121,11 +121,11 @@ class Form(Screen[None]):
         self._timer = self.set_timer(WAIT_S, self.check_options)
 
     def check_options(self) -> None:
-        """Hold what is typed to the schema, and show what comes of it."""
+        """Validate the input and show the result."""
         if self._timer is not None:
             self._timer.stop()
             self._timer = None
-        self._refused = ""
+        self._start_error = ""
         self.verdict = form_model.check_typed(self.target, self.recipe, self.typed, self.runs)
         self._paint()
 
@@ -133,41 +133,41 @@ class Form(Screen[None]):
         self.options.problems = self.verdict.problems
         self.options.rebuild_lines()
         self._show("recipe", Content(f"recipe: {clean(self.recipe) or 'none'}"))
-        self._show("said", self._verdict_text())
+        self._show("verdict", self._verdict_text())
         self._show("command", Content(f"$ {clean(self.verdict.command)}" if self.verdict.good else ""))
 
     def _show(self, name: str, content: Content) -> None:
-        """Another text has the whole screen laid out anew, so only where it is another."""
+        """Update a text only if it has changed, because an update causes a new layout of the screen."""
         place = self.query_one(f"#{name}", Static)
         if place.content != content:
             place.update(content)
             place.set_class(not content.plain, "-empty")
 
     def _verdict_text(self) -> Content:
-        """What is wrong, or what differs from the target."""
+        """Return the errors, or the differences from the target if there are none."""
         verdict = self.verdict
-        wrong = [self._refused] if self._refused else list(verdict.general)
-        if verdict.problems and not self._refused:
-            wrong.append(f"to mend: {', '.join(verdict.problems)}")
-        if wrong:
-            return Content.styled("\n".join(clean(line) for text in wrong for line in text.split("\n")), "$text-error")
-        over = f"{clean(self.target)} with {clean(self.recipe)}" if self.recipe else clean(self.target)
-        runs = f"{verdict.runs} runs" if verdict.runs > 1 else "one run"
+        errors = [self._start_error] if self._start_error else list(verdict.general)
+        if verdict.problems and not self._start_error:
+            errors.append(f"Invalid options: {', '.join(verdict.problems)}")
+        if errors:
+            return Content.styled("\n".join(clean(line) for text in errors for line in text.split("\n")), "$text-error")
+        target = clean(self.target) + (f" with recipe {clean(self.recipe)}" if self.recipe else "")
+        runs = f"{verdict.runs} runs" if verdict.runs > 1 else "1 run"
         changes = [f"{d.option} {clean(d.before) or 'none'} -> {clean(d.after) or 'none'}" for d in verdict.differences]
-        return Content(f"{runs} of {over}" + (": " + ", ".join(changes) if changes else " as it is"))
+        return Content(f"{runs} of {target}" + (": " + ", ".join(changes) if changes else ", default options"))
 
-    def show_refusal(self, text: str) -> None:
-        """Show why the process that was started has refused; it stands until something changes."""
-        self._refused, self.waiting = text, False
+    def show_start_error(self, text: str) -> None:
+        """Show why the started process failed, until the input changes."""
+        self._start_error, self.waiting = text, False
         self._paint()
         self._describe_option()
         self.app.bell()
 
-    # what is under the focus
+    # the focused option
 
     @property
     def option(self) -> Field | None:
-        """The option with the focus."""
+        """The focused option, if any."""
         return self.options.option if self.focused in (self.options.lines, self.options.editor) else None
 
     def on_descendant_focus(self) -> None:
@@ -176,12 +176,12 @@ class Form(Screen[None]):
     def _describe_option(self) -> None:
         option = self.option
         about = (
-            "Enter starts the run; Tab and the arrows go through the options" if option is None else _short_help(option)
+            "Enter starts the run; Tab and the arrow keys select an option." if option is None else _short_help(option)
         )
         self._show("about", Content(about))
 
     def explain(self) -> str | None:
-        """The focused option, for the page of keys."""
+        """Return the description of the focused option for the help dialog."""
         return None if self.option is None else _full_help(self.option)
 
     # actions
@@ -191,20 +191,20 @@ class Form(Screen[None]):
         self.action_start()
 
     def action_start(self) -> None:
-        """Start what was typed, once, or go to the first field that is wrong."""
+        """Start the runs, or move the cursor to the first invalid option."""
         if self.waiting:
             return
         self.check_options()
         if self.verdict.good:
             self.waiting = True
-            self._show("about", Content("starting ..."))
+            self._show("about", Content("Starting ..."))
             self.start(form_model.train_arguments(self.target, self.recipe, self.typed, runs=self.runs))
             return
         order = [*self.options.above, *chain(*self.options.sections.values())]
-        wrong = [option for option in order if option in self.verdict.problems]
-        if wrong:
+        invalid = [option for option in order if option in self.verdict.problems]
+        if invalid:
             self.query_one("#search", Input).clear()
-            self.options.go_to(wrong[0])
+            self.options.go_to(invalid[0])
         self.app.bell()
 
     def action_copy_command(self) -> None:
@@ -213,16 +213,16 @@ class Form(Screen[None]):
             self.app.copy_to_clipboard(self.verdict.command)
             self.notify(f"Copied: {clean(self.verdict.command)}", markup=False)
         else:
-            self.notify("There is no command until everything is mended.", severity="warning", markup=False)
+            self.notify("Fix the errors before you copy the command.", severity="warning", markup=False)
 
     def action_recipe(self) -> None:
-        """Lay another recipe over the target, or none."""
+        """Let the user select a recipe, or none."""
         try:
             known = form_model.recipes_for(self.target)
         except UsageError:
             known = []
         if not known:
-            self.notify("There is no recipe for what is trained here.", markup=False)
+            self.notify("No recipe applies to this target.", markup=False)
             return
         self.app.push_screen(Recipes(known, self.recipe), self._apply_recipe)
 
@@ -248,7 +248,7 @@ class Form(Screen[None]):
 
     @on(Input.Submitted)
     def _leave_input(self, event: Input.Submitted) -> None:
-        """From the search to the first option that was found, from an option to Start."""
+        """Move the focus from the search box to the first match, or from an option to the Start button."""
         if event.input.id == "search" and event.value and self.options.shown:
             self.options.go_to_first()
         else:
@@ -258,7 +258,7 @@ class Form(Screen[None]):
         self.query_one("#search" if event.by < 0 else "#start").focus()
 
     def action_cancel(self) -> None:
-        """Out of a search first, then out of the form."""
+        """Clear the search, or close the form if there is none."""
         search = self.query_one("#search", Input)
         if search.value:
             search.clear()
@@ -267,38 +267,39 @@ class Form(Screen[None]):
 
 
 def _expectation(about: form_model.TargetChoice) -> str:
-    score = f"score to expect: {about.score}" if about.score else ""
-    return "; ".join(clean(part) for part in (about.title, score, about.time) if part)
+    score = f"expected score: {about.score}" if about.score else ""
+    time = f"time: {about.time}" if about.time else ""
+    return "; ".join(clean(part) for part in (about.title, score, time) if part)
 
 
 def _short_help(field: Field) -> str:
     expected = f" ({field.expected})" if field.kind in ("int", "float", "list", "table") else ""
-    return f"{field.name}: {field.description}{expected}. Unchanged: {clean(field.default) or 'none'}"
+    return f"{field.name}: {field.description}{expected}. Default: {clean(field.default) or 'none'}"
 
 
 def _full_help(field: Field) -> str:
     many = [MANY] if field.kind in ("int", "float") else []
     lines = [field.name, f"  {field.description}", f"  {field.expected}", *many]
-    return "\n".join([*lines, f"  unchanged: {clean(field.default) or 'none'}"])
+    return "\n".join([*lines, f"  default: {clean(field.default) or 'none'}"])
 
 
 class Recipes(ModalScreen[str | None]):
-    """The recipes that fit, and none; answers None where the user went back."""
+    """A dialog with the recipes for a target, which returns a name, "" for no recipe, or None if the user cancels."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "Back")]
 
     def __init__(self, known: Sequence[tuple[str, str]], current: str) -> None:
         super().__init__()
-        self.recipes = [("", "the target's own options"), *known]
+        self.recipes = [("", "No recipe: the target's own options"), *known]
         self.current = current
 
     def compose(self) -> ComposeResult:
         room = min(100, self.app.size.width * 9 // 10 - 6)
         with Vertical(classes="box"):
-            yield Static("Lay a known system's options over the target's", classes="title")
+            yield Static("Apply a published system's options", classes="title")
             lines = [_hang_indent(name or "none", clean(title), room) for name, title in self.recipes]
             yield OptionList(*(Option(Content(line)) for line in lines), compact=True, markup=False)
-            yield Static("Enter: choose    Esc: back", classes="hint")
+            yield Static("Enter: apply    Esc: cancel", classes="hint")
 
     def on_mount(self) -> None:
         names = [name for name, _ in self.recipes]
@@ -311,5 +312,5 @@ class Recipes(ModalScreen[str | None]):
 
 
 def _hang_indent(name: str, title: str, room: int) -> str:
-    """A name, and its title beside it in as many lines as it takes."""
+    """Format a name with its title beside it, wrapped into an indented column."""
     return textwrap.fill(title, room, initial_indent=f"{name:<17} ", subsequent_indent=" " * 18)

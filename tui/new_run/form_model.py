@@ -1,5 +1,7 @@
-"""What a form for a new run has to know, without its widgets: what can be picked, the options of a target, whether
-what was typed makes a configuration, and the command line that says the same. Texts come in and go out as typed."""
+"""The logic of the form for a new run, without widgets. It handles targets, options, validation and the command line.
+
+Option values are passed as text, exactly as the user types them.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,17 @@ from ppo_unified.config.values import (
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, check_name, free_name
 
-WHERE = "command line"  # a mistake in a form reads as the same mistake in a command
-NAME, RECIPE = "name", "recipe"  # of what is typed, besides options: the run's name, the recipe
-RUNS = Path("runs")  # where runs go unless the command says otherwise
-FIRST = "cartpole"  # the quickest proof that everything works
-MATTERS = (  # what people set first, besides whatever a preset sets
+WHERE = "command line"  # location in error messages: the same as for a command
+NAME, RECIPE = "name", "recipe"  # keys in `typed` besides options: the run's name and the recipe
+RUNS = Path("runs")  # the default runs folder
+FIRST = "cartpole"  # the first target in the list, because it trains fastest
+MATTERS = (  # important options, besides those that a preset sets
     "seed", "total_steps", "optim.lr", "gym.num_envs", "llm.model", "llm.prompts", "llm.reward",
 )  # fmt: skip
 
 
 class TargetChoice(NamedTuple):
-    """A line of what can be trained; without a target it stands for what the user types."""
+    """A line in the list of targets. An empty `target` marks a hint for the user to type one."""
 
     target: str
     title: str
@@ -53,18 +55,18 @@ class TargetChoice(NamedTuple):
 class Field(NamedTuple):
     """One option of a target, as a form shows it."""
 
-    name: str  # as flags spell it: 'ppo.clip'
-    section: str  # 'ppo'; '' at the top level
+    name: str  # dotted, such as 'ppo.clip'
+    section: str  # such as 'ppo', or '' at the top level
     kind: Kind
     description: str
-    expected: str  # 'a whole number >= 1'
+    expected: str  # the type and range of valid values
     choices: tuple[str, ...]
-    default: str  # the target's value, a recipe's laid over it, as one would type it
-    matters: bool
+    default: str  # the value of the target and the recipe, as text
+    matters: bool  # shown at the top of the form
 
 
 class Difference(NamedTuple):
-    """An option that is not the target's."""
+    """An option whose value differs from the target's."""
 
     option: str
     before: str
@@ -73,55 +75,56 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What typed options come to. `config` and `command` are there only where nothing is wrong."""
+    """The result of validating a form. `config` and `command` are empty if there is an error."""
 
-    problems: Mapping[str, str]  # option -> what is wrong with it
-    general: tuple[str, ...]  # what is wrong with no single option
+    problems: Mapping[str, str]  # option -> error
+    general: tuple[str, ...]  # errors that concern no single option
     differences: tuple[Difference, ...]
-    config: RunConfig | None  # of the first run
+    config: RunConfig | None  # configuration of the first run
     runs: int
     command: str
 
     @property
     def good(self) -> bool:
+        """True if there are no errors."""
         return self.config is not None
 
 
 def list_choices() -> list[TargetChoice]:
-    """Presets, the quickest first, then what else can be named."""
+    """Return all presets, the fastest first, followed by hints for other targets."""
     found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
-        *sorted(found, key=lambda pick: pick.target != FIRST),
-        TargetChoice("llm", "A Hugging Face model of your choice: a folder or a hub id, your prompts and reward"),
+        *sorted(found, key=lambda choice: choice.target != FIRST),
+        TargetChoice("llm", "A Hugging Face model (folder or hub id) with your own prompts and reward"),
         TargetChoice("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
         TargetChoice("", "A TOML file: type its path, such as runs/a1/config.toml"),
     ]
 
 
-def find_pick(target: str) -> TargetChoice:
-    """The line of a target, whatever it is."""
-    return next((pick for pick in list_choices() if pick.target == target), TargetChoice(target, ""))
+def find_choice(target: str) -> TargetChoice:
+    """Return the list entry of a target, or a new one without a title if the target is not in the list."""
+    return next((choice for choice in list_choices() if choice.target == target), TargetChoice(target, ""))
 
 
 def is_target(word: str) -> bool:
-    """Whether a word that no preset has looks like an environment's id or is a TOML file's path."""
+    """Return True if a word looks like an environment id or the path of a TOML file."""
     identifier = re.fullmatch(r"(?:[\w.]+:)?(?:[\w.-]+/)?[\w.-]+-v\d+|[\w.]+:[\w./-]+", word)
     return identifier is not None or word.endswith(".toml")
 
 
 class _Target(NamedTuple):
-    config: RunConfig  # yet to be validated as a whole where a recipe is laid over it
+    config: RunConfig  # not validated as a whole yet if a recipe was applied
     fields: Mapping[str, Field]
     declared: Mapping[str, FieldInfo]
 
 
 def fields(target: str, recipe: str = "") -> Mapping[str, Field]:
-    """The target's options by name, in the schema's order. Raises UsageError for unknown targets and recipes."""
+    """Return the target's options by name, in the schema's order. Raises UsageError for unknown targets and recipes."""
     return _load(target, recipe).fields
 
 
 def recipes_for(target: str) -> list[tuple[str, str]]:
-    """Name and title of the recipes that fit a target."""
+    """Return the name and title of each recipe that applies to a target."""
     kind = _load(target, "").config.kind
     return [(recipe.name, recipe.title) for recipe in all_recipes() if recipe.kind == kind]
 
@@ -133,13 +136,13 @@ def _load(target: str, recipe: str) -> _Target:
 
 @lru_cache(maxsize=1)
 def _presets() -> dict[str, Path]:
-    """Looking through packages takes longer than everything else here."""
+    """Return the paths of all presets. The search is cached because it is slow."""
     return presets.preset_files()
 
 
 @lru_cache(maxsize=16)
 def _load_at(target: str, recipe: str, stamp: int) -> _Target:
-    """A target as of the file's time `stamp`: a form asks at every key press."""
+    """Load a target. The result is cached for each `stamp`, the modification time of the file."""
     config = presets.load_target(target)
     if recipe:
         config = apply_recipe(config, recipe)
@@ -150,7 +153,7 @@ def _load_at(target: str, recipe: str, stamp: int) -> _Target:
 
 
 def _important_options(config: RunConfig) -> set[str]:
-    """The usual ones, and those that the target sets to something else than the schema does."""
+    """Return the options in MATTERS and those that the target sets to a non-default value."""
     options = known_options(type(config))
     owned = ((option, *config.owner(option)) for option in options)
     return {option for option, owner, name in owned if option in MATTERS or not owner.is_default(name)}
@@ -162,21 +165,21 @@ def _field(name: str, info: FieldInfo, value: Any, matters: bool) -> Field:
 
 
 def check_typed(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
-    """Whether the options that were typed, over the target's and the recipe's, make runs in the folder `runs`.
+    """Validate the typed options, applied on top of the target and the recipe, for runs in the folder `runs`.
 
-    `typed`: option -> text, for those that were changed; besides options the runs' NAME.
+    `typed` maps each changed option to its text, and NAME to the name of the runs.
     """
     try:
         base = _load(target, recipe)
     except UsageError as error:
         return Verdict({}, tuple(str(error).split("\n")), (), None, 0, "")
-    judgement = _TypedOptions(base, typed)
-    configs = judgement.configs()
-    judgement.check_names(configs, typed.get(NAME, ""), runs)
-    varied = judgement.combinations[0].varied if judgement.combinations else {}
+    options = _TypedOptions(base, typed)
+    configs = options.configs()
+    options.check_names(configs, typed.get(NAME, ""), runs)
+    varied = options.combinations[0].varied if options.combinations else {}
     differences = tuple(_differences(base, configs[0], typed, varied)) if configs else ()
-    if judgement.problems or judgement.general:
-        return Verdict(judgement.problems, tuple(judgement.general), differences, None, 0, "")
+    if options.problems or options.general:
+        return Verdict(options.problems, tuple(options.general), differences, None, 0, "")
     words = ["ppo-unified", "train", target, *(["--recipe", recipe] if recipe else [])]
     words += _flags(base, configs[0], {option: typed[option] for option in varied})
     words += ["--name", typed[NAME]] if typed.get(NAME) else []
@@ -185,18 +188,18 @@ def check_typed(target: str, recipe: str, typed: Mapping[str, str], runs: Path =
 
 
 class _TypedOptions:
-    """One look at what was typed: problems are gathered on the way to the configurations."""
+    """Builds the configurations from the typed options and collects all errors."""
 
     def __init__(self, base: _Target, typed: Mapping[str, str]) -> None:
         self.base = base
         self.typed = {option: text for option, text in typed.items() if option not in (NAME, *RECORDS)}
         self.problems: dict[str, str] = {}
         self.general: list[str] = []
-        self.values: dict[tuple[str, str], Any] = {}  # of every text of an option that can be read
+        self.values: dict[tuple[str, str], Any] = {}  # (option, valid text) -> value
         self.combinations = self._combine()
 
     def _combine(self) -> list[Combination]:
-        """The runs, without the options that cannot be read."""
+        """Return one combination of options per run. Options with invalid values are omitted."""
         lists = {}
         for option in (name for name in self.base.declared if name in self.typed):
             try:
@@ -211,14 +214,14 @@ class _TypedOptions:
             return []
 
     def _read_list(self, option: str) -> list[str]:
-        """The texts of an option's values, each of which can be read. Raises UsageError or ValueError."""
+        """Split an option's text into valid values. Raises UsageError or ValueError if one is invalid."""
         declared = self.base.declared[option]
         texts = split_values(option, self.typed[option], declared)
         self.values |= {(option, text): read_value(text, declared) for text in texts}
         return texts
 
     def configs(self) -> list[RunConfig]:
-        """The configurations of the runs, up to the first that is refused; what is missing in one is a problem too."""
+        """Return the configurations of the runs, up to the first invalid one, and record missing options."""
         found: list[RunConfig] = []
         for combination in self.combinations:
             config = self._validate(self._make_tables(combination))
@@ -233,14 +236,14 @@ class _TypedOptions:
         return found
 
     def check_names(self, configs: Sequence[RunConfig], name: str, runs: Path) -> None:
-        """The name of every run must be that of a new folder."""
-        pairs = zip(self.combinations, configs, strict=False)  # fewer configurations where one is refused
+        """Check that each run has a valid name and that no folder of that name exists."""
+        pairs = zip(self.combinations, configs, strict=False)  # `configs` is shorter if one is invalid
         names = [run_name(combination, name, config) for combination, config in pairs]
         try:
             for own in filter(None, names):
                 check_name(own)
                 if name and os.path.lexists(runs / own):
-                    raise UsageError(f"{runs / own} exists already")
+                    raise UsageError(f"{runs / own} already exists; choose another name")
         except UsageError as error:
             self.problems[NAME] = str(error)
 
@@ -274,7 +277,7 @@ class _TypedOptions:
 
 
 def _find_options(text: str, options: Iterable[str]) -> list[str]:
-    """The options that a complaint is about, in the order in which it names them."""
+    """Return the options that an error message names, in the same order."""
     found = []
     for option in options:
         tail = r"(?=\.\d| =|:)" if "." not in option else r"(?!\w)"
@@ -286,7 +289,7 @@ def _find_options(text: str, options: Iterable[str]) -> list[str]:
 def _differences(
     base: _Target, config: RunConfig, typed: Mapping[str, str], varied: Collection[str] = ()
 ) -> Iterator[Difference]:
-    """The options that are not the target's; of one that varies between runs what was typed."""
+    """Yield the options that differ from the target, with the typed text for options that vary between runs."""
     before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
         if option in varied or before[option] != after[option]:
@@ -295,13 +298,13 @@ def _differences(
 
 
 def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> list[list[str]]:
-    """What follows `ppo-unified train`, a list for each run. Raises UsageError where the options make no run."""
+    """Return the arguments of `ppo-unified train`, one list per run. Raises UsageError if the options are invalid."""
     verdict = check_typed(target, recipe, typed, runs)
     if verdict.config is None:
         raise UsageError("\n".join([*verdict.problems.values(), *verdict.general]))
     base, name, found = _load(target, recipe), typed.get(NAME, ""), []
-    judgement = _TypedOptions(base, typed)
-    for combination, config in zip(judgement.combinations, judgement.configs(), strict=True):
+    options = _TypedOptions(base, typed)
+    for combination, config in zip(options.combinations, options.configs(), strict=True):
         own = run_name(combination, name, config)
         own = own if name or not own else free_name(runs, own)
         words = [target, *(["--recipe", recipe] if recipe else []), *_flags(base, config)]
@@ -310,7 +313,7 @@ def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Pa
 
 
 def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> Iterator[str]:
-    """Flags for what differs, in the schema's order; for what varies between runs with the list of its values."""
+    """Yield flags for the changed options, in the schema's order; varied options get their list of values."""
     before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
         if option in varied:
@@ -321,9 +324,9 @@ def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> 
 
 
 def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
-    """(target, recipe, typed) with which a form makes this run's configuration again.
+    """Return the target, recipe and typed options from which a form reproduces this run's configuration.
 
-    Raises UsageError where its config.toml cannot be read.
+    Raises UsageError if config.toml cannot be read.
     """
     config = presets.from_file(run.config)
     for target in (*_possible_targets(run, config), str(run.config)):
@@ -334,11 +337,11 @@ def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
                 continue
             if type(base.config) is type(config):
                 return target, recipe, {d.option: d.after for d in _differences(base, config, {})}
-    raise UsageError(f"{run.config}: cannot be read as the options of a new run")
+    raise UsageError(f"{run.config}: cannot be loaded as the configuration of a new run")
 
 
 def _possible_targets(run: Run, config: RunConfig) -> Iterator[str]:
-    """What the run may have been begun from: the word in its command, its preset."""
+    """Yield possible targets of the run, first the one in its command, then its preset."""
     try:
         words = shlex.split(run.command.read_text(encoding="utf-8"))
     except (OSError, ValueError):

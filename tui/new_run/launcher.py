@@ -1,4 +1,4 @@
-"""Forms of new runs: opening them, keeping what is typed there, and starting the runs."""
+"""Opens the forms for new runs, stores their input, and starts the runs."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from tui.services import Services
 
 
 class Launcher:
-    """What is typed in a form is kept under a name, its target's or that of the run to start again."""
+    """Stores the input of each form under the name of the target or, for a rerun, under a name derived from the run."""
 
     def __init__(self, app: App[Any], services: Services, home: RunsScreen) -> None:
         self._app, self._services, self._home = app, services, home
         self._typed = services.state.typed
 
     def open_picker(self) -> None:
+        """Open the list of targets."""
         self._app.push_screen(Picker(self._open_form))
 
     def _open_form(self, target: str) -> None:
         self._push_form(target, "", target, {})
 
     def open_rerun(self, entry: Entry) -> None:
-        """What is typed into its form is kept for this run; another one that gets its name has its own options."""
+        """Open the form with a run's options. A later run of the same name gets its own input."""
         from tui.new_run.form_model import form_input
 
         try:
@@ -47,21 +48,21 @@ class Launcher:
         self._push_form(target, recipe, name, typed)
 
     def on_run_renamed(self, key: str, new: str) -> None:
-        """Keep what was typed to start a run again that has another key now."""
+        """Move the stored input for reruns to the run's new key."""
         for name in self._reruns(key):
             self._typed[_rerun_name(new, name.rpartition(" ")[2])] = self._typed.pop(name)
 
     def on_run_deleted(self, key: str) -> None:
-        """Drop what was typed to start a run again: another one may get its name."""
+        """Drop the stored input for reruns of a deleted run, because a new run may get its name."""
         for name in self._reruns(key):
             del self._typed[name]
 
     def _reruns(self, key: str) -> set[str]:
-        """Under what names texts are kept of forms that were to start runs like this one."""
+        """Return the keys of the stored inputs for reruns of this run."""
         return {name for name in self._typed if name.rpartition(" ")[0] == _rerun_name(key)}
 
     def _push_form(self, target: str, recipe: str, name: str, typed: dict[str, str]) -> None:
-        """Open a form over what is kept under this name, or over `typed` where nothing is."""
+        """Open a form with the input stored under this name, or with `typed` if there is none."""
         typed = self._typed.setdefault(name, typed)
 
         def start(arguments: Sequence[Sequence[str]]) -> None:
@@ -74,11 +75,11 @@ class Launcher:
         return any(isinstance(screen, Form) and screen.typed is texts for screen in self._app.screen_stack)
 
     def _start_runs(self, form: Form, name: str, arguments: Sequence[Sequence[str]]) -> None:
-        """Start a process for each list of arguments of `train`.
+        """Start one process per list of arguments of `train`.
 
-        The form stays open until a run begins and shows why one does not. The input kept under `name` is dropped once a
-        run has begun; `open_rerun` offers it again, and a refusal restores it. Another form may have been opened in
-        between; its input stays.
+        The form stays open until a run starts, and shows the error if one fails. When a run starts, the input stored
+        under `name` is dropped; if a later run fails, it is restored. Input of a form that was opened in the meantime
+        is not changed.
         """
         app = self._app
 
@@ -91,20 +92,20 @@ class Launcher:
             self._home.focus_run(run.name)
             self._services.read_now()
 
-        def on_refusal(text: str) -> None:
+        def on_error(text: str) -> None:
             newer = self._typed.get(name)
             if not newer and not self._is_being_typed(newer):
                 self._typed[name] = form.typed
-            (form.show_refusal if form in app.screen_stack else self._services.show_error)(text)
+            (form.show_start_error if form in app.screen_stack else self._services.show_error)(text)
 
         def start(one: Sequence[str]) -> str:
             run = control.start(one, self._services.runs, on_created=lambda run: app.call_later(on_created, run))
-            return f"{clean(run.name)} is training"
+            return f"{clean(run.name)}: training started"
 
         for one in arguments:
-            self._services.run_in_thread(partial(start, one), on_refusal)
+            self._services.run_in_thread(partial(start, one), on_error)
 
 
 def _rerun_name(key: str, *started: object) -> str:
-    """Under what name texts are kept of the form that is to start a run like this one, started then."""
+    """Return the key under which the input for reruns of a run is stored; `started` is the run's start time."""
     return " ".join(["again:", key, *map(str, started)])

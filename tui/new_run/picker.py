@@ -1,4 +1,4 @@
-"""What to train: a box that filters as one types, over a list of presets and of whatever else can be named."""
+"""The list of targets for a new run, with a search box that filters as the user types."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 
-NAME = 24  # columns of the list that names take
-WIDE = 110  # from here on, score and time have room beside the title
+NAME = 24  # columns of the target names
+WIDE = 110  # minimum width of the screen to show score and time beside the title
 
 
 class SearchBox(Input):
-    """The box keeps the focus; Enter is the screen's."""
+    """The search box, which always has the focus. Enter selects the target under the cursor of the list."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.choose", "Choose", show=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "screen.choose", "Select", show=True)]
 
 
 class Picker(Screen[None]):
-    """The first half of starting a run; `open_form` takes the target that was chosen."""
+    """The first step of starting a run, which calls `open_form` with the selected target."""
 
     CSS_PATH = "picker.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -51,11 +51,11 @@ class Picker(Screen[None]):
         self.shown: list[TargetChoice] = []
 
     def compose(self) -> ComposeResult:
-        yield Static("New run: what to train", id="top", markup=False)
-        yield SearchBox(placeholder="words, an environment's id, or a TOML file", compact=True)
-        picks = OptionList(compact=True, markup=False)
-        picks.can_focus = False
-        yield picks
+        yield Static("New run: select a target", id="top", markup=False)
+        yield SearchBox(placeholder="Search, or type an environment id or a TOML file", compact=True)
+        choices = OptionList(compact=True, markup=False)
+        choices.can_focus = False
+        yield choices
         yield Static(id="about", markup=False)
         yield Footer(compact=True, show_command_palette=False)
 
@@ -70,16 +70,16 @@ class Picker(Screen[None]):
         return None if index is None else self.shown[index]
 
     def _list(self, text: str) -> None:
-        self.shown = match_picks(self.known, text)
+        self.shown = match_choices(self.known, text)
         self._draw(0)
 
     def _draw(self, cursor: int | None) -> None:
-        picks = self.query_one(OptionList)
-        picks.clear_options()
-        picks.add_options([Option(_line(pick, self.size.width)) for pick in self.shown])
-        picks.highlighted = cursor if self.shown else None
+        choices = self.query_one(OptionList)
+        choices.clear_options()
+        choices.add_options([Option(_line(choice, self.size.width)) for choice in self.shown])
+        choices.highlighted = cursor if self.shown else None
         if not self.shown:
-            self._show_text("Nothing has this name. An environment's id ends in -v0, -v1, ...; a file's name in .toml")
+            self._show_text("No match. To use another target, type an id such as Name-v1 or a path such as a.toml.")
 
     def _show_text(self, text: str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
@@ -94,10 +94,10 @@ class Picker(Screen[None]):
         self._list(event.value)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        if pick := self.current:
-            expected = [f"Score to expect: {clean(pick.score)}"] if pick.score else []
-            expected += [f"Time: {clean(pick.time)}"] if pick.time else []
-            self._show_text("\n".join([clean(pick.title), *expected]))
+        if choice := self.current:
+            expected = [f"Expected score: {clean(choice.score)}"] if choice.score else []
+            expected += [f"Time: {clean(choice.time)}"] if choice.time else []
+            self._show_text("\n".join([clean(choice.title), *expected]))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.action_choose()
@@ -106,39 +106,42 @@ class Picker(Screen[None]):
         getattr(self.query_one(OptionList), f"action_{how}")()
 
     def action_choose(self) -> None:
-        """Open the form; what cannot be read as a target is said here."""
-        pick = self.current
-        if pick is None:
+        """Open the form of the selected target, or show why it is invalid."""
+        choice = self.current
+        if choice is None:
             return
-        if not pick.target:
-            self._show_text(f"{pick.title}. It goes into the box above.", problem=True)
+        if not choice.target:
+            self._show_text(f"{choice.title}. Type it into the search box above.", problem=True)
             return
         try:
-            form_model.fields(pick.target)
+            form_model.fields(choice.target)
         except UsageError as error:
             self._show_text("\n".join(map(clean, str(error).split("\n"))), problem=True)
             return
-        self.open_form(pick.target)
+        self.open_form(choice.target)
 
     def action_cancel(self) -> None:
         self.app.pop_screen()
 
 
-def match_picks(picks: list[TargetChoice], text: str) -> list[TargetChoice]:
-    """Those that have every word, names that begin with the text first; where none has, those whose name has its
-    letters in this order. A text that is a target by itself comes before all."""
+def match_choices(choices: list[TargetChoice], text: str) -> list[TargetChoice]:
+    """Return the choices that contain every word, those whose name starts with the text first.
+
+    If there are none, return those whose name contains the letters of the text in this order. If the text itself is a
+    valid target, it comes first.
+    """
     words, text = text.lower().split(), text.strip()
-    found = [pick for pick in picks if all(word in _words(pick) for word in words)]
-    found.sort(key=lambda pick: bool(words) and not pick.target.startswith(text.lower()))
+    found = [choice for choice in choices if all(word in _words(choice) for word in words)]
+    found.sort(key=lambda choice: bool(words) and not choice.target.startswith(text.lower()))
     if not found:
-        found = [pick for pick in picks if pick.target and _is_subsequence(pick.target, "".join(words))]
-    if text not in [pick.target for pick in found] and (form_model.is_target(text) or (text and is_file(text))):
+        found = [choice for choice in choices if choice.target and _is_subsequence(choice.target, "".join(words))]
+    if text not in [choice.target for choice in found] and (form_model.is_target(text) or (text and is_file(text))):
         found.insert(0, TargetChoice(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
     return found
 
 
-def _words(pick: TargetChoice) -> str:
-    return f"{pick.target} {pick.title} {pick.score} {pick.time}".lower()
+def _words(choice: TargetChoice) -> str:
+    return f"{choice.target} {choice.title} {choice.score} {choice.time}".lower()
 
 
 def _is_subsequence(name: str, letters: str) -> bool:
@@ -146,9 +149,11 @@ def _is_subsequence(name: str, letters: str) -> bool:
     return all(letter in rest for letter in letters)
 
 
-def _line(pick: TargetChoice, width: int) -> Content:
-    name = Content.styled(pad(clean(pick.target or "..."), NAME), "bold")
+def _line(choice: TargetChoice, width: int) -> Content:
+    name = Content.styled(pad(clean(choice.target or "..."), NAME), "bold")
     score, time = (width // 8, width // 6) if width >= WIDE else (0, 0)
     title = max(8, width - NAME - 5 - sum(cells + 2 for cells in (score, time) if cells))
-    cells = [pad(clean(text), room) for text, room in ((pick.title, title), (pick.score, score), (pick.time, time))]
+    cells = [
+        pad(clean(text), room) for text, room in ((choice.title, title), (choice.score, score), (choice.time, time))
+    ]
     return Content.assemble(name, " ", "  ".join(cells).rstrip())

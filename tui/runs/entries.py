@@ -1,4 +1,4 @@
-"""One line of the list of runs, and which lines are listed in what order."""
+"""The entries of the list of runs, and how they are filtered and sorted."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.terminal.option_diff import seedless_key
 from tui.folder_scanner import Stamp, stamp_if_any
 
-LOG, UNREADABLE = "log", "unreadable"  # states beside those of run.json and what `Run.state` makes of them
+LOG, UNREADABLE = "log", "unreadable"  # additional states that neither run.json nor `Run.state` uses
 
 _STATES = ("running", "starting", "stopping", "stalled", "crashed", "failed", "stopped", "finished", LOG, UNREADABLE)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run, or a folder of another program's event files, as it was when it was last looked at."""
+    """A run, or a folder with event files of another program, as of the last scan."""
 
-    key: str  # the path from the runs folder
+    key: str  # path relative to the runs folder
     path: Path
-    foreign: bool  # written by another program: event files without a run.json
+    foreign: bool  # True for a folder of another program: event files without a run.json
     status: Status
-    state: str  # the shown one: 'crashed', 'stalled', 'log' and 'unreadable' included
+    state: str  # the displayed state, which may also be 'crashed', 'stalled', 'log' or 'unreadable'
     note: str = ""
-    speed: float | None = None  # steps/s: of the last seconds while it runs, of the whole run when it has ended
+    speed: float | None = None  # steps/s: over the last seconds of a running run, over all time of an ended one
     eta_s: float | None = None
-    problem: str = ""  # why there is nothing to say about it
+    problem: str = ""  # why the run cannot be read
 
 
 def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
-    """The entries that a query selects. One whose config.toml cannot be read has no options to match."""
+    """Return the entries that a query selects. An entry with an unreadable config.toml has no options to match."""
     return [entry for entry in entries if query.matches(_lookup(entry))]
 
 
 def _lookup(entry: Entry) -> Lookup:
-    """Of an entry under the name that the list shows."""
+    """Return the lookup of an entry, whose name for queries is the displayed key."""
     return lookup(replace(entry.status, name=entry.key), entry.state, partial(entry_options, entry))
 
 
 def entry_options(entry: Entry) -> dict[str, Any]:
-    """An entry's config.toml as dotted keys; empty where it cannot be read or another program wrote the folder."""
+    """Return an entry's config.toml with dotted keys, or an empty dict if it is foreign or cannot be read."""
     if entry.foreign:
         return {}
     try:
@@ -57,7 +57,7 @@ def entry_options(entry: Entry) -> dict[str, Any]:
 
 
 def entry_group(entry: Entry) -> str:
-    """What an entry has in common with those that differ from it in the seed only; empty where it has no options."""
+    """Return a key that entries share if they differ only in the seed, or "" if the entry has no options."""
     if entry.foreign:
         return ""
     try:
@@ -73,7 +73,7 @@ def _read_common(path: Path, stamp: Stamp | None) -> str:
 
 @lru_cache(maxsize=4096)
 def _read_options(path: Path, _stamp: Stamp | None) -> dict[str, Any]:
-    """Read again when the file's stamp has changed, as a query is asked twice a second."""
+    """Read a run's options. The result is cached until the file's stamp changes."""
     return read_options(Run(path))
 
 
@@ -82,7 +82,7 @@ def _percent(entry: Entry) -> float | None:
 
 
 def _natural_key(text: str) -> list[tuple[float, str]]:
-    """'run-10' after 'run-9': digits compare as numbers, and stand before words."""
+    """Return a sort key that compares digits as numbers ('run-10' after 'run-9') and puts them before words."""
     return [
         (int(digits) if digits else math.inf, word) for digits, word in re.findall(r"(\d{1,18})|(\D+)", text.casefold())
     ]
@@ -90,7 +90,7 @@ def _natural_key(text: str) -> list[tuple[float, str]]:
 
 Key: TypeAlias = Callable[[Entry], Any]
 
-_KEYS: dict[str, tuple[Key, bool]] = {  # column -> value, and whether the largest comes first
+_KEYS: dict[str, tuple[Key, bool]] = {  # column -> (value, True if the largest value comes first)
     "name": (lambda entry: _natural_key(entry.key), False),
     "state": (lambda entry: _STATES.index(entry.state) if entry.state in _STATES else len(_STATES), False),
     "preset": (lambda entry: entry.status.preset.casefold() or None, False),
@@ -105,7 +105,7 @@ _KEYS: dict[str, tuple[Key, bool]] = {  # column -> value, and whether the large
 
 
 def sort_entries(entries: Iterable[Entry], column: str, reverse: bool) -> list[Entry]:
-    """Entries by a column, in the direction that one wants first or the other one; those without a value last."""
+    """Sort entries by a column, in its default direction or reversed. Entries without a value come last."""
     value, largest_first = _KEYS[column]
     there, missing = [], []
     for entry in entries:

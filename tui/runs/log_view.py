@@ -1,4 +1,4 @@
-"""The end of a growing log. Only its last part is read, and only so many lines are kept, however long it gets."""
+"""Shows the end of a growing log file. Only the last part is read, and the number of lines in memory is limited."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from textual.strip import Strip
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, pad
 
-MOST_LINES = 5_000  # kept
-LONGEST_LINE = 4_000  # characters; what is longer is cut
-MOST_BYTES = 1 << 17  # read of the end at first, and at once later
+MOST_LINES = 5_000  # lines in memory
+LONGEST_LINE = 4_000  # characters; longer lines are truncated
+MOST_BYTES = 1 << 17  # maximum size of one read, and of the part that is read first
 
 
 class Tail:
-    """A text file's end, line by line, as it grows."""
+    """Reads the last lines of a text file as it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.skipped = False  # whether the file holds more before `lines`
+        self.skipped = False  # the file contains more text before `lines`
         self.lines: deque[str] = deque(maxlen=MOST_LINES)
-        self.rest = ""  # a last line that has no end yet
+        self.rest = ""  # the unfinished last line
         self._bytes = b""  # of `rest`
         self._offset, self._inode = 0, 0
-        self._inside = False  # reading began inside a line, whose end has not come yet
+        self._inside = False  # reading started in the middle of a line and has not reached its end
 
     def poll(self) -> list[str] | None:
-        """The lines that came since the last call; None where what was read before no longer counts."""
+        """Return the new lines since the last call, or None if the file was replaced and `lines` has been rebuilt."""
         try:
             with open(self.path, "rb") as file:
                 found = self.path.stat()
@@ -58,12 +58,12 @@ class Tail:
         self.lines.clear()
 
     def _add_block(self, block: bytes) -> list[str]:
-        whole = (self._bytes + block).split(b"\n")
-        self._bytes = whole.pop()[-LONGEST_LINE * 4 :]
-        if self._inside and whole:
-            del whole[0]
+        complete = (self._bytes + block).split(b"\n")
+        self._bytes = complete.pop()[-LONGEST_LINE * 4 :]
+        if self._inside and complete:
+            del complete[0]
             self._inside = False
-        new = [_decode_line(line) for line in whole]
+        new = [_decode_line(line) for line in complete]
         if len(self.lines) + len(new) > MOST_LINES:
             self.skipped = True
         self.lines.extend(new)
@@ -72,13 +72,13 @@ class Tail:
 
 
 def _decode_line(line: bytes) -> str:
-    """A line as a terminal would leave it: a progress bar writes over itself behind every carriage return."""
+    """Return the text after the last carriage return, which is the part that a terminal would show."""
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2].expandtabs(4)
     return text if len(text) <= LONGEST_LINE else text[:LONGEST_LINE] + " ..."
 
 
 class LogView(ScrollView, can_focus=True):
-    """A log that follows its end unless the user has scrolled away from it."""
+    """A log view that follows the end of the file unless the user has scrolled up."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"log-view--dim"}
     follows: var[bool] = var(True)
@@ -90,11 +90,11 @@ class LogView(ScrollView, can_focus=True):
         self._width = 0
 
     def set_path(self, path: Path) -> None:
-        """The log is to be found there from now on."""
+        """Set the new path of the log after a rename."""
         self.tail.path = path
 
     def append_new_lines(self) -> None:
-        """Show what has been written since the last look."""
+        """Show the lines written since the last call."""
         rest = self.tail.rest
         new = self.tail.poll()
         if new is None:
@@ -113,8 +113,9 @@ class LogView(ScrollView, can_focus=True):
         self.follows = new >= self.max_scroll_y
 
     def follow(self) -> None:
+        """Scroll to the end and follow new lines."""
         self.follows = True
-        self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)  # the scrollbar may come later
+        self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True, force=True)  # there may be no scrollbar yet
 
     def _wrap_all(self) -> None:
         self._width = self.scrollable_content_region.width
@@ -130,7 +131,7 @@ class LogView(ScrollView, can_focus=True):
         self.virtual_size = Size(self._width, len(self._tail_rows()) + len(self._rows) + self._heading())
         if following:
             self.follow()
-        elif dropped:  # what the user reads stays where it is
+        elif dropped:  # do not move the text that the user is reading
             self.scroll_to(y=self.scroll_y - dropped, animate=False, immediate=True, force=True)
         self.refresh()
 
@@ -138,7 +139,7 @@ class LogView(ScrollView, can_focus=True):
         return wrap_text(self.tail.rest, max(10, self._width)) if self.tail.rest else []
 
     def _heading(self) -> int:
-        """Rows above the first: a word where the file holds more, or nothing at all."""
+        """Return the number of message rows above the log, which is 1 if lines were skipped or the log is empty."""
         return 1 if self.tail.skipped or not (self._rows or self.tail.rest) else 0
 
     def render_line(self, y: int) -> Strip:
@@ -146,7 +147,7 @@ class LogView(ScrollView, can_focus=True):
         style = self.rich_style
         if self._heading() and row == 0:
             style = self.get_component_rich_style("log-view--dim")
-            text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "Nothing was printed yet."
+            text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "The log is empty."
         else:
             rows = row - self._heading()
             after = self._tail_rows() if rows >= len(self._rows) else []

@@ -1,4 +1,4 @@
-"""What can be done to one run, the same from the list of runs and from a run's own page."""
+"""Actions on one run, which the list of runs and the run page share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui.services import Services
 
 
 class RunActions(Screen[None]):
-    """A screen on which one run is meant: `entry`. Its bindings are those of the place "control"."""
+    """A screen whose actions apply to one run, `entry`. Subclasses add the bindings of the place "control"."""
 
     def __init__(self, services: Services) -> None:
         super().__init__()
@@ -28,22 +28,23 @@ class RunActions(Screen[None]):
 
     @property
     def entry(self) -> Entry | None:
+        """The run to which the actions apply."""
         raise NotImplementedError
 
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         self.app.push_screen(MetricScreen(message.plots, message.tag))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """--readonly takes actions away from screens, too."""
+        """Disable actions that change runs if the UI is read-only."""
         return not (self.services.readonly and is_write_action(action))
 
     def _own_run(self, what: str) -> Entry | None:
-        """The run that is meant; None, with a word of why, where there is none or other programs wrote it."""
+        """Return the run, or show a warning and return None if there is none or another program wrote it."""
         entry = self.entry
         if entry is None:
-            self.notify(f"There is no run to {what}.", severity="warning", markup=False)
+            self.notify("No run is selected.", severity="warning", markup=False)
         elif entry.foreign:
-            self.notify(f"{clean(entry.key)} was written by another program; there is nothing to {what}.", markup=False)
+            self.notify(f"Cannot {what} {clean(entry.key)}: it is a log of another program.", markup=False)
         else:
             return entry
         return None
@@ -52,37 +53,37 @@ class RunActions(Screen[None]):
         if entry := self._own_run("stop"):
             run = Run(entry.path)
             if not _is_active(entry):
-                self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to stop.", markup=False)
+                self.notify(f"Cannot stop {clean(run.name)}: it is {clean(entry.state)}.", markup=False)
                 return
-            self.notify(f"{clean(run.name)} writes a checkpoint and stops ...", markup=False)
+            self.notify(f"{clean(run.name)}: writing a checkpoint and stopping ...", markup=False)
             self.services.run_in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=False)}")
 
     def action_kill(self) -> None:
         if entry := self._own_run("kill"):
             run = Run(entry.path)
             if not _is_active(entry):
-                self.notify(f"{clean(run.name)} is {clean(entry.state)}; there is nothing to kill.", markup=False)
+                self.notify(f"Cannot kill {clean(run.name)}: it is {clean(entry.state)}.", markup=False)
                 return
 
             def on_answer(yes: bool | None) -> None:
                 if yes:
                     self.services.run_in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=True)}")
 
-            detail = "What it learned since its last checkpoint is lost."
+            detail = "All progress since its last checkpoint will be lost."
             self.app.push_screen(ConfirmDialog(f"Kill {clean(run.name)}?", detail), on_answer)
 
     def action_resume(self) -> None:
         if entry := self._own_run("resume"):
             run = Run(entry.path)
             if entry.state in (*ACTIVE, "stalled"):
-                self.notify(f"{clean(run.name)} is {entry.state}; there is nothing to resume.", markup=False)
+                self.notify(f"Cannot resume {clean(run.name)}: it is {entry.state}.", markup=False)
             elif entry.state == "finished":
                 self._resume_further(entry)
             else:
                 self._resume(run)
 
     def _resume(self, run: Run, *flags: str) -> None:
-        self.notify(f"{clean(run.name)} goes on ...", markup=False)
+        self.notify(f"{clean(run.name)}: resuming ...", markup=False)
 
         def resume_run() -> str:
             control.resume(run, *flags)
@@ -91,18 +92,18 @@ class RunActions(Screen[None]):
         self.services.run_in_thread(resume_run)
 
     def _resume_further(self, entry: Entry) -> None:
-        """A finished run goes on only to a further end."""
+        """Ask for a larger step total, without which a finished run cannot be resumed, and resume the run."""
         step = entry.status.step
 
         def check(text: str) -> None:
             if not text.isdecimal() or len(text) > 18 or int(text) <= step:
-                raise UsageError(f"a whole number above {step} is expected")
+                raise UsageError(f"expected an integer > {step}, got '{text}'")
 
         def on_answer(text: str | None) -> None:
             if text:
                 self._resume(Run(entry.path), f"--total-steps={text}")
 
-        title = f"{clean(entry.key)} has finished after {step:,} steps. Train it on to how many?"
+        title = f"{clean(entry.key)} finished after {step:,} steps. New step total:"
         self.app.push_screen(PromptDialog(title, str(2 * step), check=check), on_answer)
 
     def action_rerun(self) -> None:
@@ -117,19 +118,19 @@ class RunActions(Screen[None]):
                 if text != run.name:
                     check_name(text)
                     if os.path.lexists(run.path.parent / text):
-                        raise UsageError(f"{text} exists already")
+                        raise UsageError(f"{text} already exists; choose another name")
 
             def on_answer(text: str | None) -> None:
                 if text and text != run.name:
                     self.services.attempt(lambda: self.services.on_run_renamed(entry.key, control.rename(run, text)))
 
-            self.app.push_screen(PromptDialog(f"A new name for {clean(run.name)}", run.name, check=check), on_answer)
+            self.app.push_screen(PromptDialog(f"New name for {clean(run.name)}", run.name, check=check), on_answer)
 
     def action_note(self) -> None:
-        if entry := self._own_run("write about"):
+        if entry := self._own_run("annotate"):
             run = Run(entry.path)
             first, end, others = control.read_note(run).partition("\n")
-            ask = PromptDialog(f"A note on {clean(run.name)}{': its first line' if others else ''}", first)
+            ask = PromptDialog(f"Note for {clean(run.name)}{' (first line)' if others else ''}", first)
 
             def on_answer(text: str | None) -> None:
                 if text is not None and text != ask.value:
@@ -149,7 +150,7 @@ class RunActions(Screen[None]):
                 if yes:
                     self.services.attempt(delete)
 
-            detail = f"Curves, checkpoints and samples of {entry.status.step:,} steps go with it, for good."
+            detail = f"This permanently deletes the curves, checkpoints and samples of {entry.status.step:,} steps."
             self.app.push_screen(ConfirmDialog(f"Delete {clean(run.path)}?", detail), on_answer)
 
     def action_inspect(self) -> None:
@@ -168,7 +169,7 @@ class RunActions(Screen[None]):
             except OSError as error:
                 self.services.show_error(f"{path}: cannot be read ({error.strerror})")
                 return
-            self.app.copy_to_clipboard(clean(command))  # what is pasted into a shell must not bring a line of its own
+            self.app.copy_to_clipboard(clean(command))  # one line, so that pasting into a shell runs nothing
             self.notify(f"Copied: {clean(command)}", markup=False)
 
 

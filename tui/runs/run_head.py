@@ -1,4 +1,4 @@
-"""The lines above the tabs of a run's page: who it is, how far, and what is wrong with it."""
+"""The lines above the tabs of a run's page, with the run's name, state, progress and problems."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from tui.runs.entries import Entry
 from tui.runs.run_list import RunList
 
 GAP = 2  # columns between two facts
-SHARE = 8  # remarks that take more than this part of the screen's lines become a line each
+SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cut to one line
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
-UNEXPLAINED = {  # states whose reason nobody could write down
-    "crashed": "Its process is gone and left no reason; 6 shows the end of its log.",
-    "stalled": "Its process lives but has not been heard of for a while; 3 shows its log.",
+UNEXPLAINED = {  # states for which run.json contains no reason
+    "crashed": "The process ended without recording a reason. Press 6 for the end of its log.",
+    "stalled": "The process is alive but has not updated its heartbeat. Press 3 for its log.",
 }
 
 
 def format_head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
-    """In lines of `width` columns, for a screen of `height` lines; `damage`: of its event files."""
+    """Format the lines for a screen of `width` columns and `height` lines.
+
+    `damage` describes the damage of the run's event files.
+    """
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)
     name = _shorten(name, max(8, width - GAP - display_width(state)))
@@ -41,7 +44,7 @@ def _shorten(text: str, most: int) -> str:
 
 
 def _facts(entry: Entry) -> list[tuple[int, str]]:
-    """Its numbers in the order in which they are read, each with its rank: the last one goes where room is short."""
+    """Return the numbers in display order, each with a rank. The highest rank is dropped first if space is short."""
     status = entry.status
     steps = f"{format_number(status.step)} steps"
     if status.total_steps:
@@ -55,11 +58,11 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
 
 
 def _drop_to_fit(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
-    """Those that have room, each behind a gap."""
-    kept = list(facts)
-    while kept and sum(GAP + len(text) for _, text in kept) > room:
-        kept.remove(max(kept))
-    return kept
+    """Drop facts until the rest fits into `room` columns, gaps included."""
+    fitting = list(facts)
+    while fitting and sum(GAP + len(text) for _, text in fitting) > room:
+        fitting.remove(max(fitting))
+    return fitting
 
 
 def _join(facts: Sequence[tuple[int, str]]) -> str:
@@ -67,20 +70,20 @@ def _join(facts: Sequence[tuple[int, str]]) -> str:
 
 
 def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str, str]]:
-    """Lines and styles: what went wrong, what health checks say, what somebody wrote.
+    """Return the lines of the error, the health warnings and the note, with their styles.
 
-    Where they take more than `most` lines, a line each: the tab of events has them in full.
+    If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """
     status, ended = entry.status, entry.state in ("failed", "crashed")
     wrong = entry.problem or (status.reason if ended else "") or UNEXPLAINED.get(entry.state, "")
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
     warnings, note = read_warnings(status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
-    first += [(f"Not all of its curves could be read: {damage}", "$text-error")] if damage else []
+    first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
     texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
         return lines
     names = ", ".join(warning.name for warning in warnings)
-    texts = [*first, *([(f"! {names}; 6 tells more", "$text-warning")] if warnings else []), *note]
+    texts = [*first, *([(f"! {names} (press 6 for details)", "$text-warning")] if warnings else []), *note]
     return [(pad(clean(text), width).rstrip(), color) for text, color in texts]

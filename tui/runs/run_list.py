@@ -1,4 +1,4 @@
-"""The table of runs. It draws only the lines in sight, so that thousands of runs cost what twenty do."""
+"""The table of runs, which draws only visible lines, so that thousands of runs are as fast as twenty."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from ppo_unified.text import clean, display_width, format_duration, format_numbe
 from tui.runs.entries import Entry
 
 _LONGEST_NAME = 40
-AGEING_S = 5.0  # between two looks at the clock where nothing else changes
+AGEING_S = 5.0  # interval between updates of the age column
 
 
 class Column(NamedTuple):
-    """One column: its head, least width, when it goes where room is short (0 = never).
+    """One column of the table.
 
-    A column of text is as wide as its longest cell, one of numbers always the same.
+    `width` is the minimum width. If space is short, columns with the highest `drop` are hidden first; 0 means never. A
+    text column is as wide as its longest cell, and the width of a number column is constant.
     """
 
     head: str
@@ -38,18 +39,18 @@ class Column(NamedTuple):
 
 
 def _remark(entry: Entry) -> str:
-    """What is wrong with a run, which health checks fire, or what somebody wrote about it."""
-    said = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
-    return entry.problem or "   ".join(filter(None, (_health(entry), said)))
+    """Return the text of the note column, which is the error, or the health warnings and the user's note."""
+    note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+    return entry.problem or "   ".join(filter(None, (_health(entry), note)))
 
 
 def _health(entry: Entry) -> str:
-    """The health checks that fire, by name."""
+    """Return the names of the health checks that warn."""
     names = ", ".join(warning.name for warning in read_warnings(entry.status))
     return f"! {names}" if names else ""
 
 
-COLUMNS: dict[str, Column] = {  # by what `sort_entries` calls them
+COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries`
     "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
@@ -63,21 +64,21 @@ COLUMNS: dict[str, Column] = {  # by what `sort_entries` calls them
         "age", 7, 5, True, lambda e, now: format_duration(now - e.status.started) if e.status.started else "-"
     ),
 }
-NOTE = 8  # the remark takes what is left, if this much is
-REMARK, DEAR = 20, 4  # where there are remarks, columns from this `drop` on go for that much room
+NOTE = 8  # minimum width of the note column, which uses the remaining space
+REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidden until REMARK columns are free
 
 
 @dataclass
 class Marks:
-    """How runs are told apart in the list and in the charts."""
+    """The colors and marks of the runs in the list and in the charts."""
 
-    colors: Mapping[str, str] = field(default_factory=dict)  # of the drawn runs, by key
+    colors: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> color
     marked: frozenset[str] = frozenset()
     pinned: str = ""
 
 
 class RunList(ScrollView, can_focus=True):
-    """Runs with a cursor that stays on its run whatever comes, goes or is sorted."""
+    """A table of runs. The cursor stays on its run if runs are added, removed or sorted."""
 
     DEFAULT_CSS = """
     RunList { height: 1fr; scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; background: $background; }
@@ -114,12 +115,14 @@ class RunList(ScrollView, can_focus=True):
     }
 
     class Moved(Message):
-        """The cursor stands on another run."""
+        """The cursor has moved to another run."""
 
     class Opened(Message):
-        """The run under the cursor was clicked a second time."""
+        """The run under the cursor was double-clicked."""
 
     class HeadClicked(Message):
+        """A column header was clicked."""
+
         def __init__(self, column: str) -> None:
             super().__init__()
             self.column = column
@@ -129,20 +132,21 @@ class RunList(ScrollView, can_focus=True):
         self.entries: Sequence[Entry] = ()
         self.marks = Marks()
         self.sorted_by, self.reverse = "age", False
-        self.empty: str = ""  # what is said where no run is listed
+        self.empty: str = ""  # the text if no run is listed
         self._key, self._row = "", 0
-        self._awaited = ""  # a run that the cursor goes to as soon as it is listed
+        self._awaited = ""  # the cursor moves to this run as soon as it is listed
         self._unicode, self._clock = unicode, clock
         self._widths: dict[str, int] = {}
-        self._heads: list[tuple[int, int, str]] = []  # first and last column of each head, and its name
-        self._sight: tuple[object, list[object]] = (None, [])  # what was drawn last: around the lines, and each line
+        self._heads: list[tuple[int, int, str]] = []  # (first column, last column, name) of each header
+        self._last_drawn: tuple[object, list[object]] = (None, [])  # layout of the table and content of each line
 
     @property
     def current(self) -> Entry | None:
+        """The run under the cursor."""
         return self.entries[self._row] if self._row < len(self.entries) else None
 
     def show(self, entries: Sequence[Entry], marks: Marks) -> None:
-        """Draw `entries` in this order; the cursor stays on its run, or on its line where that is gone."""
+        """Show `entries` in this order. The cursor stays on its run, or on its line if the run is gone."""
         self.entries, self.marks = entries, marks
         rows = {entry.key: row for row, entry in enumerate(entries)}
         row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
@@ -156,26 +160,26 @@ class RunList(ScrollView, can_focus=True):
         self._refresh_changed()
 
     def set_marks(self, marks: Marks) -> None:
-        """Tell runs apart in another way."""
+        """Update the colors and marks."""
         self.marks = marks
         self._refresh_changed()
 
     def _refresh_changed(self) -> None:
-        """Draw the lines anew that are others now: most runs have ended long ago."""
+        """Redraw only the lines that have changed, because most runs ended long ago."""
         marks, top, size = self.marks, round(self.scroll_y), self.size
-        around = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
+        table = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
         lines: list[object] = [
             (entry, row == self._row, marks.colors.get(entry.key), entry.key in marks.marked, entry.key == marks.pinned)
             for row, entry in enumerate(self.entries[top : top + size.height], top)
         ]
-        before, self._sight = self._sight, (around, lines)
-        if before[0] != around or len(before[1]) != len(lines):
+        before, self._last_drawn = self._last_drawn, (table, lines)
+        if before[0] != table or len(before[1]) != len(lines):
             self.refresh()
         elif changed := [y for y, line in enumerate(lines, 1) if line != before[1][y - 1]]:
             self.refresh(*(Region(0, y, size.width, 1) for y in changed))
 
     def move_to(self, key: str) -> bool:
-        """Put the cursor on a run; False where it is not listed."""
+        """Move the cursor to a run. Return False if it is not listed yet."""
         for row, entry in enumerate(self.entries):
             if entry.key == key:
                 self._set_row(row)
@@ -203,7 +207,7 @@ class RunList(ScrollView, can_focus=True):
 
     def action_move(self, by: int) -> None:
         if self.entries:
-            self._awaited = ""  # the user goes elsewhere
+            self._awaited = ""  # do not override the user's own move
             self._set_row(min(max(0, self._row + by), len(self.entries) - 1))
             self._scroll_to_cursor()
             self._refresh_changed()
@@ -234,7 +238,7 @@ class RunList(ScrollView, can_focus=True):
         self._scroll_to_cursor()
 
     def _measure(self) -> None:
-        """Which columns there is room for, and how wide they are."""
+        """Compute the columns that fit and their widths."""
         now, room = self._clock(), self.scrollable_content_region.width
         widths, longest = {}, min(_LONGEST_NAME, room // 3)
         for name, column in COLUMNS.items():
@@ -252,7 +256,7 @@ class RunList(ScrollView, can_focus=True):
         self.virtual_size = Size(room, len(self.entries) + 1)
 
     def has_column(self, name: str) -> bool:
-        """Whether there is room for it."""
+        """Return True if a column is visible."""
         return name in self._widths
 
     @staticmethod
@@ -308,7 +312,7 @@ class RunList(ScrollView, can_focus=True):
         return Strip([*segments, Segment(text, style)]).crop(0, width)
 
     def _mark(self, entry: Entry) -> Segment:
-        """Left of the cursor's bar, on whose colour few curves' colours are seen."""
+        """Return the mark of a run, without the cursor's background, on which few curve colors are visible."""
         key, marks = entry.key, self.marks
         sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:

@@ -1,4 +1,4 @@
-"""A run's own page: curves, options, log, samples, system and events, one at a time."""
+"""The page of one run, with a tab each for curves, options, log, samples, system and events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tui.services import Services
 from tui.store import Changes, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
-LOOK_S = 0.5  # between two looks at files that the store does not watch: log and samples
+LOOK_S = 0.5  # interval between checks of files that the store does not watch, such as log and samples
 CHART_ACTIONS = frozenset(action.name for action in actions_of("charts"))
 
 
@@ -38,6 +38,8 @@ class TabBar(Widget):
     """The names of the tabs in one line."""
 
     class Chosen(Message):
+        """A tab was clicked."""
+
         def __init__(self, tab: str) -> None:
             super().__init__()
             self.tab = tab
@@ -62,7 +64,7 @@ class TabBar(Widget):
 
 
 class RunPage(RunActions):
-    """One run of the store. It stays with the run when that is renamed, and closes when it is deleted."""
+    """The page of one run, which follows the run if it is renamed and closes if it is deleted."""
 
     CSS_PATH = "run_page.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -76,7 +78,7 @@ class RunPage(RunActions):
     def __init__(self, services: Services, key: str, store: Store, reference: str | None, plots: Plots) -> None:
         super().__init__(services)
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
-        self._among_seeds = plots.settings.aggregate
+        self._seeds_grouped = plots.settings.aggregate
         self.tab = TABS[0]
         self._inode = _file_identity(self.entry)
 
@@ -101,28 +103,30 @@ class RunPage(RunActions):
 
     @property
     def entry(self) -> Entry | None:
+        """The run of this page, or None if it is gone."""
         return self.store.entries.get(self.key)
 
-    # what the store and the files say
+    # updates from the store and the files
 
     def update_from_store(self, changes: Changes) -> None:
+        """Update the header and the visible tab."""
         if changes.listed and self.entry is None:
             self._follow_rename()
         if changes.listed:
             self._update_head()
         if changes.listed or self.key in changes.advanced:
             self._refresh_tab()
-        awaited = changes.listed and not self.store.tags(self.key)  # whether it has charts is a matter of its state
+        awaited = changes.listed and not self.store.tags(self.key)  # empty charts appear when the run's state changes
         if self.tab == "curves" and (awaited or changes.advanced & set(self._drawn_keys())):
             self._draw_curves()
 
     def on_screen_resume(self) -> None:
-        """A question over this page was answered, or another program had the terminal."""
+        """Check for a rename after a dialog has closed or another program has used the terminal."""
         if self.is_mounted and self.entry is None:
             self._follow_rename()
 
     def _follow_rename(self) -> None:
-        """The run has another name, or is gone."""
+        """Find the renamed run by its folder's inode, or close the page if the run is gone."""
         for key, entry in self.store.entries.items():
             if self._inode is not None and _file_identity(entry) == self._inode:
                 self.key = key
@@ -130,7 +134,7 @@ class RunPage(RunActions):
                 self._draw_curves()
                 return
         if self.app.screen is self:
-            self.notify(f"{clean(self.key)} is gone.", markup=False)
+            self.notify(f"{clean(self.key)} no longer exists.", markup=False)
             self.app.pop_screen()
 
     def _log(self) -> Path:
@@ -142,7 +146,7 @@ class RunPage(RunActions):
             self._refresh_tab()
 
     def _refresh_tab(self) -> None:
-        """Let the visible tab see whether there is anything new for it."""
+        """Update the visible tab if its data has changed."""
         entry = self.entry
         if entry is None:
             return
@@ -170,22 +174,22 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Other seeds of this run where they are asked for, this run, and on top of it the pinned one."""
+        """Return the keys of the runs to draw, which are this run, its other seeds if grouped, and the pinned run."""
         pinned = self.services.state.pinned
         keys = [*self._siblings(), self.key]
         return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
 
     def _siblings(self) -> list[str]:
-        """The runs that differ from this one in the seed only, where `A` asks for them."""
+        """Return the runs that differ from this one only in the seed, or none if seeds are not grouped."""
         return siblings(self.store, self.key) if self.plots.settings.aggregate else []
 
     def on_plots_changed(self) -> None:
-        among = self.plots.settings.aggregate
-        if among == self._among_seeds:
+        grouped = self.plots.settings.aggregate
+        if grouped == self._seeds_grouped:
             return
-        self._among_seeds = among
-        if among and not self._siblings():
-            self.notify(f"No other run differs from {clean(self.key)} in the seed only.", markup=False)
+        self._seeds_grouped = grouped
+        if grouped and not self._siblings():
+            self.notify(f"No other run has the same options as {clean(self.key)} with another seed.", markup=False)
         self._draw_curves()
 
     def _draw_curves(self) -> None:
@@ -206,12 +210,13 @@ class RunPage(RunActions):
         self.plots.show(self.store.chart_tags([self.key]), traces)
 
     def explain(self) -> str | None:
+        """Return the description of the current chart's metric for the help dialog."""
         return self.plots.explain() if self.tab == "curves" else None
 
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Charts are changed only where they are seen."""
+        """Disable chart actions unless the charts are visible."""
         if action in CHART_ACTIONS and self.tab != "curves":
             return False
         return super().check_action(action, parameters)
@@ -229,7 +234,7 @@ class RunPage(RunActions):
         pane = self.query_one(f"#{tab}")
         self.set_focus(pane if pane.can_focus else None)
         self.refresh_bindings()
-        self.call_after_refresh(self._draw_curves if tab == "curves" else self._refresh_tab)  # once it has a width
+        self.call_after_refresh(self._draw_curves if tab == "curves" else self._refresh_tab)  # after its width is known
 
     def action_tab_next(self) -> None:
         self.action_tab(TABS[(TABS.index(self.tab) + 1) % len(TABS)])
@@ -270,7 +275,7 @@ class RunPage(RunActions):
 
 
 def _file_identity(entry: Entry | None) -> tuple[int, int] | None:
-    """What tells a folder that has another name now."""
+    """Return the device and inode of a run folder, which identify it after a rename."""
     try:
         found = entry.path.stat() if entry is not None else None
     except OSError:

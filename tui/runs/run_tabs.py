@@ -1,4 +1,4 @@
-"""What a run's page shows in text: options, samples, system, events. Each is written anew only where it has changed."""
+"""The tabs Options, Samples, System and Events of a run's page. Each tab is updated only if its data has changed."""
 
 from __future__ import annotations
 
@@ -31,41 +31,43 @@ from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry
 from tui.store import Store
 
-INDENT = 6  # of what belongs to an event
-LABEL = 12  # columns of 'prompt', 'response', ...
-MOST_STEPS = 400  # of stored samples in one table
-FIRST = ("prompt", "response", "reference")  # of a response's texts
-CHART = (100, 9)  # widest, and rows, of a chart of the system
-FOREIGN = "Another program wrote this folder; there are only its curves."
+INDENT = 6  # columns before the details of an event
+LABEL = 12  # columns of labels such as 'prompt'
+MOST_STEPS = 400  # steps of stored samples in one table
+FIRST = ("prompt", "response", "reference")  # texts of a response that come first
+CHART = (100, 9)  # maximum width and height of a chart in the System tab
+FOREIGN = "This folder was written by another program. Only its curves are available."
 
 
 class TextTab(VerticalScroll, can_focus=True):
-    """A page of text that scrolls."""
+    """A tab with scrollable text."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id=id)
-        self._seen: object = None  # what the text was made of
+        self._seen: object = None  # signature of the displayed text
 
     def compose(self) -> ComposeResult:
         yield Static("", markup=False)
 
     def set_text(self, text: Content | str) -> None:
+        """Show a text."""
         self.query_one(Static).update(Content(text) if isinstance(text, str) else text)
 
     def has_changed(self, signature: object) -> bool:
-        """Whether this is not what was shown last."""
+        """Return True if `signature` differs from the one of the last call."""
         news, self._seen = signature != self._seen, signature
         return news
 
 
 class Options(TextTab):
-    """config.toml, or only what differs from the reference run's."""
+    """Shows config.toml, or only the options that differ from the reference run."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
         self.differences = False
 
     def refresh_text(self, entry: Entry, reference: Entry | None) -> None:
+        """Update the text if a file or the width has changed."""
         paths = [Run(e.path).config for e in (entry, reference) if e is not None]
         width = self.scrollable_content_region.width
         if not self.has_changed((self.differences, width, *((path, stamp_if_any(path)) for path in paths))):
@@ -77,18 +79,18 @@ class Options(TextTab):
                 self.set_text(_sections(read_toml(paths[0])))
             elif reference is None or reference.key == entry.key or reference.foreign:
                 self.set_text(
-                    "No other run is pinned (p) or marked (space) in the list to compare with.   D: all options"
+                    "To compare options, first pin (p) or mark (space) another run in the list.   D: all options"
                 )
             else:
                 tables = {e.key: read_options(Run(e.path)) for e in (entry, reference)}
-                head = f"What differs from {clean(reference.key)}   D: all options"
+                head = f"Options that differ from {clean(reference.key)}   D: all options"
                 self.set_text("\n".join([head, "", *difference_lines(tables, width)]))
         except UsageError as error:
             self.set_text(clean(error))
 
 
 def _sections(config: Mapping[str, Any]) -> Content:
-    """Every option under the head of its section, values in one column."""
+    """Format all options in one table with section headings."""
     groups: dict[str, dict[str, Any]] = {"run": {}}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -107,9 +109,10 @@ def _sections(config: Mapping[str, Any]) -> Content:
 
 
 class Events(TextTab):
-    """What happened to the run, and why it ended."""
+    """Shows the events of the run and why it ended."""
 
     def refresh_text(self, entry: Entry, store: Store) -> None:
+        """Update the text if there are new events."""
         if entry.foreign or entry.problem:
             self.set_text(FOREIGN if entry.foreign else clean(entry.problem))
             return
@@ -124,7 +127,7 @@ class Events(TextTab):
             read_warnings(status),
             status.best_step,
             status.solved_step,
-            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # tells its time
+            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # its time is known
         )
         if width and self.has_changed((entry.path, status.started, status.pid, *ends)):
             texts = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
@@ -132,9 +135,9 @@ class Events(TextTab):
 
 
 def _event(event: control.Event, scores: Any, width: int) -> Content:
-    """One line, and below it what belongs to it in full."""
+    """Format an event as one line with its details below."""
     when = event.time
-    if when is None and event.step is not None and scores is not None:  # run.json has the step, the curve the time
+    if when is None and event.step is not None and scores is not None:  # get the time of the step from the curve
         at = int(np.searchsorted(scores.steps, event.step))
         when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", local_time(when)) if when else ""
@@ -151,9 +154,10 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
 
 
 class System(TextTab):
-    """Where it runs, and what it takes."""
+    """Shows the machine, the process and its resource usage."""
 
     def refresh_text(self, entry: Entry, store: Store, unicode: bool) -> None:
+        """Update the text if there are new measurements."""
         tags = [tag for tag in store.tags(entry.key) if tag.startswith(("system/", "time/"))]
         curves = {tag: curve for tag in tags if (curve := store.curve(entry.key, tag)) is not None and len(curve.steps)}
         width = self.scrollable_content_region.width
@@ -164,7 +168,7 @@ class System(TextTab):
         if curves:
             lines += ["", *format_table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
-            lines += ["", "No system metrics yet: they are logged once a second."]
+            lines += ["", "No system metrics yet. A running run logs them every second."]
         for tag, curve in curves.items():
             if tag.startswith("system/") and len(curve.steps) > 1:
                 line = Line(tag, curve.steps, curve.values)
@@ -191,7 +195,7 @@ def _process(entry: Entry) -> list[str]:
 def _metric_cells(tag: str, values: Any) -> dict[str, str]:
     finite = values[np.isfinite(values)]
     lowest, mean, highest = (finite.min(), finite.mean(), finite.max()) if len(finite) else (None, None, None)
-    numbers = {"now": values[-1], "lowest": lowest, "mean": mean, "highest": highest}
+    numbers = {"now": values[-1], "min": lowest, "mean": mean, "max": highest}
     return {"metric": clean(tag)} | {
         name: format_number(None if x is None else float(x)) for name, x in numbers.items()
     }
@@ -199,33 +203,34 @@ def _metric_cells(tag: str, values: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SamplePage:
-    """One page of samples: an evaluation's responses, or a stored iteration."""
+    """One page of samples, which shows the responses of an evaluation or a stored iteration."""
 
     unit: str  # 'step' or 'iteration'
     number: int
-    place: int  # among all of them, from 0
-    of: int
+    place: int  # index of the page, from 0
+    of: int  # number of pages
     lines: tuple[str, ...]
 
 
 class Samples(TextTab):
-    """Responses step by step; where there are none, stored samples, iteration by iteration."""
+    """Shows the responses of each evaluation, or the stored samples of each iteration if there are no responses."""
 
     class Loaded(Message):
-        """A thread has read what is to be shown."""
+        """A thread has loaded a page, or failed with a message."""
 
-        def __init__(self, request: object, moment: SamplePage | str, numbers: Sequence[int]) -> None:
+        def __init__(self, request: object, page: SamplePage | str, numbers: Sequence[int]) -> None:
             super().__init__()
-            self.request, self.moment, self.numbers = request, moment, numbers
+            self.request, self.page, self.numbers = request, page, numbers
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
-        self.numbers: Sequence[int] = ()  # the moments there are, ascending
-        self.at: int | None = None  # the chosen one; None: always the newest
-        self.moment: SamplePage | None = None
-        self._request: object = None  # what the last thread was sent for: an earlier one may come back later
+        self.numbers: Sequence[int] = ()  # steps or iterations of all pages, ascending
+        self.at: int | None = None  # the selected number, or None to follow the newest page
+        self.page: SamplePage | None = None
+        self._request: object = None  # identifies the newest request: results of older ones are ignored
 
     def refresh_text(self, entry: Entry) -> None:
+        """Load the selected page in a thread if the files or the width have changed."""
         if entry.foreign:
             self.set_text(FOREIGN)
             return
@@ -238,7 +243,7 @@ class Samples(TextTab):
 
     @work(thread=True, exclusive=True, group="samples", exit_on_error=False)
     def _read(self, run: Run, at: int | None, width: int, request: object) -> None:
-        """Reading and laying out may take long; no key waits for it."""
+        """Read and format a page in a thread, because this may be slow."""
         numbers: Sequence[int] = ()
         try:
             if responses := samples.read_responses(run):
@@ -250,9 +255,7 @@ class Samples(TextTab):
                 chosen = at if at in numbers else numbers[-1]
                 lines = _stored_lines(run, chosen, width)
             else:
-                self.post_message(
-                    self.Loaded(request, "Nothing is stored yet: samples come with the first iteration.", ())
-                )
+                self.post_message(self.Loaded(request, "No samples yet. The first iteration stores some.", ()))
                 return
             found: SamplePage | str = SamplePage(unit, chosen, numbers.index(chosen), len(numbers), tuple(lines))
         except (UsageError, OSError) as error:
@@ -264,19 +267,19 @@ class Samples(TextTab):
         if message.request is not self._request:
             return
         self.numbers = message.numbers
-        if isinstance(message.moment, str):
-            self.set_text(message.moment)
+        if isinstance(message.page, str):
+            self.set_text(message.page)
             return
-        turned = self.moment is not None and self.moment.number != message.moment.number
-        self.moment = moment = message.moment
-        head = f"{moment.unit} {moment.number:,}, {moment.place + 1} of {moment.of}"
+        turned = self.page is not None and self.page.number != message.page.number
+        self.page = page = message.page
+        head = f"{page.unit} {page.number:,}, {page.place + 1} of {page.of}"
         head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
-        self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in moment.lines)).rstrip())
+        self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in page.lines)).rstrip())
         if turned:
             self.scroll_home(animate=False)
 
     def move(self, by: int) -> None:
-        """To an older moment (-1) or a newer one (1); beyond the newest, what comes is followed."""
+        """Select an older page (-1) or a newer one (1). At the newest page, new pages are followed."""
         if not self.numbers:
             return
         place = self.numbers.index(self.at) if self.at in self.numbers else len(self.numbers) - 1
@@ -285,7 +288,7 @@ class Samples(TextTab):
 
 
 def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
-    """Each with its numbers in a line and its texts below, prompt and response first."""
+    """Format each response as one line with its numbers, followed by its texts, prompt and response first."""
     lines: list[str] = []
     for number, response in enumerate(responses, 1):
         fields = response if isinstance(response, dict) else {"response": response}
@@ -302,7 +305,7 @@ def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
 
 
 def _stored_lines(run: Run, iteration: int, width: int) -> list[str]:
-    """The table that `inspect` prints, of the first samples."""
+    """Format the first samples as the table that `inspect` prints."""
     stored = samples.read(run, iteration)
     there = stored.samples()
     steps, chosen = 0, 0
@@ -312,5 +315,5 @@ def _stored_lines(run: Run, iteration: int, width: int) -> list[str]:
     each, width = [stored.document(number, there[number]) for number in range(chosen)], max(40, width)
     meanings, tables = format_samples(each, len(there), stored.quantities(), width)
     if chosen < len(there):
-        tables += ["", f"{len(there) - chosen} further samples: ppo-unified inspect {clean(run.name)} --sample all"]
+        tables += ["", f"{len(there) - chosen} more samples: ppo-unified inspect {clean(run.name)} --sample all"]
     return [*wrap_text(stored.summary(run.name), width), "", *tables, "", *meanings]

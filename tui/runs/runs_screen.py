@@ -1,4 +1,4 @@
-"""The first screen: every run of a folder in a table, and the curves of the marked ones."""
+"""The main screen, with a table of all runs in the runs folder and the curves of the marked runs."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from tui.runs.status_lines import QueryLine, TopLine
 from tui.services import Services
 from tui.store import Changes, Store
 
-LEAST, MOST, STEP = 15, 80, 5  # share of the screen that the list may take, in per cent
-NO_RUNS = """No runs here yet.
+LEAST, MOST, STEP = 15, 80, 5  # share of the screen for the list, in per cent
+NO_RUNS = """No runs yet.
 
-n, Enter, Enter     trains CartPole until it is solved (seconds)
-n                   shows what else can be trained
-?                   lists every key
+n, Enter, Enter     train CartPole until it is solved (a few seconds)
+n                   list all targets
+?                   list all keys
 
-Runs that other terminals start in this folder appear by themselves."""
+Runs started in other terminals appear here automatically."""
 
 
 class RunsScreen(RunActions):
-    """Table above charts; side by side on wide terminals."""
+    """Shows the table above the charts, or beside them on wide terminals."""
 
     CSS_PATH = "runs_screen.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [*bindings("runs"), *bindings("control"), *bindings("charts")]
@@ -49,7 +49,7 @@ class RunsScreen(RunActions):
     def __init__(self, services: Services, store: Store) -> None:
         super().__init__(services)
         self.store, self.selection = store, Selection(store, services.state)
-        self._query_error = ""  # what is wrong with the query
+        self._query_error = ""
         self._top, self._query = TopLine(services.runs, services.readonly), QueryLine()
 
     def compose(self) -> ComposeResult:
@@ -69,25 +69,26 @@ class RunsScreen(RunActions):
 
     @property
     def entry(self) -> Entry | None:
-        """The run under the cursor as it is now: the list may be half a second behind."""
+        """The current state of the run under the cursor, which may be newer than the list."""
         current = self.run_list.current
         return None if current is None else self.store.entries.get(current.key)
 
-    # what the store says
+    # updates from the store
 
     def update_from_store(self, changes: Changes) -> None:
+        """Update the list or the charts."""
         if changes.listed:
             self._relist()
         elif changes.advanced & set(self._drawn_keys()):
             self._redraw()
 
     def on_screen_resume(self) -> None:
-        """Another screen had other curves read."""
+        """Redraw, because another screen may have changed which curves are read."""
         if self.is_mounted:
             self._redraw()
 
     def _relist(self) -> None:
-        """Filter, sort and show the runs, then the curves."""
+        """Filter, sort and show the runs, then draw the curves."""
         state, everything = self.services.state, list(self.store.entries.values())
         try:
             chosen, self._query_error = select_entries(everything, parse(state.query)), ""
@@ -95,7 +96,7 @@ class RunsScreen(RunActions):
             chosen, self._query_error = everything, str(error)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
-        runs.empty = f"None of the {len(everything)} runs matches." if everything else NO_RUNS
+        runs.empty = f"No run matches the filter (total: {len(everything)})." if everything else NO_RUNS
         chosen = sort_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
         self._resize_list()
@@ -110,11 +111,11 @@ class RunsScreen(RunActions):
         self._query.show(state.query, problem, len(runs.entries), len(entries))
 
     def _damage(self) -> str:
-        """What of the drawn runs' files cannot be read."""
+        """Return a description of damage in the event files of the drawn runs."""
         found = [text for key, text in self.store.damage.items() if key in self._drawn_keys()]
         return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
 
-    # which runs are drawn
+    # drawn runs
 
     def _drawn_keys(self) -> list[str]:
         return self.selection.drawn_keys(self.entry)
@@ -123,9 +124,9 @@ class RunsScreen(RunActions):
         return self.selection.marks(self.entry, self.app.current_theme.dark)
 
     def _redraw(self) -> None:
-        """Hand the curves of the drawn runs to the charts."""
+        """Update the charts with the curves of the drawn runs."""
         if any(isinstance(screen, RunPage) for screen in self.app.screen_stack):
-            return  # that page says which curves are read; `on_screen_resume` comes back here
+            return  # an open run page selects the curves to read; `on_screen_resume` redraws later
         keys = self._drawn_keys()
         if self.store.watch(keys):
             self.services.read_now()
@@ -177,7 +178,7 @@ class RunsScreen(RunActions):
         self._relist()
 
     def focus_run(self, key: str) -> None:
-        """Put the cursor on a run, as soon as it is there, and draw it."""
+        """Draw a run and move the cursor to it as soon as it is listed."""
         state = self.services.state
         if self.selection.marked_keys() and key not in state.marked:
             state.marked.append(key)
@@ -186,11 +187,12 @@ class RunsScreen(RunActions):
         self._redraw()
 
     def on_run_renamed(self, key: str, new: str) -> None:
-        """Keep mark, pin and cursor of a run that has another key now."""
+        """Keep mark, pin and cursor on a renamed run."""
         self.selection.rename(key, new)
         self.run_list.move_to(new)
 
     def on_run_deleted(self, key: str) -> None:
+        """Remove mark and pin of a deleted run."""
         self.selection.forget(key)
 
     def action_filter(self) -> None:
@@ -201,7 +203,7 @@ class RunsScreen(RunActions):
             self._relist()
 
         hint = "taxi  score>400  !failed  stopped|crashed  optim.lr<0.001"
-        ask = PromptDialog("List only runs that match", self.services.state.query, hint, check=parse, preview=preview)
+        ask = PromptDialog("List only matching runs", self.services.state.query, hint, check=parse, preview=preview)
 
         def on_answer(text: str | None) -> None:
             self.services.save_state()
@@ -218,7 +220,7 @@ class RunsScreen(RunActions):
         self._sort(self.services.state.sorted_by)
 
     def _sort(self, column: str) -> None:
-        """By another column; by the same one the other way round."""
+        """Sort by a column, or reverse the order if the list is already sorted by it."""
         state = self.services.state
         state.reverse = not state.reverse if column == state.sorted_by else False
         state.sorted_by = column
@@ -232,7 +234,7 @@ class RunsScreen(RunActions):
         self._resize_list(-STEP)
 
     def _resize_list(self, by: int = 0) -> None:
-        """Give the list its share of the screen, above the charts no more lines than it has runs."""
+        """Set the list's share of the screen. If the list is above the charts, it is no taller than its runs need."""
         state, runs = self.services.state, self.run_list
         if by:
             state.list_share = min(MOST, max(LEAST, state.list_share + by))
@@ -245,7 +247,7 @@ class RunsScreen(RunActions):
 
     def on_resize(self) -> None:
         self._resize_list()
-        self.call_after_refresh(self._relist)  # once the list knows which columns it has
+        self.call_after_refresh(self._relist)  # after the list has computed its columns
 
     def action_compare(self) -> None:
         keys = self._drawn_keys()
@@ -258,17 +260,18 @@ class RunsScreen(RunActions):
             self.services.show_error(str(error))
             return
         lines = difference_lines(tables, TextDialog.text_width(self.size.width))
-        self.app.push_screen(TextDialog("Options in which they differ", "\n".join(lines)))
+        self.app.push_screen(TextDialog("Options that differ", "\n".join(lines)))
 
-    # actions on the charts, whichever pane has the focus
+    # actions on the charts, regardless of the focus
 
     def on_plots_changed(self) -> None:
         self.services.state.charts = self.plots.settings.to_dict()
-        self.call_after_refresh(self.services.save_state)  # a file is written: what the key asked for comes first
+        self.call_after_refresh(self.services.save_state)  # writing the file must not delay the redraw
         if self.plots.settings.aggregate:
             self._redraw()
 
     def explain(self) -> str | None:
+        """Return the description of the current chart's metric for the help dialog."""
         return self.plots.explain()
 
 

@@ -1,4 +1,4 @@
-"""Which runs differ in nothing but the seed."""
+"""Finds runs that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from tui.store import Store
 
 
 def seed_group(store: Store, key: str) -> str:
-    """What a run has in common with those that differ from it in the seed only; a run without options is alone."""
-    entry = store.entries.get(key)  # None: gone meanwhile
+    """Return a key that runs share if they differ only in the seed. A run without options forms its own group."""
+    entry = store.entries.get(key)  # None if the run was deleted in the meantime
     return (entry_group(entry) if entry is not None else "") or key
 
 
 def siblings(store: Store, key: str) -> list[str]:
-    """The other runs of a run's group."""
+    """Return the other runs that differ from a run only in the seed."""
     if key not in store.entries:
         return []
-    preset = store.entries[key].status.preset  # spares reading most of the others' options
+    preset = store.entries[key].status.preset  # comparing presets first avoids reading the options of most runs
     others = [other for other, entry in store.entries.items() if other != key and entry.status.preset == preset]
     return [other for other in others if seed_group(store, other) == seed_group(store, key)]

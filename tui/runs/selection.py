@@ -1,4 +1,4 @@
-"""Which runs are marked, pinned and drawn."""
+"""The marked, pinned and drawn runs."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tui.view_state import ViewState
 
 
 class Selection:
-    """Marks and pin are kept in the view state, also those of runs that are not there at the moment."""
+    """Manages marks and pin, which are stored in the view state even if a run is currently missing."""
 
     def __init__(self, store: Store, state: ViewState) -> None:
         self._store, self._state = store, state
 
     def marked_keys(self) -> list[str]:
-        """The marked runs that are there."""
+        """Return the marked runs that exist."""
         return [key for key in self._state.marked if key in self._store.entries]
 
     def drawn_keys(self, current: Entry | None) -> list[str]:
-        """Marked runs, or the current one where none is; the pinned one last, on top of them all."""
+        """Return the marked runs, or the current run if none is marked. The pinned run is last and drawn on top."""
         keys = self.marked_keys() or ([current.key] if current is not None else [])
         pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
         return [key for key in keys if key not in pinned] + pinned
 
     def marks(self, current: Entry | None, dark: bool) -> Marks:
-        """How these runs are told apart on a dark or a light background."""
+        """Return the colors and marks for a dark or a light background."""
         colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
         return Marks(colors, frozenset(self._state.marked), self._state.pinned)
 
     def traces(self, marks: Marks, tag: str, aggregate: bool) -> list[Trace]:
-        """The curves of one metric, one for each run in `marks` that has it, in the order in which they are drawn."""
+        """Return the curves of one metric, one per run in `marks` that has it, in drawing order."""
         drawn = []
         for key, color in marks.colors.items():
             if (curve := self._store.curve(key, tag)) is not None:
@@ -44,24 +44,28 @@ class Selection:
         return drawn
 
     def toggle_mark(self, key: str) -> None:
+        """Mark or unmark a run."""
         marked = self._state.marked
         marked.remove(key) if key in marked else marked.append(key)
 
     def toggle_all(self, keys: Sequence[str]) -> None:
-        """Mark all of these runs, or none of them if all are marked."""
+        """Mark all of these runs, or unmark them if all are marked."""
         everything = set(keys) <= set(self._state.marked)
         others = [key for key in self.marked_keys() if key not in keys]
         self._state.marked = others + ([] if everything else list(keys))
 
     def toggle_pin(self, key: str) -> None:
+        """Pin or unpin a run."""
         self._state.pinned = "" if self._state.pinned == key else key
 
     def rename(self, key: str, new: str) -> None:
+        """Move mark and pin to a run's new key."""
         state = self._state
         state.marked = [new if name == key else name for name in state.marked]
         state.pinned = new if state.pinned == key else state.pinned
 
     def forget(self, key: str) -> None:
+        """Remove mark and pin of a run."""
         state = self._state
         state.marked = [name for name in state.marked if name != key]
         state.pinned = "" if state.pinned == key else state.pinned

@@ -20,7 +20,7 @@ class TopLine(Static):
         self._title = ["ppo-unified   read-only" if readonly else "ppo-unified", str(runs)]
 
     def show(self, entries: Collection[Entry], marked: int, hidden_sort: str) -> None:
-        """`hidden_sort`: the column that the list is sorted by, if it has no room for that column."""
+        """Update the line. `hidden_sort` is the column that the list is sorted by, if that column is not visible."""
         total, active = len(entries), sum(entry.state in ACTIVE for entry in entries)
         parts = [*self._title, f"{total} run{'s' * (total != 1)}", f"{active} running"]
         parts += [f"{marked} marked"] if marked else []
@@ -29,14 +29,15 @@ class TopLine(Static):
 
 
 class QueryLine(Static):
-    """What is wrong with the query, the folder or the drawn runs' files; else the query, if there is one."""
+    """Shows an error of the query, the runs folder or the event files, or else the query if there is one."""
 
     def __init__(self) -> None:
         super().__init__(id="query", markup=False)
 
     def show(self, query: str, problem: str, listed: int, total: int) -> None:
+        """Update the line."""
         self.display = bool(query or problem)
         self.set_class(bool(problem), "-problem")
-        line = clean(problem) or f"filter: {clean(query)}   {listed} of {total}   / changes it"
-        if line != self.content:  # a new layout costs as much as two charts
+        line = clean(problem) or f"filter: {clean(query)}   {listed} of {total} runs   / edit filter"
+        if line != self.content:  # a new layout takes as long as drawing two charts
             self.update(line)
