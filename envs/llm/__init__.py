@@ -1,1 +1,1 @@
-"""Causal language models as rollouts: state = prefix, action = next token."""
+"""The adapter for causal language models: the state is the tokens so far, the action is the next token."""
