@@ -138,8 +138,8 @@ class _Decoder:
 class _PreallocatedLayer(DynamicLayer):
     """A KV cache layer [rows, heads, columns, size] with spare columns.
 
-    DynamicLayer, which it replaces, copies all keys and values at every token. Sliding windows and other kinds of layers
-    are not replaced.
+    DynamicLayer, which it replaces, copies all keys and values at every token. Other kinds of layers, such as sliding
+    windows, are not replaced.
     """
 
     def __init__(self) -> None:
