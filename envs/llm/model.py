@@ -263,7 +263,7 @@ def load_config(name: str, option: str = "llm.model") -> Any:
     folder = read_lora_folder(resolve(name))
     if folder is None:
         return _load(AutoConfig.from_pretrained, name, option, "configuration")
-    config = load_config(folder.base, f"the base of {option} = {name!r}")
+    config = load_config(folder.base, f"{option} = {name!r}, base model")
     config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
     return config
 
@@ -325,7 +325,7 @@ def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
 def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
 
-    where = f"the base of {option} = {str(folder.path)!r}"
+    where = f"{option} = {str(folder.path)!r}, base model"
     folder.weights()  # rejects a folder without a head, which peft would initialize at random
     load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
     base = _load(load, folder.base, where, "reward model")

@@ -18,9 +18,7 @@ TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
 class LLM(Section):
     """Options of the language-model adapter: model, prompts, reward, sampling, critic, reference, KL and LoRA."""
 
-    model: str = Field(
-        "", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)"
-    )
+    model: str = Field("", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)")
     prompts: str = Field(
         "", description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment)"
     )

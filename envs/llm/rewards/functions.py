@@ -202,9 +202,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
                 f"{where}: 'answer' of prompt {number}: expected a text or a number, got {_describe_value(answer)}"
             )
         if reference == "numeric" and last_number(str(answer)) is None:
-            raise UsageError(
-                f"{where}: 'answer' of prompt {number}: expected a number, got {shorten(str(answer))!r}"
-            )
+            raise UsageError(f"{where}: 'answer' of prompt {number}: expected a number, got {shorten(str(answer))!r}")
 
 
 def _parameters(function: Any) -> list[inspect.Parameter] | None:

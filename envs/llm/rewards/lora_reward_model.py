@@ -36,7 +36,7 @@ class LoRAFolder(NamedTuple):
         head = {key.removeprefix(HEAD): x.float() for key, x in weights.items() if key.startswith(HEAD)}
         if "weight" not in head:
             raise UsageError(
-                f"{path}: has no score head ({HEAD}weight); create a reward model with: ppo-unified reward-model"
+                f"{path}: has no score head ({HEAD}weight); train a reward model with: ppo-unified reward-model"
             )
         return {key: x for key, x in weights.items() if not key.startswith(HEAD)}, head
 

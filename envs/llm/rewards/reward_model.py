@@ -20,8 +20,8 @@ BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including 
 class RewardModel:
     """Scores prompt + response at its last token, using the reward model's own tokenizer.
 
-    The position of the last token is computed from the text's length. transformers instead searches for the last id that
-    is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
+    The position of the last token is computed from the text's length. transformers instead searches for the last id
+    that is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
@@ -37,7 +37,7 @@ class RewardModel:
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = max_tokens(config, self.tokenizer)
-        self.fill = config.get_text_config().pad_token_id or 0  # padding is masked, but some models derive positions from it
+        self.fill = config.get_text_config().pad_token_id or 0  # masked, but some models derive positions from it
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
         """Return one score per response. Raises RewardError for a text that is too long; texts are never truncated."""
@@ -115,7 +115,7 @@ def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[An
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
         raise UsageError(
-            f"{option} = {source!r}: expected a reward model, got a {kinds[0]}; create one with: ppo-unified reward-model"
+            f"{option} = {source!r}: expected a reward model, got {kinds[0]}; train one with: ppo-unified reward-model"
         )
     if config.num_labels != 1:
         raise UsageError(
