@@ -1,1 +1,1 @@
-"""The adapter for causal language models: the state is the tokens so far, the action is the next token."""
+"""The language-model adapter, in which a state is the tokens so far and an action is the next token."""

@@ -196,9 +196,10 @@ class LLMAdapter:
         self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).scores)
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """Return InstructGPT's pretraining loss (arXiv:2203.02155, eq. 2) and its metric, or None if it is off.
+        """Return InstructGPT's pretraining loss and its metric, or None if the loss is off.
 
-        The loss is llm.ptx_coef times the mean negative log-likelihood of the pretraining tokens.
+        The loss is llm.ptx_coef times the mean negative log-likelihood of the pretraining tokens, as in equation 2 of
+        arXiv:2203.02155.
         """
         if self.ptx is None:
             return None
@@ -253,7 +254,7 @@ class LLMAdapter:
         self.scores.load_state_dict(state["scores"])
 
     def close(self) -> None:
-        """Do nothing: this adapter holds no resources."""
+        """Do nothing, because this adapter has no resources to release."""
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:

@@ -23,7 +23,7 @@ ENDINGS = (".jsonl", ".json", ".txt")
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts and the other columns of their records. An entry is None if a record has no such key."""
+    """Prompts and the other columns of their records. An entry is None if the record lacks the key."""
 
     prompts: list[Prompt]
     columns: dict[str, list[Any]]
@@ -33,9 +33,9 @@ class PromptData:
 
     def __post_init__(self) -> None:
         sizes = {"lines": len(self.lines)} | {key: len(values) for key, values in self.columns.items()}
-        wrong = [f"{key} {size}" for key, size in sizes.items() if size != len(self.prompts)]
+        wrong = [f"{size} for {key!r}" for key, size in sizes.items() if size != len(self.prompts)]
         if wrong:
-            raise ValueError(f"{self.where}: {len(self.prompts)} prompts, but {', '.join(wrong)}")
+            raise ValueError(f"{self.where}: expected {len(self.prompts)} values per column, got {', '.join(wrong)}")
 
     def location(self, index: int) -> str:
         """Return the location of a prompt for messages, such as 'prompts.jsonl, line 3'."""
@@ -63,7 +63,7 @@ class _Record(NamedTuple):
 
 
 def read_prompts(path: Path, key: str = "") -> PromptData:
-    """Read the prompts of a .jsonl, .json or .txt file. Prompts that are lists of messages stay lists.
+    """Read the prompts of a .jsonl, .json or .txt file. A prompt is a text or a list of messages.
 
     If `key` is empty, the key of the prompt is the first key in PROMPT_KEYS that the first record has.
     Raises UsageError.
@@ -145,7 +145,7 @@ def _read(path: Path) -> str:
 
 
 def _split_lines(text: str) -> list[tuple[int, str]]:
-    """Return the non-blank lines with their numbers. `str.splitlines` would also split at characters like U+2028."""
+    """Split a text at newlines only, unlike `str.splitlines`, and return the non-blank lines with their numbers."""
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -233,7 +233,9 @@ def _prompt(record: _Record, key: str) -> Prompt:
     if not value or not value[-1]["content"].strip():
         raise UsageError(f"{record.where}: {key!r} is empty; the last message of a prompt needs text")
     if value[-1]["role"] == "assistant":
-        raise UsageError(f"{record.where}: {key!r} ends with an assistant message, but the model writes it; remove it")
+        raise UsageError(
+            f"{record.where}: {key!r} ends with an assistant message, which the model generates; remove it"
+        )
     return value
 
 

@@ -21,8 +21,9 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the token of a single byte in a voca
 def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the LLM columns of a rollout, each [N, T].
 
-    `token` and `text` cover prompt and response. The other columns are nonzero only in the response. `kl` is the
-    estimate used in the reward, and `kl_full` is the exact KL. `score` is the raw score, stored at the last step.
+    The columns `token` and `text` cover prompt and response. The other columns are nonzero only in the response. The
+    column `kl` contains the estimate used in the reward, `kl_full` the exact KL, and `score` the raw score at the last
+    step.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask
@@ -43,7 +44,7 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Return the text of each token id: '' for a negative id, and an escape like \\xe4 for part of a character."""
+    """Return the text of each token id. A negative id has the text '', and part of a character is shown as \\xe4."""
     # numpy strips null characters from the end of a string
     return {i: _text(tokenizer, i).replace("\0", "\\x00") if i >= 0 else "" for i in ids}
 

@@ -24,7 +24,7 @@ NGRAM = 3  # length of the n-grams, in tokens, whose repetition is measured
 
 @dataclass(frozen=True)
 class Responses:
-    """N prompts with their responses, padded on the right: row i is `tokens[i, :lengths[i]]`."""
+    """N prompts with their responses, padded on the right. Row i without padding is `tokens[i, :lengths[i]]`."""
 
     tokens: Tensor  # [N, S], padded with 0
     prompt_lengths: Tensor  # [N]
@@ -95,7 +95,7 @@ def generate(
 
 
 class _Decoder:
-    """The state of decoding between two tokens: KV cache, attention mask, positions and the next token's logits."""
+    """Decodes token by token, and stores the KV cache, attention mask, positions and logits between two tokens."""
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         longest = max(len(p) for p in prompts)

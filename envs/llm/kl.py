@@ -1,4 +1,4 @@
-"""The reward of each token: KL estimates, the KL coefficient, the score, whitening, and group baselines."""
+"""Computes the reward of each token from KL estimates and the score, adapts the KL coefficient, and whitens rewards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[str, Tensor]:
     """Return all estimates of KL(pi || pi_ref) at each step, each [N, T] (joschu.net/blog/kl-approx.html).
 
-    `full` is the exact KL, a sum over the vocabulary. The other estimates need only the sampled token's log-probs.
+    The entry `full` is the exact KL, a sum over the vocabulary. The other estimates use only the sampled token.
     """
     log_ratio = logprobs - ref_logprobs
     return {name: estimate(log_ratio) for name, estimate in ESTIMATES.items()} | {"full": full}
@@ -28,8 +28,10 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[s
 
 @dataclass
 class KLController:
-    """The coefficient of the KL penalty: constant if `target` is 0, else adapted so that the KL per response
-    approaches `target` (arXiv:1909.08593, section 2.2)."""
+    """Adapts the coefficient of the KL penalty so that the KL per response approaches `target`.
+
+    The coefficient is constant if `target` is 0. The controller is the one of arXiv:1909.08593, section 2.2.
+    """
 
     coef: float
     target: float
@@ -43,7 +45,7 @@ class KLController:
 
 
 def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tensor:
-    """Return the reward of each step, [N, T]: -coef * KL at every token, plus the score [N] at the last token."""
+    """Return the rewards [N, T], which are -coef * KL at every token, plus the score [N] at the last token."""
     rewards = torch.where(mask, -coef * kl, 0.0)
     rows = torch.arange(len(mask), device=mask.device)
     rewards[rows, last_steps(mask)] += scores
@@ -70,8 +72,9 @@ def group_baselines(returns: Tensor, group_size: int, kind: str) -> tuple[Tensor
     """Return (returns, baselines), each [N]; their difference is the advantage.
 
     Responses to the same prompt form a group and must be adjacent. With `rloo`, the baseline is the mean return of the
-    other responses in the group (arXiv:2402.14740, eq. 9). With `grpo`, it is the group's mean, and both returns and
-    baselines are divided by the group's standard deviation (arXiv:2402.03300, section 4.1.2).
+    other responses in the group (arXiv:2402.14740, equation 9). With `grpo`, the baseline is the mean return of the
+    group, and both returns and baselines are divided by the group's standard deviation (arXiv:2402.03300, section
+    4.1.2).
     """
     groups = returns.view(-1, group_size)
     if kind == "rloo":

@@ -1,5 +1,7 @@
-"""Loads Hugging Face models and wraps them as a `Network`: separate calls for trunk and head, named LoRA weights, and
-dropout that is always off."""
+"""Loads Hugging Face models and wraps them in `Network`.
+
+A network has separate calls for trunk and head, named sets of LoRA weights, and no dropout.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ class Network(nn.Module):
         return self._peft_model is not None
 
     def add_lora(self, options: LLM, names: list[str], seed: int) -> None:
-        """Freeze the model and add LoRA (arXiv:2106.09685) under each name. New LoRA weights do not change outputs."""
+        """Freeze the model and add LoRA weights (arXiv:2106.09685) under each name, which initially have no effect."""
         from peft import LoraConfig, get_peft_model
 
         targets: Any = options.lora_targets or "all-linear"
@@ -100,7 +102,7 @@ class Network(nn.Module):
             misfits = [" ".join(str(error).split())[:200]]
         if misfits:
             kind = type(self.model).__name__
-            raise UsageError(f"{option} = {str(folder.path)!r}: the LoRA does not fit a {kind} ({misfits[0]})")
+            raise UsageError(f"{option} = {str(folder.path)!r}: the LoRA weights do not fit {kind} ({misfits[0]})")
         self._frozen += self.lora_parameters(name)
         for parameter in self._frozen:
             parameter.data = parameter.data.to(self.device)
@@ -112,7 +114,7 @@ class Network(nn.Module):
         return layer.to(self.device).requires_grad_(False)
 
     def _restore_requires_grad(self) -> None:
-        """Undo peft's changes to requires_grad. It freezes LoRA weights that it disables and unfreezes the others."""
+        """Restore requires_grad, which peft sets to False for LoRA weights that it disables, and to True for others."""
         for parameter in self._trained:
             parameter.requires_grad_(True)
         for parameter in self._frozen:
@@ -206,7 +208,7 @@ class Network(nn.Module):
         return logits[0].float()
 
     def _trunks(self) -> list[nn.Module]:
-        """Return the modules that the model may call for hidden states: its base and, in OPT, the decoder inside it."""
+        """Return the modules that may compute the hidden states, which are the base and, in OPT, its decoder."""
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
 
     @torch.no_grad()
@@ -259,7 +261,10 @@ def load_tokenizer(name: str, option: str = "llm.model") -> Any:
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    """Load a model's configuration; for a LoRA reward model, that of its base with one label. Raises UsageError."""
+    """Load a model's configuration. A LoRA reward model has its base's configuration with one label.
+
+    Raises UsageError if the configuration cannot be loaded.
+    """
     folder = read_lora_folder(resolve(name))
     if folder is None:
         return _load(AutoConfig.from_pretrained, name, option, "configuration")
@@ -335,7 +340,8 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
             return PeftModel.from_pretrained(base, str(folder.path), torch_device="cpu").merge_and_unload()
     except (ValueError, RuntimeError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"{option} = {str(folder.path)!r}: the LoRA does not fit {folder.base} ({why})") from None
+        source = f"{option} = {str(folder.path)!r}"
+        raise UsageError(f"{source}: the LoRA weights do not fit {folder.base} ({why})") from None
 
 
 def _load_complete(load: Callable[..., Any], name: str, option: str) -> Any:

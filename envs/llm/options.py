@@ -1,4 +1,4 @@
-"""The language-model adapter's options. No torch."""
+"""The options of the language-model adapter. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
 
 
 class LLM(Section):
-    """Options of the language-model adapter: model, prompts, reward, sampling, critic, reference, KL and LoRA."""
+    """The options in the section [llm]."""
 
     model: str = Field("", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)")
     prompts: str = Field(
@@ -213,7 +213,7 @@ class LLMConfig(RunConfig):
         return self
 
     def _check_critic_free(self) -> None:
-        """Raises ValueError unless returns are undiscounted: a group baseline is the same at every token."""
+        """Raises ValueError for options that do not fit a group baseline, which is the same at every token."""
         llm, ppo = self.llm, self.ppo
         wanted = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none", "advantage": "gae"}
         wrong = [f"ppo.{name} = {value!r}" for name, value in wanted.items() if getattr(ppo, name) != value]

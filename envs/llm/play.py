@@ -1,4 +1,4 @@
-"""Interactive prompts for `play`: the responses of the policy and the reference to a prompt, with their scores."""
+"""Answers the prompts of `play` with the policy and the reference, and scores both responses."""
 
 from __future__ import annotations
 

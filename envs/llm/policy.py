@@ -52,7 +52,7 @@ class LoRACritic(Critic):
 
 
 class Reference(NamedTuple):
-    """The frozen reference model for the KL penalty: a copy, or the policy's network with LoRA disabled."""
+    """The frozen reference model, which is a copy or the policy's network with LoRA disabled (`lora` is None)."""
 
     network: Network
     lora: str | None = None
@@ -127,7 +127,7 @@ class TokenPolicy(ActorCritic):
         """Load trained weights. Raises RuntimeError if names or shapes differ from those of `state_dict`."""
         missing, unknown = set(self.state_dict()) - set(state), set(state) - set(self.state_dict())
         if strict and (missing or unknown):
-            raise RuntimeError(f"missing {sorted(missing)[:3]}, unexpected {sorted(unknown)[:3]}")
+            raise RuntimeError(f"missing weights {sorted(missing)[:3]}, unexpected weights {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)
 
     def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -165,7 +165,7 @@ def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """Log-prob and entropy with a hand-written gradient: it stores one tensor [n, V], and autograd stores several."""
+    """Computes log-prob and entropy with a manual gradient, which stores fewer tensors [n, V] than autograd."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:

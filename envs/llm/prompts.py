@@ -72,7 +72,7 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """Tokenize a text that the model will continue: keep added start tokens, and remove an added end token."""
+    """Tokenize a text that the model will continue. Start tokens are kept, and an added end token is removed."""
     ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     end = tokenizer.eos_token_id
     if special and end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(tokenizer.eos_token):

@@ -1,7 +1,7 @@
-"""The two built-in language-model tasks: their prompts, their rewards, and the texts that the tiny model is trained on.
+"""Prompts, rewards and training texts of the two built-in language-model tasks.
 
-The tasks are small enough to understand completely. `arithmetic` has one right answer. `sentiment` has a known rule,
-which a learned reward model only approximates. Does not import torch.
+The tasks are small enough to understand completely. The task `arithmetic` has one right answer per prompt. The task
+`sentiment` has a known rule, which a learned reward model only approximates. Does not import torch.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def question(a: int, b: int) -> str:
 def supervised_answers(a: int, b: int) -> dict[int, float]:
     """Return the answers to a + b in the supervised training of the tiny model, with their probabilities.
 
-    The answers are noisy on purpose, so that PPO can improve on them. Half of them are the sum, and the others are near
-    it. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), a forgotten carry is more likely than the
-    sum. A model that matches these probabilities exactly is right for 85 % of the pairs with greedy decoding and for
-    50 % with sampling. The tiny model, trained for half a minute, reaches 87 % and 43 %.
+    The answers are noisy on purpose, so that PPO can improve on them. Half of the answers are the sum, and the others
+    are close to it. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), a forgotten carry is more
+    likely than the sum. A model that matches these probabilities exactly is right for 85 % of the pairs with greedy
+    decoding, and for 50 % of them with sampling. The tiny model, trained for half a minute, reaches 87 % and 43 %.
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY
@@ -141,7 +141,7 @@ _EXAMPLES = (3, 2, 3)  # in the preference pairs: more positive, so that the rew
 def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
     """Draw a remark from the grammar that continues a prompt, such as " rather cold and dull. We hated it.".
 
-    `moods` are the frequencies of good, plain and bad adjectives.
+    The argument `moods` contains the frequencies of good, plain and bad adjectives.
     """
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
     # A dict removes duplicates such as "cold and cold" and keeps the order
@@ -208,7 +208,7 @@ def _sentiment_prompts() -> tuple[PromptData, PromptData]:
 
 
 def task_texts(count: int = 2000, seed: int = 0) -> list[str]:
-    """Draw texts like those that the tiny model was trained on: sums with noisy answers and remarks, alternating."""
+    """Draw sums with noisy answers alternating with remarks, like the texts that the tiny model was trained on."""
     rng, pairs, openings = random.Random(seed), arithmetic_pairs()[0], sentiment_openings()[0]
     texts = []
     for number in range(count):

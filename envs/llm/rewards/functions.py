@@ -153,7 +153,7 @@ class Regex:
 class Length:
     """Scores 0 for a response of `target` characters, falling linearly to -1 at length 0 and at twice the target.
 
-    It counts characters because rewards get texts: Chinese has no spaces between words, and tokens depend on the model.
+    The length is in characters, because words are hard to count in Chinese and tokens depend on the model.
     """
 
     def __init__(self, target: str, option: str) -> None:
@@ -219,7 +219,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that a reward accepts: all columns if it has `**columns`, else those it names."""
+    """Return the columns that a reward accepts, which are all columns if it has `**columns`."""
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(columns)
     names = {p.name for p in parameters}
@@ -265,7 +265,7 @@ def score(
     if len(values) < len(responses):
         first = _describe(prompts, responses, len(values))
         found = f"returned {len(values)} score{'s' * (len(values) != 1)} for {len(responses)} responses"
-        raise RewardError(f"{name} {found}; first response without one: {first}")
+        raise RewardError(f"{name} {found}; first response without a score: {first}")
     numbers = [_to_float(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None or not math.isfinite(number):

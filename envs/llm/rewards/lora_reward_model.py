@@ -1,4 +1,4 @@
-"""The folder of a LoRA reward model: LoRA weights and score head in peft's format, without the base's weights."""
+"""Reads the folder of a LoRA reward model, which contains LoRA weights and a score head in peft's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reward models: sequence-classification models that return one score for a prompt followed by its response."""
+"""Reward models, which are sequence-classification models that return one score for a prompt and its response."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including 
 class RewardModel:
     """Scores prompt + response at its last token, using the reward model's own tokenizer.
 
-    The position of the last token is computed from the text's length. transformers instead searches for the last id
-    that is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
+    The position of the last token is computed from the text's length. In contrast, transformers searches for the last
+    id that is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
@@ -132,9 +132,9 @@ def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[An
 
 
 def max_tokens(config: Any, tokenizer: Any) -> int:
-    """Return the maximum number of tokens that a reward model reads: the smaller limit of its model and tokenizer.
+    """Return the maximum number of tokens that a reward model reads.
 
-    Some models reserve positions that no token can use. Only the tokenizer's limit excludes them.
+    The tokenizer's limit can be lower than the model's, because some models reserve positions that no token can use.
     """
     positions = config_context_length(config)
     return min(int(positions), int(tokenizer.model_max_length))

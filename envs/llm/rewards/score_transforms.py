@@ -1,4 +1,4 @@
-"""Transforms raw scores before PPO uses them: normalization, clipping, missing-EOS penalty. Does not import torch."""
+"""Normalizes, clips and penalizes raw scores before PPO uses them. Does not import torch."""
 
 from __future__ import annotations
 

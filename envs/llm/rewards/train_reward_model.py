@@ -1,8 +1,8 @@
 """Trains a reward model for `llm.reward` from preference pairs, using TRL's RewardTrainer.
 
 Requires the extra `trl`. TRL implements the Bradley-Terry loss and the training loop. This module prepares the texts,
-chooses the padding and saves the model, so that a text gets the same score in training and from `llm.reward`: prompt
-and response are one text, scored at its last token.
+chooses the padding and saves the model, so that a text gets the same score in training and from `llm.reward`. Prompt
+and response form one text, which is scored at its last token.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress after an optimizer step: the step's loss in nats and its accuracy on the step's own batch."""
+    """The loss (in nats) and the accuracy of an optimizer step, computed on its batch before the update."""
 
     step: int
     steps: int
@@ -162,7 +162,7 @@ def _learning_rate(settings: Settings) -> float:
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
-    """Load the base model with a score head. Raises UsageError if it has no such variant or lacks other weights."""
+    """Load the base model with a score head. Raises UsageError if this fails or other weights are missing."""
     name = settings.model
     if folder := read_lora_folder(resolve(name)):
         raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
@@ -191,7 +191,7 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
 
 
 def _initialize(head: nn.Module) -> None:
-    """Initialize a score head with std 1 / sqrt(width + 1) (Stiennon et al. 2020, arXiv:2009.01325, appendix B)."""
+    """Initialize a score head with std 1 / sqrt(width + 1), as in appendix B of arXiv:2009.01325."""
     assert isinstance(head, nn.Linear)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
@@ -243,8 +243,8 @@ def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]
 def _padding_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
     """Choose a padding id that no text ends with.
 
-    transformers reads the score at the last id that is not `config.pad_token_id`. If texts end with the padding id, for
-    example because the tokenizer appends EOS, the score would be read one token too early.
+    The models of transformers read the score at the last id that is not `config.pad_token_id`. If texts end with the
+    padding id, for example because the tokenizer appends EOS, the score would be read one token too early.
     """
     ends = {ids[-1] for ids in rows}
     special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]

@@ -197,10 +197,10 @@ def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
         running = iterations(adapter, epochs=1, minibatches=2)
         return [next(running) for _ in range(count)]
 
-    whole = make_adapter(folder, "shared critic")
-    run_iterations(whole, 2)
-    saved = whole.policy.state_dict(), whole.state_dict()
-    expected = whole.collect()
+    original = make_adapter(folder, "shared critic")
+    run_iterations(original, 2)
+    saved = original.policy.state_dict(), original.state_dict()
+    expected = original.collect()
     other = make_adapter(folder, "shared critic", seed=1)
     other.policy.load_state_dict(saved[0])
     other.load_state_dict(saved[1])

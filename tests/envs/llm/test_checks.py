@@ -1,4 +1,4 @@
-"""Tests of user errors with language models: one-line errors with exit code 2, and failed runs that keep their folder."""
+"""Tests of user errors with language models: one-line errors, and failed runs that keep their folder."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_reward_with_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.
     assert train_exit_code(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
     status = Run(tmp_path / "few").read_status()
     assert status.state == "failed"
-    assert "returned 1 score for 4 responses; first response without one: prompt" in status.reason
+    assert "returned 1 score for 4 responses; first response without a score: prompt" in status.reason
     assert status.reason in capfd.readouterr().err
 
 

@@ -106,7 +106,7 @@ def test_selected_prompts_keep_their_columns(tmp_path: Path) -> None:
 
 
 def test_columns_of_wrong_length_are_rejected() -> None:
-    with pytest.raises(ValueError, match="2 prompts, but answer 1"):
+    with pytest.raises(ValueError, match="expected 2 values per column, got 1 for 'answer'"):
         PromptData(["a", "b"], {"answer": [1]}, "here", [1, 2])
 
 

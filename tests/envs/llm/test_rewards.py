@@ -315,9 +315,9 @@ def test_non_list_scores_are_rejected(case: str) -> None:
 
 def test_wrong_number_of_scores_is_rejected() -> None:
     assert failure(lambda prompts, responses: [0.0]) == (
-        "llm.reward returned 1 score for 3 responses; first response without one: prompt 'two', response ''"
+        "llm.reward returned 1 score for 3 responses; first response without a score: prompt 'two', response ''"
     )
-    assert failure(lambda prompts, responses: []).endswith("without one: prompt 'one', response 'a'")
+    assert failure(lambda prompts, responses: []).endswith("without a score: prompt 'one', response 'a'")
     numbers = itertools.count()
     endless = failure(lambda prompts, responses: (0.0 * number for number in numbers))
     assert next(numbers) == 4  # only one superfluous score is read
