@@ -23,10 +23,10 @@ class LLM(Section):
         "", description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment)"
     )
     eval_prompts: str = Field(
-        "", description="file of held-out prompts; if empty, every 10th of 100 or more prompts is held out"
+        "", description="file of held-out prompts; by default, every 10th prompt is held out if there are 100 or more"
     )
     prompt_key: str = Field(
-        "", description="key of the prompt in each record; if empty, prompt, query, question or messages"
+        "", description="key of the prompt in each record; by default prompt, query, question or messages"
     )
     chat_template: bool = Field(
         False, description="apply the chat template to plain-text prompts; message lists always use it"
@@ -37,26 +37,27 @@ class LLM(Section):
         "length:CHARACTERS or a built-in task",
     )
     proxy_of: str = Field(
-        "", description="the true reward that llm.reward approximates; it is logged as reward/gold, never trained on"
+        "", description="true reward that llm.reward approximates; only logged as reward/gold, not used in training"
     )
     max_new_tokens: int = Field(64, ge=1, description="maximum number of tokens in a response")
     temperature: float = Field(
-        1.0, gt=0, description="the logits are divided by this temperature for sampling and for all log-probs"
+        1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
     )
     rollout_batch: int = Field(64, ge=1, description="number of responses per iteration")
     group_size: int = Field(1, ge=1, description="number of responses to each prompt")
     critic: Literal["independent", "shared"] = Field(
-        "independent", description="independent = a separate model; shared = a value head on the policy's hidden states"
+        "independent",
+        description="a separate model, or a value head on the policy's hidden states (shared)",
     )
     critic_init: str = Field(
         "policy", description="initial weights of an independent critic: policy, reward, or a model's folder or hub id"
     )
     baseline: Literal["critic", "rloo", "grpo"] = Field(
-        "critic", description="baseline of the advantages: the critic, or other responses to the prompt (rloo, grpo)"
+        "critic", description="baseline of the advantages: the critic, or the returns of other responses to the prompt"
     )
     reference: Literal["auto", "copy", "lora-off"] = Field(
         "auto",
-        description="frozen reference model: a copy, or the policy with LoRA off; auto = lora-off with LoRA, else copy",
+        description="reference model: a frozen copy or the policy without LoRA; auto = lora-off with LoRA, else copy",
     )
     reference_dtype: Literal["same", "float32", "bfloat16"] = Field(
         "same", description="precision of the reference copy's weights; same = llm.dtype"
@@ -65,19 +66,21 @@ class LLM(Section):
         "same", description="device of the reference copy; same = the policy's device"
     )
     kl: Literal["k1", "abs", "k2", "k3", "full"] = Field(
-        "k1", description="the KL estimate that the reward uses; k1, k2, k3 and full are always logged"
+        "k1", description="KL estimate used in the reward; k1, k2, k3 and full are always logged"
     )
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty at every token; 0 = off")
     kl_target: float = Field(
-        0.0, ge=0, description="target KL per response, which llm.kl_coef adapts to reach; 0 = llm.kl_coef is constant"
+        0.0, ge=0, description="target KL per response; llm.kl_coef is adapted to reach it; 0 = llm.kl_coef is constant"
     )
     kl_horizon: int = Field(
-        10_000, ge=1, description="number of responses over which llm.kl_coef adapts; larger = slower"
+        10_000,
+        ge=1,
+        description="horizon of the adaptation of llm.kl_coef, in responses; larger = slower adaptation",
     )
-    score_clip: float = Field(0.0, ge=0, description="clip scores to this absolute value; 0 = off")
+    score_clip: float = Field(0.0, ge=0, description="clip scores to the range from -score_clip to score_clip; 0 = off")
     score_normalize: Literal["none", "reference", "running"] = Field(
         "none",
-        description="normalize scores with mean and std of the reference's scores, or of all scores so far (running)",
+        description="normalize scores with the mean and std of the reference's scores or of all scores so far",
     )
     whiten_rewards: bool = Field(
         False, description="scale the rewards of each rollout to variance 1 without changing their mean"
@@ -86,16 +89,16 @@ class LLM(Section):
         0.0, ge=0, description="amount subtracted from the score of a response without an end token"
     )
     lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
-    lora_alpha: int = Field(16, gt=0, description="LoRA scale: the LoRA output is multiplied by lora_alpha / lora_rank")
-    lora_targets: list[str] = Field([], description="names of the layers that get LoRA; [] = all linear layers")
+    lora_alpha: int = Field(16, gt=0, description="LoRA outputs are multiplied by lora_alpha / lora_rank")
+    lora_targets: list[str] = Field([], description="names of the layers with LoRA weights; [] = all linear layers")
     quantize: Literal["none", "4bit"] = Field(
-        "none", description="4bit = store the frozen base model in 4 bits (needs a GPU)"
+        "none", description="store the frozen base model in 4 bits, which needs a GPU"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of matrix products and frozen weights; trained weights stay float32"
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: uses less memory, takes longer"
+        False, description="recompute activations in the backward pass, which takes longer but needs less memory"
     )
     ptx_data: str = Field("", description="file of texts for InstructGPT's pretraining loss")
     ptx_coef: float = Field(0.0, ge=0, description="weight of the pretraining loss; 0 = off")
