@@ -35,7 +35,7 @@ from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 
 REWARD, GOLD = "reward", "gold"  # names of the LoRA weights of reward models, which are never trained
-CALIBRATION = 256  # number of reference responses that llm.score_normalize = "reference" computes its statistics from
+CALIBRATION = 256  # number of the reference's responses whose scores llm.score_normalize = "reference" uses
 
 
 class LLMAdapter:
@@ -77,7 +77,7 @@ class LLMAdapter:
     ) -> Responses:
         """Generate one response to each tokenized prompt, with the policy or, if given, with `reference`.
 
-        With a generator, responses are sampled. Without one, decoding is greedy.
+        With a generator, responses are sampled. Without a generator, decoding is greedy.
         """
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)

@@ -1,4 +1,4 @@
-"""Validation before a run is created; it reads every input except the model weights."""
+"""Validates the inputs of a run before the run is created. Reads everything except the model weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading prompts, preference pairs and texts from files. Errors name the file and line. Does not import torch."""
+"""Reads prompts, preference pairs and texts from files. Error messages name the file and the line.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +163,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 def _read_records(path: Path) -> tuple[list[_Record], str]:
     """Return the objects of a JSON array or JSON Lines file, and the unit that numbers them ("record" or "line").
 
-    The content decides which of the two formats it is, not the file extension.
+    The format is detected from the content, not from the file extension.
     """
     where, text = clean(path), _read(path)
     lines = _split_lines(text)
@@ -204,7 +207,7 @@ def _parse(text: str, where: str, line: int = 0) -> Any:
 
 
 def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
-    """Return the first of `keys` that a record has. Raises UsageError that lists the keys of the record."""
+    """Return the first of `keys` that a record has. Raises UsageError if the record has none of them."""
     for key in keys:
         if key in record.values:
             return key
@@ -220,7 +223,7 @@ def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "")
 
 
 def _prompt(record: _Record, key: str) -> Prompt:
-    """Return a record's prompt, a text or a list of messages. Raises UsageError for an empty or invalid prompt."""
+    """Return a record's prompt (a text or a list of messages). Raises UsageError for an empty or invalid prompt."""
     value = record.values.get(key)
     if not isinstance(value, list):
         return _nonempty_text(record, key)

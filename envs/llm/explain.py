@@ -21,9 +21,9 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the token of a single byte in a voca
 def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the LLM columns of a rollout, each [N, T].
 
-    The columns `token` and `text` cover prompt and response. The other columns are nonzero only in the response. The
-    column `kl` contains the estimate used in the reward, `kl_full` the exact KL, and `score` the raw score at the last
-    step.
+    The columns `token` and `text` cover prompt and response. All other columns are nonzero only in the response. The
+    column `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The column `score`
+    contains the raw score at the last step.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask

@@ -35,7 +35,8 @@ LONGEST_EXAMPLE = 200  # maximum number of characters of the example prompt in t
 def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Write the model (or its LoRA), tokenizer, generation settings, critic and README.md into `folder`.
 
-    Weights keep their training precision. Returns the entries of policy.json, which describe how to load the model.
+    The weights are saved in the precision of training. Returns the entries of policy.json, which describe how to load
+    the model.
     """
     return _export(adapter, folder, about, merged=False)
 
@@ -43,7 +44,7 @@ def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str
 def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Export like `export`, but merge LoRA into the base, reloaded and saved in float32.
 
-    In bfloat16, small updates would be lost to rounding. Raises UsageError without LoRA or with a quantized base.
+    In bfloat16, small updates would be lost to rounding. Raises UsageError if the run has no LoRA or a quantized base.
     """
     llm = adapter.config.llm
     if not llm.lora_rank:
@@ -90,7 +91,7 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
 
 
 def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
-    """Return settings that sample as in training, from the full distribution, instead of the base's own settings."""
+    """Return generation settings that sample as in training, and that replace the settings of the base model."""
     llm, tokenizer, ends = adapter.config.llm, adapter.tokenizer, adapter.end_tokens
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     return GenerationConfig(
@@ -113,7 +114,8 @@ def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     configs = network.peft_model.peft_config
     config = copy.deepcopy(configs[name])
-    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects it only for the first LoRA
+    # peft corrects fan_in_fan_out only in the first LoRA configuration
+    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())
     config.base_model_name_or_path = location(base)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)

@@ -1,7 +1,8 @@
-"""Sampling of responses token by token, with a KV cache.
+"""Generates responses token by token with a KV cache.
 
-Prompts are padded on the left, and finished rows are dropped from the batch. This replaces `generate` of transformers
-because the random generator must be part of a checkpoint. A test compares the greedy responses of both.
+Prompts are padded on the left, and finished rows are dropped from the batch. The method `generate` of transformers is
+not used, because the state of the random generator must be saved in checkpoints. A test checks that greedy responses
+equal those of `generate`.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def generate(
 ) -> Responses:
     """Generate one response to each prompt.
 
-    With a generator (on the network's device), tokens are sampled from softmax(logits / temperature). Without one,
-    the most likely token is chosen.
+    With a generator (on the network's device), tokens are sampled from softmax(logits / temperature). Without a
+    generator, the most likely token is chosen.
     """
     network.use_lora(lora)
     device, count = network.device, len(prompts)
@@ -105,10 +106,10 @@ class _Decoder:
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
         self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
-        # transformers 5.24 renamed the argument; a model class outside it may still have the older name
+        # transformers 5.24 renamed this argument, but other packages may still use the old name
         arguments = inspect.signature(network.model.forward).parameters
         self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
-        self.positions = lengths - 1  # of each row's newest token
+        self.positions = lengths - 1  # position of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
     def step(self, token: Tensor) -> None:
@@ -138,7 +139,7 @@ class _Decoder:
 class _PreallocatedLayer(DynamicLayer):
     """A KV cache layer [rows, heads, columns, size] with spare columns.
 
-    DynamicLayer, which it replaces, copies all keys and values at every token. Other kinds of layers, such as sliding
+    It replaces DynamicLayer, which copies all keys and values at every token. Other kinds of layers, such as sliding
     windows, are not replaced.
     """
 
@@ -178,7 +179,8 @@ def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     # probabilities below the resolution near 1 vanish, so most rare tokens of a large vocabulary could never be drawn.
     bounds = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     drawn = torch.rand(len(bounds), 1, dtype=torch.float64, generator=generator, device=bounds.device)
-    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)  # right = never a token of probability 0
+    # With right=True, a token of probability 0 is never drawn
+    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)
     return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 

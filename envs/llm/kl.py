@@ -20,7 +20,7 @@ ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[str, Tensor]:
     """Return all estimates of KL(pi || pi_ref) at each step, each [N, T] (joschu.net/blog/kl-approx.html).
 
-    The entry `full` is the exact KL, a sum over the vocabulary. The other estimates use only the sampled token.
+    The entry `full` is the exact KL, a sum over the vocabulary. All other estimates use only the sampled token.
     """
     log_ratio = logprobs - ref_logprobs
     return {name: estimate(log_ratio) for name, estimate in ESTIMATES.items()} | {"full": full}
@@ -30,7 +30,7 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[s
 class KLController:
     """Adapts the coefficient of the KL penalty so that the KL per response approaches `target`.
 
-    The coefficient is constant if `target` is 0. The controller is the one of arXiv:1909.08593, section 2.2.
+    The coefficient is constant if `target` is 0. Section 2.2 of arXiv:1909.08593 describes the controller.
     """
 
     coef: float
@@ -38,7 +38,7 @@ class KLController:
     horizon: int
 
     def update(self, kl: float, responses: int) -> None:
-        """Adapt the coefficient to `kl`, the mean KL per response (summed over its tokens) of `responses` responses."""
+        """Update the coefficient from `kl`, the sum of KL over a response, averaged over `responses` responses."""
         if self.target:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * responses / self.horizon
@@ -60,7 +60,7 @@ def last_steps(mask: Tensor) -> Tensor:
 def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
     """Scale rewards to variance 1 over the rollout's steps without changing their mean; masked entries become 0.
 
-    The code of arXiv:1909.08593 does this. Bessel's correction follows TRL 0.11.4.
+    The method is from the code of arXiv:1909.08593. The variance has Bessel's correction, as in TRL 0.11.4.
     """
     if int(mask.sum()) < 2:
         return rewards

@@ -32,8 +32,8 @@ HEAD_TOLERANCE = 1e-4  # allowed difference from the full model's logits, relati
 class Network(nn.Module):
     """A causal language model, or a trunk without a head, whose trunk and head can be called separately.
 
-    The argument `lora` of its methods names the LoRA weights to use. None disables LoRA, and a model without LoRA
-    ignores the argument.
+    The argument `lora` of its methods names the LoRA weights to use. If `lora` is None, LoRA is disabled. A model
+    without LoRA ignores the argument.
     """
 
     def __init__(self, model: Any, bf16: bool = False) -> None:
@@ -256,7 +256,7 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:
-    """Load the tokenizer of a model. Raises UsageError if it cannot be loaded."""
+    """Load the tokenizer of a model. Raises UsageError if the tokenizer cannot be loaded."""
     return _load(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
 
 
@@ -345,7 +345,7 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
 
 
 def _load_complete(load: Callable[..., Any], name: str, option: str) -> Any:
-    """Load a causal language model. Raises UsageError if weights are missing, which would be initialized at random."""
+    """Load a causal language model. Raises UsageError if weights are missing, instead of initializing them."""
     model, found = _load(partial(load, output_loading_info=True), name, option, "causal language model")
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])

@@ -106,12 +106,12 @@ class LLM(Section):
 
     @property
     def prompts_name(self) -> str:
-        """The prompts' file or built-in task; the default of the tiny model is `sentiment`."""
+        """The file or built-in task of the prompts. The default for the tiny model is the task `sentiment`."""
         return self.prompts or ("sentiment" if self.model == TINY else "")
 
     @property
     def reward_name(self) -> str:
-        """The name of the reward; the default of the tiny model is `sentiment`."""
+        """The name of the reward. The default for the tiny model is the reward `sentiment`."""
         return self.reward or ("sentiment" if self.model == TINY else "")
 
 
@@ -191,7 +191,7 @@ class LLMConfig(RunConfig):
 
     @property
     def ratio_tolerance(self) -> float:
-        """The tolerance is larger for bfloat16, whose products are rounded differently in batches of other shapes."""
+        """The allowed first-ratio error, larger for bfloat16, where rounding depends on the shape of the batch."""
         return 1e-2 if self.llm.dtype == "float32" else 0.2
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ class Critic(nn.Module):
     """Computes the value V of each state with a linear head. The head starts at zero, so the first values are 0."""
 
     def __init__(self, width: int, trunk: Network | None = None) -> None:
-        """Create a critic with its own model `trunk`, or one that shares the policy's hidden states if it is None."""
+        """Create a critic with its own model `trunk`; if it is None, the critic reads the policy's hidden states."""
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(width, 1)

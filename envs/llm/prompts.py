@@ -31,7 +31,7 @@ class Prompts:
 
 
 def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Prompts]:
-    """Load the training and the held-out prompts. Raises UsageError if there are none or one is too long."""
+    """Load the training and the held-out prompts. Raises UsageError if a prompt is invalid or too long."""
     training, held_out = _read(llm.prompts_name, llm.prompt_key)
     if llm.eval_prompts:
         held_out = _read(llm.eval_prompts, llm.prompt_key)[0]

@@ -1,4 +1,4 @@
-"""Contexts that silence transformers and peft, whose progress bars and warnings would disturb the project's output.
+"""Context managers that hide the progress bars and warnings of transformers and peft.
 
 The adapter itself checks for the problems that these warnings report.
 """

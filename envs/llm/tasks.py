@@ -139,7 +139,7 @@ _EXAMPLES = (3, 2, 3)  # in the preference pairs: more positive, so that the rew
 
 
 def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
-    """Draw a remark from the grammar that continues a prompt, such as " rather cold and dull. We hated it.".
+    """Draw a remark that continues a prompt, such as " rather cold and dull.", from the grammar.
 
     The argument `moods` contains the frequencies of good, plain and bad adjectives.
     """

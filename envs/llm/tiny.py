@@ -251,8 +251,8 @@ class _RemarkBatches:
 def _fit(model: nn.Module, losses: Iterator[Tensor], steps: int, matrix_lr: float, lr: float, title: str) -> None:
     """Take one optimizer step per loss, with Muon for the layers' matrices and Adam for all other weights.
 
-    Both learning rates warm up and then decay to 0. Muon makes training fast. With Muon the model learns to answer 99 %
-    of held-out sums correctly, but only 8 % in the same time if Adam is used for all weights.
+    Both learning rates warm up and then decay to 0. Muon makes training fast. In the same time,
+    the model learns to answer 99 % of held-out sums with Muon, but only 8 % with Adam for all weights.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
@@ -342,8 +342,8 @@ def cache_folder() -> Path:
 def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
     """Return the cached folder, or call `make` to create it in a temporary folder that is then renamed.
 
-    A second process waits for the first one. The folder's name contains a hash of the recipe and of sample texts, so a
-    change of either one builds a new model.
+    A second process waits until the first one is done. The folder's name contains a hash of the recipe and of sample
+    texts, so a new model is built if the recipe or the texts change.
     """
     cache = cache_folder()
     digest = hashlib.sha256(f"{recipe} {_sample_of_texts()}".encode())

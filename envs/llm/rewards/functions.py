@@ -65,7 +65,7 @@ def reward_model_source(reference: str) -> str:
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
     """Return the function that `reference` names, or None if it can only name a reward model.
 
-    Raises UsageError if it can name neither. Does not check whether the reward model exists.
+    Raises UsageError if `reference` cannot name a reward. The reward model itself is not checked.
     """
     if not reference:
         raise UsageError(f"{option} is required: use {', '.join(VERIFIERS)}, module:function or a reward model")
@@ -189,7 +189,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
-    """Return the columns that a reward's signature requires. A reward with `**columns` may need more."""
+    """Return the columns that a reward's signature requires. A reward with `**columns` may need more columns."""
     parameters = _parameters(find_function(reference, option)) or []
     return [p.name for p in parameters[2:] if _is_required(p)]
 
@@ -241,7 +241,7 @@ def _limit_columns(function: Reward) -> Reward:
 def score(
     reward: Reward, name: str, prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[float]:
-    """Call a reward and return one finite number per response. Raises RewardError if the reward fails to do this.
+    """Call a reward and return one finite number per response. Raises RewardError if the reward does anything else.
 
     The reward may return a list, tuple, generator, tensor or array. Error messages start with `name`.
     """

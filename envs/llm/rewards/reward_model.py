@@ -25,7 +25,7 @@ class RewardModel:
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
-        """Load a reward model. Raises UsageError if it is not one, or if weights are missing."""
+        """Load a reward model. Raises UsageError if `source` is not a reward model or lacks weights."""
         self._read(source, option)
         self.model = load_reward_model(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
         self.head = getattr(self.model, "score", None)  # None for encoders, which pool by the attention mask
@@ -83,7 +83,7 @@ class SharedRewardModel(RewardModel):
     """A LoRA reward model that shares the policy's base, so that the base is in memory only once."""
 
     def __init__(self, source: str, network: Network, name: str, option: str) -> None:
-        """Add the LoRA to `network` under `name`. Raises UsageError if it does not fit."""
+        """Add the LoRA to `network` under `name`. Raises UsageError if the LoRA weights do not fit."""
         self._read(source, option)
         folder = read_lora_folder(source)
         assert folder is not None
@@ -110,7 +110,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
-    """Load (configuration, tokenizer) of a reward model. Raises UsageError if it is not a reward model."""
+    """Load (configuration, tokenizer) of a reward model. Raises UsageError if `source` is not a reward model."""
     config = load_config(source, option)
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):

@@ -23,7 +23,7 @@ class ScoreTransforms:
         self.squares = 0.0  # sum of squared deviations from the mean
 
     def __call__(self, raw: Sequence[float], ended: Sequence[bool]) -> list[float]:
-        """Return the transformed scores [n]. Running statistics include this batch.
+        """Return the transformed scores [n]. Running statistics include the scores of this batch.
 
         `ended` is True for each response that has an end token.
         """

@@ -162,7 +162,7 @@ def _learning_rate(settings: Settings) -> float:
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
-    """Load the base model with a score head. Raises UsageError if this fails or other weights are missing."""
+    """Load the base model with a score head. Raises UsageError if weights other than the head's are missing."""
     name = settings.model
     if folder := read_lora_folder(resolve(name)):
         raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
@@ -199,7 +199,7 @@ def _initialize(head: nn.Module) -> None:
 
 
 def _limit(settings: Settings, readable: int) -> int:
-    """Return the maximum number of tokens in a pair. Raises UsageError if the model reads fewer."""
+    """Return the maximum number of tokens in a pair. Raises UsageError if --max-length exceeds the model's limit."""
     if settings.max_length > readable:
         raise UsageError(f"--max-length {settings.max_length}: {settings.model} reads at most {readable} tokens")
     return settings.max_length or min(LONGEST, readable)

@@ -116,7 +116,7 @@ def test_reward_and_gold_lora_models_coexist(folder: Path) -> None:
 
 
 def test_policy_and_reference_are_unaffected_by_lora_reward(folder: Path) -> None:
-    """They stay the same after a call of the reward, which switches LoRA weights."""
+    """Policy and reference are unchanged after a call of the reward model, which activates its LoRA weights."""
     with closing(build(folder)) as adapter, closing(build(folder, reward="regex:a")) as plain, torch.no_grad():
         tokens = torch.arange(20)[None]
         adapter.reward(PROMPTS, RESPONSES)

@@ -216,7 +216,7 @@ def test_building_models_leaves_global_torch_state_unchanged() -> None:
             tiny.sentiment_reward_model(SHORT_REWARD_MODEL, SHORT)
         assert torch.get_num_threads() == 2
     finally:
-        torch.set_num_threads(1)  # conftest's
+        torch.set_num_threads(1)  # as in conftest.py
     assert torch.equal(torch.get_rng_state(), state)
 
 

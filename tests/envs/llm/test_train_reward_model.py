@@ -168,7 +168,7 @@ def test_reward_model_weights_depend_only_on_seed(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("pad", [None, EOS])
 @pytest.mark.parametrize("appends_eos", [False, True])
 def test_padded_batch_is_scored_at_each_last_token(tmp_path: Path, pad: str | None, appends_eos: bool) -> None:
-    """This also holds if texts end with EOS and EOS is the pad token, which transformers mistakes for padding."""
+    """The scores are correct even if EOS is the pad token and ends every text, which transformers takes for padding."""
     tokenizer = byte_tokenizer(pad, appends_eos)
     torch.manual_seed(0)
     base = save_model(tmp_path / "base", LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
