@@ -135,6 +135,7 @@ class LLMAdapter:
         else:
             returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
             values = torch.where(mask, baselines[:, None], 0.0)
+            # With the full return at the last step, the advantage is the same at every token of a response
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
             errors = (returns - baselines).square()  # the engine cannot compute them, as the policy's values are 0
             weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else torch.ones_like(errors)

@@ -22,7 +22,7 @@ CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # maximum number of logits in memory 
 
 
 class Critic(nn.Module):
-    """Computes the value V of each state with a linear head. The head starts at zero, so the first values are 0."""
+    """Computes the value V of each state with a linear head, which starts at zero unless a reward model's is copied."""
 
     def __init__(self, width: int, trunk: Network | None = None) -> None:
         """Create a critic with its own model `trunk`; if it is None, the critic reads the policy's hidden states."""
