@@ -1,1 +1,1 @@
-"""Causal language models as rollouts: state = prefix, action = next token."""
+"""The language-model adapter, in which a state is the tokens so far and an action is the next token."""

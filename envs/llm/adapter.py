@@ -1,6 +1,7 @@
-"""A language model, its prompts and its reward as rollouts: state = prefix, action = next token, one row a response.
+"""The language-model adapter, which turns prompts, a model and a reward into rollouts.
 
-A response that is cut off at its length limit is scored as written and ends there: the value after it is 0.
+The state is the tokens so far, the action is the next token, and each row is a prompt with its response. A response
+that reaches the length limit is scored as it is, and the value of the state after it is 0.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 
-REWARD, GOLD = "reward", "gold"  # names of the LoRA weights that are not trained
-CALIBRATION = 256  # responses of the reference whose scores set llm.score_normalize = "reference"
+REWARD, GOLD = "reward", "gold"  # names of the LoRA weights of reward models, which are never trained
+CALIBRATION = 256  # number of the reference's responses whose scores llm.score_normalize = "reference" uses
 
 
 class LLMAdapter:
-    """A causal language model that answers prompts. See `ppo_unified.engine.rollout.Adapter`."""
+    """Trains a causal language model to answer prompts. Implements `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: LLMConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -62,10 +63,10 @@ class LLMAdapter:
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
-        self.queue: list[int] = []  # prompts still to come in this pass over them
+        self.queue: list[int] = []  # indices of the prompts that remain in the current pass over all prompts
 
     def _load_reward(self, name: str, option: str, lora: str) -> Reward:
-        """A reward. LoRA of a reward model on the policy's own frozen base is added there, under the name `lora`."""
+        """Load a reward. A LoRA reward model with the policy's base is added to that base, under the name `lora`."""
         network = self.policy.network
         if network.has_lora and find_function(name, option) is None and shares_base(name, self.config.llm.model):
             return SharedRewardModel(name, network, lora, option)
@@ -74,14 +75,16 @@ class LLMAdapter:
     def respond(
         self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
     ) -> Responses:
-        """Responses of the policy, or of the reference if it is given, to tokenised prompts; sampled with a generator,
-        else greedy."""
+        """Generate one response to each tokenized prompt, with the policy or, if given, with `reference`.
+
+        With a generator, responses are sampled. Without a generator, decoding is greedy.
+        """
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)
         return generate(network, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, lora)
 
     def texts(self, responses: Responses) -> list[str]:
-        """Responses as text, without special tokens."""
+        """Decode responses to texts without special tokens."""
         ids = [responses.response(row) for row in range(len(responses.lengths))]
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -89,36 +92,37 @@ class LLMAdapter:
         return texts
 
     def collect(self) -> Rollout:
+        """Sample responses to the next prompts, score them, and return the rollout for one iteration."""
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
-        began = time.perf_counter()
+        started = time.perf_counter()
         chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
-        asked, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)
+        prompts, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)
         columns = self.prompts.columns_at(chosen)
-        raw = score(self.reward, "llm.reward", asked, texts, columns)
-        gold = score(self.gold, "llm.proxy_of", asked, texts, columns) if self.gold else None
+        raw = score(self.reward, "llm.reward", prompts, texts, columns)
+        gold = score(self.gold, "llm.proxy_of", prompts, texts, columns) if self.gold else None
         scored = time.perf_counter()
         rollout = self._rollout(responses, self.compare(responses), raw)
-        times = {"time/generate_s": generated - began, "time/score_s": scored - generated}
-        golden = {"reward/gold": float(np.mean(gold))} if gold else {}
-        return replace(rollout, metrics=dict(rollout.metrics) | times | golden)
+        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
+        gold_metrics = {"reward/gold": float(np.mean(gold))} if gold else {}
+        return replace(rollout, metrics=dict(rollout.metrics) | times | gold_metrics)
 
     def compare(self, responses: Responses) -> Comparison:
-        """Log-probs, values, reference log-probs and KL of whole responses, each [N, T], a few rows at a time."""
+        """Compute log-probs, values, reference log-probs and KL of the responses, each [N, T], in micro-batches."""
         mask = responses.mask()
-        whole = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
+        comparison = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
         for rows, longest in pack_rows(responses.lengths - 1, self.config.ppo.microbatch_columns):
-            tokens, here = responses.tokens[rows], mask[rows, :longest]
-            part = self.policy.compare(tokens[:, :longest], here, tokens[:, 1 : longest + 1], self.reference)
-            for target, x in zip(whole, part, strict=True):
+            tokens, chosen = responses.tokens[rows], mask[rows, :longest]
+            part = self.policy.compare(tokens[:, :longest], chosen, tokens[:, 1 : longest + 1], self.reference)
+            for target, x in zip(comparison, part, strict=True):
                 target[rows, :longest] = x
-        return whole
+        return comparison
 
     def _rollout(self, responses: Responses, compared: Comparison, raw: list[float]) -> Rollout:
-        """Rewards and what follows each step, from scores as the reward gave them."""
+        """Build the rollout from `raw`, the scores before normalization, clipping and penalties."""
         llm, mask = self.config.llm, responses.mask()
         estimates = kl_estimates(compared.logprobs, compared.ref_logprobs, compared.kl)
         scores = torch.tensor(self.scores(raw, responses.ended.tolist()), device=self.device, dtype=torch.float32)
@@ -131,8 +135,9 @@ class LLMAdapter:
         else:
             returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
             values = torch.where(mask, baselines[:, None], 0.0)
+            # With the full return at the last step, the advantage is the same at every token of a response
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
-            errors = (returns - baselines).square()  # the engine would compare returns with the policy's zeros
+            errors = (returns - baselines).square()  # the engine cannot compute them, as the policy's values are 0
             weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else torch.ones_like(errors)
             metrics["loss/value"] = 0.5 * float((errors * weights).sum() / weights.sum())
         self.kl.update(metrics["ref/kl"], len(raw))
@@ -159,7 +164,7 @@ class LLMAdapter:
     def _metrics(
         self, responses: Responses, estimates: dict[str, Tensor], raw: list[float], rewards: Tensor, coef: float
     ) -> dict[str, float]:
-        """KL and rewards are sums over a response, averaged over responses."""
+        """Return the rollout's metrics. KL and rewards are summed over each response, then averaged over responses."""
         mask = responses.mask()
         sums = {name: float((x * mask).sum(1).mean()) for name, x in estimates.items()}
         return {
@@ -178,27 +183,31 @@ class LLMAdapter:
         }
 
     def _next_prompts(self) -> Iterator[int]:
-        """Prompts of one iteration: every prompt once before any comes again, in an order drawn anew each pass."""
+        """Yield the indices of one iteration's prompts. Each pass visits every prompt once, in a new random order."""
         for _ in range(self.config.llm.rollout_batch // self.config.llm.group_size):
             if not self.queue:
                 self.queue = torch.randperm(len(self.prompts.texts), generator=self.order).tolist()
             yield self.queue.pop()
 
     def _calibrate(self) -> None:
-        """Mean and deviation of the reference's scores (arXiv:1909.08593, section 2.1)."""
+        """Set the normalization to the mean and std of the reference's scores (arXiv:1909.08593, section 2.1)."""
         generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
         order = torch.Generator().manual_seed(self.config.seed)
         numbers = torch.randint(len(self.prompts.texts), (CALIBRATION,), generator=order).tolist()
         self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).scores)
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """InstructGPT's pretraining term (arXiv:2203.02155, eq. 2): mean negative log-likelihood of other texts."""
+        """Return InstructGPT's pretraining loss and its metric, or None if the loss is off.
+
+        The loss is llm.ptx_coef times the mean negative log-likelihood of the pretraining tokens, as in equation 2 of
+        arXiv:2203.02155.
+        """
         if self.ptx is None:
             return None
         tokens, chosen = self.ptx.draw(generator, self.device)
         parts = list(pack_rows(chosen.sum(1), self.config.ppo.microbatch_columns))
         likelihood = self.policy.log_likelihood
-        if len(parts) > 1:  # each is computed again backward: kept, all of them would be in memory at once
+        if len(parts) > 1:  # recompute each part in the backward pass, so that only one is in memory at a time
             likelihood = partial(checkpoint, likelihood, use_reentrant=False)
         total = torch.zeros((), device=self.device)
         for rows, longest in parts:
@@ -214,7 +223,7 @@ class LLMAdapter:
 
     @cached_property
     def fingerprint(self) -> float:
-        """Of the reference, whose weights never change."""
+        """Fingerprint of the reference model, whose weights never change."""
         return self.reference.network.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,16 +237,16 @@ class LLMAdapter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UsageError where `llm.model` is not the model that the run began with."""
+        """Restore a saved state. Raises UsageError if the model's weights or the kind of device have changed."""
         if not math.isclose(state["reference"], self.fingerprint, rel_tol=1e-6):
             raise UsageError(
-                f"llm.model = {self.config.llm.model!r}: its weights are not those that the run began with; KL would "
-                "be measured to another reference; put the model back, or start a new run"
+                f"llm.model = {self.config.llm.model!r}: its weights have changed since the run started, and KL needs "
+                "the original reference; restore the original model or start a new run"
             )
         if len(state["generator"]) != len(self.generator.get_state()):
             raise UsageError(
-                f"this run drew its responses on another kind of device than {self.device}, whose generator can't go "
-                "on from there; resume it there, or start a new run from its export"
+                f"this run cannot resume on {self.device}: it sampled on another kind of device, whose random state "
+                "does not fit; resume it on that device, or start a new run from an export"
             )
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])
@@ -246,7 +255,7 @@ class LLMAdapter:
         self.scores.load_state_dict(state["scores"])
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing, because this adapter has no resources to release."""
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
@@ -254,19 +263,20 @@ def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
 
 
 def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Network, Reference]:
-    """The policy's network and the frozen reference, both as `llm.model` stands on the disk."""
+    """Load the policy's network and the frozen reference, both with the weights of `llm.model`."""
     llm = config.llm
     bf16 = llm.dtype == "bfloat16"
     frozen = torch.bfloat16 if bf16 else torch.float32
     if llm.quantize == "4bit" and device.type != "cuda":
-        raise UsageError(f"llm.quantize = '4bit' needs a GPU; the device here is {device}; leave it at 'none'")
+        raise UsageError(f"llm.quantize = '4bit' needs a GPU, got device {str(device)!r}; use 'none'")
     model = load_causal_lm(llm.model, llm, device, frozen if llm.lora_rank else torch.float32)
     network = Network(model, bf16)
     copied: Reference | None = None
     if config.reference == "copy":
         dtype = frozen if llm.reference_dtype == "same" else getattr(torch, llm.reference_dtype)
         where = device if llm.reference_device == "same" else torch.device("cpu")
-        frozen_copy = copy.deepcopy(model.to(where)).to(dtype).requires_grad_(False)  # never both on the GPU in between
+        # If the copy belongs on the CPU, copying it there keeps the GPU from ever storing both models
+        frozen_copy = copy.deepcopy(model.to(where)).to(dtype).requires_grad_(False)
         copied = Reference(Network(frozen_copy, bf16))
         model.to(device)
     if llm.lora_rank:
@@ -276,6 +286,7 @@ def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[
 
 
 def _make_critic(config: LLMConfig, network: Network, device: torch.device) -> Critic | None:
+    """Create the critic that the options specify, or return None if llm.baseline uses no critic."""
     llm = config.llm
     if llm.baseline != "critic":
         return None

@@ -1,4 +1,4 @@
-"""What can be refused before a run exists, by reading everything but the weights."""
+"""Validates the inputs of a run before the run is created. Reads everything except the model weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ppo_unified.errors import UsageError
 
 
 def check(config: LLMConfig) -> None:
-    """Raises UsageError for data, tokenizer, model or reward that would not train together."""
+    """Raises UsageError if the data, tokenizer, model and reward cannot be used together."""
     llm = config.llm
     if llm.quantize == "4bit" and (config.device == "cpu" or not torch.cuda.is_available()):
-        raise UsageError("llm.quantize = '4bit' needs a GPU, and torch sees none here; leave it at 'none'")
+        raise UsageError("llm.quantize = '4bit' needs a GPU, but torch finds none; use 'none'")
     if llm.quantize == "4bit" and find_spec("bitsandbytes") is None:
-        raise UsageError("llm.quantize = '4bit' needs a package that is not installed: pip install bitsandbytes")
+        raise UsageError("llm.quantize = '4bit' needs the package bitsandbytes: pip install bitsandbytes")
     inputs = load_inputs(llm)
     for option, name in (("llm.reward", llm.reward_name), ("llm.proxy_of", llm.proxy_of)):
         if name:

@@ -1,4 +1,7 @@
-"""Prompts, preference pairs and texts from files; whatever is wrong in them is named with its line. No torch."""
+"""Reads prompts, preference pairs and texts from files. Error messages name the file and the line.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +20,39 @@ Prompt = str | list[dict[str, str]]  # a text, or a chat: messages with "role" a
 
 PROMPT_KEYS = ("prompt", "query", "question", "messages")
 PAIR_KEYS = ("prompt", "question", "query")
-RESERVED = ("prompts", "responses")  # the reward's own arguments
+RESERVED = ("prompts", "responses")  # names of a reward's positional arguments
 ENDINGS = (".jsonl", ".json", ".txt")
 
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts with what else their records hold, one entry of each column per prompt (None where a record lacks it)."""
+    """Prompts and the other columns of their records. An entry is None if the record lacks the key."""
 
     prompts: list[Prompt]
     columns: dict[str, list[Any]]
-    where: str  # the file, or the name of a built-in task
-    lines: list[int]  # where in it each prompt stands, counted from 1
-    unit: str = "line"  # what `lines` counts: lines of a file, or records of a JSON array
+    where: str  # the path of the file, or the name of a built-in task
+    lines: list[int]  # line number or record number of each prompt, starting at 1
+    unit: str = "line"  # the unit that `lines` counts, for messages: "line", "record" or "prompt"
 
     def __post_init__(self) -> None:
         sizes = {"lines": len(self.lines)} | {key: len(values) for key, values in self.columns.items()}
-        wrong = [f"{key} {size}" for key, size in sizes.items() if size != len(self.prompts)]
+        wrong = [f"{size} for {key!r}" for key, size in sizes.items() if size != len(self.prompts)]
         if wrong:
-            raise ValueError(f"{self.where}: {len(self.prompts)} prompts, but {', '.join(wrong)}")
+            raise ValueError(f"{self.where}: expected {len(self.prompts)} values per column, got {', '.join(wrong)}")
 
     def location(self, index: int) -> str:
-        """Where the prompt at `index` comes from, as messages name it: 'prompts.jsonl, line 3'."""
+        """Return the location of a prompt for messages, such as 'prompts.jsonl, line 3'."""
         return f"{self.where}, {self.unit} {self.lines[index]}"
 
     def take(self, indices: Sequence[int]) -> PromptData:
-        """The prompts at `indices`, in that order, with their columns."""
+        """Return the prompts at `indices`, in that order, with their columns."""
         columns = {key: [values[i] for i in indices] for key, values in self.columns.items()}
         lines = [self.lines[i] for i in indices]
         return PromptData([self.prompts[i] for i in indices], columns, self.where, lines, self.unit)
 
 
 class Pair(NamedTuple):
-    """A preference: of two responses to a prompt, the chosen one is better."""
+    """A prompt with two responses, of which `chosen` is preferred to `rejected`."""
 
     prompt: str
     chosen: str
@@ -63,38 +66,40 @@ class _Record(NamedTuple):
 
 
 def read_prompts(path: Path, key: str = "") -> PromptData:
-    """The prompts of a .jsonl, .json or .txt file; `key` names theirs, '' takes the first of PROMPT_KEYS.
+    """Read the prompts of a .jsonl, .json or .txt file. A prompt is a text or a list of messages.
 
-    Prompts that are lists of messages stay lists. Raises UsageError.
+    If `key` is empty, the key of the prompt is the first key in PROMPT_KEYS that the first record has.
+    Raises UsageError.
     """
     where = clean(path)
     if _suffix(path) == ".txt":
         if key:
-            raise UsageError(f"llm.prompt_key = {key!r} has no effect: {where} is plain text without keys; drop it")
+            raise UsageError(f"llm.prompt_key = {key!r} has no effect, because {where} is plain text; remove it")
         numbered = _read_lines(path)
         return PromptData([line for _, line in numbered], {}, where, [number for number, _ in numbered])
     records, unit = _read_records(path)
-    remedy = "" if key else "name the prompt's with llm.prompt_key"
+    remedy = "" if key else "set llm.prompt_key to the key of the prompts"
     key = _find_key(records[0], (key,) if key else PROMPT_KEYS, remedy)
     names = dict.fromkeys(name for record in records for name in record.values if name != key)
     for record in records:
         for name in RESERVED:
             if name in names and name in record.values:
-                raise UsageError(f"{record.where}: the key {name!r} is an argument of the reward itself; rename it")
+                raise UsageError(f"{record.where}: the key {name!r} is reserved for an argument of rewards; rename it")
     prompts = [_prompt(record, key) for record in records]
     columns = {name: [record.values.get(name) for record in records] for name in names}
     return PromptData(prompts, columns, where, [record.number for record in records], unit)
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Preference pairs of a .jsonl or .json file: `prompt` (or `question`, `query`), `chosen`, `rejected`, all texts.
+    """Read preference pairs from a .jsonl or .json file.
 
-    Other keys are left alone. Raises UsageError.
+    The keys are `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored.
+    Raises UsageError.
     """
     if _suffix(path) == ".txt":
-        raise UsageError(f"{clean(path)}: plain text cannot hold preference pairs; use .jsonl or .json")
+        raise UsageError(f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl or .json")
     records, _ = _read_records(path)
-    key = _find_key(records[0], PAIR_KEYS, "a pair has a prompt, a chosen and a rejected text")
+    key = _find_key(records[0], PAIR_KEYS, "a pair needs a prompt, a chosen response and a rejected response")
     return [
         Pair(_nonempty_text(record, key), _text(record, "chosen"), _text(record, "rejected"))  # a response may be empty
         for record in records
@@ -102,7 +107,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts: the lines of a .txt file but blank ones, or the key `text` of each .jsonl or .json record.
+    """Read the non-blank lines of a .txt file, or the key `text` of each record of a .jsonl or .json file.
 
     Raises UsageError.
     """
@@ -115,8 +120,8 @@ def read_texts(path: Path) -> list[str]:
 def _suffix(path: Path) -> str:
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        found = f"unknown ending {ending!r}" if ending else "no ending"
-        raise UsageError(f"{clean(path)}: {found}; use a .jsonl, .json or .txt file")
+        found = f"got {ending!r}" if ending else "got none"
+        raise UsageError(f"{clean(path)}: expected the file extension .jsonl, .json or .txt, {found}")
     return ending
 
 
@@ -127,21 +132,23 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         folder = path.parent
         if not folder.is_dir():
-            raise UsageError(f"{where}: no such file (there is no folder {clean(folder)!r})") from None
+            raise UsageError(f"{where}: folder {clean(folder)!r} not found") from None
         known = did_you_mean(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
-        raise UsageError(f"{where}: no such file{known}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UsageError(f"{where}: file not found{known}") from None
+    except (OSError, ValueError) as error:  # a null character in the name raises ValueError
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{where}: cannot be read ({reason})") from None
+        raise UsageError(f"{where}: cannot read the file ({reason})") from None
     try:
-        return content.decode("utf-8-sig")  # editors on Windows put a mark at the start
+        return content.decode("utf-8-sig")  # some Windows editors write a byte order mark
     except UnicodeDecodeError as error:
         line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
-        raise UsageError(f"{where}, line {line}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+        raise UsageError(
+            f"{where}, line {line}: expected UTF-8, got byte 0x{byte:02x}; save the file as UTF-8"
+        ) from None
 
 
 def _split_lines(text: str) -> list[tuple[int, str]]:
-    """Numbered lines without blank ones; `splitlines` would also cut inside texts, at U+2028 for one."""
+    """Split a text at newlines only, unlike `str.splitlines`, and return the non-blank lines with their numbers."""
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -149,28 +156,31 @@ def _split_lines(text: str) -> list[tuple[int, str]]:
 def _read_lines(path: Path) -> list[tuple[int, str]]:
     lines = _split_lines(_read(path))
     if not lines:
-        raise UsageError(f"{clean(path)}: the file is empty; it holds one text a line")
+        raise UsageError(f"{clean(path)}: the file is empty; write one text per line")
     return lines
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
-    """The objects of a file that holds a JSON array or JSON Lines, whatever its ending, and what numbers them."""
+    """Return the objects of a JSON array or JSON Lines file, and the unit that numbers them ("record" or "line").
+
+    The format is detected from the content, not from the file extension.
+    """
     where, text = clean(path), _read(path)
     lines = _split_lines(text)
     if not lines:
-        raise UsageError(f"{where}: the file is empty; it holds one JSON object a line, or an array of them")
-    # Only a first line that is complete by itself makes JSON Lines; else one value spans the file
+        raise UsageError(f"{where}: the file is empty; write one JSON object per line or an array of objects")
+    # If the first line is not a complete JSON value, a single value spans the file
     if lines[0][1].lstrip().startswith("[") or not _is_json(lines[0][1]):
         value, unit = _parse(text, where), "record"
         values = list(enumerate(value if isinstance(value, list) else [value], 1))
     else:
         values, unit = [(number, _parse(line, where, number)) for number, line in lines], "line"
     if not values:
-        raise UsageError(f"{where}: the array is empty; it holds one object a record")
+        raise UsageError(f"{where}: the array is empty; write one JSON object per record")
     records = []
     for number, value in values:
         if not isinstance(value, dict):
-            raise UsageError(f"{where}, {unit} {number}: {_describe_value(value)}, where an object with keys is meant")
+            raise UsageError(f"{where}, {unit} {number}: expected a JSON object, got {_describe_value(value)}")
         records.append(_Record(f"{where}, {unit} {number}", number, value))
     return records, unit
 
@@ -184,20 +194,20 @@ def _is_json(text: str) -> bool:
 
 
 def _parse(text: str, where: str, line: int = 0) -> Any:
-    """A JSON value; `line` is where it stands if it takes one line of a file, 0 for the whole file."""
+    """Parse a JSON value; `line` is its line number in a JSON Lines file, or 0 if it is the entire file."""
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"{where}, line {line or error.lineno}: not JSON ({error.msg} at column {error.colno})"
+            f"{where}, line {line or error.lineno}: invalid JSON ({error.msg} at column {error.colno})"
         ) from None
-    except ValueError as error:  # a number of thousands of digits, thousands of brackets
+    except ValueError as error:  # a number with thousands of digits or very deep nesting
         at = f"{where}, line {line}" if line else where
-        raise UsageError(f"{at}: JSON that cannot be read ({error})") from None
+        raise UsageError(f"{at}: cannot parse the JSON ({error})") from None
 
 
 def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
-    """The first of `keys` in a record. Raises UsageError that names the keys found."""
+    """Return the first of `keys` that a record has. Raises UsageError if the record has none of them."""
     for key in keys:
         if key in record.values:
             return key
@@ -205,34 +215,37 @@ def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 
 def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
-    found = shorten(", ".join(map(repr, record.values)), 200) or "none"
+    found = shorten(", ".join(map(repr, record.values)), 200) or "no keys"
     similar = next(filter(None, (did_you_mean(key, record.values) for key in keys)), "")
     then = f"; {remedy}" if remedy else similar
-    return f"{record.where}: no key {', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]} (found: {found}){then}"
+    wanted = f"{', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]}"
+    return f"{record.where}: expected the key {wanted}, got {found}{then}"
 
 
 def _prompt(record: _Record, key: str) -> Prompt:
-    """A record's prompt, text or messages. Raises UsageError for an empty one and for any other type."""
+    """Return a record's prompt (a text or a list of messages). Raises UsageError for an empty or invalid prompt."""
     value = record.values.get(key)
     if not isinstance(value, list):
         return _nonempty_text(record, key)
     for position, message in enumerate(value, 1):
         at = f"{record.where}: message {position} of {key!r}"
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise UsageError(f"{at} is {_describe_value(message)}, where an object with 'role' and 'content' is meant")
+            raise UsageError(f"{at}: expected an object with 'role' and 'content', got {_describe_value(message)}")
         for name, part in message.items():
             _check_text(part, f"{at}: {name!r}")
     if not value or not value[-1]["content"].strip():
-        raise UsageError(f"{record.where}: {key!r} is empty; a prompt has at least one message that says something")
+        raise UsageError(f"{record.where}: {key!r} is empty; the last message of a prompt needs text")
     if value[-1]["role"] == "assistant":
-        raise UsageError(f"{record.where}: {key!r} ends with the assistant's message, which the model is to write")
+        raise UsageError(
+            f"{record.where}: {key!r} ends with an assistant message; remove it, so that the model generates it"
+        )
     return value
 
 
 def _nonempty_text(record: _Record, key: str) -> str:
     text = _text(record, key)
     if not text.strip():
-        raise UsageError(f"{record.where}: {key!r} is empty; write a text or drop the record")
+        raise UsageError(f"{record.where}: {key!r} is empty; add a text or remove the record")
     return text
 
 
@@ -244,16 +257,17 @@ def _text(record: _Record, key: str) -> str:
 
 def _check_text(value: object, at: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{at} is {_describe_value(value)}, where a text is meant")
+        raise UsageError(f"{at}: expected a text, got {_describe_value(value)}")
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, and no tokenizer takes it
-        raise UsageError(f"{at} holds half a character (\\u{ord(value[error.start]):04x}); write it whole") from None
+    except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no tokenizer accepts it
+        surrogate = f"\\u{ord(value[error.start]):04x}"
+        raise UsageError(f"{at} contains half of a surrogate pair ({surrogate}); add the other half") from None
     return value
 
 
 def _describe_value(value: object) -> str:
-    """A JSON value of the wrong type, in a few words."""
+    """Describe a JSON value of the wrong type in a few words."""
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
     if isinstance(value, (list, dict)):
@@ -263,6 +277,6 @@ def _describe_value(value: object) -> str:
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """A text as one harmless line of at most `length` characters."""
+    """Return a text as one printable line of at most `length` characters."""
     text = clean(text)
     return text if len(text) <= length else text[: length - 3] + "..."

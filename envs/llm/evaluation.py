@@ -1,4 +1,4 @@
-"""How good the policy is on held-out prompts, and what its responses look like."""
+"""Evaluation of the policy on held-out prompts, with example responses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from envs.llm.prompts import Prompts
 from envs.llm.rewards.functions import Reward, score
 from ppo_unified.config.spec import Report
 
-SHOWN = 8  # held-out prompts whose responses are logged, the same at every evaluation
+SHOWN = 8  # number of held-out prompts whose responses are logged, the same ones at every evaluation
 
 
 class Respondent(Protocol):
-    """What an evaluation needs of the adapter."""
+    """The part of the adapter that an evaluation uses."""
 
     config: LLMConfig
     device: torch.device
@@ -40,16 +40,16 @@ class Respondent(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """Prompts with one response each."""
+    """Prompts with one scored response each."""
 
     prompts: list[str]
     texts: list[str]
-    scores: list[float]  # as the reward gives them
+    scores: list[float]  # raw, as the reward returns them
     responses: Responses
 
 
 def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
-    """Numbers of `wanted` of `count` prompts in an order drawn from `seed`: each once before any comes again."""
+    """Return `wanted` indices of `count` prompts in a random order; no index repeats before all have been used."""
     generator, numbers = torch.Generator().manual_seed(seed), list[int]()
     while len(numbers) < wanted:
         numbers += torch.randperm(count, generator=generator).tolist()
@@ -63,16 +63,18 @@ def answer(
     generator: torch.Generator | None,
     reference: Reference | None = None,
 ) -> Answers:
-    """Responses of the policy, or of the reference if it is given, to the prompts of these numbers; greedy without a
-    generator."""
+    """Generate and score responses to the prompts with these indices, by the policy or, if given, by `reference`.
+
+    Decoding is greedy if `generator` is None.
+    """
     size, parts, texts = respondent.config.llm.rollout_batch, list[Responses](), list[str]()
     for start in range(0, len(numbers), size):
         tokens = [prompts.tokens[i] for i in numbers[start : start + size]]
         parts.append(respondent.respond(tokens, generator, reference))
         texts += respondent.texts(parts[-1])
-    asked = [prompts.texts[i] for i in numbers]
-    scores = score(respondent.reward, "llm.reward", asked, texts, prompts.columns_at(numbers))
-    return Answers(asked, texts, scores, _stack(parts))
+    prompt_texts = [prompts.texts[i] for i in numbers]
+    scores = score(respondent.reward, "llm.reward", prompt_texts, texts, prompts.columns_at(numbers))
+    return Answers(prompt_texts, texts, scores, _stack(parts))
 
 
 def _stack(parts: list[Responses]) -> Responses:
@@ -87,7 +89,7 @@ def _stack(parts: list[Responses]) -> Responses:
 
 
 def report(adapter: Respondent, episodes: int, seed: int) -> Report:
-    """What sampled responses to held-out prompts are like, and greedy ones to a fixed few of them in full."""
+    """Return metrics of sampled responses to held-out prompts, with the texts of a few greedy responses."""
     numbers = choose_prompts(len(adapter.held_out.texts), episodes, seed)
     sampled = answer(adapter, adapter.held_out, numbers, torch.Generator(adapter.device).manual_seed(seed))
     mask = sampled.responses.mask()
@@ -108,7 +110,7 @@ def report(adapter: Respondent, episodes: int, seed: int) -> Report:
 
 
 def examples(adapter: Respondent) -> list[dict[str, object]]:
-    """Greedy responses of policy and reference to the first held-out prompts."""
+    """Return greedy responses of the policy and the reference to the first held-out prompts."""
     numbers = range(min(SHOWN, len(adapter.held_out.texts)))
     ours = answer(adapter, adapter.held_out, numbers, None)
     theirs = answer(adapter, adapter.held_out, numbers, None, adapter.reference)

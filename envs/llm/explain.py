@@ -1,4 +1,4 @@
-"""What the inspector shows of a language model's rollout besides the engine's own quantities."""
+"""Columns that `inspect` shows for language models in addition to the engine's columns."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from envs.llm.kl import last_steps
 from ppo_unified.engine.rollout import Rollout
 
 _UNDECODABLE = "\ufffd"
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte's token in vocabularies that fall back to bytes
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the token of a single byte in a vocabulary with byte fallback
 
 
 def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
-    """Token and its text wherever a row has one, prompt included; the rest at the policy's own steps; all [N, T].
+    """Return the LLM columns of a rollout, each [N, T].
 
-    `kl` is the estimate that the reward used, `kl_full` the exact sum over the vocabulary; `score`, as the reward
-    function gave it, stands at the last step.
+    The columns `token` and `text` cover prompt and response. All other columns are nonzero only in the response. The
+    column `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The column `score`
+    contains the raw score at the last step.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask
     columns = torch.arange(mask.shape[1], device=mask.device)
     following = torch.where(mask, rollout.actions, rollout.obs.roll(-1, 1))
     tokens = torch.where(columns <= last_steps(mask)[:, None], following, -1).cpu().numpy()
-    first = rollout.obs[:, 0].tolist()  # chosen in no column: it stands with the token after it
-    spelled = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
-    texts = [[spelled[i] for i in row] for row in tokens.tolist()]
+    first = rollout.obs[:, 0].tolist()  # no column chooses the first token, so its text is shown with the second one
+    text_of = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
+    texts = [[text_of[i] for i in row] for row in tokens.tolist()]
     for row, token in enumerate(first):
         if not mask[row, 0]:
-            texts[row][0] = spelled[token] + texts[row][0]
+            texts[row][0] = text_of[token] + texts[row][0]
     return {
         "token": np.where(tokens < 0, 0, tokens),
         "text": np.array(texts),
@@ -43,15 +44,15 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """What each token says by itself; bytes that are only a part of a character as \\xe4; '' for a negative id."""
-    # numpy cuts zeros off the end of a text
+    """Return the text of each token id. A negative id has the text '', and part of a character is shown as \\xe4."""
+    # numpy strips null characters from the end of a string
     return {i: _text(tokenizer, i).replace("\0", "\\x00") if i >= 0 else "" for i in ids}
 
 
 def _text(tokenizer: Any, token: int) -> str:
     text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
     piece = tokenizer.convert_ids_to_tokens(token) or ""
-    if piece.startswith("\u2581") and not text.startswith(" "):  # SentencePiece's space, lost at a text's beginning
+    if piece.startswith("\u2581") and not text.startswith(" "):  # decode() drops a leading SentencePiece space
         return " " + text
     if _UNDECODABLE not in text:
         return text
@@ -63,7 +64,7 @@ def _text(tokenizer: Any, token: int) -> str:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character by which byte-level vocabularies write each byte (GPT-2's encoder.py)."""
+    """Map each character of a byte-level vocabulary to the byte that it encodes (GPT-2's encoder.py)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""A language model as a Hugging Face folder: what it takes to run it, and nothing of this project."""
+"""Exports a language model as a Hugging Face folder that works without this project."""
 
 from __future__ import annotations
 
@@ -29,25 +29,30 @@ from ppo_unified.errors import UsageError
 README = "README.md"
 CRITIC_FOLDER, CRITIC_JSON, HEAD = "critic", "critic.json", "value_head.safetensors"
 CRITIC_FORMAT = "ppo-unified critic 1"
-LONGEST_EXAMPLE = 200  # characters of the prompt in the README
+LONGEST_EXAMPLE = 200  # maximum number of characters of the example prompt in the README
 
 
 def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write model (or its LoRA), tokenizer, generation settings, critic and README.md into `folder`; what
-    a program that loads them must know, for policy.json. Weights keep the precision that they were trained in."""
+    """Write the model (or its LoRA), tokenizer, generation settings, critic and README.md into `folder`.
+
+    The weights are saved in the precision of training. Returns the entries of policy.json, which describe how to load
+    the model.
+    """
     return _export(adapter, folder, about, merged=False)
 
 
 def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """`export` with LoRA added to the base's weights, read anew and written in float32: in bfloat16 a
-    small update would be rounded away. Raises UsageError where there is nothing to merge, or nothing to merge into."""
+    """Export like `export`, but merge LoRA into the base, reloaded and saved in float32.
+
+    In bfloat16, small updates would be lost to rounding. Raises UsageError if the run has no LoRA or a quantized base.
+    """
     llm = adapter.config.llm
     if not llm.lora_rank:
-        raise UsageError("--merged: the run trained all weights (llm.lora_rank = 0), there is no adapter; drop it")
+        raise UsageError("--merged requires a run with LoRA, but this run trained all weights; remove --merged")
     if llm.quantize != "none":
         raise UsageError(
-            f"--merged: the adapter was trained on a base in {llm.quantize} and does not fit its full weights exactly; "
-            "export without --merged"
+            f"--merged is not supported with llm.quantize = {llm.quantize!r}, because the LoRA weights do not fit the "
+            "unquantized base exactly; remove --merged"
         )
     return _export(adapter, folder, about, merged=True)
 
@@ -63,7 +68,7 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
             else:
                 network.model.save_pretrained(folder)
             critic = _write_critic(adapter, folder / CRITIC_FOLDER, merged)
-    except SafetensorError as error:  # a full disk, say
+    except SafetensorError as error:  # for example, a full disk
         raise OSError(errno.EIO, str(error)) from None
     adapter.tokenizer.save_pretrained(folder)
     _generation_config(adapter).save_pretrained(folder)
@@ -86,7 +91,7 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
 
 
 def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
-    """Sampling as in training: the whole distribution, whatever the base's own settings cut off."""
+    """Return generation settings that sample as in training, and that replace the settings of the base model."""
     llm, tokenizer, ends = adapter.config.llm, adapter.tokenizer, adapter.end_tokens
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     return GenerationConfig(
@@ -105,11 +110,12 @@ def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
 
 
 def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
-    """LoRA of a network as peft writes it, so that it names the base it belongs to."""
+    """Save a network's LoRA in peft's format, with the location of its base."""
     folder.mkdir(exist_ok=True)
     configs = network.peft_model.peft_config
     config = copy.deepcopy(configs[name])
-    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())  # peft corrects the first LoRA's alone
+    # peft corrects fan_in_fan_out only in the first LoRA configuration
+    config.fan_in_fan_out = any(c.fan_in_fan_out for c in configs.values())
     config.base_model_name_or_path = location(base)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
@@ -122,23 +128,23 @@ def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
 
 
 def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
-    """A base model read anew, with LoRA added to its weights; a trunk where `network` is one."""
+    """Reload a base model and merge LoRA into it; if `network` is a trunk, load only the trunk."""
     llm = adapter.config.llm
-    cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # rounded as it was in training
+    cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # the base has the same rounding as in training
     if network.model.can_generate():
         base = load_causal_lm(source, llm, cpu, frozen).float()
     else:
         base = load_trunk(source, "llm.critic_init", cpu, frozen)[0].float()
-    with TemporaryDirectory() as aside, silence_peft():
-        _write_lora(network, name, source, Path(aside))
-        return PeftModel.from_pretrained(base, aside, torch_device="cpu").merge_and_unload()
+    with TemporaryDirectory() as temporary, silence_peft():
+        _write_lora(network, name, source, Path(temporary))
+        return PeftModel.from_pretrained(base, temporary, torch_device="cpu").merge_and_unload()
 
 
 # the critic
 
 
 def _write_critic(adapter: LLMAdapter, folder: Path, merged: bool) -> dict[str, Any] | None:
-    """The critic's own weights and critic.json, which says how they are read; None without a critic."""
+    """Write the critic's weights and critic.json and return the content of critic.json, or None without a critic."""
     critic, llm = adapter.policy.critic, adapter.config.llm
     if critic is None:
         return None
@@ -152,7 +158,7 @@ def _write_critic(adapter: LLMAdapter, folder: Path, merged: bool) -> dict[str, 
 
 
 def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, merged: bool) -> str:
-    """Write what gives the critic its hidden states, if it isn't the policy; the Python expression that loads it."""
+    """Write the critic's trunk, unless it is the policy's, and return the Python expression that loads it."""
     if isinstance(critic, LoRACritic):
         network, name, source = critic.network[0], CRITIC, llm.model
     elif critic.trunk is not None:
@@ -161,7 +167,7 @@ def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, me
         return "model.base_model"
     if not network.has_lora:
         network.model.save_pretrained(folder)
-    elif merged or read_lora_folder(source):  # LoRA can't be the base of LoRA
+    elif merged or read_lora_folder(source):  # a LoRA folder cannot be the base of other LoRA weights
         _merge(adapter, name, network, source).base_model.save_pretrained(folder)
     else:
         _write_lora(network, name, source, folder)
@@ -170,7 +176,7 @@ def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, me
     return f'AutoModel.from_pretrained("{CRITIC_FOLDER}")'
 
 
-# what people read
+# README.md
 
 
 def _is_chat(adapter: LLMAdapter) -> bool:
@@ -180,14 +186,15 @@ def _is_chat(adapter: LLMAdapter) -> bool:
 def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> None:
     llm = adapter.config.llm
     weights = {
-        "all": f"The model with all its weights, trained from `{llm.model}`.",
-        "merged": f"`{llm.model}` with the adapter of rank {llm.lora_rank} added to its weights, in float32.",
-        "adapter": f"A low-rank adapter (rank {llm.lora_rank}) and not the model: transformers loads its base, "
-        f"`{location(llm.model)}`, from where adapter_config.json says; peft must be installed.",
+        "all": f"This folder contains the full model, trained from `{llm.model}`.",
+        "merged": f"This folder contains `{llm.model}` with LoRA weights of rank {llm.lora_rank} merged in float32.",
+        "adapter": f"This folder contains only LoRA weights of rank {llm.lora_rank}. transformers loads their base "
+        f"model, `{location(llm.model)}`, from the location in adapter_config.json, and peft must be installed.",
     }
     precision = [f"matrix products in {llm.dtype}"] if llm.dtype != "float32" else []
     precision += [f"the base in {llm.quantize}"] if llm.quantize != "none" else []
-    trained = f" Trained with {' and '.join(precision)}: run so, it gives the very same logits." if precision else ""
+    settings = " and ".join(precision)
+    trained = f" It was trained with {settings}; use the same settings to get the same logits." if precision else ""
     page = PAGE.format(
         **about | {"score": "not evaluated" if about["score"] is None else f"{about['score']:.6g}"},
         weights=weights[facts["weights"]] + trained,
@@ -205,7 +212,7 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
 
 
 def _encode_lines(adapter: LLMAdapter) -> str:
-    """Code that makes `tokens` of a prompt as training made them; a short held-out prompt serves as example."""
+    """Return code that tokenizes a prompt as in training; the example is the shortest held-out prompt."""
     known = [prompt for prompt in adapter.held_out.data.prompts if isinstance(prompt, str) and "```" not in prompt]
     prompt = min(known, key=len, default="Hello!")[:LONGEST_EXAMPLE]
     if _is_chat(adapter):
@@ -217,7 +224,7 @@ def _encode_lines(adapter: LLMAdapter) -> str:
             'ids, attention = tokens["input_ids"], tokens["attention_mask"]\n'
         )
     ends = len(encode(adapter.tokenizer, prompt)) < len(adapter.tokenizer(prompt)["input_ids"])
-    cut = "[:, :-1]" if ends else ""  # this tokenizer closes every text with an end token
+    cut = "[:, :-1]" if ends else ""  # this tokenizer appends an end token to every text
     return (
         f'tokens = tokenizer({prompt!r}, return_tensors="pt")\n'
         f'ids, attention = tokens["input_ids"]{cut}, tokens["attention_mask"]{cut}\n'
@@ -226,7 +233,7 @@ def _encode_lines(adapter: LLMAdapter) -> str:
 
 USAGE = "model = AutoModelForCausalLM.from_pretrained(folder); tokenizer = AutoTokenizer.from_pretrained(folder)"
 
-VALUES = "value[t] = weight . last_hidden_state[t] + bias: what the critic expects before token t + 1 is chosen"
+VALUES = "value[t] = weight . last_hidden_state[t] + bias: the expected return before token t + 1 is chosen"
 
 SCRIPT = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -241,12 +248,13 @@ print(tokenizer.decode(response, skip_special_tokens=True))
 PAGE = """\
 # A language model trained by PPO
 
-From the run `{run}`, checkpoint of step {step}; score {score}.
+This model comes from step {step} of the run `{run}` (score: {score}).
 
 {weights}
 
-Responses are sampled as in training: from the whole distribution at temperature {temperature}, up to {max_new_tokens}
-tokens; `do_sample=False` gives the likeliest token every time. `policy.json` says the same to programs. In this folder:
+The generation settings sample as in training: from the full distribution at temperature {temperature}, with up to
+{max_new_tokens} tokens. Use `do_sample=False` for greedy decoding. Programs can read these settings from `policy.json`.
+Run this code in this folder:
 
 ```python
 {code}```
@@ -255,8 +263,9 @@ tokens; `do_sample=False` gives the likeliest token every time. `policy.json` sa
 CRITIC_PAGE = """
 ## The critic
 
-What training had besides the policy; `critic/critic.json` says the same to programs. `values[:, t]` is what the critic
-expects before token t + 1 is chosen, in the units of the reward with its KL penalty. Behind the code above:
+The critic estimates the expected return, in units of the reward including the KL penalty. `values[:, t]` is its
+estimate before token t + 1 is chosen. `critic/critic.json` contains the same information for programs. Run this code
+after the code above:
 
 ```python
 from safetensors.torch import load_file

@@ -1,7 +1,8 @@
-"""Sampling responses: a batch of prompts padded on the left, a KV cache, rows dropped from it once they have ended.
+"""Generates responses token by token with a KV cache.
 
-Our own loop rather than `generate` of transformers, because every draw comes from a generator that is checkpointed; a
-test holds greedy responses to those of `generate`.
+Prompts are padded on the left, and finished rows are dropped from the batch. The method `generate` of transformers is
+not used, because the state of the random generator must be saved in checkpoints. A test checks that greedy responses
+equal those of `generate`.
 """
 
 from __future__ import annotations
@@ -18,38 +19,38 @@ from transformers.cache_utils import DynamicLayer
 
 from envs.llm.model import POLICY, Network
 
-ROOM = 64  # columns that a layer's cache grows by
-NGRAM = 3  # tokens whose return counts as repetition
+ROOM = 64  # number of spare columns that a cache layer allocates when it grows
+NGRAM = 3  # length of the n-grams, in tokens, whose repetition is measured
 
 
 @dataclass(frozen=True)
 class Responses:
-    """N prompts with their responses, padded on the right: `tokens[i, :lengths[i]]` is row i."""
+    """N prompts with their responses, padded on the right. Row i without padding is `tokens[i, :lengths[i]]`."""
 
-    tokens: Tensor  # [N, S]; 0 beyond the lengths
+    tokens: Tensor  # [N, S], padded with 0
     prompt_lengths: Tensor  # [N]
-    lengths: Tensor  # [N], prompt and response
-    ended: Tensor  # [N] bool: the response closes with an end token of its own
+    lengths: Tensor  # [N], the length of prompt and response together
+    ended: Tensor  # [N] bool, True if the response ends with an end token
 
     def response(self, row: int) -> list[int]:
-        """The response's tokens, its end token included."""
+        """Return the tokens of a response, including its end token."""
         ids: list[int] = self.tokens[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
         return ids
 
     def mask(self) -> Tensor:
-        """bool [N, S - 1]: column t chooses token t + 1, and the policy did so."""
+        """Return bool [N, S - 1]; column t is True if the policy chose token t + 1."""
         column = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
         return (column >= self.prompt_lengths[:, None] - 1) & (column < self.lengths[:, None] - 1)
 
     def repetition(self) -> float:
-        """Share of a response's n-grams that it has used before, 0 to 1, averaged over responses."""
-        tokens, begins, ends = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
-        rows = zip(tokens, begins, ends, strict=True)
-        return sum(_repetition(row[begin:end]) for row, begin, end in rows) / len(tokens)
+        """Return the fraction of repeated n-grams in a response, averaged over the responses."""
+        tokens, starts, ends = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
+        rows = zip(tokens, starts, ends, strict=True)
+        return sum(_repetition(row[start:end]) for row, start, end in rows) / len(tokens)
 
 
 def _repetition(response: Sequence[int]) -> float:
-    """Share of n-grams that came before, 0 to 1."""
+    """Return the fraction of n-grams that already occur earlier in the response."""
     grams = [tuple(response[i : i + NGRAM]) for i in range(len(response) - NGRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -64,15 +65,18 @@ def generate(
     generator: torch.Generator | None = None,
     lora: str | None = POLICY,
 ) -> Responses:
-    """One response to each prompt: sampled from softmax(logits / temperature) with a generator (on the network's
-    device), else the likeliest token every time."""
+    """Generate one response to each prompt.
+
+    With a generator (on the network's device), tokens are sampled from softmax(logits / temperature). Without a
+    generator, the most likely token is chosen.
+    """
     network.use_lora(lora)
     device, count = network.device, len(prompts)
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
     responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
-    rows = torch.arange(count, device=device)  # which of the N responses each row of the cache belongs to
+    rows = torch.arange(count, device=device)  # the response, 0 to N - 1, that each row of the cache belongs to
     decoder = _Decoder(network, prompts, device)
     for column in range(max_new_tokens):
         token = _choose_tokens(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
@@ -92,7 +96,7 @@ def generate(
 
 
 class _Decoder:
-    """The model's state between two tokens: cache, attention mask and positions."""
+    """Decodes token by token, and stores the KV cache, attention mask, positions and logits between two tokens."""
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         longest = max(len(p) for p in prompts)
@@ -102,14 +106,14 @@ class _Decoder:
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
         self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
-        # transformers 5.24 renamed the argument; a model class outside it may still have the older name
+        # transformers 5.24 renamed this argument, but other packages may still use the old name
         arguments = inspect.signature(network.model.forward).parameters
         self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
-        self.positions = lengths - 1  # of each row's newest token
+        self.positions = lengths - 1  # position of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
     def step(self, token: Tensor) -> None:
-        """Take one token [rows] in."""
+        """Append one token per row, [rows], and compute the logits of the next one."""
         self.positions = self.positions + 1
         if self.padded:
             self.attention = torch.cat([self.attention, torch.ones_like(self.attention[:, :1])], 1)
@@ -133,8 +137,11 @@ class _Decoder:
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """Keys and values [rows, heads, columns, size] with room for columns to come: the layer it stands for copies all of
-    them at every token. Windows and other kinds of layers stay as they are."""
+    """A KV cache layer [rows, heads, columns, size] with spare columns.
+
+    It replaces DynamicLayer, which copies all keys and values at every token. Other kinds of layers, such as sliding
+    windows, are not replaced.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # transformers
@@ -159,7 +166,7 @@ class _PreallocatedLayer(DynamicLayer):
 
 
 def _grow(x: Tensor, columns: int) -> Tensor:
-    """`x` [rows, heads, n, size] with room for `columns` columns."""
+    """Copy `x` [rows, heads, n, size] into a new buffer [rows, heads, columns, size]."""
     buffer = x.new_empty(*x.shape[:2], columns, x.shape[3])
     buffer[:, :, : x.shape[2]] = x
     return buffer
@@ -168,18 +175,19 @@ def _grow(x: Tensor, columns: int) -> Tensor:
 def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
-    # a fraction of `multinomial`'s time, which draws a number per token; float64, or most of a large vocabulary's rare
-    # tokens, each less than what float32 tells apart near 1, would never be drawn and the others too often
+    # Much faster than `multinomial`, which draws a random number per vocabulary entry. It needs float64: in float32,
+    # probabilities below the resolution near 1 vanish, so most rare tokens of a large vocabulary could never be drawn.
     bounds = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     drawn = torch.rand(len(bounds), 1, dtype=torch.float64, generator=generator, device=bounds.device)
-    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)  # right: never one of no width
+    # With right=True, a token of probability 0 is never drawn
+    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)
     return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
 
 def _join(
     prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor, ended: Tensor
 ) -> Responses:
-    """Each response right behind its prompt."""
+    """Concatenate each prompt and its response without padding in between."""
     totals = prompt_lengths + lengths
     tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
     for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""Everything that a run reads besides weights: the tokenizer, prompts and texts, checked against the models."""
+"""Loads a run's tokenizer, prompts and texts, and checks that they fit the models."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ppo_unified.errors import UsageError
 
 
 class Inputs(NamedTuple):
+    """The inputs of a run, except for model weights."""
+
     tokenizer: Any
     training: Prompts
     held_out: Prompts
@@ -22,20 +24,19 @@ class Inputs(NamedTuple):
 
 
 def load_inputs(llm: LLM) -> Inputs:
-    """The inputs of a run. The check before a run and the run itself share what one process has read, as long as the
-    files stay as they are.
+    """Load the inputs of a run. A second call in the same process returns the same objects unless a file has changed.
 
-    Raises UsageError for tokenizer, prompts, critic or texts that would not train together.
+    Raises UsageError if the tokenizer, prompts, critic and texts cannot be used together.
     """
     return _load(llm.model_dump_json(), _file_states(llm))
 
 
 def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
-    """(path, time of the last change, size) of every local file that `load_inputs` may read."""
+    """Return (path, modification time, size) of every local file that `load_inputs` may read."""
     names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init, llm.reward_name]
     states = []
     for name in filter(None, names):
-        with suppress(OSError, ValueError):  # a name that is no path, or a path that its reader refuses
+        with suppress(OSError, ValueError):  # the name is not a path, or it cannot be read
             path = Path(name).resolve(strict=True)
             files = [(file, file.stat()) for file in (path.iterdir() if path.is_dir() else [path])]
             states += [(str(file), state.st_mtime_ns, state.st_size) for file, state in files]
@@ -44,7 +45,7 @@ def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=1)
 def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
-    """`options`: llm.* as JSON."""
+    """Load the inputs; `options` is the [llm] section as JSON, which makes it usable as a cache key."""
     llm = LLM.model_validate_json(options)
     tokenizer, model = load_tokenizer(llm.model), load_config(llm.model)
     check_vocabulary(tokenizer, model.get_text_config(), llm.model)
@@ -57,39 +58,42 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Raises UsageError where the tokenizer knows tokens that the model does not: no embedding is ever resized."""
+    """Raises UsageError if the tokenizer has ids for which the model has no embedding. Embeddings are never resized."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= config.vocab_size:
         raise UsageError(
-            f"llm.model = {name!r}: its tokenizer has ids up to {largest}, its model {config.vocab_size} embeddings; "
-            "save the model with resized embeddings first, or use the tokenizer it was trained with"
+            f"llm.model = {name!r}: the tokenizer has ids up to {largest}, but the model has only {config.vocab_size} "
+            "embeddings; resize the model's embeddings or use its original tokenizer"
         )
 
 
 def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
-    """Raises UsageError where a critic's trunk reads other tokens than the policy writes, or fewer than `longest`."""
+    """Raises UsageError if the critic's model has another tokenizer or reads fewer than `longest` tokens."""
     source = critic_source(llm)
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(source, "llm.critic_init").get_vocab()
     if ours != theirs:
         raise UsageError(
-            f"llm.critic_init = {source!r}: its tokenizer has {len(theirs)} tokens and is not the one of llm.model = "
-            f"{llm.model!r} ({len(ours)} tokens); a critic must read what the policy writes"
+            f"llm.critic_init = {source!r}: its tokenizer ({len(theirs)} tokens) differs from that of llm.model = "
+            f"{llm.model!r} ({len(ours)} tokens); use a model with the same tokenizer"
         )
     reads = config_context_length(load_config(source, "llm.critic_init"))
     if reads < longest:
         raise UsageError(
-            f"llm.critic_init = {llm.critic_init!r}: that model reads {reads} tokens, and prompts with responses "
-            f"have up to {longest}"
+            f"llm.critic_init = {llm.critic_init!r}: the model reads up to {reads} tokens, but a prompt with its "
+            f"response can have {longest}; lower llm.max_new_tokens or use another model"
         )
 
 
 def critic_source(llm: LLM) -> str:
-    """The folder or hub id that an independent critic starts from. Raises UsageError where the reward is no model."""
+    """Return the folder or hub id of an independent critic's initial weights.
+
+    Raises UsageError if llm.critic_init is 'reward' and the reward is a function.
+    """
     if llm.critic_init != "reward":
         return llm.critic_init
     if find_function(llm.reward_name, "llm.reward") is not None:
         raise UsageError(
-            f"llm.critic_init = 'reward' needs a scoring model, and llm.reward = {llm.reward_name!r} is a function; "
-            "name a scoring model as the reward, or start the critic from 'policy'"
+            f"llm.critic_init = 'reward' needs a reward model, but llm.reward = {llm.reward_name!r} is a function; "
+            "set llm.reward to a reward model or llm.critic_init to 'policy'"
         )
     return reward_model_source(llm.reward_name)

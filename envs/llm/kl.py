@@ -1,4 +1,4 @@
-"""What a token costs and what a response earns: KL estimates, the adaptive coefficient, rewards, group baselines."""
+"""Computes the reward of each token from KL estimates and the score, adapts the KL coefficient, and whitens rewards."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {  # of log(pi / pi_ref) at the sampled token
-    "k1": lambda log_ratio: log_ratio,  # unbiased; negative where the reference likes the token better
+# Functions of log(pi / pi_ref) at the sampled token
+ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": lambda log_ratio: log_ratio,  # unbiased; negative if the token is more likely under the reference
     "abs": torch.abs,
     "k2": lambda log_ratio: 0.5 * log_ratio.square(),
-    "k3": lambda log_ratio: (-log_ratio).exp() - 1 + log_ratio,  # unbiased, never negative
+    "k3": lambda log_ratio: (-log_ratio).exp() - 1 + log_ratio,  # unbiased and never negative
 }
 
 
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[str, Tensor]:
-    """Every estimate of KL(pi || pi_ref) per step, each [N, T] (joschu.net/blog/kl-approx.html).
+    """Return all estimates of KL(pi || pi_ref) at each step, each [N, T] (joschu.net/blog/kl-approx.html).
 
-    `full` is the exact sum over the vocabulary, which only who holds both distributions can compute.
+    The entry `full` is the exact KL, a sum over the vocabulary. All other estimates use only the sampled token.
     """
     log_ratio = logprobs - ref_logprobs
     return {name: estimate(log_ratio) for name, estimate in ESTIMATES.items()} | {"full": full}
@@ -27,22 +28,24 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[s
 
 @dataclass
 class KLController:
-    """The weight of the KL penalty, fixed (target 0) or adapting towards a KL per response
-    (arXiv:1909.08593, section 2.2)."""
+    """Adapts the coefficient of the KL penalty so that the KL per response approaches `target`.
+
+    The coefficient is constant if `target` is 0. Section 2.2 of arXiv:1909.08593 describes the controller.
+    """
 
     coef: float
     target: float
     horizon: int
 
     def update(self, kl: float, responses: int) -> None:
-        """`kl`: mean over `responses` of the KL summed over their tokens."""
+        """Update the coefficient from `kl`, the sum of KL over a response, averaged over `responses` responses."""
         if self.target:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * responses / self.horizon
 
 
 def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tensor:
-    """-coef * KL at every step the policy took, plus the score [N] at each row's last one; [N, T]."""
+    """Return the rewards [N, T], which are -coef * KL at every token, plus the score [N] at the last token."""
     rewards = torch.where(mask, -coef * kl, 0.0)
     rows = torch.arange(len(mask), device=mask.device)
     rewards[rows, last_steps(mask)] += scores
@@ -50,13 +53,15 @@ def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tens
 
 
 def last_steps(mask: Tensor) -> Tensor:
-    """The column of each row's last step, [N]."""
+    """Return the column of each row's last step, [N]."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
 
 
 def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Unit variance over the steps of a rollout with the mean kept (arXiv:1909.08593's code; Bessel's correction as in
-    TRL 0.11.4); 0 where masked."""
+    """Scale rewards to variance 1 over the rollout's steps without changing their mean; masked entries become 0.
+
+    The method is from the code of arXiv:1909.08593. The variance has Bessel's correction, as in TRL 0.11.4.
+    """
     if int(mask.sum()) < 2:
         return rewards
     variance, mean = torch.var_mean(rewards[mask])
@@ -64,10 +69,12 @@ def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 def group_baselines(returns: Tensor, group_size: int, kind: str) -> tuple[Tensor, Tensor]:
-    """(returns, baselines), each [N], whose difference is the advantage; responses to one prompt stand together.
+    """Return (returns, baselines), each [N]; their difference is the advantage.
 
-    rloo: the mean of the group's other returns (arXiv:2402.14740, eq. 9). grpo: the group's mean, both divided by its
-    standard deviation (arXiv:2402.03300, section 4.1.2).
+    Responses to the same prompt form a group and must be adjacent. With `rloo`, the baseline is the mean return of the
+    other responses in the group (arXiv:2402.14740, equation 9). With `grpo`, the baseline is the mean return of the
+    group, and both returns and baselines are divided by the group's standard deviation (arXiv:2402.03300, section
+    4.1.2).
     """
     groups = returns.view(-1, group_size)
     if kind == "rloo":

@@ -1,5 +1,7 @@
-"""Loading Hugging Face models, and the one form in which the adapter uses them: trunk and head called apart, LoRA by
-name, dropout always off."""
+"""Loads Hugging Face models and wraps them in `Network`.
+
+A network has separate calls for trunk and head, named sets of LoRA weights, and no dropout.
+"""
 
 from __future__ import annotations
 
@@ -23,25 +25,26 @@ from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
-POLICY, CRITIC = "policy", "critic"  # names of the LoRA weights that are trained
-HEAD_TOLERANCE = 1e-4  # between the head called apart and the whole model, relative to the largest logit
+POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
+HEAD_TOLERANCE = 1e-4  # allowed difference from the full model's logits, relative to the largest logit
 
 
 class Network(nn.Module):
-    """A causal language model, or a trunk without a head, whose parts are called apart.
+    """A causal language model, or a trunk without a head, whose trunk and head can be called separately.
 
-    `lora` names the LoRA to run with, None switches LoRA off; a model without any ignores it.
+    The argument `lora` of its methods names the LoRA weights to use. If `lora` is None, LoRA is disabled. A model
+    without LoRA ignores the argument.
     """
 
     def __init__(self, model: Any, bf16: bool = False) -> None:
-        """`model`: a transformers model. With `bf16` matrix products run in bfloat16 whatever the weights' type."""
+        """Wrap a transformers model. With `bf16`, matrix products run in bfloat16 for weights of any dtype."""
         super().__init__()
         self.model = model.eval()
         self.bf16 = bf16
-        self._peft_model: Any = None  # peft's view of `model`, where it has LoRA
+        self._peft_model: Any = None  # peft's wrapper around `model`, if it has LoRA
         self._active: str | None = POLICY
-        self._trained: list[nn.Parameter] = []  # of LoRA
-        self._frozen: list[nn.Parameter] = []  # of LoRA, too: a reward model's
+        self._trained: list[nn.Parameter] = []  # LoRA weights of policy and critic
+        self._frozen: list[nn.Parameter] = []  # LoRA weights of reward models
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +59,7 @@ class Network(nn.Module):
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and response may have together."""
+        """Maximum number of tokens in a prompt and its response together."""
         return config_context_length(self.model.config)
 
     @property
@@ -64,7 +67,7 @@ class Network(nn.Module):
         return self._peft_model is not None
 
     def add_lora(self, options: LLM, names: list[str], seed: int) -> None:
-        """Freeze the model and add LoRA (arXiv:2106.09685) under each of `names`, at first without any effect."""
+        """Freeze the model and add LoRA weights (arXiv:2106.09685) under each name, which initially have no effect."""
         from peft import LoraConfig, get_peft_model
 
         targets: Any = options.lora_targets or "all-linear"
@@ -82,7 +85,7 @@ class Network(nn.Module):
         self._restore_requires_grad()
 
     def add_frozen_lora(self, name: str, folder: LoRAFolder, option: str) -> nn.Linear:
-        """Add a reward model's LoRA beside those that are trained, under `name`; its head. Raises UsageError."""
+        """Add the LoRA of a reward model under `name`, frozen, and return its score head. Raises UsageError."""
         from peft import LoraConfig, set_peft_model_state_dict
 
         if not getattr(self.model, "is_quantized", False):
@@ -99,7 +102,7 @@ class Network(nn.Module):
             misfits = [" ".join(str(error).split())[:200]]
         if misfits:
             kind = type(self.model).__name__
-            raise UsageError(f"{option} = {str(folder.path)!r}: does not fit on a {kind} ({misfits[0]})")
+            raise UsageError(f"{option} = {str(folder.path)!r}: the LoRA weights do not fit {kind} ({misfits[0]})")
         self._frozen += self.lora_parameters(name)
         for parameter in self._frozen:
             parameter.data = parameter.data.to(self.device)
@@ -111,18 +114,18 @@ class Network(nn.Module):
         return layer.to(self.device).requires_grad_(False)
 
     def _restore_requires_grad(self) -> None:
-        """peft freezes what it switches off and thaws what it switches on; here the same ones are always trained."""
+        """Restore requires_grad, which peft sets to False for LoRA weights that it disables, and to True for others."""
         for parameter in self._trained:
             parameter.requires_grad_(True)
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
     def _set_peft_model(self, peft_model: Any) -> None:
-        object.__setattr__(self, "_peft_model", peft_model)  # not a submodule: its modules are those of `model`
+        object.__setattr__(self, "_peft_model", peft_model)  # not registered, since its modules are those of `model`
 
     @property
     def peft_model(self) -> Any:
-        """peft's model around `model`; None without LoRA."""
+        """The peft model that wraps `model`, or None without LoRA."""
         return self._peft_model
 
     def lora_parameters(self, name: str) -> list[nn.Parameter]:
@@ -130,14 +133,14 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def fingerprint(self) -> float:
-        """One number of all frozen weights; another model's differs."""
+        """Return the sum of the absolute values of all frozen weights, which differs between models."""
         named = self.model.named_parameters()
-        frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # a reward's LoRA is no base
+        frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # without reward models' LoRA
         sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
         return float(torch.stack([x.to(self.device) for x in sums]).sum())
 
     def use_lora(self, lora: str | None) -> None:
-        """Switch to the LoRA of that name."""
+        """Activate the LoRA weights with this name, or disable LoRA if it is None."""
         if self._peft_model is None or lora == self._active:
             return
         if lora is None:
@@ -149,15 +152,15 @@ class Network(nn.Module):
         self._active = lora
 
     def checkpoint_activations(self) -> None:
-        """Recompute layers backward, under grad alone, so that the KV cache stays on while sampling.
+        """Recompute layers in the backward pass, but only if gradients are enabled, so that sampling uses the KV cache.
 
-        To be called last: a copy of the model would share what is put around its layers here. transformers' own switch
-        asks for train mode, which would turn dropout on.
+        Call this last, because a later copy of the model would share the wrapped layers. The switch in transformers
+        requires train mode, which would enable dropout.
         """
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
             kind = type(self.model).__name__
-            raise UsageError(f"llm.gradient_checkpointing: {kind} has no layers that can be recomputed; switch it off")
+            raise UsageError(f"llm.gradient_checkpointing: not supported for {kind}; set it to false")
         for layer in layers:
             layer.__dict__["forward"] = partial(self._recompute, layer.forward)
 
@@ -168,7 +171,7 @@ class Network(nn.Module):
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """(around the forward pass, around its repetition backward, when another LoRA may be active by then)."""
+        """Return the contexts of the forward pass and of its recomputation, which must use the same LoRA weights."""
         return nullcontext(), self._with_lora(self._active)
 
     @contextmanager
@@ -184,9 +187,9 @@ class Network(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def trunk(self, tokens: Tensor, lora: str | None = POLICY) -> Tensor:
-        """Hidden states [R, L, H] (after the last norm) of rows [R, L] that are padded on the right, if at all.
+        """Return hidden states [R, L, H] after the last norm, for tokens [R, L] padded on the right.
 
-        No mask is needed: a causal model's column never sees what stands to its right.
+        No attention mask is needed, because a causal model never attends to tokens on the right.
         """
         self.use_lora(lora)
         with self.precision():
@@ -194,8 +197,10 @@ class Network(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
-        """Logits [n, V] in float32 of hidden states [n, H], through everything that the model does after its trunk
-        (scaling, soft caps): the model runs with a trunk that returns `hidden`."""
+        """Return float32 logits [n, V] of hidden states [n, H].
+
+        The full model runs with a trunk that returns `hidden`, so scaling and soft caps after the head are included.
+        """
         self.use_lora(lora)
         output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
         with _replace_output(self._trunks(), output), self.precision():
@@ -203,32 +208,32 @@ class Network(nn.Module):
         return logits[0].float()
 
     def _trunks(self) -> list[nn.Module]:
-        """What the model may ask for hidden states: its base, or, as OPT does, the decoder inside that."""
+        """Return the modules that may compute the hidden states, which are the base and, in OPT, its decoder."""
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
 
     @torch.no_grad()
     def check_head(self, name: str) -> None:
-        """Raises UsageError where trunk and head called apart are not the model."""
+        """Raises UsageError if separate calls of trunk and head give other logits than the full model."""
         tokens = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
         with self.precision():
-            whole = self.model(input_ids=tokens, use_cache=False).logits[0].float()
-        apart = self.logits(self.trunk(tokens)[0])
-        error, scale = float((whole - apart).abs().max()), float(whole.abs().max())
+            expected = self.model(input_ids=tokens, use_cache=False).logits[0].float()
+        logits = self.logits(self.trunk(tokens)[0])
+        error, scale = float((expected - logits).abs().max()), float(expected.abs().max())
         if error > HEAD_TOLERANCE * max(1.0, scale):
             raise UsageError(
-                f"llm.model = {name!r}: {type(self.model).__name__} computes its logits from more than the last hidden "
-                f"state (difference {error:.3g}); such models can't be trained here"
+                f"llm.model = {name!r}: {type(self.model).__name__} is not supported: its logits depend on more than "
+                f"the last hidden state (difference {error:.3g}); use another model"
             )
 
 
 def config_context_length(config: Any) -> int:
-    """Tokens that a model of this configuration reads at most."""
+    """Return the maximum number of tokens that a model with this configuration reads."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
 
 @contextmanager
 def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
-    """Let `modules` return `output` whatever they are called with."""
+    """Make `modules` return `output` for any input, until the context exits."""
     before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.__dict__["forward"] = lambda *_, **__: output
@@ -242,7 +247,7 @@ def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
 
 
 def resolve(name: str) -> str:
-    """The folder or hub id that a model's name means; 'tiny' is made at first use."""
+    """Return the folder or hub id for a model name. The model 'tiny' is built on first use."""
     if name == TINY:
         from envs.llm.tiny import tiny_model
 
@@ -251,28 +256,31 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:
-    """Raises UsageError in one line where there is none."""
+    """Load the tokenizer of a model. Raises UsageError if the tokenizer cannot be loaded."""
     return _load(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    """A model's configuration; the LoRA of a reward model has that of its base, with one label. Raises UsageError."""
+    """Load a model's configuration. A LoRA reward model has its base's configuration with one label.
+
+    Raises UsageError if the configuration cannot be loaded.
+    """
     folder = read_lora_folder(resolve(name))
     if folder is None:
         return _load(AutoConfig.from_pretrained, name, option, "configuration")
-    config = load_config(folder.base, f"the base of {option} = {name!r}")
+    config = load_config(folder.base, f"{option} = {name!r}, base model")
     config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
     return config
 
 
 def location(name: str) -> str:
-    """A hub id as it is, a folder so that it is found from everywhere on this machine."""
+    """Return the absolute path of a model folder, or a hub id unchanged."""
     path = Path(resolve(name))
     return str(path.resolve()) if path.is_dir() else name
 
 
 def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model's weights in `dtype` on `device`, in 4 bits where asked for. Raises UsageError."""
+    """Load a causal language model in `dtype`, or in 4 bits if llm.quantize is '4bit'. Raises UsageError."""
     more: dict[str, Any] = {}
     if options.quantize == "4bit":
         from transformers import BitsAndBytesConfig
@@ -286,90 +294,91 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 bnb_4bit_compute_dtype=getattr(torch, options.dtype),
             ),
         }
-    model = _load_whole(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
+    model = _load_complete(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
     return model if more else model.to(device)
 
 
 def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, nn.Linear | None]:
-    """A model without its language-model head, and a reward model's head where there is one. Raises UsageError."""
+    """Load a model without its language-model head, and the score head if it is a reward model. Raises UsageError."""
     config = load_config(name, option)
-    scores = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
-    if scores:
+    is_reward_model = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
+    if is_reward_model:
         model = load_reward_model(name, option, dtype).to(device)
         head = next(
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
     load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
-    return _load_whole(load, name, option).to(device).base_model, None
+    return _load_complete(load, name, option).to(device).base_model, None
 
 
 def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
-    """A reward model, LoRA added to its base's weights. Raises UsageError, for one that lacks weights too: what is
-    drawn at random would score as happily."""
+    """Load a reward model and merge its LoRA, if any, into the base.
+
+    Raises UsageError if weights are missing, because transformers would initialize them at random.
+    """
     folder = read_lora_folder(resolve(name))
     if folder is not None:
         return _merge(folder, option, dtype)
     load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype, output_loading_info=True)
-    model, loading = _load(load, name, option, "scoring model")
+    model, loading = _load(load, name, option, "reward model")
     if missing := sorted(loading["missing_keys"]):
-        raise UsageError(
-            f"{option} = {name!r} is not a scoring model: it lacks {', '.join(missing[:3])}, which would be random"
-        )
+        raise UsageError(f"{option} = {name!r} is not a reward model: its weights lack {', '.join(missing[:3])}")
     return model
 
 
 def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
 
-    where = f"the base of {option} = {str(folder.path)!r}"
-    folder.weights()  # refused where it has no head, which peft would draw at random
+    where = f"{option} = {str(folder.path)!r}, base model"
+    folder.weights()  # rejects a folder without a head, which peft would initialize at random
     load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
-    base = _load(load, folder.base, where, "scoring model")
+    base = _load(load, folder.base, where, "reward model")
     folder.check_base(trunk_fingerprint(base), dtype)
     try:
         with silence_peft():
             return PeftModel.from_pretrained(base, str(folder.path), torch_device="cpu").merge_and_unload()
     except (ValueError, RuntimeError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"{option} = {str(folder.path)!r}: does not fit on {folder.base} ({why})") from None
+        source = f"{option} = {str(folder.path)!r}"
+        raise UsageError(f"{source}: the LoRA weights do not fit {folder.base} ({why})") from None
 
 
-def _load_whole(load: Callable[..., Any], name: str, option: str) -> Any:
-    """A causal language model. Raises UsageError where the folder lacks weights, which would start at random."""
+def _load_complete(load: Callable[..., Any], name: str, option: str) -> Any:
+    """Load a causal language model. Raises UsageError if weights are missing, instead of initializing them."""
     model, found = _load(partial(load, output_loading_info=True), name, option, "causal language model")
     if found["missing_keys"]:
-        lacking = ", ".join(sorted(found["missing_keys"])[:3])
-        raise UsageError(f"{option} = {name!r}: is no whole causal language model, its file lacks {lacking}")
+        missing = ", ".join(sorted(found["missing_keys"])[:3])
+        raise UsageError(f"{option} = {name!r}: expected a complete causal language model, but {missing} is missing")
     return model
 
 
 def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     path = resolve(name)
     if Path(path).exists() and not Path(path).is_dir():
-        raise UsageError(f"{option} = {name!r}: is a file; the folder of a Hugging Face model or a hub id was expected")
-    here = Path(path).is_dir()
+        raise UsageError(f"{option} = {name!r}: expected a Hugging Face model folder or a hub id, got a file")
+    is_local = Path(path).is_dir()
     try:
         with silence_transformers():
-            options = {} if here or _is_hub_reachable() else {"local_files_only": True}
-            return load(path, trust_remote_code=False, **options)  # left out, transformers would ask on the terminal
-    except Exception as error:  # damaged files raise whatever their readers raise
+            options = {} if is_local or _is_hub_reachable() else {"local_files_only": True}
+            return load(path, trust_remote_code=False, **options)  # without this argument transformers would prompt
+    except Exception as error:  # damaged files raise many kinds of exceptions
         why = shorten(f"{type(error).__name__}: {error}", 200)
-        if here:
-            raise UsageError(f"{option} = {name!r}: no {what} can be loaded from there ({why})") from None
+        if is_local:
+            raise UsageError(f"{option} = {name!r}: cannot load a {what} from this folder ({why})") from None
         raise UsageError(
-            f"{option} = {name!r}: there is no such folder, and neither the hub nor its cache here gave a {what} of "
-            f"that name; check the spelling and the network, or name a local folder ({why})"
+            f"{option} = {name!r}: {what} not found as a local folder, on the hub or in the hub's cache; check the "
+            f"name and the network ({why})"
         ) from None
 
 
 @cache
 def _is_hub_reachable() -> bool:
-    """Asked once: transformers itself asks again and again, for half a minute and more, before it gives up."""
+    """Return True if the hub responds; checked once per process, since transformers retries for over 30 seconds."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # whatever the network has to say
+    except Exception:  # any network error
         return False
     return True

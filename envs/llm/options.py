@@ -1,4 +1,4 @@
-"""The language-model adapter's options. No torch."""
+"""The options of the language-model adapter. Does not import torch."""
 
 from __future__ import annotations
 
@@ -11,82 +11,107 @@ from pydantic import Field, model_validator
 from ppo_unified.config.schema import PPO, Checkpoint, Optim, RunConfig, Section
 from ppo_unified.errors import UsageError
 
-TINY = "tiny"  # the model that the project makes itself
+TINY = "tiny"  # the built-in model
 TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
 
 
 class LLM(Section):
-    """Which model, prompts and reward; how responses are sampled; critic, reference and what they cost."""
+    """The options in the section [llm]."""
 
-    model: str = Field(
-        "", description="folder or hub id of a causal language model, or 'tiny' (made here, no download)"
-    )
+    model: str = Field("", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)")
     prompts: str = Field(
-        "", description="file of prompts (.jsonl, .json, .txt), or a built-in task: arithmetic, sentiment"
+        "", description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment)"
     )
     eval_prompts: str = Field(
-        "", description="file of held-out prompts; without one every tenth prompt is held out where there are 100"
+        "", description="file of held-out prompts; by default, every 10th prompt is held out if there are 100 or more"
     )
-    prompt_key: str = Field("", description="the prompt's key in the file; '' = prompt, query, question or messages")
-    chat_template: bool = Field(False, description="wrap plain prompts as a user's message (messages always are)")
+    prompt_key: str = Field(
+        "", description="key of the prompt in each record; by default prompt, query, question or messages"
+    )
+    chat_template: bool = Field(
+        False, description="apply the chat template to plain-text prompts; message lists always use it"
+    )
     reward: str = Field(
         "",
-        description="module:function, a folder or hub id of a scoring model, exact, numeric, regex:PATTERN, "
-        "length:CHARACTERS, or a built-in task",
+        description="module:function, a reward model (folder or hub id), exact, numeric, regex:PATTERN, "
+        "length:CHARACTERS or a built-in task",
     )
-    proxy_of: str = Field("", description="the true reward that `reward` stands for: only logged, as reward/gold")
-    max_new_tokens: int = Field(64, ge=1, description="tokens after which a response is cut off")
-    temperature: float = Field(1.0, gt=0, description="divides the logits, while sampling and in every log-prob")
-    rollout_batch: int = Field(64, ge=1, description="responses per iteration")
-    group_size: int = Field(1, ge=1, description="responses to each prompt")
+    proxy_of: str = Field(
+        "", description="true reward that llm.reward approximates; only logged as reward/gold, not used in training"
+    )
+    max_new_tokens: int = Field(64, ge=1, description="maximum number of tokens in a response")
+    temperature: float = Field(
+        1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
+    )
+    rollout_batch: int = Field(64, ge=1, description="number of responses per iteration")
+    group_size: int = Field(1, ge=1, description="number of responses to each prompt")
     critic: Literal["independent", "shared"] = Field(
-        "independent", description="a model of its own, or a value head on the policy's last hidden state"
+        "independent",
+        description="a separate model, or a value head on the policy's hidden states (shared)",
     )
     critic_init: str = Field(
-        "policy", description="what an independent critic starts from: policy, reward, or a folder or hub id"
+        "policy", description="initial weights of an independent critic: policy, reward, or a model's folder or hub id"
     )
     baseline: Literal["critic", "rloo", "grpo"] = Field(
-        "critic", description="what a response is compared with: the critic, or the other responses to its prompt"
+        "critic", description="baseline of the advantages: the critic, or the returns of other responses to the prompt"
     )
     reference: Literal["auto", "copy", "lora-off"] = Field(
-        "auto", description="the frozen model that KL is measured to; auto = lora-off with LoRA, else a copy"
+        "auto",
+        description="reference model: a frozen copy or the policy without LoRA; auto = lora-off with LoRA, else copy",
     )
     reference_dtype: Literal["same", "float32", "bfloat16"] = Field(
-        "same", description="precision of the copy's weights; same = as frozen weights are under llm.dtype"
+        "same", description="precision of the reference copy's weights; same = llm.dtype"
     )
-    reference_device: Literal["same", "cpu"] = Field("same", description="where the copy is kept and run")
+    reference_device: Literal["same", "cpu"] = Field(
+        "same", description="device of the reference copy; same = the policy's device"
+    )
     kl: Literal["k1", "abs", "k2", "k3", "full"] = Field(
-        "k1", description="estimate of KL to the reference in the reward; k1, k2, k3 and full are logged"
+        "k1", description="KL estimate used in the reward; k1, k2, k3 and full are always logged"
     )
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty at every token; 0 = off")
-    kl_target: float = Field(0.0, ge=0, description="KL per response that kl_coef adapts to; 0 = fixed")
-    kl_horizon: int = Field(10_000, ge=1, description="responses over which kl_coef adapts")
-    score_clip: float = Field(0.0, ge=0, description="clip scores to +- this; 0 = off")
-    score_normalize: Literal["none", "reference", "running"] = Field(
-        "none", description="zero mean, unit deviation over the reference's responses, or over all seen so far"
+    kl_target: float = Field(
+        0.0, ge=0, description="target KL per response; llm.kl_coef is adapted to reach it; 0 = llm.kl_coef is constant"
     )
-    whiten_rewards: bool = Field(False, description="unit variance of the rewards of a rollout, mean kept")
-    missing_eos_penalty: float = Field(0.0, ge=0, description="taken off the score of a response that was cut off")
-    lora_rank: int = Field(0, ge=0, description="train low-rank adapters of this rank; 0 = all weights")
-    lora_alpha: int = Field(16, gt=0, description="scale of the adapters, divided by the rank")
-    lora_targets: list[str] = Field([], description="names of the layers that get adapters; [] = all linear ones")
-    quantize: Literal["none", "4bit"] = Field("none", description="store the frozen base in 4 bits (needs a GPU)")
+    kl_horizon: int = Field(
+        10_000,
+        ge=1,
+        description="horizon of the adaptation of llm.kl_coef, in responses; larger = slower adaptation",
+    )
+    score_clip: float = Field(0.0, ge=0, description="clip scores to the range from -score_clip to score_clip; 0 = off")
+    score_normalize: Literal["none", "reference", "running"] = Field(
+        "none",
+        description="normalize scores with the mean and std of the reference's scores or of all scores so far",
+    )
+    whiten_rewards: bool = Field(
+        False, description="scale the rewards of each rollout to variance 1 without changing their mean"
+    )
+    missing_eos_penalty: float = Field(
+        0.0, ge=0, description="amount subtracted from the score of a response without an end token"
+    )
+    lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
+    lora_alpha: int = Field(16, gt=0, description="LoRA outputs are multiplied by lora_alpha / lora_rank")
+    lora_targets: list[str] = Field([], description="names of the layers with LoRA weights; [] = all linear layers")
+    quantize: Literal["none", "4bit"] = Field(
+        "none", description="store the frozen base model in 4 bits, which needs a GPU"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of matrix products and frozen weights; trained weights stay float32"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations backward: less memory, more time")
-    ptx_data: str = Field("", description="file of texts for InstructGPT's pretraining term")
-    ptx_coef: float = Field(0.0, ge=0, description="weight of the pretraining term; 0 = off")
-    ptx_batch: int = Field(8, ge=1, description="texts per optimizer step in the pretraining term")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass, which takes longer but needs less memory"
+    )
+    ptx_data: str = Field("", description="file of texts for InstructGPT's pretraining loss")
+    ptx_coef: float = Field(0.0, ge=0, description="weight of the pretraining loss; 0 = off")
+    ptx_batch: int = Field(8, ge=1, description="number of pretraining texts per optimizer step")
 
     @property
     def prompts_name(self) -> str:
-        """Where prompts come from: the tiny model has some of its own."""
+        """The file or built-in task of the prompts. The default for the tiny model is the task `sentiment`."""
         return self.prompts or ("sentiment" if self.model == TINY else "")
 
     @property
     def reward_name(self) -> str:
-        """What scores responses: the tiny model has a reward model of its own."""
+        """The name of the reward. The default for the tiny model is the reward `sentiment`."""
         return self.reward or ("sentiment" if self.model == TINY else "")
 
 
@@ -95,7 +120,7 @@ def _description(section: type[Section], option: str) -> str | None:
 
 
 class TokenPPO(PPO):
-    """PPO's options with the values that are usual for language models (arXiv:1909.08593, arXiv:2203.02155)."""
+    """PPO's options with defaults that are common for language models (arXiv:1909.08593, arXiv:2203.02155)."""
 
     epochs: int = Field(4, ge=1, description=_description(PPO, "epochs"))
     microbatch_columns: int = Field(8192, ge=1, description=_description(PPO, "microbatch_columns"))
@@ -108,20 +133,20 @@ class TokenPPO(PPO):
 
 
 class TokenOptim(Optim):
-    """Adam's options with a learning rate that suits pretrained models."""
+    """Adam's options with defaults for pretrained models."""
 
     lr: float = Field(1e-5, gt=0, le=1, description=_description(Optim, "lr"))
     max_grad_norm: float = Field(1.0, ge=0, description=_description(Optim, "max_grad_norm"))
 
 
 class TokenCheckpoint(Checkpoint):
-    """What is kept to resume from; a checkpoint of a large model with its Adam states takes a while to write."""
+    """Checkpoint options with a longer default interval, since a large model takes longer to save."""
 
     every_s: float = Field(300.0, gt=0, description=_description(Checkpoint, "every_s"))
 
 
 class LLMConfig(RunConfig):
-    """A run on a language model."""
+    """The options of a run that trains a language model."""
 
     kind: Literal["llm"] = Field("llm", description="the adapter's name")
     threads: int = Field(
@@ -133,9 +158,8 @@ class LLMConfig(RunConfig):
     checkpoint: TokenCheckpoint = TokenCheckpoint()
 
     refused: ClassVar[dict[str, str]] = {
-        f"llm.{name}": f"{name} cuts the distribution that responses come from, while log-probs, ratio and KL are of "
-        "the whole one: KL turns negative and training is biased; sample from the whole distribution and steer with "
-        "llm.temperature"
+        f"llm.{name}": f"{name} changes the distribution that responses are sampled from, but log-probs, ratio and KL "
+        "are computed from the original one, so training would be biased; use llm.temperature instead"
         for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     }
 
@@ -146,7 +170,7 @@ class LLMConfig(RunConfig):
         for name in ("llm.critic", "llm.critic_init", "ppo.critic_warmup", "ppo.value_target"):
             yield name, critic_free, f"llm.baseline = {llm.baseline!r}"
         yield "ppo.value_clip", critic_free and self.ppo.value_clip > 0, f"llm.baseline = {llm.baseline!r}"
-        yield "llm.kl_target", not llm.kl_coef, "llm.kl_coef = 0: a coefficient of 0 adapts to nothing"
+        yield "llm.kl_target", not llm.kl_coef, "llm.kl_coef = 0"
         yield "llm.prompt_key", llm.prompts_name in TASKS, f"llm.prompts = {llm.prompts_name!r}"
         yield "llm.critic_init", llm.critic == "shared", "llm.critic = 'shared'"
         yield "llm.kl_horizon", not llm.kl_target, "llm.kl_target = 0"
@@ -160,68 +184,68 @@ class LLMConfig(RunConfig):
 
     @property
     def reference(self) -> Literal["copy", "lora-off"]:
-        """What `llm.reference = 'auto'` means here."""
+        """The kind of reference model, after 'auto' is resolved."""
         if self.llm.reference != "auto":
             return self.llm.reference
         return "lora-off" if self.llm.lora_rank else "copy"
 
     @property
     def ratio_tolerance(self) -> float:
-        """bf16 products round differently in batches of other shapes; a mistake shows as an error of order 1."""
+        """The allowed first-ratio error, larger for bfloat16, where rounding depends on the shape of the batch."""
         return 1e-2 if self.llm.dtype == "float32" else 0.2
 
     @model_validator(mode="after")
-    def _llm_options_go_together(self) -> Self:
+    def _check_llm_options(self) -> Self:
         llm = self.llm
         if llm.reference == "lora-off" and not llm.lora_rank:
-            raise ValueError("llm.reference = 'lora-off' needs llm.lora_rank above 0: there is no LoRA to switch off")
+            raise ValueError("llm.reference = 'lora-off' requires LoRA; set llm.lora_rank above 0 or use 'copy'")
         if llm.quantize != "none" and self.reference == "copy":
-            raise ValueError("llm.quantize = '4bit' needs llm.reference = 'lora-off': a copy is of whole weights")
+            raise ValueError("llm.quantize = '4bit' requires llm.reference = 'lora-off', got 'copy'")
         if llm.critic == "shared" and llm.baseline == "critic" and not self.optim.joint:
-            raise ValueError("llm.critic = 'shared' needs optim.joint = true: two optimizers can't share a trunk")
+            raise ValueError("llm.critic = 'shared' requires optim.joint = true: two optimizers cannot share a trunk")
         if llm.rollout_batch % llm.group_size:
             raise ValueError(
                 f"llm.rollout_batch = {llm.rollout_batch} is not a multiple of llm.group_size = {llm.group_size}"
             )
         if self.ppo.minibatches > llm.rollout_batch:
             raise ValueError(
-                f"ppo.minibatches = {self.ppo.minibatches} is more than llm.rollout_batch = {llm.rollout_batch}"
+                f"ppo.minibatches = {self.ppo.minibatches} is greater than llm.rollout_batch = {llm.rollout_batch}"
             )
         if llm.baseline != "critic":
             self._check_critic_free()
         return self
 
     def _check_critic_free(self) -> None:
-        """A group's baseline is the same at every token, which only undiscounted returns leave meaningful."""
+        """Raises ValueError for options that do not fit a group baseline, which is the same at every token."""
         llm, ppo = self.llm, self.ppo
         wanted = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none", "advantage": "gae"}
         wrong = [f"ppo.{name} = {value!r}" for name, value in wanted.items() if getattr(ppo, name) != value]
         if wrong:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} needs {', '.join(wrong)}")
+            raise ValueError(f"llm.baseline = {llm.baseline!r} requires {', '.join(wrong)}")
         if llm.group_size < 2:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} compares responses to one prompt: llm.group_size >= 2")
+            raise ValueError(f"llm.baseline = {llm.baseline!r} requires llm.group_size >= 2, got {llm.group_size}")
         if not self.optim.joint:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} has no critic to train: optim.joint must be true")
+            raise ValueError(f"llm.baseline = {llm.baseline!r} has no critic, so it requires optim.joint = true")
         if llm.whiten_rewards:
             raise ValueError(
-                f"llm.whiten_rewards has no effect with llm.baseline = {llm.baseline!r}; drop one of the two"
+                f"llm.whiten_rewards has no effect unless llm.baseline = 'critic', got {llm.baseline!r}; remove it"
             )
 
 
 def from_target(word: str) -> dict[str, Any] | None:
-    """Options for the word 'llm': everything else comes from flags."""
+    """Return no options for the target 'llm', whose options all come from flags, or None for another target."""
     return {} if word == "llm" else None
 
 
 def check_required(config: LLMConfig) -> None:
-    """Raises UsageError where the model, the prompts or the reward is yet to be named."""
+    """Raises UsageError if the model, the prompts or the reward is missing."""
     llm = config.llm
     if not llm.model:
-        raise UsageError("llm.model: no model is given; name a folder, a hub id, or 'tiny': --llm.model tiny")
+        raise UsageError("llm.model is required: use a folder, a hub id or 'tiny', e.g. --llm.model tiny")
     if not llm.prompts_name:
-        raise UsageError("llm.prompts: no prompts are given; name a .jsonl, .json or .txt file: --llm.prompts FILE")
+        raise UsageError("llm.prompts is required: use a .jsonl, .json or .txt file, e.g. --llm.prompts FILE")
     if not llm.reward_name:
         raise UsageError(
-            "llm.reward: nothing scores the responses; name module:function, a scoring model, exact, numeric, "
-            "regex:PATTERN or length:CHARACTERS: --llm.reward NAME"
+            "llm.reward is required: use module:function, a reward model, exact, numeric, regex:PATTERN or "
+            "length:CHARACTERS, e.g. --llm.reward length:100"
         )

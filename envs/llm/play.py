@@ -1,4 +1,4 @@
-"""Talking to a trained policy: its response to a prompt beside the reference's, each with its score."""
+"""Answers the prompts of `play` with the policy and the reference, and scores both responses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ppo_unified.config.spec import Exchange, Reply
 
 
 class LLMChat:
-    """See `ppo_unified.config.spec.Chat`. Every prompt is a conversation of its own."""
+    """Implements `ppo_unified.config.spec.Chat`. Each prompt is independent of earlier ones."""
 
     def __init__(self, adapter: LLMAdapter, seed: int, greedy: bool) -> None:
-        """Sampled responses of policy and reference come from generators of the same seed."""
+        """Create generators with the same seed for the policy and the reference, unless decoding is greedy."""
         self.adapter, self.seed = adapter, seed
         devices = adapter.device, adapter.reference.network.device
         self.generators = [None if greedy else torch.Generator(device).manual_seed(seed) for device in devices]
         self.needed = needed_columns(adapter.config.llm.reward_name)
         llm, first = adapter.config.llm, adapter.prompts.data.prompts[0]
         self.as_message = llm.chat_template or isinstance(first, list)  # as in training
-        self.asked = 0
+        self.prompt_count = 0
 
     def answer(self, prompt: str) -> Exchange:
-        self.asked += 1
+        self.prompt_count += 1
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
-        data = PromptData([prompt], {}, "stdin", [self.asked], unit="prompt")
+        data = PromptData([prompt], {}, "stdin", [self.prompt_count], unit="prompt")
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
         return self._exchange(prompt, read.texts[0], read.tokens[0], {})
 
@@ -55,10 +55,10 @@ class LLMChat:
     def _scores(
         self, prompt: str, texts: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> tuple[Sequence[float | None], str]:
-        """A score for each of two responses to a prompt, or the reason why there is none."""
+        """Return the scores of two responses to a prompt, or (None, None) and the reason if they cannot be scored."""
         missing = [name for name in self.needed if name not in columns]
         if missing:
-            return (None, None), f"no score: it needs {', '.join(f'`{name}`' for name in missing)}"
+            return (None, None), f"no score: the reward needs {', '.join(f'`{name}`' for name in missing)}"
         twice = {name: [*values, *values] for name, values in columns.items()}
         try:
             return score(self.adapter.reward, "llm.reward", [prompt, prompt], texts, twice), ""

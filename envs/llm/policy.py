@@ -1,4 +1,7 @@
-"""A causal language model as policy and critic: rows are sequences padded on the right, column t chooses token t+1."""
+"""Policy, critic and reference on top of a causal language model.
+
+Rows are token sequences padded on the right. Column t of a row is the state in which token t + 1 is chosen.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from envs.llm.model import CRITIC, Network
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
-NOT_CHOSEN = -1  # the action at a column where the policy did not choose
-CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits held at once, in numbers
+NOT_CHOSEN = -1  # the action in columns where the policy does not choose, such as the prompt
+CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # maximum number of logits in memory at a time
 
 
 class Critic(nn.Module):
-    """V at every step, from a linear head that starts at zero: the first advantages are the rewards themselves."""
+    """Computes the value V of each state with a linear head, which starts at zero unless a reward model's is copied."""
 
     def __init__(self, width: int, trunk: Network | None = None) -> None:
-        """`trunk`: the critic's own model; without one it reads the policy's hidden states."""
+        """Create a critic with its own model `trunk`; if it is None, the critic reads the policy's hidden states."""
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(width, 1)
@@ -30,7 +33,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, chosen: Tensor, hidden: Tensor) -> Tensor:
-        """V [n] before each of the n steps where `chosen` [R, L]; `hidden` [n, H] are the policy's states there."""
+        """Return V [n] of the n states where `chosen` [R, L] is True; `hidden` [n, H] is the policy's hidden state."""
         if self.trunk is not None:
             hidden = self.trunk.trunk(tokens)[chosen]
         values: Tensor = self.head(hidden.float()).squeeze(-1)
@@ -38,38 +41,41 @@ class Critic(nn.Module):
 
 
 class LoRACritic(Critic):
-    """A critic that is a second LoRA on the policy's own frozen base."""
+    """A critic that uses a second set of LoRA weights on the policy's frozen base."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.width)
-        self.network = [network]  # in a list: its parameters are the policy's to register
+        self.network = [network]  # a list keeps torch from registering it here: it belongs to the policy
 
     def forward(self, tokens: Tensor, chosen: Tensor, hidden: Tensor) -> Tensor:
         return super().forward(tokens, chosen, self.network[0].trunk(tokens, CRITIC)[chosen])
 
 
 class Reference(NamedTuple):
-    """The frozen model that KL is measured to: a copy, or the policy's network with its LoRA switched off."""
+    """The frozen reference model, which is a copy or the policy's network with LoRA disabled (`lora` is None)."""
 
     network: Network
     lora: str | None = None
 
 
 class Comparison(NamedTuple):
-    """Policy, critic and reference on the same steps, each [R, L]; 0 where the policy did not choose."""
+    """Outputs of policy, critic and reference at the same steps, each [R, L]; 0 where the policy did not choose."""
 
     logprobs: Tensor
     values: Tensor
     ref_logprobs: Tensor
-    kl: Tensor  # KL(pi || pi_ref) over the whole vocabulary
+    kl: Tensor  # the exact KL(pi || pi_ref), summed over the vocabulary
 
 
 class TokenPolicy(ActorCritic):
-    """Observations are tokens [R, L], actions the tokens [R, L] that follow them: logits are computed only where the
-    policy chose them. Values are 0 without a critic."""
+    """A policy over tokens, with a critic.
+
+    Observations are tokens [R, L]. Actions [R, L] are the next tokens, or NOT_CHOSEN where the policy did not choose.
+    Logits are computed only for chosen actions. Without a critic, values are 0.
+    """
 
     def __init__(self, network: Network, critic: Critic | None, temperature: float, entropy_gradient: bool) -> None:
-        """Without `entropy_gradient` the entropy is only reported."""
+        """Create a policy; without `entropy_gradient`, entropy is computed only for metrics, not for gradients."""
         super().__init__()
         self.network, self.critic = network, critic
         self.temperature, self.entropy_gradient = temperature, entropy_gradient
@@ -84,7 +90,7 @@ class TokenPolicy(ActorCritic):
 
     @torch.no_grad()
     def compare(self, tokens: Tensor, chosen: Tensor, actions: Tensor, reference: Reference) -> Comparison:
-        """Log-probs by the same operations as in `evaluate`, beside those of the reference; all [R, L]."""
+        """Compute log-probs and values exactly as `evaluate` does, plus reference log-probs and KL; all [R, L]."""
         hidden = self.network.trunk(tokens)[chosen]
         other = reference.network.trunk(tokens, reference.lora)[chosen.to(reference.network.device)]
         parts, start = [], 0
@@ -99,7 +105,7 @@ class TokenPolicy(ActorCritic):
         return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
-        """log pi(action) of the steps where `chosen`, [n], at temperature 1: how likely a given text is."""
+        """Return log pi(action) [n] of the steps where `chosen` is True, at temperature 1."""
         hidden = self.network.trunk(tokens)[chosen]
         return self._logprobs_and_entropy(hidden, actions[chosen], 1.0)[0]
 
@@ -110,29 +116,31 @@ class TokenPolicy(ActorCritic):
         return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
-        """What training changes: a frozen base under LoRA is not in it."""
-        everything: dict[str, Any] = super().state_dict(*arguments, **options)
-        named = dict(self.named_parameters(remove_duplicate=False))  # tied weights under each of their names
+        """Return the trained weights, without the frozen base below LoRA."""
+        complete: dict[str, Any] = super().state_dict(*arguments, **options)
+        named = dict(self.named_parameters(remove_duplicate=False))  # includes tied weights under all their names
         if all(p.requires_grad for p in named.values()):
-            return everything
-        return {name: x for name, x in everything.items() if name in named and named[name].requires_grad}
+            return complete
+        return {name: x for name, x in complete.items() if name in named and named[name].requires_grad}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Raises RuntimeError where `state` holds other names or shapes than `state_dict` gives."""
+        """Load trained weights. Raises RuntimeError if names or shapes differ from those of `state_dict`."""
         missing, unknown = set(self.state_dict()) - set(state), set(state) - set(self.state_dict())
         if strict and (missing or unknown):
-            raise RuntimeError(f"missing {sorted(missing)[:3]}, unexpected {sorted(unknown)[:3]}")
+            raise RuntimeError(f"missing weights {sorted(missing)[:3]}, unexpected weights {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)
 
     def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """So many steps at a time that their logits stay within CHUNK numbers."""
+        """Split the steps into chunks whose logits have at most CHUNK elements each."""
         vocabulary = self.network.model.config.get_text_config().vocab_size
         size = max(1, CHUNK.get(hidden.device.type, 1 << 23) // vocabulary)
         return zip(hidden.split(size), actions.split(size), strict=True)
 
     def _logprobs_and_entropy(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probs of `actions` [n] and entropies [n]. Where the logits take several chunks, each chunk's are made
-        again backward: kept, all of them would be there at once."""
+        """Return the log-probs of `actions` [n] and the entropies [n].
+
+        If there are several chunks of logits, each is recomputed in the backward pass to limit memory.
+        """
 
         def compute(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
             logits = _divide(self.network.logits(hidden), temperature)
@@ -141,23 +149,23 @@ class TokenPolicy(ActorCritic):
         chunks = list(self._chunks(hidden, actions))
         if len(chunks) == 1:
             return compute(hidden, actions)
-        again = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
-        logprobs, entropy = (torch.cat(x) for x in zip(*(again(h, a) for h, a in chunks), strict=True))
+        recompute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
+        logprobs, entropy = (torch.cat(x) for x in zip(*(recompute(h, a) for h, a in chunks), strict=True))
         return logprobs, entropy
 
 
 def _divide(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1.0 else logits / temperature  # a copy of the largest tensor there is
+    return logits if temperature == 1.0 else logits / temperature  # avoid copying the largest tensor
 
 
 def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    """log pi(a) and the entropy, each [n], from logits [n, V]; with no gradient to the entropy unless asked for."""
-    found: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
-    return found
+    """Return log pi(a) and the entropy, each [n], from logits [n, V]; the entropy has a gradient only on request."""
+    results: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
+    return results
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """Keeps one tensor [n, V] for the way back and makes one there, where autograd's own steps do several."""
+    """Computes log-prob and entropy with a manual gradient, which stores fewer tensors [n, V] than autograd."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -176,19 +184,19 @@ class _LogprobsAndEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, logprob_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
-        """d log pi(a) / d logits = onehot(a) - pi; d H / d logits = -pi * (log pi + H)."""
+        """Compute d log pi(a) / d logits = onehot(a) - pi and d H / d logits = -pi * (log pi + H)."""
         probs, actions, *entropy = ctx.saved_tensors
-        pull = -logprob_grad[:, None]
+        scale = -logprob_grad[:, None]
         if entropy:
-            pull = pull - entropy_grad[:, None] * entropy[0][:, None]
-        grad = probs * pull
+            scale = scale - entropy_grad[:, None] * entropy[0][:, None]
+        grad = probs * scale
         if entropy:
             grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
         return grad.scatter_add_(-1, actions, logprob_grad[:, None]), None, None
 
 
 def logprobs_and_kl(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """log pi(a), log pi_ref(a) and KL(pi || pi_ref), each [n], from logits [n, V]."""
+    """Return log pi(a), log pi_ref(a) and KL(pi || pi_ref), each [n], from logits [n, V]."""
     logs, ref_logs = logits.log_softmax(-1), ref_logits.log_softmax(-1)
     taken, ref_taken = (x.gather(-1, actions[:, None]).squeeze(-1) for x in (logs, ref_logs))
     gap = ref_logs.neg_().add_(logs)
@@ -196,5 +204,5 @@ def logprobs_and_kl(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tupl
 
 
 def scatter(x: Tensor, chosen: Tensor) -> Tensor:
-    """Numbers [n] of the n chosen steps as float32 [R, L], 0 elsewhere."""
+    """Place the values [n] of the n chosen steps in a float32 tensor [R, L] that is 0 elsewhere."""
     return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, x.float())

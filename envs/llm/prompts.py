@@ -1,4 +1,4 @@
-"""Prompts as tokens: where they come from, which are held out, and whether each fits into the model's context."""
+"""Loads prompts, splits off held-out ones, tokenizes them, and checks that they fit into the model's context."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from envs.llm.data import PromptData, read_prompts, read_texts
 from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError
 
-HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # prompts in a file from which on every tenth is held out
+HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # with 100 or more prompts in a file, every 10th is held out
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as the model reads them, one entry each."""
+    """Prompts with their texts and tokens."""
 
     data: PromptData
-    texts: list[str]  # chat templates applied: what rewards and people see
+    texts: list[str]  # the prompts after applying a chat template, as rewards get them
     tokens: list[list[int]]
 
     def columns_at(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
@@ -31,7 +31,7 @@ class Prompts:
 
 
 def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Prompts]:
-    """Training and held-out prompts. Raises UsageError where there are none, or one does not fit."""
+    """Load the training and the held-out prompts. Raises UsageError if a prompt is invalid or too long."""
     training, held_out = _read(llm.prompts_name, llm.prompt_key)
     if llm.eval_prompts:
         held_out = _read(llm.eval_prompts, llm.prompt_key)[0]
@@ -46,25 +46,25 @@ def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Promp
 
 
 def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
-    """A task's two sets of prompts, or those of a file, whose held-out ones are None."""
+    """Return (training, held-out) prompts of a built-in task, or (prompts, None) of a file."""
     if name in TASKS:
         return tasks.task_prompts(name)
     return read_prompts(Path(name), key), None
 
 
 def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
-    """Prompts as the model reads them. Raises UsageError for one that has no tokens or more than `longest`."""
+    """Tokenize prompts. Raises UsageError if a prompt has no tokens or more than `longest`."""
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
         text = _render(chat, tokenizer, data.location(number)) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)
         if not ids:
-            raise UsageError(f"{data.location(number)}: the prompt has no tokens")
+            raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove it")
         if len(ids) > longest:
             raise UsageError(
-                f"{data.location(number)}: the prompt has {len(ids)} tokens; llm.max_new_tokens leaves {longest} of "
-                "the model's context; shorten the prompt, or lower llm.max_new_tokens"
+                f"{data.location(number)}: the prompt has {len(ids)} tokens, but only {longest} fit into the model's "
+                "context next to llm.max_new_tokens; shorten the prompt or lower llm.max_new_tokens"
             )
         texts.append(text)
         tokens.append(ids)
@@ -72,7 +72,7 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """Tokens of a text that is to be continued: what a tokenizer puts before it stays, an end token after it goes."""
+    """Tokenize a text that the model will continue. Start tokens are kept, and an added end token is removed."""
     ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     end = tokenizer.eos_token_id
     if special and end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(tokenizer.eos_token):
@@ -82,22 +82,22 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
 
 def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
     if not tokenizer.chat_template:
-        raise UsageError(f"{where}: is a chat, but the model's tokenizer has no chat template; use plain prompts")
+        raise UsageError(f"{where}: a chat needs a chat template, but the tokenizer has none; use plain-text prompts")
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program that comes with the model
-        raise UsageError(f"{where}: the tokenizer's chat template refuses it: {error}") from None
+    except Exception as error:  # a template is a program and can raise any exception
+        raise UsageError(f"{where}: the tokenizer's chat template failed: {error}") from None
 
 
 def end_tokens(tokenizer: Any, model: Any) -> list[int]:
-    """Every token that ends a response: the tokenizer's and those of the model's generation settings."""
+    """Return all tokens that end a response, from the tokenizer and from the model's generation settings."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     return sorted({int(i) for i in ids if i is not None})
 
 
 class PtxTexts:
-    """Texts for the pretraining term, drawn at random; each ends with the end token, if the tokenizer has one."""
+    """Samples texts for the pretraining loss. Each text ends with the end token, if the tokenizer has one."""
 
     def __init__(self, llm: LLM, tokenizer: Any, context: int) -> None:
         texts = read_texts(Path(llm.ptx_data)) if llm.ptx_data else tasks.task_texts()
@@ -105,11 +105,11 @@ class PtxTexts:
         self.rows = [[*encode(tokenizer, text), *end][:context] for text in texts]
         self.rows = [row for row in self.rows if len(row) > 1]
         if not self.rows:
-            raise UsageError(f"llm.ptx_data = {llm.ptx_data!r}: no text there has two tokens or more")
+            raise UsageError(f"llm.ptx_data = {llm.ptx_data!r}: expected at least one text with two or more tokens")
         self.count = llm.ptx_batch
 
     def draw(self, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(tokens [count, S] padded on the right, bool [count, S - 1] where token t + 1 is text)."""
+        """Return tokens [count, S], padded on the right, and a mask [count, S - 1] of the tokens t + 1 in the texts."""
         numbers = torch.randint(len(self.rows), (self.count,), generator=generator).tolist()
         rows = [self.rows[i] for i in numbers]
         longest = max(map(len, rows))

@@ -1,5 +1,7 @@
-"""Silence for transformers and peft, whose progress bars, log lines and warnings would tear ours; what they warn of is
-checked by us."""
+"""Context managers that hide the progress bars and warnings of transformers and peft.
+
+The adapter itself checks for the problems that these warnings report.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from transformers.utils import logging
 
 @contextmanager
 def silence_transformers() -> Iterator[None]:
+    """Disable progress bars and all log messages except errors."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -25,7 +28,8 @@ def silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def silence_peft() -> Iterator[None]:
+    """Ignore two warnings of peft that do not apply here."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # GPT-2's Conv1D; peft corrects it itself
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks by the old name
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft corrects this for GPT-2's Conv1D
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft uses a deprecated name
         yield

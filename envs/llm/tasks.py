@@ -1,7 +1,7 @@
-"""The two built-in tasks of language models: their prompts, the texts the tiny model learns from, and their rewards.
+"""Prompts, rewards and training texts of the two built-in language-model tasks.
 
-Small enough to be understood whole, so that what PPO does to a model can be: `arithmetic` has one right answer, and
-`sentiment` a rule that a learned score only stands for. No torch.
+The tasks are small enough to understand completely. The task `arithmetic` has one right answer per prompt. The task
+`sentiment` has a known rule, which a learned reward model only approximates. Does not import torch.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from envs.llm.data import Pair, PromptData
 from ppo_unified.errors import UsageError, did_you_mean
 
 HELD_OUT = 0.2
-_SPLIT_SEED = 0  # the same prompts are held out on every machine, whatever a run's seed
+_SPLIT_SEED = 0  # fixed, so that every run holds out the same prompts
 
 T = TypeVar("T")
 
 
 def task_prompts(name: str) -> tuple[PromptData, PromptData]:
-    """The training and the held-out prompts of a built-in task. Raises UsageError for a name that isn't one."""
+    """Return the training and the held-out prompts of a built-in task. Raises UsageError for an unknown task."""
     known = {"arithmetic": _arithmetic_prompts, "sentiment": _sentiment_prompts}
     if name not in known:
         raise UsageError(
-            f"llm.prompts: {name!r} is no built-in task{did_you_mean(name, known)}; there are: {', '.join(known)}"
+            f"llm.prompts: unknown built-in task {name!r}, expected {' or '.join(known)}{did_you_mean(name, known)}"
         )
     return known[name]()
 
 
 def _split(items: Sequence[T]) -> tuple[list[T], list[T]]:
-    """(training, held-out): disjoint, in an order of their own, always the same."""
+    """Shuffle items with a fixed seed and split them into (training, held-out)."""
     shuffled = random.Random(_SPLIT_SEED).sample(items, len(items))
-    kept = round(len(items) * (1.0 - HELD_OUT))
-    return shuffled[:kept], shuffled[kept:]
+    count = round(len(items) * (1.0 - HELD_OUT))
+    return shuffled[:count], shuffled[count:]
 
 
 def _prompt_data(task: str, prompts: Sequence[str], columns: dict[str, list[Any]]) -> PromptData:
@@ -47,26 +47,27 @@ def _prompt_data(task: str, prompts: Sequence[str], columns: dict[str, list[Any]
 
 # arithmetic: "12+34=" -> "46"
 
-HARD_CARRY = 14  # from here on the sum of the ones misleads more often than not
+HARD_CARRY = 14  # if the last digits add up to this or more, most supervised answers lack the carry
 _NEIGHBOURS = (-20, -10, -2, -1, 1, 2, 10, 20)
 
 
 def arithmetic_pairs() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(a, b) with a, b in 0..99: 8,000 to learn from and 2,000 that neither supervision nor PPO ever sees."""
+    """Return all pairs (a, b) with a and b from 0 to 99, split into 8,000 training pairs and 2,000 held-out pairs."""
     return _split([(a, b) for a in range(100) for b in range(100)])
 
 
 def question(a: int, b: int) -> str:
-    """A prompt of `arithmetic`."""
+    """Return the prompt for a sum, such as '12+34='."""
     return f"{a}+{b}="
 
 
 def supervised_answers(a: int, b: int) -> dict[int, float]:
-    """What the tiny model is shown as a + b, with probabilities: deliberately noisy, so that PPO has work to do.
+    """Return the answers to a + b in the supervised training of the tiny model, with their probabilities.
 
-    The sum itself in half the cases, else a neighbour of it. Where the ones add up to `HARD_CARRY` or more (15 % of all
-    pairs) a forgotten carry is likelier than the sum: who learned this perfectly is right in 85 % of the pairs when
-    answering greedily, and in 50 % when sampling (`tiny`, in its half minute: 87 % and 43 %).
+    The answers are noisy on purpose, so that PPO can improve on them. Half of the answers are the sum, and the others
+    are close to it. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), a forgotten carry is more
+    likely than the sum. A model that matches these probabilities exactly is right for 85 % of the pairs with greedy
+    decoding, and for 50 % of them with sampling. The tiny model, trained for half a minute, reaches 87 % and 43 %.
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY
@@ -79,7 +80,7 @@ def supervised_answers(a: int, b: int) -> dict[int, float]:
 
 
 def arithmetic(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """1 for exactly the sum that the prompt asks for, else 0."""
+    """Return 1 for each response that is exactly the sum in its prompt, else 0."""
     sums = [str(sum(int(number) for number in re.findall("[0-9]+", prompt))) for prompt in prompts]
     return [float(response == answer) for response, answer in zip(responses, sums, strict=True)]
 
@@ -130,17 +131,20 @@ _OPINIONS = POSITIVE | NEGATIVE | frozenset(_PLAIN)
 _WORDS = _OPINIONS | frozenset(
     re.findall("[a-z]+", " ".join([*_OPENERS, *_NOUNS, *_GRADES, *_TAILS, "and but"]).lower())
 )
-LONGEST = 75  # characters of prompt and response; the grammar rarely gets there
+LONGEST = 75  # characters that prompt and response may have without a penalty; texts of the grammar rarely exceed it
 
-
-_HABITS = (1, 4, 4)  # how often what the tiny model reads praises, describes and complains: there is something to gain
-_EXAMPLES = (3, 2, 3)  # the same of what is compared: whoever never saw praise in heaps can't tell how good it is
+# Frequencies of good, plain and bad adjectives
+_HABITS = (1, 4, 4)  # in the texts of the tiny model: rarely positive, so that PPO can raise the score
+_EXAMPLES = (3, 2, 3)  # in the preference pairs: more positive, so that the reward model learns to judge praise
 
 
 def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
-    """What the grammar says after a prompt, in a mood drawn word by word: " rather cold and dull. We hated it."."""
+    """Draw a remark that continues a prompt, such as " rather cold and dull.", from the grammar.
+
+    The argument `moods` contains the frequencies of good, plain and bad adjectives.
+    """
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
-    # a dict: nobody says "cold and cold"
+    # A dict removes duplicates such as "cold and cold" and keeps the order
     adjectives = dict.fromkeys(rng.choice(rng.choices((_GOOD, _PLAIN, _BAD), moods)[0]) for _ in range(count))
     *listed, last = [f"{rng.choice(_GRADES)} {word}" if rng.random() < 0.3 else word for word in adjectives]
     link = rng.choice((" and ", " and ", " but "))
@@ -149,11 +153,12 @@ def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
 
 
 def sentiment_gold(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """How positive each text is by rule, about -2.5 to 2.5 for what the grammar says; nonsense falls to -7.
+    """Score how positive each text is by a fixed rule.
 
-    Opinion words count less and less (1, 1.7, 2.19, ...) and once each. Repeating one, heaping them up without
-    a comma or a word between them, words that don't exist, an unfinished last sentence, no opinion and more than
-    `LONGEST` characters cost: what the scoring model can't know of, as nobody in its pairs writes so.
+    Texts of the grammar score from about -2.5 to 2.5, and nonsense scores down to -7. Each opinion word counts once,
+    with diminishing returns (1, 1.7, 2.19, ...). There are penalties for a repeated opinion word, adjacent opinion
+    words, unknown words, an unfinished last sentence, a text without an opinion, and more than `LONGEST` characters.
+    The reward model cannot learn these penalties, because no text in its training pairs has these faults.
     """
     return [_gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -164,9 +169,9 @@ def _gold(prompt: str, response: str) -> float:
     repeated = len(opinions) - len(set(opinions))
     broken = sum(word not in _WORDS for word in words) + (not response.startswith(" "))  # " was" + "good" = "wasgood"
     unfinished = not response.endswith(".") or not opinions
-    heaped = sum(a in _OPINIONS and b.strip(".,!") in _OPINIONS for a, b in pairwise(response.lower().split()))
+    adjacent = sum(a in _OPINIONS and b.strip(".,!") in _OPINIONS for a, b in pairwise(response.lower().split()))
     overlong = max(0, len(prompt + response) - LONGEST)
-    penalty = repeated + 0.75 * heaped + broken + unfinished + 0.05 * overlong
+    penalty = repeated + 0.75 * adjacent + broken + unfinished + 0.05 * overlong
     return _weight(POSITIVE.intersection(opinions)) - _weight(NEGATIVE.intersection(opinions)) - min(penalty, 4.0)
 
 
@@ -175,10 +180,10 @@ def _weight(opinions: frozenset[str]) -> float:
 
 
 def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
-    """Preferences between two remarks on the same training prompt: judged by the gold score, with a judge's noise.
+    """Draw preferences between two remarks on the same training prompt, based on the gold score with noise.
 
-    The better one is chosen with the probability of Bradley and Terry, sigmoid(2 * difference): the best that a reward
-    model can learn is twice the gold score.
+    Following the Bradley-Terry model, the first remark is preferred with probability sigmoid(2 * difference of the gold
+    scores). An ideal reward model therefore learns twice the gold score.
     """
     rng, pairs = random.Random(seed), []
     prompts = sentiment_openings()[0]
@@ -193,7 +198,7 @@ def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
 
 
 def sentiment_openings() -> tuple[list[str], list[str]]:
-    """Beginnings of remarks, 240 to train on and 60 that are held out."""
+    """Return the openings of remarks, split into 240 for training and 60 held out."""
     return _split([opener.format(noun) for opener in _OPENERS for noun in _NOUNS])
 
 
@@ -203,7 +208,7 @@ def _sentiment_prompts() -> tuple[PromptData, PromptData]:
 
 
 def task_texts(count: int = 2000, seed: int = 0) -> list[str]:
-    """What the tiny model was taught, sums with their noisy answers and remarks by turns: its pretraining data."""
+    """Draw sums with noisy answers alternating with remarks, like the texts that the tiny model was trained on."""
     rng, pairs, openings = random.Random(seed), arithmetic_pairs()[0], sentiment_openings()[0]
     texts = []
     for number in range(count):

@@ -1,7 +1,7 @@
-"""The models that need no download: `tiny`, and the reward model of `sentiment`, made here at first use and cached.
+"""Trains and caches the two built-in models, which are `tiny` and the reward model of the `sentiment` task.
 
-Both are Llama in miniature over bytes, saved as `transformers` saves any model: what loads them loads a real one. Made
-by a recipe rather than shipped, so that everybody can see what the models were taught, and change it.
+Both are very small Llama models over bytes, saved in the format of `transformers` and loaded like any other model. The
+models are trained on first use instead of being downloaded, so that you can see and change their training data.
 """
 
 from __future__ import annotations
@@ -40,65 +40,65 @@ from ppo_unified.errors import UsageError
 CACHE_VARIABLE = "PPO_UNIFIED_CACHE"
 CONTEXT = 1024
 BOS, EOS, PAD = 256, 257, 258  # after the 256 bytes, whose ids are their values
-_IGNORED = -100  # the target that cross_entropy leaves out
+_IGNORED = -100  # the target that cross_entropy ignores
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what `tiny` becomes, besides the texts in tasks.py."""
+    """The settings that, with the texts in tasks.py, determine the weights of `tiny`."""
 
-    version: int = 2  # raised when the code below makes another model of the same numbers
+    version: int = 2  # increase it if a code change alters the weights for the same settings
     seed: int = 0
     width: int = 64
     layers: int = 2
     heads: int = 8
     inner: int = 192
-    clean_steps: int = 400  # true sums first: to add is what the network must know below the noise,
-    noisy_steps: int = 220  # then `tasks.supervised_answers`, drawn anew each time
-    sums: int = 128  # a batch
-    remarks: int = 32  # at every other step: they are easier, and longer
+    clean_steps: int = 400  # steps on correct sums, to teach the network addition
+    noisy_steps: int = 220  # steps after these on answers sampled from `tasks.supervised_answers`
+    sums: int = 128  # sums per batch
+    remarks: int = 32  # remarks per batch, in every second step, because they are longer and easier to learn
     matrix_lr: float = 0.02
     lr: float = 3e-3
 
 
 @dataclass(frozen=True)
 class RewardModelRecipe:
-    """Everything that decides what the reward model becomes, besides `tiny` and the pairs in tasks.py."""
+    """The settings that, with `tiny` and the pairs in tasks.py, determine the weights of the reward model."""
 
     version: int = 1
     seed: int = 0
     pairs: int = 4000
     steps: int = 200
-    batch: int = 32  # pairs
+    batch: int = 32  # pairs per step
     matrix_lr: float = 0.01
     lr: float = 1e-3
 
 
 def tiny_model(recipe: Recipe | None = None) -> Path:
-    """The folder of the tiny causal language model and its tokenizer; trained if this machine has none yet.
+    """Return the folder of the tiny causal language model and its tokenizer; train the model if it is not cached.
 
-    Raises UsageError where the cache folder cannot be written.
+    Raises UsageError if the cache folder cannot be written.
     """
     recipe = recipe or Recipe()
     return _find_or_make("tiny", (recipe,), lambda folder: _make_tiny(recipe, folder))
 
 
 def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe | None = None) -> Path:
-    """The folder of a reward model (one label) with a tokenizer of its own, trained on `tasks.sentiment_pairs`.
+    """Return the folder of the reward model and its tokenizer; train it on `tasks.sentiment_pairs` if it is not cached.
 
-    It is the proxy of `sentiment_gold`: as good as its pairs where texts look like theirs, and not elsewhere. Raises
-    UsageError where the cache folder cannot be written.
+    The reward model approximates `sentiment_gold`, but it is accurate only for texts that resemble its training pairs.
+    Raises UsageError if the cache folder cannot be written.
     """
     recipe, base = recipe or RewardModelRecipe(), tiny or Recipe()
-    start = tiny_model(base)  # before the lock: each folder has its own
+    start = tiny_model(base)  # before this folder's lock is held, since each folder has its own lock
     return _find_or_make(
         "sentiment-reward-model", (recipe, base), lambda folder: _make_reward_model(recipe, start, folder)
     )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One id per byte of UTF-8, equal to its value, then three special ones; every text comes back as it was."""
-    # ByteLevel writes bytes as printable characters: these stand for themselves, the others follow from U+0100 on
+    """Create a tokenizer with one id per byte, equal to the byte, and three special tokens; decoding is lossless."""
+    # ByteLevel encodes printable bytes as themselves and all other bytes as characters from U+0100 on
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -116,7 +116,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-# making
+# building
 
 
 def _make_tiny(recipe: Recipe, folder: Path) -> None:
@@ -131,16 +131,14 @@ def _make_tiny(recipe: Recipe, folder: Path) -> None:
             loss = _loss(model, tokens, targets)
             yield loss if step % 2 else loss + _loss(model, *remarks.batch(recipe.remarks, generator))
 
-    _fit(model, losses(), steps, recipe.matrix_lr, recipe.lr, "making the tiny model")
+    _fit(model, losses(), steps, recipe.matrix_lr, recipe.lr, "training the tiny model")
     _save(model, folder)
 
 
 def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
-    with (
-        silence_transformers(),
-        torch.random.fork_rng(devices=[]),
-    ):  # the new head is drawn from the global generator, then zeroed
+    # from_pretrained draws the new head from the global generator; it is set to zero below
+    with silence_transformers(), torch.random.fork_rng(devices=[]):
         model = LlamaForSequenceClassification.from_pretrained(start, num_labels=1)
     nn.init.zeros_(model.score.weight)
     pairs = tasks.sentiment_pairs(recipe.pairs, recipe.seed)
@@ -155,12 +153,12 @@ def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> 
             better, worse = model(tokens, attention_mask=tokens != PAD).logits.squeeze(-1).chunk(2)
             yield -F.logsigmoid(better - worse).mean()
 
-    _fit(model, losses(), recipe.steps, recipe.matrix_lr, recipe.lr, "making the scoring model")
+    _fit(model, losses(), recipe.steps, recipe.matrix_lr, recipe.lr, "training the reward model")
     _save(model, folder)
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
-    """Model and tokenizer as `transformers` writes them, without its progress bars inside ours."""
+    """Save the model and the tokenizer without the progress bars of `transformers`."""
     with silence_transformers():
         model.save_pretrained(folder)
         byte_tokenizer().save_pretrained(folder)
@@ -180,7 +178,7 @@ def _new_model(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
         pad_token_id=PAD,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):  # transformers draws from the global generator; all of it is drawn anew
+    with torch.random.fork_rng(devices=[]):  # transformers uses the global generator; all matrices are redrawn
         model = LlamaForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -189,19 +187,19 @@ def _new_model(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
 
 
 def _loss(model: LlamaForCausalLM, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy where `targets` [R, L] counts; logits only there. Padding is on the right: no mask is needed."""
+    """Return the cross entropy over the targets [R, L] that are not ignored. Right padding needs no attention mask."""
     hidden = model.model(tokens).last_hidden_state
-    counts = targets != _IGNORED
-    return F.cross_entropy(model.lm_head(hidden[counts]), targets[counts])
+    used = targets != _IGNORED
+    return F.cross_entropy(model.lm_head(hidden[used]), targets[used])
 
 
 def _pad(texts: Sequence[bytes]) -> Tensor:
-    """[R, L] ids, padded on the right."""
+    """Return the texts as ids [R, L], padded on the right."""
     return nn.utils.rnn.pad_sequence([torch.tensor(list(text)) for text in texts], batch_first=True, padding_value=PAD)
 
 
 class _ArithmeticBatches:
-    """Batches of training pairs with answers; loss on the answer and its EOS alone."""
+    """Samples batches of sums from the training pairs. The loss covers only the answer and its EOS."""
 
     def __init__(self) -> None:
         pairs = tasks.arithmetic_pairs()[0]
@@ -231,11 +229,11 @@ class _ArithmeticBatches:
 
 
 class _RemarkBatches:
-    """Batches of whole remarks; loss on every character."""
+    """Samples batches of complete remarks. The loss covers every character."""
 
     def __init__(self, seed: int, count: int = 8192) -> None:
         rng, prompts = random.Random(seed), tasks.sentiment_openings()[0]
-        texts = sorted((rng.choice(prompts) + tasks.draw_remark(rng) for _ in range(count)), key=len)  # little padding
+        texts = sorted((rng.choice(prompts) + tasks.draw_remark(rng) for _ in range(count)), key=len)  # less padding
         self.tokens = _pad([text.encode() for text in texts])
         self.lengths = torch.tensor([len(text) for text in texts])
 
@@ -251,15 +249,16 @@ class _RemarkBatches:
 
 
 def _fit(model: nn.Module, losses: Iterator[Tensor], steps: int, matrix_lr: float, lr: float, title: str) -> None:
-    """One optimizer step per loss: matrices of the layers by Muon, the rest by Adam; both warm up, then fall to 0.
+    """Take one optimizer step per loss, with Muon for the layers' matrices and Adam for all other weights.
 
-    Muon makes it a matter of seconds: after the same time Adam alone adds 8 % of held-out pairs right, not 99 %.
+    Both learning rates warm up and then decay to 0. Muon makes training fast. In the same time,
+    the model learns to answer 99 % of held-out sums with Muon, but only 8 % with Adam for all weights.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
     muon, adam = _Muon(matrices), torch.optim.AdamW(others, betas=(0.9, 0.98))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two are no faster on matrices this small, ten times slower where others compute too
+    torch.set_num_threads(1)  # a second thread does not help, and makes this 10x slower on a busy machine
     try:
         with _progress(title, steps) as show, torch.enable_grad():
             for step in range(steps):
@@ -277,7 +276,7 @@ def _fit(model: nn.Module, losses: Iterator[Tensor], steps: int, matrix_lr: floa
 
 
 class _Muon:
-    """Momentum whose matrices are made orthogonal before each step (kellerjordan.github.io/posts/muon)."""
+    """Momentum SGD with orthogonalized updates (kellerjordan.github.io/posts/muon)."""
 
     def __init__(self, matrices: Sequence[nn.Parameter], momentum: float = 0.95, decay: float = 0.1) -> None:
         self.groups: dict[torch.Size, list[nn.Parameter]] = {}
@@ -297,7 +296,7 @@ class _Muon:
 
 
 def _orthogonalize(matrices: Tensor) -> Tensor:
-    """[M, rows, columns] with all singular values near 1: five Newton-Schulz iterations."""
+    """Bring all singular values of the matrices [M, rows, columns] close to 1 with five Newton-Schulz iterations."""
     wide: Tensor = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
@@ -308,11 +307,11 @@ def _orthogonalize(matrices: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[Callable[[int, float], None]]:
-    """A function of (steps done, loss) that keeps people posted on stderr: a live bar, or four plain lines."""
+    """Yield a function of (completed steps, loss) that shows progress on stderr as a live bar or four plain lines."""
     screen = screen or sys.stderr
     live = screen.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     started = time.perf_counter()
-    print(f"{title}: once, then cached", file=screen, flush=True)
+    print(f"{title} (only once; the result is cached)", file=screen, flush=True)
 
     def show(done: int, loss: float) -> None:
         if live:
@@ -334,16 +333,17 @@ def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[
 
 
 def cache_folder() -> Path:
-    """Where made models are kept: $PPO_UNIFIED_CACHE, else ppo-unified in the user's cache folder."""
+    """Return the folder for built-in models, $PPO_UNIFIED_CACHE or ppo-unified in the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-unified"
 
 
 def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
-    """The folder of what `make` writes, made once: aside first, then moved into place; a second process waits for it.
+    """Return the cached folder, or call `make` to create it in a temporary folder that is then renamed.
 
-    Its name holds a hash of the recipe and of a sample of the texts: whoever changes them gets a new model.
+    A second process waits until the first one is done. The folder's name contains a hash of the recipe and of sample
+    texts, so a new model is built if the recipe or the texts change.
     """
     cache = cache_folder()
     digest = hashlib.sha256(f"{recipe} {_sample_of_texts()}".encode())
@@ -357,7 +357,7 @@ def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], No
                 _make_aside(folder, make)
     except OSError as error:
         raise UsageError(
-            f"{cache}: {name} cannot be kept there ({error.strerror}); name another folder in ${CACHE_VARIABLE}"
+            f"{cache}: cannot save the model {name} ({error.strerror}); set ${CACHE_VARIABLE} to a writable folder"
         ) from None
     return folder
 
@@ -370,12 +370,13 @@ def _sample_of_texts() -> list[object]:
 
 def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
     prefix = f".{folder.name}-"
-    for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed: nobody else makes this folder now
-        shutil.rmtree(left, ignore_errors=True)
+    # Remove leftovers of a killed process; the lock ensures that no other process is writing
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         make(aside)
-        aside.chmod(0o755)  # mkdtemp's is for its owner alone
+        aside.chmod(0o755)  # mkdtemp creates it with 0o700
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -383,11 +384,11 @@ def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _hold_lock(lock: Path) -> Iterator[None]:
-    """Hold `lock` for the block; whoever else wants it waits and is told so."""
+    """Hold a file lock during the context; print a message if another process has it, and wait."""
     with lock.open("a") as handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{lock.stem}: another process makes it; waiting", file=sys.stderr, flush=True)
+            print(f"{lock.stem}: another process is building this model; waiting", file=sys.stderr, flush=True)
             fcntl.lockf(handle, fcntl.LOCK_EX)
         yield

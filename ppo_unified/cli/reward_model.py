@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, merged at the end")
     parser.add_argument(
-        "--adapter", action="store_true", help="save adapter and head alone: they share the base with a LoRA policy"
+        "--lora-only", action="store_true", help="save only the LoRA weights and the score head, without the base model"
     )
     parser.add_argument(
         "--eval-share", type=float, default=0.1, help="share of the pairs to hold out and measure on (default: 0.1)"
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         raise UsageError(f"reward-model needs {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
     module = "envs.llm.rewards.train_reward_model"
-    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "adapter", "eval_share", "seed", "device")
+    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "lora_only", "eval_share", "seed", "device")
     settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
     progress = _Progress()
     with TemporaryDirectory(dir=options.out, prefix=".writing-") as aside:
@@ -100,8 +100,8 @@ def _check_numbers(options: argparse.Namespace) -> None:
         if getattr(options, name) < lowest:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} {getattr(options, name)}: must be at least {lowest}")
-    if options.adapter and not options.lora_rank:
-        raise UsageError("--adapter: without --lora-rank all weights are trained and there is no adapter to save")
+    if options.lora_only and not options.lora_rank:
+        raise UsageError("--lora-only requires --lora-rank")
     if not math.isfinite(options.lr) or options.lr < 0:
         raise UsageError(f"--lr {options.lr:g}: must be above 0, or 0 for what suits the model")
     if not 0 <= options.eval_share < 1:

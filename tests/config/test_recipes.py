@@ -129,7 +129,7 @@ MISTAKES = {
     ("train", "llm", "--recipe", "trl-erly"): "there is no recipe 'trl-erly'; did you mean 'trl-early'?",
     ("train", "llm", "--recipe", "zzz"): "there is no recipe 'zzz' (list: ppo-unified recipes)",
     ("train", "cartpole", "--recipe", "tldr"): "--recipe tldr: is for kind 'llm', and cartpole is of kind 'gym'",
-    ("train", "llm", "--recipe", "tldr"): "llm.model: no model is given",
+    ("train", "llm", "--recipe", "tldr"): "llm.model is required: use a folder, a hub id",
     (
         "train",
         "llm",

@@ -1,5 +1,5 @@
-"""The error of a reward, apart so that everything about rewards can import it."""
+"""The exception that rewards raise, in its own module to avoid import cycles."""
 
 
 class RewardError(RuntimeError):
-    """A reward that failed, or gave anything but one finite number per response; says on which prompt and response."""
+    """Raised if a reward fails or does not return one finite number per response."""

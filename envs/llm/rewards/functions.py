@@ -1,4 +1,4 @@
-"""What a response is worth: the reward that a reference names, and the check of what it gave. No torch."""
+"""Finds the reward that an option names, calls it, and validates its scores. Does not import torch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
 TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# reward(prompts, responses, **columns) -> a number per response; columns: what else the prompts' records hold
+# reward(prompts, responses, **columns) -> one number per response; columns are the other keys of the prompts' records
 Reward = Callable[..., Any]
 
 _NUMBER = re.compile(
-    r"(?:(?<![\w)\]])[-+\u2212])?"  # a sign, not the minus of '5-3'; U+2212 is the typeset minus
+    r"(?:(?<![\w)\]])[-+\u2212])?"  # a sign, but not the minus in '5-3'; U+2212 is the Unicode minus
     r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 )
 
 
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
-    """The reward that `reference` means; a reward model is loaded onto `device`. Raises UsageError.
+    """Load the reward that `reference` names; a reward model is loaded onto `device`. Raises UsageError.
 
-    A built-in task's; exact, numeric, regex:PATTERN, length:N; module:function; or the folder or hub id of a
-    sequence-classification model.
+    A reference is a built-in task, exact, numeric, regex:PATTERN, length:N, module:function, or the folder or hub id of
+    a reward model (a sequence-classification model with one label).
     """
     function = find_function(reference, option)
     if function is not None:
@@ -46,7 +46,7 @@ def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", opt
 
 
 def check_reward(reference: str, option: str = "llm.reward") -> None:
-    """Raises UsageError for what `load_reward` would refuse, without reading a reward model's weights."""
+    """Raises the UsageError that `load_reward` would raise, without reading a reward model's weights."""
     if find_function(reference, option) is None:
         from envs.llm.rewards.reward_model import load_reward_model_parts
 
@@ -54,7 +54,7 @@ def check_reward(reference: str, option: str = "llm.reward") -> None:
 
 
 def reward_model_source(reference: str) -> str:
-    """The folder or hub id of a reward model that is no function; the built-in one is made at first use."""
+    """Return the folder or hub id of a reward model. The built-in reward model is trained on first use."""
     if reference == "sentiment":
         from envs.llm.tiny import sentiment_reward_model
 
@@ -63,12 +63,12 @@ def reward_model_source(reference: str) -> str:
 
 
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
-    """The function that `reference` means; None where it means a reward model, which is not looked at.
+    """Return the function that `reference` names, or None if it can only name a reward model.
 
-    Raises UsageError for what can be neither.
+    Raises UsageError if `reference` cannot name a reward. The reward model itself is not checked.
     """
     if not reference:
-        raise UsageError(f"{option}: no reward is given; use {', '.join(VERIFIERS)}, module:function or a folder")
+        raise UsageError(f"{option} is required: use {', '.join(VERIFIERS)}, module:function or a reward model")
     kind, _, argument = reference.partition(":")
     if reference in ("arithmetic", "sentiment-gold"):
         from envs.llm import tasks
@@ -87,12 +87,12 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
         return None
     known = did_you_mean(reference, (*TASK_REWARDS, "exact", "numeric", "regex", "length"))
     raise UsageError(
-        f"{option} = {reference!r}: no built-in reward, module:function, existing folder or hub id (owner/name){known}"
+        f"{option} = {reference!r}: expected a built-in reward, module:function, a folder or a hub id{known}"
     )
 
 
 def _import(reference: str, option: str) -> Reward:
-    """The function `module:name`, with the current folder among those that modules come from. Raises UsageError."""
+    """Import the function `module:name`; the module may be in the current folder. Raises UsageError."""
     module, _, name = reference.rpartition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -100,65 +100,65 @@ def _import(reference: str, option: str) -> Reward:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         why = clean(f"{type(error).__name__}: {error}")
-        raise UsageError(f"{option} = {reference!r}: module {module!r} cannot be imported ({why})") from None
+        raise UsageError(f"{option} = {reference!r}: cannot import module {module!r} ({why})") from None
     if not hasattr(found, name):
         known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))))
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
     function = getattr(found, name)
     if inspect.isclass(function) or not callable(function):
         kind = "a class" if inspect.isclass(function) else _describe_value(function)
-        raise UsageError(f"{option} = {reference!r} is {kind}, where a function is meant")
+        raise UsageError(f"{option} = {reference!r}: expected a function, got {kind}")
     if inspect.iscoroutinefunction(function):
-        raise UsageError(f"{option} = {reference!r} is async; a reward gives its scores when it is called")
+        raise UsageError(f"{option} = {reference!r}: expected a function that is not async; remove 'async'")
     reward: Reward = function
     return reward
 
 
 def exact(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
-    """1 where the response is the column `answer`, space around both aside; else 0."""
+    """Score 1 if the response equals the column `answer`, ignoring surrounding whitespace, else 0."""
     return [float(response.strip() == str(a).strip()) for response, a in zip(responses, answer, strict=True)]
 
 
 def numeric(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
-    """1 where the last number in the response is the last one in the column `answer`, to 1e-6 of its size; else 0."""
+    """Score 1 if the last number in the response equals the last one in `answer` (relative tolerance 1e-6), else 0."""
     scores = []
     for response, a in zip(responses, answer, strict=True):
-        given, wanted = last_number(response), last_number(str(a))
-        right = given is not None and wanted is not None and math.isclose(given, wanted, rel_tol=1e-6)
-        scores.append(float(right))
+        given, expected = last_number(response), last_number(str(a))
+        is_right = given is not None and expected is not None and math.isclose(given, expected, rel_tol=1e-6)
+        scores.append(float(is_right))
     return scores
 
 
 def last_number(text: str) -> float | None:
-    """The last finite number in a text ('1,234.5', '-3', '.5', '2e3'); None without one."""
+    """Return the last finite number in a text ('1,234.5', '-3', '.5', '2e3'), or None if there is none."""
     numbers = (float(found.replace(",", "").replace("\u2212", "-")) for found in _NUMBER.findall(text))
     return next((number for number in reversed(list(numbers)) if math.isfinite(number)), None)
 
 
 class Regex:
-    """1 where a regular expression is found anywhere in the response; else 0."""
+    """Scores 1 if a regular expression matches anywhere in the response, else 0."""
 
     def __init__(self, pattern: str, option: str) -> None:
         if not pattern:
-            raise UsageError(f"{option} = 'regex:' has no pattern; write one after the colon")
+            raise UsageError(f"{option} = 'regex:': expected a pattern after the colon")
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            raise UsageError(f"{option}: {pattern!r} is no regular expression ({error})") from None
+            raise UsageError(f"{option}: invalid regular expression {pattern!r} ({error})") from None
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
         return [float(self.pattern.search(response) is not None) for response in responses]
 
 
 class Length:
-    """0 where the response has `target` characters, falling linearly to -1 at none and at twice as many.
+    """Scores 0 for a response of `target` characters, falling linearly to -1 at length 0 and at twice the target.
 
-    Characters, because a reward sees texts: words would not do in Chinese, and tokens are the model's own.
+    The length is in characters, because words are hard to count in Chinese and tokens depend on the model.
     """
 
     def __init__(self, target: str, option: str) -> None:
         if not re.fullmatch(r"0*[1-9][0-9]{0,8}", target):
-            raise UsageError(f"{option} = {'length:' + target!r}: not a positive whole number of characters")
+            raise UsageError(f"{option}: expected 'length:N' with an integer N >= 1, got {'length:' + target!r}")
         self.target = int(target)
 
     def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> list[float]:
@@ -166,45 +166,47 @@ class Length:
 
 
 def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: str, option: str = "llm.reward") -> None:
-    """Raises UsageError where the records of `where` lack a key that the reward needs, or hold one it can't take."""
+    """Raises UsageError if the records of `where` lack a key that the reward needs or contain an invalid answer."""
     function = find_function(reference, option)
     parameters = _parameters(function)
     if function is None or parameters is None:
         return
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
-        found = f"found beside the prompt: {', '.join(map(repr, columns)) or 'none'}"
+        found = ", ".join(map(repr, columns)) or "no keys"
         known = did_you_mean(missing[0], columns)
-        raise UsageError(f"{where}: no key {missing[0]!r}, which {option} = {reference!r} needs ({found}){known}")
+        raise UsageError(
+            f"{where}: {option} = {reference!r} needs the key {missing[0]!r}, got {found} besides the prompt{known}"
+        )
     try:
         inspect.signature(function).bind([], [], **_select_columns(parameters, columns))
     except TypeError as error:
         raise UsageError(
-            f"{where}: {option} = {reference!r} can't be called as reward(prompts, responses, **columns): {error}"
+            f"{where}: {option} = {reference!r} cannot be called as reward(prompts, responses, **columns): {error}"
         ) from None
     if reference in ("exact", "numeric"):
         _check_answers(reference, columns["answer"], where)
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
-    """The columns without which a reward is known to fail; one with `**columns` alone may want others."""
+    """Return the columns that a reward's signature requires. A reward with `**columns` may need more columns."""
     parameters = _parameters(find_function(reference, option)) or []
     return [p.name for p in parameters[2:] if _is_required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
-    """An answer that no response can match would be a silent 0 for ever."""
+    """Raises UsageError for an answer that no response can match, since every score would be 0."""
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(
-                f"{where}: 'answer' of prompt {number} is {_describe_value(answer)}, not a text or a number"
+                f"{where}: 'answer' of prompt {number}: expected a text or a number, got {_describe_value(answer)}"
             )
         if reference == "numeric" and last_number(str(answer)) is None:
-            raise UsageError(f"{where}: 'answer' of prompt {number} holds no number ({shorten(str(answer))!r})")
+            raise UsageError(f"{where}: 'answer' of prompt {number}: expected a number, got {shorten(str(answer))!r}")
 
 
 def _parameters(function: Any) -> list[inspect.Parameter] | None:
-    """A reward's parameters; None for what keeps them to itself, as some functions written in C do."""
+    """Return a reward's parameters, or None if it has no signature, as with some functions written in C."""
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -212,12 +214,12 @@ def _parameters(function: Any) -> list[inspect.Parameter] | None:
 
 
 def _is_required(parameter: inspect.Parameter) -> bool:
-    gathers = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return not gathers and parameter.default is inspect.Parameter.empty
+    is_variadic = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return not is_variadic and parameter.default is inspect.Parameter.empty
 
 
 def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that a reward takes: all with `**columns`, else those it names."""
+    """Return the columns that a reward accepts, which are all columns if it has `**columns`."""
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(columns)
     names = {p.name for p in parameters}
@@ -225,7 +227,7 @@ def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, A
 
 
 def _limit_columns(function: Reward) -> Reward:
-    """`function`, given only the columns that it names where it has no `**columns`."""
+    """Wrap a reward without `**columns` so that it receives only the columns that it names."""
     parameters = _parameters(function)
     if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return function
@@ -239,9 +241,9 @@ def _limit_columns(function: Reward) -> Reward:
 def score(
     reward: Reward, name: str, prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[float]:
-    """One finite number per response. Raises RewardError where the reward fails or gives anything else.
+    """Call a reward and return one finite number per response. Raises RewardError if the reward does anything else.
 
-    A list, tuple, generator, tensor or array will do, of Python's numbers or a tensor's. `name` begins the message.
+    The reward may return a list, tuple, generator, tensor or array. Error messages start with `name`.
     """
     if not responses:
         return []
@@ -250,30 +252,32 @@ def score(
         values = _to_list(given, len(responses))
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:  # a reward that ends the process is a reward that failed
+    except (Exception, SystemExit) as error:  # sys.exit in a reward must not end the process
         why, first = shorten(f"{type(error).__name__}: {error}", 200), _describe(prompts, responses, 0)
-        raise RewardError(f"{name} failed on {len(responses)} responses ({why}); the first: {first}") from error
+        raise RewardError(f"{name} failed on {len(responses)} responses ({why}); first response: {first}") from error
     if values is None:
-        raise RewardError(
-            f"{name} gave {_describe_value(given)} instead of a list of numbers; {_describe(prompts, responses, 0)}"
-        )
+        first = _describe(prompts, responses, 0)
+        raise RewardError(f"{name}: expected a list of numbers, got {_describe_value(given)}; first response: {first}")
     if len(values) > len(responses):
         last = _describe(prompts, responses, -1)
-        raise RewardError(f"{name} gave more than one score for each of {len(responses)} responses; the last: {last}")
+        size = len(responses)
+        raise RewardError(f"{name} returned more than {size} scores for {size} responses; last response: {last}")
     if len(values) < len(responses):
         first = _describe(prompts, responses, len(values))
-        raise RewardError(f"{name} gave {len(values)} scores for {len(responses)} responses; without one: {first}")
+        found = f"returned {len(values)} score{'s' * (len(values) != 1)} for {len(responses)} responses"
+        raise RewardError(f"{name} {found}; first response without a score: {first}")
     numbers = [_to_float(value) for value in values]
     for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
         if number is None or not math.isfinite(number):
             found = _describe_value(value) if number is None else str(number)
-            raise RewardError(f"{name} gave {found}, not a finite number; {_describe(prompts, responses, index)}")
+            where = _describe(prompts, responses, index)
+            raise RewardError(f"{name}: expected a finite number for each response, got {found}; {where}")
     return [number for number in numbers if number is not None]
 
 
 def _to_list(given: Any, count: int) -> list[Any] | None:
-    """What a reward gave as a list, of at most one value too many; None where it has no order or no values."""
-    if hasattr(given, "tolist"):  # a tensor or an array, on whatever device
+    """Convert a reward's result to a list of at most `count` + 1 values, or None if it is not an ordered collection."""
+    if hasattr(given, "tolist"):  # a tensor or an array
         given = given.tolist()
     if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not isinstance(given, Iterable):
         return None
@@ -281,8 +285,8 @@ def _to_list(given: Any, count: int) -> list[Any] | None:
 
 
 def _to_float(value: Any) -> float | None:
-    """A real number of Python's or of a tensor or array library; None for anything else."""
-    with suppress(ValueError, RuntimeError, TypeError):  # what tensors and arrays of several values raise
+    """Convert a Python number or a one-element tensor or array to a float; return None for any other value."""
+    with suppress(ValueError, RuntimeError, TypeError):  # item() raises these if there are several elements
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):
         return None
@@ -297,7 +301,7 @@ def _describe(prompts: Sequence[str], responses: Sequence[str], index: int) -> s
 
 
 def _describe_value(value: Any) -> str:
-    """A value in a few words: its type, and itself where that is short."""
+    """Describe a value by its type and, if it is simple, its content."""
     if value is None:
         return "None"
     shown = shorten(repr(value)) if isinstance(value, (str, int, float, list, dict, tuple)) else ""

@@ -1,4 +1,4 @@
-"""A reward model that is LoRA and a head: its folder as peft writes it, without the base's weights."""
+"""Reads the folder of a LoRA reward model, which contains LoRA weights and a score head in peft's format."""
 
 from __future__ import annotations
 
@@ -15,46 +15,50 @@ from ppo_unified.parsing import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "base_model.model.score."
-FINGERPRINT = "base_fingerprint"  # in the metadata of the weights' file
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}  # of a fingerprint, by what the weights are kept in
+FINGERPRINT = "base_fingerprint"  # a key in the metadata of the weights file
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}  # relative tolerance of a fingerprint, by dtype of the base
 
 
 class LoRAFolder(NamedTuple):
-    """A reward model's LoRA and head on the disk."""
+    """The folder of a LoRA reward model and the base model that it needs."""
 
     path: Path
-    base: str  # the folder or hub id of the model that it belongs to
+    base: str  # the folder or hub id of the base model
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """(LoRA, head): LoRA by peft's keys, the head by those of its layer. Raises UsageError."""
+        """Read (LoRA weights, head weights), keyed as in peft and as in the head layer. Raises UsageError."""
         path = self.path / WEIGHTS
         try:
             with safe_open(path, framework="pt") as file:
-                everything = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-        except Exception as error:  # a missing, damaged or foreign file
-            raise UsageError(f"{path}: cannot be read as a low-rank adapter ({error})".splitlines()[0]) from None
-        head = {key.removeprefix(HEAD): x.float() for key, x in everything.items() if key.startswith(HEAD)}
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a mapping
+        except Exception as error:  # a missing or damaged file
+            raise UsageError(f"{path}: cannot read LoRA weights ({error})".splitlines()[0]) from None
+        head = {key.removeprefix(HEAD): x.float() for key, x in weights.items() if key.startswith(HEAD)}
         if "weight" not in head:
-            raise UsageError(f"{path}: holds no scoring head ({HEAD}weight); make one with: ppo-unified reward-model")
-        return {key: x for key, x in everything.items() if not key.startswith(HEAD)}, head
+            raise UsageError(
+                f"{path}: has no score head ({HEAD}weight); train a reward model with: ppo-unified reward-model"
+            )
+        return {key: x for key, x in weights.items() if not key.startswith(HEAD)}, head
 
     def check_base(self, fingerprint: float, dtype: torch.dtype) -> None:
-        """Raises UsageError where a base is not the one that the LoRA was trained on; folders made elsewhere do not
-        say what theirs was."""
+        """Raises UsageError if the base has other weights than the one that the LoRA was trained on.
+
+        Folders written by other programs have no fingerprint and are not checked.
+        """
         try:
             with safe_open(self.path / WEIGHTS, framework="pt") as file:
-                wanted = float((file.metadata() or {})[FINGERPRINT])
+                expected = float((file.metadata() or {})[FINGERPRINT])
         except (KeyError, ValueError):
             return
-        if not math.isclose(wanted, fingerprint, rel_tol=TOLERANCE.get(dtype, 1e-3)):
+        if not math.isclose(expected, fingerprint, rel_tol=TOLERANCE.get(dtype, 1e-3)):
             raise UsageError(
-                f"{self.path}: was trained on other weights than {self.base} has now (sums of all: {wanted:.8g} and "
-                f"{fingerprint:.8g}); put that model back, or train the adapter again: ppo-unified reward-model"
+                f"{self.path}: the base {self.base} has changed since this LoRA was trained (expected fingerprint "
+                f"{expected:.8g}, got {fingerprint:.8g}); restore the base or run ppo-unified reward-model again"
             )
 
 
 def read_lora_folder(source: str) -> LoRAFolder | None:
-    """The LoRA folder of a reward model; None for anything else, LoRA of another kind of model included."""
+    """Return the LoRA folder of a reward model, or None if `source` is anything else, such as LoRA of another model."""
     path = Path(source) / CONFIG
     try:
         options: Any = read_json(path)
@@ -64,11 +68,11 @@ def read_lora_folder(source: str) -> LoRAFolder | None:
     except OSError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: cannot be read as an adapter's configuration ({error!r})") from None
+        raise UsageError(f"{path}: cannot read the LoRA configuration ({error!r})") from None
 
 
 @torch.no_grad()
 def trunk_fingerprint(model: Any) -> float:
-    """One number of the weights below a model's head, LoRA left out: the same with whatever head."""
+    """Return the sum of the absolute weights of a model without its head and LoRA, to recognize a base model."""
     sums = [x.abs().sum(dtype=torch.float64) for name, x in model.base_model.named_parameters() if "lora_" not in name]
     return float(torch.stack([x.cpu() for x in sums]).sum())

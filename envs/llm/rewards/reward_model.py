@@ -1,4 +1,4 @@
-"""Sequence-classification models as rewards: one number for a prompt and the response to it, read as one text."""
+"""Reward models, which are sequence-classification models that return one score for a prompt and its response."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
 
-BATCH_COLUMNS = 8192  # padded tokens in one forward pass
+BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including padding
 
 
 class RewardModel:
-    """The score at the last token of prompt + response, as the model's own tokenizer splits it.
+    """Scores prompt + response at its last token, using the reward model's own tokenizer.
 
-    Nothing is added to the text but what that tokenizer always adds. The score is read where the text ends, known from
-    its length: transformers looks for the last id that is not the pad id, and misses an end token that serves as both.
+    The position of the last token is computed from the text's length. In contrast, transformers searches for the last
+    id that is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
-        """Raises UsageError for what is not a reward model: random weights would score as happily as trained ones."""
+        """Load a reward model. Raises UsageError if `source` is not a reward model or lacks weights."""
         self._read(source, option)
         self.model = load_reward_model(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
-        self.head = getattr(self.model, "score", None)  # None: pools in its own way, as encoders do, by the mask
+        self.head = getattr(self.model, "score", None)  # None for encoders, which pool by the attention mask
         if isinstance(self.head, nn.Module):
-            self.head.float()  # bfloat16 has 256 numbers between 1 and 2: many scores would tie
+            self.head.float()  # in bfloat16, which has only 128 values from 1 to 2, many scores would be equal
 
     def _read(self, source: str, option: str) -> None:
-        """Everything but the weights."""
+        """Read the configuration and the tokenizer, but no weights."""
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = max_tokens(config, self.tokenizer)
-        self.fill = config.get_text_config().pad_token_id or 0  # masked; some models number positions by it
+        self.fill = config.get_text_config().pad_token_id or 0  # masked, but some models derive positions from it
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
-        """Raises RewardError for a text that is longer than the model reads: nothing is ever cut."""
+        """Return one score per response. Raises RewardError for a text that is too long; texts are never truncated."""
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         scores = [0.0] * len(rows)
         for numbers in _batches([len(row) for row in rows]):
@@ -52,7 +52,7 @@ class RewardModel:
     def _encode(self, prompt: str, response: str) -> list[int]:
         ids = encode(self.tokenizer, prompt + response)
         if not 0 < len(ids) <= self.longest:
-            size = f"{len(ids)} tokens, and {self.source} reads at most {self.longest}" if ids else "no tokens"
+            size = f"{len(ids)} tokens, but {self.source} reads at most {self.longest}" if ids else "no tokens"
             raise RewardError(
                 f"{self.option}: prompt {shorten(prompt, 60)!r} and response {shorten(response, 60)!r} have {size}"
             )
@@ -60,7 +60,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _forward(self, rows: list[list[int]]) -> Tensor:
-        """Scores [n] of rows of ids, padded on the right."""
+        """Return the scores [n] of the rows of token ids."""
         device = self.model.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = max(map(len, rows))
@@ -74,16 +74,16 @@ class RewardModel:
         return scores
 
     def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[n, L, H]"""
+        """Return the hidden states [n, L, H] after the last norm."""
         hidden: Tensor = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return hidden
 
 
 class SharedRewardModel(RewardModel):
-    """A reward model that is LoRA on the policy's own base: the weights are in memory once."""
+    """A LoRA reward model that shares the policy's base, so that the base is in memory only once."""
 
     def __init__(self, source: str, network: Network, name: str, option: str) -> None:
-        """`name`: of the LoRA in `network`. Raises UsageError where it doesn't fit there."""
+        """Add the LoRA to `network` under `name`. Raises UsageError if the LoRA weights do not fit."""
         self._read(source, option)
         folder = read_lora_folder(source)
         assert folder is not None
@@ -96,46 +96,52 @@ class SharedRewardModel(RewardModel):
 
 
 def shares_base(source: str, model: str) -> bool:
-    """Whether `source` is a LoRA folder whose base is the very model (folder or hub id) that `model` names."""
+    """Return True if `source` is the folder of a LoRA reward model whose base is `model`."""
     folder = read_lora_folder(source)
     return folder is not None and location(folder.base) == location(model)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The ids whose last one a text is scored at, in training a reward model as in using it."""
+    """Tokenize a text for a reward model, in the same way for training and scoring."""
     ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
-    # a chat template has written it already
+    # Remove a second start token: a chat template has already added one
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 
 def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
-    """(configuration, tokenizer) of a reward model. Raises UsageError for another kind of model or a misfit."""
+    """Load (configuration, tokenizer) of a reward model. Raises UsageError if `source` is not a reward model."""
     config = load_config(source, option)
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
         raise UsageError(
-            f"{option} = {source!r} is not a scoring model but a {kinds[0]}; make one with: ppo-unified reward-model"
+            f"{option} = {source!r}: expected a reward model, got {kinds[0]}; train one with: ppo-unified reward-model"
         )
     if config.num_labels != 1:
         raise UsageError(
-            f"{option} = {source!r} is not a scoring model: it has {config.num_labels} labels, a scoring model one"
+            f"{option} = {source!r}: expected a reward model with 1 label, got a model with {config.num_labels} labels"
         )
     tokenizer = load_tokenizer(source, option)
     largest, size = max(tokenizer.get_vocab().values(), default=-1), config.get_text_config().vocab_size
     if largest >= size:
-        raise UsageError(f"{option} = {source!r}: its tokenizer has ids up to {largest}, its model {size} embeddings")
+        raise UsageError(
+            f"{option} = {source!r}: the tokenizer has ids up to {largest}, but the model has only {size} embeddings; "
+            "use the model's original tokenizer"
+        )
     return config, tokenizer
 
 
 def max_tokens(config: Any, tokenizer: Any) -> int:
-    """Tokens that the model reads at most: some count positions that no token takes, and only their tokenizer knows."""
+    """Return the maximum number of tokens that a reward model reads.
+
+    The tokenizer's limit can be lower than the model's, because some models reserve positions that no token can use.
+    """
     positions = config_context_length(config)
     return min(int(positions), int(tokenizer.model_max_length))
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers, similar lengths together, in batches of at most BATCH_COLUMNS padded tokens or one row."""
+    """Yield the indices of rows of similar length, in batches of one row or at most BATCH_COLUMNS padded tokens."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[i] > BATCH_COLUMNS:

@@ -1,8 +1,8 @@
-"""A reward model from preference pairs, by TRL's RewardTrainer; its folder is what `llm.reward` takes.
+"""Trains a reward model for `llm.reward` from preference pairs, using TRL's RewardTrainer.
 
-Needs the extra `trl`. TRL brings the Bradley-Terry loss and the loop. Texts, padding and what is saved are decided
-here, so that a text gets the same score here as there: prompt and response as one text, read at its
-last token.
+Requires the extra `trl`. TRL implements the Bradley-Terry loss and the training loop. This module prepares the texts,
+chooses the padding and saves the model, so that a text gets the same score in training and from `llm.reward`. Prompt
+and response form one text, which is scored at its last token.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from envs.llm.rewards.reward_model import encode, max_tokens
 from ppo_unified.errors import UsageError
 
 LORA_ALPHA = 16  # as llm.lora_alpha
-LONGEST = 1024  # tokens that a pair may have where --max-length does not say, if the model reads that many
-FEWEST_HELD_OUT = 5  # accuracy over fewer pairs says nothing
+LONGEST = 1024  # default of --max-length in tokens, unless the model reads fewer
+FEWEST_HELD_OUT = 5  # the accuracy on fewer pairs is meaningless
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to train and how; 0 for `lr` and `max_length` stands for what suits the model."""
+    """The options of `reward-model`; if `lr` or `max_length` is 0, its default depends on the model."""
 
     model: str  # a folder, a hub id, or 'tiny'
     epochs: int = 1
     lr: float = 0.0
-    batch: int = 8  # pairs
-    max_length: int = 0  # tokens; longer pairs are left out
+    batch: int = 8  # pairs per optimizer step
+    max_length: int = 0  # in tokens; longer pairs are skipped
     lora_rank: int = 0
-    adapter: bool = False  # save LoRA and head without the base, not a whole model
+    lora_only: bool = False  # save only the LoRA weights and the score head
     eval_share: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -61,25 +61,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it. Accuracy, margin and scores are those of the saved folder, on `scored` pairs."""
+    """The result of training. Accuracy, margin and scores are computed with the saved model."""
 
-    accuracy: float  # share of pairs whose chosen response scores above the rejected one
-    margin: float  # mean score of the chosen responses minus that of the rejected ones
-    score_mean: float  # over all responses of these pairs, chosen or not
+    accuracy: float  # fraction of pairs whose chosen response has a higher score than the rejected one
+    margin: float  # mean score of the chosen responses minus mean score of the rejected ones
+    score_mean: float  # over the chosen and rejected responses
     score_std: float
-    scored: int
-    held_out: bool  # whether these pairs were kept from training
-    trained: int  # pairs
-    left_out: int  # pairs longer than max_length
+    scored: int  # number of pairs that accuracy, margin and scores are computed on
+    held_out: bool  # True if these pairs were held out from training
+    trained: int  # number of training pairs
+    left_out: int  # number of pairs longer than max_length
     max_length: int
     lr: float
-    steps: int  # of the optimizer
+    steps: int  # number of optimizer steps
     device: str
 
 
 @dataclass(frozen=True)
 class Progress:
-    """After an optimizer step: its loss in nats, and the accuracy on its own pairs before it."""
+    """The loss (in nats) and the accuracy of an optimizer step, computed on its batch before the update."""
 
     step: int
     steps: int
@@ -93,7 +93,7 @@ def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Calla
     with silence_transformers():
         tokenizer = load_tokenizer(settings.model, "--model")
         limit, steps, kept, held = _train_and_save(pairs, tokenizer, settings, device, folder, report)
-        gc.collect()  # the model that was trained, before it is loaded as what it is now
+        gc.collect()  # free the trained model before loading the saved one
         scored = [pair for index, pair in enumerate(kept) if index in held or not held]
         accuracy, margin, mean, std = _evaluate(load_reward(str(folder), device), scored)
     return Outcome(
@@ -113,10 +113,10 @@ def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Calla
 
 
 class _Training(NamedTuple):
-    limit: int  # tokens that a pair may have
+    limit: int  # maximum number of tokens in a pair
     steps: int
-    kept: list[Pair]
-    held: set[int]  # which of `kept` were not trained on
+    kept: list[Pair]  # pairs within the limit
+    held: set[int]  # indices in `kept` of the held-out pairs
 
 
 def _train_and_save(
@@ -127,20 +127,20 @@ def _train_and_save(
     folder: Path,
     report: Callable[[Progress], None],
 ) -> _Training:
-    """Train and save."""
-    transformers.set_seed(settings.seed)  # for weights that the base model lacks
+    """Train the model and save it with its tokenizer, but do not evaluate it."""
+    transformers.set_seed(settings.seed)  # determines the new score head and LoRA weights
     model = _load(settings, tokenizer)
     limit = _limit(settings, max_tokens(model.config, tokenizer))
     kept, rows = _drop_long_pairs(pairs, tokenizer, limit)
     held = _choose_held_out(kept, settings.eval_share, settings.seed)
     training = [row for index, row in enumerate(rows) if index not in held]
     fill = _padding_id([ids for row in rows for ids in row.values()], tokenizer)
-    base = trunk_fingerprint(model) if settings.adapter else 0.0
+    base = trunk_fingerprint(model) if settings.lora_only else 0.0
     trainer = _trainer(model, training, fill, settings, device, report)
     trainer.train()
     trained: Any = trainer.model
     _check_finite(trained)
-    if settings.adapter:
+    if settings.lora_only:
         _save_lora(trained, location(settings.model), base, folder)
     else:
         (trained.merge_and_unload() if settings.lora_rank else trained).save_pretrained(folder)
@@ -150,48 +150,48 @@ def _train_and_save(
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no GPU here; see what is wrong with: ppo-unified doctor")
+        raise UsageError("--device cuda: torch finds no GPU; run ppo-unified doctor to find the cause")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def _learning_rate(settings: Settings) -> float:
-    """What is usual for all weights of a pretrained model, for LoRA, and for a model as small as `tiny`."""
+    """Return the learning rate, by default a common one for full training, for LoRA, or for `tiny`."""
     return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
-    """The base model with one score per text. Raises UsageError where it has no such form or lacks other weights."""
+    """Load the base model with a score head. Raises UsageError if weights other than the head's are missing."""
     name = settings.model
     if folder := read_lora_folder(resolve(name)):
-        raise UsageError(f"--model {name}: is an adapter; name the model that it belongs to ({folder.base})")
+        raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
     config = load_config(name, "--model")
-    scores = any("SequenceClassification" in kind for kind in config.architectures or [])
-    if scores and config.num_labels != 1:
-        raise UsageError(f"--model {name}: a classifier with {config.num_labels} labels, where one score is needed")
+    is_classifier = any("SequenceClassification" in kind for kind in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise UsageError(f"--model {name}: expected a classifier with 1 label, got one with {config.num_labels} labels")
     largest, size = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
     if largest >= size:
-        found = f"its tokenizer has ids up to {largest:,}, the model {size:,} embeddings"
-        raise UsageError(f"--model {name}: {found}; use the tokenizer that the model was trained with")
+        found = f"the tokenizer has ids up to {largest:,}, but the model has only {size:,} embeddings"
+        raise UsageError(f"--model {name}: {found}; use the model's original tokenizer")
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             resolve(name), num_labels=1, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
-        raise UsageError(f"--model {name}: no scoring model can be made from it ({why})") from None
+        raise UsageError(f"--model {name}: cannot load it as a reward model ({why})") from None
     missing = {key.rpartition(".")[0] for key in loading["missing_keys"]}
     heads = {key for key, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1}
     for key in missing & heads:
         _initialize(model.get_submodule(key))
     if lost := sorted(key for key in missing - heads if key.startswith(f"{model.base_model_prefix}.")):
-        raise UsageError(f"--model {name}: the folder lacks weights of the model ({lost[0]}); copy it anew")
+        raise UsageError(f"--model {name}: weights are missing ({lost[0]}); copy or download the folder again")
     return model
 
 
 def _initialize(head: nn.Module) -> None:
-    """Scores of unit size for hidden states of unit size (Stiennon et al. 2020, arXiv:2009.01325, appendix B)."""
+    """Initialize a score head with std 1 / sqrt(width + 1), as in appendix B of arXiv:2009.01325."""
     assert isinstance(head, nn.Linear)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
@@ -199,7 +199,7 @@ def _initialize(head: nn.Module) -> None:
 
 
 def _limit(settings: Settings, readable: int) -> int:
-    """Tokens that a pair may have."""
+    """Return the maximum number of tokens in a pair. Raises UsageError if --max-length exceeds the model's limit."""
     if settings.max_length > readable:
         raise UsageError(f"--max-length {settings.max_length}: {settings.model} reads at most {readable} tokens")
     return settings.max_length or min(LONGEST, readable)
@@ -208,19 +208,21 @@ def _limit(settings: Settings, readable: int) -> int:
 def _drop_long_pairs(
     pairs: Sequence[Pair], tokenizer: Any, limit: int
 ) -> tuple[list[Pair], list[dict[str, list[int]]]]:
-    """Pairs of at most `limit` tokens, and their token ids under the names that TRL looks for."""
+    """Return the pairs of at most `limit` tokens, and their token ids under the names that TRL expects."""
     chosen = [encode(tokenizer, pair.prompt + pair.chosen) for pair in pairs]
     rejected = [encode(tokenizer, pair.prompt + pair.rejected) for pair in pairs]
     sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
     kept = [index for index, size in enumerate(sizes) if size <= limit]
     if not kept:
-        raise UsageError(f"--max-length {limit}: every pair is longer; the shortest has {min(sizes)} tokens")
+        raise UsageError(f"--max-length {limit}: all pairs are longer; the shortest one has {min(sizes)} tokens")
     return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
 
 
 def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]:
-    """Indices of the pairs to keep from training: none if `share` makes too few, else whole prompts where possible,
-    so that accuracy is about prompts never seen."""
+    """Return the indices of the held-out pairs, or an empty set if `share` gives fewer than FEWEST_HELD_OUT.
+
+    All pairs of a prompt are held out together if possible, so that the accuracy is measured on new prompts.
+    """
     wanted = min(round(share * len(pairs)), len(pairs) - 1)
     if wanted < FEWEST_HELD_OUT:
         return set()
@@ -235,40 +237,42 @@ def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]
                 held.update(unit)
         if len(held) >= FEWEST_HELD_OUT:
             return held
-    raise AssertionError("pairs one by one always reach what is wanted")
+    raise AssertionError("single pairs always reach the wanted number")
 
 
 def _padding_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
-    """The id to pad with on the right.
+    """Choose a padding id that no text ends with.
 
-    transformers reads the score at the last id that is not `config.pad_token_id`. With an id that a text may end with,
-    as EOS where the tokenizer appends it, the score would be read one token too early.
+    The models of transformers read the score at the last id that is not `config.pad_token_id`. If texts end with the
+    padding id, for example because the tokenizer appends EOS, the score would be read one token too early.
     """
     ends = {ids[-1] for ids in rows}
     special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     fill = next((id for id in [*special, *range(len(tokenizer))] if id is not None and id not in ends), None)
     if fill is None:
-        raise UsageError("--model: some text ends with each id that the tokenizer has; give it a pad token")
+        raise UsageError("--model: every token id is the last id of some text; add a pad token to the tokenizer")
     return int(fill)
 
 
 class _Reporter(TrainerCallback):
-    """Passes each step's loss on, and stops a training that has diverged."""
+    """Reports the loss of each step, and raises UsageError if the loss is not finite."""
 
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self.report = report
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:  # the summary at the end
+        if not logs or "loss" not in logs:  # the final summary has no loss
             return
         if not math.isfinite(logs["loss"]):
-            raise UsageError(f"the loss became {logs['loss']} in step {state.global_step}; lower --lr")
+            raise UsageError(f"the loss is {logs['loss']} in step {state.global_step}; lower --lr")
         self.report(Progress(state.global_step, state.max_steps, logs["loss"], logs["accuracy"]))
 
 
 class _Trainer(RewardTrainer):
+    """A RewardTrainer without telemetry."""
+
     def _send_telemetry(self) -> None:
-        """Nobody asked for it."""
+        """Send nothing."""
 
 
 def _trainer(
@@ -285,7 +289,7 @@ def _trainer(
         "activation_checkpointing" if renamed else "gradient_checkpointing": gpu
         and model.supports_gradient_checkpointing
     }
-    with tempfile.TemporaryDirectory() as unused:  # nothing is saved on the way, but a folder must be named
+    with tempfile.TemporaryDirectory() as unused:  # nothing is saved during training, but TRL requires a folder
         arguments = RewardConfig(
             output_dir=unused,
             num_train_epochs=settings.epochs,
@@ -304,9 +308,9 @@ def _trainer(
             disable_tqdm=True,
             **checkpointing,
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # TRL refuses to spread over all GPUs that it sees
+        arguments._n_gpu = min(1, arguments.n_gpu)  # TRL raises an error if it could use several GPUs
         padded = load_tokenizer(settings.model, "--model")
-        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL passes its id on to the model's configuration
+        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL copies its id into the model's configuration
         trainer = _Trainer(
             model=_add_lora(model, settings.lora_rank) if settings.lora_rank else model,
             args=arguments,
@@ -320,7 +324,7 @@ def _trainer(
 
 
 def _add_lora(model: Any, rank: int) -> Any:
-    """Frozen but for LoRA and the head, which is trained whole."""
+    """Freeze the model and add LoRA; the score head is trained in full."""
     options = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
@@ -334,11 +338,11 @@ def _add_lora(model: Any, rank: int) -> Any:
 
 def _check_finite(model: Any) -> None:
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise UsageError("the weights are no longer finite; lower --lr")
+        raise UsageError("training made some weights NaN or infinite; lower --lr")
 
 
 def _save_lora(model: Any, base: str, fingerprint: float, folder: Path) -> None:
-    """LoRA and head as peft writes them, and which weights they belong to."""
+    """Save LoRA and head in peft's format, with the fingerprint of the base."""
     options = copy.deepcopy(model.peft_config["default"])
     options.base_model_name_or_path, options.inference_mode = base, True
     options.target_modules = sorted(options.target_modules)
@@ -349,15 +353,15 @@ def _save_lora(model: Any, base: str, fingerprint: float, folder: Path) -> None:
 
 
 def _save_tokenizer(tokenizer: Any, fill: int, folder: Path) -> None:
-    """As it came, but for the pad token that was trained with."""
+    """Save the tokenizer with the pad token that was used in training."""
     tokenizer.padding_side = "right"
-    if fill in tokenizer.all_special_ids:  # an ordinary token must not become a special one
+    if fill in tokenizer.all_special_ids:  # never turn an ordinary token into a special one
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill)
     tokenizer.save_pretrained(folder)
 
 
 def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
-    """(accuracy, margin, mean, standard deviation) of the scores of `pairs`."""
+    """Return (accuracy, margin, mean, standard deviation) of the scores of `pairs`."""
     prompts, better, worse = ([pair[part] for pair in pairs] for part in range(3))
     chosen, rejected = (
         torch.tensor(score(reward, "--out", prompts, responses, {}), dtype=torch.float64)
@@ -369,5 +373,5 @@ def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, floa
 
 
 def describe(settings: Settings, outcome: Outcome) -> dict[str, Any]:
-    """Both as JSON knows them."""
+    """Return the settings and the outcome as one dictionary for JSON."""
     return asdict(settings) | asdict(outcome)

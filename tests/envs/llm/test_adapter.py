@@ -1,4 +1,4 @@
-"""The token-level adapter: the contract of every adapter, and the laws of language models."""
+"""Tests of the language-model adapter: the contract of every adapter, and invariants of language models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPTS = ["1+2=", "a", "what is longer than the others?", "12", "xy", "7*8 is"]
 
 
 def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """A reward that differs between responses of an untrained model."""
+    """A reward that has different scores for different responses of an untrained model."""
     return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
 
 
@@ -49,15 +49,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "independent critic": {},
     "shared critic": {"llm": {"critic": "shared"}},
     "critic from a path": {"llm": {"critic_init": "other"}},
-    "adapters: policy and critic on one base": {"llm": {"lora_rank": 2}},
-    "adapter, shared critic": {"llm": {"lora_rank": 2, "critic": "shared"}},
-    "adapters, reference is a copy": {"llm": {"lora_rank": 2, "reference": "copy"}},
-    "adapters, critic from a path": {"llm": {"lora_rank": 2, "critic_init": "other"}},
-    "hot": {"llm": {"temperature": 1.7}},
+    "LoRA, policy and critic on one base": {"llm": {"lora_rank": 2}},
+    "LoRA, shared critic": {"llm": {"lora_rank": 2, "critic": "shared"}},
+    "LoRA, reference is a copy": {"llm": {"lora_rank": 2, "reference": "copy"}},
+    "LoRA, critic from a path": {"llm": {"lora_rank": 2, "critic_init": "other"}},
+    "high temperature": {"llm": {"temperature": 1.7}},
     "full KL, whitened rewards": {"llm": {"kl": "full", "whiten_rewards": True}},
-    "normalised by the reference": {"llm": {"score_normalize": "reference", "score_clip": 1.0}},
+    "normalized by the reference": {"llm": {"score_normalize": "reference", "score_clip": 1.0}},
     "recomputed activations": {"llm": {"gradient_checkpointing": True}},
-    "recomputed activations, adapters": {"llm": {"gradient_checkpointing": True, "lora_rank": 2}},
+    "recomputed activations, LoRA": {"llm": {"gradient_checkpointing": True, "lora_rank": 2}},
 }
 GROUPS = {
     "rloo": {"llm": {"baseline": "rloo", "group_size": 3}, "ppo": CRITIC_FREE},
@@ -75,7 +75,7 @@ def make_adapter(folder: Path, kind: str, **tables: Any) -> LLMAdapter:
 
 
 def randomize_heads(adapter: LLMAdapter) -> LLMAdapter:
-    """Away from where everything is zero: critic heads and adapters start at no change at all."""
+    """Randomize critic heads and LoRA weights, which start at zero and would hide errors."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in adapter.policy.named_parameters():
@@ -86,13 +86,13 @@ def randomize_heads(adapter: LLMAdapter) -> LLMAdapter:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_satisfies_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # responses, for each of the adapters that it makes
+    monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # check_adapter creates several adapters
     check_adapter(lambda: randomize_heads(make_adapter(folder, kind)), tolerance=2e-5)
 
 
 def test_padding_does_not_change_logprobs(folder: Path) -> None:
-    """The model's own forward pass over each row alone, at the run's temperature."""
-    adapter = make_adapter(folder, "hot")
+    """The log-probs equal those of a forward pass over each row without padding, at the run's temperature."""
+    adapter = make_adapter(folder, "high temperature")
     rollout = adapter.collect()
     model, temperature = adapter.policy.network.model, adapter.config.llm.temperature
     assert isinstance(rollout.obs, Tensor)
@@ -100,8 +100,8 @@ def test_padding_does_not_change_logprobs(folder: Path) -> None:
         states = rollout.obs[row, : int(mask.nonzero().max()) + 1]
         with torch.no_grad():
             logprobs = (model(states[None]).logits[0] / temperature).log_softmax(-1)
-        alone = logprobs[mask[: len(states)]].gather(1, rollout.actions[row, mask][:, None]).squeeze(1)
-        torch.testing.assert_close(rollout.logprobs[row, mask], alone, atol=1e-5, rtol=0)
+        expected = logprobs[mask[: len(states)]].gather(1, rollout.actions[row, mask][:, None]).squeeze(1)
+        torch.testing.assert_close(rollout.logprobs[row, mask], expected, atol=1e-5, rtol=0)
 
 
 def test_greedy_responses_match_generate(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_greedy_responses_match_generate(folder: Path) -> None:
 
 def test_response_ends_at_eos_or_length_limit(folder: Path) -> None:
     adapter = make_adapter(folder, "independent critic", seed=4)
-    adapter.end_tokens = list(range(100, 130))  # likely enough that some responses end early
+    adapter.end_tokens = list(range(100, 130))  # enough end tokens that some responses end early
     responses = adapter.respond([adapter.prompts.tokens[i % 6] for i in range(40)], adapter.generator)
     sizes = (responses.lengths - responses.prompt_lengths).tolist()
     assert {True, False} == set(responses.ended.tolist())
@@ -159,16 +159,16 @@ def iterations(adapter: LLMAdapter, **ppo: Any) -> Any:
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
-@pytest.mark.parametrize("kind", ["independent critic", "recomputed activations, adapters"])
+@pytest.mark.parametrize("kind", ["independent critic", "recomputed activations, LoRA"])
 def test_gradient_is_invariant_to_microbatches_and_padding(folder: Path, kind: str, loss_mean: str) -> None:
     adapter = randomize_heads(make_adapter(folder, kind))
     ppo = adapter.config.ppo.model_copy(update={"loss_mean": loss_mean})
     rollout = adapter.collect()
     perturb_weights(adapter)
-    whole = gradient(adapter, rollout, ppo)
+    expected = gradient(adapter, rollout, ppo)
     for columns in (1, 40, 64):
-        again = gradient(adapter, rollout, ppo.model_copy(update={"microbatch_columns": columns}))
-        torch.testing.assert_close(again, whole, atol=1e-6, rtol=1e-4)
+        found = gradient(adapter, rollout, ppo.model_copy(update={"microbatch_columns": columns}))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
 def perturb_weights(adapter: LLMAdapter) -> None:
@@ -187,9 +187,9 @@ def gradient(adapter: LLMAdapter, rollout: Any, ppo: PPO) -> Tensor:
 def test_recomputed_logits_give_the_same_gradient(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = randomize_heads(make_adapter(folder, "shared critic"))
     rollout, ppo = adapter.collect(), adapter.config.ppo
-    whole = gradient(adapter, rollout, ppo)
-    monkeypatch.setitem(CHUNK, "cpu", 3 * 260)  # three steps' logits at a time
-    torch.testing.assert_close(gradient(adapter, rollout, ppo), whole, atol=1e-6, rtol=1e-4)
+    expected = gradient(adapter, rollout, ppo)
+    monkeypatch.setitem(CHUNK, "cpu", 3 * 260)  # the logits of three steps per chunk
+    torch.testing.assert_close(gradient(adapter, rollout, ppo), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
@@ -197,10 +197,10 @@ def test_restored_adapter_equals_uninterrupted_one(folder: Path) -> None:
         running = iterations(adapter, epochs=1, minibatches=2)
         return [next(running) for _ in range(count)]
 
-    whole = make_adapter(folder, "shared critic")
-    run_iterations(whole, 2)
-    saved = whole.policy.state_dict(), whole.state_dict()
-    expected = whole.collect()
+    original = make_adapter(folder, "shared critic")
+    run_iterations(original, 2)
+    saved = original.policy.state_dict(), original.state_dict()
+    expected = original.collect()
     other = make_adapter(folder, "shared critic", seed=1)
     other.policy.load_state_dict(saved[0])
     other.load_state_dict(saved[1])
@@ -214,11 +214,11 @@ def test_changed_base_model_is_detected(folder: Path) -> None:
         first = LLMAdapter(make_config(folder, llm), CPU)
         other = LLMAdapter(make_config(folder, llm | {"model": str(folder / "other")}), CPU)
         first.load_state_dict(first.state_dict())
-        with pytest.raises(UsageError, match="not those that the run began with"):
+        with pytest.raises(UsageError, match="its weights have changed since the run started"):
             other.load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
+@pytest.mark.parametrize("kind", ["independent critic", "LoRA, policy and critic on one base"])
 def test_training_changes_policy_but_not_reference(folder: Path, kind: str) -> None:
     adapter = make_adapter(folder, kind)
     running = iterations(adapter, epochs=2, minibatches=2)
@@ -250,7 +250,7 @@ def test_dropout_is_always_disabled(tmp_path: Path, folder: Path, family: str, r
     assert next(iterations(adapter, epochs=1, minibatches=2)).metrics["invariant/first_ratio_error"] < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["independent critic", "adapters: policy and critic on one base"])
+@pytest.mark.parametrize("kind", ["independent critic", "LoRA, policy and critic on one base"])
 def test_recomputed_activations_give_the_same_gradient(folder: Path, kind: str) -> None:
     plain = randomize_heads(make_adapter(folder, kind))
     llm = KINDS[kind].get("llm", {}) | {"gradient_checkpointing": True}
@@ -270,7 +270,7 @@ def test_lora_checkpoint_excludes_base_weights(tmp_path: Path, folder: Path) -> 
 
 
 def test_initial_values_are_zero(folder: Path) -> None:
-    for kind in ("independent critic", "shared critic", "adapters: policy and critic on one base"):
+    for kind in ("independent critic", "shared critic", "LoRA, policy and critic on one base"):
         assert not make_adapter(folder, kind).collect().values.any()
 
 
@@ -302,8 +302,8 @@ def test_pretraining_loss_is_invariant_to_microbatches(folder: Path, tmp_path: P
         torch.testing.assert_close(gradients, found[2][1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["independent critic", "shared critic", "adapters, critic from a path",
-                                  "adapters: policy and critic on one base"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["independent critic", "shared critic", "LoRA, critic from a path",
+                                  "LoRA, policy and critic on one base"])  # fmt: skip
 def test_critic_warmup_leaves_the_policy_unchanged(folder: Path, kind: str) -> None:
     adapter = make_adapter(folder, kind)
     critic = {id(p) for p in adapter.policy.critic_parameters()}

@@ -1,4 +1,4 @@
-"""What users of language models get wrong: one clear line, exit code 2, or a run that fails with everything kept."""
+"""Tests of user errors with language models: one-line errors, and failed runs that keep their folder."""
 
 from __future__ import annotations
 
@@ -63,42 +63,48 @@ def train_exit_code(tmp_path: Path, *flags: str, **llm: str) -> int:
     return main(["train", "llm", "--runs", str(tmp_path), "--total-iterations", "3", "--threads", "1", *given, *flags])
 
 
-REFUSED: dict[str, tuple[dict[str, str], str]] = {
-    "no model": ({"model": ""}, "llm.model: no model is given"),
-    "no prompts": ({"prompts": ""}, "llm.prompts: no prompts are given"),
-    "no reward": ({"reward": ""}, "llm.reward: nothing scores the responses"),
-    "missing file": ({"prompts": "okay.jsonl"}, "okay.jsonl: no such file; did you mean 'ok.jsonl'?"),
+INVALID: dict[str, tuple[dict[str, str], str]] = {
+    "missing model": ({"model": ""}, "llm.model is required: use a folder, a hub id or 'tiny'"),
+    "missing prompts": ({"prompts": ""}, "llm.prompts is required: use a .jsonl, .json or .txt file"),
+    "missing reward": ({"reward": ""}, "llm.reward is required: use module:function, a reward model"),
+    "missing file": ({"prompts": "okay.jsonl"}, "okay.jsonl: file not found; did you mean 'ok.jsonl'?"),
     "missing key": (
         {"prompts": "key.jsonl"},
-        "key.jsonl, line 1: no key prompt, query, question or messages (found: 'text'",
+        "key.jsonl, line 1: expected the key prompt, query, question or messages, got 'text'",
     ),
     "empty prompt": ({"prompts": "empty.jsonl"}, "empty.jsonl, line 2: 'prompt' is empty"),
     "prompt longer than the context": ({"prompts": "long.jsonl"}, "long.jsonl, line 1: the prompt has 200 tokens"),
-    "a chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: is a chat, but"),
-    "tokenizer larger than the model": ({"model": "larger-tokenizer"}, "ids up to 699, its model 260 embeddings"),
+    "chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: a chat needs a chat template, but"),
+    "tokenizer larger than the model": (
+        {"model": "larger-tokenizer"},
+        "the tokenizer has ids up to 699, but the model has only 260 embeddings",
+    ),
     "4 bits without a GPU": ({"quantize": "4bit", "lora_rank": "2"}, "llm.quantize = '4bit' needs a GPU"),
-    "hub id without network": ({"model": "nobody/nothing"}, "llm.model = 'nobody/nothing': there is no such folder"),
-    "a file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': is a file"),
-    "a column that is not there": ({"reward": "exact"}, "no key 'answer', which llm.reward = 'exact' needs"),
-    "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is refused: top_p cuts the distribution"),
-    "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a scoring model"),
-    "adapters to switch off": ({"reference": "lora-off"}, "needs llm.lora_rank above 0"),
+    "hub id without network": (
+        {"model": "nobody/nothing"},
+        "llm.model = 'nobody/nothing': tokenizer not found as a local folder",
+    ),
+    "file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': expected a Hugging Face model folder or a hub"),
+    "missing column": ({"reward": "exact"}, "llm.reward = 'exact' needs the key 'answer'"),
+    "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is refused: top_p changes the distribution"),
+    "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a reward model"),
+    "LoRA off without LoRA": ({"reference": "lora-off"}, "requires LoRA; set llm.lora_rank above 0"),
     "4 bits with a copy": (
         {"quantize": "4bit", "lora_rank": "2", "reference": "copy"},
-        "llm.quantize = '4bit' needs llm.reference = 'lora-off'",
+        "llm.quantize = '4bit' requires llm.reference = 'lora-off'",
     ),
-    "a target for no coefficient": ({"kl_coef": "0", "kl_target": "6"}, "llm.kl_target = 6.0 has no effect"),
-    "no such layers": ({"lora_rank": "2", "lora_targets": "nothing"}, "llm.lora_targets = ['nothing']"),
-    "more minibatches than rows": ({"rollout_batch": "2"}, "ppo.minibatches = 4 is more than llm.rollout_batch = 2"),
-    "groups that don't divide": ({"group_size": "3"}, "llm.rollout_batch = 4 is not a multiple of llm.group_size = 3"),
-    "a baseline without its conditions": ({"baseline": "rloo"}, "llm.baseline = 'rloo' needs ppo.lam = 1.0"),
-    "an option without effect": ({"kl_horizon": "5"}, "llm.kl_horizon = 5 has no effect with llm.kl_target = 0"),
+    "KL target without KL penalty": ({"kl_coef": "0", "kl_target": "6"}, "llm.kl_target = 6.0 has no effect"),
+    "unknown layers": ({"lora_rank": "2", "lora_targets": "nothing"}, "llm.lora_targets = ['nothing']"),
+    "more minibatches than rows": ({"rollout_batch": "2"}, "ppo.minibatches = 4 is greater than llm.rollout_batch = 2"),
+    "indivisible groups": ({"group_size": "3"}, "llm.rollout_batch = 4 is not a multiple of llm.group_size = 3"),
+    "baseline without its conditions": ({"baseline": "rloo"}, "llm.baseline = 'rloo' requires ppo.lam = 1.0"),
+    "option without effect": ({"kl_horizon": "5"}, "llm.kl_horizon = 5 has no effect with llm.kl_target = 0"),
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", INVALID)
 def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.CaptureFixture[str], case: str) -> None:
-    llm, message = REFUSED[case]
+    llm, message = INVALID[case]
     assert train_exit_code(tmp_path, **llm) == 2
     out, err = capfd.readouterr()
     lines = [line for line in err.splitlines() if not line.startswith("training in")]
@@ -109,16 +115,16 @@ def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_model_without_lm_head_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """transformers would draw a new one at random."""
+    """transformers would initialize the missing head at random."""
     assert train_exit_code(tmp_path, model="headless") == 2
-    assert "is no whole causal language model, its file lacks lm_head.weight" in capfd.readouterr().err
+    assert "expected a complete causal language model, but lm_head.weight is missing" in capfd.readouterr().err
 
 
 def test_reward_with_too_few_values_fails_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert train_exit_code(tmp_path, "--name", "few", reward="llm_test_rewards:few") == 1
     status = Run(tmp_path / "few").read_status()
     assert status.state == "failed"
-    assert "gave 1 scores for 4 responses; without one: prompt" in status.reason
+    assert "returned 1 score for 4 responses; first response without a score: prompt" in status.reason
     assert status.reason in capfd.readouterr().err
 
 
@@ -129,6 +135,6 @@ def test_late_reward_error_keeps_progress(tmp_path: Path, capfd: pytest.CaptureF
     status = run.read_status()
     assert status.state == "failed"
     assert status.iteration == 2
-    assert "gave nan, not a finite number; prompt" in status.reason
+    assert "expected a finite number for each response, got nan; prompt" in status.reason
     assert len(list(run.checkpoints.glob("0*"))) == 2
     assert "ppo-unified resume late" in capfd.readouterr().err

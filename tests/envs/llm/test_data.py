@@ -1,4 +1,4 @@
-"""Prompts, pairs and texts as people keep them: what is read, and the one line that names what cannot be."""
+"""Tests of reading prompts, pairs and texts in common file layouts, and of the errors for invalid files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_file(folder: Path, name: str, content: str | bytes) -> Path:
 
 
 def lines(records: list[Any], end: str = "\n") -> str:
-    """JSON Lines as other programs write them: nothing escaped that need not be."""
+    """Return the records as JSON Lines with the minimum of escapes, as other programs write them."""
     return end.join(json.dumps(record, ensure_ascii=False) for record in records) + end
 
 
@@ -44,7 +44,7 @@ LAYOUTS: dict[str, Callable[[list[Any]], str]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_json_layout_yields_the_same_records(tmp_path: Path, layout: str) -> None:
-    """Array or lines, whatever the ending says; texts come back to the character, also with separators inside."""
+    """The content decides between array and lines, not the file extension, and texts with separators are unchanged."""
     data = read_prompts(write_file(tmp_path, layout, LAYOUTS[layout](RECORDS)))
     assert data.prompts == [record["prompt"] for record in RECORDS]
     assert data.columns == {"answer": [3, "x", None], "tags": [None, ["a"], None], "level": [None, None, None]}
@@ -65,8 +65,8 @@ def test_prompt_records_its_origin(tmp_path: Path) -> None:
     ]
 
 
-def test_text_is_read_in_whole_lines(tmp_path: Path) -> None:
-    """Blank lines are no prompts; what `str.splitlines` also cuts at, and spaces, belong to the line."""
+def test_plain_text_is_split_only_at_newlines(tmp_path: Path) -> None:
+    """Blank lines are skipped, but spaces and the other separators of `str.splitlines` remain in the line."""
     path = write_file(tmp_path, "a.txt", "\ufeffone \r\n\n \t\n two\u2028three\x0cfour\nlast")
     assert read_prompts(path).prompts == read_texts(path) == ["one ", " two\u2028three\x0cfour", "last"]
     assert read_prompts(path).columns == {}
@@ -106,12 +106,12 @@ def test_selected_prompts_keep_their_columns(tmp_path: Path) -> None:
 
 
 def test_columns_of_wrong_length_are_rejected() -> None:
-    with pytest.raises(ValueError, match="2 prompts, but answer 1"):
+    with pytest.raises(ValueError, match="expected 2 values per column, got 1 for 'answer'"):
         PromptData(["a", "b"], {"answer": [1]}, "here", [1, 2])
 
 
 def message(read: Callable[[Path], object], path: Path) -> str:
-    """The one line that a mistake gives, without the folder."""
+    """Return the one-line error of `read`, without the folder."""
     with pytest.raises(UsageError) as caught:
         read(path)
     text = str(caught.value)
@@ -122,61 +122,89 @@ def message(read: Callable[[Path], object], path: Path) -> str:
 
 P = '{"prompt": "a"}\n'
 WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
-    "ending": ("a.csv", P, "a.csv: unknown ending '.csv'; use a .jsonl, .json or .txt file"),
-    "no ending": ("a", P, "a: no ending; use a .jsonl, .json or .txt file"),
-    "empty file": ("a.jsonl", "\n \n", "a.jsonl: the file is empty; it holds one JSON object a line, or an array"),
-    "empty text": ("a.txt", " \n", "a.txt: the file is empty; it holds one text a line"),
+    "unknown extension": ("a.csv", P, "a.csv: expected the file extension .jsonl, .json or .txt, got '.csv'"),
+    "no extension": ("a", P, "a: expected the file extension .jsonl, .json or .txt, got none"),
+    "empty file": ("a.jsonl", "\n \n", "a.jsonl: the file is empty; write one JSON object per line or an array"),
+    "empty text": ("a.txt", " \n", "a.txt: the file is empty; write one text per line"),
     "empty array": ("a.json", " [ ]", "a.json: the array is empty"),
-    "latin-1": ("a.txt", "ok\ncafé\n".encode("latin-1"), "a.txt, line 2: not UTF-8 (byte 0xe9)"),
-    "utf-16": ("a.jsonl", P.encode("utf-16"), "a.jsonl, line 1: not UTF-8 (byte 0xff)"),
-    "broken line": ("a.jsonl", f'{P}\n{{"prompt": "b"\n', "a.jsonl, line 3: not JSON (Expecting ',' delimiter at col"),
-    "not JSON at all": ("a.json", "hello\n", "a.json, line 1: not JSON (Expecting value at column 1)"),
-    "broken record": ("a.json", '{\n "prompt": "a",\n}', "a.json, line 3: not JSON (Expecting property name"),
-    "broken array": ("a.json", '[{"prompt": "a"},\n {"prompt": }]', "a.json, line 2: not JSON (Expecting value at col"),
-    "too deep": ("a.json", "[" * 10**5, "a.json: JSON that cannot be read (it is nested too deep"),
-    "long number": ("a.jsonl", P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}", "a.jsonl, line 2: JSON that cannot be"),
-    "a list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: a list ([1]), where an object with keys is meant"),
-    "a text": ("a.json", '["x"]', "a.json, record 1: the text 'x', where an object with keys is meant"),
-    "null": ("a.jsonl", P + "null", "a.jsonl, line 2: null, where an object with keys is meant"),
+    "latin-1": ("a.txt", "ok\ncafé\n".encode("latin-1"), "a.txt, line 2: expected UTF-8, got byte 0xe9;"),
+    "utf-16": ("a.jsonl", P.encode("utf-16"), "a.jsonl, line 1: expected UTF-8, got byte 0xff;"),
+    "broken line": (
+        "a.jsonl",
+        f'{P}\n{{"prompt": "b"\n',
+        "a.jsonl, line 3: invalid JSON (Expecting ',' delimiter at col",
+    ),
+    "not JSON at all": ("a.json", "hello\n", "a.json, line 1: invalid JSON (Expecting value at column 1)"),
+    "broken record": ("a.json", '{\n "prompt": "a",\n}', "a.json, line 3: invalid JSON (Expecting property name"),
+    "broken array": (
+        "a.json",
+        '[{"prompt": "a"},\n {"prompt": }]',
+        "a.json, line 2: invalid JSON (Expecting value at col",
+    ),
+    "too deep": ("a.json", "[" * 10**5, "a.json: cannot parse the JSON ("),
+    "long number": (
+        "a.jsonl",
+        P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}",
+        "a.jsonl, line 2: cannot parse the JSON (",
+    ),
+    "list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: expected a JSON object, got a list ([1])"),
+    "text": ("a.json", '["x"]', "a.json, record 1: expected a JSON object, got the text 'x'"),
+    "null": ("a.jsonl", P + "null", "a.jsonl, line 2: expected a JSON object, got null"),
     "no known key": (
         "a.jsonl",
         '{"instruction": "a", "n": 1}',
-        "a.jsonl, line 1: no key prompt, query, question or messages (found: 'instruction', 'n'); name the prompt's",
+        "a.jsonl, line 1: expected the key prompt, query, question or messages, got 'instruction', 'n'; set llm.prompt",
     ),
-    "no key at all": ("a.jsonl", "{}", "a.jsonl, line 1: no key prompt, query, question or messages (found: none)"),
-    "missing later": ("a.jsonl", P + '{"promt": "b"}', "a.jsonl, line 2: no key prompt (found: 'promt'); did you mean"),
+    "no key at all": (
+        "a.jsonl",
+        "{}",
+        "a.jsonl, line 1: expected the key prompt, query, question or messages, got no keys",
+    ),
+    "missing later": (
+        "a.jsonl",
+        P + '{"promt": "b"}',
+        "a.jsonl, line 2: expected the key prompt, got 'promt'; did you mean",
+    ),
     "empty prompt": ("a.jsonl", P + '{"prompt": " \\n"}', "a.jsonl, line 2: 'prompt' is empty"),
-    "a number": ("a.jsonl", '{"prompt": 3}', "a.jsonl, line 1: 'prompt' is the number 3, where a text is meant"),
-    "nothing": ("a.jsonl", '{"prompt": null}', "a.jsonl, line 1: 'prompt' is null, where a text is meant"),
-    "half a character": (
+    "number": ("a.jsonl", '{"prompt": 3}', "a.jsonl, line 1: 'prompt': expected a text, got the number 3"),
+    "null prompt": ("a.jsonl", '{"prompt": null}', "a.jsonl, line 1: 'prompt': expected a text, got null"),
+    "lone surrogate": (
         "a.jsonl",
         '{"prompt": "\\ud800"}',
-        "a.jsonl, line 1: 'prompt' holds half a character (\\ud800)",
+        "a.jsonl, line 1: 'prompt' contains half of a surrogate pair (\\ud800)",
     ),
-    "reward's argument": (
+    "argument of rewards": (
         "a.jsonl",
         P + '{"prompt": "b", "responses": 1}',
-        "a.jsonl, line 2: the key 'responses' is an",
+        "a.jsonl, line 2: the key 'responses' is reserved",
     ),
-    "texts as messages": ("a.jsonl", '{"prompt": ["x"]}', "a.jsonl, line 1: message 1 of 'prompt' is the text 'x'"),
+    "texts as messages": (
+        "a.jsonl",
+        '{"prompt": ["x"]}',
+        "a.jsonl, line 1: message 1 of 'prompt': expected an object with 'role' and 'content', got the text 'x'",
+    ),
     "no content": (
         "a.jsonl",
         '{"messages": [{"role": "user"}]}',
-        "a.jsonl, line 1: message 1 of 'messages' is an object",
+        "a.jsonl, line 1: message 1 of 'messages': expected an object with 'role' and 'content', got an object",
     ),
-    "parts": (
+    "content in parts": (
         "a.jsonl",
         '{"messages": [{"role": "user", "content": ["x"]}]}',
-        "a.jsonl, line 1: message 1 of 'messages': 'content' is a list ([\"x\"]), where a text is meant",
+        "a.jsonl, line 1: message 1 of 'messages': 'content': expected a text, got a list ([\"x\"])",
     ),
     "no message": ("a.jsonl", '{"messages": []}', "a.jsonl, line 1: 'messages' is empty"),
     "empty message": ("a.jsonl", lines([{"messages": CHAT[:1]}]), "a.jsonl, line 1: 'messages' is empty"),
     "answered": (
         "a.jsonl",
         lines([{"messages": [*CHAT, {"role": "assistant", "content": "yes"}]}]),
-        "a.jsonl, line 1: 'messages' ends with the assistant's message",
+        "a.jsonl, line 1: 'messages' ends with an assistant message",
     ),
-    "escapes": ("a.jsonl", '{"\\u001b[31mx": 1}', "a.jsonl, line 1: no key prompt, query, question or messages (found"),
+    "escapes": (
+        "a.jsonl",
+        '{"\\u001b[31mx": 1}',
+        "a.jsonl, line 1: expected the key prompt, query, question or messages, got",
+    ),
 }
 
 
@@ -189,16 +217,25 @@ def test_invalid_prompts_are_a_one_line_error(tmp_path: Path, case: str) -> None
 WRONG_PAIRS = {
     "no prompt": (
         lines([{"chosen": "a", "rejected": "b"}]),
-        "a.json, line 1: no key prompt, question or query (found:",
+        "a.json, line 1: expected the key prompt, question or query, got",
     ),
     "no chosen": (
         lines([{"prompt": "a", "choosen": "b"}]),
-        "a.json, line 1: no key chosen (found: 'prompt', 'choosen');",
+        "a.json, line 1: expected the key chosen, got 'prompt', 'choosen';",
     ),
-    "no rejected": (P.strip()[:-1] + ', "chosen": "a"}', "a.json, line 1: no key rejected (found: 'prompt', 'chosen')"),
+    "no rejected": (
+        P.strip()[:-1] + ', "chosen": "a"}',
+        "a.json, line 1: expected the key rejected, got 'prompt', 'chosen'",
+    ),
     "empty prompt": (lines([{"prompt": "", "chosen": "a", "rejected": "b"}]), "a.json, line 1: 'prompt' is empty"),
-    "a chat": (lines([{"prompt": CHAT, "chosen": "a", "rejected": "b"}]), "a.json, line 1: 'prompt' is a list ("),
-    "a number": (lines([{"prompt": "a", "chosen": "a", "rejected": 1}]), "a.json, line 1: 'rejected' is the number 1"),
+    "chat": (
+        lines([{"prompt": CHAT, "chosen": "a", "rejected": "b"}]),
+        "a.json, line 1: 'prompt': expected a text, got a list (",
+    ),
+    "number": (
+        lines([{"prompt": "a", "chosen": "a", "rejected": 1}]),
+        "a.json, line 1: 'rejected': expected a text, got the number 1",
+    ),
 }
 
 
@@ -210,32 +247,32 @@ def test_invalid_pairs_are_a_one_line_error(tmp_path: Path, case: str) -> None:
 
 def test_plain_text_has_neither_pairs_nor_keys(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.txt", "a\n")
-    assert message(read_pairs, path) == "a.txt: plain text cannot hold preference pairs; use .jsonl or .json"
-    said = message(lambda path: read_prompts(path, "q"), path)
-    assert said.startswith("llm.prompt_key = 'q' has no effect: ")
+    assert message(read_pairs, path) == "a.txt: plain text cannot contain preference pairs; use .jsonl or .json"
+    error = message(lambda path: read_prompts(path, "q"), path)
+    assert error.startswith("llm.prompt_key = 'q' has no effect, because ")
 
 
 def test_invalid_texts_are_a_one_line_error(tmp_path: Path) -> None:
-    assert message(read_texts, write_file(tmp_path, "a.jsonl", P)) == "a.jsonl, line 1: no key text (found: 'prompt')"
-    said = message(read_texts, write_file(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
-    assert said == "a.jsonl, line 2: 'text' is empty; write a text or drop the record"
+    error = message(read_texts, write_file(tmp_path, "a.jsonl", P))
+    assert error == "a.jsonl, line 1: expected the key text, got 'prompt'"
+    error = message(read_texts, write_file(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
+    assert error == "a.jsonl, line 2: 'text' is empty; add a text or remove the record"
 
 
-def test_missing_key_suggests_the_nearest(tmp_path: Path) -> None:
+def test_missing_key_suggests_the_closest_one(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
-    said = message(lambda path: read_prompts(path, "instructions"), path)
-    assert said == (
-        "a.jsonl, line 1: no key instructions (found: 'instruction', 'prompt'); did you mean 'instruction'?"
+    error = message(lambda path: read_prompts(path, "instructions"), path)
+    assert error == (
+        "a.jsonl, line 1: expected the key instructions, got 'instruction', 'prompt'; did you mean 'instruction'?"
     )
 
 
 def test_unreadable_file_is_a_one_line_error(tmp_path: Path) -> None:
     write_file(tmp_path, "prompts.jsonl", P)
     (tmp_path / "folder.jsonl").mkdir()
-    assert (
-        message(read_prompts, tmp_path / "promts.jsonl") == "promts.jsonl: no such file; did you mean 'prompts.jsonl'?"
-    )
-    assert "there is no folder" in message(read_prompts, tmp_path / "nowhere" / "a.jsonl")
-    assert message(read_prompts, tmp_path / "folder.jsonl") == "folder.jsonl: cannot be read (Is a directory)"
-    assert "cannot be read" in message(read_prompts, tmp_path / "prompts.jsonl" / "a.txt")
-    assert "cannot be read" in message(read_prompts, tmp_path / "a\0.txt")
+    error = message(read_prompts, tmp_path / "promts.jsonl")
+    assert error == "promts.jsonl: file not found; did you mean 'prompts.jsonl'?"
+    assert "a.jsonl: folder '" in message(read_prompts, tmp_path / "nowhere" / "a.jsonl")
+    assert message(read_prompts, tmp_path / "folder.jsonl") == "folder.jsonl: cannot read the file (Is a directory)"
+    assert "cannot read the file" in message(read_prompts, tmp_path / "prompts.jsonl" / "a.txt")
+    assert "cannot read the file" in message(read_prompts, tmp_path / "a\0.txt")

@@ -1,4 +1,4 @@
-"""What makes tokens fast keeps them right: the cache with room, the draw of a token, the log-prob's own gradient."""
+"""Tests of the optimized parts of decoding and log-probs: the preallocated cache, sampling, the manual gradient."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_greedy_decoding_matches_generate_at_any_cache_room(
     responses = generate(Network(model), PROMPTS, 20, ends)
     sizes = (responses.lengths - responses.prompt_lengths).tolist()
     assert len(set(sizes)) > 2
-    assert sizes.count(20) < 12  # fewer than 3 of 4 go on: the cache drops rows
+    assert sizes.count(20) < 12  # fewer than 75 % of the rows continue, so the cache drops rows
     for row, prompt in enumerate(PROMPTS):
         expected = model.generate(
             torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=ends, pad_token_id=258
@@ -125,7 +125,7 @@ def test_logprob_computation_leaves_logits_unchanged() -> None:
 
 
 def test_every_rare_token_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A likely token and 100,000 of 2e-8 behind it, less than what float32 tells apart that near to 1."""
+    """Tokens with probabilities below the float32 resolution near 1 can still be drawn."""
     logits = torch.full((1, 100_001), math.log(2e-8))
     logits[0, 0] = 0.0
     wanted = torch.arange(50_000, 50_030)
@@ -133,4 +133,4 @@ def test_every_rare_token_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *_, dtype, **__: middles[:, None].to(dtype))
     drawn = _choose_tokens(logits.expand(30, -1), torch.Generator())
     assert len(drawn.unique()) == 30
-    assert (drawn - wanted).abs().max() <= 4  # the softmax itself is float32's
+    assert (drawn - wanted).abs().max() <= 4  # the softmax is computed in float32

@@ -1,4 +1,4 @@
-"""What a run reads besides weights is read once, and again when a file has changed."""
+"""Tests that a run reads its inputs once, and reads them again if a file has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KL estimates, rewards and baselines: TRL's numbers, closed forms, and laws."""
+"""Tests of KL estimates, rewards and baselines against TRL's numbers, closed forms, and mathematical properties."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ppo_unified.engine.rollout import Rollout
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[2] / "golden" / "peers.json").read_text(encoding="utf-8"))
 TOKENS = GOLDEN["tokens_trl_0.11.4"]
-COEF = 0.2  # of TRL's rewards there
-NAMES = {"k1": "kl", "abs": "abs", "k2": "mse", "full": "full"}  # ours: TRL's
+COEF = 0.2  # the KL coefficient of TRL's rewards in the golden file
+NAMES = {"k1": "kl", "abs": "abs", "k2": "mse", "full": "full"}  # name here -> name in TRL
 
 
 def load_input(name: str) -> Tensor:
@@ -27,7 +27,7 @@ def load_input(name: str) -> Tensor:
 
 
 def estimates() -> dict[str, Tensor]:
-    """By the adapter's own arithmetic, from logits."""
+    """Compute the KL estimates from logits as the adapter does."""
     tokens = load_input("tokens")
     logits, ref_logits = (load_input(name).flatten(0, 1) for name in ("logits", "ref_logits"))
     logprobs, ref_logprobs, full = (x.view(tokens.shape) for x in logprobs_and_kl(logits, ref_logits, tokens.flatten()))
@@ -54,7 +54,7 @@ def test_score_is_added_at_the_last_valid_step() -> None:
 
 
 def test_token_rewards_match_the_worked_example() -> None:
-    """Prompt p0 p1, response "a b EOS": the score sits on EOS, V before each token, every number by hand."""
+    """The prompt is "p0 p1" and the response "a b EOS"; all expected numbers were computed by hand."""
     mask = torch.tensor([[False, True, True, True]])
     log_ratio = torch.tensor([[0.0, 0.2, -0.1, 0.3]])
     rewards = token_rewards(torch.tensor([1.0]), ESTIMATES["k1"](log_ratio), 0.1, mask)
@@ -115,7 +115,7 @@ def rollout_of(rewards: Tensor, values: Tensor, mask: Tensor) -> Rollout:
 
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
 def test_group_baseline_advantages_match_closed_form(kind: str) -> None:
-    """RLOO: R_i - mean of the others. GRPO: (R_i - mean) / std. Through the engine's own GAE."""
+    """The advantage from the engine's GAE is R_i - mean of the others (RLOO) or (R_i - mean) / std (GRPO)."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.tensor([3, 5, 1, 4, 2, 5])
     mask = torch.arange(5) < lengths[:, None]

@@ -1,4 +1,4 @@
-"""A scoring model as a low-rank adapter: its folder, and its scores from the policy's own base."""
+"""Tests of LoRA reward models: their folder, and their scores when they share the policy's base."""
 
 from __future__ import annotations
 
@@ -33,27 +33,28 @@ from ppo_unified.training import checkpoint, session
 from tests.models import save_model
 
 PAIRS = [Pair(f"q{i}: ", f"{'abc'[i % 3]}!", "abcd"[i % 4]) for i in range(24)]
-ASKED, ANSWERED = ["q1: ", "q2: ", "longer question: "], ["yes!", "no", "neither of the two"]
+PROMPTS, RESPONSES = ["q1: ", "q2: ", "longer question: "], ["yes!", "no", "neither of the two"]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, another one of the same shape, a scoring adapter on the first, and prompts."""
-    folder = tmp_path_factory.mktemp("adapters")
+    """A folder with a base model, another model of the same shape, a LoRA reward model on the base, and prompts."""
+    folder = tmp_path_factory.mktemp("lora")
     save_model(folder / "base", request.param)
     save_model(folder / "other", request.param, seed=1)
-    save_adapter(folder / "base", folder / "scorer")
+    save_lora_reward_model(folder / "base", folder / "reward-model")
     (folder / "prompts.jsonl").write_text("\n".join(json.dumps({"prompt": p.prompt}) for p in PAIRS), encoding="utf-8")
     return folder
 
 
-def save_adapter(base: Path, out: Path, **options: Any) -> None:
-    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, adapter=True, device="cpu", **options)
+def save_lora_reward_model(base: Path, out: Path, **options: Any) -> None:
+    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, lora_only=True, device="cpu", **options)
     train_reward_model.train(PAIRS, settings, out, lambda progress: None)
 
 
 def config(folder: Path, model: str = "base", **llm: Any) -> LLMConfig:
-    own = {"model": str(folder / model), "prompts": str(folder / "prompts.jsonl"), "reward": str(folder / "scorer")}
+    own = {"model": str(folder / model), "prompts": str(folder / "prompts.jsonl")}
+    own["reward"] = str(folder / "reward-model")
     sizes = {"max_new_tokens": 6, "rollout_batch": 8, "lora_rank": 2, "critic": "shared"}
     small = {
         "total_steps": 0,
@@ -70,20 +71,21 @@ def build(folder: Path, model: str = "base", **llm: Any) -> LLMAdapter:
 
 
 def own_scores(folder: Path) -> Tensor:
-    return torch.tensor(RewardModel(str(folder / "scorer"))(ASKED, ANSWERED))
+    return torch.tensor(RewardModel(str(folder / "reward-model"))(PROMPTS, RESPONSES))
 
 
 def test_lora_folder_loads_in_peft(folder: Path) -> None:
-    """Base, adapter and head, with the very scores that a reward gives."""
+    """peft computes the same scores from the folder as the reward model."""
+    path = str(folder / "reward-model")
     with silence_peft():
-        model = AutoPeftModelForSequenceClassification.from_pretrained(str(folder / "scorer"), num_labels=1).eval()
-    scorer = RewardModel(str(folder / "scorer"))
-    rows = [torch.tensor([scorer.tokenizer(p + r)["input_ids"]]) for p, r in zip(ASKED, ANSWERED, strict=True)]
+        model = AutoPeftModelForSequenceClassification.from_pretrained(path, num_labels=1).eval()
+    tokenizer = RewardModel(path).tokenizer
+    rows = [torch.tensor([tokenizer(p + r)["input_ids"]]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     with torch.no_grad():
         scores = torch.cat([model(input_ids=ids).logits[:, 0] for ids in rows])
     torch.testing.assert_close(scores, own_scores(folder), rtol=1e-5, atol=1e-5)
     assert len(set(scores.tolist())) == len(scores)
-    assert not (folder / "scorer" / "model.safetensors").exists()
+    assert not (folder / "reward-model" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("options", [{}, {"critic": "independent"}, {"lora_targets": ["q_proj", "c_attn"]}])
@@ -95,29 +97,29 @@ def test_shared_base_gives_the_same_scores(folder: Path, options: dict[str, Any]
         assert isinstance(adapter.reward, SharedRewardModel)
         assert adapter.reward.network is adapter.policy.network
         torch.testing.assert_close(
-            torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
+            torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
         )
 
 
 def test_reward_and_gold_lora_models_coexist(folder: Path) -> None:
     second = folder / "second"
     if not second.exists():
-        save_adapter(folder / "base", second, seed=5)
+        save_lora_reward_model(folder / "base", second, seed=5)
     with closing(build(folder, proxy_of=str(second))) as adapter:
         assert [x.name for x in (adapter.reward, adapter.gold) if isinstance(x, SharedRewardModel)] == [REWARD, GOLD]
         assert adapter.gold is not None
-        theirs = torch.tensor(RewardModel(str(second))(ASKED, ANSWERED))
-        torch.testing.assert_close(torch.tensor(adapter.gold(ASKED, ANSWERED)), theirs, rtol=1e-5, atol=1e-5)
+        theirs = torch.tensor(RewardModel(str(second))(PROMPTS, RESPONSES))
+        torch.testing.assert_close(torch.tensor(adapter.gold(PROMPTS, RESPONSES)), theirs, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
-            torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder), rtol=1e-5, atol=1e-5
+            torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
         )
 
 
 def test_policy_and_reference_are_unaffected_by_lora_reward(folder: Path) -> None:
-    """Also after scores were asked for, which switches adapters."""
+    """Policy and reference are unchanged after a call of the reward model, which activates its LoRA weights."""
     with closing(build(folder)) as adapter, closing(build(folder, reward="regex:a")) as plain, torch.no_grad():
         tokens = torch.arange(20)[None]
-        adapter.reward(ASKED, ANSWERED)
+        adapter.reward(PROMPTS, RESPONSES)
         for name in (POLICY, None):
             ours, theirs = (x.policy.network.trunk(tokens, name) for x in (adapter, plain))
             assert torch.equal(ours, theirs)
@@ -130,7 +132,7 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
         trained = {name for name, p in adapter.policy.named_parameters() if p.requires_grad}
         assert trained
         assert not [name for name in trained if f".{REWARD}." in name]
-        for name in (REWARD, None, POLICY, REWARD):  # peft thaws what it switches to
+        for name in (REWARD, None, POLICY, REWARD):  # peft unfreezes the LoRA weights that it activates
             network.use_lora(name)
             assert {n for n, p in adapter.policy.named_parameters() if p.requires_grad} == trained
         assert set(adapter.policy.state_dict()) == trained
@@ -140,7 +142,7 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
     after, _ = session.load_adapter(Run(tmp_path / "runs" / "a"), loaded, "best")
     assert isinstance(after, LLMAdapter)
     with closing(after):
-        assert torch.equal(torch.tensor(after.reward(ASKED, ANSWERED)), scores_before(folder))
+        assert torch.equal(torch.tensor(after.reward(PROMPTS, RESPONSES)), scores_before(folder))
     assert main(["export", "a", "--to", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
     for path in tmp_path.rglob("*.safetensors"):
         assert not [key for key in load_file(path) if REWARD in key or "score" in key], path
@@ -148,7 +150,7 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
 
 def scores_before(folder: Path) -> Tensor:
     with closing(build(folder)) as adapter:
-        return torch.tensor(adapter.reward(ASKED, ANSWERED))
+        return torch.tensor(adapter.reward(PROMPTS, RESPONSES))
 
 
 def test_training_starts_at_ratio_one_and_keeps_reward_model(folder: Path) -> None:
@@ -165,13 +167,14 @@ def test_training_starts_at_ratio_one_and_keeps_reward_model(folder: Path) -> No
 
 
 def test_resumed_run_with_lora_reward_equals_uninterrupted(folder: Path, tmp_path: Path) -> None:
-    whole = train(config(folder), tmp_path, "whole")
+    uninterrupted = train(config(folder), tmp_path, "uninterrupted")
     one = config(folder).model_copy(update={"total_iterations": 1})
-    train(one, tmp_path, "parts")
-    assert main(["resume", "parts", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
-    kept = [checkpoint.load_newest(Run(tmp_path / name), torch.device("cpu")) for name in ("whole", "parts")]
-    weights = [found.policy for found in kept if found]
-    assert whole.state == "finished"
+    train(one, tmp_path, "resumed")
+    assert main(["resume", "resumed", "--total-iterations", "2", "--runs", str(tmp_path)]) == 0
+    names = ("uninterrupted", "resumed")
+    checkpoints = [checkpoint.load_newest(Run(tmp_path / name), torch.device("cpu")) for name in names]
+    weights = [found.policy for found in checkpoints if found]
+    assert uninterrupted.state == "finished"
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
@@ -179,11 +182,11 @@ def test_resumed_run_with_lora_reward_equals_uninterrupted(folder: Path, tmp_pat
 def test_other_base_or_full_model_loads_separately(folder: Path, options: dict[str, Any]) -> None:
     with closing(build(folder, **options)) as adapter:
         assert type(adapter.reward) is RewardModel
-        torch.testing.assert_close(torch.tensor(adapter.reward(ASKED, ANSWERED)), own_scores(folder))
+        torch.testing.assert_close(torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder))
 
 
 def test_critic_can_start_from_lora_reward_model(folder: Path, tmp_path: Path) -> None:
-    trunk, head = load_trunk(str(folder / "scorer"), "llm.critic_init", torch.device("cpu"), torch.float32)
+    trunk, head = load_trunk(str(folder / "reward-model"), "llm.critic_init", torch.device("cpu"), torch.float32)
     assert head is not None
     options = {"critic": "independent", "critic_init": "reward"}
     with closing(build(folder, **options)) as adapter, torch.no_grad():
@@ -198,21 +201,21 @@ def test_critic_can_start_from_lora_reward_model(folder: Path, tmp_path: Path) -
 
 
 def test_changed_base_is_detected(folder: Path, tmp_path: Path) -> None:
-    base, out = tmp_path / "base", tmp_path / "scorer"
+    base, out = tmp_path / "base", tmp_path / "reward-model"
     shutil.copytree(folder / "base", base)
-    save_adapter(base, out)
+    save_lora_reward_model(base, out)
     for path in (folder / "other").glob("*.safetensors"):
         shutil.copy(path, base)
-    with pytest.raises(UsageError, match=r"was trained on other weights than .*base has now") as alone:
+    with pytest.raises(UsageError, match=r"the base .*base has changed since this LoRA was trained") as separate:
         load_reward(str(out))
-    with pytest.raises(UsageError, match="was trained on other weights") as shared:
+    with pytest.raises(UsageError, match="has changed since this LoRA was trained") as shared:
         build(folder, model=str(base), reward=str(out))
-    assert "\n" not in str(alone.value) + str(shared.value)
+    assert "\n" not in str(separate.value) + str(shared.value)
 
 
 def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) -> None:
     def copy_folder(name: str) -> Path:
-        return Path(shutil.copytree(folder / "scorer", tmp_path / name))
+        return Path(shutil.copytree(folder / "reward-model", tmp_path / name))
 
     headless, torn, lost, odd = (copy_folder(name) for name in ("headless", "torn", "lost", "odd"))
     weights = {key: x for key, x in load_file(headless / WEIGHTS).items() if ".score." not in key}
@@ -221,32 +224,35 @@ def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) 
     options = json.loads((lost / "adapter_config.json").read_text())
     (lost / "adapter_config.json").write_text(json.dumps(options | {"base_model_name_or_path": str(tmp_path / "no")}))
     (odd / "adapter_config.json").write_text("[1]")
-    cases = [(headless, "holds no scoring head"), (torn, "cannot be read as a low-rank adapter")]
-    cases += [(lost, "there is no such folder"), (odd, "cannot be read as an adapter's configuration")]
-    for path, says in cases:
-        with pytest.raises(UsageError) as refused:
+    cases = [(headless, "has no score head"), (torn, "cannot read LoRA weights (")]
+    cases += [(lost, "not found as a local folder"), (odd, "cannot read the LoRA configuration (")]
+    for path, message in cases:
+        with pytest.raises(UsageError) as caught:
             load_reward(str(path))
-        assert says in str(refused.value)
-        assert "\n" not in str(refused.value)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
-        (["--adapter"], "--adapter: without --lora-rank"),
-        (["--adapter", "--lora-rank", "2", "--model", "SCORER"], "is an adapter; name the model that it belongs to"),
+        (["--lora-only"], "--lora-only requires --lora-rank"),
+        (
+            ["--lora-only", "--lora-rank", "2", "--model", "REWARD-MODEL"],
+            "expected a full model, got a LoRA folder; use its base",
+        ),
     ],
 )
 def test_unsuitable_lora_training_options_are_rejected(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     data = tmp_path / "pairs.jsonl"
     data.write_text("\n".join(json.dumps(p._asdict()) for p in PAIRS), encoding="utf-8")
-    flags = [str(folder / "scorer") if flag == "SCORER" else flag for flag in flags]
+    flags = [str(folder / "reward-model") if flag == "REWARD-MODEL" else flag for flag in flags]
     where = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["reward-model", "--model", str(folder / "base"), *where, *flags]) == 2
     printed = capsys.readouterr().err
-    assert says in printed
+    assert message in printed
     assert len(printed.splitlines()) == 1
 
 

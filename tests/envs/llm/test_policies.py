@@ -1,6 +1,6 @@
-"""`export`, `play` and `eval` of language models, and what `inspect` is told of their tokens.
+"""Tests of `export`, `play`, `eval` and `inspect` with language models.
 
-Runs are real ones of two iterations on models of several families, small and freshly made.
+They use runs of two iterations with small, randomly initialized models of several families.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[3]
 ABOUT = {"run": "a", "kind": "llm", "step": 1, "score": None, "versions": {}}
 TEXTS = ["12+34=", "two\nlines, é and 语言", " <eos> inside", ""]
 
-# name -> (family, tied, pad token, ids, precision): every value of each appears with several of the others
+# name -> (family, tied embeddings, has a pad token, vocabulary size, dtype), in varied combinations
 FAMILIES: dict[str, tuple[str, bool, bool, int, str]] = {
     "llama": ("llama", False, True, VOCABULARY, "float32"),
     "llama-tied": ("llama", True, False, 700, "bfloat16"),
@@ -61,7 +61,7 @@ GROUPED: dict[str, Any] = {
     "llm": {"baseline": "rloo", "group_size": 2},
     "ppo": {"lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none"},
 }
-# name -> (family, options): every kind of critic, with and without low-rank adapters
+# name -> (family, options): every kind of critic, with and without LoRA
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "independent": ("llama", {}),
     "shared": ("gpt2", {"llm": {"critic": "shared"}}),
@@ -76,7 +76,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models and prompts."""
+    """A folder with models and prompts."""
     folder = tmp_path_factory.mktemp("llm")
     for family in ("llama", "gpt2"):
         save_model(folder / family, family)
@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_once(folder: Path, name: str) -> Path:
-    """The run of a kind, made when it is first asked for."""
+    """Return the folder of a run of this kind, and train the run on the first call."""
     path = folder / "runs" / name
     if not path.exists():
         family, options = KINDS[name]
@@ -96,7 +96,7 @@ def train_once(folder: Path, name: str) -> Path:
 
 
 def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **options: Any) -> LLMConfig:
-    """Two iterations that change the weights enough to be seen."""
+    """Return the options of a run of two iterations that changes the weights measurably."""
     base = {"model": str(model), "prompts": str(folder / "prompts.jsonl"), "reward": "regex:[a-p]"}
     sizes = {"max_new_tokens": 8, "rollout_batch": 8, "temperature": 0.7}
     changes = {key: str(folder / "critic") if x == "CRITIC" else x for key, x in (llm or {}).items()}
@@ -106,7 +106,7 @@ def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **optio
 
 @contextmanager
 def adapter_of(run: Path) -> Iterator[LLMAdapter]:
-    """A run's adapter with its best policy."""
+    """Yield a run's adapter with its best policy."""
     loaded = load_preset(str(run / "config.toml"))
     adapter, _ = session.load_adapter(Run(run), loaded, "best")
     assert isinstance(adapter, LLMAdapter)
@@ -122,19 +122,19 @@ def command(runs: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
 
 
 def run_on(folder: Path, capsys: pytest.CaptureFixture[str], verb: str, name: str, *flags: str) -> tuple[int, str, str]:
-    """`command` on the run of a kind."""
+    """Run a command on the run of a kind."""
     train_once(folder, name)
     return command(folder / "runs", capsys, verb, name, *flags)
 
 
 def sample_tokens(adapter: LLMAdapter) -> Tensor:
-    """Two rows of arbitrary tokens, those of the last ids among them."""
+    """Return two rows of tokens: the first ids and the last ids of the vocabulary."""
     size = adapter.policy.network.model.config.vocab_size
     return torch.stack([torch.arange(24), size - 1 - torch.arange(24)])
 
 
 def policy_logits(adapter: LLMAdapter, tokens: Tensor, name: str | None = POLICY) -> Tensor:
-    """[R, L, V] as training and sampling compute them: trunk, then head."""
+    """Return the logits [R, L, V], computed as in training and sampling."""
     network = adapter.policy.network
     return torch.stack([network.logits(hidden, name) for hidden in network.trunk(tokens, name)])
 
@@ -172,10 +172,12 @@ def test_every_model_family_trains_and_exports(
             written = model(tokens).logits.float()
         torch.testing.assert_close(written, policy_logits(adapter, tokens), rtol=1e-5, atol=1e-5)
         theirs = torch.stack([adapter.reference.network.logits(h) for h in adapter.reference.network.trunk(tokens)])
-        assert float((written - theirs).abs().max()) > 0.05  # it has learned something, and that is what was written
+        assert float((written - theirs).abs().max()) > 0.05  # the exported weights differ from the reference
         assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
         assert model.get_input_embeddings().weight.shape[0] == ids
-        assert (adapter.tokenizer.pad_token is not None) == (pad or family == "qwen2")  # which has one of its own
+        assert (adapter.tokenizer.pad_token is not None) == (
+            pad or family == "qwen2"
+        )  # qwen2's tokenizer always has a pad token
         assert_same_tokenizer(AutoTokenizer.from_pretrained(tmp_path / "out"), adapter.tokenizer)
         model.float()
         network.bf16 = False
@@ -194,16 +196,16 @@ def assert_same_tokenizer(read: Any, ours: Any) -> None:
 
 
 def assert_same_responses(model: Any, adapter: LLMAdapter) -> None:
-    """transformers' own `generate` with the written settings, greedily, says what the policy says."""
+    """Check that greedy `generate` of transformers with the exported settings returns the policy's responses."""
     prompts = adapter.held_out.tokens[:3]
     ours = adapter.respond(prompts, None)
     for row, prompt in enumerate(prompts):
         ids = torch.tensor([prompt])
-        said = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, temperature=None, top_k=None)
-        assert said[0, len(prompt) :].tolist() == ours.response(row)
+        found = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, temperature=None, top_k=None)
+        assert found[0, len(prompt) :].tolist() == ours.response(row)
 
 
-# what an export holds
+# the content of an export
 
 
 @pytest.mark.parametrize(
@@ -212,7 +214,7 @@ def assert_same_responses(model: Any, adapter: LLMAdapter) -> None:
 def test_exported_example_loads_the_trained_model(
     folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The code in its README gives the policy's logits and the critic's values."""
+    """The code in the README computes the policy's logits and the critic's values."""
     with adapter_of(train_once(folder, name)) as adapter:
         facts = (export_merged if merged else export)(adapter, tmp_path, ABOUT)
         monkeypatch.chdir(tmp_path)
@@ -221,7 +223,7 @@ def test_exported_example_loads_the_trained_model(
         exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), found)
         adapter.policy.network.bf16 = False
         tolerance: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-        if name == "lora-bf16" and not merged:  # the base is read again in full, trained upon in bfloat16
+        if name == "lora-bf16" and not merged:  # the exported base is float32, but training used bfloat16
             tolerance = {"rtol": 0.05, "atol": 0.3}
         if name == "lora-bf16":
             adapter.policy.network.model.float()
@@ -274,7 +276,7 @@ def test_policy_json_describes_the_export(folder: Path, tmp_path: Path, capsys: 
 
 
 def test_exported_lora_names_its_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is found from every folder, however the run was told of it."""
+    """The base's path is absolute, even if the run's option was relative."""
     monkeypatch.chdir(folder)
     options = {"lora_rank": 4, "critic_init": "critic"}
     export(LLMAdapter(config(folder, Path("llama"), options), torch.device("cpu")), tmp_path, ABOUT)
@@ -298,12 +300,12 @@ def test_merging_leaves_live_policy_unchanged(folder: Path, tmp_path: Path) -> N
         assert torch.equal(policy_values(adapter, tokens), values)
 
 
-def test_merge_is_rejected_where_nothing_can_be_merged(
+def test_merge_is_rejected_if_nothing_can_be_merged(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run_on(folder, capsys, "export", "shared", "--merged", "--to", str(tmp_path / "a"))
     assert (code, out) == (2, "")
-    assert err == ("--merged: the run trained all weights (llm.lora_rank = 0), there is no adapter; drop it\n")
+    assert err == "--merged requires a run with LoRA, but this run trained all weights; remove --merged\n"
     assert not os.listdir(tmp_path / "a")
     toy = load_preset("CartPole-v1", total_steps=64, gym={"num_steps": 8}, eval={"episodes": 1})
     train(toy, tmp_path / "runs", "pole")
@@ -312,17 +314,17 @@ def test_merge_is_rejected_where_nothing_can_be_merged(
     with adapter_of(train_once(folder, "lora")) as adapter:
         llm = adapter.config.llm.model_copy(update={"quantize": "4bit"})
         adapter.config = adapter.config.model_copy(update={"llm": llm})
-        with pytest.raises(UsageError, match=r"--merged: the adapter was trained on a base in 4bit and does not fit"):
+        with pytest.raises(UsageError, match=r"--merged is not supported with llm.quantize = '4bit', because"):
             export_merged(adapter, tmp_path, ABOUT)
 
 
-# the folder that is exported to
+# the target folder of an export
 
 
 def test_export_replaces_an_earlier_one(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing of it stays: transformers would load an adapter that lies beside merged weights."""
+    """All earlier files are removed, since transformers would load a leftover LoRA next to merged weights."""
     monkeypatch.chdir(tmp_path)
     kinds = [["--merged"], [], ["--merged"]]
     written = []
@@ -384,7 +386,7 @@ def test_export_of_another_run_is_kept(folder: Path, tmp_path: Path, capsys: pyt
 def test_full_disk_leaves_earlier_export_intact(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit on the size of files stands for the disk."""
+    """A limit on the file size simulates the full disk."""
     assert run_on(folder, capsys, "export", "independent", "--to", str(tmp_path))[0] == 0
     before, limits = entries(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -408,7 +410,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def chat_run(folder: Path) -> Path:
-    """A run whose prompts are wrapped by a chat template."""
+    """The folder of a run that applies a chat template to its prompts."""
     model = save_model(folder / "chatty")
     read = AutoTokenizer.from_pretrained(model)
     read.chat_template = CHAT
@@ -435,20 +437,20 @@ def test_chat_model_uses_the_same_template_after_export(
 
 
 def test_exchange_shows_policy_and_reference_replies(folder: Path) -> None:
-    """Texts, lengths, scores and KL against a plain computation over the whole vocabulary."""
+    """The texts, lengths, scores and KL equal those of a direct computation over the full vocabulary."""
     with adapter_of(train_once(folder, "independent")) as adapter:
         exchange = LLMChat(adapter, 0, True).answer("1+2=")
         networks = (adapter.policy.network, adapter.reference.network)
         prompt = adapter.tokenizer("1+2=")["input_ids"]
         for network, reply in zip(networks, (exchange.policy, exchange.reference), strict=True):
             ids = torch.tensor([prompt])
-            said = network.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
-            own = said[0, len(prompt) :].tolist()
-            assert reply.text == adapter.tokenizer.decode(own, skip_special_tokens=True)
-            assert (reply.tokens, reply.ended) == (len(own), own[-1] == 257)
+            row = network.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8)
+            response = row[0, len(prompt) :].tolist()
+            assert reply.text == adapter.tokenizer.decode(response, skip_special_tokens=True)
+            assert (reply.tokens, reply.ended) == (len(response), response[-1] == 257)
             assert reply.score == float(re.search("[a-p]", reply.text) is not None)
             if network is networks[0]:
-                both = [n.model(said[:, :-1]).logits[0, len(prompt) - 1 :] / 0.7 for n in networks]
+                both = [n.model(row[:, :-1]).logits[0, len(prompt) - 1 :] / 0.7 for n in networks]
         ours, theirs = (x.log_softmax(-1) for x in both)
         assert exchange.kl == pytest.approx(float((ours.exp() * (ours - theirs)).sum()), rel=1e-4)
 
@@ -464,15 +466,15 @@ def test_untrained_policy_replies_like_its_reference(folder: Path) -> None:
 def test_sampled_replies_follow_the_seed(folder: Path) -> None:
     with adapter_of(train_once(folder, "independent")) as adapter:
         chats = [LLMChat(adapter, seed, False) for seed in (1, 1, 2)]
-        said = [[chat.answer("1+2=") for _ in range(2)] for chat in chats]
+        exchanges = [[chat.answer("1+2=") for _ in range(2)] for chat in chats]
         examples = [[exchange.prompt for exchange in chat.examples(6)] for chat in chats]
-    assert said[0] == said[1] != said[2]
-    assert said[0][0].policy.text != said[0][1].policy.text
+    assert exchanges[0] == exchanges[1] != exchanges[2]
+    assert exchanges[0][0].policy.text != exchanges[0][1].policy.text
     assert examples[0] == examples[1] != examples[2]
 
 
 def pipe_stdin(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
-    """Let stdin be a pipe that holds `text`, or closed."""
+    """Replace stdin by a pipe with `text`, or by None as if it were closed."""
     stream = None if text is None else io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", stream)
 
@@ -487,7 +489,7 @@ def test_play_reads_prompts_from_a_pipe(
     assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
     assert len(re.findall(r"^reference ", out, re.MULTILINE)) == 2
     assert err.count("\n") == 1
-    assert "stdin, prompt 2: the prompt has 121 tokens; llm.max_new_tokens leaves 120 of the model's context" in err
+    assert "stdin, prompt 2: the prompt has 121 tokens, but only 120 fit into the model's context" in err
 
 
 @pytest.mark.parametrize(("stdin", "flags"), [(None, ["2"]), (b"", ["2"]), (b"unread\n", ["2"]), (b"\n", [])])
@@ -509,9 +511,9 @@ def test_play_defaults_to_held_out_prompts(
 def test_reward_with_columns_scores_only_held_out_prompts(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`silent` takes any columns and reads one: only its failure shows what it needs."""
-    for name, reward, said in (
-        ("needs", "exact", "no score: it needs `answer`"),
+    """A typed prompt has no columns, so a reward that needs one reports the missing column instead of a score."""
+    for name, reward, message in (
+        ("needs", "exact", "no score: the reward needs `answer`"),
         ("reads", f"{__name__}:exact_match", "no score: llm.reward failed on 2 responses (KeyError: 'answer')"),
     ):
         changed = config(folder, folder / "llama", {"reward": reward})
@@ -519,7 +521,7 @@ def test_reward_with_columns_scores_only_held_out_prompts(
         pipe_stdin(monkeypatch, b"1+1=\n")
         code, out, _ = command(folder / "needy", capsys, "play", name)
         assert code == 0
-        assert said in out
+        assert message in out
         assert "score 0" not in out
         out = command(folder / "needy", capsys, "play", name, "--episodes", "1")[1]
         assert out.count("score 0, ") == 2
@@ -533,13 +535,13 @@ def exact_match(prompts: list[str], responses: list[str], **columns: Any) -> lis
 def test_play_rejects_invalid_input_for_language_models(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for text, flags, said in (
+    for text, flags, message in (
         (b"1+1=\n", ["--fps", "3"], "--fps 3: a language model's responses are no frames; drop it\n"),
         (b"1\xff\n", [], "stdin: not UTF-8 (invalid start byte); prompts are text, one a line\n"),
         (b"", ["--episodes", "0"], "--episodes 0: must be at least 1\n"),
     ):
         pipe_stdin(monkeypatch, text)
-        assert run_on(folder, capsys, "play", "shared", *flags) == (2, "", said)
+        assert run_on(folder, capsys, "play", "shared", *flags) == (2, "", message)
     code, out, err = run_on(folder, capsys, "eval", "shared", "--video")
     assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
 
@@ -562,11 +564,11 @@ def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
 
 
 def read_until(terminal: int, text: str, already: str = "") -> str:
-    """What is written up to and including `text`, or up to the closing of the other end."""
+    """Read until `text` appears or the other end is closed, and return everything read."""
     while text not in already:
         try:
             already += os.read(terminal, 1 << 16).decode(errors="replace")
-        except OSError:  # Linux's way of saying that the other end is closed
+        except OSError:  # Linux reports a closed other end in this way
             break
     return already
 
@@ -585,7 +587,7 @@ def test_eval_reports_prompts_not_episodes(folder: Path, capsys: pytest.CaptureF
     assert "mean_return" not in document
 
 
-# what inspect is told
+# inspect
 
 
 @pytest.mark.parametrize("kl", ["k1", "k3", "full"])
@@ -608,7 +610,7 @@ def test_token_columns_align_with_their_choice(folder: Path, kl: str) -> None:
         assert "".join(columns["text"][row][mask[row]]) == "".join(token_texts(adapter.tokenizer, own)[i] for i in own)
         start = int(np.argmax(mask[row]))
         prompt = adapter.tokenizer.decode(responses.tokens[row, : responses.prompt_lengths[row]])
-        assert prompt == "".join(columns["text"][row][:start])  # with the first, which no column chose
+        assert prompt == "".join(columns["text"][row][:start])  # includes the first token, which no column chose
         assert set(columns["text"][row][start + len(own) :]) <= {""}
     with torch.no_grad():
         logits = adapter.reference.network.model(responses.tokens[:, :-1]).logits / 0.7

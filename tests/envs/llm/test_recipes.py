@@ -1,4 +1,4 @@
-"""Every recipe trains a model from a folder, end to end and from the command line, and keeps the engine's laws."""
+"""Tests that every recipe trains a local model from the command line and satisfies the engine's invariants."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from tests.models import FAMILIES, VOCABULARY, make_tokenizer, save_model
 
-BATCH, TOKENS = 8, 6  # for the test's sake: fewer and shorter responses than any recipe has but trian-ppo's two
+BATCH, TOKENS = 8, 6  # small sizes for speed; only trian-ppo has a smaller batch, of 2 responses
 
 
 def save_reward_model(folder: Path) -> None:
-    """A scoring model as `reward-model` writes one, untrained."""
+    """Save an untrained reward model in the format of `reward-model`."""
     sizes = FAMILIES["llama"] | {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 258}
     config = CONFIG_MAPPING["llama"](**sizes)
     with torch.random.fork_rng():
@@ -35,25 +35,25 @@ def save_reward_model(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: a model, a scoring model, prompts and texts."""
+    """A folder with a model, a reward model, prompts and texts."""
     path = tmp_path_factory.mktemp("home")
     save_model(path / "lm")
-    save_reward_model(path / "scorer")
+    save_reward_model(path / "reward-model")
     (path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{i} is"}) + "\n" for i in range(9)))
     (path / "texts.txt").write_text("the sum of them\nall that was said\n" * 3, encoding="utf-8")
     return path
 
 
 def recipe_options(name: str) -> dict[str, Any]:
-    """What is given besides the recipe: the user's own files, and small sizes."""
+    """Return the options that the test adds to a recipe: the user's files and small sizes."""
     config = load_target("llm")
     assert isinstance(config, LLMConfig)
-    options: dict[str, Any] = {"llm.model": "lm", "llm.prompts": "prompts.jsonl", "llm.reward": "scorer"}
+    options: dict[str, Any] = {"llm.model": "lm", "llm.prompts": "prompts.jsonl", "llm.reward": "reward-model"}
     options |= {"total-iterations": 2, "llm.max-new-tokens": TOKENS, "eval.episodes": 2, "threads": 1}
     if name != "trian-ppo":
         options["llm.rollout-batch"] = BATCH
     if name == "trl-early":
-        options["ppo.minibatches"] = BATCH  # still one sequence each
+        options["ppo.minibatches"] = BATCH  # one sequence per minibatch, as in the recipe
     if name == "instructgpt-ptx":
         options |= {"llm.ptx-data": "texts.txt", "llm.ptx-batch": 3}
     return options
@@ -75,7 +75,7 @@ def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.
     assert max(logged["invariant/first_ratio_error"]) < 1e-5
     assert logged["optim/steps"] == [config.ppo.epochs * config.ppo.minibatches] * 2
     assert logged["invariant/optimizer_steps_error"] == [0.0, 0.0]
-    assert logged["ref/kl"][0] == pytest.approx(0.0, abs=1e-4)  # the policy is its reference before any update
+    assert logged["ref/kl"][0] == pytest.approx(0.0, abs=1e-4)  # before any update the policy equals its reference
     assert logged["ref/kl_coef"][0] == pytest.approx(config.llm.kl_coef)
     adapts = logged["ref/kl_coef"][0] != logged["ref/kl_coef"][1]
     assert adapts == (config.llm.kl_target > 0)
@@ -86,30 +86,30 @@ def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.
 def test_missing_recipe_input_is_a_one_line_error(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A critic from the reward model needs one; the pretraining term needs texts, which only the tiny model has."""
+    """A critic that starts from the reward needs a reward model, and the pretraining loss needs texts."""
     monkeypatch.chdir(home)
     before = sorted(home.glob("runs/*"))
     target = ["train", "llm", "--llm.model", "lm", "--llm.prompts", "prompts.jsonl", "--llm.max-new-tokens", "6"]
-    for name, reward, says in (
-        ("tldr", "length:5", "llm.critic_init = 'reward' needs a scoring model"),
-        ("instructgpt-ptx", "scorer", "llm.ptx_coef = 27.8 has no effect with llm.ptx_data = ''"),
+    for name, reward, message in (
+        ("tldr", "length:5", "llm.critic_init = 'reward' needs a reward model"),
+        ("instructgpt-ptx", "reward-model", "llm.ptx_coef = 27.8 has no effect with llm.ptx_data = ''"),
     ):
         assert main([*target, "--recipe", name, "--llm.reward", reward]) == 2
-        said = capsys.readouterr().err
-        assert says in said
-        assert len(said.splitlines()) == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert len(printed.splitlines()) == 1
     assert sorted(home.glob("runs/*")) == before
 
 
 def test_task_texts_come_from_training_prompts() -> None:
-    """Training sums with answers that supervision shows, and remarks on training openings; always the same."""
+    """The texts are training sums with supervised answers and remarks on training openings, and they never change."""
     texts = task_texts()
     assert texts == task_texts()
     sums, remarks = texts[::2], texts[1::2]
     training = {question(a, b): supervised_answers(a, b) for a, b in arithmetic_pairs()[0]}
     for text in sums:
-        asked, equals, answer = text.partition("=")
-        assert int(answer) in training[asked + equals]
+        prompt, equals, answer = text.partition("=")
+        assert int(answer) in training[prompt + equals]
     openings = tuple(sentiment_openings()[0])
     assert all(text.startswith(openings) for text in remarks)
     assert len(set(remarks)) > len(remarks) / 2

@@ -1,4 +1,4 @@
-"""Rewards: what a reference means, what each verifier says, and that only one finite number a response passes."""
+"""Tests of rewards: references, built-in rewards, validation of scores, reward models, and score transforms."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _no_bars() -> None:
     logging.disable_progress_bar()
 
 
-def refusal(call: Any, *arguments: Any, **options: Any) -> str:
-    """The one line that a user's mistake gives."""
+def error_message(call: Any, *arguments: Any, **options: Any) -> str:
+    """Return the one-line UsageError of a call."""
     with pytest.raises(UsageError) as caught:
         call(*arguments, **options)
     assert "\n" not in str(caught.value)
@@ -48,11 +48,11 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> str:
 
 
 def failure(reward: Any, prompts: list[str] = PROMPTS, responses: list[str] = RESPONSES, **columns: list[Any]) -> str:
-    """The one harmless line that a failing reward gives."""
+    """Return the one-line RewardError of a reward."""
     with pytest.raises(RewardError) as caught:
         score(reward, "llm.reward", prompts, responses, columns)
     assert str(caught.value).isprintable()
-    assert str(caught.value).startswith("llm.reward ")
+    assert str(caught.value).startswith(("llm.reward ", "llm.reward: "))
     return str(caught.value)
 
 
@@ -126,22 +126,22 @@ def test_length_reward_falls_linearly_down_to_minus_one() -> None:
 
 
 WRONG_REFERENCES = {
-    "": "llm.reward: no reward is given; use exact, numeric, regex:PATTERN, length:N, module:function or a folder",
-    "exat": "llm.reward = 'exat': no built-in reward, module:function, existing folder or hub id (owner/name); did you "
-    "mean 'exact'?",
-    "./gone": "llm.reward = './gone': no built-in reward, module:function, existing folder or hub id (owner/name)",
-    "regex:": "llm.reward = 'regex:' has no pattern; write one after the colon",
-    "regex:(": "llm.reward: '(' is no regular expression (missing ), unterminated subpattern at position 0)",
-    "length:": "llm.reward = 'length:': not a positive whole number of characters",
-    "length:0": "llm.reward = 'length:0': not a positive whole number of characters",
-    "length:1.5": "llm.reward = 'length:1.5': not a positive whole number of characters",
+    "": "llm.reward is required: use exact, numeric, regex:PATTERN, length:N, module:function or a reward model",
+    "exat": "llm.reward = 'exat': expected a built-in reward, module:function, a folder or a hub id; did you mean "
+    "'exact'?",
+    "./gone": "llm.reward = './gone': expected a built-in reward, module:function, a folder or a hub id",
+    "regex:": "llm.reward = 'regex:': expected a pattern after the colon",
+    "regex:(": "llm.reward: invalid regular expression '(' (missing ), unterminated subpattern at position 0)",
+    "length:": "llm.reward: expected 'length:N' with an integer N >= 1, got 'length:'",
+    "length:0": "llm.reward: expected 'length:N' with an integer N >= 1, got 'length:0'",
+    "length:1.5": "llm.reward: expected 'length:N' with an integer N >= 1, got 'length:1.5'",
 }
 
 
 @pytest.mark.parametrize("reference", WRONG_REFERENCES)
 def test_unknown_reward_reference_is_rejected(reference: str) -> None:
-    assert refusal(load_reward, reference) == WRONG_REFERENCES[reference]
-    assert refusal(check_reward, reference, "llm.proxy_of") == WRONG_REFERENCES[reference].replace(
+    assert error_message(load_reward, reference) == WRONG_REFERENCES[reference]
+    assert error_message(check_reward, reference, "llm.proxy_of") == WRONG_REFERENCES[reference].replace(
         "reward", "proxy_of", 1
     )
 
@@ -168,7 +168,7 @@ async def late(prompts, responses):
 
 @pytest.fixture
 def module_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of a module in the current folder."""
+    """The name of a module with reward functions in the current folder."""
     name = f"own_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -187,50 +187,53 @@ def test_reward_function_gets_its_parameters_columns(module_name: str) -> None:
     assert score(load_reward(f"{module_name}:open_"), "", PROMPTS, RESPONSES, columns) == [3, 3, 3]
 
 
-def test_reference_that_is_no_function_is_rejected(module_name: str, tmp_path: Path) -> None:
+def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Path) -> None:
     name = module_name
     (tmp_path / "broken.py").write_text("raise RuntimeError('first\\nsecond')")
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     expected = {
         f"{name}:plan": f"llm.reward = '{name}:plan': module '{name}' has no 'plan'; did you mean 'plain'?",
-        f"{name}:limit": f"llm.reward = '{name}:limit' is a value of type int (3), where a function is meant",
-        f"{name}:Judge": f"llm.reward = '{name}:Judge' is a class, where a function is meant",
-        f"{name}:late": f"llm.reward = '{name}:late' is async; a reward gives its scores when it is called",
-        "nowhere:f": "llm.reward = 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError: No module ",
-        "broken:f": "llm.reward = 'broken:f': module 'broken' cannot be imported (RuntimeError: first second)",
-        "leaving:f": "llm.reward = 'leaving:f': module 'leaving' cannot be imported (SystemExit: 3)",
+        f"{name}:limit": f"llm.reward = '{name}:limit': expected a function, got a value of type int (3)",
+        f"{name}:Judge": f"llm.reward = '{name}:Judge': expected a function, got a class",
+        f"{name}:late": f"llm.reward = '{name}:late': expected a function that is not async; remove 'async'",
+        "nowhere:f": "llm.reward = 'nowhere:f': cannot import module 'nowhere' (ModuleNotFoundError: No module ",
+        "broken:f": "llm.reward = 'broken:f': cannot import module 'broken' (RuntimeError: first second)",
+        "leaving:f": "llm.reward = 'leaving:f': cannot import module 'leaving' (SystemExit: 3)",
     }
     for reference, line in expected.items():
-        assert refusal(load_reward, reference).startswith(line)
+        assert error_message(load_reward, reference).startswith(line)
 
 
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
-    said = refusal(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
-    assert said == (
-        "a.jsonl: no key 'answer', which llm.reward = 'exact' needs (found beside the prompt: 'answers', 'level'); "
+    error = error_message(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
+    assert error == (
+        "a.jsonl: llm.reward = 'exact' needs the key 'answer', got 'answers', 'level' besides the prompt; "
         "did you mean 'answers'?"
     )
-    said = refusal(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
-    assert said.startswith(f"a.jsonl: no key 'level', which llm.proxy_of = '{module_name}:picky' needs")
+    error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
+    assert error.startswith(f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level', got")
     for reference in ("numeric", "exact"):
-        assert "(found beside the prompt: none)" in refusal(check_columns, reference, {}, "a.txt")
+        assert "got no keys besides the prompt" in error_message(check_columns, reference, {}, "a.txt")
     for reference in ("regex:x", "length:3", f"{module_name}:plain", f"{module_name}:open_", "sentiment-gold"):
         check_columns(reference, {"anything": [1]}, "a.jsonl")
     check_columns(f"{module_name}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
 
 
 def test_function_with_wrong_signature_is_rejected(module_name: str) -> None:
-    assert "can't be called as reward(prompts, responses, **columns): too many" in refusal(
+    assert "cannot be called as reward(prompts, responses, **columns): too many" in error_message(
         check_columns, f"{module_name}:one", {}, "a.jsonl"
     )
 
 
 def test_unmatchable_answers_are_rejected() -> None:
     wrong: dict[str, list[Any]] = {"exact": [None], "numeric": ["x", "none"]}
-    said = {name: refusal(check_columns, name, {"answer": ["1", *values]}, "a.jsonl") for name, values in wrong.items()}
-    assert said == {
-        "exact": "a.jsonl: 'answer' of prompt 2 is None, not a text or a number",
-        "numeric": "a.jsonl: 'answer' of prompt 2 holds no number ('x')",
+    errors = {
+        name: error_message(check_columns, name, {"answer": ["1", *values]}, "a.jsonl")
+        for name, values in wrong.items()
+    }
+    assert errors == {
+        "exact": "a.jsonl: 'answer' of prompt 2: expected a text or a number, got None",
+        "numeric": "a.jsonl: 'answer' of prompt 2: expected a number, got 'x'",
     }
 
 
@@ -247,7 +250,7 @@ def test_built_in_reward_scores_its_task(task: str) -> None:
         assert min(right) > max(wrong)
 
 
-# ---------------------------------------------------------------- what a reward may give
+# ---------------------------------------------------------------- return values of a reward
 
 
 @pytest.mark.parametrize(
@@ -287,8 +290,9 @@ BAD_VALUES = {
 @pytest.mark.parametrize("case", BAD_VALUES)
 def test_nonfinite_score_names_prompt_and_response(case: str) -> None:
     value, shown = BAD_VALUES[case]
-    said = failure(lambda prompts, responses: [0.0, value, 0.0])
-    assert said == f"llm.reward gave {shown}, not a finite number; prompt 'two', response ''"
+    error = failure(lambda prompts, responses: [0.0, value, 0.0])
+    found = f"got {shown}; prompt 'two', response ''"
+    assert error == f"llm.reward: expected a finite number for each response, {found}"
 
 
 BAD_KINDS = {
@@ -304,19 +308,20 @@ BAD_KINDS = {
 @pytest.mark.parametrize("case", BAD_KINDS)
 def test_non_list_scores_are_rejected(case: str) -> None:
     given, shown = BAD_KINDS[case]
-    said = failure(lambda prompts, responses: given)
-    assert said == f"llm.reward gave {shown} instead of a list of numbers; prompt 'one', response 'a'"
+    error = failure(lambda prompts, responses: given)
+    first = "first response: prompt 'one', response 'a'"
+    assert error == f"llm.reward: expected a list of numbers, got {shown}; {first}"
 
 
 def test_wrong_number_of_scores_is_rejected() -> None:
     assert failure(lambda prompts, responses: [0.0]) == (
-        "llm.reward gave 1 scores for 3 responses; without one: prompt 'two', response ''"
+        "llm.reward returned 1 score for 3 responses; first response without a score: prompt 'two', response ''"
     )
-    assert failure(lambda prompts, responses: []).endswith("without one: prompt 'one', response 'a'")
-    asked = itertools.count()
-    endless = failure(lambda prompts, responses: (0.0 * number for number in asked))
-    assert next(asked) == 4  # one too many tells enough
-    assert endless.startswith("llm.reward gave more than one score for each of 3 responses; the last: prompt 'three'")
+    assert failure(lambda prompts, responses: []).endswith("without a score: prompt 'one', response 'a'")
+    numbers = itertools.count()
+    endless = failure(lambda prompts, responses: (0.0 * number for number in numbers))
+    assert next(numbers) == 4  # only one superfluous score is read
+    assert endless.startswith("llm.reward returned more than 3 scores for 3 responses; last response: prompt 'three'")
     assert endless.endswith("response 'long line " + "x" * 47 + "...'")
 
 
@@ -334,7 +339,7 @@ def late_failing_reward(prompts: list[str], responses: list[str], **columns: Any
 
 
 def test_reward_exception_is_reported_with_its_prompt() -> None:
-    first = "on 3 responses ({}); the first: prompt 'one', response 'a'"
+    first = "on 3 responses ({}); first response: prompt 'one', response 'a'"
     for reward, why in (
         (failing_reward, "ValueError: first second 1"),
         (exiting_reward, "SystemExit: enough"),
@@ -362,7 +367,7 @@ def test_no_responses_give_no_scores() -> None:
     assert score(failing_reward, "r", [], [], {}) == []
 
 
-# ---------------------------------------------------------------- scoring models
+# ---------------------------------------------------------------- reward models
 
 ENCODER = {
     "bert": {
@@ -377,7 +382,7 @@ TEXTS = [("one?", " yes"), ("a longer prompt, and ", "a response of some length"
 
 
 def save_reward_model(folder: Path, family: str = "llama", tokens: Any = None, **changes: Any) -> Path:
-    """A folder of a scoring model whose head is not near zero."""
+    """Save a reward model whose head has large weights."""
     options = {"num_labels": 1, "vocab_size": VOCABULARY, "initializer_range": 0.2, "pad_token_id": 258} | changes
     config = CONFIG_MAPPING[family](**(FAMILIES | ENCODER)[family] | options)
     with torch.random.fork_rng():
@@ -389,7 +394,7 @@ def save_reward_model(folder: Path, family: str = "llama", tokens: Any = None, *
 
 
 def make_eos_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose every text ends with EOS, which is its pad token as well."""
+    """Create a tokenizer that appends EOS to every text and uses EOS as its pad token."""
     own = make_tokenizer(pad=False)
     own.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 256), ("<eos>", 257)]
@@ -403,7 +408,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "llama without pad": ("llama", lambda: make_tokenizer(pad=False), {"pad_token_id": None}),
     "llama ending in pad": ("llama", make_eos_tokenizer, {"pad_token_id": 257, "eos_token_id": 257}),
     "gpt2": ("gpt2", None, {}),
-    "qwen2": ("qwen2", None, {"vocab_size": VOCABULARY + 1}),  # its tokenizer adds <|endoftext|> where there is none
+    "qwen2": ("qwen2", None, {"vocab_size": VOCABULARY + 1}),  # its tokenizer adds <|endoftext|>
     "gemma2": ("gemma2", None, {}),
     "bert": ("bert", None, {}),
 }
@@ -413,7 +418,7 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
 def test_reward_model_score_is_independent_of_batching(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scored together, in small batches and alone: what the model says about the text alone, without padding."""
+    """The scores in large and small batches equal the model's output for each text without padding."""
     family, tokens, changes = CASES[case]
     folder = save_reward_model(tmp_path, family, tokens and tokens(), **changes)
     reward = load_reward(str(folder))
@@ -421,7 +426,7 @@ def test_reward_model_score_is_independent_of_batching(
     together = score(reward, "r", prompts, responses, {"unused": [0] * len(TEXTS)})
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    model.config.pad_token_id = None  # transformers then reads the very last token of a text on its own
+    model.config.pad_token_id = None  # transformers then uses the last token
     own = tokens() if tokens else make_tokenizer()
     alone = [model(input_ids=own(p + r, return_tensors="pt")["input_ids"]).logits.item() for p, r in TEXTS]
     assert together == pytest.approx(alone, abs=1e-5)
@@ -453,7 +458,7 @@ def test_bfloat16_scores_match_float32_within_tolerance(tmp_path: Path) -> None:
 
 
 def test_begin_token_is_not_duplicated(tmp_path: Path) -> None:
-    """A chat template has written it; the tokenizer would write it again."""
+    """If a chat template has added a start token, the tokenizer's own start token is removed."""
     reward = RewardModel(str(save_reward_model(tmp_path, tokens=make_eos_tokenizer())))
     assert reward(["<bos>hi"], [" you"]) == reward(["hi"], [" you"])
     assert reward(["<bos><bos>hi"], [" you"]) != reward(["hi"], [" you"])
@@ -465,7 +470,7 @@ def test_overlong_text_is_rejected_not_truncated(tmp_path: Path) -> None:
     with pytest.raises(RewardError) as caught:
         score(reward, "r", ["a", "p" * 100], ["b", "r" * 29], {})
     texts = f"prompt '{'p' * 57}...' and response '{'r' * 29}'"
-    assert str(caught.value) == f"llm.reward: {texts} have 129 tokens, and {tmp_path} reads at most 128"
+    assert str(caught.value) == f"llm.reward: {texts} have 129 tokens, but {tmp_path} reads at most 128"
 
 
 def test_tokenizer_length_limit_is_respected(tmp_path: Path) -> None:
@@ -482,35 +487,37 @@ def test_text_without_tokens_is_rejected(tmp_path: Path) -> None:
 
 
 def check_and_load(folder: Path) -> str:
-    """What both the check before a run and the loading itself refuse, in the same line."""
-    said = refusal(load_reward, str(folder), option="llm.proxy_of")
-    assert refusal(check_reward, str(folder), "llm.proxy_of") == said
+    """Return the error, which must be the same from the check before a run and from loading."""
+    error = error_message(load_reward, str(folder), option="llm.proxy_of")
+    assert error_message(check_reward, str(folder), "llm.proxy_of") == error
     start = f"llm.proxy_of = {str(folder)!r}"
-    assert said.startswith(start)
-    return said.removeprefix(start)
+    assert error.startswith(start)
+    return error.removeprefix(start)
 
 
 def test_unsuitable_reward_models_are_rejected(tmp_path: Path) -> None:
     assert check_and_load(save_model(tmp_path / "lm")).startswith(
-        " is not a scoring model but a LlamaForCausalLM; make"
+        ": expected a reward model, got LlamaForCausalLM; train"
     )
     two = save_reward_model(tmp_path / "two", num_labels=2)
-    assert check_and_load(two) == " is not a scoring model: it has 2 labels, a scoring model one"
+    assert check_and_load(two) == ": expected a reward model with 1 label, got a model with 2 labels"
     small = save_reward_model(tmp_path / "small", tokens=make_tokenizer(size=VOCABULARY + 1))
-    assert check_and_load(small) == ": its tokenizer has ids up to 260, its model 260 embeddings"
+    assert check_and_load(small) == (
+        ": the tokenizer has ids up to 260, but the model has only 260 embeddings; use the model's original tokenizer"
+    )
     assert "configuration" in check_and_load(tmp_path)
 
 
 def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever the configuration claims; and in one line, not in transformers' report."""
+    """A missing head is a one-line error without transformers' report, even if the configuration expects a head."""
     folder = save_reward_model(tmp_path / "rm")
-    claims = (folder / "config.json").read_text()
+    config = (folder / "config.json").read_text()
     save_model(folder)
-    (folder / "config.json").write_text(claims)
+    (folder / "config.json").write_text(config)
     logging.add_handler(caplog.handler)
-    said = refusal(load_reward, str(folder))
+    error = error_message(load_reward, str(folder))
     logging.remove_handler(caplog.handler)
-    assert said == f"llm.reward = {str(folder)!r} is not a scoring model: it lacks score.weight, which would be random"
+    assert error == f"llm.reward = {str(folder)!r} is not a reward model: its weights lack score.weight"
     assert not caplog.records
 
 
@@ -518,14 +525,14 @@ def test_damaged_model_folder_is_a_one_line_error(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))
+    assert "cannot load a reward model from this folder (" in error_message(load_reward, str(folder))
     weights.unlink()
-    assert "no scoring model can be loaded from there (" in refusal(load_reward, str(folder))
+    assert "cannot load a reward model from this folder (" in error_message(load_reward, str(folder))
 
 
 def test_hub_id_without_network_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert refusal(check_reward, "nobody/nothing").startswith("llm.reward = 'nobody/nothing': ")
+    assert error_message(check_reward, "nobody/nothing").startswith("llm.reward = 'nobody/nothing': ")
 
 
 # ---------------------------------------------------------------- score transforms
@@ -569,7 +576,7 @@ def test_equal_scores_are_centred_without_scaling(constant: float) -> None:
 def test_scores_are_normalized_then_clipped_then_penalized() -> None:
     options = LLM(score_normalize="reference", score_clip=1.5, missing_eos_penalty=1.0)
     scores = ScoreTransforms(options)
-    scores.calibrate([0.0, 20.0])  # mean 10, deviation 10
+    scores.calibrate([0.0, 20.0])  # mean 10, std 10
     ended = [True, False, True, False]
     assert scores([40.0, 40.0, -40.0, 15.0], ended) == [1.5, 0.5, -1.5, -0.5]
 
@@ -581,12 +588,12 @@ def test_default_score_options_change_nothing() -> None:
 
 def test_restored_score_statistics_continue_identically() -> None:
     options = LLM(score_normalize="running")
-    whole, before = ScoreTransforms(options), ScoreTransforms(options)
-    first, then = batches()[:3], batches()[3:]
+    uninterrupted, before = ScoreTransforms(options), ScoreTransforms(options)
+    first, rest = batches()[:3], batches()[3:]
     for batch in first:
-        assert whole(batch, [True] * len(batch)) == before(batch, [True] * len(batch))
+        assert uninterrupted(batch, [True] * len(batch)) == before(batch, [True] * len(batch))
     after = ScoreTransforms(options)
     after.load_state_dict(before.state_dict())
-    for batch in then:
-        assert after(batch, [True] * len(batch)) == whole(batch, [True] * len(batch))
+    for batch in rest:
+        assert after(batch, [True] * len(batch)) == uninterrupted(batch, [True] * len(batch))
     assert {type(value) for value in after.state_dict().values()} <= {int, float}

@@ -1,4 +1,4 @@
-"""The built-in tasks and the models made for them: what they are taught, made once, the same every time."""
+"""Tests of the built-in tasks and models: training data, determinism, and the cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from envs.llm import tasks, tiny
 from ppo_unified.errors import UsageError
 
 SHORT = tiny.Recipe(width=16, inner=16, heads=2, clean_steps=2, noisy_steps=2, sums=8, remarks=4)
-SHORT_SCORER = tiny.RewardModelRecipe(pairs=20, steps=3, batch=4)
+SHORT_REWARD_MODEL = tiny.RewardModelRecipe(pairs=20, steps=3, batch=4)
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_supervision_uses_training_pairs_with_documented_noise() -> None:
             answer = [token for token in target if token != tiny._IGNORED]
             assert answer == [*shown.encode(), tiny.EOS]
             first = target.index(answer[0])
-            assert bytes(row[: first + 1]).decode() == prompt  # the token after "=" is the first that counts
+            assert bytes(row[: first + 1]).decode() == prompt  # the loss starts at the token after "="
             a, b = map(int, prompt.rstrip("=").split("+"))
             right[noisy] += int(shown) == a + b
     assert right[False] == 4000
@@ -143,7 +143,7 @@ def test_sentiment_split_is_disjoint_and_fixed() -> None:
 
 
 def test_gold_score_accepts_the_grammars_sentences() -> None:
-    """What a remark says is all that counts there: no word is unknown, nothing unfinished, seldom too long."""
+    """Sentences of the grammar rarely get a penalty, so their score depends only on their opinion words."""
     rng, faults = random.Random(0), 0
     for _ in range(2000):
         prompt, text = rng.choice(tasks.sentiment_openings()[0]), tasks.draw_remark(rng)
@@ -162,11 +162,11 @@ def test_gold_score_has_diminishing_returns_and_penalizes_hacks() -> None:
     assert 0 < thrice - twice < twice - once < once
     assert gold(" bad.") == -once
     assert gold(" good and good.") < once  # repetition
-    assert gold(" good warm.") < twice  # heaped up
-    assert gold(" goodly.") < gold(" new.")  # no such word
+    assert gold(" good warm.") < twice  # adjacent opinion words
+    assert gold(" goodly.") < gold(" new.")  # unknown word
     assert gold("good.") < once  # "wasgood"
     assert gold(" good") < once  # unfinished
-    assert gold(".") < 0  # nothing said
+    assert gold(".") < 0  # no opinion
     assert tasks.sentiment_gold(["The soup was" * 8], [" good."])[0] < once  # too long
     assert gold(" good" * 40 + ".") < -2
 
@@ -199,41 +199,41 @@ def test_unknown_task_lists_the_known_ones() -> None:
 
 def test_tiny_model_weights_depend_only_on_recipe_and_seed(cache: Path) -> None:
     first = tiny.tiny_model(SHORT)
-    made = weights(first)
+    expected = weights(first)
     first.rename(cache / "elsewhere")
-    torch.rand(3)  # the global generator plays no part
-    assert weights(tiny.tiny_model(SHORT)) == made
+    torch.rand(3)  # the state of the global generator must not matter
+    assert weights(tiny.tiny_model(SHORT)) == expected
     other = tiny.tiny_model(tiny.Recipe(**(vars(SHORT) | {"seed": 1})))
     assert other != first
-    assert weights(other) != made
+    assert weights(other) != expected
 
 
 def test_building_models_leaves_global_torch_state_unchanged() -> None:
     state = torch.get_rng_state()
     torch.set_num_threads(2)
     try:
-        with torch.no_grad():  # whoever asks
-            tiny.sentiment_reward_model(SHORT_SCORER, SHORT)
+        with torch.no_grad():  # training must work even if the caller has disabled gradients
+            tiny.sentiment_reward_model(SHORT_REWARD_MODEL, SHORT)
         assert torch.get_num_threads() == 2
     finally:
-        torch.set_num_threads(1)  # conftest's
+        torch.set_num_threads(1)  # as in conftest.py
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_model_is_built_once(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny.tiny_model(SHORT)
     assert folder.parent == cache
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert 3 <= len(said.err.splitlines()) <= 8  # plain lines: stderr is no terminal here
-    assert "\r" not in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert 3 <= len(printed.err.splitlines()) <= 8  # plain lines, because stderr is not a terminal here
+    assert "\r" not in printed.err
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert tiny.tiny_model(SHORT) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert capsys.readouterr().err == ""
     (cache / f"{folder.name}.lock").unlink()
     assert tiny.tiny_model(SHORT) == folder
-    assert [path.name for path in cache.iterdir()] == [folder.name]  # reading needs no lock: others' caches will do
+    assert [path.name for path in cache.iterdir()] == [folder.name]  # reading needs no lock file
 
 
 def test_interrupted_build_leaves_no_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def test_interrupted_build_leaves_no_files(cache: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny, "byte_tokenizer", raise_interrupt)  # the model is written already
+        patch.setattr(tiny, "byte_tokenizer", raise_interrupt)  # called after the model is written
         with pytest.raises(KeyboardInterrupt):
             tiny.tiny_model(SHORT)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []
@@ -261,7 +261,7 @@ from transformers import LlamaForCausalLM
 from envs.llm import tiny
 child = os.fork()
 path = tiny.tiny_model(tiny.{recipe!r})
-os.write(1, os.fsencode(path) + b"\\n")  # a whole line: two processes share the pipe
+os.write(1, os.fsencode(path) + b"\\n")  # one write per line, since two processes share the pipe
 assert not child or os.waitpid(child, 0)[1] == 0
 """
 
@@ -291,22 +291,22 @@ def test_cache_defaults_to_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_built_models_load_with_transformers() -> None:
-    folder, scorer = tiny.tiny_model(SHORT), tiny.sentiment_reward_model(SHORT_SCORER, SHORT)
-    model, judge = (
+    folder, reward_folder = tiny.tiny_model(SHORT), tiny.sentiment_reward_model(SHORT_REWARD_MODEL, SHORT)
+    model, reward_model = (
         AutoModelForCausalLM.from_pretrained(folder),
-        AutoModelForSequenceClassification.from_pretrained(scorer),
+        AutoModelForSequenceClassification.from_pretrained(reward_folder),
     )
-    assert model.config.model_type == judge.config.model_type == "llama"
+    assert model.config.model_type == reward_model.config.model_type == "llama"
     assert model.config.max_position_embeddings == tiny.CONTEXT
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (tiny.EOS, tiny.PAD)
-    for path in (folder, scorer):
+    for path in (folder, reward_folder):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        assert len(tokenizer) == model.config.vocab_size == judge.config.vocab_size
+        assert len(tokenizer) == model.config.vocab_size == reward_model.config.vocab_size
     rows = tokenizer(["The soup was good.", "你好"], padding=True, return_tensors="pt")
-    logits = judge(rows["input_ids"], attention_mask=rows["attention_mask"]).logits
+    logits = reward_model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits
     assert logits.shape == (2, 1)
-    alone = judge(tokenizer("你好", return_tensors="pt")["input_ids"]).logits
-    torch.testing.assert_close(logits[1:], alone, atol=1e-5, rtol=0)
+    unpadded = reward_model(tokenizer("你好", return_tensors="pt")["input_ids"]).logits
+    torch.testing.assert_close(logits[1:], unpadded, atol=1e-5, rtol=0)
 
 
 def test_progress_is_one_live_terminal_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,5 +321,5 @@ def test_progress_is_one_live_terminal_line(monkeypatch: pytest.MonkeyPatch) -> 
     with tiny._progress("making it", 10, screen) as show:
         for step in range(10):
             show(step + 1, 1.0)
-    assert screen.getvalue().count("\n") == 2  # what begins, what is done
+    assert screen.getvalue().count("\n") == 2  # the first and the last line
     assert "[###############...............] 5/10" in screen.getvalue()
