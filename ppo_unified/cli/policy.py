@@ -1,6 +1,6 @@
-"""A trained policy, loaded for `eval`, `play` and `export`. torch is imported when it is loaded.
+"""Load a trained policy for `eval`, `play` and `export`. torch is imported only then.
 
-Into a run these commands write nothing but its export/, so that a trainer in the same folder never notices."""
+These commands write only to the export folder of a run, so they never disturb a trainer that uses the run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """A policy in its world."""
+    """A policy loaded from a checkpoint, in the adapter that runs it."""
 
     run: Run
     config: RunConfig
     adapter: Adapter
-    step: int  # of the checkpoint
+    step: int  # the checkpoint's step
 
 
 def load_policy(options: Namespace) -> Loaded:
-    """The run and policy that the options name, on the device that suits this machine rather than the trainer's.
+    """Load the run and the checkpoint that the options name, on the best device of this machine.
 
-    A trainer may remove a checkpoint between choosing and reading it; then the choice is made again.
+    If a trainer removes the checkpoint before it is read, choose a checkpoint again.
     """
     run = find(options.run, options.folder)
     config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))

@@ -1,4 +1,4 @@
-"""`show`: curves in plain text, for pipes and CI."""
+"""`show`: draw the curves of runs as text, or print their points as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -21,21 +21,27 @@ if TYPE_CHECKING:
 
     from ppo_unified.runs.event_reader import EventReader
 
-REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
+REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks whether all runs have ended
 _ALIVE = (*ACTIVE, "stalled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument("--once", action="store_true", help="draw once and exit, also while the run goes on")
-    parser.add_argument("--metric", action="append", default=[], help="draw this metric (may be given again)")
-    parser.add_argument("--csv", action="store_true", help="print every point as CSV")
+    parser.add_argument("--once", action="store_true", help="draw once and exit, even if a run is still active")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="metric to draw, such as eval/score; can be repeated (default: the most useful metrics)",
+    )
+    parser.add_argument("--csv", action="store_true", help="print all points as CSV")
     add_json(parser)
     add_runs_folder(parser)
 
 
 class Watched(NamedTuple):
-    """A run whose curves are shown, and what it is called in the output."""
+    """A run whose curves are shown, and its label in the output."""
 
     label: str
     run: Run
@@ -43,7 +49,7 @@ class Watched(NamedTuple):
 
 
 class Paper(NamedTuple):
-    """What pictures are drawn on: columns, lines (0 = no end) and what it can show."""
+    """The size of the output in columns and lines (0 = unlimited), and whether it can show colours and Unicode."""
 
     columns: int
     lines: int
@@ -52,11 +58,11 @@ class Paper(NamedTuple):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
+    """Draw curves or print their points. On a terminal, redraw the curves until the runs end."""
     from ppo_unified.runs.event_reader import EventReader
 
     if options.csv and options.json:
-        raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")
+        raise UsageError("ppo-unified show: --csv cannot be combined with --json")
     chosen = label_runs(options)
     watched = [Watched(label, run, EventReader(run.path)) for label, run in chosen.items()]
     tags = _read(watched, options.metric, everything=options.csv or options.json)
@@ -83,19 +89,20 @@ def _any_alive(watched: Iterable[Watched]) -> bool:
 
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
-    """Read what is new; the tags to show. Raises UsageError for one that no run has, unless it may still come."""
+    """Read new points and return the tags to show.
+
+    Raises UsageError for a tag that no run has logged, unless an active run may still log it.
+    """
     from ppo_unified.runs.metrics import METRICS, USUAL
 
-    to_come = set(METRICS) if _any_alive(watched) else set()
+    possible = set(METRICS) if _any_alive(watched) else set()
     for one in watched:
         one.reader.poll()
     found = sorted({tag for one in watched for tag in one.reader.series})
     for tag in metrics:
-        if tag not in found and tag not in to_come:
-            hint = did_you_mean(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
-            raise UsageError(
-                f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
-            )
+        if tag not in found and tag not in possible:
+            hint = did_you_mean(tag, found) or f"; known metrics: {', '.join(map(clean, found)) or 'none yet'}"
+            raise UsageError(f"--metric: no metric {tag!r} in {' or '.join(one.label for one in watched)}{hint}")
     usual = [tag for tag in USUAL if tag in found]
     return list(dict.fromkeys(metrics)) or (found if everything or not usual else usual)
 
@@ -120,7 +127,7 @@ def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
 
 
 def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
-    """Redraw until every run has ended, then leave the last picture on the terminal; on Ctrl-C too."""
+    """Redraw until every run has ended or the user presses Ctrl-C, then print the last picture."""
     from ppo_unified.terminal.screen import open_screen
 
     try:
@@ -137,7 +144,7 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) ->
 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:
-    """The runs' states and a grid of charts that fills the paper's width, and its height if it has one."""
+    """Draw a table of the runs and a grid of charts that fills the paper's width, and its height if it is limited."""
     from ppo_unified.runs.metrics import METRICS
     from ppo_unified.terminal.chart import MARKS, Line, draw
 
