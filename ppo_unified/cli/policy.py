@@ -58,6 +58,6 @@ def describe_checkpoint(options: Namespace, loaded: Loaded) -> str:
 def play_frames(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
     spec = find_adapter(loaded.config.kind)
     if not spec.play:
-        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be watched")
+        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be drawn")
     frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)
     return frames

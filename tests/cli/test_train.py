@@ -1,4 +1,4 @@
-"""`train` as people call it, in real processes where processes are the point."""
+"""Tests of the command `train`; those that depend on processes start real ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ppo_unified.cli import train
+from ppo_unified.cli.common import Parser
+from ppo_unified.cli.flags import move_target_first
 from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
@@ -24,7 +26,7 @@ from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 def test_train_writes_run_folder_and_prints_next_step(tmp_path: Path) -> None:
     done = command("train", "cartpole", "--name", "a", "--ppo.clip", "0.1", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "Next: watch it with: ppo-unified play a"
+    assert done.stdout.splitlines()[-1] == "To watch the agent: ppo-unified play a"
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
     assert (status.state, status.reason, run.state(status)) == ("finished", "total_steps reached", "finished")
@@ -115,7 +117,7 @@ def test_environment_error_fails_run_and_keeps_folder(
 def test_usage_error_during_training_keeps_the_failed_run(
     tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
-    """Only what is refused before it trains leaves nothing."""
+    """A usage error that occurs during training fails the run and keeps its folder."""
     write_module("broken", "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": "raise"}), "--eval.every-steps", "0"]
     assert call("train", "broken:Broken-v0", "--name", "a", *options)[0] == 1
@@ -128,8 +130,14 @@ def test_usage_error_during_training_keeps_the_failed_run(
 
 REFUSED = {
     ("train", "cartpol"): "did you mean 'cartpole'",
-    ("train",): "name a preset",
-    ("train", "cartpole", "--ppo.clp", "1"): "did you mean --ppo.clip",
+    ("train",): "ppo-unified train: missing target; expected a preset (see ppo-unified envs)",
+    ("train", "--seed", "3"): "ppo-unified train: missing target",
+    ("train", "--policy.hidden", "64", "64", "cartpole"): "write TARGET before --policy.hidden",
+    ("train", "--seed", "3", "cartpol"): "did you mean 'cartpole'",
+    ("train", "cartpole", "acrobot"): "unexpected argument 'acrobot'; write options as --section.key VALUE",
+    ("train", "cartpole", "--ppo.clp", "1"): "unknown option --ppo.clp; did you mean --ppo.clip?",
+    ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
+    ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
     ("train", "cartpole", "--optim.lr", "nan"): "expected a number > 0 and <= 1, got 'nan'",
     ("train", "cartpole", "--name", "../out"): "it names a folder inside the runs folder",
     ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
@@ -142,9 +150,12 @@ REFUSED = {
     ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
     ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
     ("resume", "nothing"): "no run 'nothing'",
+    ("resume", "--optim.lr", "1e-3", "nothing"): "no run 'nothing'",
+    ("resume", "--seed=3"): "ppo-unified resume: missing required argument RUN",
     ("regress", "acrobot"): "no baseline for 'acrobot'",
-    ("trian",): "did you mean 'train'",
-    ("stop",): "required",
+    ("trian",): "unknown command 'trian'; did you mean 'train'? (see ppo-unified --help)",
+    ("stop",): "ppo-unified stop: missing required argument RUN; see ppo-unified stop --help",
+    ("reward-model",): "missing required arguments --model, --data, --out; see",
 }
 
 
@@ -159,6 +170,37 @@ def test_usage_error_exits_2_and_leaves_no_folder(
     assert len(output.err.splitlines()) == 1
     assert output.out == ""
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--seed 3",
+        "--seed=3 --name a",
+        "--no-stop-when-solved --detach",
+        "--stop-when-solved",
+        "--stop_when_solved false",
+        "--policy.hidden 64 64 --ppo.entropy-coef -1",
+        "--ppo.clip --seed 3",
+        "--llm.max-new-tokens 5",
+        "--unknown 3",
+    ],
+)
+def test_options_may_precede_the_target(options: str) -> None:
+    parser = Parser(prog="ppo-unified train")
+    train.add_arguments(parser)
+    before, after = options.split(), ["--seed", "4"]
+    assert move_target_first([*before, "cartpole", *after], parser, "TARGET") == ["cartpole", *before, *after]
+    assert move_target_first(before, parser, "TARGET") == [] or "--policy.hidden" in before
+    assert move_target_first([*before, "--help"], parser, "TARGET") == ["--help"]
+
+
+def test_option_before_the_target_is_applied(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "run_training", lambda run, *_: run.release() or 0)
+    assert call("train", "--seed", "3", "cartpole", "--name", "a")[0] == 0
+    run = Run(Path("runs", "a"))
+    assert "seed = 3" in run.config.read_text()
+    assert run.command.read_text() == "ppo-unified train cartpole --seed 3\n"
 
 
 def test_missing_gpu_is_rejected_and_leaves_no_folder(
@@ -264,7 +306,7 @@ def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) ->
 
 
 @pytest.mark.parametrize(
-    ("codes", "code", "names", "told"),
+    ("codes", "code", "names", "message"),
     [
         ([0, 1, 0], 1, ["x-s1", "x-s2", "x-s3"], ""),
         ([0, 130, 0], 130, ["x-s1", "x-s2"], "1 of 3 runs was not started"),
@@ -272,7 +314,7 @@ def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) ->
     ],
 )
 def test_sequence_continues_after_failure_but_not_after_stop(
-    codes: list[int], code: int, names: list[str], told: str, call: Call, monkeypatch: pytest.MonkeyPatch
+    codes: list[int], code: int, names: list[str], message: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
@@ -284,14 +326,14 @@ def test_sequence_continues_after_failure_but_not_after_stop(
     monkeypatch.setattr(train, "run_training", work)
     result, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "x")
     assert (result, started) == (code, names)
-    assert err == (f"{told}\n" if told else "")
+    assert err == (f"{message}\n" if message else "")
 
 
 def test_existing_name_among_several_starts_nothing(tmp_path: Path, call: Call) -> None:
     (tmp_path / "runs" / "a-s3").mkdir(parents=True)
     for extra in ((), ("--detach",)):
         code, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "a", *extra)
-        assert (code, err) == (2, "runs/a-s3 exists already; choose another --name\n")
+        assert (code, err) == (2, "runs/a-s3 already exists; choose another --name\n")
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a-s3"]
 
 

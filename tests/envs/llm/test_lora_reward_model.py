@@ -233,8 +233,8 @@ def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--adapter"], "--adapter: without --lora-rank"),
-        (["--adapter", "--lora-rank", "2", "--model", "SCORER"], "is an adapter; name the model that it belongs to"),
+        (["--lora-only"], "--lora-only requires --lora-rank"),
+        (["--lora-only", "--lora-rank", "2", "--model", "SCORER"], "is an adapter; name the model that it belongs to"),
     ],
 )
 def test_unsuitable_lora_training_options_are_rejected(
