@@ -21,9 +21,9 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
-    "Options of {} with their defaults. --recipe NAME, --name NAME, --runs DIR and --detach are also accepted. If an "
-    "option has several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, each value is trained in a separate run: "
-    "one after the other, or all at the same time with --detach."
+    "Options of {} with their defaults. --name NAME, --runs DIR and --detach are also accepted. If an option has "
+    "several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, each value is trained in a separate run: one after "
+    "the other, or all at the same time with --detach."
 )
 
 

@@ -437,7 +437,7 @@ def test_exported_policy_describes_itself(runs: Path, export_folder: Path) -> No
 
 
 def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Path, tmp_path: Path) -> None:
-    """The policy chooses the same actions without this project or Gymnasium, and its example reaches the run's score."""
+    """The policy chooses the same actions without this project, and its example reaches the score of the run."""
     pole = Run(runs / "pole")
     config = load_preset("cartpole")
     assert isinstance(config, GymConfig)

@@ -187,7 +187,7 @@ def test_usage_error_exits_2_and_leaves_no_folder(
     ],
 )
 def test_options_may_precede_the_target(options: str) -> None:
-    parser = Parser(prog="ppo-unified train")
+    parser = Parser(prog="ppo-unified train", add_help=False)
     train.add_arguments(parser)
     before, after = options.split(), ["--seed", "4"]
     assert move_target_first([*before, "cartpole", *after], parser, "TARGET") == ["cartpole", *before, *after]

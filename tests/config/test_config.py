@@ -185,7 +185,7 @@ MISTAKES = {
     ("--gym.wrappers", "'a"): r"quotation",
     ("--seed", "1,2"): r"^--seed: expected a whole number >= 0 and <= 2147483647, got '1,2'$",
     ("stray",): r"^unexpected argument 'stray'; write options as --section.key VALUE and several values as 1,2,3$",
-    ("--seed", "1", "2"): r"^unexpected argument '2'.*several values 1,2,3$",
+    ("--seed", "1", "2"): r"^unexpected argument '2'.*several values as 1,2,3$",
     ("--clip", "0.1"): r"^unknown option --clip; did you mean --ppo.clip\?$",
     ("--ppo.cli", "0.1"): r"^unknown option --ppo.cli; did you mean --ppo.clip\?$",
     ("--ppo.objective", "ratio", "--ppo.clip", "0.1"): r"ppo.clip = 0.1 has no effect with ppo.objective = 'ratio'",
@@ -276,7 +276,7 @@ class RefusingSection(GymConfig):
 
 @pytest.mark.parametrize("flag", ["--gym.frame-skip", "--gym.frame_skip=4", "--frame-skip"])
 def test_rejected_option_is_explained_as_flag_and_key(flag: str) -> None:
-    reason = "is refused: the rewards of skipped frames would be lost"
+    reason = "is not supported: the rewards of skipped frames would be lost"
     with pytest.raises(UsageError) as caught:
         read_flags(RefusingSection(), [flag, "4"], "ppo-unified train x", "")
     assert str(caught.value) in (f"{flag.partition('=')[0]} {reason}", f"--gym.frame-skip {reason}")
