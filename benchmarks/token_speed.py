@@ -209,7 +209,7 @@ def measure_ours(folder: Path, shape: str, iterations: int, threads: int) -> Mea
 
 
 def measure_peer(python: Path, script: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
-    """Measure the iterations of the peer in a new process. Its phases are means over the iterations after the first."""
+    """Measure the iterations of TRL in a new process. TRL's phases are means over the iterations after the first."""
     names = ("B", "P", "N", "EPOCHS", "NMB", "MICRO", "VOCAB", "ITERS", "THREADS")
     sizes = (shape.rows, shape.prompt, shape.new, shape.epochs, shape.minibatches, shape.micro, shape.vocabulary)
     environment = {name: str(x) for name, x in zip(names, (*sizes, iterations, threads), strict=True)}

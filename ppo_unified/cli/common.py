@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that accepts no abbreviated options and raises each error as a one-line UsageError."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings | {"allow_abbrev": False})
+        super().__init__(**{"formatter_class": _HelpFormatter} | settings | {"allow_abbrev": False})
 
     @property
     def flags(self) -> list[str]:
@@ -33,15 +34,29 @@ class Parser(argparse.ArgumentParser):
         plural = "s" if "," in message else ""
         message = message.replace("the following arguments are required:", f"missing required argument{plural}")
         message = message.replace("expected one argument", "expected a value")
+        message = re.sub(r"invalid choice: (.+) \(choose from (.+)\)", r"expected one of \2, got \1", message)
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A help formatter with enough room for the longest flag or command, so that its help is on the same line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        before = self._action_max_length
+        super().add_argument(action)
+        if self._action_max_length > before:
+            self._action_max_length += 2  # argparse does not count the indentation of commands
+
+
 def add_run(parser: argparse.ArgumentParser, many: str = "") -> None:
-    about = "name of a run in the runs folder, path of a run folder, or 'latest'"
+    about = "run name, path of a run folder, or 'latest'"
+    if many == "*":
+        about = "run name, path, or 'latest' (default: all runs)"
     if many:
-        parser.add_argument(
-            "run", nargs=many, metavar="RUN", help=about + (" (default: all runs)" if many == "*" else "")
-        )
+        parser.add_argument("run", nargs=many, metavar="RUN", help=about)
     else:
         parser.add_argument("run", metavar="RUN", help=about)
 
@@ -53,7 +68,7 @@ def add_runs_folder(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="folder that contains the run folders (default: ./runs)",
+        help="folder that contains the runs (default: ./runs)",
     )
 
 
@@ -70,7 +85,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="checkpoint to load: best, latest, or a step number (default: best)",
+        help="checkpoint: best, latest, or a step (default: best)",
     )
 
 

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, output_width
+from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import read_options
@@ -20,16 +20,14 @@ from ppo_unified.text import can_color, clean, format_duration, format_number, f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument(
-        "--seeds", action="store_true", help="print statistics per group of runs that differ only in the seed"
-    )
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ only in the seed")
     add_json(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the options in which runs differ and the runs' scores, or statistics over seeds."""
-    chosen = {label: look(run) for label, run in label_runs(options).items()}
+    chosen = {label: take_snapshot(run) for label, run in label_runs(options).items()}
     tables = {label: read_options(seen.run) for label, seen in chosen.items()}
     if options.seeds:
         groups = _seed_groups(chosen, tables)
@@ -50,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(seen: Seen) -> dict[str, Any]:
+def _scores(seen: Snapshot) -> dict[str, Any]:
     status = seen.status
     keys = ("step", "score", "best_score", "solved_step", "elapsed_s")
     return {"state": seen.state} | {key: getattr(status, key) for key in keys}
 
 
-def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
+def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
     rows = []
     for label, (_, status, state) in chosen.items():
         rows.append(
@@ -73,7 +71,7 @@ def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
     return format_table(rows, can_color(sys.stdout), PAINT)
 
 
-def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Group the runs that differ only in the seed.
 
     The options of a group are those in which it differs from the other groups with the same preset.
@@ -120,7 +118,7 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _format_spread(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
-    """Format the mean and the range, such as '498 (495 .. 500)'."""
+    """Format the mean and the range of some numbers."""
     if not statistics["runs"]:
         return "-"
     return "{} ({} .. {})".format(*(format_one(statistics[key]) for key in ("mean", "min", "max")))

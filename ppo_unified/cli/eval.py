@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ppo_unified.cli.common import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes, integer
-from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import replace_file
@@ -22,10 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--episodes", type=integer, default=100, metavar="N", help="number of episodes or prompts (default: 100)"
     )
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the evaluation (default: 0)")
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely one")
-    parser.add_argument(
-        "--video", action="store_true", help="save one episode as an animated GIF in the run's export folder"
-    )
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
+    parser.add_argument("--video", action="store_true", help="save one episode as a GIF in the export folder")
     add_json(parser)
     add_runs_folder(parser)
 
@@ -54,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _video(loaded: Loaded, options: argparse.Namespace) -> Path:
+def _video(loaded: LoadedPolicy, options: argparse.Namespace) -> Path:
     """Save one episode as a GIF in the run's export folder and return its path.
 
     Raises UsageError if the environment draws no pictures or the file cannot be written.

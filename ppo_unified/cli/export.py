@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
-from ppo_unified.cli.policy import Loaded, load_policy
+from ppo_unified.cli.policy import LoadedPolicy, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
@@ -119,7 +119,7 @@ def _find_exported(folder: Path, run: str) -> set[str]:
         return set()
 
 
-def _describe(loaded: Loaded) -> dict[str, Any]:
+def _describe(loaded: LoadedPolicy) -> dict[str, Any]:
     """Describe the origin of an exported policy. `score` is the best checkpoint's score, and None for other ones."""
     from ppo_unified.training import checkpoint
 

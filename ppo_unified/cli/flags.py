@@ -1,4 +1,4 @@
-"""Command-line flags for the options of a configuration: an argparse parser generated from the schema."""
+"""Build an argparse parser from the schema of a configuration, with a flag for every option."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def read_flags(config: RunConfig, args: Sequence[str], prog: str, about: str) ->
 
 
 def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> list[str]:
-    """Move the target, or the run to resume, before the options; return [] if there is none.
+    """Move the target of `train` or the run of `resume` before the options, or return [] if it is missing.
 
-    argparse alone would take the value of an unknown option for the target: `train --seed 3 cartpole`. The options of
-    all adapters count, because the target that decides between them is not known yet.
+    Without this, argparse would take 3 as the target in `train --seed 3 cartpole`, because it does not know the
+    adapter's options before it knows the target. This function knows the options of all adapters.
     """
     declared = {option: field for kind in all_adapters() for option, field in typed_options(config_model(kind)).items()}
     kinds: dict[str, str] = dict.fromkeys(parser.switches, "switch")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         default="0",
         metavar="N",
-        help="number of an episode or response in that iteration, counted from 0, or all (default: 0)",
+        help="sample number, counted from 0, or all (default: 0)",
     )
     add_json(parser)
     add_runs_folder(parser)

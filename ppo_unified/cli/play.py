@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from shutil import get_terminal_size
 
 from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, check_episodes, integer, number
-from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
@@ -32,17 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--episodes",
         type=integer,
         metavar="N",
-        help="number of episodes (default: 1) or, for a language model, of held-out prompts to answer "
-        "(default: answer the prompts on stdin)",
+        help="number of episodes or held-out prompts (default: 1)",
     )
+    parser.epilog = "A language model answers the prompts on stdin unless --episodes is given."
     parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the first episode (default: 0)")
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely one")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
     parser.add_argument(
         "--fps",
         type=number,
         default=0.0,
         metavar="RATE",
-        help="frames per second (default: the environment's rate, at most 30)",
+        help="frames per second (default: the environment's)",
     )
     add_runs_folder(parser)
 
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _watch(loaded: Loaded, options: argparse.Namespace) -> None:
+def _watch(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     draws = is_drawable(sys.stdout)
     frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
     if draws:
@@ -77,7 +77,7 @@ def _watch(loaded: Loaded, options: argparse.Namespace) -> None:
         _print_ends(frame for frame in frames if frame.ended)
 
 
-def _chat(loaded: Loaded, options: argparse.Namespace) -> None:
+def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     """Answer the prompts on stdin. If stdin has none, or --episodes is given, answer held-out prompts instead."""
     if options.fps:
         raise UsageError("--fps has no effect on a language model; omit it")

@@ -1,4 +1,4 @@
-"""Load a trained policy for `eval`, `play` and `export`. torch is imported only then.
+"""Load a trained policy for `eval`, `play` and `export`. This module imports torch only when it loads a policy.
 
 These commands write only to the export folder of a run, so they never disturb a trainer that uses the run."""
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ppo_unified.engine.rollout import Adapter
 
 
-class Loaded(NamedTuple):
+class LoadedPolicy(NamedTuple):
     """A policy loaded from a checkpoint, in the adapter that runs it."""
 
     run: Run
@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
     step: int  # the checkpoint's step
 
 
-def load_policy(options: Namespace) -> Loaded:
+def load_policy(options: Namespace) -> LoadedPolicy:
     """Load the run and the checkpoint that the options name, on the best device of this machine.
 
     If a trainer removes the checkpoint before it is read, choose a checkpoint again.
@@ -47,15 +47,15 @@ def load_policy(options: Namespace) -> Loaded:
         if checkpoint.checkpoint_folder(run, step).exists():
             raise
         adapter, step = load_adapter(run, config, options.checkpoint)
-    return Loaded(run, config, adapter, step)
+    return LoadedPolicy(run, config, adapter, step)
 
 
-def describe_checkpoint(options: Namespace, loaded: Loaded) -> str:
+def describe_checkpoint(options: Namespace, loaded: LoadedPolicy) -> str:
     kind = f"{options.checkpoint} checkpoint, " if not options.checkpoint.isdigit() else ""
     return f"{kind}step {loaded.step:,}"
 
 
-def play_frames(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
+def play_frames(loaded: LoadedPolicy, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
     spec = find_adapter(loaded.config.kind)
     if not spec.play:
         raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be drawn")

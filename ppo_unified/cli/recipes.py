@@ -20,7 +20,7 @@ _WIDEST = 120  # columns of a note if stdout is not a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about = "recipe to show, or two recipes to compare (default: list all)"
+    about = "recipe to show, or two to compare (default: list all)"
     parser.add_argument("names", nargs="*", metavar="NAME", help=about)
     add_json(parser)
 
@@ -41,7 +41,7 @@ def _list(as_json: bool) -> int:
         heads = [{"name": r.name, "kind": r.kind, "title": r.title, "source": r.source} for r in everything]
         print(to_json({"recipes": heads}))
         return 0
-    rows = [{"recipe": clean(recipe.name), "what it reproduces": clean(recipe.title)} for recipe in everything]
+    rows = [{"recipe": clean(recipe.name), "description": clean(recipe.title)} for recipe in everything]
     lines = format_table(rows, can_color(sys.stdout))
     print_out(lines[0])
     for line, recipe in zip(lines[1:], everything, strict=True):

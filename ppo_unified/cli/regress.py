@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="cartpole",
         metavar="PRESET",
-        help="preset with a committed baseline (default: cartpole)",
+        help="preset with a baseline (default: cartpole)",
     )
     parser.add_argument("--seeds", type=integer, default=3, metavar="N", help="number of seeds to train (default: 3)")
     parser.add_argument(
         "--baseline",
         type=Path,
         metavar="FILE",
-        help="baseline file (default: benchmarks/baseline.json in this checkout)",
+        help="baseline file (default: benchmarks/baseline.json)",
     )
     parser.add_argument("--update", action="store_true", help="save the measured result as the new baseline")
     add_json(parser)

@@ -21,12 +21,13 @@ TOTALS = ("total_steps", "total_iterations")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "--section.key VALUE changes an option; ppo-unified train PRESET --help lists all options."
-    add_run(parser)
-    parser.add_argument("--total-steps", metavar="N", help="new limit on the run's steps (default: unchanged)")
-    parser.add_argument(
-        "--total-iterations", metavar="N", help="new limit on the run's iterations (default: unchanged)"
+    parser.epilog = (
+        "To change an option, add --section.key VALUE, such as --optim.lr 1e-4.\n"
+        "List all options with their defaults: ppo-unified train PRESET --help"
     )
+    add_run(parser)
+    parser.add_argument("--total-steps", metavar="N", help="new limit on the steps (default: unchanged)")
+    parser.add_argument("--total-iterations", metavar="N", help="new limit on the iterations (default: unchanged)")
     add_detach(parser)
     add_runs_folder(parser)
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         except Interrupted:
             return EXIT["stopped"]
         try:
-            undo = _write_claim(run, config, status, changes)
+            undo = _write_resumed_state(run, config, status, changes)
         except BaseException:
             run.release()
             raise
@@ -59,7 +60,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return run_training(run, config, stop, undo)
 
 
-def _write_claim(run: Run, config: RunConfig, status: Status, changes: dict[str, list[Any]]) -> Callable[[], object]:
+def _write_resumed_state(
+    run: Run, config: RunConfig, status: Status, changes: dict[str, list[Any]]
+) -> Callable[[], object]:
     """Write run.json and config.toml for a run that resumes with `config`, and return a function that undoes this.
 
     run.json is written first, so that it always records a change before the change is made. Raises UsageError, with

@@ -29,13 +29,13 @@ PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder or Hugging Face Hub id of the base model, or 'tiny'")
+    parser.add_argument("--model", required=True, help="base model: folder, Hub id, or 'tiny'")
     parser.add_argument(
         "--data",
         required=True,
         type=Path,
         metavar="FILE",
-        help="JSON file of preference pairs with the keys prompt, chosen and rejected",
+        help="JSON file with prompt, chosen and rejected",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=0.0,
         metavar="RATE",
-        help="learning rate (default: 1e-5, or 1e-4 with LoRA, or 1e-3 for 'tiny')",
+        help="learning rate (default: 1e-5, LoRA 1e-4, tiny 1e-3)",
     )
     parser.add_argument(
         "--batch", type=integer, default=8, metavar="N", help="number of pairs per optimizer step (default: 8)"
@@ -56,33 +56,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=integer,
         default=0,
         metavar="TOKENS",
-        help="maximum length of a pair; longer pairs are skipped (default: 1024, or the model's context if shorter)",
+        help="maximum tokens per pair (default: 1024)",
     )
     parser.add_argument(
         "--lora-rank",
         type=integer,
         default=0,
         metavar="RANK",
-        help="LoRA rank; the LoRA weights are merged after training (default: 0 = train all weights)",
+        help="LoRA rank, or 0 to train all weights (default: 0)",
     )
     parser.add_argument(
         "--lora-only",
         dest="adapter",
         action="store_true",
-        help="save only the LoRA weights and the score head, for a policy with LoRA on the same base model",
+        help="save only the LoRA weights and the score head",
     )
     parser.add_argument(
         "--eval-share",
         type=number,
         default=0.1,
         metavar="SHARE",
-        help="fraction of the pairs held out to measure accuracy (default: 0.1)",
+        help="fraction of held-out pairs (default: 0.1)",
     )
     parser.add_argument(
-        "--seed", type=integer, default=0, metavar="N", help="seed of the new weights and the data order (default: 0)"
+        "--seed", type=integer, default=0, metavar="N", help="seed of new weights and data order (default: 0)"
     )
+    devices = ("auto", "cpu", "cuda")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device to train on (default: auto)"
+        "--device", choices=devices, default="auto", metavar="DEVICE", help="auto, cpu, or cuda (default: auto)"
     )
     add_json(parser)
 

@@ -26,7 +26,7 @@ _STATE_COLORS = {"starting": GREEN, "running": GREEN, "stopping": YELLOW, "stopp
 PAINT = {"state": _STATE_COLORS | {"failed": RED, "crashed": RED}}
 
 
-class Seen(NamedTuple):
+class Snapshot(NamedTuple):
     """A run with its status and state at one moment."""
 
     run: Run
@@ -34,10 +34,10 @@ class Seen(NamedTuple):
     state: str  # the state that is shown, which may be 'crashed' or 'stalled'
 
 
-def look(run: Run) -> Seen:
+def take_snapshot(run: Run) -> Snapshot:
     """Read the status of a run. Raises UsageError if run.json cannot be read."""
     status = run.read_status()
-    return Seen(run, status, run.state(status))
+    return Snapshot(run, status, run.state(status))
 
 
 def label_runs(options: argparse.Namespace) -> dict[str, Run]:
@@ -47,7 +47,7 @@ def label_runs(options: argparse.Namespace) -> dict[str, Run]:
     return {clean(run.name if names.count(run.name) == 1 else run.path): run for run in chosen.values()}
 
 
-def run_table(chosen: Sequence[Seen], width: int, color: bool, marks: Sequence[str] = ()) -> list[str]:
+def run_table(chosen: Sequence[Snapshot], width: int, color: bool, marks: Sequence[str] = ()) -> list[str]:
     """Format a header and one line per run, each with its mark. The preset column is omitted if it does not fit."""
     rows = [_run_cells(seen) for seen in chosen]
     if marks:
@@ -57,7 +57,7 @@ def run_table(chosen: Sequence[Seen], width: int, color: bool, marks: Sequence[s
     return format_table(rows, color, PAINT)
 
 
-def _run_cells(seen: Seen) -> dict[str, str]:
+def _run_cells(seen: Snapshot) -> dict[str, str]:
     status = seen.status
     return {
         "run": clean(seen.run.name),
@@ -72,7 +72,7 @@ def _run_cells(seen: Seen) -> dict[str, str]:
     }
 
 
-def make_remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
+def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
     """Return lines of remarks for each run: the error if the run failed, and its health warnings."""
     lines_by_run = []
     for seen in chosen:

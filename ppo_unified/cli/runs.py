@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from ppo_unified.cli.common import add_json, add_runs_folder
-from ppo_unified.cli.run_table import Seen, health_names, interleave, make_remarks, output_width, run_table
+from ppo_unified.cli.run_table import Snapshot, health_names, interleave, make_remarks, output_width, run_table
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.query import lookup, parse, read_options
@@ -16,12 +16,11 @@ from ppo_unified.text import can_color, clean, print_err, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "query",
-        nargs="*",
-        metavar="QUERY",
-        help="terms that must all match: a word, key:value or key>1 (also >= < <= =); !x means not x, x|y means "
-        'x or y, "x y" is one word (default: list all runs)',
+    parser.add_argument("query", nargs="*", metavar="QUERY", help="terms that must all match (default: list all runs)")
+    parser.epilog = (
+        "A term is a word, key:value, or a comparison (> >= < <= =) such as score>400.\n"
+        "The term !x excludes the runs that match x. The term x|y matches x or y.\n"
+        "Double quotes keep spaces in a term: ppo-unified runs 'reason:\"no GPU\"'"
     )
     add_json(parser)
     add_runs_folder(parser)
@@ -31,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """List the runs that match a query, the newest first."""
     query = parse(" ".join(options.query))
     damaged: list[str] = []
-    everything = [Seen(run, status, run.state(status)) for run, status in all_runs(options.folder, damaged)]
+    everything = [Snapshot(run, status, run.state(status)) for run, status in all_runs(options.folder, damaged)]
     for text in damaged:
         print(f"skipped: {clean(text)}", file=sys.stderr)
     chosen = []
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             "\n".join(interleave(run_table(chosen, output_width(), color), make_remarks(chosen, color, health_names)))
         )
     elif everything:
-        print_err(f"none of the {len(everything)} runs in {options.folder} match the query")
+        print_err(f"0 of {len(everything)} runs in {options.folder} match the query")
     else:
         print_err(f"no runs in the folder {options.folder} yet; start one with: ppo-unified train cartpole")
     return 0

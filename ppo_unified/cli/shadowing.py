@@ -1,7 +1,7 @@
 """Check that `envs` and `tui` are this project's packages, without importing them or torch.
 
-Other packages have these names too, and Python imports the first one on sys.path. Without this check, such a clash
-causes an error far from its cause.
+Other packages have these names too, and Python imports the first one on sys.path. Without this check, a name clash
+causes errors in unrelated code.
 """
 
 from __future__ import annotations

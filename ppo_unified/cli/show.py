@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, make_remarks, run_table
+from ppo_unified.cli.run_table import health_lines, interleave, label_runs, make_remarks, run_table, take_snapshot
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import ACTIVE, Run, to_json
 from ppo_unified.text import can_color, can_unicode, clean, is_drawable, print_out
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help="metric to draw, such as eval/score; can be repeated (default: the most useful metrics)",
+        help="metric to draw, can be repeated (default: the main ones)",
     )
     parser.add_argument("--csv", action="store_true", help="print all points as CSV")
     add_json(parser)
@@ -48,7 +48,7 @@ class Watched(NamedTuple):
     reader: EventReader
 
 
-class Paper(NamedTuple):
+class Canvas(NamedTuple):
     """The size of the output in columns and lines (0 = unlimited), and whether it can show colours and Unicode."""
 
     columns: int
@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         size = shutil.get_terminal_size()
         lines = size.lines if sys.stdout.isatty() else 0
-        paper = Paper(size.columns, lines, can_color(sys.stdout), can_unicode(sys.stdout))
+        canvas = Canvas(size.columns, lines, can_color(sys.stdout), can_unicode(sys.stdout))
         if not options.once and is_drawable(sys.stdout) and _any_alive(watched):
-            _follow(watched, options.metric, paper)
+            _follow(watched, options.metric, canvas)
         else:
-            print_out("\n".join(_picture(watched, tags, paper)))
+            print_out("\n".join(_picture(watched, tags, canvas)))
     for one in watched:
         for damage in one.reader.damage.values():
             print(clean(damage), file=sys.stderr)
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _any_alive(watched: Iterable[Watched]) -> bool:
-    return any(look(one.run).state in _ALIVE for one in watched)
+    return any(take_snapshot(one.run).state in _ALIVE for one in watched)
 
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
@@ -126,7 +126,7 @@ def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
                 writer.writerow((one.label, clean(tag), step, wall, value))
 
 
-def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
+def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) -> None:
     """Redraw until every run has ended or the user presses Ctrl-C, then print the last picture."""
     from ppo_unified.terminal.screen import open_screen
 
@@ -134,30 +134,31 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) ->
         with open_screen(sys.stdout) as shown:
             while _any_alive(watched):
                 columns, lines = shown.size()
-                paper = paper._replace(columns=columns, lines=lines)
-                shown.paint(_picture(watched, _read(watched, metrics), paper)[:lines])
+                canvas = canvas._replace(columns=columns, lines=lines)
+                shown.paint(_picture(watched, _read(watched, metrics), canvas)[:lines])
                 redraw = time.monotonic() + REDRAW_S
                 while time.monotonic() < redraw and _any_alive(watched):
                     time.sleep(LOOK_S)
     finally:
-        print_out("\n".join(_picture(watched, _read(watched, metrics), paper)))
+        print_out("\n".join(_picture(watched, _read(watched, metrics), canvas)))
 
 
-def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:
-    """Draw a table of the runs and a grid of charts that fills the paper's width, and its height if it is limited."""
+def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
+    """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
     from ppo_unified.runs.metrics import METRICS
     from ppo_unified.terminal.chart import MARKS, Line, draw
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
-    seen = [look(one.run) for one in watched]
-    head = interleave(run_table(seen, paper.columns, paper.color, marks), make_remarks(seen, paper.color, health_lines))
+    seen = [take_snapshot(one.run) for one in watched]
+    remarks = make_remarks(seen, canvas.color, health_lines)
+    head = interleave(run_table(seen, canvas.columns, canvas.color, marks), remarks)
     if not tags:
         return [*head, "", "no metrics yet"]
-    across = min(len(tags), 1 if paper.columns < 56 else 2 if paper.columns < 180 else 3)
+    across = min(len(tags), 1 if canvas.columns < 56 else 2 if canvas.columns < 180 else 3)
     down = -(-len(tags) // across)
-    width = (paper.columns - 2 * (across - 1)) // across
+    width = (canvas.columns - 2 * (across - 1)) // across
     tallest = 18 if len(tags) == 1 else 11
-    height = max(6, min(tallest, (paper.lines - len(head) - 1) // down - 1)) if paper.lines else tallest
+    height = max(6, min(tallest, (canvas.lines - len(head) - 1) // down - 1)) if canvas.lines else tallest
     last = max(
         (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
     )
@@ -168,7 +169,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> l
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
             unit = METRICS[tag].unit if tag in METRICS else ""
             title = clean(tag) + (f" [{unit}]" if unit else "")
-            style = {"unicode": paper.unicode, "color": paper.color}
+            style = {"unicode": canvas.unicode, "color": canvas.color}
             charts.append(draw(lines, width, height, title, x_range=(0, last), **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
     return head + rows

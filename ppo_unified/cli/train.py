@@ -40,18 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target",
         nargs="?",
         metavar="TARGET",
-        help="preset, TOML file, or Gymnasium id such as MyEnv-v0 or module:MyEnv-v0",
+        help="preset, TOML file, Gymnasium id, or module:EnvId",
     )
-    parser.add_argument(
-        "-h", "--help", action="store_true", help="show this help, or with a target all options and their defaults"
-    )
-    parser.add_argument(
-        "--recipe",
-        default="",
-        metavar="NAME",
-        help="recipe whose options replace those of the target; see ppo-unified recipes (default: none)",
-    )
-    parser.add_argument("--name", default="", help="name of the run folder (default: the preset and the seed)")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, or all options of the target")
+    parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
+    parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
     add_detach(parser)
     add_runs_folder(parser)
 
@@ -60,7 +53,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Validate the options, create the run folders and train, in this process or in the background."""
     if options.target is None and options.help:
         options.parser.print_help()
-        print("\nAll options and their defaults, for example of cartpole: ppo-unified train cartpole --help")
+        print("\nList all options of a preset with their defaults: ppo-unified train cartpole --help")
         return 0
     if options.target is None:
         raise UsageError(

@@ -179,7 +179,7 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
     first, free = (np.minimum(np.maximum(ends[:, k, None] - cells, 0), size) for k in (0, 1))
     kinds = first * np.int16(size + 1) + free
     bits = np.zeros((len(layers), height, width), np.uint8)
-    for column, numbers in enumerate(_numbers(glyphs)):
+    for column, numbers in enumerate(_interval_bits(glyphs)):
         bits |= numbers.take(kinds[..., column :: glyphs.columns])
     for number, layer in enumerate(layers):
         if layer.sparse:
@@ -188,7 +188,7 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
 
 
 @cache
-def _numbers(glyphs: Glyphs) -> np.ndarray:
+def _interval_bits(glyphs: Glyphs) -> np.ndarray:
     """Return the numbers of all vertical intervals of dots in each column of a cell [columns, rows x rows]."""
     rows = range(glyphs.rows + 1)
     return np.array([[sum(column[a:b]) for a in rows for b in rows] for column in glyphs.dots], np.uint8)

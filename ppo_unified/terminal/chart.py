@@ -30,7 +30,7 @@ _LARGEST = 1e250  # larger values are drawn as this value
 
 
 class Line(NamedTuple):
-    """One curve: x and y [P], x ascending. A y that is NaN or infinite leaves a gap."""
+    """A curve through the points x and y [P], with x ascending. A y that is NaN or infinite leaves a gap."""
 
     label: str
     x: np.ndarray
@@ -70,7 +70,7 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """Compute s[t] = weight * s[t - 1] + values[t] by doubling: sums over the last 1, 2, 4, ... values."""
+    """Compute s[t] = weight * s[t - 1] + values[t] with passes that each double the number of values in a sum."""
     sums, span, decay = values.copy(), 1, weight
     while span < len(sums) and decay > 1e-20:  # older values have no weight left
         sums[span:] += decay * sums[:-span]
@@ -190,9 +190,10 @@ def draw(
     log_y: bool = False,
     x_range: tuple[float, float] | None = None,
 ) -> list[str]:
-    """Draw a chart of `height` rows (at least 4) and `width` columns (at least 20): title, last values, curves, axes.
+    """Draw a chart with a title, the last values, curves and axes.
 
-    If there are several lines, each has a letter in the legend and along its curve, and with `color` also a colour.
+    The chart has `height` rows (at least 4) of `width` columns (at least 20). If there are several lines, each has a
+    letter in the legend and along its curve, and with `color` also a colour.
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
@@ -207,7 +208,7 @@ def draw(
     finite = np.concatenate([line.y[np.isfinite(line.y)] for line in shown])
     labels = y_labels((float(finite.min()), float(finite.max())), view, height - 3, log_y, glyphs)
     gutter = max(_GUTTER, *map(len, labels.values()))
-    body = _curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
+    body = _draw_curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
     rows = [head]
     for row, text in enumerate(body):
         side = labels.get(row, "").rjust(gutter) + (glyphs.tick if row in labels else glyphs.side)
@@ -256,7 +257,7 @@ def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
 def y_labels(
     ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs, most: int = 0
 ) -> dict[int, str]:
-    """Return {row: label} for a y axis: the exact minimum and maximum, and round numbers between them if they fit.
+    """Return the labels of a y axis by row. They are the exact minimum and maximum, and round numbers if they fit.
 
     `most` (at least 8) limits the width of a label. Labels of different values then differ if the width allows it.
     """
@@ -289,7 +290,7 @@ def _format_within(value: float, most: int) -> str:
     return ""  # not reached: 8 columns are enough for every float, such as -1e-300
 
 
-def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
+def _draw_curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
     """Return the rows of the plot without its axes, each `width` columns wide."""
     layers = []
     for number, line in enumerate(lines):

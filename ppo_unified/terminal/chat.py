@@ -68,7 +68,10 @@ def _label_lines(label: str, text: str, columns: int, color: bool, code: str = "
 
 
 def _place_side_by_side(blocks: Sequence[Block], width: int, color: bool) -> list[str]:
-    """Format each block in its own column: name, text and facts. The facts of all blocks start on the same line."""
+    """Format each block in its own column, with its name above the text and its facts below it.
+
+    The facts of all blocks start on the same line.
+    """
     parts = [([name], wrap_text(text, width), wrap_text(facts, width)) for name, text, facts in blocks]
     lines = []
     for code, rows in zip((BOLD, "", DIM), zip(*parts, strict=True), strict=True):

@@ -29,7 +29,8 @@ def seedless_key(options: Options) -> str:
 def difference_lines(tables: Mapping[str, Options], width: int, color: bool = False) -> list[str]:
     """Format the options in which runs differ, in lines of at most `width` columns if possible.
 
-    Each option has a line. If that is too wide, each run has a line. If that is too wide too, each value has a line.
+    The table has a line for each option. If it is too wide, it has a line for each run. If both tables are too wide,
+    each value has its own line.
     """
     chosen = find_differences(list(tables.values()))
     if not chosen:

@@ -118,7 +118,7 @@ def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[st
 
 
 def _sum(steps: Steps, name: str, about: ColumnHeading) -> str:
-    """Format a cell of the last line: the sum, or "" if the sum of this quantity has no meaning."""
+    """Return the sum of a column as text, or "" if the sum of this quantity has no meaning."""
     if name == NUMBER:
         return "sum"
     _, _, adds_up = about

@@ -88,7 +88,7 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ("raise", "OverflowError"),
         pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
@@ -96,18 +96,18 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
     ],
 )
 def test_environment_error_fails_run_and_keeps_folder(
-    how: str, says: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
+    how: str, message: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("broken", BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": how}), "--checkpoint.every-s", "0.001", "--eval.every-steps", "0"]
     code, _, error = call("train", "broken:Broken-v0", "--name", "a", *options)
     assert code == 1
-    assert says in error
+    assert message in error
     assert "Traceback" not in error
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
     assert status.state == "failed"
-    assert says in status.reason
+    assert message in status.reason
     assert "Broken-v0" in status.reason
     assert "Traceback" in status.traceback
     assert "Traceback" in run.log.read_text()
@@ -128,7 +128,7 @@ def test_usage_error_during_training_keeps_the_failed_run(
     assert run.read_status().state == "failed"
 
 
-REFUSED = {
+USAGE_ERRORS = {
     ("train", "cartpol"): "did you mean 'cartpole'",
     ("train",): "ppo-unified train: missing target; expected a preset (see ppo-unified envs)",
     ("train", "--seed", "3"): "ppo-unified train: missing target",
@@ -159,14 +159,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("arguments", [a for a in REFUSED if REFUSED[a]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [a for a in USAGE_ERRORS if USAGE_ERRORS[a]], ids=" ".join)
 def test_usage_error_exits_2_and_leaves_no_folder(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     output = capsys.readouterr()
-    assert REFUSED[arguments] in output.err  # type: ignore[operator]
+    assert USAGE_ERRORS[arguments] in output.err  # type: ignore[operator]
     assert len(output.err.splitlines()) == 1
     assert output.out == ""
     assert not list(tmp_path.glob("runs/*"))
