@@ -29,62 +29,24 @@ PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="base model: folder, Hub id, or 'tiny'")
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="JSON file with prompt, chosen and rejected",
+    add = parser.add_argument
+    add("--model", required=True, help="base model: folder, Hub id, or 'tiny'")
+    add("--data", required=True, type=Path, metavar="FILE", help="JSON file with prompt, chosen and rejected")
+    add("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
+    numbers = (  # flag, type, default, metavar, help
+        ("--epochs", integer, 1, "N", "number of passes over the pairs (default: 1)"),
+        ("--lr", number, 0.0, "RATE", "learning rate (default: 1e-5, LoRA 1e-4, tiny 1e-3)"),
+        ("--batch", integer, 8, "N", "number of pairs per optimizer step (default: 8)"),
+        ("--max-length", integer, 0, "TOKENS", "maximum tokens per pair (default: 1024)"),
+        ("--lora-rank", integer, 0, "RANK", "LoRA rank, or 0 to train all weights (default: 0)"),
+        ("--eval-share", number, 0.1, "SHARE", "fraction of held-out pairs (default: 0.1)"),
+        ("--seed", integer, 0, "N", "seed of new weights and data order (default: 0)"),
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
-    parser.add_argument(
-        "--epochs", type=integer, default=1, metavar="N", help="number of passes over the pairs (default: 1)"
-    )
-    parser.add_argument(
-        "--lr",
-        type=number,
-        default=0.0,
-        metavar="RATE",
-        help="learning rate (default: 1e-5, LoRA 1e-4, tiny 1e-3)",
-    )
-    parser.add_argument(
-        "--batch", type=integer, default=8, metavar="N", help="number of pairs per optimizer step (default: 8)"
-    )
-    parser.add_argument(
-        "--max-length",
-        type=integer,
-        default=0,
-        metavar="TOKENS",
-        help="maximum tokens per pair (default: 1024)",
-    )
-    parser.add_argument(
-        "--lora-rank",
-        type=integer,
-        default=0,
-        metavar="RANK",
-        help="LoRA rank, or 0 to train all weights (default: 0)",
-    )
-    parser.add_argument(
-        "--lora-only",
-        dest="adapter",
-        action="store_true",
-        help="save only the LoRA weights and the score head",
-    )
-    parser.add_argument(
-        "--eval-share",
-        type=number,
-        default=0.1,
-        metavar="SHARE",
-        help="fraction of held-out pairs (default: 0.1)",
-    )
-    parser.add_argument(
-        "--seed", type=integer, default=0, metavar="N", help="seed of new weights and data order (default: 0)"
-    )
+    for flag, kind, default, metavar, about in numbers:
+        add(flag, type=kind, default=default, metavar=metavar, help=about)
+    add("--lora-only", action="store_true", help="save only the LoRA weights and the score head")
     devices = ("auto", "cpu", "cuda")
-    parser.add_argument(
-        "--device", choices=devices, default="auto", metavar="DEVICE", help="auto, cpu, or cuda (default: auto)"
-    )
+    add("--device", choices=devices, default="auto", metavar="DEVICE", help="auto, cpu, or cuda (default: auto)")
     add_json(parser)
 
 
@@ -97,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         raise UsageError(f"reward-model requires {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
     module = "envs.llm.rewards.train_reward_model"
-    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "adapter", "eval_share", "seed", "device")
+    fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "lora_only", "eval_share", "seed", "device")
     settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
     progress = _Progress()
     with TemporaryDirectory(dir=options.out, prefix=".writing-") as aside:
@@ -132,7 +94,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         if getattr(options, name) < lowest:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag}: expected an integer >= {lowest}, got {getattr(options, name)}")
-    if options.adapter and not options.lora_rank:
+    if options.lora_only and not options.lora_rank:
         raise UsageError("--lora-only requires --lora-rank; without it there are no LoRA weights to save")
     if not math.isfinite(options.lr) or options.lr < 0:
         raise UsageError(f"--lr: expected a number > 0, or 0 for the default, got {options.lr:g}")

@@ -53,7 +53,7 @@ class Settings:
     batch: int = 8  # pairs
     max_length: int = 0  # tokens; longer pairs are left out
     lora_rank: int = 0
-    adapter: bool = False  # save LoRA and head without the base, not a whole model
+    lora_only: bool = False  # save only the LoRA weights and the score head
     eval_share: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -135,12 +135,12 @@ def _train_and_save(
     held = _choose_held_out(kept, settings.eval_share, settings.seed)
     training = [row for index, row in enumerate(rows) if index not in held]
     fill = _padding_id([ids for row in rows for ids in row.values()], tokenizer)
-    base = trunk_fingerprint(model) if settings.adapter else 0.0
+    base = trunk_fingerprint(model) if settings.lora_only else 0.0
     trainer = _trainer(model, training, fill, settings, device, report)
     trainer.train()
     trained: Any = trainer.model
     _check_finite(trained)
-    if settings.adapter:
+    if settings.lora_only:
         _save_lora(trained, location(settings.model), base, folder)
     else:
         (trained.merge_and_unload() if settings.lora_rank else trained).save_pretrained(folder)

@@ -48,7 +48,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def save_adapter(base: Path, out: Path, **options: Any) -> None:
-    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, adapter=True, device="cpu", **options)
+    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, lora_only=True, device="cpu", **options)
     train_reward_model.train(PAIRS, settings, out, lambda progress: None)
 
 
