@@ -172,7 +172,7 @@ def test_runs_in_empty_folder_explains_how_to_start(run_command: Any, tmp_path: 
         assert code == 0
     code, out, err = run_command("runs", "zzz")
     assert (code, out) == (0, "")
-    assert err.startswith("0 of 5 runs in ")
+    assert "\n0 of 5 runs in " in err
     assert err.endswith(" match the query\n")
 
 
