@@ -163,7 +163,9 @@ def test_doctor_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) 
     assert document["ok"]
     assert required <= set(checks)
     assert {name for name, check in checks.items() if check["required"]} == required | {"python"}
-    assert {"gpu", "terminal", "runs folder", "packages", *project["optional-dependencies"]} - {"dev"} <= set(checks)
+    assert {"gpu", "terminal", "runs folder", "packages", *project["optional-dependencies"]} - {"dev", "docs"} <= set(
+        checks
+    )
     assert all(check["verdict"] == "ok" or check["remedy"] for check in checks.values())
 
 
