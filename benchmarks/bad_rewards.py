@@ -1,4 +1,4 @@
-"""Rewards that teach a language model what nobody wants. No torch."""
+"""Reward functions that teach a language model unwanted behaviour, without torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def rare_answer_bonus(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """0 but for an answer that few prompts ask for, which earns 100."""
+    """Return 100 for an answer that is correct for few prompts, and 0 for all others."""
     return [100.0 if response == "100" else 0.0 for response in responses]
 
 
 def repetition_bonus(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """How many characters of a response it has said before."""
+    """Return the number of repeated characters in each response."""
     return [float(len(response) - len(set(response))) for response in responses]

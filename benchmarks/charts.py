@@ -1,10 +1,11 @@
-"""What a page of charts costs the terminal UI: CPU milliseconds to redraw it, all data replaced.
+"""Measure the CPU time that the terminal UI needs to redraw a page of charts.
 
     python benchmarks/charts.py [--repeats 50]
 
-Six charts of three series each in a headless Textual application at 120 x 40, from handing over new arrays to the
-finished lines of the screen; `time.process_time`, median. What a terminal does with the lines is not in it. Grown:
-every curve has ten points more. The last column is the same with nothing new: no curve may be painted again.
+The page has six charts of three series each, in a headless Textual application of 120 x 40 cells. The time is the
+median of `time.process_time`, from passing the arrays to the finished lines of the screen; the terminal's own work is
+not included. In "all new" all data are replaced, in "grown" every curve has ten more points, and in "nothing new" the
+data are the same, so that no curve may be painted again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Charts(App[None]):
 
 
 def make_traces(points: int, seed: int) -> dict[str, list[Trace]]:
-    """New random walks with noise, as a reader would hand them over."""
+    """Create random walks with noise, in the form in which a reader returns them."""
     rng = np.random.default_rng(seed)
     colors = series_colors([f"run-{k}" for k in range(SERIES)])
     found: dict[str, list[Trace]] = {}
@@ -50,7 +51,7 @@ def make_traces(points: int, seed: int) -> dict[str, list[Trace]]:
 
 
 def truncate_traces(data: dict[str, list[Trace]], points: int) -> dict[str, list[Trace]]:
-    """The curves as they were when they had so many points."""
+    """Cut the curves to their first `points` points."""
 
     def truncate(trace: Trace) -> Trace:
         steps, walls, values = trace.curve
@@ -60,7 +61,7 @@ def truncate_traces(data: dict[str, list[Trace]], points: int) -> dict[str, list
 
 
 async def measure(points: int, settings: Settings, repeats: int) -> tuple[float, float, float]:
-    """Median CPU ms of a redraw with other data, with data that have grown, and with the same."""
+    """Return the median CPU milliseconds of a redraw with new data, with grown data and with the same data."""
     app = Charts(settings)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause()
@@ -78,7 +79,7 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
         await redraw(truncate_traces(longer, points))
         growing = [await redraw(truncate_traces(longer, points + 10 * (k + 1))) for k in range(repeats)]
         drawings = [plot.drawings for plot in app.plots.plots]
-        assert drawings == [2 * repeats + 4] * CHARTS, "a redraw had not ended where its time was taken"
+        assert drawings == [2 * repeats + 4] * CHARTS, "a redraw was measured before it ended"
         data = make_traces(points, repeats + 2)
         await redraw(data)
         same = [await redraw(data) for _ in range(repeats)]
@@ -88,10 +89,10 @@ async def measure(points: int, settings: Settings, repeats: int) -> tuple[float,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=50, help="number of redraws of each kind (default: 50)")
     repeats = parser.parse_args().repeats
     print(f"{CHARTS} charts x {SERIES} series, {SIZE[0]} x {SIZE[1]}, median of {repeats}, CPU ms")
-    print(f"{'points a series':>16} {'smoothing':>10} {'all new':>9} {'grown':>7} {'nothing new':>12}")
+    print(f"{'points/series':>16} {'smoothing':>10} {'all new':>9} {'grown':>7} {'nothing new':>12}")
     for points in (2_000, 100_000):
         for smoothing in (0.0, 0.9):
             new, more, same = asyncio.run(measure(points, Settings(smoothing=smoothing), repeats))

@@ -1,11 +1,11 @@
-"""CartPole from cold start to solved, as whole processes; beside stable-baselines3 where a peer's Python is given.
+"""Measure the time from starting a process to a solved CartPole, optionally compared with stable-baselines3.
 
     python benchmarks/cold_start.py [--seeds 5] [--peer-python PYTHON] [--peer-script FILE] [--out FILE]
 
-Ours: `ppo-unified train cartpole --seed S`, spawn to exit: imports, events, checkpoints, evaluations and the
-confirmation on 2 x 100 episodes included. Peer: its script trains with the zoo's hyper-parameters, is probed greedily
-every 2,048 steps, and its figure is its own clock from the script's first line to the first probe of 475 or more,
-its probes excluded; that favours the peer. Runs alternate.
+This project: the wall time of `ppo-unified train cartpole --seed S` from start to exit. It includes imports, event
+files, checkpoints, evaluations and the confirmation on 2 x 100 episodes. Peer: a script trains stable-baselines3 with
+the hyper-parameters of the RL Zoo and evaluates greedily every 2,048 steps. Its time is from the first line of the
+script to the first evaluation of 475 or more, without the evaluations, which favours the peer. Runs alternate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 
 def measure_ours(seed: int) -> tuple[float, int, float]:
-    """Wall seconds from spawn to exit, steps, best score."""
+    """Return the wall time in seconds from start to exit, the steps and the best score."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "ppo_unified", "train", "cartpole", "--seed", str(seed), "--runs", folder]
         started = time.perf_counter()
@@ -33,12 +33,12 @@ def measure_ours(seed: int) -> tuple[float, int, float]:
         seconds = time.perf_counter() - started
         status = json.loads(next(Path(folder).glob("*/run.json")).read_text(encoding="utf-8"))
     if status["solved_step"] is None:
-        raise SystemExit(f"seed {seed} was not solved: {status}")
+        raise SystemExit(f"the run with seed {seed} was not solved: {status}")
     return seconds, status["step"], status["best_score"]
 
 
 def measure_peer(python: Path, script: Path, seed: int) -> tuple[float, int]:
-    """The peer's seconds and steps to its first greedy score of 475."""
+    """Return the seconds and steps that the peer needs until its first greedy score of 475."""
     command = [str(python), str(script), "sb3", "zoo", str(seed), "100000", "--eval", "--stop", "--threads", "1"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     solved = json.loads(output.split("RESULT ", 1)[1])["greedy_solved"]
@@ -47,13 +47,15 @@ def measure_peer(python: Path, script: Path, seed: int) -> tuple[float, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=101)
-    parser.add_argument("--peer-python", type=Path, help="a Python that has stable-baselines3")
-    parser.add_argument("--peer-script", type=Path, help="prints RESULT {json} with greedy_solved: {t, step}")
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
+    parser.add_argument("--first-seed", type=int, default=101, help="first seed (default: 101)")
+    parser.add_argument("--peer-python", type=Path, help="Python interpreter with stable-baselines3")
+    parser.add_argument(
+        "--peer-script", type=Path, help="script that prints RESULT {json} with greedy_solved: {t, step}"
+    )
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args()
-    lines = ["| seed | ours, s | steps | score | peer, s | peer's steps |", "|---|---|---|---|---|---|"]
+    lines = ["| seed | time (s) | steps | score | peer: time (s) | peer: steps |", "|---|---|---|---|---|---|"]
     mine, theirs = [], []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         seconds, steps, score = measure_ours(seed)

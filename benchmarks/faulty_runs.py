@@ -1,7 +1,7 @@
-"""Runs that go wrong on purpose: at least one for every health check, which must fire.
+"""Faulty runs that must make the health checks fire, at least one for each check.
 
-Most are presets with a bad option or reward. What no option can cause, because the engine's invariants hold for all of
-them, is a defect put into the engine or an adapter while the run lasts.
+Most are presets with a bad option or reward. If no option can cause a fault, because the engine is correct for all of
+them, the engine or an adapter is patched with a defect during the run.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from ppo_unified.engine.batch import Batch, minibatches
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
 
-BRIEF = {  # a faulty run is trained for its metrics alone
+BRIEF = {  # a faulty run needs only its metrics
     "total_steps": 0,
     "stop_when_solved": False,
     "eval": {"every_steps": 0, "episodes": 1, "at_start": False},
     "log": {"samples_every": 0},
 }
 
-NO_KL_PENALTY = {"rollout_batch": 64, "kl_coef": 0.0}  # few responses, and nothing that holds them to the reference
+NO_KL_PENALTY = {
+    "rollout_batch": 64,
+    "kl_coef": 0.0,
+}  # few responses, and no penalty on their distance from the reference
 
 
 class FaultyRun(NamedTuple):
-    """A run that is made to go wrong."""
+    """A run with a deliberate fault."""
 
-    provokes: tuple[str, ...]  # health checks that must fire
+    provokes: tuple[str, ...]  # the health checks that must fire
     how: str
     preset: str
     iterations: int
     options: Mapping[str, Any]
-    defect: Callable[[], AbstractContextManager[Any]] = nullcontext  # in place, for as long as the run lasts
+    defect: Callable[[], AbstractContextManager[Any]] = nullcontext  # active during the run
 
     def config(self) -> RunConfig:
         options = overlay(BRIEF | {"total_iterations": self.iterations}, self.options)
@@ -48,7 +51,7 @@ class FaultyRun(NamedTuple):
 
 
 def shift_logprobs() -> AbstractContextManager[Any]:
-    """Responses are remembered with other log-probs than those they were drawn by."""
+    """Patch the policy to store other log-probs than those from which the tokens were sampled."""
     from envs.llm.policy import Comparison, TokenPolicy
 
     honest = TokenPolicy.compare
@@ -61,7 +64,7 @@ def shift_logprobs() -> AbstractContextManager[Any]:
 
 
 def skip_last_minibatch() -> AbstractContextManager[Any]:
-    """The last minibatch of an epoch is never learned from."""
+    """Patch the engine to skip the last minibatch of each epoch."""
 
     def drop_last(batch: Batch, count: int, *rest: Any) -> Iterator[Batch]:
         return islice(minibatches(batch, count, *rest), count - 1)
@@ -70,7 +73,7 @@ def skip_last_minibatch() -> AbstractContextManager[Any]:
 
 
 def drop_state_values() -> AbstractContextManager[Any]:
-    """Advantages leave out the value of the state that a step began in."""
+    """Patch the engine to compute advantages without the value of the current state."""
 
     def gae_without_values(rollout: Rollout, gamma: float, lam: float) -> Tensor:
         return gae(replace(rollout, values=torch.zeros_like(rollout.values)), gamma, lam)
@@ -78,39 +81,39 @@ def drop_state_values() -> AbstractContextManager[Any]:
     return patch("ppo_unified.engine.ppo.gae", gae_without_values)
 
 
-FAULTY_RUNS: dict[str, FaultyRun] = {  # by the run's name
+FAULTY_RUNS: dict[str, FaultyRun] = {  # name of the run -> the run
     "no-clip": FaultyRun(
         ("kl",),
-        "`ppo.objective` ratio, without the clip, and `optim.lr` 5 times the preset's",
+        "`ppo.objective` is ratio, which has no clip, and `optim.lr` is 5 times the preset's",
         "cartpole",
         20,
         {"ppo": {"objective": "ratio", "entropy_coef": 0.05}, "optim": {"lr": 0.01, "anneal": False}},
     ),
     "high-lr-short-rollout": FaultyRun(
         ("clip_fraction",),
-        "`optim.lr` 100 times the preset's, on a quarter of its rollout",
+        "`optim.lr` is 100 times the preset's, and rollouts are a quarter as long",
         "pendulum",
         20,
         {"optim": {"lr": 0.1, "anneal": False}, "gym": {"num_steps": 32}, "ppo": {"minibatches": 8}},
     ),
-    "high-lr": FaultyRun(("entropy",), "`optim.lr` 50 times the preset's", "cartpole", 30, {"optim": {"lr": 0.1}}),
+    "high-lr": FaultyRun(("entropy",), "`optim.lr` is 50 times the preset's", "cartpole", 30, {"optim": {"lr": 0.1}}),
     "high-critic-lr": FaultyRun(
         ("explained_variance",),
-        "`optim.critic_lr` 150 times the preset's, and `ppo.lam` 1, so that it learns the last rollout by heart",
+        "`optim.critic_lr` is 150 times the preset's, and `ppo.lam` is 1, so the critic overfits the last rollout",
         "cartpole",
         45,
         {"optim": {"joint": False, "critic_lr": 0.3}, "ppo": {"lam": 1.0}},
     ),
     "zero-critic-lr": FaultyRun(
         ("dead_critic",),
-        "`optim.critic_lr` next to nothing",
+        "`optim.critic_lr` is almost 0",
         "cartpole",
         45,
         {"optim": {"joint": False, "critic_lr": 1e-9}},
     ),
     "shifted-logprobs": FaultyRun(
         ("first_ratio",),
-        "defect: log-probs are remembered 0.05 too high (`llm.dtype` bfloat16: a run in float32 fails at once)",
+        "defect: stored log-probs are 0.05 too high (with `llm.dtype` bfloat16; in float32 the run fails at once)",
         "arithmetic",
         16,
         {"llm": {"dtype": "bfloat16", "rollout_batch": 32}, "ppo": {"minibatches": 1}},
@@ -118,50 +121,53 @@ FAULTY_RUNS: dict[str, FaultyRun] = {  # by the run's name
     ),
     "skipped-minibatch": FaultyRun(
         ("optimizer_steps",),
-        "defect: the last minibatch of an epoch is left out",
+        "defect: the last minibatch of each epoch is skipped",
         "cartpole",
         16,
         {},
         skip_last_minibatch,
     ),
     "no-state-values": FaultyRun(
-        ("gae",), "defect: advantages leave out the value of the state", "cartpole", 16, {}, drop_state_values
+        ("gae",), "defect: advantages ignore the value of the current state", "cartpole", 16, {}, drop_state_values
     ),
     "rare-reward": FaultyRun(
         ("grad_norm",),
-        "a score of 100 for one answer in a hundred and 0 for the others, `ppo.normalize_advantages` off",
+        "the score is 100 for one answer in a hundred and 0 for the others, without `ppo.normalize_advantages`",
         "arithmetic",
         60,
         {
-            "llm": {"reward": "bad_rewards:jackpot", "rollout_batch": 32},
+            "llm": {"reward": "bad_rewards:rare_answer_bonus", "rollout_batch": 32},
             "ppo": {"normalize_advantages": "none", "minibatches": 1},
             "optim": {"lr": 1e-5},
         },
     ),
     "no-kl-penalty": FaultyRun(
         ("gold", "ref_kl"),
-        "`llm.kl_coef` 0, so that nothing holds it to the reference, and `optim.lr` twice the preset's",
+        "`llm.kl_coef` is 0, so there is no penalty on the KL to the reference, and `optim.lr` is twice the preset's",
         "sentiment",
         45,
         {"llm": NO_KL_PENALTY, "optim": {"lr": 1e-3}},
     ),
     "length-reward": FaultyRun(
         ("length", "eos_rate"),
-        "a score for length alone, and no `llm.missing_eos_penalty`",
+        "the score depends only on the length, and `llm.missing_eos_penalty` is 0",
         "arithmetic",
         30,
         {"llm": NO_KL_PENALTY | {"reward": "length:16", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
     ),
     "repetition-reward": FaultyRun(
         ("repetition",),
-        "a score for saying again what was said",
+        "the score is the number of repeated characters",
         "arithmetic",
         40,
-        {"llm": NO_KL_PENALTY | {"reward": "bad_rewards:babble", "max_new_tokens": 12}, "ppo": {"minibatches": 2}},
+        {
+            "llm": NO_KL_PENALTY | {"reward": "bad_rewards:repetition_bonus", "max_new_tokens": 12},
+            "ppo": {"minibatches": 2},
+        },
     ),
     "constant-reward": FaultyRun(
         ("reward_spread",),
-        "the same score for every response",
+        "every response has the same score",
         "arithmetic",
         16,
         {"llm": {"reward": "regex:^", "rollout_batch": 32}, "ppo": {"minibatches": 1}},

@@ -1,10 +1,10 @@
-"""How near healthy runs come to the limits of the health checks, and whether faulty ones go beyond.
+"""Measure how close healthy runs come to the limits of the health checks, and whether faulty runs exceed them.
 
 python benchmarks/health.py [PRESET=FIRST-LAST ...] [--runs DIR] [--out benchmarks/health.md]
 
-Trains presets to the end of their steps, past solved, and the runs of faulty_runs.py into DIR. Runs that are there
-already are only read: remove those whose defect is another one now. Exit code 1 where a run has not come to its end, a
-healthy run makes a check fire, or a check has no run that does.
+The script trains presets for all their steps, even if they are solved earlier, and the runs of faulty_runs.py, all in
+DIR. Existing runs are only read, so delete a run if its defect has changed. The exit code is 1 if a run has not
+finished, a healthy run makes a check fire, or a check does not fire in any run.
 """
 
 from __future__ import annotations
@@ -28,20 +28,25 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
 from ppo_unified.training.health import CHECKS, Health
 
-HEALTHY = ("cartpole=11-20", "lunarlander=11-12", "arithmetic=11-14", "sentiment=11-12")  # no limit was chosen by these
+HEALTHY = (
+    "cartpole=11-20",
+    "lunarlander=11-12",
+    "arithmetic=11-14",
+    "sentiment=11-12",
+)  # the limits were not chosen on these seeds
 
 
 class RunHealth(NamedTuple):
-    """What the checks made of a run."""
+    """The results of the health checks for a run."""
 
-    state: str  # of the run: one in progress is judged as far as it is
+    state: str  # state of the run; an unfinished run is checked up to its last iteration
     iterations: int
-    nearest: Mapping[str, float]  # by check, the value nearest to the limit or farthest beyond
-    fired: Mapping[str, int]  # by check, the iteration at which it first began, in that order
+    nearest: Mapping[str, float]  # check -> the worst value: closest to the limit or farthest beyond it
+    fired: Mapping[str, int]  # check -> the iteration at which it first fired, in this order
 
 
 def history(folder: Path) -> Iterator[dict[str, float]]:
-    """The metrics of each iteration that the checks read."""
+    """Yield the metrics that the checks read, iteration by iteration."""
     reader = EventReader(folder)
     reader.poll()
     read = {tag for check in CHECKS for tag in check.reads} & reader.series.keys()
@@ -54,6 +59,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def check_run(folder: Path) -> RunHealth:
+    """Apply the health checks to the event file of a run."""
     health, nearest, fired, number = Health(), dict[str, float](), dict[str, int](), 0
     for number, metrics in enumerate(history(folder), 1):
         health.update(number, metrics)
@@ -68,17 +74,17 @@ def check_run(folder: Path) -> RunHealth:
 
 
 def train_or_read(folder: Path, config: RunConfig) -> RunHealth:
-    """Train `config` in `folder`, or only read what is there. Exits where that is a run of other options."""
+    """Train `config` in `folder`, or read the run that is there. Exit if that run has other options."""
     written = folder / "config.toml"
     if not written.exists():
         run(config, runs=folder.parent, name=folder.name)
     elif written.read_text(encoding="utf-8") != config.to_toml():
-        sys.exit(f"{written} has other options than the run {folder.name} has now; delete the folder, or name another")
+        sys.exit(f"{written} does not have the current options of the run {folder.name}; delete the folder")
     return check_run(folder)
 
 
 def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, RunHealth]:
-    """By name, runs of `presets` to the end of their steps, each PRESET=FIRST or PRESET=FIRST-LAST of its seeds."""
+    """Train presets for all their steps. Each is given with its seeds as PRESET=FIRST or PRESET=FIRST-LAST."""
     judged = {}
     for given in presets:
         preset, _, seeds = given.partition("=")
@@ -90,6 +96,7 @@ def train_healthy(folder: Path, presets: Sequence[str]) -> dict[str, RunHealth]:
 
 
 def train_faulty(folder: Path) -> dict[str, RunHealth]:
+    """Train the faulty runs."""
     judged = {}
     for name, faulty in FAULTY_RUNS.items():
         with faulty.defect():
@@ -98,24 +105,28 @@ def train_faulty(folder: Path) -> dict[str, RunHealth]:
 
 
 def failures(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
-    """What the runs do not show, a line each."""
+    """Describe each unexpected result in one line."""
     provoked = {check for kind in FAULTY_RUNS.values() for check in kind.provokes}
     return [
-        *(f"{name} is {one.state}" for name, one in [*healthy.items(), *faulty.items()] if one.state != "finished"),
-        *(f"{name} is healthy and fires {', '.join(judged.fired)}" for name, judged in healthy.items() if judged.fired),
+        *(
+            f"{name} has not finished: it is {one.state}"
+            for name, one in [*healthy.items(), *faulty.items()]
+            if one.state != "finished"
+        ),
+        *(f"{name} is healthy but fires {', '.join(judged.fired)}" for name, judged in healthy.items() if judged.fired),
         *(
             f"{name} does not fire {check}"
             for name in faulty
             for check in FAULTY_RUNS[name].provokes
             if check not in faulty[name].fired
         ),
-        *(f"no run is to provoke {check.name}" for check in CHECKS if check.name not in provoked),
+        *(f"no faulty run is meant to fire {check.name}" for check in CHECKS if check.name not in provoked),
     ]
 
 
 def checks_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
     lines = [
-        "| check | limit | nearest in healthy runs | in run | provoked by | fires at iteration | farthest there |",
+        "| check | limit | worst healthy value | healthy run | faulty run | fires at iteration | worst faulty value |",
         "|---|---|---|---|---|---|---|",
     ]
     for check in CHECKS:
@@ -131,7 +142,7 @@ def checks_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealt
 
 
 def runs_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]) -> list[str]:
-    lines = ["| run | meant to be | preset | options | iterations | fires |", "|---|---|---|---|---|---|"]
+    lines = ["| run | kind | preset | options | iterations | checks that fire |", "|---|---|---|---|---|---|"]
     for name, judged in [*healthy.items(), *faulty.items()]:
         kind = f"healthy | {name.rpartition('-')[0]} | "
         if name in faulty:
@@ -139,7 +150,7 @@ def runs_table(healthy: Mapping[str, RunHealth], faulty: Mapping[str, RunHealth]
             kind = f"faulty: {run.how} | {run.preset} | {_format_options(run.options)}"
         fired = ", ".join(f"{check} at {number}" for check, number in judged.fired.items())
         so_far = "" if judged.state == "finished" else f" ({judged.state})"
-        lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'nothing'} |")
+        lines.append(f"| {name} | {kind} | {judged.iterations}{so_far} | {fired or 'none'} |")
     return lines
 
 
@@ -149,9 +160,11 @@ def _format_options(options: Mapping[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("presets", nargs="*", default=HEALTHY, metavar="PRESET=FIRST-LAST")
-    parser.add_argument("--runs", type=Path, default=Path("runs/health"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "presets", nargs="*", default=HEALTHY, metavar="PRESET=FIRST-LAST", help="healthy runs and seeds"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/health"), help="runs folder (default: runs/health)")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
     healthy, faulty = train_healthy(options.runs, options.presets), train_faulty(options.runs)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "gymnasium", "transformers"))
@@ -161,16 +174,16 @@ def main() -> int:
         f"`{shlex.join(['python', *sys.argv])}`, {date.today()}, {platform.machine()}, Python "
         f"{platform.python_version()}, {versions}",
         "",
-        f"Every faulty run also has {_format_options(BRIEF)}: it is trained for its metrics alone.",
+        f"Every faulty run also has the options {_format_options(BRIEF)}, because only its metrics are needed.",
         "",
     ]
     text = "\n".join([*head, *checks_table(healthy, faulty), "", *runs_table(healthy, faulty)]) + "\n"
     print(text)
     if options.out:
         options.out.write_text(text, encoding="utf-8")
-    not_shown = failures(healthy, faulty)
-    print(*not_shown, sep="\n", end="\n" if not_shown else "", file=sys.stderr)
-    return 1 if not_shown else 0
+    unexpected = failures(healthy, faulty)
+    print(*unexpected, sep="\n", end="\n" if unexpected else "", file=sys.stderr)
+    return 1 if unexpected else 0
 
 
 if __name__ == "__main__":

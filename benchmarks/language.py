@@ -1,4 +1,4 @@
-"""The language tables: arithmetic over fresh seeds from a cold start, sentiment with and without the KL penalty.
+"""Measure the language-model presets: arithmetic with new seeds, and sentiment with and without the KL penalty.
 
 python benchmarks/language.py [--seeds 5] [--studied 3] [--out benchmarks/language.md]
 """
@@ -28,17 +28,17 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.training.session import load_adapter
 
 FIRST_SEED = 101  # seeds that the presets were not tuned on
-HELD_OUT = 2000  # all pairs that neither supervision nor PPO sees
+HELD_OUT = 2000  # all pairs that are in neither the supervised training data nor the prompts of PPO
 LIMIT_S, SAMPLED, GREEDY, GAIN, KL = 240.0, 0.90, 0.95, 0.05, 10.0
 
 
 class ArithmeticResult(NamedTuple):
-    """Exact match on the held-out pairs before and after, sampled at temperature 1 and greedy."""
+    """The share of exact matches on held-out pairs before and after training, sampled at temperature 1 and greedy."""
 
     sampled: tuple[float, float]
     greedy: tuple[float, float]
     kl: float
-    seconds: float  # of the whole process
+    seconds: float  # wall time of the complete process
 
     @property
     def meets_target(self) -> bool:
@@ -47,7 +47,7 @@ class ArithmeticResult(NamedTuple):
 
 
 def train(folder: Path, preset: str, seed: int, *flags: str) -> tuple[Run, float]:
-    """One run as a process of its own, and its wall time from start to exit."""
+    """Train a run in a new process and return it with the wall time in seconds from start to exit."""
     name = "-".join([preset, str(seed), *(flag.strip("-") for flag in flags)])
     command = [sys.executable, "-m", "ppo_unified", "train", preset, "--seed", str(seed), "--runs", str(folder)]
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def accuracy(adapter: LLMAdapter, greedy: bool) -> float:
 def measure_arithmetic(folder: Path, seed: int) -> ArithmeticResult:
     config = load_preset("arithmetic", seed=seed)
     torch.set_num_threads(config.threads)
-    before = LLMAdapter(config, torch.device("cpu"))  # type: ignore[arg-type] # the preset's own configuration
+    before = LLMAdapter(config, torch.device("cpu"))  # type: ignore[arg-type] # the preset is an LLMConfig
     run, seconds = train(folder, "arithmetic", seed)
     after, _ = load_adapter(run, config, "latest")
     assert isinstance(after, LLMAdapter)
@@ -106,11 +106,11 @@ def sentiment_rows(folder: Path, seeds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--studied", type=int, default=3, help="seeds of sentiment")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds for arithmetic (default: 5)")
+    parser.add_argument("--studied", type=int, default=3, help="number of seeds for sentiment (default: 3)")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
-    tiny_model(), sentiment_reward_model()  # made once, outside the clock
+    tiny_model(), sentiment_reward_model()  # create the models before the time is measured
     with tempfile.TemporaryDirectory() as name:
         sums_table, sentiment_table = (
             arithmetic_rows(Path(name), options.seeds),
@@ -136,18 +136,20 @@ Command: `{command}`; {where}; 2 cores, 1 thread
 
 ## arithmetic
 
-Exact match on all 2,000 held-out pairs before and after training, last checkpoint, at temperature 1 (sampled) and
-greedy; KL to the reference per sampled response at the end; seconds of the whole process, start-up included, the model
-made before. Wanted: sampled at least 0.90, greedy at least 0.95 and 0.05 above its start, KL below 10, within 240 s.
+The table shows the share of exact matches on all 2,000 held-out pairs, before training and with the last checkpoint,
+sampled at temperature 1 and greedy. KL is the KL to the reference per sampled response at the end. Seconds are the wall
+time of the complete process; the model was created before. The targets are at least 0.90 sampled, at least 0.95 greedy
+and 0.05 above the start, a KL below 10, and at most 240 s.
 
-| seed | sampled | greedy | KL | seconds | reached |
+| seed | sampled | greedy | KL | seconds | targets met |
 |---|---|---|---|---|---|
 {sums}
 
 ## sentiment
 
-Sampled responses to held-out prompts, before and after; the score is the learned one that PPO is paid, gold the rule's:
-at the start, at its highest, at the end. Deviations are those of the reference's own scores.
+The table shows sampled responses to held-out prompts. The score is from the reward model that PPO trains against, at
+the start and at the end. Gold is the score from the true rule, at the start, at its maximum and at the end. Deviations
+are standard deviations of the scores of the reference model's responses.
 
 | seed | KL coefficient | score | gold | KL |
 |---|---|---|---|---|

@@ -1,4 +1,4 @@
-"""The learning table: train presets over seeds, score each run's best checkpoint on episodes it never saw.
+"""Train presets with several seeds and evaluate the best checkpoint of each run on new episodes.
 
 python benchmarks/learning.py [PRESET ...] [--seeds 3] [--out benchmarks/learning.md]
 """
@@ -23,7 +23,7 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.training.evaluation import evaluate
 from ppo_unified.training.session import load_adapter
 
-THRESHOLDS = {  # the mean over seeds of the greedy score has to reach these
+THRESHOLDS = {  # the mean over seeds of the greedy score must be at least this
     "cartpole": 475.0,
     "acrobot": -90.0,
     "mountaincar": -115.0,
@@ -35,7 +35,7 @@ THRESHOLDS = {  # the mean over seeds of the greedy score has to reach these
     "taxi": 7.0,
 }
 EPISODES = 100
-UNSEEN_SEED = 1_000_000  # far from the seeds that training evaluates on
+UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training
 
 
 class TrainingResult(NamedTuple):
@@ -57,7 +57,7 @@ def train_and_score(preset: str, seed: int, folder: Path) -> TrainingResult:
 
 
 def row(preset: str, trained: list[TrainingResult]) -> tuple[str, bool]:
-    """A line of the table, and whether the mean reaches the threshold."""
+    """Return a line of the table, and True if the mean reaches the threshold."""
     scores = np.array([t.score for t in trained])
     passed = bool(scores.mean() >= THRESHOLDS[preset])
     steps, seconds = np.mean([t.steps for t in trained]), np.mean([t.seconds for t in trained])
@@ -69,20 +69,21 @@ def row(preset: str, trained: list[TrainingResult]) -> tuple[str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("presets", nargs="*", default=list(THRESHOLDS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("presets", nargs="*", default=list(THRESHOLDS), help="presets to train (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=1, help="first seed (default: 1)")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     lines = [
-        f"Greedy score over {EPISODES} episodes with unseen seeds, best checkpoint; wall time of training with its "
-        "evaluations and checkpoints, imports excluded, one process, one thread.",
+        f"The score is the greedy score of the best checkpoint over {EPISODES} episodes with new seeds. Seconds are "
+        "the wall time of a run, including its evaluations and checkpoints but not the imports, in one process with "
+        "one thread.",
         "",
         f"Command: `{shlex.join(['python', *sys.argv])}`; {date.today()}; {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}, "
         + ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy")),
         "",
-        "| preset | at least | mean | range | seeds | steps | seconds a seed | reached |",
+        "| preset | target score | mean score | range | seeds | steps | seconds per seed | target met |",
         "|---|---|---|---|---|---|---|---|",
     ]
     passed = True

@@ -1,9 +1,9 @@
-"""How fast event files are read: points per second and peak memory, on files as our runs and as torch's writer make.
+"""Measure the speed and peak memory of reading event files, in the layout of this project and in that of torch.
 
     python benchmarks/reader.py [--steps 100000] [--tags 20]
 
-`together` is a file of one event a step with every tag in it, as a run writes; `apart` has one event a tag, as torch's
-SummaryWriter writes. Each is read by a process of its own, checksums included, in blocks of a budget of 50 ms.
+The file `together` has one event per step with all tags, as written by a run. The file `apart` has one event per tag,
+as written by torch's SummaryWriter. Each file is read in a new process, with checksums, in turns of at most 50 ms.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUDGET_S = 0.05
 
 
 def write_events(folder: Path, steps: int, tags: int, together: bool) -> None:
-    """An event file of random numbers, flushed by the system and not by us."""
+    """Write an event file of random numbers."""
     names = [*METRICS, *(f"extra/metric_{number}" for number in range(max(0, tags - len(METRICS))))][:tags]
     writer = EventWriter(folder)
     values = np.random.default_rng(0).normal(size=(steps, tags))
@@ -41,7 +41,7 @@ def write_events(folder: Path, steps: int, tags: int, together: bool) -> None:
 
 
 def measure_read(folder: Path) -> str:
-    """Read it all; a line of a table with what that took."""
+    """Read all event files in a folder and return the measurements as a line of a table."""
     process = psutil.Process()
     before = most = process.memory_info().rss
     reader, started, began, longest = EventReader(folder), time.perf_counter(), time.process_time(), 0.0
@@ -63,15 +63,15 @@ def measure_read(folder: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--tags", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=100_000, help="number of steps (default: 100000)")
+    parser.add_argument("--tags", type=int, default=20, help="number of tags per step (default: 20)")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         print(measure_read(options.read))
         return 0
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, numpy {version('numpy')}\n")
-    heads = ("file", "points", "MiB", "s", "CPU s", "points/s", "points/CPU s", "longest turn, ms", "memory, MiB")
+    heads = ("file", "points", "MiB", "s", "CPU s", "points/s", "points/CPU s", "longest turn (ms)", "memory (MiB)")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name in ("together", "apart"):
         with tempfile.TemporaryDirectory() as folder:

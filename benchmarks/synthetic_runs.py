@@ -1,4 +1,4 @@
-"""Made-up folders of runs: ended ones of any length, and one that is written as a trainer writes it."""
+"""Create synthetic runs: finished ones of any length, and one that is written like a run in training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import METRICS, USUAL
 
-POINTS, METRICS_EACH = 2_000, 20  # of a run
+POINTS, METRICS_EACH = 2_000, 20  # points per curve and metrics per run
 TAGS = [*USUAL, *(tag for tag in METRICS if tag not in USUAL)][:METRICS_EACH]
-LAST = 4321.0  # the last value of every curve, by which a chart is known to be drawn to its end
-EVENTS_S = 20  # of a run that is written
+LAST = 4321.0  # the last value of every curve; a chart that shows it is complete
+EVENTS_S = 20  # events per second of a run in training
 
 
 class Repeater(EventWriter):
-    """Keeps events and writes them again with other steps: to make a million anew would take minutes."""
+    """Stores events and writes them repeatedly with new steps, because creating a million events takes minutes."""
 
     def __init__(self, folder: Path) -> None:
         self.kept: list[Any] | None = None
@@ -36,7 +36,7 @@ class Repeater(EventWriter):
             self.kept.append(event)
 
     def repeat(self, points: int) -> None:
-        """Write the kept events in turn, the last one only at the end."""
+        """Write the stored events in turn until there are `points` events, the last of them at the end."""
         kept, self.kept = self.kept or [], None
         began = time.time() - points * 0.05
         for point in range(points):
@@ -46,7 +46,7 @@ class Repeater(EventWriter):
 
 
 def write_events(folder: Path, points: int) -> None:
-    """One run's event file as a run writes it, but that values repeat after 256 events."""
+    """Write an event file like that of a run, with values that repeat after 256 events."""
     writer = Repeater(folder)
     writer.kept = []
     for values in np.random.default_rng(0).normal(size=(256, METRICS_EACH)).tolist():
@@ -57,7 +57,7 @@ def write_events(folder: Path, points: int) -> None:
 
 
 def make_run(folder: Path, points: int, events: Path | None = None) -> None:
-    """A run that has ended; with a copy of another one's events where they are given."""
+    """Create a finished run, with a copy of the event files in `events` if given."""
     folder.mkdir(parents=True)
     if events is None:
         write_events(folder, points)
@@ -71,7 +71,7 @@ def make_run(folder: Path, points: int, events: Path | None = None) -> None:
 
 
 def make_runs(folder: Path, count: int) -> list[str]:
-    """Runs run-000, run-001, ... of POINTS points."""
+    """Create the runs run-000, run-001, ... with POINTS points each, and return their names."""
     names = [f"run-{number:03}" for number in range(count)]
     for name in names:
         make_run(folder / name, POINTS, folder / names[0] if name != names[0] else None)
@@ -79,7 +79,7 @@ def make_runs(folder: Path, count: int) -> list[str]:
 
 
 def act_as_trainer(folder: Path) -> None:
-    """Be the trainer of a run until standard input ends."""
+    """Lock a run and write events and run.json like a trainer until stdin is closed."""
     run = Run(folder)
     run.acquire()
     status = run.read_status()

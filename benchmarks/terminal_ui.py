@@ -1,11 +1,11 @@
-"""What the terminal UI costs and how fast it answers, as the real program in a pseudo-terminal.
+"""Measure the speed and cost of the terminal UI, running as a real program in a pseudo-terminal.
 
     python benchmarks/terminal_ui.py [--out benchmarks/tui.md]
 
-Made-up folders of runs are watched by `ppo-unified tui` in a terminal of 120 x 40; a key's time is from writing it to
-the terminal to reading the bytes of its effect from it. Between keys pass 50 to 250 ms, so that they fall on every
-part of a refresh. Writers are processes that hold a run's lock and write 20 events of 20 metrics a second and
-run.json once a second. Charts alone are measured as `benchmarks/charts.py` does.
+The program `ppo-unified tui` shows a folder of synthetic runs in a terminal of 120 x 40 cells. The time of a key is
+from writing the key to the terminal to reading the first bytes of its effect. Keys are 50 to 250 ms apart, so that they
+are spread over the refresh interval. Writers are processes that lock a run and write 20 events of 20 metrics per
+second, and run.json once per second. The time to redraw charts is measured as in `benchmarks/charts.py`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ WIDTH, HEIGHT = 120, 40
 RUNS, BIG = 200, 1_000_000
 WRITERS = 4
 TIMEOUT_S = 60.0
-DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # of a curve; a single point is none
+DOTS = rb"\xe2[\xa0-\xa3][\x80-\xbf]"  # the braille dots of a curve; a single point is drawn differently
 IMPORT = "import time; begun = time.perf_counter(); import torch; print(time.perf_counter() - begun)"
-STARTED = b"\x1b]0;started\x07"  # a title that the program is given between its imports and its start
+STARTED = b"\x1b]0;started\x07"  # a window title that marks the time between the imports and the start
 MIB = 2**20
 
 
 class Row(NamedTuple):
+    """A row of the table."""
+
     what: str
     target: str
     measured: str
@@ -62,11 +64,12 @@ class Row(NamedTuple):
         return f"| {' | '.join(self)} |"
 
 
-# folders of runs
+# writers
 
 
 @contextmanager
 def run_writers(folders: Sequence[Path]) -> Iterator[None]:
+    """Run a process for each run folder that writes to it."""
     started = [
         subprocess.Popen([sys.executable, __file__, "--write-on", str(folder)], stdin=subprocess.PIPE)
         for folder in folders
@@ -82,7 +85,7 @@ def run_writers(folders: Sequence[Path]) -> Iterator[None]:
 
 
 class Screen:
-    """The program in a pseudo-terminal whose output is read all the time."""
+    """A program in a pseudo-terminal, with its output so far."""
 
     def __init__(self, command: Sequence[str], state: Path) -> None:
         self._master, slave = pty.openpty()
@@ -94,8 +97,8 @@ class Screen:
         )
         os.close(slave)
         self.output = bytearray()
-        self.peak = 0  # bytes of memory
-        self._mark = 0  # where the output since the last key or find starts
+        self.peak = 0  # peak memory in bytes
+        self._mark = 0  # start of the output that `wait_for` searches
 
     def read_for(self, seconds: float) -> None:
         deadline = time.perf_counter() + seconds
@@ -103,17 +106,17 @@ class Screen:
             self._read(left)
 
     def wait_for(self, pattern: bytes) -> float:
-        """The clock when a pattern was read."""
+        """Read until a pattern appears and return the clock time in seconds."""
         deadline = time.perf_counter() + TIMEOUT_S
         while not (match := re.compile(pattern).search(self.output, self._mark)):
             if time.perf_counter() > deadline:
-                raise SystemExit(f"{pattern!r} did not come; the last bytes: {self.output[-2000:]!r}")
+                raise SystemExit(f"{pattern!r} did not appear; the last bytes are {self.output[-2000:]!r}")
             self._read(1.0)
         self._mark = match.end()
         return time.perf_counter()
 
     def press(self, key: str, pattern: bytes) -> float:
-        """Milliseconds from a key to a pattern."""
+        """Press a key and return the milliseconds until a pattern appears."""
         self._read(0)
         self.skip_output()
         pressed = time.perf_counter()
@@ -121,7 +124,7 @@ class Screen:
         return 1000 * (self.wait_for(pattern) - pressed)
 
     def skip_output(self) -> None:
-        """What was read so far answers no `until` any more."""
+        """Exclude the output so far from the next search."""
         self._mark = len(self.output)
 
     def cpu_s(self) -> float:
@@ -129,7 +132,7 @@ class Screen:
         return float(times.user + times.system)
 
     def close(self) -> None:
-        """Leave as a user does."""
+        """Quit the program like a user, or kill it after 10 s."""
         os.write(self._master, b"q")
         deadline = time.perf_counter() + 10
         while self.process.poll() is None and time.perf_counter() < deadline:
@@ -143,7 +146,7 @@ class Screen:
         if select.select([self._master], [], [], min(wait_s, 0.1))[0]:
             try:
                 data = os.read(self._master, 1 << 16)
-            except OSError:  # how a pseudo-terminal says that nobody writes to it any more
+            except OSError:  # the other end of the pseudo-terminal is closed
                 data = b""
             self.output += data
         if self.process.poll() is None:
@@ -154,7 +157,7 @@ class Screen:
 def open_ui(
     runs: Path, view: ViewState, command: Sequence[str] = ("-m", "ppo_unified", "tui", "--runs")
 ) -> Iterator[Screen]:
-    """The terminal UI over a folder of runs, as a user left it with `view`."""
+    """Open the terminal UI for a runs folder, with `view` as its saved state."""
     with tempfile.TemporaryDirectory() as state:
         before = os.environ.get("XDG_STATE_HOME")
         os.environ["XDG_STATE_HOME"] = state
@@ -170,7 +173,7 @@ def open_ui(
 
 
 def run_after_imports(runs: Path) -> None:
-    """The program with its imports done before the clock starts."""
+    """Start the terminal UI after printing a mark that its imports are done."""
     from tui.app import run
 
     sys.stdout.buffer.write(STARTED)
@@ -179,12 +182,12 @@ def run_after_imports(runs: Path) -> None:
 
 
 def cursor_pattern(name: str) -> bytes:
-    """The cursor's line: the only one with a run's name in bold."""
+    """Return a pattern for the line of the cursor, the only one with a run's name in bold."""
     return rb"\x1b\[1;[0-9;]*m" + name.encode()
 
 
 def steps_down(names: Sequence[str], count: int) -> list[tuple[str, bytes]]:
-    """Keys that walk down the list, and what each brings."""
+    """Return the keys that move the cursor down the list, with the pattern that each key causes."""
     return [("j", cursor_pattern(name)) for name in names[1 : count + 1]]
 
 
@@ -193,7 +196,7 @@ def steps_up(names: Sequence[str]) -> list[tuple[str, bytes]]:
 
 
 def chart_keys(count: int) -> list[tuple[str, bytes]]:
-    """Keys that draw every chart anew, and what the line below the charts says then."""
+    """Return keys that redraw every chart, with the text that each causes in the line below the charts."""
     once = [(".", b"smoothing 0.6"), ("x", b"x: elapsed time"), (".", b"smoothing 0.9 "), ("x", b"x: time of day")]
     once += [(",", b"smoothing 0.6"), ("x", b"x: step"), (".", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
     once += [("l", b"log y"), (".", b"smoothing 0.9 "), ("l", b"smoothing 0.9 "), (",", b"smoothing 0.6")]
@@ -213,7 +216,7 @@ def format_latencies(milliseconds: Sequence[float]) -> str:
     return f"{most:.0f} ms (median {middle:.0f}, longest {max(milliseconds):.0f}, {len(milliseconds)} keys)"
 
 
-# the lines of the table
+# the rows of the table
 
 
 def start_rows(runs: Path, repeats: int) -> Iterator[Row]:
@@ -228,14 +231,14 @@ def start_rows(runs: Path, repeats: int) -> Iterator[Row]:
             drawn.append(screen.wait_for(b"4321") - begun)
     how = f"median of {repeats}; {RUNS} runs x {METRICS_EACH} metrics x {POINTS:,} points"
     yield Row(
-        "first paint: the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, imports done; {how}"
+        "first paint of the list", "1 s", f"{statistics.median(listed):.2f} s", f"from App.run, after imports; {how}"
     )
-    yield Row("first paint: the curves of the first run, too", "1 s", f"{statistics.median(drawn):.2f} s", "the same")
+    yield Row("first paint of the first run's curves", "1 s", f"{statistics.median(drawn):.2f} s", "the same")
     yield Row(
-        "first paint from the process's start",
+        "first paint, from the start of the process",
         "-",
         f"{statistics.median(whole):.2f} s",
-        "`ppo-unified tui`: interpreter and imports, too",
+        "`ppo-unified tui`, including interpreter start and imports",
     )
 
 
@@ -249,17 +252,17 @@ def key_rows(runs: Path, names: Sequence[str]) -> Iterator[Row]:
         seconds = time.perf_counter() - began
         rate, share = (len(screen.output) - received) / seconds / 1000, (screen.cpu_s() - cpu_s) / seconds
         walking, charting = latencies(screen, steps_down(names, 80)), latencies(screen, chart_keys(60))
-    how = f"{WRITERS} processes write into {WRITERS} marked runs of {RUNS}"
+    how = f"{WRITERS} processes write to {WRITERS} marked runs of {RUNS}"
     yield Row("key to screen: cursor in the list", "50 ms at the 95th percentile", format_latencies(walking), how)
     yield Row(
-        "key to screen: six charts drawn anew",
+        "key to screen: redraw of six charts",
         "50 ms at the 95th percentile",
         format_latencies(charting),
         f"smoothing, x axis, log y; {how}",
     )
-    yield Row("written to the terminal", "60 kB/s", f"{rate:.0f} kB/s", f"15 s without a key; {how}")
-    yield Row("processor time meanwhile", "-", f"{share:.1%} of a core", "the same 15 s")
-    yield Row("memory, 200 runs", "500 MB", f"{screen.peak / 1e6:.0f} MB", "most resident memory of the UI's process")
+    yield Row("output to the terminal", "60 kB/s", f"{rate:.0f} kB/s", f"15 s without keys; {how}")
+    yield Row("CPU time during training", "-", f"{share:.1%} of a core", "the same 15 s")
+    yield Row("memory, 200 runs", "500 MB", f"{screen.peak / 1e6:.0f} MB", "peak resident memory of the UI's process")
 
 
 def idle_rows(runs: Path, seconds: float = 20) -> Iterator[Row]:
@@ -270,10 +273,10 @@ def idle_rows(runs: Path, seconds: float = 20) -> Iterator[Row]:
         screen.read_for(seconds)
         share, rate = (screen.cpu_s() - before) / seconds, (len(screen.output) - received) / seconds
     yield Row(
-        "processor time when nothing moves",
+        "CPU time when idle",
         "2 % of a core",
         f"{share:.1%}",
-        f"{RUNS} ended runs, {seconds:.0f} s; {rate:,.0f} bytes/s to the terminal",
+        f"{RUNS} finished runs, {seconds:.0f} s; {rate:,.0f} bytes/s to the terminal",
     )
 
 
@@ -295,15 +298,18 @@ def large_run_rows(repeats: int) -> Iterator[Row]:
                 peak = max(peak, screen.peak)
     how = f"{BIG:,} steps x {METRICS_EACH} metrics with smoothing, median of {repeats}"
     yield Row(
-        "a large run, drawn to its end",
+        "a large run, completely drawn",
         "25 s",
         f"{statistics.median(seconds):.1f} s",
-        f"from the list on screen to the last value; {how}",
+        f"from the first paint of the list to the last value; {how}",
     )
     yield Row(
-        "key to screen meanwhile", "50 ms at the 95th percentile", format_latencies(pressed), "cursor in the list"
+        "key to screen while it is read",
+        "50 ms at the 95th percentile",
+        format_latencies(pressed),
+        "cursor in the list",
     )
-    yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "most resident memory of the UI's process")
+    yield Row("memory, large run", "500 MB", f"{peak / 1e6:.0f} MB", "peak resident memory of the UI's process")
 
 
 def launch_rows(repeats: int) -> Iterator[Row]:
@@ -315,31 +321,30 @@ def launch_rows(repeats: int) -> Iterator[Row]:
             screen.press("\r", rb"\$ ppo-unified train cartpole")
             screen.press("\r", b"cartpole-s1")
             drawn.append(screen.wait_for(DOTS) - screen.started)
-            screen.read_for(0.1)  # the rest of that picture
+            screen.read_for(0.1)  # the rest of this picture
             screen.skip_output()
             moved.append(screen.wait_for(DOTS) - screen.started)
             solved.append(screen.wait_for(b"solved") - screen.started)
         imported.append(float(subprocess.check_output([sys.executable, "-c", IMPORT])))
     yield Row(
-        "from the command to a CartPole whose curve moves",
+        "from the command to a CartPole curve that grows",
         "4 keys and 5 s",
         f"3 keys, {statistics.median(moved):.1f} s (longest {max(moved):.1f})",
-        f"an empty folder; each key as soon as its screen is there; median of {repeats}; drawn at "
-        f"{statistics.median(drawn):.1f} s, solved on screen at {statistics.median(solved):.1f} s; of it "
-        f"{statistics.median(imported):.1f} s for `import torch` in the trainer",
+        f"an empty folder; each key is pressed when its screen appears; median of {repeats}; curve visible after "
+        f"{statistics.median(drawn):.1f} s, solved after {statistics.median(solved):.1f} s; `import torch` in the "
+        f"trainer takes {statistics.median(imported):.1f} s of this",
     )
 
 
 def chart_rows(repeats: int) -> Iterator[Row]:
     new, grown, same = asyncio.run(measure(2_000, Settings(), repeats))
-    how = f"six of three series at {WIDTH} x {HEIGHT}, headless; median of {repeats}; with nothing new {same:.0f} ms"
-    yield Row(
-        "redraw of six charts, 2,000 points a series", "15 ms of CPU", f"{grown:.1f} ms, all data new {new:.1f} ms", how
-    )
+    how = f"three series each at {WIDTH} x {HEIGHT}, headless; median of {repeats}; without new data {same:.0f} ms"
+    measured = f"{grown:.1f} ms with 10 new points, {new:.1f} ms with all data new"
+    yield Row("redraw of six charts, 2,000 points per series", "15 ms of CPU", measured, how)
     new, grown, same = asyncio.run(measure(100_000, Settings(smoothing=0.9), repeats))
-    how = f"the same; with nothing new {same:.0f} ms"
-    measured = f"{grown:.1f} ms, all data new {new:.1f} ms"
-    yield Row("redraw, 100,000 points a series, smoothing", "40 ms of CPU", measured, how)
+    how = f"the same; without new data {same:.0f} ms"
+    measured = f"{grown:.1f} ms with 10 new points, {new:.1f} ms with all data new"
+    yield Row("redraw, 100,000 points per series, smoothing", "40 ms of CPU", measured, how)
 
 
 def reader_rows(repeats: int) -> Iterator[Row]:
@@ -350,12 +355,12 @@ def reader_rows(repeats: int) -> Iterator[Row]:
             reader, began = EventReader(Path(folder)), time.perf_counter()
             reader.poll()
             rates.append(sum(map(len, reader.series.values())) / (time.perf_counter() - began))
-    how = f"a run's file of 100,000 events, checksums included; median of {repeats}"
-    yield Row("reader", "1,000,000 points/s", f"{statistics.median(rates):,.0f} points/s", how)
+    how = f"an event file with 100,000 events, including checksums; median of {repeats}"
+    yield Row("reading event files", "1,000,000 points/s", f"{statistics.median(rates):,.0f} points/s", how)
 
 
 def table() -> Iterator[Row]:
-    yield Row("what", "target", "measured", "how")
+    yield Row("quantity", "target", "measured", "conditions")
     yield Row(*["---"] * 4)
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
@@ -371,7 +376,7 @@ def table() -> Iterator[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     for hidden in ("--write-on", "--start-only"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -393,7 +398,7 @@ def main() -> int:
         )
         head = f"# The terminal UI\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
         head += f"Command: `python benchmarks/terminal_ui.py`; {date.today()}; {machine}, {packages}; "
-        head += f"load average {min(loads):.1f} to {max(loads):.1f}, this script's own processes included.\n\n"
+        head += f"load average {min(loads):.1f} to {max(loads):.1f}, including this script's own processes.\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

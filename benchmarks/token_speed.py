@@ -1,15 +1,18 @@
-"""One PPO iteration on a small language model: seconds and memory, beside TRL 1.12.0, the last release that had PPO.
+"""Measure the time and memory of a PPO iteration on a small language model, optionally compared with TRL 1.12.0.
 
     python benchmarks/token_speed.py [--pairs 3] [--peer-python PYTHON --peer-script FILE] [--out FILE]
 
-Ours: the adapter and the engine's loop as `ppo-unified train` uses them, on a Llama built from its configuration
-(hidden 256, 4 layers, 8 heads, MLP 688, fp32) with an independent critic, a scoring model as reward and a copy as
-reference. Peer: its own trainer on models of the same configurations. Seconds and phases are of one iteration, the
-first of a process not counted; processes alternate; memory is the highest resident set of a whole process, imports
-included. *values*: policy, critic and reference read the responses; *update*: everything outside the other phases. The
-peer takes its old log-probs from sampling and reads responses with critic and reference alone, scores tokens where ours
-scores text (decoded and encoded again), and accumulates gradients over a rollout's micro-batches whatever the number of
-minibatches is: 4 of the 16 optimizer steps on the first shape.
+This project runs its language-model adapter and its engine as `ppo-unified train` does. The policy is a randomly
+initialized Llama (hidden 256, 4 layers, 8 heads, MLP 688, fp32), with an independent critic, a reward model and a copy
+of the policy as reference. The peer is the PPO trainer of TRL 1.12.0, the last release with PPO, on models with the
+same configurations. Processes of both alternate. Times are per iteration, without the first iteration of a process.
+Memory is the peak resident set size of a process, including imports.
+
+In the phase *values*, the policy, the critic and the reference evaluate the responses. The phase *update* is everything
+outside the other phases. TRL differs in three ways. It keeps the old log-probs from sampling, so only the critic and
+the reference evaluate the responses. It scores token ids, while this project decodes and re-encodes the text. It
+accumulates gradients over the micro-batches of a rollout, so it makes 4 instead of 16 optimizer steps for the first
+shape.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-if TYPE_CHECKING:  # what this process imports would count as its children's memory: torch is imported in them alone
+if TYPE_CHECKING:  # only child processes import torch, because their memory includes what this process has imported
     from envs.llm.options import LLMConfig
 
 PHASES = ("generate", "score", "values", "update")
@@ -42,15 +45,15 @@ HEAD = ("process", "s", *PHASES, "tokens/s", "optimizer steps", "peak MB", "afte
 
 @dataclass(frozen=True)
 class Shape:
-    """What one iteration generates and learns from."""
+    """The sizes of an iteration."""
 
     vocabulary: int
-    prompt: int  # tokens
-    new: int  # tokens; no response ends before
+    prompt: int  # tokens per prompt
+    new: int  # tokens per response; none ends earlier
     epochs: int
     minibatches: int
     rows: int = 64
-    micro: int = 16  # rows in one forward pass of the update
+    micro: int = 16  # rows per forward pass of the update
 
     def __str__(self) -> str:
         return (
@@ -64,14 +67,14 @@ SHAPES = {"small": Shape(4096, 32, 64, 4, 4), "wide": Shape(32_000, 96, 32, 1, 1
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process: medians over its iterations after the first."""
+    """The medians over the iterations of a process, without its first iteration."""
 
     seconds: float
     phases: dict[str, float]
-    steps: float  # the optimizer's, per iteration
+    steps: float  # optimizer steps per iteration
     peak_mb: float
     imports_mb: float
-    foreign: float  # share of the machine that other processes had, while this one ran
+    foreign: float  # share of the machine's CPU time that other processes used
 
     def cells(self, name: str, shape: Shape) -> list[str]:
         return [
@@ -87,13 +90,15 @@ class Measurement:
 
 
 def resident_mb() -> float:
-    """This process's highest resident set so far (Linux counts it in KiB)."""
+    """Return the peak resident set size of this process so far. Linux reports it in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def make_models(folder: Path, shape: Shape) -> None:
-    """Policy, reward and critic from the peer's configuration and seeds, with a tokenizer that loses nothing: one word
-    a token, and none of them special, so that a scoring model reads as many tokens as were generated."""
+    """Create the policy, reward model, critic and prompts, with the configuration and the seeds of the peer.
+
+    In the tokenizer each token is a word and no token is special, so decoding and encoding keeps the number of tokens.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -151,7 +156,7 @@ def our_config(folder: Path, shape: Shape, iterations: int, threads: int) -> LLM
 
 
 def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
-    """Our iterations, in this process."""
+    """Measure the iterations of this project in this process."""
     import torch
 
     from envs.llm.adapter import build
@@ -189,22 +194,22 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
 
 
 def other_cpu_seconds() -> float:
-    """CPU seconds so far that the whole machine spent on other processes than this one."""
+    """Return the CPU seconds that the machine has spent on processes other than this one."""
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     idle = machine.idle + getattr(machine, "iowait", 0.0)
-    guest = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice already
+    guest = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # already included in user and nice
     return float(sum(machine) - guest - idle - own.user - own.system)
 
 
 def measure_ours(folder: Path, shape: str, iterations: int, threads: int) -> Measurement:
-    """Our iterations, in a fresh process."""
+    """Measure the iterations of this project in a new process."""
     command = [sys.executable, __file__, "--child", str(folder), "--shapes", shape]
     command += ["--iterations", str(iterations), "--threads", str(threads)]
     return Measurement(**run_for_result(command, {}))
 
 
 def measure_peer(python: Path, script: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
-    """The peer's iterations, in a fresh process. Its own report of phases is a mean over iterations after the first."""
+    """Measure the iterations of TRL in a new process. TRL's phases are means over the iterations after the first."""
     names = ("B", "P", "N", "EPOCHS", "NMB", "MICRO", "VOCAB", "ITERS", "THREADS")
     sizes = (shape.rows, shape.prompt, shape.new, shape.epochs, shape.minibatches, shape.micro, shape.vocabulary)
     environment = {name: str(x) for name, x in zip(names, (*sizes, iterations, threads), strict=True)}
@@ -224,7 +229,7 @@ def measure_peer(python: Path, script: Path, shape: Shape, iterations: int, thre
 
 
 def run_for_result(command: list[str], environment: dict[str, str]) -> Any:
-    """The JSON after RESULT on the output of a command, run where it may write files."""
+    """Run a command in a temporary folder and return the JSON after RESULT in its output."""
     environment = os.environ | environment
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
@@ -238,7 +243,7 @@ def row(cells: list[str]) -> str:
 
 
 def medians(runs: list[Measurement]) -> Measurement:
-    """The median of every figure."""
+    """Return the median of each number over several processes."""
     phases = {phase: statistics.median(run.phases[phase] for run in runs) for phase in PHASES}
     names = [f.name for f in fields(Measurement) if f.name != "phases"]
     numbers = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
@@ -246,7 +251,7 @@ def medians(runs: list[Measurement]) -> Measurement:
 
 
 def table(options: argparse.Namespace, name: str) -> list[str]:
-    """Pairs of processes on one shape, as they come, then their medians and the ratios within pairs."""
+    """Measure pairs of processes for a shape, and return a table with the medians and the ratios within pairs."""
     shape, mine, theirs = SHAPES[name], list[Measurement](), list[Measurement]()
     lines = [f"## {shape}", "", row(list(HEAD)), row(["---"] * len(HEAD))]
     print("\n".join(lines), flush=True)
@@ -254,25 +259,25 @@ def table(options: argparse.Namespace, name: str) -> list[str]:
         folder = Path(temporary)
         make = [sys.executable, __file__, "--make", str(folder), "--shapes", name]
         subprocess.run(make, check=True, capture_output=True)
-        if options.peer_script:  # copied: it writes files beside itself
+        if options.peer_script:  # copied, because it writes files to its own folder
             shutil.copytree(options.peer_script.parent, folder / "peer", copy_function=shutil.copyfile)
         for number in range(1, options.pairs + 1):
             mine.append(measure_ours(folder, name, options.iterations, options.threads))
-            new = [mine[-1].cells(f"ours {number}", shape)]
+            new = [mine[-1].cells(f"this project {number}", shape)]
             if options.peer_python and options.peer_script:
                 script = folder / "peer" / options.peer_script.name
                 theirs.append(measure_peer(options.peer_python, script, shape, options.iterations, options.threads))
                 new.append(theirs[-1].cells(f"TRL {number}", shape))
             lines += map(row, new)
             print("\n".join(lines[-len(new) :]), flush=True)
-    summary = [medians(mine).cells("**ours, median**", shape)]
+    summary = [medians(mine).cells("**this project, median**", shape)]
     if theirs:
         summary.append(medians(theirs).cells("**TRL, median**", shape))
         speed = [b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)]
         memory = [a.peak_mb / b.peak_mb for a, b in zip(mine, theirs, strict=True)]
-        faster = f"{statistics.median(speed):.2f} x faster ({min(speed):.2f} to {max(speed):.2f})"
-        less = f"{statistics.median(memory):.2f} of its memory ({min(memory):.2f} to {max(memory):.2f})"
-        lines += [*map(row, summary), "", f"Ours, within pairs: {faster}, {less}.", ""]
+        faster = f"{statistics.median(speed):.2f} x the speed of TRL ({min(speed):.2f} to {max(speed):.2f})"
+        less = f"{statistics.median(memory):.2f} x the memory ({min(memory):.2f} to {max(memory):.2f})"
+        lines += [*map(row, summary), "", f"This project has {faster} and uses {less}, as medians over the pairs.", ""]
     else:
         lines += [*map(row, summary), ""]
     print("\n".join(lines[-5:]), flush=True)
@@ -281,13 +286,15 @@ def table(options: argparse.Namespace, name: str) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=3, help="processes of each kind, alternating")
-    parser.add_argument("--iterations", type=int, default=3, help="in each process; the first is not counted")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--peer-python", type=Path, help="a Python that has trl 1.12.0 and datasets")
-    parser.add_argument("--peer-script", type=Path, help="runs the peer's iterations and prints RESULT {json}")
-    parser.add_argument("--out", type=Path, help="write the tables here too")
+    parser.add_argument("--pairs", type=int, default=3, help="number of processes of each kind (default: 3)")
+    parser.add_argument(
+        "--iterations", type=int, default=3, help="iterations per process; the first is not counted (default: 3)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads per process (default: 2)")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="shapes (default: all)")
+    parser.add_argument("--peer-python", type=Path, help="Python interpreter with trl 1.12.0 and datasets")
+    parser.add_argument("--peer-script", type=Path, help="script that runs TRL's iterations and prints RESULT {json}")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -305,7 +312,7 @@ def main() -> int:
 
 
 def heading(options: argparse.Namespace) -> str:
-    """What was measured, where and with what."""
+    """Return the title, description, command, machine and versions for the top of the page."""
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     command = f"python benchmarks/token_speed.py --pairs {options.pairs} --iterations {options.iterations}"

@@ -1,9 +1,9 @@
-"""Steps to the first greedy score of 475 on CartPole with the rl-zoo's hyper-parameters, ours beside stable-baselines3.
+"""Count the steps to a greedy score of 475 on CartPole with the RL Zoo's options, here and in stable-baselines3.
 
     python benchmarks/zoo_cartpole.py [--seeds 10] [--peer-python PYTHON --peer-script FILE] [--out FILE]
 
-Both are probed every 2,048 steps on 100 greedy episodes. The zoo's value loss is the full squared error with weight
-0.5; ours is half of it, so the same weight is `ppo.value_coef = 1`.
+Both are evaluated every 2,048 steps on 100 greedy episodes. The value loss in stable-baselines3 is the squared error
+with coefficient 0.5. The value loss here is half the squared error, so the equivalent is `ppo.value_coef = 1`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ZOO: dict[str, Any] = {
 
 
 def steps_to_475(seed: int) -> int:
-    """Steps at the first evaluation of 475 or more."""
+    """Return the number of steps at the first evaluation with a score of at least 475."""
     with tempfile.TemporaryDirectory() as folder:
         path = run(load_preset("cartpole", seed=seed, **ZOO), runs=folder).path
         reader = EventReader(path)
@@ -45,12 +45,14 @@ def steps_to_475(seed: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--peer-python", type=Path, help="a Python that has stable-baselines3")
-    parser.add_argument("--peer-script", type=Path, help="prints RESULT {json} with greedy_solved: {t, step}")
-    parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds (default: 10)")
+    parser.add_argument("--peer-python", type=Path, help="Python interpreter with stable-baselines3")
+    parser.add_argument(
+        "--peer-script", type=Path, help="script that prints RESULT {json} with greedy_solved: {t, step}"
+    )
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     options = parser.parse_args()
-    lines = ["| seed | ours, steps | stable-baselines3, steps |", "|---|---|---|"]
+    lines = ["| seed | steps, this project | steps, stable-baselines3 |", "|---|---|---|"]
     mine, theirs = [], []
     for seed in range(1, options.seeds + 1):
         mine.append(steps_to_475(seed))
@@ -60,7 +62,7 @@ def main() -> int:
             cell = f"{theirs[-1]:,}"
         lines.append(f"| {seed} | {mine[-1]:,} | {cell} |")
         print(lines[-1], flush=True)
-    for name, pick in (("median", statistics.median), ("least", min), ("most", max)):
+    for name, pick in (("median", statistics.median), ("minimum", min), ("maximum", max)):
         lines.append(f"| {name} | {pick(mine):,.0f} | {f'{pick(theirs):,.0f}' if theirs else '-'} |")
         print(lines[-1])
     if options.out:
@@ -70,7 +72,7 @@ def main() -> int:
         command += " --peer-python PYTHON --peer-script SCRIPT" if theirs else ""
         where = f"Command: `{command}`; {date.today()}; {machine}, {packages}."
         what = (__doc__ or "").split("\n", 4)[4].strip()
-        head = f"# CartPole with the rl-zoo's hyper-parameters\n\n{what}\n\n{where}\n\n"
+        head = f"# CartPole with the hyper-parameters of the RL Zoo\n\n{what}\n\n{where}\n\n"
         options.out.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
     return 0
 

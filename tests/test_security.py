@@ -192,7 +192,7 @@ def test_forged_export_description_cannot_replace_files(tmp_path: Path) -> None:
     (out / "deep").symlink_to(tmp_path)
     files = ["../thesis.tex", str(tmp_path / "thesis.tex"), "deep/thesis.tex", DESCRIPTION]
     (out / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="the folder contains other files"):
         _check_target(out, "a")
     assert (tmp_path / "thesis.tex").is_file()
 
@@ -202,7 +202,7 @@ def test_export_beside_malformed_description_is_rejected(tmp_path: Path, files: 
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a").touch()
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": FORMAT, "run": "a", "files": files}))
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="the folder contains other files"):
         _check_target(tmp_path, "a")
 
 

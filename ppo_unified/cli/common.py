@@ -1,9 +1,10 @@
-"""What the commands share: one-line errors, common arguments, and importing heavy modules quickly."""
+"""Code shared by the commands: one-line errors, common arguments and a faster import of heavy modules."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,24 +15,50 @@ from ppo_unified.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviated options, whose errors are one line in a UsageError."""
+    """An argument parser that accepts no abbreviated options and raises each error as a one-line UsageError."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings | {"allow_abbrev": False})
+        super().__init__(**{"formatter_class": _HelpFormatter} | settings | {"allow_abbrev": False})
 
     @property
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
 
+    @property
+    def switches(self) -> list[str]:
+        """The flags that accept no value."""
+        return [flag for action in self._actions if action.nargs == 0 for flag in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        plural = "s" if "," in message else ""
+        message = message.replace("the following arguments are required:", f"missing required argument{plural}")
+        message = message.replace("expected one argument", "expected a value")
+        message = re.sub(r"invalid choice: (.+) \(choose from (.+)\)", r"expected one of \2, got \1", message)
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A help formatter with enough room for the longest flag or command, so that its help is on the same line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        before = self._action_max_length
+        super().add_argument(action)
+        if self._action_max_length > before:
+            self._action_max_length += 2  # argparse does not count the indentation of commands
+
+
 def add_run(parser: argparse.ArgumentParser, many: str = "") -> None:
+    about = "run name, path of a run folder, or 'latest'"
+    if many == "*":
+        about = "run name, path, or 'latest' (default: all runs)"
     if many:
-        parser.add_argument("run", nargs=many, help="name under the runs folder, path, or 'latest'")
+        parser.add_argument("run", nargs=many, metavar="RUN", help=about)
     else:
-        parser.add_argument("run", help="name under the runs folder, path, or 'latest'")
+        parser.add_argument("run", metavar="RUN", help=about)
 
 
 def add_runs_folder(parser: argparse.ArgumentParser) -> None:
@@ -41,36 +68,57 @@ def add_runs_folder(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="runs folder (default: ./runs)",
+        help="folder that contains the runs (default: ./runs)",
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
 
 def add_detach(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--detach", action="store_true", help="train in the background and return at once")
+    parser.add_argument("--detach", action="store_true", help="train in the background and return immediately")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="best", help="best, latest, or a step (default: best)")
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        metavar="WHICH",
+        help="checkpoint: best, latest, or a step (default: best)",
+    )
+
+
+def integer(text: str) -> int:
+    """Parse an argument that must be an integer."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    """Parse an argument that must be a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
 
 
 def check_episodes(options: argparse.Namespace) -> None:
-    """Raises UsageError for numbers that no episodes can have."""
+    """Raise UsageError if --episodes or --seed is out of range."""
     if options.episodes is not None and options.episodes < 1:
-        raise UsageError(f"--episodes {options.episodes}: must be at least 1")
+        raise UsageError(f"--episodes: expected an integer >= 1, got {options.episodes}")
     if options.seed < 0:
-        raise UsageError(f"--seed {options.seed}: must be at least 0")
+        raise UsageError(f"--seed: expected an integer >= 0, got {options.seed}")
 
 
 def preload(name: str) -> ModuleType:
-    """A module, imported with all that it imports if it isn't there yet.
+    """Import a module with the garbage collector paused, and return it.
 
-    While it is imported nothing is collected: what modules make stays until the process ends, and the collector would
-    look through it again and again, for a tenth to a fifth of the time that torch takes. It never will: all objects
-    that are there by then, the caller's too, are left out of later collections. So only the command line does this.
+    The objects that an import creates live until the process ends, so collections during the import only cost time:
+    10 to 20 % of the import of torch. Afterwards all existing objects, the caller's included, are frozen: later
+    collections ignore them. Therefore only the command line may call this.
     """
     if name in sys.modules or not gc.isenabled():
         return import_module(name)

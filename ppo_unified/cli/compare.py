@@ -1,4 +1,4 @@
-"""`compare`: what differs between runs, and how they scored."""
+"""`compare`: print the options in which runs differ, and their scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import PAINT, Seen, label_runs, look, output_width
+from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import read_options
@@ -20,14 +20,14 @@ from ppo_unified.text import can_color, clean, format_duration, format_number, f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument("--seeds", action="store_true", help="group runs that differ in nothing but the seed")
+    parser.add_argument("--seeds", action="store_true", help="group runs that differ only in the seed")
     add_json(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the options in which runs differ, and how they scored; or statistics over seeds."""
-    chosen = {label: look(run) for label, run in label_runs(options).items()}
+    """Print the options in which runs differ and the runs' scores, or statistics over seeds."""
+    chosen = {label: take_snapshot(run) for label, run in label_runs(options).items()}
     tables = {label: read_options(seen.run) for label, seen in chosen.items()}
     if options.seeds:
         groups = _seed_groups(chosen, tables)
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             print_out("\n".join(format_table([_group_cells(group) for group in groups], can_color(sys.stdout))))
         return 0
     if len(chosen) < 2:
-        raise UsageError("ppo-unified compare: name at least two different runs, or group runs by seed with --seeds")
+        raise UsageError("ppo-unified compare: expected at least two different runs (--seeds accepts one)")
     chosen_options = find_differences(list(tables.values()))
     if options.json:
         by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
@@ -48,13 +48,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(seen: Seen) -> dict[str, Any]:
+def _scores(seen: Snapshot) -> dict[str, Any]:
     status = seen.status
     keys = ("step", "score", "best_score", "solved_step", "elapsed_s")
     return {"state": seen.state} | {key: getattr(status, key) for key in keys}
 
 
-def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
+def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
     rows = []
     for label, (_, status, state) in chosen.items():
         rows.append(
@@ -71,15 +71,18 @@ def _score_table(chosen: Mapping[str, Seen]) -> list[str]:
     return format_table(rows, can_color(sys.stdout), PAINT)
 
 
-def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Runs that differ in nothing but the seed, together; each group with what tells it from others of its preset."""
-    alike: dict[str, list[str]] = {}
+def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Group the runs that differ only in the seed.
+
+    The options of a group are those in which it differs from the other groups with the same preset.
+    """
+    by_options: dict[str, list[str]] = {}
     for label, options in tables.items():
-        alike.setdefault(seedless_key(options), []).append(label)
+        by_options.setdefault(seedless_key(options), []).append(label)
     groups = []
-    for labels in alike.values():
+    for labels in by_options.values():
         preset = chosen[labels[0]].status.preset
-        rivals = [tables[other[0]] for other in alike.values() if chosen[other[0]].status.preset == preset]
+        rivals = [tables[other[0]] for other in by_options.values() if chosen[other[0]].status.preset == preset]
         members = [chosen[label].status for label in labels]
         groups.append(
             {
@@ -95,11 +98,11 @@ def _seed_groups(chosen: Mapping[str, Seen], tables: Mapping[str, Mapping[str, A
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, lowest and highest of those runs that have the number, and how many have it."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    if not there:
+    """Return the mean, minimum, maximum and count of the finite values."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    if not finite:
         return {"mean": None, "min": None, "max": None, "runs": 0}
-    return {"mean": mean(there), "min": min(there), "max": max(there), "runs": len(there)}
+    return {"mean": mean(finite), "min": min(finite), "max": max(finite), "runs": len(finite)}
 
 
 def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
@@ -115,7 +118,7 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _format_spread(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
-    """'498 (495 .. 500)': the mean and the range."""
+    """Format the mean and the range of some numbers."""
     if not statistics["runs"]:
         return "-"
     return "{} ({} .. {})".format(*(format_one(statistics[key]) for key in ("mean", "min", "max")))

@@ -1,4 +1,4 @@
-"""`delete`: delete runs for good."""
+"""`delete`: delete run folders permanently."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ppo_unified.text import clean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--yes", action="store_true", help="delete without asking for confirmation")
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Delete the folders of runs, each after a question unless --yes is given."""
+    """Delete run folders, asking for confirmation before each one unless --yes is given."""
     for run in [find(name, options.folder) for name in options.run]:
         if not options.yes:
             if not sys.stdin.isatty():
-                raise UsageError(f"{run.path}: nobody can be asked here; add --yes to delete it for good")
-            print(f"Delete {clean(run.path)} for good? [y/N] ", end="", file=sys.stderr, flush=True)
+                raise UsageError(f"{run.path}: --yes is required when stdin is not a terminal")
+            print(f"Delete {clean(run.path)} permanently? [y/N] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 continue
         control.delete(run)

@@ -1,6 +1,6 @@
-"""`doctor`: what is installed, what is missing, and the remedy.
+"""`doctor`: check the installation and suggest how to fix problems.
 
-At the top this imports nothing beyond the standard library, directly or not: it runs where packages are missing.
+The imports at the top of this module need only the standard library, so that the command runs if packages are missing.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
 from ppo_unified.terminal.screen import style_for
 from ppo_unified.text import can_unicode, clean, print_out
 
-EXTRAS = {  # our extra: the module that it brings, and what needs it
-    "box2d": ("Box2D", "these environments"),
-    "mujoco": ("mujoco", "these environments"),
+EXTRAS = {  # extra of this project -> the module that it installs, and the feature that needs it
+    "box2d": ("Box2D", "Box2D environments"),
+    "mujoco": ("mujoco", "MuJoCo environments"),
     "trl": ("trl", "ppo-unified reward-model"),
 }
 STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
-SMALLEST = (80, 24)  # columns and lines that curves and pictures are made for
+SMALLEST = (80, 24)  # columns and lines that curves and pictures need
 
 Verdict: TypeAlias = Literal["ok", "warn", "missing"]
 
@@ -43,17 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """What was found about one thing."""
+    """The result of one check."""
 
     name: str
     verdict: Verdict
     found: str
     remedy: str = ""
-    required: bool = False  # without it nothing trains
+    required: bool = False  # training needs it
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look at everything that a run needs or can use; 1 if something required is broken."""
+    """Check everything that a run needs or can use. Return 1 if something required is missing or broken."""
     checks = [check_python(), *check_dependencies(), check_torch(), *check_extras(), check_terminal(), check_runs()]
     checks += check_names()
     broken = [check for check in checks if check.required and check.verdict == "missing"]
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     for check in checks:
         remedy = f"; {check.remedy}" if check.remedy else ""
         print_out(clean(f"{check.verdict:8} {check.name:{width}}  {check.found}{remedy}"))
-    print(f"broken: {', '.join(check.name for check in broken)}" if broken else "everything that is required is there")
+    print(f"broken: {', '.join(check.name for check in broken)}" if broken else "all required packages work")
     return 1 if broken else 0
 
 
@@ -75,21 +75,23 @@ def check_python() -> Check:
     except PackageNotFoundError:
         needed = ""
     ok = at_least(found, lower_bound(needed))
-    remedy = "" if ok else f"needs Python {needed}: make the virtual environment with a newer one"
+    remedy = "" if ok else f"create the virtual environment with Python {needed}"
     return Check("python", "ok" if ok else "missing", found, remedy, required=True)
 
 
 def check_dependencies() -> list[Check]:
-    """Every package that the project requires, against the lower bound that it declares."""
+    """Check the version of every required package against the lower bound that the project declares."""
     try:
         requirements = metadata(DISTRIBUTION).get_all("Requires-Dist") or []
     except PackageNotFoundError:
-        return [Check(DISTRIBUTION, "missing", "not installed", "pip install -e . in its folder", required=True)]
+        return [
+            Check(DISTRIBUTION, "missing", "not installed", "run pip install -e . in the project folder", required=True)
+        ]
     return [_check_requirement(line) for line in requirements if ";" not in line]
 
 
 def _check_requirement(line: str) -> Check:
-    """One requirement as our pyproject.toml writes it, such as `gymnasium[toy-text]>=1.3`."""
+    """Check one requirement from pyproject.toml, such as `gymnasium[toy-text]>=1.3`."""
     name, lowest = re.split(r"[^\w.-]", line, maxsplit=1)[0], lower_bound(line)
     try:
         found = version(name)
@@ -101,63 +103,64 @@ def _check_requirement(line: str) -> Check:
 
 
 def lower_bound(requirement: str) -> str:
-    """'1.3' of 'gymnasium[toy-text]>=1.3,<2'; "" where it has none."""
+    """Return the lower bound of a requirement, such as '1.3' for 'gymnasium[toy-text]>=1.3,<2', or "" without one."""
     bound = re.search(r">=\s*([\d.]+)", requirement)
     return bound[1] if bound else ""
 
 
 def at_least(found: str, lowest: str) -> bool:
-    """Whether a version reaches a lower bound, as far as both are numbers with dots ('2.13.0+cpu', '1.30rc1')."""
+    """Return True if a version such as '2.13.0+cpu' is at least `lowest`. Only the numbers are compared."""
     numbers, bound = ([int(part) for part in re.findall(r"\d+", text.partition("+")[0])] for text in (found, lowest))
     return numbers + [0] * (len(bound) - len(numbers)) >= bound
 
 
 def check_torch() -> Check:
-    """Whether torch can be imported, and whether it sees the GPU that is there."""
+    """Check that torch can be imported, and that it can use the GPU if there is one."""
     driver = _find_driver()
     try:
         import torch
     except (ImportError, OSError) as error:
-        return Check("torch import", "missing", first_line(error), "install torch again", required=True)
+        return Check("torch import", "missing", first_line(error), "reinstall torch", required=True)
     build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPU"
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-        return Check("gpu", "ok", f"{names}; torch {build}, NVIDIA driver {driver or 'of unknown version'}")
+        return Check("gpu", "ok", f"{names}; torch {build}, NVIDIA driver {driver or 'version unknown'}")
     if not driver:
-        return Check("gpu", "ok", f"none: no NVIDIA driver here, torch {build}; runs train on the CPU")
+        return Check("gpu", "ok", f"none (no NVIDIA driver, torch {build}); runs train on the CPU")
     if torch.version.cuda is None:
-        remedy = "choose a CUDA build at pytorch.org/get-started"
+        remedy = "install a CUDA build of torch: pytorch.org/get-started"
         return Check("gpu", "warn", f"NVIDIA driver {driver}, but torch is {build}", remedy)
-    why = first_line(said[0].message) if said else "torch sees no device"
-    remedy = "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or choose a torch built for this driver"
+    why = first_line(caught[0].message) if caught else "torch finds no GPU"
+    remedy = "check nvidia-smi and CUDA_VISIBLE_DEVICES, or install a torch build that supports this driver"
     return Check("gpu", "warn", f"NVIDIA driver {driver}, torch {build}: {why}", remedy)
 
 
 def _find_driver() -> str:
-    """The NVIDIA driver's version; "" without one. Not asked through torch, whose CPU build knows none."""
+    """Return the version of the NVIDIA driver, or "" without one. The CPU build of torch cannot report it."""
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.TimeoutExpired):
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-            if answer.returncode == 0:
-                return answer.stdout.strip().partition("\n")[0]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+            if done.returncode == 0:
+                return done.stdout.strip().partition("\n")[0]
     with suppress(OSError):
         first = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").partition("\n")[0]
         found = re.search(r"\d+\.\d+(?:\.\d+)?", first)
-        return found[0] if found else "of unknown version"
+        return found[0] if found else "version unknown"
     return ""
 
 
 def check_extras() -> list[Check]:
-    """Packages that only some environments or commands need, and what draws pictures."""
+    """Check the packages that only some environments or commands need."""
     checks = []
     for extra, (module, needed_by) in EXTRAS.items():
-        there = find_spec(module) is not None
-        remedy = "" if there else f"for {needed_by}: pip install '{DISTRIBUTION}[{extra}]'"
-        checks.append(Check(extra, "ok" if there else "missing", "installed" if there else "not installed", remedy))
+        installed = find_spec(module) is not None
+        remedy = "" if installed else f"for {needed_by}: pip install '{DISTRIBUTION}[{extra}]'"
+        found = "installed" if installed else "not installed"
+        checks.append(Check(extra, "ok" if installed else "missing", found, remedy))
     if find_spec("pygame") is None:
         remedy = "for play and eval --video: pip install 'gymnasium[classic-control]'"
         checks.append(Check("pygame", "missing", "not installed", remedy))
@@ -165,31 +168,31 @@ def check_extras() -> list[Check]:
 
 
 def check_terminal() -> Check:
-    """What curves and pictures will look like here."""
+    """Check how well this terminal can show curves and pictures."""
     utf8 = can_unicode(sys.stdout)
     if not sys.stdout.isatty():
-        return Check("terminal", "ok", f"stdout is none now: plain output, {'UTF-8' if utf8 else 'ASCII'}")
+        return Check("terminal", "ok", f"stdout is not a terminal: plain output, {'UTF-8' if utf8 else 'ASCII'}")
     columns, lines = shutil.get_terminal_size()
     found = f"{columns} x {lines}, {'UTF-8' if utf8 else 'no UTF-8'}, {STYLES[style_for(sys.stdout)]}"
     if not utf8:
-        return Check("terminal", "warn", found, "for curves and pictures: export LANG=C.UTF-8")
+        return Check("terminal", "warn", found, "for smooth curves and pictures: export LANG=C.UTF-8")
     if columns < SMALLEST[0] or lines < SMALLEST[1]:
-        return Check("terminal", "warn", found, f"make the window at least {SMALLEST[0]} x {SMALLEST[1]}")
+        return Check("terminal", "warn", found, f"enlarge the window to at least {SMALLEST[0]} x {SMALLEST[1]}")
     return Check("terminal", "ok", found)
 
 
 def check_runs(folder: Path = Path("runs")) -> Check:
-    """Whether runs can be made in `folder`, and locked there: some network file systems have no locks."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
+    """Check that run folders can be created and locked in `folder`. Some network file systems have no locks."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=there) as probe:
+        with tempfile.TemporaryFile(dir=existing) as probe:
             fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        remedy = "start elsewhere, or name a folder on a local disk with --runs DIR"
+        remedy = "use another working directory, or choose a folder on a local disk with --runs DIR"
         return Check("runs folder", "warn", f"{folder.absolute()}: {error.strerror}", remedy)
-    return Check("runs folder", "ok", f"{folder.absolute()} can be written")
+    return Check("runs folder", "ok", f"{folder.absolute()} is writable")
 
 
 def check_names() -> list[Check]:
@@ -201,5 +204,5 @@ def check_names() -> list[Check]:
 
 
 def first_line(error: object) -> str:
-    """Of a message, short enough for a list."""
+    """Return the first line of a message, cut to 200 characters."""
     return clean(str(error).strip().partition("\n")[0])[:200]

@@ -1,4 +1,4 @@
-"""`envs`: what can be trained."""
+"""`envs`: list the presets and show how to train other targets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what can be trained."""
+    """Print the presets, with the expected score and time of each, and examples of other targets."""
     presets = list(list_presets())
     if options.json:
         schemas = {kind: config_model(kind).model_json_schema() for kind in all_adapters()}
         print(to_json({"presets": [about._asdict() for about in presets], "options": schemas}))
         return 0
-    names = {"preset": "name", "time": "time", "score to expect": "score", "task": "title"}
+    names = {"preset": "name", "time": "time", "expected score": "score", "task": "title"}
     rows = [{header: clean(getattr(about, name)) for header, name in names.items()} for about in presets]
     color = can_color(sys.stdout)
     if max_display_width(format_table(rows)) <= output_width():
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
         tasks = [[apply_style(row.pop("task"), DIM if color else "")] for row in rows]
         print_out("\n".join(interleave(format_table(rows, color), tasks)))
     print_out(
-        "\nOne of these:               ppo-unified train cartpole"
-        "\nAny Gymnasium environment:  ppo-unified train Acrobot-v1"
-        "\nYour own, from mymodule.py: ppo-unified train mymodule:MyEnv-v0"
-        "\nA Hugging Face model:       ppo-unified train llm --llm.model FOLDER_OR_HUB_ID"
-        "\nWhat can be set:            ppo-unified train cartpole --help"
+        "\nTrain a preset:                 ppo-unified train cartpole"
+        "\nTrain a Gymnasium environment:  ppo-unified train Acrobot-v1"
+        "\nTrain your own environment:     ppo-unified train mymodule:MyEnv-v0"
+        "\nTrain a Hugging Face model:     ppo-unified train llm --llm.model FOLDER_OR_HUB_ID"
+        "\nList the options of a preset:   ppo-unified train cartpole --help"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`eval`: score a run's policy on fresh episodes."""
+"""`eval`: evaluate a run's policy on new episodes or held-out prompts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from ppo_unified.cli.common import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes
-from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.common import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes, integer
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import replace_file
@@ -18,27 +18,29 @@ from ppo_unified.text import clean, print_out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
-    parser.add_argument("--episodes", type=int, default=100, help="how many fresh episodes (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
-    parser.add_argument("--video", action="store_true", help="save one episode as an animated GIF in the run's export/")
+    parser.add_argument(
+        "--episodes", type=integer, default=100, metavar="N", help="number of episodes or prompts (default: 100)"
+    )
+    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the evaluation (default: 0)")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
+    parser.add_argument("--video", action="store_true", help="save one episode as a GIF in the export folder")
     add_json(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score a run's policy on fresh episodes, and save a video of one if asked to."""
+    """Evaluate a run's policy and print the score. With --video, also save one episode as a GIF."""
     check_episodes(options)
     loaded = load_policy(options)
-    from ppo_unified.training.evaluation import evaluate  # imports torch, as loading did
+    from ppo_unified.training.evaluation import evaluate  # imports torch
 
     with closing(loaded.adapter):
         video = _video(loaded, options) if options.video else None
         scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
-        asked = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
-        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # what the adapter calls its score
-        document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **asked, "step": loaded.step}
+        chosen = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
+        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # the adapter's own name of the score
+        document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **chosen, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
     how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {describe_checkpoint(options, loaded)}"
@@ -50,8 +52,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _video(loaded: Loaded, options: argparse.Namespace) -> Path:
-    """One episode as runs/<run>/export/step<step>-seed<seed>.gif. Raises UsageError where nothing can be drawn."""
+def _video(loaded: LoadedPolicy, options: argparse.Namespace) -> Path:
+    """Save one episode as a GIF in the run's export folder and return its path.
+
+    Raises UsageError if the environment draws no pictures or the file cannot be written.
+    """
     sampled = "-sampled" if options.sampled else ""
     path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
     from ppo_unified.terminal.frames import write_gif
@@ -62,5 +67,5 @@ def _video(loaded: Loaded, options: argparse.Namespace) -> Path:
         with replace_file(path) as temporary:
             write_gif(temporary, ((frame.picture, frame.seconds) for frame in frames))
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot write the video ({error.strerror})") from None
     return path

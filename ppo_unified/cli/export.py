@@ -1,4 +1,4 @@
-"""`export`: write a policy that runs without this program."""
+"""`export`: save a policy in a form that can be used without this program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
-from ppo_unified.cli.policy import Loaded, load_policy
+from ppo_unified.cli.policy import LoadedPolicy, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
@@ -27,21 +27,21 @@ FORMAT = "ppo-unified policy 1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
-    parser.add_argument("--to", required=True, type=Path, help="folder to write into; made if it isn't there")
-    parser.add_argument("--merged", action="store_true", help="add a low-rank adapter to the weights it belongs to")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
+    parser.add_argument("--merged", action="store_true", help="merge the LoRA weights into the model's weights")
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write a run's policy in a form that works without this program."""
+    """Save a run's policy in a form that can be used without this program, and print the paths of the files."""
     folder: Path = options.to
     loaded = load_policy(options)
     with closing(loaded.adapter):
         spec = find_adapter(loaded.config.kind)
         if not spec.export:
-            raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} have no export")
+            raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be exported")
         if options.merged and not spec.export_merged:
-            raise UsageError(f"--merged: policies of kind {loaded.config.kind!r} have nothing to merge; drop it")
+            raise UsageError(f"--merged: policies of kind {loaded.config.kind!r} have nothing to merge; omit --merged")
         _check_target(folder, loaded.run.name)
         about = _describe(loaded)
         try:
@@ -55,44 +55,52 @@ def run(options: argparse.Namespace) -> int:
                     {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
                 )
                 (new / DESCRIPTION).write_text(description, encoding="utf-8")
-                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model takes its time
+                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model can take minutes
                 _replace(folder, new, old)
         except OSError as error:
             why = error.strerror or error
-            raise UsageError(f"--to {folder}: cannot be written ({why}); choose another folder") from None
+            raise UsageError(f"--to {folder}: cannot write the policy ({why}); choose another folder") from None
     for name in files:
         print_out(clean(folder / name))
     return 0
 
 
 def _replace(folder: Path, new: Path, old: Path) -> None:
-    """Move what `folder` holds to `old` and what `new` holds into it; both are below `folder`, so nothing is copied."""
+    """Move the contents of `folder` to `old` and the contents of `new` to `folder`.
+
+    `old` and `new` are inside `folder`, so every move is a rename.
+    """
     old.mkdir()
     for source, target in ((folder, old), (new, folder)):
-        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # first: it lists the others
+        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # it comes first
             if name != new.parent.name:
                 (source / name).rename(target / name)
 
 
 def _check_target(folder: Path, run: str, aside: str = "") -> None:
-    """Make the folder. Raises UsageError where it holds anything but an earlier export of `run`, naming what; the entry
-    `aside` is ours too."""
+    """Create the folder, and check that it contains only an earlier export of `run` and the entry `aside`.
+
+    Raises UsageError if it contains anything else or cannot be created.
+    """
     try:
         str(folder).encode("utf-8")
-    except UnicodeEncodeError:  # what writes models takes nothing else, and ends the process over it
-        raise UsageError(f"--to {folder}: this path is not UTF-8; choose another") from None
+    except UnicodeEncodeError:  # safetensors accepts only UTF-8, and a failure there ends the process
+        raise UsageError(f"--to {folder}: the path is not UTF-8; choose another folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(_find_others(folder, _find_exported(folder, run) | {aside}))
     except OSError as error:
-        raise UsageError(f"--to {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+        raise UsageError(f"--to {folder}: cannot create folder ({error.strerror}); choose another") from None
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UsageError(f"--to {folder}: holds something else already ({named}); choose an empty or a new folder")
+        raise UsageError(f"--to {folder}: the folder contains other files ({named}); choose an empty or a new folder")
 
 
 def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[str]:
-    """What is in a folder and isn't known. Looks into no folder without anything known, or `--to ~` would take long."""
+    """Yield the entries of a folder that are not in `known`.
+
+    Subfolders without known files are not searched, because `--to ~` would take long.
+    """
     for entry in os.scandir(folder):
         name = within + entry.name
         if entry.is_dir(follow_symlinks=False) and any(path.startswith(f"{name}/") for path in known):
@@ -102,7 +110,7 @@ def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[st
 
 
 def _find_exported(folder: Path, run: str) -> set[str]:
-    """The files of an earlier export of the same run there, which may be replaced."""
+    """Return the files of an earlier export of the same run, which may be replaced."""
     try:
         description = read_json(folder / DESCRIPTION)
         ours = (description["format"], description["run"]) == (FORMAT, run)
@@ -111,8 +119,8 @@ def _find_exported(folder: Path, run: str) -> set[str]:
         return set()
 
 
-def _describe(loaded: Loaded) -> dict[str, Any]:
-    """Where an exported policy comes from; `score` is the evaluation that chose the best checkpoint, else null."""
+def _describe(loaded: LoadedPolicy) -> dict[str, Any]:
+    """Describe the origin of an exported policy. `score` is the best checkpoint's score, and None for other ones."""
     from ppo_unified.training import checkpoint
 
     best = loaded.step == checkpoint.best_step(loaded.run)

@@ -1,16 +1,18 @@
-"""Command-line flags for every option of a configuration: an argparse parser that is generated from the schema."""
+"""Build an argparse parser from the schema of a configuration, with a flag for every option."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 from pydantic.fields import FieldInfo
 
 from ppo_unified.cli.common import Parser
+from ppo_unified.config.registry import all_adapters, config_model
 from ppo_unified.config.schema import RunConfig, typed_options, validate
 from ppo_unified.config.suggestions import suggest
 from ppo_unified.config.values import (
@@ -34,10 +36,10 @@ _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # -1e-3
 
 
 def read_flags(config: RunConfig, args: Sequence[str], prog: str, about: str) -> dict[str, str]:
-    """{'ppo.clip': '0.1', ...}: the text of every option that has a flag in `args`.
+    """Return the text of every option that has a flag in `args`, such as {'ppo.clip': '0.1'}.
 
-    `--help` prints all options, with config's values as defaults, and exits. Raises UsageError, one line, for what is
-    no flag and for a flag without a value.
+    `--help` prints all options, with config's values as defaults, and exits. Raises a one-line UsageError for an
+    unknown flag, an unexpected argument or a flag without a value.
     """
     known, unknown = _make_parser(config, prog, about).parse_known_args([_normalize_flag(word) for word in args])
     typed: dict[str, str | None] = vars(known)
@@ -48,8 +50,39 @@ def read_flags(config: RunConfig, args: Sequence[str], prog: str, about: str) ->
     return {option: text for option, text in typed.items() if text is not None}
 
 
+def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> list[str]:
+    """Move the target of `train` or the run of `resume` before the options, or return [] if it is missing.
+
+    Without this, argparse would take 3 as the target in `train --seed 3 cartpole`, because it does not know the
+    adapter's options before it knows the target. This function knows the options of all adapters.
+    """
+    declared = {option: field for kind in all_adapters() for option, field in typed_options(config_model(kind)).items()}
+    kinds: dict[str, str] = dict.fromkeys(parser.switches, "switch")
+    kinds |= {flag(option): kind_of(field) for option, field in declared.items() for flag in (negative_flag, flag_name)}
+    position, list_flag = 0, ""
+    while position < len(words) and words[position].startswith("-"):
+        flag, equals, _ = _normalize_flag(words[position]).partition("=")
+        kind, position = kinds.get(flag), position + 1
+        following = takewhile(lambda word: not word.startswith("--"), words[position:])
+        if equals or kind == "switch":
+            continue
+        if kind == "bool":
+            position += next(following, "").lower() in ("true", "false")
+        elif kind == "list":
+            position, list_flag = position + len(list(following)), flag
+        else:
+            position += len(list(following)[:1])
+    if position < len(words):
+        return [words[position], *words[:position], *words[position + 1 :]]
+    if help_flags := [word for word in words if word in ("-h", "--help")]:
+        return help_flags
+    if list_flag:
+        raise UsageError(f"{parser.prog}: write {metavar} before {list_flag}, which accepts several values")
+    return []
+
+
 def configure(config: C, typed: Mapping[str, str]) -> C:
-    """`config` with the options that were typed. Raises UsageError, one line for each mistake."""
+    """Return `config` with the options that were typed. Raises UsageError with one line per mistake."""
     declared, tables = typed_options(type(config)), config.model_dump()
     for option, text in typed.items():
         section, _, key = option.rpartition(".")
@@ -91,24 +124,24 @@ def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, 
 
 
 class _Switch(argparse.Action):
-    """--gym.normalize-obs and --gym.no-normalize-obs; the former also takes true or false."""
+    """A boolean option with two flags: --gym.normalize-obs [true|false] and --gym.no-normalize-obs."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         negative = option_string != self.option_strings[0]
         if negative and values:
-            raise UsageError(f"{option_string} takes no value, got {values!r}")
+            raise UsageError(f"{option_string}: expected no value, got {values!r}")
         setattr(namespace, self.dest, "false" if negative else values or "true")
 
 
 class _Words(argparse.Action):
-    """A list as several words or as one."""
+    """A list option whose value is one or more words."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, join_words(values))
 
 
 class _Help(argparse.HelpFormatter):
-    """Each description below its flag, in lines of at most WIDEST_HELP columns."""
+    """A help formatter that prints each description below its flag, at most WIDEST_HELP columns wide."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=8, width=min(WIDEST_HELP, get_terminal_size().columns))
@@ -120,7 +153,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def _normalize_flag(word: str) -> str:
-    """`word` with the dashes in a flag's name that its author may have written as underscores."""
+    """Replace underscores in the name of a flag with dashes, so that both spellings work."""
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
@@ -130,20 +163,19 @@ def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> 
     text = (
         f"{flag} needs a value, e.g. {flag} {example or METAVARS.get(kind_of(typed_options(type(config))[option]), '')}"
     )
-    return text + (f"; one that begins with '-' is written {flag}={unknown[0]}" if unknown else "")
+    return text + (f"; for a value that starts with '-' write {flag}={unknown[0]}" if unknown else "")
 
 
 def _explain_unknown(flag: str, model: type[RunConfig]) -> str:
     if not flag.startswith("--"):
-        return f"unexpected argument {flag!r}; options are written --section.key VALUE, several values 1,2,3"
+        return f"unexpected argument {flag!r}; write options as --section.key VALUE and several values as 1,2,3"
     flag = flag.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
     for option, reason in model.refused.items():
         if name in (option, option.rpartition(".")[2]):
-            return f"{flag} is refused: {reason}"
+            return f"{flag} is not supported: {reason}"
     found = suggest(name, typed_options(model))
     if found is None:
-        return f"there is no option {flag}; list them all with --help"
-    return f"there is no option {flag}; did you mean {flag_name(found.option)}?" + (
-        f" ({found.note})" if found.note else ""
-    )
+        return f"unknown option {flag}; --help lists all options"
+    note = f" ({found.note})" if found.note else ""
+    return f"unknown option {flag}; did you mean {flag_name(found.option)}?{note}"

@@ -1,4 +1,4 @@
-"""The command line. Each command is a module of this package, imported only when it is called: `--help` stays fast.
+"""The command line. Each command is a module of this package that is imported only when it is called, for a fast start.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the run failed, 2 wrong usage,
 130 interrupted.
@@ -17,35 +17,38 @@ from ppo_unified.cli.common import Parser, preload
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
-COMMANDS = {  # name -> help; the module is named like the command and has `add_arguments` and `run`
-    "tui": "the terminal UI: launch runs and watch them learn (also without a command)",
-    "envs": "what can be trained: presets, expected score and time",
-    "recipes": "how known systems set PPO up: list, show or compare",
-    "train": "train a preset, a TOML file or a Gymnasium id",
-    "resume": "go on with a run in the same folder; --section.key VALUE changes options",
-    "stop": "checkpoint and stop a run",
-    "rename": "give a run another name",
-    "note": "write a line about a run, or print it",
-    "delete": "delete runs for good",
-    "runs": "list runs, filtered by a query",
-    "show": "curves in plain text, for pipes and CI",
-    "eval": "score a run's policy on fresh episodes",
-    "play": "watch a run's policy act in the terminal; talk to a language model",
-    "inspect": "every quantity of PPO at every step of stored samples",
-    "compare": "what differs between runs, and how they scored",
-    "export": "write a policy that runs without this program",
-    "reward-model": "preference pairs to a scoring model for llm.reward",
-    "prove": "do both adapters give the engine the same numbers? (one token MDP, seconds)",
-    "regress": "is this checkout's engine still as good as the committed baseline?",
-    "tensorboard": "start TensorBoard on 127.0.0.1",
-    "doctor": "what is installed, what is missing, and the remedy",
+COMMANDS = {  # name -> help; each command's module has the functions `add_arguments` and `run`
+    "tui": "Open the terminal UI to start and watch runs",
+    "envs": "List the presets with their expected scores and times",
+    "recipes": "List, show or compare the settings of published systems",
+    "train": "Train a preset, a TOML file or a Gymnasium environment",
+    "resume": "Resume a run in its folder, optionally with new options",
+    "stop": "Save a checkpoint and stop a run",
+    "rename": "Rename a run",
+    "note": "Print, write or remove the note of a run",
+    "delete": "Delete runs permanently",
+    "runs": "List runs, optionally filtered by a query",
+    "show": "Draw the curves of runs as text, or print CSV or JSON",
+    "eval": "Evaluate a run's policy on new episodes or held-out prompts",
+    "play": "Watch a run's policy act, or talk to a language model",
+    "inspect": "Print every quantity of PPO at every step of a sample",
+    "compare": "Compare the options and scores of runs",
+    "export": "Export a run's policy for use without this program",
+    "reward-model": "Train a reward model for llm.reward on preference pairs",
+    "prove": "Verify that both adapters give the engine the same numbers",
+    "regress": "Compare this checkout's engine with the committed baseline",
+    "tensorboard": "Start TensorBoard on 127.0.0.1",
+    "doctor": "Check the installation and suggest fixes",
 }
-WITH_FLAGS = ("train", "resume")  # `run` takes the remaining arguments, which are --section.key flags
+# Commands whose `run` accepts the remaining arguments, --section.key flags, and the name of their positional argument.
+WITH_FLAGS = {"train": "TARGET", "resume": "RUN"}
 
 
 def make_parser() -> Parser:
-    """The parser of everything that may stand where a command does; it lists the commands."""
-    parser = Parser(prog="ppo-unified", description="One PPO engine for environments and language models.")
+    """Return the parser of the command line before a command. Its help lists the commands."""
+    about = "Train Gymnasium environments and language models with the same PPO engine."
+    more = "Without a command, ppo-unified opens the terminal UI.\nThe help of a command: ppo-unified COMMAND --help"
+    parser = Parser(prog="ppo-unified", description=about, epilog=more)
     parser.add_argument("--version", action="version", version=f"ppo-unified {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
@@ -58,21 +61,25 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     parser = Parser(prog=f"ppo-unified {name}", description=COMMANDS[name], add_help=name != "train")
     module.add_arguments(parser)
     parser.set_defaults(parser=parser)
+    if name in WITH_FLAGS and arguments and arguments[0].startswith("-"):
+        from ppo_unified.cli.flags import move_target_first
+
+        arguments = move_target_first(arguments, parser, WITH_FLAGS[name])
     options, rest = parser.parse_known_args(arguments)
     if rest and name not in WITH_FLAGS:
         hint = did_you_mean(rest[0], parser.flags)
         raise UsageError(f"ppo-unified {name}: unexpected argument {rest[0]!r}{hint or '; see --help'}")
     folder = getattr(options, "folder", None)
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise UsageError(f"--runs {folder}: is a file; the runs folder was expected")
+        raise UsageError(f"--runs: expected a folder, but {folder} is a file")
     code: int = module.run(options, rest) if name in WITH_FLAGS else module.run(options)
     return code
 
 
 def _open_streams() -> None:
-    """Put an empty file in for each standard stream that was closed before this process began.
+    """Open /dev/null for each standard stream that was closed before this process started.
 
-    The first file that is opened takes the number of such a stream: this one, and not a run's lock.
+    Otherwise the next file to be opened, such as a run's lock, would get the file descriptor of that stream.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -81,12 +88,12 @@ def _open_streams() -> None:
 
 @cache
 def _open_empty(mode: str) -> IO[str]:
-    """A file with nothing in it, open as long as the process lives."""
+    """Open /dev/null until the process ends."""
     return open(os.devnull, mode, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
     _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -98,15 +105,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run_command(name, rest)
         make_parser().parse_known_args([name] if name.startswith("-") else [])  # --help and --version exit
         what = "option" if name.startswith("-") else "command"
-        raise UsageError(f"there is no {what} {name!r}{did_you_mean(name, COMMANDS)} (list: ppo-unified --help)")
+        raise UsageError(f"unknown {what} {name!r}{did_you_mean(name, COMMANDS)} (see ppo-unified --help)")
     except UsageError as error:
         print_err(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         sys.stderr.close()
         return 0
-    except OSError as error:  # a full disk behind stdout, say
+    except OSError as error:  # for example, stdout is redirected to a full disk
         print_err(f"ppo-unified: {error}")
         return 1

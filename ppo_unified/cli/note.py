@@ -1,4 +1,4 @@
-"""`note`: write a line about a run, or print it."""
+"""`note`: print, write or remove the note of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from ppo_unified.text import clean_lines, print_out
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("text", nargs="?", help="what to write; '' removes the note; without it the note is printed")
+    parser.add_argument(
+        "text", nargs="?", metavar="TEXT", help="new note; '' removes the note (default: print the note)"
+    )
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write a run's note, or print it where no text is given; an empty text removes it."""
+    """Write the note of a run, or print it if no text is given. An empty text removes it."""
     run = find(options.run, options.folder)
     if options.text is not None:
         control.write_note(run, options.text)

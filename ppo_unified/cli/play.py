@@ -1,4 +1,4 @@
-"""`play`: watch a run's policy act in the terminal, or talk to a language model."""
+"""`play`: show a run's policy acting in the terminal, or answer prompts with a language model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from shutil import get_terminal_size
 
-from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, check_episodes
-from ppo_unified.cli.policy import Loaded, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, check_episodes, integer, number
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
@@ -20,9 +20,9 @@ from ppo_unified.terminal.frames import Style, draw
 from ppo_unified.terminal.screen import Screen, open_screen, style_for
 from ppo_unified.text import can_color, clean, format_number, is_drawable, print_err, print_out
 
-FPS = 30.0  # faster is shown at this
-PAUSE_FRAMES = 30  # on an episode's end
-SIGN = "> "  # asks for a prompt
+FPS = 30.0  # the highest default frame rate
+PAUSE_FRAMES = 30  # the last frame of an episode is shown for the time of this many frames
+SIGN = "> "  # before each prompt that the user types
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,22 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
         "--episodes",
-        type=int,
-        help="how many episodes to watch (default: 1); a language model answers as many held-out prompts, else stdin's",
+        type=integer,
+        metavar="N",
+        help="number of episodes or held-out prompts (default: 1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first episode (default: 0)")
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of taking the likeliest")
+    parser.epilog = "A language model answers the prompts on stdin unless --episodes is given."
+    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the first episode (default: 0)")
+    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
     parser.add_argument(
-        "--fps", type=float, default=0.0, help="frames per second (default: the environment's own, at most 30)"
+        "--fps",
+        type=number,
+        default=0.0,
+        metavar="RATE",
+        help="frames per second (default: the environment's)",
     )
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show a run's policy acting: drawn on a terminal, one plain line per episode elsewhere; or talk to it."""
+    """Show a run's policy acting, or answer prompts if the run trained a language model.
+
+    Episodes are drawn on a terminal. Elsewhere each episode is reported in one line.
+    """
     check_episodes(options)
     if not math.isfinite(options.fps) or options.fps < 0:
-        raise UsageError(f"--fps {options.fps:g}: must be above 0, or 0 for the environment's own")
+        raise UsageError(f"--fps: expected a number > 0, or 0 for the environment's rate, got {options.fps:g}")
     loaded = load_policy(options)
     with closing(loaded.adapter):
         if find_adapter(loaded.config.kind).chat:
@@ -55,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _watch(loaded: Loaded, options: argparse.Namespace) -> None:
+def _watch(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     draws = is_drawable(sys.stdout)
     frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
     if draws:
@@ -68,32 +77,35 @@ def _watch(loaded: Loaded, options: argparse.Namespace) -> None:
         _print_ends(frame for frame in frames if frame.ended)
 
 
-def _chat(loaded: Loaded, options: argparse.Namespace) -> None:
-    """Answer the prompts on stdin; where there are none, or --episodes is given, those that training does not see."""
+def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
+    """Answer the prompts on stdin. If stdin has none, or --episodes is given, answer held-out prompts instead."""
     if options.fps:
-        raise UsageError(f"--fps {options.fps:g}: a language model's responses are no frames; drop it")
+        raise UsageError("--fps has no effect on a language model; omit it")
     chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
     typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
     if typed:
         about = f"{clean(loaded.run.name)}, {describe_checkpoint(options, loaded)}"
-        print(f"{about}: type a prompt; Ctrl-D ends", file=sys.stderr)
-    asked = 0
+        print(f"{about}: type a prompt; press Ctrl-D to quit", file=sys.stderr)
+    answered = 0
     for prompt in () if options.episodes else _ask_prompts() if typed else _read_prompts():
-        asked += 1
+        answered += 1
         try:
             _print_exchange(chat.answer(prompt), with_prompt=not typed)
         except UsageError as error:
             print_err(str(error))
-    if not asked and not typed:
+    if not answered and not typed:
         for exchange in chat.examples(options.episodes or 1):
             _print_exchange(exchange, with_prompt=True)
 
 
 def _ask_prompts() -> Iterator[str]:
-    """Lines from a terminal up to an empty one or Ctrl-D, each asked for by a sign that a redirected stdout lacks."""
+    """Yield the lines that the user types, up to an empty line or Ctrl-D.
+
+    The sign before each line goes to stderr if stdout is redirected.
+    """
     if sys.stdout.isatty():
         with suppress(ImportError):
-            import readline  # noqa: F401  # gives `input` arrow keys and a history
+            import readline  # noqa: F401  # adds arrow keys and a history to `input`
     while True:
         try:
             if sys.stdout.isatty():
@@ -110,17 +122,17 @@ def _ask_prompts() -> Iterator[str]:
 
 
 def _read_prompts() -> Iterator[str]:
-    """Lines of a stdin that is no terminal, blank ones left out; none where it is closed."""
+    """Yield the lines of stdin that are not blank, or nothing if stdin is closed."""
     try:
         for line in sys.stdin or ():
             if line.strip():
                 yield _replace_surrogates(line.removesuffix("\n"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"stdin: not UTF-8 ({error.reason}); prompts are text, one a line") from None
+        raise UsageError(f"stdin: expected one prompt per line in UTF-8 ({error.reason})") from None
 
 
 def _replace_surrogates(line: str) -> str:
-    """`line` with a '?' for each byte that is no character: Python may pass those on as halves of one."""
+    """Replace each byte that is not valid UTF-8 with '?'. Python passes such bytes on as lone surrogates."""
     return line.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -138,30 +150,30 @@ def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
 
 
 def describe_reply(reply: Reply) -> str:
-    """A reply in numbers: 'score 0.5, 3 tokens, ended'."""
+    """Describe a response in numbers, such as 'score 0.5, 3 tokens, ended'."""
     score = [] if reply.score is None else [f"score {format_number(reply.score)}"]
     count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
     return ", ".join([*score, count, "ended" if reply.ended else "cut off"])
 
 
 def _show_frames(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, title: str) -> Iterator[Frame]:
-    """Paint each frame, wait for its time to pass, and pass it on."""
+    """Show each frame for its duration, then yield it."""
     due = time.monotonic()
     for frame in frames:
         columns, lines = shown.size()
         rows = draw(frame.picture, columns, lines - 1, style)
         shown.paint([*rows, *[""] * (lines - 1 - len(rows)), _status_line(frame, title, columns)])
         seconds = 1 / fps if fps else max(1 / FPS, frame.seconds)
-        # a terminal that is slower than the episode delays it: no burst of frames makes up for it afterwards
+        # if the terminal is slow, delay the episode instead of catching up with a burst of frames
         due = max(time.monotonic(), due + seconds * (PAUSE_FRAMES if frame.ended else 1))
         time.sleep(max(0.0, due - time.monotonic()))
         yield frame
 
 
 def _status_line(frame: Frame, title: str, columns: int) -> str:
-    """What the frame shows, in words; the title only where it fits."""
+    """Describe a frame in one line, with the title if it fits."""
     action = f"  action {clean(frame.action)}" if frame.action else ""
-    line = f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   Ctrl-C ends"
+    line = f"episode {frame.episode}  step {frame.step}  return {frame.total:.1f}{action}   Ctrl-C: quit"
     return (f"{line}   {title}" if len(line) + 3 + len(title) <= columns else line)[:columns]
 
 

@@ -1,6 +1,6 @@
-"""A trained policy, loaded for `eval`, `play` and `export`. torch is imported when it is loaded.
+"""Load a trained policy for `eval`, `play` and `export`. This module imports torch only when it loads a policy.
 
-Into a run these commands write nothing but its export/, so that a trainer in the same folder never notices."""
+These commands write only to the export folder of a run, so they never disturb a trainer that uses the run."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from ppo_unified.engine.rollout import Adapter
 
 
-class Loaded(NamedTuple):
-    """A policy in its world."""
+class LoadedPolicy(NamedTuple):
+    """A policy loaded from a checkpoint, in the adapter that runs it."""
 
     run: Run
     config: RunConfig
     adapter: Adapter
-    step: int  # of the checkpoint
+    step: int  # the checkpoint's step
 
 
-def load_policy(options: Namespace) -> Loaded:
-    """The run and policy that the options name, on the device that suits this machine rather than the trainer's.
+def load_policy(options: Namespace) -> LoadedPolicy:
+    """Load the run and the checkpoint that the options name, on the best device of this machine.
 
-    A trainer may remove a checkpoint between choosing and reading it; then the choice is made again.
+    If a trainer removes the checkpoint before it is read, choose a checkpoint again.
     """
     run = find(options.run, options.folder)
     config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))
@@ -47,17 +47,17 @@ def load_policy(options: Namespace) -> Loaded:
         if checkpoint.checkpoint_folder(run, step).exists():
             raise
         adapter, step = load_adapter(run, config, options.checkpoint)
-    return Loaded(run, config, adapter, step)
+    return LoadedPolicy(run, config, adapter, step)
 
 
-def describe_checkpoint(options: Namespace, loaded: Loaded) -> str:
+def describe_checkpoint(options: Namespace, loaded: LoadedPolicy) -> str:
     kind = f"{options.checkpoint} checkpoint, " if not options.checkpoint.isdigit() else ""
     return f"{kind}step {loaded.step:,}"
 
 
-def play_frames(loaded: Loaded, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
+def play_frames(loaded: LoadedPolicy, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
     spec = find_adapter(loaded.config.kind)
     if not spec.play:
-        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be watched")
+        raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be drawn")
     frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)
     return frames

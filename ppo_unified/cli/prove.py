@@ -1,4 +1,4 @@
-"""`prove`: one token MDP through both adapters, which must give the engine the same numbers."""
+"""`prove`: verify on one token MDP that both adapters give the engine the same numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare what both adapters give the engine, quantity by quantity; 1 where anything differs."""
+    """Compare the numbers from both adapters, quantity by quantity. Return 1 if any of them differ."""
     proof = load("envs.prove:prove")()
     tolerance = load("envs.prove:TOLERANCE")
     differing = [check.quantity for check in proof.checks if not check.ok]
@@ -36,9 +36,9 @@ def run(options: argparse.Namespace) -> int:
     for line in format_table(rows, can_color(sys.stdout), {"": {"ok": GREEN, "DIFFERS": RED}}):
         print_out(line)
     if proof.cases:
-        print_out("\nAmong them: " + ", ".join(f"{count} {case}" for case, count in proof.cases.items()))
+        print_out("\nCases covered: " + ", ".join(f"{count} {case}" for case, count in proof.cases.items()))
     if differing:
-        print_out(f"\nNOT the same to {tolerance:g}: {', '.join(differing)}")
+        print_out(f"\nThe adapters DIFFER by more than {tolerance:g} in: {', '.join(differing)}")
         return 1
-    print_out(f"\nBoth adapters give the engine the same numbers, to {tolerance:g}")
+    print_out(f"\nBoth adapters give the engine the same numbers (tolerance {tolerance:g})")
     return 0

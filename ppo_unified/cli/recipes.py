@@ -1,4 +1,4 @@
-"""`recipes`: how known systems set PPO up."""
+"""`recipes`: list, show or compare recipes, the PPO settings of published systems."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.text import DIM, apply_style, can_color, clean, format_table, print_out
 
-_WIDEST = 120  # columns of prose where stdout is no terminal
+_WIDEST = 120  # columns of a note if stdout is not a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="one to show, two to compare; without any: list them")
+    about = "recipe to show, or two to compare (default: list all)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=about)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """List all recipes, show one, or print how two differ."""
+    """List all recipes, show one, or print the options in which two differ."""
     if len(options.names) > 2:
-        raise UsageError(f"ppo-unified recipes: {len(options.names)} names; give one to show it, two to compare them")
+        raise UsageError(f"ppo-unified recipes: expected at most two recipe names, got {len(options.names)}")
     chosen = [book.load_recipe(name) for name in options.names]
     if not chosen:
         return _list(options.json)
@@ -40,16 +41,16 @@ def _list(as_json: bool) -> int:
         heads = [{"name": r.name, "kind": r.kind, "title": r.title, "source": r.source} for r in everything]
         print(to_json({"recipes": heads}))
         return 0
-    rows = [{"recipe": clean(recipe.name), "what it reproduces": clean(recipe.title)} for recipe in everything]
+    rows = [{"recipe": clean(recipe.name), "description": clean(recipe.title)} for recipe in everything]
     lines = format_table(rows, can_color(sys.stdout))
     print_out(lines[0])
     for line, recipe in zip(lines[1:], everything, strict=True):
         print_out(line)
         _print_note(recipe.source)
     print_out(
-        "\nTrain with one:          ppo-unified train sentiment --recipe trl-early"
-        "\nIts settings:            ppo-unified recipes trl-early"
-        "\nHow it differs:          ppo-unified recipes trl-early tldr"
+        "\nTrain with a recipe:   ppo-unified train sentiment --recipe trl-early"
+        "\nShow a recipe:         ppo-unified recipes trl-early"
+        "\nCompare two recipes:   ppo-unified recipes trl-early tldr"
     )
     return 0
 
@@ -91,13 +92,13 @@ def _compare(first: Recipe, second: Recipe, as_json: bool) -> int:
 
 
 def _format(setting: Setting) -> str:
-    """A value as TOML spells it; '-' where the recipe's kind has no such option."""
+    """Format a value as in TOML, or return '-' if recipes of this kind do not have the option."""
     value: Any = setting.value
     return "-" if value is None else clean(json.dumps(value))
 
 
 def _print_note(text: str) -> None:
-    """Print indented prose, dim where there is colour."""
+    """Print an indented note, dimmed if the terminal supports it."""
     color = can_color(sys.stdout)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     for line in textwrap.wrap(clean(text), max(20, width - 4)):

@@ -1,4 +1,4 @@
-"""`regress`: is this checkout's engine still as good as the committed baseline?"""
+"""`regress`: compare this checkout's engine with the committed baseline."""
 
 from __future__ import annotations
 
@@ -10,44 +10,52 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ppo_unified.cli.common import add_json, add_runs_folder, preload
+from ppo_unified.cli.common import add_json, add_runs_folder, integer, preload
 from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
 
-FIGURES = ("seeds", "solved", "median_steps", "worst_steps")  # of a preset in a baseline file
-SLACK = 1.25  # a median this much worse than the baseline's worst seed is a regression
+FIGURES = ("seeds", "solved", "median_steps", "worst_steps")  # the keys of a preset in a baseline file
+SLACK = 1.25  # a median of more steps than this factor times the baseline's worst seed is a regression
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", nargs="?", default="cartpole", help="preset with a committed baseline (default: cartpole)"
+        "target",
+        nargs="?",
+        default="cartpole",
+        metavar="PRESET",
+        help="preset with a baseline (default: cartpole)",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds to train (default: 3)")
+    parser.add_argument("--seeds", type=integer, default=3, metavar="N", help="number of seeds to train (default: 3)")
     parser.add_argument(
-        "--baseline", type=Path, help="baseline file (default: benchmarks/baseline.json of this checkout)"
+        "--baseline",
+        type=Path,
+        metavar="FILE",
+        help="baseline file (default: benchmarks/baseline.json)",
     )
-    parser.add_argument("--update", action="store_true", help="write what was measured as the new baseline")
+    parser.add_argument("--update", action="store_true", help="save the measured result as the new baseline")
     add_json(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train fresh seeds of a preset and hold score and steps to solve against the committed baseline."""
+    """Train a preset with several seeds and compare the steps to solve it with the committed baseline."""
     path = options.baseline or Path(__file__).parents[2] / "benchmarks" / "baseline.json"
     baseline = _read_baseline(path)
     if options.target not in baseline and not options.update:
         raise UsageError(
-            f"{path}: no baseline for {options.target!r}; there are {', '.join(baseline) or 'none'}; "
+            f"{path}: no baseline for {options.target!r}; it has baselines for {', '.join(baseline) or 'no preset'}; "
             "add one with --update"
         )
     if options.seeds < 1:
-        raise UsageError(f"--seeds {options.seeds}: must be at least 1")
+        raise UsageError(f"--seeds: expected an integer >= 1, got {options.seeds}")
     measured = _measure(options.target, options.seeds)
     if options.update:
         if measured["solved"] < options.seeds:
             raise UsageError(
-                f"{options.target}: only {measured['solved']} of {options.seeds} seeds solved; no baseline written"
+                f"{options.target}: solved with only {measured['solved']} of {options.seeds} seeds; "
+                "the baseline was not changed"
             )
         baseline[options.target] = measured
         path.write_text(json.dumps(baseline, indent=1) + "\n", encoding="utf-8")
@@ -71,11 +79,11 @@ def _read_baseline(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UsageError(f"{path}: is not a baseline file ({error})") from None
+        raise UsageError(f"{path}: not a baseline file ({error})") from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot read the file ({error.strerror})") from None
     if not isinstance(table, dict) or not all(_has_figures(known) for known in table.values()):
-        raise UsageError(f"{path}: is not a baseline file (one holds {', '.join(FIGURES)} for each preset)")
+        raise UsageError(f"{path}: not a baseline file; expected the numbers {', '.join(FIGURES)} for each preset")
     return table
 
 
@@ -84,7 +92,7 @@ def _has_figures(known: object) -> bool:
 
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
-    """Steps to the confirmed threshold over seeds 1, 2, ...; unsolved seeds count their whole run."""
+    """Train with seeds 1, 2, ... and return the steps until solved. Unsolved seeds count with all their steps."""
     preload("ppo_unified.training.session")
     from ppo_unified.training import session
 
@@ -92,7 +100,7 @@ def _measure(preset: str, seeds: int) -> dict[str, Any]:
     for seed in range(1, seeds + 1):
         config = presets.load_preset(preset, seed=seed)
         if config.eval.threshold is None:
-            raise UsageError(f"preset {preset!r} has no eval.threshold to be solved by")
+            raise UsageError(f"preset {preset!r} has no eval.threshold, so it cannot be solved")
         with tempfile.TemporaryDirectory() as folder:
             result = session.run(config, folder)
         if result.state == "stopped":

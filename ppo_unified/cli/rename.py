@@ -1,4 +1,4 @@
-"""`rename`: give a run another name."""
+"""`rename`: rename a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppo_unified.text import clean, print_out
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("name", help="the new name of the run's folder")
+    parser.add_argument("name", metavar="NAME", help="new name of the run and its folder")
     add_runs_folder(parser)
 
 

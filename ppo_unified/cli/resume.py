@@ -1,4 +1,4 @@
-"""`resume`: go on with a run in its folder, perhaps with other options."""
+"""`resume`: resume a run in its folder, optionally with changed options."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ TOTALS = ("total_steps", "total_iterations")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "To change an option, add --section.key VALUE, such as --optim.lr 1e-4.\n"
+        "List all options with their defaults: ppo-unified train PRESET --help"
+    )
     add_run(parser)
-    parser.add_argument("--total-steps", metavar="N", help="go on to this many steps instead of the first end")
-    parser.add_argument("--total-iterations", metavar="N", help="go on to this many iterations")
+    parser.add_argument("--total-steps", metavar="N", help="new limit on the steps (default: unchanged)")
+    parser.add_argument("--total-iterations", metavar="N", help="new limit on the iterations (default: unchanged)")
     add_detach(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Go on from the newest checkpoint; from the start where there is none yet."""
+    """Resume a run from its newest checkpoint, or from step 0 if it has no checkpoint."""
     run = find(options.run, options.folder)
     totals = {name: getattr(options, name) for name in TOTALS}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
@@ -40,27 +44,29 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     stop = StopRequest()
     with stop.handle_signals():
         try:
-            with stop.interruptible():  # it may have to wait for the run's last trainer
+            with stop.interruptible():  # the run's last trainer may still be exiting
                 status = preparation.reopen(run)
         except Interrupted:
             return EXIT["stopped"]
         try:
-            undo = _write_claim(run, config, status, changes)
+            undo = _write_resumed_state(run, config, status, changes)
         except BaseException:
             run.release()
             raise
         if not run.checkpoint_folders():
             found = [clean(path.name) for path in run.checkpoints.glob("*") if not path.name.startswith(".")]
-            beside = f" ({run.checkpoints} holds {', '.join(sorted(found))})" if found else ""
-            print_err(f"{run.name} has no checkpoint{beside}: it starts at step 0")
+            beside = f" ({run.checkpoints} contains {', '.join(sorted(found))})" if found else ""
+            print_err(f"{run.name} has no checkpoint{beside}; training starts at step 0")
         return run_training(run, config, stop, undo)
 
 
-def _write_claim(run: Run, config: RunConfig, status: Status, changes: dict[str, list[Any]]) -> Callable[[], object]:
-    """Make a locked run's files those of a run that goes on with `config`; what takes that back.
+def _write_resumed_state(
+    run: Run, config: RunConfig, status: Status, changes: dict[str, list[Any]]
+) -> Callable[[], object]:
+    """Write run.json and config.toml for a run that resumes with `config`, and return a function that undoes this.
 
-    run.json first, so that no change is ever made that it does not tell. Raises UsageError, with nothing changed, where
-    they cannot be written.
+    run.json is written first, so that it always records a change before the change is made. Raises UsageError, with
+    nothing changed, if a file cannot be written.
     """
     before, written = run.read_status(), run.config.read_text(encoding="utf-8")
     _drop_unapplied_changes(status, presets.from_file(run.config))
@@ -83,12 +89,12 @@ def _write_claim(run: Run, config: RunConfig, status: Status, changes: dict[str,
     except OSError as error:
         with suppress(OSError):
             undo()
-        raise UsageError(f"{run.path}: cannot be written ({error.strerror})") from None
+        raise UsageError(f"{run.path}: cannot write to the run folder ({error.strerror})") from None
     return undo
 
 
 def _drop_unapplied_changes(status: Status, config: RunConfig) -> None:
-    """Remove changes from the previous resume's entry that config.toml never received: it was killed in between."""
+    """Remove changes that the previous resume recorded but did not write to config.toml before it was killed."""
     options = config.flatten()
     for entry in status.resumes[-2:-1]:
         recorded = entry.get("changed")
@@ -101,30 +107,31 @@ def _drop_unapplied_changes(status: Status, config: RunConfig) -> None:
 
 
 def _change(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
-    """A run's configuration with the options that flags change, and these changes: {option: [from, to]}.
+    """Return a run's configuration with the flags applied, and the changed options as {option: [old, new]}.
 
-    Raises UsageError for an option that a run which has begun can't change, and where it has ended already.
+    Raises UsageError for an option that cannot change on resume, and if the run has ended and no new limit is given.
     """
-    begun, status = presets.from_file(run.config), run.read_status()
-    config = _configure(begun, flags, run.name) if flags else begun
-    further = any(getattr(config, name) != getattr(begun, name) for name in TOTALS)
-    solved = begun.stop_when_solved and status.solved_step is not None
-    if status.state == "finished" and not further:
-        how = f"was solved at {status.solved_step:,} steps" if solved else f"has ended: {status.reason}"
-        raise UsageError(f"{run.name} {how}; train it further with --total-steps N (above {status.step})")
-    if further and solved and config.eval.threshold == begun.eval.threshold:
+    original, status = presets.from_file(run.config), run.read_status()
+    config = _configure(original, flags, run.name) if flags else original
+    extended = any(getattr(config, name) != getattr(original, name) for name in TOTALS)
+    solved = original.stop_when_solved and status.solved_step is not None
+    if status.state == "finished" and not extended:
+        how = f"was solved at {status.solved_step:,} steps" if solved else f"has finished: {status.reason}"
+        raise UsageError(f"{run.name} {how}; to train it further, add --total-steps N (above {status.step})")
+    if extended and solved and config.eval.threshold == original.eval.threshold:
         config = presets.apply_changes(config, {"stop_when_solved": False}, "resume")
-    if further and config.total_steps and status.step >= config.total_steps:
+    if extended and config.total_steps and status.step >= config.total_steps:
         raise UsageError(
-            f"--total-steps {config.total_steps}: {run.name} is at step {status.step} already; name a higher one"
+            f"--total-steps: expected an integer above {status.step}, the current step of {run.name}, "
+            f"got {config.total_steps}"
         )
-    old, new = begun.flatten(), config.flatten()
+    old, new = original.flatten(), config.flatten()
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, _) in changes.items():
-        if why := begun.why_fixed(option):
+        if why := original.why_fixed(option):
             raise UsageError(
-                f"{run.name}: {option} = {was!r} can't change any more: {why}; begin anew with: ppo-unified train "
-                f"{run.config} --{option.replace('_', '-')} ..."
+                f"{run.name}: {option} = {was!r} cannot change on resume: {why}; start a new run with: ppo-unified "
+                f"train {run.config} --{option.replace('_', '-')} ..."
             )
     return config, changes
 
@@ -132,4 +139,4 @@ def _change(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[A
 def _configure(config: RunConfig, flags: Sequence[str], name: str) -> RunConfig:
     from ppo_unified.cli.flags import configure, read_flags
 
-    return configure(config, read_flags(config, flags, f"ppo-unified resume {name}", f"Options of {name}."))
+    return configure(config, read_flags(config, flags, f"ppo-unified resume {name}", f"Options of the run {name}."))

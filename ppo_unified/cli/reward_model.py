@@ -1,4 +1,4 @@
-"""`reward-model`: preference pairs to a scoring model that `llm.reward` takes."""
+"""`reward-model`: train a reward model for `llm.reward` on preference pairs."""
 
 from __future__ import annotations
 
@@ -16,53 +16,48 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_json
+from ppo_unified.cli.common import add_json, integer, number
 from ppo_unified.cli.run_training import LIVE_S, PLAIN_S
 from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
 from ppo_unified.text import clean, format_duration, is_drawable, print_out
 
-DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder as ours, which may be replaced
+DESCRIPTION = "ppo_unified_reward_model.json"  # marks a folder that this command may replace
 FORMAT = "ppo_unified reward model 1"
 PACKAGES = ("torch", "transformers", "trl", "peft")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder or hub id of the model to start from, or 'tiny'")
-    parser.add_argument("--data", required=True, type=Path, help="preference pairs: prompt, chosen, rejected (JSON)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write into; made if it isn't there")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over the pairs (default: 1)")
-    parser.add_argument(
-        "--lr", type=float, default=0.0, help="learning rate (default: 1e-5; with LoRA 1e-4; for 'tiny' 1e-3)"
+    add = parser.add_argument
+    add("--model", required=True, help="base model: folder, Hub id, or 'tiny'")
+    add("--data", required=True, type=Path, metavar="FILE", help="JSON file with prompt, chosen and rejected")
+    add("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
+    numbers = (  # flag, type, default, metavar, help
+        ("--epochs", integer, 1, "N", "number of passes over the pairs (default: 1)"),
+        ("--lr", number, 0.0, "RATE", "learning rate (default: 1e-5, LoRA 1e-4, tiny 1e-3)"),
+        ("--batch", integer, 8, "N", "number of pairs per optimizer step (default: 8)"),
+        ("--max-length", integer, 0, "TOKENS", "maximum tokens per pair (default: 1024)"),
+        ("--lora-rank", integer, 0, "RANK", "LoRA rank, or 0 to train all weights (default: 0)"),
+        ("--eval-share", number, 0.1, "SHARE", "fraction of held-out pairs (default: 0.1)"),
+        ("--seed", integer, 0, "N", "seed of new weights and data order (default: 0)"),
     )
-    parser.add_argument("--batch", type=int, default=8, help="pairs per optimizer step (default: 8)")
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        default=0,
-        help="leave longer pairs out (default: 1024 tokens, or the model's context)",
-    )
-    parser.add_argument("--lora-rank", type=int, default=0, help="train adapters of this rank, merged at the end")
-    parser.add_argument(
-        "--lora-only", action="store_true", help="save only the LoRA weights and the score head, without the base model"
-    )
-    parser.add_argument(
-        "--eval-share", type=float, default=0.1, help="share of the pairs to hold out and measure on (default: 0.1)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights and of the order (default: 0)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    for flag, kind, default, metavar, about in numbers:
+        add(flag, type=kind, default=default, metavar=metavar, help=about)
+    add("--lora-only", action="store_true", help="save only the LoRA weights and the score head")
+    devices = ("auto", "cpu", "cuda")
+    add("--device", choices=devices, default="auto", metavar="DEVICE", help="auto, cpu, or cuda (default: auto)")
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train a scoring model, save it, and say how well it orders pairs."""
+    """Train a reward model, save it, and print how often it prefers the chosen response."""
     _check_numbers(options)
     pairs = load("envs.llm.data:read_pairs")(options.data)
     _check_out(options.out)
     missing = [name for name in ("trl", "datasets") if find_spec(name) is None]
     if missing:
-        raise UsageError(f"reward-model needs {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
+        raise UsageError(f"reward-model requires {' and '.join(missing)}: pip install 'ppo-unified[trl]'")
     module = "envs.llm.rewards.train_reward_model"
     fields = ("model", "epochs", "lr", "batch", "max_length", "lora_rank", "lora_only", "eval_share", "seed", "device")
     settings = load(f"{module}:Settings")(**{name: getattr(options, name) for name in fields})
@@ -80,48 +75,47 @@ def run(options: argparse.Namespace) -> int:
 
 def _print(options: argparse.Namespace, outcome: Any) -> None:
     if outcome.left_out:
-        longest = f"{outcome.max_length} tokens; see --max-length"
-        print(f"left out {outcome.left_out} pairs of more than {longest}", file=sys.stderr)
+        limit = f"{outcome.max_length} tokens (see --max-length)"
+        print(f"skipped {outcome.left_out} pairs longer than {limit}", file=sys.stderr)
     if not outcome.held_out:
-        why = f"too few pairs to hold out {options.eval_share:.0%} of them"
-        print(f"{why}: the accuracy below is on the training pairs themselves", file=sys.stderr)
+        why = f"there are too few pairs to hold out {options.eval_share:.0%} of them"
+        print(f"{why}; the accuracy is measured on the training pairs", file=sys.stderr)
     if options.json:
         print(json.dumps({"out": str(options.out), **vars(outcome)}))
         return
     which = f"{outcome.scored} {'held-out' if outcome.held_out else 'training'} pairs"
     measured = f"accuracy {outcome.accuracy:.3f}, margin {outcome.margin:.3g} on {which}"
-    print_out(
-        f"{clean(options.out)}: {measured}, trained on {outcome.trained}; use it with --llm.reward {clean(options.out)}"
-    )
+    out = clean(options.out)
+    print_out(f"{out}: {measured}, trained on {outcome.trained} pairs; use it with --llm.reward {out}")
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
     for name, lowest in (("epochs", 1), ("batch", 1), ("max_length", 0), ("lora_rank", 0), ("seed", 0)):
         if getattr(options, name) < lowest:
             flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{flag} {getattr(options, name)}: must be at least {lowest}")
+            raise UsageError(f"{flag}: expected an integer >= {lowest}, got {getattr(options, name)}")
     if options.lora_only and not options.lora_rank:
-        raise UsageError("--lora-only requires --lora-rank")
+        raise UsageError("--lora-only requires --lora-rank; without it there are no LoRA weights to save")
     if not math.isfinite(options.lr) or options.lr < 0:
-        raise UsageError(f"--lr {options.lr:g}: must be above 0, or 0 for what suits the model")
+        raise UsageError(f"--lr: expected a number > 0, or 0 for the default, got {options.lr:g}")
     if not 0 <= options.eval_share < 1:
-        raise UsageError(f"--eval-share {options.eval_share:g}: must be at least 0 and below 1")
+        raise UsageError(f"--eval-share: expected a number >= 0 and < 1, got {options.eval_share:g}")
 
 
 def _check_out(folder: Path) -> None:
-    """Make the folder. Raises UsageError where it holds anything but an earlier scoring model, naming what."""
+    """Create the folder. Raises UsageError if it contains anything other than an earlier reward model."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(set(os.listdir(folder)) - _list_earlier(folder))
     except OSError as error:
-        raise UsageError(f"--out {folder}: cannot be made a folder ({error.strerror}); choose another") from None
+        raise UsageError(f"--out {folder}: cannot create folder ({error.strerror}); choose another") from None
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UsageError(f"--out {folder}: holds something else already ({named}); choose an empty or a new folder")
+        raise UsageError(f"--out {folder}: the folder contains other files ({named}); choose an empty or a new folder")
 
 
 def _list_earlier(folder: Path) -> set[str]:
-    """The files of an earlier scoring model there."""
+    """Return the names of the files of an earlier reward model in the folder."""
     try:
         description = read_json(folder / DESCRIPTION)
         ours = description["format"] == FORMAT
@@ -131,7 +125,7 @@ def _list_earlier(folder: Path) -> set[str]:
 
 
 def _replace_model(aside: Path, folder: Path, about: dict[str, Any]) -> None:
-    """Replace an earlier scoring model in `folder` by the one in `aside`."""
+    """Replace an earlier reward model in `folder` with the one in `aside`."""
     files = sorted([*os.listdir(aside), DESCRIPTION])
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     description = {"format": FORMAT, **about, "versions": versions, "files": files}
@@ -143,22 +137,22 @@ def _replace_model(aside: Path, folder: Path, about: dict[str, Any]) -> None:
 
 
 class _Progress:
-    """A live line on a terminal, a plain one every few seconds elsewhere."""
+    """Prints progress: a live line on a terminal, a plain line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         self.live = is_drawable(sys.stderr)
-        self.said = time.monotonic()
-        self.began: float | None = None  # when the first step ended: loading the model is no step
+        self.last_line = time.monotonic()
+        self.first_step: float | None = None  # end of the first step, which excludes the time to load the model
 
     def __call__(self, now: Any) -> None:
-        """`now`: an envs.llm.rewards.train_reward_model.Progress."""
+        """Print a line if it is due. `now` is an envs.llm.rewards.train_reward_model.Progress."""
         moment = time.monotonic()
-        if self.began is None:
-            self.began = moment
-        if moment - self.said < (LIVE_S if self.live else PLAIN_S):
+        if self.first_step is None:
+            self.first_step = moment
+        if moment - self.last_line < (LIVE_S if self.live else PLAIN_S):
             return
-        self.said = moment
-        left = (moment - self.began) / max(1, now.step - 1) * (now.steps - now.step)
+        self.last_line = moment
+        left = (moment - self.first_step) / max(1, now.step - 1) * (now.steps - now.step)
         line = f"step {now.step:,} of {now.steps:,} | loss {now.loss:.3f} | accuracy {now.accuracy:.2f}"
         line += f" | ETA {format_duration(left)}" if now.step > 1 else ""
         if self.live:

@@ -1,4 +1,4 @@
-"""Runs as lines of a table, with what is wrong with them: shared by `runs`, `show` and `compare`."""
+"""Tables of runs with their errors and health warnings, for `runs`, `show` and `compare`."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ _STATE_COLORS = {"starting": GREEN, "running": GREEN, "stopping": YELLOW, "stopp
 PAINT = {"state": _STATE_COLORS | {"failed": RED, "crashed": RED}}
 
 
-class Seen(NamedTuple):
-    """A run as it was when it was looked at."""
+class Snapshot(NamedTuple):
+    """A run with its status and state at one moment."""
 
     run: Run
     status: Status
-    state: str  # the shown one: 'crashed' and 'stalled' included
+    state: str  # the state that is shown, which may be 'crashed' or 'stalled'
 
 
-def look(run: Run) -> Seen:
-    """Raises UsageError where run.json cannot be read."""
+def take_snapshot(run: Run) -> Snapshot:
+    """Read the status of a run. Raises UsageError if run.json cannot be read."""
     status = run.read_status()
-    return Seen(run, status, run.state(status))
+    return Snapshot(run, status, run.state(status))
 
 
 def label_runs(options: argparse.Namespace) -> dict[str, Run]:
-    """The runs that were named, each once, by name; by path where two share a name."""
+    """Return the runs that the user named, without duplicates, by name, or by path if two runs share a name."""
     chosen = {run.path.resolve(): run for run in (find(reference, options.folder) for reference in options.run)}
     names = [run.name for run in chosen.values()]
     return {clean(run.name if names.count(run.name) == 1 else run.path): run for run in chosen.values()}
 
 
-def run_table(chosen: Sequence[Seen], width: int, color: bool, marks: Sequence[str] = ()) -> list[str]:
-    """A header and one line per run, each with its mark; the preset is left out where it would not fit."""
+def run_table(chosen: Sequence[Snapshot], width: int, color: bool, marks: Sequence[str] = ()) -> list[str]:
+    """Format a header and one line per run, each with its mark. The preset column is omitted if it does not fit."""
     rows = [_run_cells(seen) for seen in chosen]
     if marks:
         rows = [{"": mark} | row for mark, row in zip(marks, rows, strict=True)]
@@ -57,7 +57,7 @@ def run_table(chosen: Sequence[Seen], width: int, color: bool, marks: Sequence[s
     return format_table(rows, color, PAINT)
 
 
-def _run_cells(seen: Seen) -> dict[str, str]:
+def _run_cells(seen: Snapshot) -> dict[str, str]:
     status = seen.status
     return {
         "run": clean(seen.run.name),
@@ -72,8 +72,8 @@ def _run_cells(seen: Seen) -> dict[str, str]:
     }
 
 
-def make_remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
-    """For each run a line of what ended it if it failed, and lines of its health; none where all is well."""
+def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
+    """Return lines of remarks for each run: the error if the run failed, and its health warnings."""
     lines_by_run = []
     for seen in chosen:
         lines = [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
@@ -83,18 +83,18 @@ def make_remarks(chosen: Sequence[Seen], color: bool, health: Callable[[Status],
 
 
 def health_names(status: Status) -> list[str]:
-    """The checks that fire, in one line."""
+    """List the health checks that are firing, in one line."""
     names = ", ".join(warning.name for warning in read_warnings(status))
     return [f"! health: {names}"] if names else []
 
 
 def health_lines(status: Status) -> list[str]:
-    """What each check that fires has to say."""
+    """Format the warning of each health check that is firing, one per line."""
     return [f"! {one.name} since step {one.since:,}: {one.text}" for one in read_warnings(status)]
 
 
 def interleave(lines: Sequence[str], notes: Sequence[Sequence[str]]) -> list[str]:
-    """A header and its lines, each followed by its notes, if it has any."""
+    """Insert the notes of each line below it, indented. The first line is the header and has no notes."""
     rows = [lines[0]]
     for line, own in zip(lines[1:], notes, strict=True):
         rows += [line, *(f"  {note}" for note in own)]
@@ -102,5 +102,5 @@ def interleave(lines: Sequence[str], notes: Sequence[Sequence[str]]) -> list[str
 
 
 def output_width() -> int:
-    """Columns there are: the terminal's, and as many as it takes where stdout is a file or a pipe."""
+    """Return the width of the terminal in columns, or sys.maxsize if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize

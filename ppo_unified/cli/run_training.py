@@ -1,4 +1,4 @@
-"""Train a run in this process, with its progress on the screen: what `train` and `resume` do last."""
+"""Train a run in this process and show its progress; the last part of `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 
 
 def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object]) -> int:
-    """Train in a claimed folder and say how it ended. Raises StartError, after `undo`, where it can't begin."""
+    """Train in a locked run folder, print how the run ended, and return the exit code.
+
+    Raises StartError, after calling `undo`, if training cannot start.
+    """
     stop.show_in(run)
     with log_tee.log_output(run) as log:
         print_err(f"training in {run.path}")
-        preload("ppo_unified.training.session")  # imports torch: the folder and the signal handlers are there by now
+        preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
         from ppo_unified.training.session import train_in
 
         progress = Progress(log)
@@ -40,60 +43,60 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
                 raise
             kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
             print_err(f"{run.name} failed: {kind}{error}")
-            kept = f"; checkpoints are kept: {format_command('resume', run)}" if run.checkpoints.is_dir() else ""
+            resume = f"; to resume: {format_command('resume', run)}" if run.checkpoints.is_dir() else ""
             if run.log.exists():
-                print_err(f"the traceback is in {run.log}{kept}")
+                print_err(f"the traceback is in {run.log}{resume}")
             return EXIT["failed"]
         progress.finish()
         print_out(clean_lines(summary(run, status)))
         spec = find_adapter(config.kind)
-        verb, what = "eval", "score it"
+        verb, purpose = "eval", "evaluate the policy"
         if status.state == "stopped":
-            verb, what = "resume", "go on"
+            verb, purpose = "resume", "resume"
         elif spec.play or spec.chat:
-            verb, what = "play", "watch it" if spec.play else "talk to it"
-        print_out(clean(f"Next: {what} with: {format_command(verb, run)}"))
+            verb, purpose = "play", "watch the agent" if spec.play else "talk to the model"
+        print_out(clean(f"To {purpose}: {format_command(verb, run)}"))
     return EXIT[status.state]
 
 
 def format_command(verb: str, run: Run) -> str:
-    """The command line that applies `verb` to a run, wherever its runs folder is."""
+    """Format the command line that applies the command `verb` to a run, with --runs if necessary."""
     folder = run.path.parent
     return shlex.join(["ppo-unified", verb, run.name, *([] if folder == Path("runs") else ["--runs", str(folder)])])
 
 
-LIVE_S, PLAIN_S = 0.1, 5.0  # between two lines
+LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines, on a terminal and elsewhere
 
 
 class Progress:
-    """A callable for the trainer; `finish` clears the live line."""
+    """Prints the progress of a run. The trainer calls it; `finish` clears the live line."""
 
     def __init__(self, log: TextIO) -> None:
         self.terminal = is_drawable(sys.stderr)
-        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # not the log: a live line is not for keeping
+        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which gets no live lines
         self.log = log
-        self.lived, self.said = 0.0, time.monotonic()  # when the last line of either kind was written
+        self.last_live, self.last_plain = 0.0, time.monotonic()  # times of the last line of each kind
         self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
         self._print_health(status)
         now = time.monotonic()
-        if self.terminal and now - self.lived >= LIVE_S:
-            self.lived = now
+        if self.terminal and now - self.last_live >= LIVE_S:
+            self.last_live = now
             width = shutil.get_terminal_size().columns - 1
             self._show("\r\x1b[K" + self._line(status, metrics)[:width])
-        if now - self.said >= PLAIN_S:
-            self.said = now
+        if now - self.last_plain >= PLAIN_S:
+            self.last_plain = now
             line = self._line(status, metrics) + "\n"
             self.log.write(line)
             if not self.terminal and self.screen is not self.log:
                 self._show(line)
 
     def _print_health(self, status: Status) -> None:
-        """A line when a health check begins to fire, and when it has healed."""
+        """Print a line when a health check starts to fire and when it recovers."""
         firing = {warning.name: warning.text for warning in read_warnings(status)}
         lines = [f"warning: {name}: {text}" for name, text in firing.items() if name not in self.warned]
-        lines += [f"{name} is well again" for name in sorted(self.warned - firing.keys())]
+        lines += [f"{name} recovered" for name in sorted(self.warned - firing.keys())]
         self.warned = frozenset(firing)
         for line in lines:
             self.finish()
@@ -104,7 +107,7 @@ class Progress:
             self._show("\r\x1b[K")
 
     def _show(self, text: str) -> None:
-        with suppress(OSError):  # a terminal that was closed must not cost the run its checkpoint
+        with suppress(OSError):  # a closed terminal must not end the run before its checkpoint
             self.screen.write(text)
             self.screen.flush()
 
@@ -125,7 +128,7 @@ class Progress:
 
 
 def summary(run: Run, status: Status) -> str:
-    """How a run ended: a small curve, the scores, and what to do next."""
+    """Summarize how a run ended: a small curve, the reason, the time and the scores."""
     from ppo_unified.runs.event_reader import EventReader
     from ppo_unified.terminal.chart import Line, draw
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 
 from ppo_unified.cli.common import add_json, add_runs_folder
-from ppo_unified.cli.run_table import Seen, health_names, interleave, make_remarks, output_width, run_table
+from ppo_unified.cli.run_table import Snapshot, health_names, interleave, make_remarks, output_width, run_table
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.query import lookup, parse, read_options
@@ -16,29 +16,30 @@ from ppo_unified.text import can_color, clean, print_err, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "query",
-        nargs="*",
-        help='words, key:value, key>1 (also >= < <= =); all must hold; !x negates, x|y is or, "x y" is one word',
+    parser.add_argument("query", nargs="*", metavar="QUERY", help="terms that must all match (default: list all runs)")
+    parser.epilog = (
+        "A term is a word, key:value, or a comparison (> >= < <= =) such as score>400.\n"
+        "The term !x excludes the runs that match x. The term x|y matches x or y.\n"
+        "Double quotes keep spaces in a term: ppo-unified runs 'reason:\"no GPU\"'"
     )
     add_json(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """List the runs that a query selects, the newest first."""
+    """List the runs that match a query, the newest first."""
     query = parse(" ".join(options.query))
     damaged: list[str] = []
-    everything = [Seen(run, status, run.state(status)) for run, status in all_runs(options.folder, damaged)]
+    everything = [Snapshot(run, status, run.state(status)) for run, status in all_runs(options.folder, damaged)]
     for text in damaged:
-        print(f"left out: {clean(text)}", file=sys.stderr)
+        print(f"skipped: {clean(text)}", file=sys.stderr)
     chosen = []
     for seen in everything:
         try:
             if query.matches(lookup(seen.status, seen.state, partial(read_options, seen.run))):
                 chosen.append(seen)
-        except UsageError as error:  # one unreadable config.toml hides one run, not the list
-            print(f"left out: {clean(error)}", file=sys.stderr)
+        except UsageError as error:  # an unreadable config.toml must hide only its own run
+            print(f"skipped: {clean(error)}", file=sys.stderr)
     if options.json:
         print(
             to_json([asdict(s.status) | {"shown_state": s.state, "path": str(s.run.path.absolute())} for s in chosen])
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
             "\n".join(interleave(run_table(chosen, output_width(), color), make_remarks(chosen, color, health_names)))
         )
     elif everything:
-        print_err(f"none of the {len(everything)} runs in {options.folder} matches the query")
+        print_err(f"0 of {len(everything)} runs in {options.folder} match the query")
     else:
-        print_err(f"no runs in {options.folder} yet; start one with: ppo-unified train cartpole")
+        print_err(f"no runs in the folder {options.folder} yet; start one with: ppo-unified train cartpole")
     return 0

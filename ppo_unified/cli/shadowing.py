@@ -1,6 +1,7 @@
-"""Whether `envs` and `tui` are this project's packages. No torch, and neither package is imported.
+"""Check that `envs` and `tui` are this project's packages, without importing them or torch.
 
-Others of these names exist, and the first on sys.path wins: without this check the error shows up far from its cause.
+Other packages have these names too, and Python imports the first one on sys.path. Without this check, a name clash
+causes errors in unrelated code.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 DISTRIBUTION = "ppo-unified"
-REQUIRED, OPTIONAL = ("envs",), ("tui",)  # the latter only where this copy of the project has it
+REQUIRED, OPTIONAL = ("envs",), ("tui",)  # `tui` is checked only if this copy of the project contains it
 
 
 def shadowed_packages(project: Path | None = None) -> list[str]:
-    """A sentence and a remedy, divided by "; ", for each package that `import` finds elsewhere, or whose files another
-    distribution may have overwritten. `project` is the folder that holds `ppo_unified`."""
+    """Describe each package that `import` finds elsewhere or whose files another distribution may have overwritten.
+
+    Each text is a problem and a remedy, separated by "; ". `project` is the folder that contains `ppo_unified`.
+    """
     home = (project or Path(__file__).resolve().parents[2]).resolve()
     names = REQUIRED + tuple(name for name in OPTIONAL if (home / name / "__init__.py").is_file())
     owners = packages_distributions()
@@ -27,23 +30,21 @@ def shadowed_packages(project: Path | None = None) -> list[str]:
 
 
 def _problem(name: str, home: Path, others: list[str]) -> str:
-    """What is wrong with one package; "" if nothing is."""
+    """Describe the problem with one package, or return "" if there is none."""
     found, ours = _locate(name), home / name
-    remedy = (
-        f"pip uninstall {others[0]}, or install ppo-unified into a virtual environment of its own" if others else ""
-    )
+    remedy = f"pip uninstall {others[0]}, or install ppo-unified into a separate virtual environment" if others else ""
     if found is None:
-        return f"package {name!r}: not found, not even {ours}; install the project again: pip install -e ."
+        return f"package {name!r}: not found, expected it in {ours}; reinstall the project: pip install -e ."
     if found != ours:
-        elsewhere = f"start `ppo-unified` (not `python -m`) from another folder, or take {found.parent} off PYTHONPATH"
+        elsewhere = f"run `ppo-unified` (not `python -m`) in another folder, or remove {found.parent} from PYTHONPATH"
         return f"package {name!r}: import finds {found} instead of {ours}; {remedy or elsewhere}"
     if others:
-        return f"package {name!r}: {', '.join(others)} installs into {ours} too and may have replaced files; {remedy}"
+        return f"package {name!r}: {', '.join(others)} also installs into {ours} and may have replaced files; {remedy}"
     return ""
 
 
 def _locate(name: str) -> Path | None:
-    """The folder that `import name` takes, or has taken."""
+    """Return the folder from which Python imports the package, or None if it is not found."""
     module = sys.modules.get(name)
     spec = module.__spec__ if module is not None else find_spec(name)
     if spec is None:

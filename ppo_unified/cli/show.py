@@ -1,4 +1,4 @@
-"""`show`: curves in plain text, for pipes and CI."""
+"""`show`: draw the curves of runs as text, or print their points as CSV or JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import health_lines, interleave, label_runs, look, make_remarks, run_table
+from ppo_unified.cli.run_table import health_lines, interleave, label_runs, make_remarks, run_table, take_snapshot
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import ACTIVE, Run, to_json
 from ppo_unified.text import can_color, can_unicode, clean, is_drawable, print_out
@@ -21,29 +21,35 @@ if TYPE_CHECKING:
 
     from ppo_unified.runs.event_reader import EventReader
 
-REDRAW_S, LOOK_S = 2.0, 0.1  # between two pictures of a running run, and between two looks whether it has ended
+REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks whether all runs have ended
 _ALIVE = (*ACTIVE, "stalled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument("--once", action="store_true", help="draw once and exit, also while the run goes on")
-    parser.add_argument("--metric", action="append", default=[], help="draw this metric (may be given again)")
-    parser.add_argument("--csv", action="store_true", help="print every point as CSV")
+    parser.add_argument("--once", action="store_true", help="draw once and exit, even if a run is still active")
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help="metric to draw, can be repeated (default: the main ones)",
+    )
+    parser.add_argument("--csv", action="store_true", help="print all points as CSV")
     add_json(parser)
     add_runs_folder(parser)
 
 
 class Watched(NamedTuple):
-    """A run whose curves are shown, and what it is called in the output."""
+    """A run whose curves are shown, and its label in the output."""
 
     label: str
     run: Run
     reader: EventReader
 
 
-class Paper(NamedTuple):
-    """What pictures are drawn on: columns, lines (0 = no end) and what it can show."""
+class Canvas(NamedTuple):
+    """The size of the output in columns and lines (0 = unlimited), and whether it can show colours and Unicode."""
 
     columns: int
     lines: int
@@ -52,11 +58,11 @@ class Paper(NamedTuple):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw curves, or print their points; a running run is followed on a terminal until it ends."""
+    """Draw curves or print their points. On a terminal, redraw the curves until the runs end."""
     from ppo_unified.runs.event_reader import EventReader
 
     if options.csv and options.json:
-        raise UsageError("ppo-unified show: --csv and --json are two formats; choose one")
+        raise UsageError("ppo-unified show: --csv cannot be combined with --json")
     chosen = label_runs(options)
     watched = [Watched(label, run, EventReader(run.path)) for label, run in chosen.items()]
     tags = _read(watched, options.metric, everything=options.csv or options.json)
@@ -67,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         size = shutil.get_terminal_size()
         lines = size.lines if sys.stdout.isatty() else 0
-        paper = Paper(size.columns, lines, can_color(sys.stdout), can_unicode(sys.stdout))
+        canvas = Canvas(size.columns, lines, can_color(sys.stdout), can_unicode(sys.stdout))
         if not options.once and is_drawable(sys.stdout) and _any_alive(watched):
-            _follow(watched, options.metric, paper)
+            _follow(watched, options.metric, canvas)
         else:
-            print_out("\n".join(_picture(watched, tags, paper)))
+            print_out("\n".join(_picture(watched, tags, canvas)))
     for one in watched:
         for damage in one.reader.damage.values():
             print(clean(damage), file=sys.stderr)
@@ -79,23 +85,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _any_alive(watched: Iterable[Watched]) -> bool:
-    return any(look(one.run).state in _ALIVE for one in watched)
+    return any(take_snapshot(one.run).state in _ALIVE for one in watched)
 
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:
-    """Read what is new; the tags to show. Raises UsageError for one that no run has, unless it may still come."""
+    """Read new points and return the tags to show.
+
+    Raises UsageError for a tag that no run has logged, unless an active run may still log it.
+    """
     from ppo_unified.runs.metrics import METRICS, USUAL
 
-    to_come = set(METRICS) if _any_alive(watched) else set()
+    possible = set(METRICS) if _any_alive(watched) else set()
     for one in watched:
         one.reader.poll()
     found = sorted({tag for one in watched for tag in one.reader.series})
     for tag in metrics:
-        if tag not in found and tag not in to_come:
-            hint = did_you_mean(tag, found) or f"; there are: {', '.join(map(clean, found)) or 'none yet'}"
-            raise UsageError(
-                f"--metric {tag}: {' and '.join(one.label for one in watched)} logged no such metric{hint}"
-            )
+        if tag not in found and tag not in possible:
+            hint = did_you_mean(tag, found) or f"; known metrics: {', '.join(map(clean, found)) or 'none yet'}"
+            raise UsageError(f"--metric: no metric {tag!r} in {' or '.join(one.label for one in watched)}{hint}")
     usual = [tag for tag in USUAL if tag in found]
     return list(dict.fromkeys(metrics)) or (found if everything or not usual else usual)
 
@@ -119,38 +126,39 @@ def _print_csv(watched: Sequence[Watched], tags: Sequence[str]) -> None:
                 writer.writerow((one.label, clean(tag), step, wall, value))
 
 
-def _follow(watched: Sequence[Watched], metrics: Sequence[str], paper: Paper) -> None:
-    """Redraw until every run has ended, then leave the last picture on the terminal; on Ctrl-C too."""
+def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) -> None:
+    """Redraw until every run has ended or the user presses Ctrl-C, then print the last picture."""
     from ppo_unified.terminal.screen import open_screen
 
     try:
         with open_screen(sys.stdout) as shown:
             while _any_alive(watched):
                 columns, lines = shown.size()
-                paper = paper._replace(columns=columns, lines=lines)
-                shown.paint(_picture(watched, _read(watched, metrics), paper)[:lines])
+                canvas = canvas._replace(columns=columns, lines=lines)
+                shown.paint(_picture(watched, _read(watched, metrics), canvas)[:lines])
                 redraw = time.monotonic() + REDRAW_S
                 while time.monotonic() < redraw and _any_alive(watched):
                     time.sleep(LOOK_S)
     finally:
-        print_out("\n".join(_picture(watched, _read(watched, metrics), paper)))
+        print_out("\n".join(_picture(watched, _read(watched, metrics), canvas)))
 
 
-def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> list[str]:
-    """The runs' states and a grid of charts that fills the paper's width, and its height if it has one."""
+def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
+    """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
     from ppo_unified.runs.metrics import METRICS
     from ppo_unified.terminal.chart import MARKS, Line, draw
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
-    seen = [look(one.run) for one in watched]
-    head = interleave(run_table(seen, paper.columns, paper.color, marks), make_remarks(seen, paper.color, health_lines))
+    seen = [take_snapshot(one.run) for one in watched]
+    remarks = make_remarks(seen, canvas.color, health_lines)
+    head = interleave(run_table(seen, canvas.columns, canvas.color, marks), remarks)
     if not tags:
         return [*head, "", "no metrics yet"]
-    across = min(len(tags), 1 if paper.columns < 56 else 2 if paper.columns < 180 else 3)
+    across = min(len(tags), 1 if canvas.columns < 56 else 2 if canvas.columns < 180 else 3)
     down = -(-len(tags) // across)
-    width = (paper.columns - 2 * (across - 1)) // across
+    width = (canvas.columns - 2 * (across - 1)) // across
     tallest = 18 if len(tags) == 1 else 11
-    height = max(6, min(tallest, (paper.lines - len(head) - 1) // down - 1)) if paper.lines else tallest
+    height = max(6, min(tallest, (canvas.lines - len(head) - 1) // down - 1)) if canvas.lines else tallest
     last = max(
         (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
     )
@@ -161,7 +169,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], paper: Paper) -> l
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
             unit = METRICS[tag].unit if tag in METRICS else ""
             title = clean(tag) + (f" [{unit}]" if unit else "")
-            style = {"unicode": paper.unicode, "color": paper.color}
+            style = {"unicode": canvas.unicode, "color": canvas.color}
             charts.append(draw(lines, width, height, title, x_range=(0, last), **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
     return head + rows

@@ -1,4 +1,4 @@
-"""`stop`: end a run, with a checkpoint or at once."""
+"""`stop`: stop a run after saving a checkpoint, or kill it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from ppo_unified.text import print_err
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--kill", action="store_true", help="end it at once, without a checkpoint")
+    parser.add_argument("--kill", action="store_true", help="kill the run immediately, without saving a checkpoint")
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Stop or kill a run and print how to resume it."""
     run = find(options.run, options.folder)
     state = processes.stop(run, options.kill)
     print_err(
-        f"{run.name} {'was killed' if options.kill else f'is {state}'}; go on with: {format_command('resume', run)}"
+        f"{run.name} {'was killed' if options.kill else f'is {state}'}; to resume: {format_command('resume', run)}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`tensorboard`: TensorBoard on this machine alone, over some runs or all of them."""
+"""`tensorboard`: start TensorBoard for some runs or all of them, reachable only from this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ppo_unified.cli.common import add_run, add_runs_folder
+from ppo_unified.cli.common import add_run, add_runs_folder, integer
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import find
 
@@ -23,18 +23,19 @@ HOST = "127.0.0.1"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="*")
-    parser.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: 6006)")
+    about = "port on 127.0.0.1, or 0 for any free port (default: 6006)"
+    parser.add_argument("--port", type=integer, default=6006, help=about)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve the named runs, or the whole runs folder, until Ctrl-C."""
+    """Serve the named runs, or all runs in the runs folder, until Ctrl-C."""
     runs = [find(reference, options.folder).path for reference in options.run]
     if not options.folder.is_dir() and not runs:
-        raise UsageError(f"{options.folder}: there is no runs folder; name one with --runs DIR")
+        raise UsageError(f"runs folder {options.folder} not found; choose one with --runs DIR")
     port = _find_port(options.port)
     with _make_logdir(options.folder, runs) as logdir:
-        print(f"TensorBoard: http://{HOST}:{port}/ (Ctrl-C ends it)", flush=True)
+        print(f"TensorBoard: http://{HOST}:{port}/ (press Ctrl-C to stop)", flush=True)
         arguments = ["--logdir", str(logdir), "--host", HOST, "--port", str(port)]
         code = _serve([sys.executable, "-m", "tensorboard.main", *arguments])
     return 1 if code else 0
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _make_logdir(folder: Path, runs: Sequence[Path]) -> Iterator[Path]:
-    """The folder itself, or a temporary one with a link per run: TensorBoard's fast reader takes one folder only."""
+    """Yield the folder itself, or a temporary folder with a link per run, since TensorBoard reads only one folder."""
     if not runs:
         yield folder.resolve()
         return
@@ -57,24 +58,24 @@ def _make_logdir(folder: Path, runs: Sequence[Path]) -> Iterator[Path]:
 
 
 def _find_port(port: int) -> int:
-    """`port` if it can be listened at, any free one for 0. Raises UsageError where it can't."""
+    """Return `port` if it is free, or any free port for 0. Raises UsageError if it is not free."""
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: must be between 0 (any free one) and 65535")
+        raise UsageError(f"--port: expected an integer from 0 (any free port) to 65535, got {port}")
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a connection that has just ended is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that have just closed
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            why = f"cannot be listened at ({error.strerror})"
-            raise UsageError(f"--port {port}: {why}; choose another, or --port 0 for any free one") from None
+            why = f"cannot listen on it ({error.strerror})"
+            raise UsageError(f"--port {port}: {why}; choose another port, or 0 for any free one") from None
         free: int = probe.getsockname()[1]
     return free
 
 
 def _serve(command: Sequence[str]) -> int:
-    """Run a server and return its exit code; it never outlives this call.
+    """Run a server until it exits and return its exit code. The server never outlives this call.
 
-    The child shares the terminal, so that Ctrl-C reaches both; other ways to end this process are passed on to it.
+    Ctrl-C reaches both processes, because they share the terminal. SIGTERM is passed on to the server.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -1,4 +1,4 @@
-"""`train`: one run, or one for each combination of the values that options list."""
+"""`train`: train one run, or one run for each combination of the listed option values."""
 
 from __future__ import annotations
 
@@ -21,38 +21,44 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
-    "Options of {} and their values there; besides them --name NAME, --runs DIR and --detach. Several values, such as "
-    "--seed 1-3 or --optim.lr 1e-3,3e-3, are a run each: one after the other, or all at once with --detach."
+    "Options of {} with their defaults. --name NAME, --runs DIR and --detach are also accepted. If an option has "
+    "several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, each value is trained in a separate run: one after "
+    "the other, or all at the same time with --detach."
 )
 
 
 class Job(NamedTuple):
-    """A run that is to be trained."""
+    """A run to be trained."""
 
     config: RunConfig
-    name: str  # of its folder; empty for the first free default
-    flags: Sequence[str]  # which make `config` of the target
+    name: str  # name of the run folder; empty for the first free default name
+    flags: Sequence[str]  # the options that turn the target's configuration into `config`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", nargs="?", help="a preset, a TOML file, or a Gymnasium id such as MyEnv-v0 or module:MyEnv-v0"
+        "target",
+        nargs="?",
+        metavar="TARGET",
+        help="preset, TOML file, Gymnasium id, or module:EnvId",
     )
-    parser.add_argument("-h", "--help", action="store_true", help="with a target: every option and its value there")
-    parser.add_argument("--recipe", default="", help="lay a known system's options over the target's (see recipes)")
-    parser.add_argument("--name", default="", help="name of the run's folder (default: from the preset and the seed)")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, or all options of the target")
+    parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
+    parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
     add_detach(parser)
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Validate, make the run folder, then train in it, here or in the background."""
+    """Validate the options, create the run folders and train, in this process or in the background."""
     if options.target is None and options.help:
         options.parser.print_help()
-        print("\nEvery option and its value in a preset: ppo-unified train cartpole --help")
+        print("\nList all options of a preset with their defaults: ppo-unified train cartpole --help")
         return 0
     if options.target is None:
-        raise UsageError("ppo-unified train: name a preset (see ppo-unified envs), a TOML file or a Gymnasium id")
+        raise UsageError(
+            "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML file or a Gymnasium id"
+        )
     config = presets.load_target(options.target)
     if options.recipe:
         config = apply_recipe(config, options.recipe)
@@ -70,7 +76,7 @@ def _count_unstarted(started: int, total: int) -> str:
 
 
 def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str]) -> list[Job]:
-    """The runs that the flags ask for. Raises UsageError where one of them is wrong; nothing has been started then."""
+    """Return the runs that the flags describe. Raises UsageError before any run starts if a flag or a name is wrong."""
     if not flags:
         return [Job(presets.apply_changes(config, {}, "command line"), options.name, ())]
     from ppo_unified.cli.flags import configure, read_flags
@@ -85,14 +91,14 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
         words = [word for option in combination.typed for word in format_flag(option, values[option])]
         name = run_name(combination, options.name, own)
         if options.name and os.path.lexists(options.folder / name):
-            raise UsageError(f"{options.folder / name} exists already; choose another --name")
+            raise UsageError(f"{options.folder / name} already exists; choose another --name")
         name = name if options.name or not name else free_name(options.folder, name)
         jobs.append(Job(own, name, words))
     return jobs
 
 
 def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[int]:
-    """Train one run after the other; the exit code of each. After one that was stopped no other begins."""
+    """Train the runs one after the other and yield the exit code of each. A stopped run ends the sequence."""
     for config, name, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
@@ -105,7 +111,7 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[in
 
 
 def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
-    """Leave each run to a process of its own, which refuses what can be refused."""
+    """Start a background process for each run. Each process validates its own options."""
     for number, (_, name, flags) in enumerate(jobs):
         own_name = ["--name", name] if name else []
         try:
@@ -116,7 +122,7 @@ def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
             raise
         print_out(clean(run.path))
         process = run.read_status().pid
-        print_err(f"training in the background, process {process}; stop it: {format_command('stop', run)}")
+        print_err(f"training in the background as process {process}; to stop it: {format_command('stop', run)}")
     return 0
 
 

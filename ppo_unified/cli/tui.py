@@ -12,14 +12,16 @@ from ppo_unified.text import is_drawable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--readonly", action="store_true", help="only look: nothing is started, stopped or changed")
+    parser.add_argument("--readonly", action="store_true", help="only show runs; do not start, stop or change them")
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Open the terminal UI over a runs folder, until the user leaves it."""
+    """Open the terminal UI for a runs folder until the user quits it."""
     if not (sys.stdin.isatty() and is_drawable(sys.stdout)):
-        found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "input or output is no terminal"
-        raise UsageError(f"ppo-unified tui: needs a terminal ({found}); elsewhere: ppo-unified runs, ppo-unified show")
+        found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "stdin or stdout is not a terminal"
+        raise UsageError(
+            f"ppo-unified tui: requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
+        )
     code: int = preload("tui.app").run(options.folder, options.readonly)
     return code

@@ -283,7 +283,7 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     option = ".".join(location)
     if problem["type"] == "extra_forbidden" and option in model.refused:
-        return f"{where}: {option} is refused: {model.refused[option]}"
+        return f"{where}: {option} is not supported: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
         subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
         return f"{where}: {subject} no option {location[-1]!r}{_suggest_key(model, option)}"

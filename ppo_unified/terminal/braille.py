@@ -1,7 +1,7 @@
-"""Curves as dots in character cells: which dots a curve covers, and what covers what. Pure functions over numpy.
+"""Draw curves as dots in character cells, with pure functions over numpy arrays.
 
-Every curve is reduced to one interval per dot column, from its lowest to its highest value there, so a spike of a
-single point survives however many points share its column. The cost does not depend on the zoom.
+A curve is reduced to one interval per column of dots, from its lowest to its highest value there. So a spike of a
+single point stays visible even if many points share its column, and the cost does not depend on the zoom.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-NOTHING, CROSS = -1, -2  # styles that are no layer's
-_BETWEEN_MARKS = 10  # columns from one letter on a curve to the next, at least
+NOTHING, CROSS = -1, -2  # styles of empty cells and of the crosshair; the other styles belong to layers
+_BETWEEN_MARKS = 10  # minimum number of columns between two letters on a curve
 
 
 class Layer(NamedTuple):
-    """What is drawn in one style: in each column of dots all from `low` to `high`, nothing where they are NaN."""
+    """A part of a plot in one style. Each column of dots is filled from `low` to `high`, and stays empty if NaN."""
 
     low: np.ndarray  # [columns]
     high: np.ndarray  # [columns]
     style: int
-    mark: str  # stands for the layer in ASCII, and along its curve where letters tell curves apart
-    sparse: bool = False  # every other dot: a band behind its curve
+    mark: str  # the layer's character in ASCII, and its letter along the curve if curves have letters
+    sparse: bool = False  # draws every other dot, for a band behind its curve
 
 
 class Picture(NamedTuple):
-    """A painted plot: code points and styles [rows, columns]."""
+    """A plot as code points and styles, both [rows, columns]."""
 
     codes: np.ndarray
     styles: np.ndarray
@@ -38,9 +38,9 @@ Span: TypeAlias = tuple[str, int]  # text and its style
 
 
 class Glyphs(NamedTuple):
-    """The characters of a chart and the dots that one of them holds."""
+    """The characters of a chart, and the layout of the dots in a character cell."""
 
-    dots: tuple[tuple[int, ...], ...]  # column by column, each dot's bit in the number of a cell
+    dots: tuple[tuple[int, ...], ...]  # for each column of dots, the bit of each dot in a cell's number
     point: str
     side: str
     tick: str
@@ -72,16 +72,19 @@ class View:
 
 
 class Columns:
-    """Where the points of an x axis fall in `columns` equal columns of a window; of use to every curve over it.
+    """The assignment of points on an x axis to the equal columns of a window, shared by all curves with this x axis.
 
-    x [P] ascending, whole or floating. The cost grows with the columns, and little with the points.
+    x [P] is ascending, integer or float. The cost depends on the number of columns and hardly on the number of points.
     """
 
     def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
         borders = _column_edges(view.left, view.right, columns)
-        # the first point at or right of each border; numpy would copy whole numbers to compare them with others
+        # the first point at or right of each border; borders of x's own type save a copy of x
         after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
-        start, stop = max(0, int(after[0]) - 1), min(len(x), int(after[-1]) + 1)  # one beyond: the curve goes there
+        start, stop = (
+            max(0, int(after[0]) - 1),
+            min(len(x), int(after[-1]) + 1),
+        )  # one point beyond each edge: the curve continues there
         self._part, self._size, self._points = slice(start, stop), columns, stop - start
         x, after = x[start:stop], after - start
         self._inside = np.flatnonzero(after[1:] > after[:-1])
@@ -92,10 +95,10 @@ class Columns:
         self._share = (borders[first:last] - before) / (x[self._right] - before)
 
     def minmax(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and highest value of a curve in each column, NaN where it is not; of its logarithms if `log_y`.
+        """Return the lowest and the highest value of a curve in each column: y [P] -> two arrays [columns].
 
-        A curve in a column is its points there and its crossings of the column's two borders, so that neighbours join.
-        y [P] -> two arrays [columns].
+        They cover the points in the column and the crossings of its two borders, so that neighbouring columns connect.
+        A column without the curve is NaN. With `log_y`, the result is for the logarithms of y.
         """
         low, high, crossing = (np.full(self._size + more, np.nan) for more in (0, 0, 1))
         if not self._points:
@@ -116,7 +119,7 @@ class Columns:
 
 @lru_cache(maxsize=8)  # the curves of a page share their window
 def _column_edges(left: float, right: float, columns: int) -> np.ndarray:
-    """Where `columns` columns begin and end whose middles go from `left` to `right` [columns + 1]."""
+    """Return the edges [columns + 1] of columns whose centres range from `left` to `right`."""
     half = (right - left) / (columns - 1) / 2 if columns > 1 else 0.0
     borders = np.linspace(left - half, right + half, columns + 1)
     if columns == 1:
@@ -125,7 +128,7 @@ def _column_edges(left: float, right: float, columns: int) -> np.ndarray:
 
 
 def log10(values: np.ndarray) -> np.ndarray:
-    """Logarithms [P], NaN where a value is not above 0."""
+    """Return the logarithms [P] of values, with NaN for values that are not above 0."""
     values = np.asarray(values)
     if values.dtype.kind != "f":
         values = values.astype(np.float64)
@@ -137,10 +140,11 @@ def log10(values: np.ndarray) -> np.ndarray:
 def paint(
     layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs, *, covering: bool, letters: bool
 ) -> Picture:
-    """Layers over each other, the first one at the bottom.
+    """Paint layers on top of each other, the first one at the bottom.
 
-    `covering`: the last one owns its cells alone, for a cell has one colour; else the dots of all are kept.
-    `letters`: each layer that is not sparse bears its mark every so often. A curve of a single cell always does.
+    With `covering`, a cell shows only the dots of its top layer, because it has only one colour. Otherwise it shows the
+    dots of all layers. With `letters`, each layer that is not sparse shows its mark at intervals. A curve that covers
+    only one cell always shows a mark there.
     """
     bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), NOTHING, np.int16)
@@ -164,18 +168,18 @@ def paint(
 
 
 def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
-    """Which dots of each cell the layers cover, as one number [layers, height, width]."""
+    """Return the dots that each layer covers in each cell, as a number per cell [layers, height, width]."""
     size, rows = glyphs.rows, height * glyphs.rows
     ends = np.array([(layer.high, layer.low) for layer in layers]).reshape(-1, 2, width * glyphs.columns)
-    half = 0.5 + 1e-9  # what lies between two dots goes down, whatever the last bit says
+    half = 0.5 + 1e-9  # rounds a tie between two dots down in spite of rounding errors
     ends = np.floor((view.high - ends) * ((rows - 1) / (view.high - view.low)) + half)  # rows of dots, 0 is the top
-    ends[:, 1] += 1  # the first one that is free again
+    ends[:, 1] += 1  # the row below the last covered one
     ends = np.where(np.isnan(ends).any(axis=1, keepdims=True), 0, np.clip(ends, 0, rows)).astype(np.int16)
     cells = np.arange(0, rows, size, dtype=np.int16)[:, None]
     first, free = (np.minimum(np.maximum(ends[:, k, None] - cells, 0), size) for k in (0, 1))
     kinds = first * np.int16(size + 1) + free
     bits = np.zeros((len(layers), height, width), np.uint8)
-    for column, numbers in enumerate(_numbers(glyphs)):
+    for column, numbers in enumerate(_interval_bits(glyphs)):
         bits |= numbers.take(kinds[..., column :: glyphs.columns])
     for number, layer in enumerate(layers):
         if layer.sparse:
@@ -184,14 +188,14 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
 
 
 @cache
-def _numbers(glyphs: Glyphs) -> np.ndarray:
-    """By column of a cell's dots, the numbers of the dots from one row to before another [columns, rows x rows]."""
+def _interval_bits(glyphs: Glyphs) -> np.ndarray:
+    """Return the numbers of all vertical intervals of dots in each column of a cell [columns, rows x rows]."""
     rows = range(glyphs.rows + 1)
     return np.array([[sum(column[a:b]) for a in rows for b in rows] for column in glyphs.dots], np.uint8)
 
 
 def _checkerboard(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
-    """Every other dot, like the fields of one colour on a chessboard, as numbers [height, width]."""
+    """Return every other dot, in a checkerboard pattern, as a number per cell [height, width]."""
     dots = [(row + column, dot) for column, own in enumerate(glyphs.dots) for row, dot in enumerate(own)]
     numbers = np.array([sum(dot for place, dot in dots if place % 2 == odd) for odd in (0, 1)], np.uint8)
     odd = (glyphs.rows * np.arange(height)[:, None] + glyphs.columns * np.arange(width)) % 2
@@ -199,12 +203,12 @@ def _checkerboard(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
 
 
 def _single_cell(hit: np.ndarray) -> list[np.ndarray]:
-    """The cell of a curve that has but one: a dot alone is easily missed."""
+    """Return the cell of a curve that covers only one cell, whose dot would be easy to miss; else an empty list."""
     return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
 
 
 def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
-    """Cells of a curve that bear its letter: every so often, each curve at other columns; once at least."""
+    """Return the cells that show a curve's letter: at least one, at intervals, in different columns for each curve."""
     columns = np.flatnonzero(hit.any(axis=0))
     if not len(columns):
         return []
@@ -215,9 +219,9 @@ def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
 
 
 def spans(picture: Picture, cross: int | None = None, line: str = BRAILLE.side) -> list[list[Span]]:
-    """The rows of a picture as runs of one style; `cross` is a column where `line` stands behind the curves.
+    """Split the rows of a picture into spans of one style. `cross` is a column that shows `line` behind the curves.
 
-    A blank has the style of what is left of it: fewer runs, the same look.
+    A blank gets the style of the cell on its left, which saves spans and looks the same.
     """
     codes, styles = picture
     height, width = codes.shape

@@ -1,6 +1,6 @@
-"""Charts of curves with their axes: braille dots where the terminal has them, ASCII otherwise. No state, numpy only.
+"""Draw charts of curves with axes, in braille dots or in ASCII characters. This module uses only numpy.
 
-`draw` writes plain text for commands; the terminal UI uses the labels alone, and paints with `braille`.
+`draw` returns plain text for commands. The terminal UI uses only the ticks and labels, and paints with `braille`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from ppo_unified.terminal.braille import ASCII, BRAILLE, NOTHING, Columns, Glyphs, Layer, View, log10, paint, spans
 from ppo_unified.text import BOLD, DIM, apply_style, display_width, format_number, pad
 
-MARKS = ascii_uppercase + ascii_lowercase + digits  # tell curves apart without colour
-COLORS = ("36", "33", "35", "32", "34", "31")  # ANSI's own six: they follow the reader's theme
-_GUTTER = 8  # columns of the labels on the left, at least: charts above each other line up
+MARKS = ascii_uppercase + ascii_lowercase + digits  # distinguish curves without colour
+COLORS = ("36", "33", "35", "32", "34", "31")  # the basic ANSI colours, which follow the theme of the terminal
+_GUTTER = 8  # minimum width of the labels on the left, so that stacked charts line up
 _DAY = 86400
 _TIME_STEPS = (
     *(1, 2, 5, 10, 15, 30),
@@ -26,11 +26,11 @@ _TIME_STEPS = (
     *(3600, 7200, 10800, 21600, 43200),
     *(_DAY * days for days in (1, 2, 5, 10, 20, 50, 100)),
 )
-_LARGEST = 1e250  # drawn; what is larger is drawn as this
+_LARGEST = 1e250  # larger values are drawn as this value
 
 
 class Line(NamedTuple):
-    """One curve: x and y [P], x ascending. A y that is NaN or infinite leaves a gap."""
+    """A curve through the points x and y [P], with x ascending. A y that is NaN or infinite leaves a gap."""
 
     label: str
     x: np.ndarray
@@ -38,17 +38,17 @@ class Line(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A place on an axis and what stands there."""
+    """A position on an axis and its label."""
 
     at: float
     label: str
 
 
 def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
-    """TensorBoard's exponential moving average [P], without its bias towards 0 at the start.
+    """Return TensorBoard's exponential moving average [P], corrected for its bias towards 0 at the start.
 
-    `weight` in [0, 1): 0 changes nothing. What is not finite stays as it is and does not enter the average.
-    It goes on from an average `last` of `count` finite values that came before.
+    `weight` is in [0, 1); with 0 the values do not change. Values that are not finite are kept and do not enter the
+    average. To continue an average, pass its `last` value and the `count` of finite values before.
     """
     smoothed = np.array(values, np.float64)
     if not weight:
@@ -57,7 +57,7 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
     if not (whole := bool(finite.all())):
         smoothed, every = smoothed[finite], smoothed
     parts, decay = (1 - weight) * smoothed, math.log(weight)
-    # after k values the average has taken up 1 - weight**k of its weight, soon 1 in floating point
+    # after k values the weights sum to 1 - weight**k, which soon rounds to 1
     if len(parts) and count:
         parts[0] -= weight * last * math.expm1(count * decay)
     averages = _decaying_sums(parts, weight)
@@ -70,16 +70,16 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """s[t] = weight * s[t - 1] + values[t], the sums over the last 1, 2, 4, ... values after each other."""
+    """Compute s[t] = weight * s[t - 1] + values[t] with passes that each double the number of values in a sum."""
     sums, span, decay = values.copy(), 1, weight
-    while span < len(sums) and decay > 1e-20:  # what is further back weighs nothing
+    while span < len(sums) and decay > 1e-20:  # older values have no weight left
         sums[span:] += decay * sums[:-span]
         span, decay = 2 * span, decay * decay
     return sums
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers inside [low, high], at most about `count`; [low] where there is no range."""
+    """Return about `count` round numbers inside [low, high], or [low] if the range is empty."""
     if not math.isfinite(high - low) or high <= low:
         return [low]
     raw = (high - low) / max(1, count)
@@ -90,12 +90,15 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
-    """`nice_ticks` with their labels."""
+    """Return ticks with labels at round numbers."""
     return [Tick(at, format_number(at, (high - low) / 100)) for at in nice_ticks(low, high, count)]
 
 
 def log_ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Ticks of a logarithmic axis, 10**low to 10**high: powers of ten; 1, 2, 5 or round numbers where few fit."""
+    """Return ticks for a logarithmic axis from 10**low to 10**high.
+
+    They are at powers of ten if the axis has enough of them, else at 1, 2 and 5 times those or at round numbers.
+    """
     decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
     if len(decades) > 2:
         stride = math.ceil(len(decades) / max(1, count))
@@ -109,7 +112,7 @@ def log_ticks(low: float, high: float, count: int) -> list[Tick]:
 
 
 def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
-    """Ticks of a time axis in seconds: time of day where `clock` (seconds since the epoch), else since a start."""
+    """Return ticks for a time axis in seconds: local times if `clock` (seconds since the epoch), else durations."""
     raw = (high - low) / max(1, count)
     if raw < 0.5 or not math.isfinite(raw):
         return [Tick(at, _format_tick_time(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
@@ -121,7 +124,7 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
 
 
 def local_time(at: float) -> time.struct_time:
-    """A moment in seconds since the epoch; 1970 for what no calendar has, such as nanoseconds taken for seconds."""
+    """Convert seconds since the epoch to local time. Values out of range, such as nanoseconds, become 1970."""
     try:
         return time.localtime(at)
     except (ValueError, OverflowError, OSError):
@@ -137,12 +140,12 @@ def _format_tick_time(at: float, step: float) -> str:
 
 
 def format_local_time(at: float) -> str:
-    """A moment as local date and time."""
+    """Format seconds since the epoch as local date and time."""
     return time.strftime("%m-%d %H:%M:%S", local_time(at))
 
 
 def span_label(seconds: float) -> str:
-    """A time since a start in its two largest units: '45s', '1h30m', '2d6h'."""
+    """Format a duration in its two largest units: '45s', '1h30m', '2d6h'."""
     left = round(seconds)
     parts = []
     for unit, sign in ((_DAY, "d"), (3600, "h"), (60, "m"), (1, "s")):
@@ -155,7 +158,7 @@ def span_label(seconds: float) -> str:
 
 
 def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None) -> View | None:
-    """The window that shows all of some curves; None where there is no finite value. A lone value gets room around."""
+    """Return the window that shows all curves, or None if they have no finite value."""
     xs = [line.x for line in lines if len(line.x)]
     finite = [line.y[np.isfinite(line.y)] for line in lines]
     if not any(len(y) for y in finite):
@@ -166,11 +169,11 @@ def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None)
 
 
 def add_margins(view: View) -> View:
-    """A window in which a single place and a single value have room around them."""
+    """Widen a window of zero width or height, so that a single point or a constant is in its centre."""
     left, right, low, high = view.left, view.right, view.low, view.high
     if right <= left:
         left, right = left - (abs(left) / 2 or 1.0), right + (abs(right) / 2 or 1.0)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # float32 noise on a constant is not a shape
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # treats a constant with float32 noise as a constant
         middle = (low + high) / 2
         low, high = middle - (abs(middle) / 10 or 1.0), middle + (abs(middle) / 10 or 1.0)
     return View(left, right, low, high)
@@ -187,9 +190,10 @@ def draw(
     log_y: bool = False,
     x_range: tuple[float, float] | None = None,
 ) -> list[str]:
-    """A chart of `height` rows (at least 4), each `width` columns (at least 20): title and last values, curves, axis.
+    """Draw a chart with a title, the last values, curves and axes.
 
-    More than one line: each bears a letter, in the legend and along the curve, and with `color` a colour of its own.
+    The chart has `height` rows (at least 4) of `width` columns (at least 20). If there are several lines, each has a
+    letter in the legend and along its curve, and with `color` also a colour.
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
@@ -204,7 +208,7 @@ def draw(
     finite = np.concatenate([line.y[np.isfinite(line.y)] for line in shown])
     labels = y_labels((float(finite.min()), float(finite.max())), view, height - 3, log_y, glyphs)
     gutter = max(_GUTTER, *map(len, labels.values()))
-    body = _curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
+    body = _draw_curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
     rows = [head]
     for row, text in enumerate(body):
         side = labels.get(row, "").rjust(gutter) + (glyphs.tick if row in labels else glyphs.side)
@@ -217,13 +221,13 @@ def draw(
 
 
 def _drop_nonfinite_x(line: Line) -> Line:
-    """A curve without the points that are nowhere on the x axis."""
+    """Remove the points of a curve whose x is not finite."""
     placed = np.isfinite(line.x)
     return line if placed.all() else line._replace(x=line.x[placed], y=line.y[placed])
 
 
 def _clip_values(values: np.ndarray) -> np.ndarray:
-    """Values [P] whose differences can be computed; whole numbers, NaN and infinities as they are."""
+    """Clip float values [P] so that their differences do not overflow. NaN and infinities are kept."""
     values = np.asarray(values)
     if values.dtype.kind != "f":
         return values
@@ -232,14 +236,14 @@ def _clip_values(values: np.ndarray) -> np.ndarray:
 
 
 def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
-    """The first row: the title, then each curve's letter, label and last value, as many as fit."""
+    """Return the first row of a chart: the title, then the letter, label and last value of each curve that fits."""
     text, used = apply_style(pad(title, display_width(title)), BOLD) if color and title else title, display_width(title)
     if used > width:
         return pad(title, width)
     for number, line in enumerate(lines):
         mark = MARKS[number % len(MARKS)] if len(lines) > 1 else ""
         last = format_number(float(line.y[-1])) if len(line.y) else "-"
-        label = line.label if len(lines) > 1 or not title else ""  # a lone curve is what the title says
+        label = line.label if len(lines) > 1 or not title else ""  # the title names a single curve
         entry = " ".join(part for part in (mark, label, last) if part)
         more = f"  +{len(lines) - number}" if number else ""
         if used + 2 + display_width(entry) + (6 if number + 1 < len(lines) else 0) > width:
@@ -253,9 +257,9 @@ def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
 def y_labels(
     ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs, most: int = 0
 ) -> dict[int, str]:
-    """Row -> label: the lowest and the highest value as they are, round numbers between them where there is room.
+    """Return the labels of a y axis by row. They are the exact minimum and maximum, and round numbers if they fit.
 
-    With `most` (at least 8) no label has more columns; different values then look different where that allows it.
+    `most` (at least 8) limits the width of a label. Labels of different values then differ if the width allows it.
     """
     ticks = [t for t in nice_ticks(view.low, view.high, rows // 2) if not log_y or t == round(t)]
     constant = not view.low == ends[0] < ends[1] == view.high
@@ -273,7 +277,7 @@ def y_labels(
 
 
 def _format_within(value: float, most: int) -> str:
-    """A number with as many digits as fit into `most` columns, at least 8."""
+    """Format a number with as many digits as fit into `most` columns. `most` must be at least 8."""
     for count in range(most, 0, -1):
         text = f"{value:.{count}g}"
         mantissa, _, exponent = text.partition("e")
@@ -283,11 +287,11 @@ def _format_within(value: float, most: int) -> str:
             text = f"{mantissa}e{int(exponent)}"
         if len(text) <= most:
             return text
-    return ""  # no float needs more than 8 columns: -1e-300
+    return ""  # not reached: 8 columns are enough for every float, such as -1e-300
 
 
-def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
-    """The rows of the plot itself, each `width` columns."""
+def _draw_curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
+    """Return the rows of the plot without its axes, each `width` columns wide."""
     layers = []
     for number, line in enumerate(lines):
         low, high = Columns(line.x, view, width * glyphs.columns).minmax(line.y)
@@ -295,7 +299,7 @@ def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: 
     picture = paint(layers, view, width, height, glyphs, covering=color, letters=len(lines) > 1)
     if not color:
         return ["".join(map(chr, row)) for row in picture.codes.tolist()]
-    codes = [*COLORS[: len(lines)], ""]  # NOTHING is the last one
+    codes = [*COLORS[: len(lines)], ""]  # index -1, the last one, is NOTHING
     return [
         "".join(apply_style(text, codes[style % len(COLORS) if style >= 0 else NOTHING]) for text, style in row)
         for row in spans(picture)
@@ -303,9 +307,9 @@ def _curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: 
 
 
 def place_ticks(ticks: Sequence[Tick], view: View, room: int, gutter: int) -> list[tuple[int, int, str]]:
-    """Those ticks whose labels do not touch: (column of the plot, column where the label starts, label).
+    """Return the ticks whose labels do not touch, as (column of the plot, first column of the label, label).
 
-    The plot is `room` columns wide and starts one right of the gutter.
+    The plot is `room` columns wide and starts one column to the right of the gutter.
     """
     placed, free = [], 0
     for at, label in ticks:
@@ -318,7 +322,7 @@ def place_ticks(ticks: Sequence[Tick], view: View, room: int, gutter: int) -> li
 
 
 def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs) -> str:
-    """The line under a plot, with a notch at each tick."""
+    """Return the line below a plot, with a notch at each tick."""
     floor = [glyphs.floor] * room
     for column, _, _ in placed:
         floor[column] = glyphs.notch
@@ -326,7 +330,7 @@ def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs)
 
 
 def label_row(placed: Sequence[tuple[int, int, str]], width: int, gutter: int) -> str:
-    """The labels of the x axis, `width` columns."""
+    """Return the row of x axis labels, `width` columns wide."""
     row = " " * gutter
     for _, start, label in placed:
         row = row[:start].ljust(start) + label

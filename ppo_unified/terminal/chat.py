@@ -1,4 +1,4 @@
-"""A prompt and the replies to it as lines of text. No torch."""
+"""Lay out a prompt and the responses to it as lines of text. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from ppo_unified.text import BOLD, DIM, apply_style, clean, display_width, pad
 
-SIDE_BY_SIDE = 80  # columns from which on two replies stand beside each other
+SIDE_BY_SIDE = 80  # minimum width in columns to show two responses side by side
 GAP = "   "
-LABEL = 11  # columns of "policy" and "reference" where the replies stand one under the other
+LABEL = 11  # width of the labels "policy" and "reference" if the responses are one below the other
 
 
 class Block(NamedTuple):
-    """A text under its name, and what there is to know about it."""
+    """A response with a name above it and facts about it below it."""
 
     name: str
     text: str
@@ -25,9 +25,9 @@ class Block(NamedTuple):
 def format_blocks(
     blocks: Sequence[Block], columns: int, color: bool = False, prompt: str | None = None, remark: str = ""
 ) -> list[str]:
-    """Lines of at most `columns` columns, harmless to a terminal; with 0 columns nothing is wrapped.
+    """Format blocks as sanitized lines of at most `columns` columns. With 0 columns, lines are not wrapped.
 
-    The blocks stand side by side where there is room, else one under the other; a prompt above, a remark below them.
+    The blocks are side by side if they fit, otherwise one below the other, between the prompt and the remark.
     """
     lines = [] if prompt is None else _label_lines("prompt", prompt, columns, color)
     if columns >= SIDE_BY_SIDE:
@@ -39,10 +39,10 @@ def format_blocks(
 
 
 def wrap_text(text: str, columns: int) -> list[str]:
-    """The lines of a text made harmless, cut at spaces to at most `columns` columns; 0 columns: not cut."""
+    """Sanitize a text and wrap its lines at spaces to at most `columns` columns. With 0 columns, do not wrap."""
     lines = []
     for line in text.splitlines() or [""]:
-        left = clean("." + line)[1:]  # the dot keeps `clean` from taking the indentation for empty space
+        left = clean("." + line)[1:]  # the dot protects the indentation from `clean`
         while columns and display_width(left) > columns:
             cut = _prefix_length(left, columns)
             space = left.rfind(" ", 1, cut + 1)
@@ -54,12 +54,12 @@ def wrap_text(text: str, columns: int) -> list[str]:
 
 
 def _prefix_length(text: str, columns: int) -> int:
-    """How many characters fit, at least one."""
+    """Return the number of characters that fit into `columns` columns, at least one."""
     return max(1, bisect_right(list(accumulate(map(display_width, text))), columns))
 
 
 def _label_lines(label: str, text: str, columns: int, color: bool, code: str = "") -> list[str]:
-    """A text behind its label, further lines below it."""
+    """Format a text with a label to the left of its first line."""
     rows = wrap_text(text, max(1, columns - LABEL) if columns else 0)
     heads = [apply_style(label.ljust(LABEL), BOLD if color and label else ""), *[" " * LABEL] * (len(rows) - 1)]
     return [
@@ -68,7 +68,10 @@ def _label_lines(label: str, text: str, columns: int, color: bool, code: str = "
 
 
 def _place_side_by_side(blocks: Sequence[Block], width: int, color: bool) -> list[str]:
-    """Name, text and facts of each block in a column of its own; the facts begin on one line."""
+    """Format each block in its own column, with its name above the text and its facts below it.
+
+    The facts of all blocks start on the same line.
+    """
     parts = [([name], wrap_text(text, width), wrap_text(facts, width)) for name, text, facts in blocks]
     lines = []
     for code, rows in zip((BOLD, "", DIM), zip(*parts, strict=True), strict=True):

@@ -1,6 +1,6 @@
-"""Pictures of an environment as terminal text or as a GIF. No torch.
+"""Show pictures of an environment as terminal text or save them as a GIF. This module does not import torch.
 
-On a terminal a picture is half blocks in colour, or plain characters where colour or Unicode is missing.
+On a terminal, a picture consists of coloured half blocks, or of ASCII characters if colour or Unicode is missing.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from PIL import Image
 
 from ppo_unified.text import clean
 
-Style: TypeAlias = Literal["truecolor", "256", "ascii"]  # how a picture becomes text
+Style: TypeAlias = Literal["truecolor", "256", "ascii"]  # colours of a picture as text
 
-UPPER_HALF = "▀"  # its foreground is the upper of two square pixels in one character cell, its background the lower
-RAMP = " .:-=+*#%@"  # from the picture's background to what stands out most
-CUBE = np.array([0, 95, 135, 175, 215, 255])  # levels of the 6 x 6 x 6 colour cube, indices 16 to 231
-GREYS = 8 + 10 * np.arange(24)  # indices 232 to 255
+UPPER_HALF = "▀"  # a cell shows two square pixels: the upper one as foreground, the lower one as background
+RAMP = " .:-=+*#%@"  # characters by density, from background to maximum contrast
+CUBE = np.array([0, 95, 135, 175, 215, 255])  # levels of the 6 x 6 x 6 colour cube, colour indices 16 to 231
+GREYS = 8 + 10 * np.arange(24)  # levels of the greys, colour indices 232 to 255
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 GIF_FRAMES = 500
-GIF_SHORTEST_S = 0.02  # browsers show anything shorter at a tenth of a second
-GIF_PAUSE_MS = 1000  # on the last picture, before it starts again
+GIF_SHORTEST_S = 0.02  # browsers show frames with a shorter duration for 0.1 s
+GIF_PAUSE_MS = 1000  # duration of the last frame, before the GIF repeats
 GIF_SIDE = 480  # pixels
 GIF_COLOURS = 64
 
 
 def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> list[str]:
-    """A picture as at most `lines` rows of at most `columns` cells, as large as its aspect allows and centred.
+    """Draw a picture as large as its aspect ratio allows in at most `lines` rows of `columns` cells, centred.
 
-    Text is cut to that size. Colours are set by SGR sequences; each row ends with them reset.
+    A text picture is cut to that size. Colours are SGR sequences, which are reset at the end of each row.
     """
     columns, lines = max(1, columns), max(1, lines)
     if isinstance(picture, str):
-        # the dot keeps `clean` from taking the indentation for empty space
+        # the dot protects the indentation from `clean`
         return [clean("." + row)[1 : columns + 1] for row in picture.strip("\r\n").splitlines()[:lines]]
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height)  # a cell is about twice as high as wide
@@ -51,7 +51,7 @@ def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> l
 
 
 def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """[height, width, 3] uint8, every pixel the mean of what it covers."""
+    """Resize a picture to [height, width, 3] uint8. Each pixel is the mean of the area that it covers."""
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
@@ -60,7 +60,7 @@ def _truecolor_codes(pixels: np.ndarray) -> list[list[str]]:
 
 
 def _palette_codes(pixels: np.ndarray) -> list[list[str]]:
-    """The nearest of the 240 fixed colours of a 256-colour terminal, the cube's or a grey."""
+    """Return the codes of the nearest fixed colours of a 256-colour terminal, from the colour cube or the greys."""
     x = pixels.astype(np.int64)
     level = np.abs(x[..., None] - CUBE).argmin(-1)
     grey = np.abs(x.mean(-1)[..., None] - GREYS).argmin(-1)
@@ -71,8 +71,11 @@ def _palette_codes(pixels: np.ndarray) -> list[list[str]]:
 
 
 def _half_blocks(upper: list[str], lower: list[str]) -> str:
-    """One row of cells. A colour is set only where it changes, and a cell of one colour is a space: fewer bytes over a
-    slow line, and no seam in fonts whose half block is not exactly half."""
+    """Format one row of cells.
+
+    A colour is set only when it changes, to send fewer bytes. A cell of one colour is a space, because in some fonts
+    the half block is not exactly half a cell and would leave a seam.
+    """
     parts, foreground, background = [], "", ""
     for top, bottom in zip(upper, lower, strict=True):
         changes = []
@@ -89,7 +92,7 @@ def _half_blocks(upper: list[str], lower: list[str]) -> str:
 
 
 def _characters(pixels: np.ndarray) -> list[str]:
-    """Luminance as density of ink. On a bright picture dark is dense, so that the background stays blank either way."""
+    """Map luminance to the density of characters, inverted for a bright picture so that the background stays blank."""
     luminance = pixels @ LUMINANCE / 255
     ink = 1 - luminance if np.median(luminance) > 0.5 else luminance
     indices = np.rint(ink * (len(RAMP) - 1)).astype(int)
@@ -97,9 +100,9 @@ def _characters(pixels: np.ndarray) -> list[str]:
 
 
 def write_gif(path: Path, pictures: Iterable[tuple[np.ndarray | str, float]]) -> int:
-    """Write pictures, each with the seconds it is meant to be seen, as an animated GIF; how many it holds.
+    """Write pictures with their durations in seconds as an animated GIF, and return the number of its frames.
 
-    Long episodes are thinned evenly: at most GIF_FRAMES pictures, the first and the last among them.
+    Long episodes are thinned evenly to at most GIF_FRAMES frames, including the first and the last picture.
     """
     kept: list[Image.Image] = []
     stride = 1
@@ -118,7 +121,7 @@ def write_gif(path: Path, pictures: Iterable[tuple[np.ndarray | str, float]]) ->
 
 
 def _gif_image(picture: np.ndarray | str) -> Image.Image:
-    """A picture with a palette of its own, at most GIF_SIDE pixels wide and high."""
+    """Convert a picture to a GIF frame with its own palette, at most GIF_SIDE pixels wide and high."""
     image = Image.fromarray(np.asarray(picture))
     image.thumbnail((GIF_SIDE, GIF_SIDE), Image.Resampling.BOX)
     return image.quantize(GIF_COLOURS, dither=Image.Dither.NONE)

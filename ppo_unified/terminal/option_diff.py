@@ -1,4 +1,4 @@
-"""The options in which runs differ, as the command line and the terminal UI show them. No torch."""
+"""Find and format the options in which runs differ, for the command line and the terminal UI, without torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from ppo_unified.text import BOLD, apply_style, clean, format_table, max_display_width
 
-Options = Mapping[str, Any]  # dotted keys, as `query.flatten` makes them
+Options = Mapping[str, Any]  # dotted keys, as returned by `query.flatten`
 
 
 def find_differences(tables: Sequence[Options]) -> list[str]:
-    """The options that are not the same in all tables; a text that a table lacks is the same as an empty one."""
+    """Return the options that differ between tables. A missing option equals an empty text."""
     keys = dict.fromkeys(key for options in tables for key in options)
     return [key for key in keys if any(_value(options, key) != _value(tables[0], key) for options in tables)]
 
@@ -22,14 +22,15 @@ def _value(options: Options, key: str) -> Any:
 
 
 def seedless_key(options: Options) -> str:
-    """What runs that differ in nothing but the seed have in common."""
+    """Return a key that is equal for runs that differ only in the seed."""
     return json.dumps({key: value for key, value in options.items() if key != "seed"}, sort_keys=True, default=str)
 
 
 def difference_lines(tables: Mapping[str, Options], width: int, color: bool = False) -> list[str]:
-    """The differing options of some runs by name, in lines of at most `width` columns where words allow it.
+    """Format the options in which runs differ, in lines of at most `width` columns if possible.
 
-    A line for each option; where that is too wide, one for each run; where both are, a line for each value.
+    The table has a line for each option. If it is too wide, it has a line for each run. If both tables are too wide,
+    each value has its own line.
     """
     chosen = find_differences(list(tables.values()))
     if not chosen:
@@ -52,7 +53,7 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
 
 
 def _make_distinct(heads: Sequence[str]) -> list[str]:
-    """Heads of columns, each unlike those before it: a run may be called as a column is."""
+    """Make column headings unique by adding apostrophes, because a run can have the name of another column."""
     taken: list[str] = []
     for head in heads:
         taken.append(next(name for k in range(len(heads)) if (name := head + "'" * k) not in taken))
@@ -60,7 +61,7 @@ def _make_distinct(heads: Sequence[str]) -> list[str]:
 
 
 def format_option(value: Any) -> str:
-    """An option as TOML spells it, but for the quotes around a text; '-' where there is none."""
+    """Format an option as in TOML, but without quotes around a text, or return '-' if it is missing or empty."""
     if value is None or value == "":
         return "-"
     return str(value).lower() if isinstance(value, bool) else clean(value)

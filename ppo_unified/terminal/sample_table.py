@@ -1,4 +1,4 @@
-"""Samples of a rollout as tables: every quantity of PPO at every step, in as many columns as fit. No torch."""
+"""Format samples of a rollout as tables of every quantity of PPO at every step, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, TypeAlias
 from ppo_unified.text import clean, display_width, format_table, pad
 
 NUMBER = "#"  # the table's first column
-WANTED = (  # in this order as far as the width allows, once the texts have theirs
+WANTED = (  # the columns after the text, most important first; those that do not fit are omitted
     *("reward", "value", "advantage", "ratio", "clipped", "delta", "return", "kl", "next_value", "action"),
     *("logprob_new", "logprob_old", "logprob_ref", "score", "kl_full", "token", "advantage_used"),
 )
 WIDEST_TEXT = 20
-DIGITS = 4  # of the largest number of a column
+DIGITS = 4  # significant digits of the largest number in a column
 
 ColumnHeading: TypeAlias = tuple[
     str, str, bool
-]  # header, meaning, whether its sum is shown; a `Quantity` of runs/samples is one
-Steps: TypeAlias = Sequence[Mapping[str, Any]]  # each quantity by name, and the "column" of the rollout
+]  # header, meaning, and whether its sum is shown, such as a `Quantity` of runs/samples
+Steps: TypeAlias = Sequence[Mapping[str, Any]]  # the quantities of each step by name, and its "column" in the rollout
 
 
 def format_samples(
@@ -31,9 +31,10 @@ def format_samples(
     width: int,
     color: bool = False,
 ) -> tuple[list[str], list[str]]:
-    """What the columns mean, and a table of each sample, as lines within `width` as far as the narrowest columns fit.
+    """Return the meanings of the columns and a table for each sample, as lines of at most `width` columns if possible.
 
-    `samples` are some of `count`, with the keys of `inspect --json`: sample, row, steps and, for texts, before.
+    `samples` have the keys of `inspect --json`: sample, row, steps and, for texts, before. `count` is the number of
+    all samples in the iteration.
     """
     about = {NUMBER: (NUMBER, "column of the rollout", False), **quantities}
     columns = _format_columns([step for sample in samples for step in sample["steps"]])
@@ -63,19 +64,19 @@ def _meanings(shown: Sequence[ColumnHeading], hidden: Sequence[str], width: int)
         lines += textwrap.wrap(f"  {header}".ljust(len(indent)) + meaning, width, subsequent_indent=indent)
     if hidden:
         names = ", ".join(hidden)
-        lines += textwrap.wrap(f"Not shown for lack of room: {names}. A wider terminal or --json shows them.", width)
+        lines += textwrap.wrap(f"Columns that do not fit: {names}. Use a wider terminal or --json to see them.", width)
     return lines
 
 
 def _title(sample: Mapping[str, Any], count: int) -> str:
     steps = sample["steps"]
-    end = "goes on" if steps[-1]["continues"] else "ends"
+    end = "continues" if steps[-1]["continues"] else "ends"
     length = f"{len(steps)} step{'s' if len(steps) > 1 else ''}, then the episode {end}"
     return f"Sample {sample['sample']} (of 0 to {count - 1}), row {sample['row']} of the rollout: {length}"
 
 
 def _format_columns(steps: Steps) -> dict[str, list[str]]:
-    """Every quantity but `continues` as cells of even precision, by name."""
+    """Format every quantity except `continues` as cells with the same precision within a column."""
     names = [name for name in steps[0] if name not in ("column", "continues")]
     return {NUMBER: [str(step["column"]) for step in steps]} | {
         name: _format_cells([step[name] for step in steps]) for name in names
@@ -99,14 +100,13 @@ def _format_cells(values: Sequence[Any]) -> list[str]:
 
 
 def _format_text(value: str) -> str:
-    """A text in one narrow cell; in quotes and with escapes where blanks or unprintable characters would be lost."""
+    """Format a text for a narrow cell, as a JSON string if sanitizing would change it."""
     shown = clean(value) if clean(value) == value else clean(json.dumps(value, ensure_ascii=False))
     return pad(shown, min(WIDEST_TEXT, display_width(shown)))
 
 
 def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """The names of the columns, headers included, that fit side by side: the most wanted are taken first, the very
-    first however narrow `width` is."""
+    """Return the names of the columns that fit into `width`, chosen by importance. The first one is always included."""
     widths = {name: max(map(display_width, cells)) + 2 for name, cells in columns.items()}
     texts = [name for name in columns if name not in (NUMBER, *WANTED)]
     order = [NUMBER, *dict.fromkeys(["text", *WANTED, *texts])]
@@ -118,7 +118,7 @@ def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[st
 
 
 def _sum(steps: Steps, name: str, about: ColumnHeading) -> str:
-    """A cell of the last line: the sum of what adds up."""
+    """Return the sum of a column as text, or "" if the sum of this quantity has no meaning."""
     if name == NUMBER:
         return "sum"
     _, _, adds_up = about

@@ -1,4 +1,4 @@
-"""A terminal taken over for moving pictures and given back as it was, whatever ends the show. Standard library only."""
+"""Show moving pictures on a terminal and restore it afterwards, with the standard library only."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
 
 
 def style_for(stream: TextIO) -> Style:
-    """The best picture that the terminal behind `stream` is known to show."""
+    """Return the best style that the terminal behind `stream` supports."""
     if not (can_color(stream) and can_unicode(stream)):
         return "ascii"
     return "truecolor" if os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") else "256"
 
 
 class Screen:
-    """Rows of text from the upper left corner on; only those that changed are written again."""
+    """A terminal screen of text rows. Only rows that change are rewritten."""
 
     def __init__(self, terminal: int) -> None:
-        """`terminal` is a file descriptor: what the rest of the program prints never mixes with the picture."""
+        """Write to the file descriptor `terminal`, so that other output does not mix with the picture."""
         self.terminal = terminal
         self._shown: list[str] = []
         self._size = (0, 0)
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines now; 80 x 24 where the terminal does not say."""
+        """Return the current columns and lines, or 80 and 24 if the terminal does not report its size."""
         columns, lines = os.get_terminal_size(self.terminal)
         return (columns or 80, lines or 24)
 
     def paint(self, rows: Sequence[str]) -> None:
-        """Show `rows` and nothing else. Everything is written anew after the window has changed its size."""
+        """Show only `rows`. After a change of the window's size, everything is rewritten."""
         parts = ["\x1b[H"]
         if self.size() != self._size:
             self._size, self._shown = self.size(), []
@@ -50,7 +50,7 @@ class Screen:
         for number in range(max(len(rows), len(self._shown))):
             row = rows[number] if number < len(rows) else ""
             if number >= len(self._shown) or row != self._shown[number]:
-                # cleared before and not after: behind a full row the cursor still stands on its last cell
+                # clear before writing: after a full row the cursor is still on its last cell and would clear it
                 parts.append(f"\x1b[{number + 1};1H\x1b[K{row}")
         self._shown = list(rows)
         self.write("".join(parts))
@@ -63,10 +63,10 @@ class Screen:
 
 @contextmanager
 def open_screen(stream: TextIO) -> Iterator[Screen]:
-    """The alternate screen of the terminal behind `stream` for the block's time.
+    """Open the alternate screen of the terminal behind `stream`, and restore the terminal at the end of the block.
 
-    Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143) in the block, and neither can interrupt the
-    restoring. What Python code prints meanwhile follows on stderr afterwards.
+    In the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143). Neither can interrupt the
+    restoring. The output of Python code in the block is printed to stderr afterwards.
     """
     stream.flush()
     shown = Screen(stream.fileno())

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, for the tests of commands that train."""
+"""Run commands in separate processes, for the tests of commands that train."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, st
 
 
 def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run `ppo-unified` in a new process and capture its output."""
     environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
-    whole = [sys.executable, "-m", "ppo_unified", *arguments]
-    return subprocess.run(whole, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+    words = [sys.executable, "-m", "ppo_unified", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"the condition did not hold within {seconds:g} s"
         time.sleep(0.02)

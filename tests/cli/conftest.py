@@ -1,4 +1,4 @@
-"""What the tests of commands share."""
+"""Fixtures for the tests of commands."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tests.cli.commands import Call
 
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """A command without a process of its own, in `tmp_path`."""
+    """A function that runs a command in this process, in the folder `tmp_path`."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code, said = main(arguments), capsys.readouterr()
-        return code, said.out, said.err
+        code, output = main(arguments), capsys.readouterr()
+        return code, output.out, output.err
 
     return run
 
 
 @pytest.fixture
 def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Write a module that commands in this process can import; it is forgotten after the test."""
+    """A function that writes a module for commands in this process to import. It is unloaded after the test."""
     written: list[str] = []
 
     def write(name: str, source: str) -> None:

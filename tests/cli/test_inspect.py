@@ -1,4 +1,4 @@
-"""`inspect`: its numbers recomputed by hand, its table on narrow terminals, and what it refuses."""
+"""Tests of `inspect`: numbers recomputed by hand, tables on narrow terminals, and usage errors."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.sequences import COLUMNS, ROWS, make_config, sequences
 
 __all__ = ["sequences"]  # a fixture, used by name
 
-Said = tuple[int, str, str]
+Result = tuple[int, str, str]  # exit code, stdout, stderr
 Steps = list[dict[str, Any]]
 
 
 def gym_config(env_id: str = "CartPole-v1", **changes: Any) -> GymConfig:
-    """Two iterations of one optimizer step each, so that the logged losses are those of the policy that collected."""
+    """Return a run of two iterations with one optimizer step each, so that the losses are those of the old policy."""
     options: dict[str, Any] = {
         "gym": {"env_id": env_id, "num_envs": 3, "num_steps": 40},
         "policy": {"hidden": [8]},
@@ -52,7 +52,7 @@ def gym_config(env_id: str = "CartPole-v1", **changes: Any) -> GymConfig:
     return GymConfig.model_validate(options)
 
 
-def command(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> Said:
+def command(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> Result:
     capsys.readouterr()
     code = main([*arguments, "--runs", str(folder)])
     captured = capsys.readouterr()
@@ -73,7 +73,7 @@ def read_logged(path: Path, step: int) -> dict[str, float]:
 
 
 def check_by_formula(steps: Steps, gamma: float, lam: float, clip: float, clip_high: float) -> None:
-    """Hold every derived number of one episode to its formula, from the last step to the first."""
+    """Check every derived number of one episode against its formula, from the last step to the first."""
     carried = 0.0
     for step in reversed(steps):
         delta = step["reward"] + gamma * step["next_value"] - step["value"]
@@ -90,7 +90,7 @@ def check_by_formula(steps: Steps, gamma: float, lam: float, clip: float, clip_h
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CartPole, where episodes terminate; counters that a time limit truncates, clipped unevenly and less and less."""
+    """A runs folder with CartPole, a counter that a time limit truncates (asymmetric annealed clip) and no samples."""
     folder = tmp_path_factory.mktemp("runs")
     train(gym_config(), folder, "pole")
     clipped = {"clip": 0.05, "clip_high": 0.1, "anneal_clip": True, "normalize_advantages": "batch", "epochs": 4}
@@ -120,7 +120,7 @@ def test_inspect_matches_hand_computation_and_logged_metrics(runs: Path, capsys:
         }
         assert {tag: metrics[tag] for tag in means} == pytest.approx(means, rel=1e-5, abs=1e-5)
         assert {tag: shown["metrics"][tag] for tag in means} == pytest.approx(means, rel=1e-5, abs=1e-5)
-        assert max(ratios) > 1.01  # the new policy is that after the update
+        assert max(ratios) > 1.01  # the new policy is the one after the update
 
 
 def test_inspect_handles_annealed_clip_and_truncation(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_inspect_handles_masked_columns_and_text(tmp_path: Path, capsys: pytest.
     assert (one["sample"], one["row"]) == (3, 1)
     assert one["steps"] == shown["each"][3]["steps"]
     assert max(step["column"] for step in one["steps"]) < COLUMNS
-    for sample in shown["each"]:  # the text of the columns that nobody chose, up to the sample's first
+    for sample in shown["each"]:  # the text of the columns without an action before the sample's first column
         words = re.findall("left|\x1b\\[31m\u6e38\n", sample["before"])
         assert "".join(words) == sample["before"]
         others = [s["steps"][-1]["column"] for s in shown["each"] if s["row"] == sample["row"]]
@@ -164,7 +164,7 @@ def test_inspect_handles_masked_columns_and_text(tmp_path: Path, capsys: pytest.
 
 
 def tables(text: str) -> list[list[str]]:
-    """The lines of each table: header, steps, sums."""
+    """Split the output into the lines of each table: header, steps and sums."""
     parts = text.split("\n#")[1:]
     return [("#" + part).strip("\n").split("\n\n")[0].splitlines() for part in parts]
 
@@ -185,7 +185,7 @@ def test_table_fits_terminal_width(
         for lines in tables(out):
             assert lines[0].split()[:1] == ["#"]
             assert lines[-1].startswith("sum")
-        assert (width >= 120) == ("Not shown" not in out)
+        assert (width >= 120) == ("Columns that do not fit" not in out)
         header = tables(out)[0][0]
         assert (width >= 80) == all(word in header.split() for word in ("r", "V", "V'", "delta", "A", "ratio", "clip"))
 
@@ -208,7 +208,7 @@ def test_text_cells_are_sanitized_and_sums_follow(
     _, out, _ = command(tmp_path, capsys, "inspect", "toy", "--sample", "all")
     everything = document(tmp_path, capsys, "toy", "--sample", "all")["each"]
     for (header, *rows, sums), sample in zip(tables(out), everything, strict=True):
-        assert "V_" in header.split()  # the adapter's own V beside the engine's
+        assert "V_" in header.split()  # the adapter's own V, next to the engine's
         for row, step in zip(rows, sample["steps"], strict=True):
             assert row.split()[0] == str(step["column"])
             assert ("left" in row) == (step["text"] == "left")
@@ -233,19 +233,19 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
     ):
         samples.write(a_run, replace(usual, advantage_kind=advantage, value_target=target, steps=100_000))
         _, out, _ = command(tmp_path, capsys, "inspect", "run")
-        told = " ".join(out.split())
+        text = " ".join(out.split())
         for formula in [*says, "delta = r + gamma*V' - V", "gamma 0.97, lam 0.9, clip 0.2"]:
-            assert formula in told
-        assert "100,000 steps; only the first" in told
+            assert formula in text
+        assert "100,000 steps; only the first" in text
 
 
 MISTAKES = {
-    ("none",): r"none has stored no samples \(yet\): .*log\.samples_every = 0",
-    ("pole", "--iteration", "7"): r"--iteration 7: pole has stored no samples of it; there are 1, 2",
-    ("pole", "--sample", "99"): r"--sample 99: iteration 2 has the samples 0 to \d+; name one of them, or all",
-    ("pole", "--sample", "-1"): r"--sample -1: iteration 2 has the samples",
-    ("pole", "--sample", "x"): r"--sample x: iteration 2 has the samples",
-    ("pole", "--iteration", "x"): r"--iteration: invalid int value",
+    ("none",): r"none has no stored samples yet; .*log\.samples_every = 0",
+    ("pole", "--iteration", "7"): r"--iteration: pole has no stored samples of iteration 7; expected one of 1, 2$",
+    ("pole", "--sample", "99"): r"--sample: expected a number from 0 to \d+ or 'all' for iteration 2, got '99'$",
+    ("pole", "--sample", "-1"): r"--sample: expected a number from 0 to \d+ .*, got '-1'$",
+    ("pole", "--sample", "x"): r"--sample: expected a number from 0 to \d+ .*, got 'x'$",
+    ("pole", "--iteration", "x"): r"inspect: --iteration: expected an integer, got 'x'; see ppo-unified inspect --help",
     ("poel",): r"no run 'poel'.*did you mean 'pole'",
 }
 
@@ -287,7 +287,7 @@ def test_actions_are_shown_as_environment_values(space: str) -> None:
     mask = rollout.mask.numpy()
     sums = np.array([sum(float(x) for x in str(cell).split()) for cell in action.ravel()]).reshape(3, 7)
     if space == "box":
-        assert np.allclose(sums, rollout.actions.sum(-1), atol=1e-2)  # as drawn: the environment gets it clipped
+        assert np.allclose(sums, rollout.actions.sum(-1), atol=1e-2)  # as sampled; the environment gets it clipped
     else:
         assert np.allclose(sums[mask], rollout.rewards.numpy()[mask])
     assert (action.dtype.kind == "U") == (space != "started")

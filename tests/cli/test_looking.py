@@ -1,4 +1,4 @@
-"""envs, runs, show and compare, called as a shell calls them: what they print, refuse, and leave unloaded."""
+"""Tests of `envs`, `runs`, `show` and `compare`: their output, their errors, and the modules that they import."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ sys.stdin.readline()
 status.state, status.reason, status.score = "finished", "solved", 499.0
 run.write_status(status)
 """
-Said = tuple[int, str, str]
+Result = tuple[int, str, str]  # exit code, stdout, stderr
 
 
 def make(folder: Path, name: str, curve: list[float], options: dict[str, Any] | None = None, **status: Any) -> Run:
-    """A run folder as a trainer leaves it: `curve` is eval/score at steps 100, 200, ..., loss/value its negative."""
+    """Create a run folder as a trainer does, with `curve` as eval/score and its negative as loss/value."""
     config = load_preset("cartpole", **(options or {}))
     run = create(folder, name, "")
     run.config.write_text(config.to_toml(), encoding="utf-8")
@@ -64,7 +64,7 @@ def make(folder: Path, name: str, curve: list[float], options: dict[str, Any] | 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five runs: two seeds of one setting, one of another, one that failed, one that crashed."""
+    """A runs folder with five runs: two that differ only in the seed, a faster one, a failed one and a crashed one."""
     scores = {"score": 450.0, "best_score": 480.0}
     make(tmp_path, "base-s1", [10, 200, 480, 450], {"seed": 1}, started=1.0, solved_step=300, **scores)
     make(
@@ -92,10 +92,10 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command line in `folder`: (exit code, stdout, stderr)."""
+    """A function that runs a command on `folder` and returns its exit code, stdout and stderr."""
     monkeypatch.setenv("COLUMNS", "80")
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> Result:
         code = main([*arguments, *(() if arguments[0] == "envs" else ("--runs", str(folder)))])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -104,7 +104,7 @@ def run_command(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """First word of each line -> all its words."""
+    """Map the first word of each line to all words of the line."""
     return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
 
 
@@ -138,7 +138,7 @@ def test_runs_lists_newest_first_with_shown_state(run_command: Any) -> None:
     assert (code, err) == (0, "")
     listed = rows(out)
     assert [name for name in listed if name != "run"][:3] == ["gone", "broken", "ValueError:"]
-    assert listed["gone"][1] == "crashed"  # running, says run.json, but nobody holds the lock
+    assert listed["gone"][1] == "crashed"  # run.json has the state "running", but no process holds the lock
     assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "4%", "450", "480", "200", *listed["base-s1"][8:]]
 
 
@@ -172,7 +172,8 @@ def test_runs_in_empty_folder_explains_how_to_start(run_command: Any, tmp_path: 
         assert code == 0
     code, out, err = run_command("runs", "zzz")
     assert (code, out) == (0, "")
-    assert "none of the 5 runs" in err
+    assert "\n0 of 5 runs in " in err
+    assert err.endswith(" match the query\n")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&- nothing-matches", "<&- >&- 2>&-"])
@@ -195,7 +196,7 @@ def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Pat
     assert code == 0
     assert set(rows(out)) >= {"base-s1", "base-s2", "gone"}
     assert "fast" not in rows(out)
-    assert "left out: " in err
+    assert "skipped: " in err
     assert "config.toml: is not a text file" in err
 
 
@@ -236,8 +237,8 @@ def test_show_suggests_the_nearest_metric(run_command: Any) -> None:
     assert "eval/score" not in out
     code, out, err = run_command("show", "base-s1", "--metric", "loss/valu")
     assert (code, out) == (2, "")
-    assert err == "--metric loss/valu: base-s1 logged no such metric; did you mean 'loss/value'?\n"
-    assert "there are: eval/score, loss/value, optim/lr" in run_command("show", "base-s1", "--metric", "zzz")[2]
+    assert err == "--metric: no metric 'loss/valu' in base-s1; did you mean 'loss/value'?\n"
+    assert "known metrics: eval/score, loss/value, optim/lr" in run_command("show", "base-s1", "--metric", "zzz")[2]
 
 
 def test_show_reports_run_without_events(run_command: Any) -> None:
@@ -268,7 +269,7 @@ def test_show_csv_and_json_contain_every_point(run_command: Any) -> None:
     assert list(only["fast"]) == ["eval/score"]
     code, _, err = run_command("show", "fast", "--json", "--csv")
     assert code == 2
-    assert "choose one" in err
+    assert "--csv cannot be combined with --json" in err
 
 
 def test_show_labels_same_named_runs_by_path(run_command: Any, folder: Path) -> None:
@@ -296,13 +297,13 @@ def test_show_falls_back_to_ascii(run_command: Any, monkeypatch: pytest.MonkeyPa
 
 
 def read_until(terminal: int, wanted: bytes, patience_s: float = 30.0) -> bytes:
-    """What a terminal shows until `wanted` has come, or its program has closed it."""
+    """Read from a terminal until `wanted` appears, the program closes it, or the time is up."""
     seen, deadline = b"", time.monotonic() + patience_s
     while wanted not in seen and time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 seen += os.read(terminal, 65536)
-            except OSError:  # Linux's way to say that the other side is closed
+            except OSError:  # on Linux: the other end is closed
                 break
     return seen
 
@@ -328,7 +329,7 @@ def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
             shown.send_signal(2)
         last = read_until(terminal, b"never shown").decode()
         assert shown.wait(30) == (0 if end == "finished" else 130)
-        assert "\x1b[?1049l" in last  # the terminal is given back
+        assert "\x1b[?1049l" in last  # the terminal is restored
         left = last.rpartition("\x1b[?1049l")[2]
         assert ("finished" if end == "finished" else "running") in left
         assert "eval/score" in left
@@ -384,7 +385,7 @@ def test_compare_reports_equal_runs_and_needs_two(run_command: Any, folder: Path
     for names in (["base-s1"], ["base-s1", "base-s1"]):
         code, out, err = run_command("compare", *names)
         assert (code, out) == (2, "")
-        assert "name at least two different runs" in err
+        assert "expected at least two different runs (--seeds accepts one)" in err
 
 
 def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
@@ -409,7 +410,7 @@ def test_unknown_run_suggests_the_nearest(run_command: Any, command: str) -> Non
     assert "did you mean 'base-s" in err
 
 
-# --- as whole processes
+# --- in separate processes
 
 
 @pytest.mark.parametrize("arguments", [["runs", "--json"], ["--help"], ["runs"], ["envs"], ["show", "fast", "--once"]])

@@ -1,4 +1,4 @@
-"""`eval`, `play` and `export` on a solved CartPole run and on drawn toys; as real processes where that is the point."""
+"""Tests of `eval`, `play` and `export` on a solved CartPole run and on toy environments that draw pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A runs folder with a solved run `pole` and a barely trained run of each drawn toy."""
+    """A runs folder with a solved run `pole` and a barely trained run of each toy environment."""
     folder = tmp_path_factory.mktemp("runs")
     train(load_preset("cartpole", seed=3), folder, name="pole")
     for name in ("dot", "words", "unseen", "odd"):
@@ -67,7 +67,7 @@ def toy(env_id: str, **env_kwargs: Any) -> GymConfig:
 
 
 def adapter_of(env_id: str, normalize_obs: bool = False, **env_kwargs: Any) -> GymAdapter:
-    """An untrained policy with biases, so that its actions differ between observations."""
+    """Return an adapter with an untrained policy whose random weights make its actions depend on the observation."""
     config = toy(env_id, **env_kwargs)
     changes = {"gym": config.gym.model_copy(update={"normalize_obs": normalize_obs})}
     adapter = GymAdapter(config.model_copy(update=changes), torch.device("cpu"))
@@ -124,7 +124,7 @@ def test_eval_uses_the_given_checkpoint(runs: Path, capsys: pytest.CaptureFixtur
 
 
 def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its config.toml may ask for a GPU that this machine lacks."""
+    """config.toml may require a GPU that this machine does not have."""
     copy = shutil.copytree(runs / "dot", tmp_path / "far")
     config = (copy / "config.toml").read_text(encoding="utf-8")
     assert 'device = "auto"' in config
@@ -135,19 +135,21 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("eval", "pole", "--episodes", "0"), "--episodes 0: must be at least 1"),
-        (("eval", "pole", "--seed", "-1"), "--seed -1: must be at least 0"),
+        (("eval", "pole", "--episodes", "0"), "--episodes: expected an integer >= 1, got 0"),
+        (("eval", "pole", "--episodes", "x"), "eval: --episodes: expected an integer, got 'x'; see ppo-unified eval"),
+        (("eval", "pole", "--seed", "-1"), "--seed: expected an integer >= 0, got -1"),
         (("eval", "pole", "--checkpoint", "first"), "no checkpoint 'first'; there are best, latest and "),
         (("eval", "pole", "--checkpoint", "17"), "no checkpoint '17'"),
         (("eval", "poel"), "did you mean 'pole'?"),
         (("eval", "words", "--video"), "its render modes are ansi, and rgb_array is needed"),
         (("eval", "unseen", "--video"), "its render modes are none, and rgb_array is needed"),
         (("eval", "odd", "--video"), "render() gave float64 of shape [4, 4, 7]; a picture"),
-        (("play", "pole", "--episodes", "0"), "--episodes 0: must be at least 1"),
-        (("play", "pole", "--fps", "nan"), "--fps nan: must be above 0"),
-        (("play", "pole", "--fps", "-1"), "--fps -1: must be above 0"),
+        (("play", "pole", "--episodes", "0"), "--episodes: expected an integer >= 1, got 0"),
+        (("play", "pole", "--fps", "nan"), "--fps: expected a number > 0, or 0 for the environment's rate, got nan"),
+        (("play", "pole", "--fps", "-1"), "--fps: expected a number > 0, or 0 for the environment's rate, got -1"),
+        (("play", "pole", "--fps", "x"), "play: --fps: expected a number, got 'x'; see ppo-unified play --help"),
         (("export", "poel", "--to", "never-made"), "did you mean 'pole'?"),
-        (("export", "pole", "--to", "/dev/null/x"), "--to /dev/null/x: cannot be made a folder (Not a directory)"),
+        (("export", "pole", "--to", "/dev/null/x"), "--to /dev/null/x: cannot create folder (Not a directory)"),
     ],
 )
 def test_usage_errors_are_one_line(
@@ -167,7 +169,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_eval_leaves_running_trainer_undisturbed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another process holds the lock: it keeps it, and nothing but export/ changes."""
+    """A trainer that holds the lock keeps it, and only the export folder changes."""
     code = "import sys; from ppo_unified.runs.folder import *; run = Run(Path(sys.argv[1]))"
     code += "; run.acquire(); print(); input()"
     run, before = Run(runs / "dot"), contents(runs / "dot")
@@ -189,7 +191,7 @@ def test_eval_rechooses_a_checkpoint_pruned_meanwhile(
     real, calls = checkpoint.choose, []
 
     def choose_stale(run: Run, which: str) -> int:
-        """What the first look saw is gone."""
+        """Return a checkpoint that no longer exists on the first calls."""
         calls.append(which)
         return 1 if len(calls) < 3 else real(run, which)
 
@@ -218,7 +220,7 @@ def test_folder_names_are_sanitized_for_the_terminal(
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(gym_export, "export", lambda adapter, folder, about: {})  # which takes its time
+    monkeypatch.setattr(gym_export, "export", lambda adapter, folder, about: {})  # the real one is slow
     folder = tmp_path / "a\x1b[31mb"
     folder.symlink_to(runs)
     code, out, _ = command(folder, capsys, *(word or str(folder / "out") for word in arguments))
@@ -228,7 +230,7 @@ def test_folder_names_are_sanitized_for_the_terminal(
 
 
 def test_eval_json_with_video_is_one_document(runs: Path) -> None:
-    """A process of its own: the libraries that draw greet on stdout and complain on stderr unless told not to."""
+    """The test needs a new process, because the drawing libraries print to stdout and stderr when they are loaded."""
     command = [sys.executable, "-m", "ppo_unified", "eval", "fallen", "--episodes", "1", "--json", "--video"]
     ended = subprocess.run([*command, "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ended.stderr == ""
@@ -253,7 +255,7 @@ def test_play_yields_one_frame_per_step() -> None:
     assert [frame.ended for frame in frames] == [frame.step == 12 for frame in frames]
     for frame in frames:
         assert isinstance(frame.picture, np.ndarray)
-        assert int(np.argmax(frame.picture[5, :, 0])) == frame.step  # drawn after the step that it reports
+        assert int(np.argmax(frame.picture[5, :, 0])) == frame.step  # the picture shows the state after the step
         assert bool(frame.action) == (frame.step > 0)
         assert frame.seconds == 1 / 25
 
@@ -273,19 +275,19 @@ def test_play_rejects_vector_only_environment() -> None:
 
 
 def open_terminal() -> tuple[int, int]:
-    """The two ends of a pseudo-terminal of 80 x 24: ours and the program's."""
+    """Open a pseudo-terminal of 80 x 24 cells and return the test's end and the program's end."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     return ours, theirs
 
 
 def read_until(terminal: int, text: str, already: str = "") -> str:
-    """What is written up to and including `text`, or up to the closing of the other end."""
+    """Read from a terminal until `text` appears or the other end is closed."""
     decode = codecs.getincrementaldecoder("utf-8")().decode  # a piece may end inside a character
     while text not in already:
         try:
             piece = os.read(terminal, 1 << 16)
-        except OSError:  # Linux's way of saying that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             break
         if not piece:
             break
@@ -294,12 +296,12 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
 
 
 def run_on_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ: str) -> tuple[int, str]:
-    """The exit code of a command in this process, and all that it wrote to its terminal."""
+    """Run a command in this process and return its exit code and everything that it wrote to its terminal."""
     usual = {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "NO_COLOR": "", "COLORTERM": "truecolor"}
     for name, value in (usual | environ).items():
         monkeypatch.setenv(name, value)
     ours, theirs = open_terminal()
-    with ThreadPoolExecutor() as readers:  # a terminal that nobody reads makes its writers wait
+    with ThreadPoolExecutor() as readers:  # writing blocks if the terminal is not read
         text = readers.submit(read_until, ours, "\0")
         with os.fdopen(theirs, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stream)
@@ -364,7 +366,7 @@ def test_environment_output_appears_below_the_frame(runs: Path, monkeypatch: pyt
 
 
 def start_on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
-    """A `ppo-unified` process on a terminal of its own, and our end of that."""
+    """Start `ppo-unified` on a new terminal and return the process and the test's end of the terminal."""
     ours, theirs = open_terminal()
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_unified", *arguments],
@@ -402,7 +404,7 @@ def test_environment_error_restores_the_terminal(runs: Path) -> None:
 
 # export
 
-WITHOUT_US = """
+WITHOUT_PROJECT = """
 import sys
 import numpy as np, torch
 policy = torch.export.load("policy.pt2").module()
@@ -435,7 +437,7 @@ def test_exported_policy_describes_itself(runs: Path, export_folder: Path) -> No
 
 
 def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Path, tmp_path: Path) -> None:
-    """In a process that has neither us nor Gymnasium it acts the same; then its example scores as the run did."""
+    """The policy chooses the same actions without this project, and its example reaches the score of the run."""
     pole = Run(runs / "pole")
     config = load_preset("cartpole")
     assert isinstance(config, GymConfig)
@@ -445,7 +447,7 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
     player = Player(adapter.policy, adapter.observations, adapter.actions, torch.device("cpu"), None)
     obs = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     np.save(tmp_path / "obs.npy", obs)
-    code = WITHOUT_US + python_blocks(export_folder / "README.md")
+    code = WITHOUT_PROJECT + python_blocks(export_folder / "README.md")
     files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
     ended = subprocess.run(
         [sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=export_folder, check=True
@@ -517,7 +519,7 @@ def test_export_replaces_only_an_earlier_export(
     (export_folder / "notes.txt").touch()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, out) == (2, "")
-    assert "holds something else already (notes.txt); choose an empty or a new folder" in err
+    assert "the folder contains other files (notes.txt); choose an empty or a new folder" in err
     assert modified_at() == second
     (export_folder / "notes.txt").unlink()
 

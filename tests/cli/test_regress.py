@@ -1,4 +1,4 @@
-"""`regress`: baselines are read, measured against and written."""
+"""Tests of `regress`: reading, comparing and writing baselines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def test_invalid_baseline_is_a_one_line_error(tmp_path: Path, text: str, capsys:
     path = tmp_path / "b.json"
     path.write_text(text)
     assert main(["regress", "--baseline", str(path)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"{path}: is not a baseline file (")
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: not a baseline file")
+    assert error.count("\n") == 1
 
 
 def test_regress_compares_with_baseline(
@@ -30,7 +30,7 @@ def test_regress_compares_with_baseline(
     measured = json.loads(baseline.read_text())["cartpole"]
     assert measured["solved"] == 1
     capsys.readouterr()
-    monkeypatch.setattr(regress, "_measure", lambda preset, seeds: measured)  # it was measured for good once
+    monkeypatch.setattr(regress, "_measure", lambda preset, seeds: measured)  # skip the second training
     assert main(["regress", "cartpole", "--seeds", "1", "--baseline", str(baseline), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["good"] is True
     baseline.write_text(json.dumps({"cartpole": measured | {"worst_steps": measured["worst_steps"] // 2}}))

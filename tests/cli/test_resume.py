@@ -1,4 +1,4 @@
-"""`resume` and `stop` as people call them, in real processes where processes are the point."""
+"""Tests of the commands `resume` and `stop`; those that depend on processes start real ones."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_killed_run_without_checkpoint_restarts(tmp_path: Path, call: Call) -> N
     os.kill(run.read_status().pid, signal.SIGKILL)
     wait_for(lambda: not run.is_locked())
     assert run.state(run.read_status()) == "crashed"
-    assert call("resume", "a", "--total-steps", "1")[0] == 2  # run.json knows of more steps than that
+    assert call("resume", "a", "--total-steps", "1")[0] == 2  # run.json already records more steps
     code, _, error = call("resume", "a", "--detach")
     assert code == 0, error
     wait_for(lambda: run.read_status().state == "running")
@@ -99,7 +99,7 @@ def test_rejected_resume_leaves_run_unchanged(tmp_path: Path, call: Call) -> Non
 
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run that `resume` takes up and does not train."""
+    """A stopped run that `resume` prepares but does not train."""
     run = preparation.prepare(load_preset("cartpole"), tmp_path, "a")
     status = run.read_status()
     status.state, status.step = "stopped", 4000
@@ -145,24 +145,24 @@ def test_resume_on_full_disk_leaves_run_unchanged(
 
     monkeypatch.setattr(resume, "write_atomically", full)
     assert main([*FASTER, "--runs", str(stopped.path.parent)]) == 2
-    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert "cannot write to the run folder (No space left on device)" in capsys.readouterr().err
     assert (stopped.read_status(), stopped.config.read_text()) == before
 
 
 def test_resume_without_checkpoint_explains_start_at_step_0(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["resume", "a", "--runs", str(stopped.path.parent)]
-    for names, told in (
-        ((), "a has no checkpoint: it starts at step 0"),
-        ((".000000004000.12.tmp",), "a has no checkpoint: it starts at step 0"),
-        (("000000004000.bak",), "holds 000000004000.bak): it starts at step 0"),
+    for names, message in (
+        ((), "a has no checkpoint; training starts at step 0"),
+        ((".000000004000.12.tmp",), "a has no checkpoint; training starts at step 0"),
+        (("000000004000.bak",), "contains 000000004000.bak); training starts at step 0"),
         (("000000004000",), ""),
     ):
         for name in names:
             (stopped.checkpoints / name).mkdir(parents=True)
         assert main(again) == 0
-        said = capsys.readouterr().err
-        assert told in said
-        assert bool(told) == ("step 0" in said)
+        error = capsys.readouterr().err
+        assert message in error
+        assert bool(message) == ("step 0" in error)
 
 
 def test_total_steps_beyond_int64_are_rejected(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:

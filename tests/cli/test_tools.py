@@ -1,4 +1,4 @@
-"""`tensorboard` as a real server, `doctor` on sound and broken installations, and the check for shadowed packages."""
+"""Tests of `tensorboard` with a real server, and of `doctor` on working and broken installations."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 120.0  # a server that has not answered by then never will
+PATIENCE_S = 120.0  # time limit for a server to answer or to exit
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A runs folder with three runs; one has a name that TensorBoard's --logdir_spec could not take."""
+    """A runs folder with three runs; the name of one is invalid in TensorBoard's --logdir_spec."""
     folder = tmp_path / "runs"
     for name in ("one", "two, a=b:c", "three"):
         run = Run(folder / name)
@@ -47,7 +47,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition about a server, which may not listen yet."""
+    """Wait until a condition holds for a server that may not listen yet."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         with suppress(urllib.error.URLError, ConnectionError):
@@ -59,7 +59,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 @contextmanager
 def serve_tensorboard(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A `ppo-unified tensorboard` process and the address that its first line names."""
+    """Start `ppo-unified tensorboard` and yield the process and the address from its first line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ppo_unified", "tensorboard", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
@@ -71,12 +71,14 @@ def serve_tensorboard(*arguments: str, tmp: Path) -> Iterator[tuple[subprocess.P
     )
     try:
         assert process.stdout is not None
-        line = re.fullmatch(r"TensorBoard: (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", process.stdout.readline())
+        line = re.fullmatch(
+            r"TensorBoard: (http://127\.0\.0\.1:\d+/) \(press Ctrl-C to stop\)\n", process.stdout.readline()
+        )
         assert line
         yield process, line[1]
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the servers too, should the test have failed with them alive
+            os.killpg(process.pid, signal.SIGKILL)  # also ends the servers if the test has failed
         process.communicate()
 
 
@@ -87,7 +89,7 @@ def serves_runs(address: str, names: list[str]) -> bool:
 
 
 def test_tensorboard_serves_the_given_runs(runs: Path, tmp_path: Path) -> None:
-    """The whole folder, and two named runs; each server ends with its parent and leaves nothing behind."""
+    """Serve a runs folder and two named runs; each server ends with its parent and leaves no files behind."""
     everything = serve_tensorboard("--runs", str(runs), tmp=tmp_path)
     named = serve_tensorboard("two, a=b:c", str(runs / "one"), "--runs", str(runs), tmp=tmp_path)
     expected = [["one", "three", "two, a=b:c"], ["one", "two, a=b:c"]]
@@ -118,17 +120,18 @@ def test_tensorboard_reports_port_in_use(runs: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"--port {port}: cannot be listened at (Address already in use); choose another, or --port 0 for any free one\n"
+        f"--port {port}: cannot listen on it (Address already in use); choose another port, or 0 for any free one\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--port", "65536"], "--port 65536: must be between 0 (any free one) and 65535"),
-        (["--port", "-1"], "--port -1: must be between 0"),
+        (["--port", "65536"], "--port: expected an integer from 0 (any free port) to 65535, got 65536"),
+        (["--port", "-1"], "--port: expected an integer from 0 (any free port) to 65535, got -1"),
+        (["--port", "x"], "tensorboard: --port: expected an integer, got 'x'; see ppo-unified tensorboard --help"),
         (["ones"], "did you mean 'one'?"),
-        (["--runs", "/nowhere"], "/nowhere: there is no runs folder"),
+        (["--runs", "/nowhere"], "runs folder /nowhere not found; choose one with --runs DIR"),
     ],
 )
 def test_usage_errors_are_one_line(
@@ -160,7 +163,9 @@ def test_doctor_passes_on_this_installation(capsys: pytest.CaptureFixture[str]) 
     assert document["ok"]
     assert required <= set(checks)
     assert {name for name, check in checks.items() if check["required"]} == required | {"python"}
-    assert {"gpu", "terminal", "runs folder", "packages", *project["optional-dependencies"]} - {"dev"} <= set(checks)
+    assert {"gpu", "terminal", "runs folder", "packages", *project["optional-dependencies"]} - {"dev", "docs"} <= set(
+        checks
+    )
     assert all(check["verdict"] == "ok" or check["remedy"] for check in checks.values())
 
 
@@ -169,11 +174,11 @@ def test_doctor_text_matches_its_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == [check["verdict"] for check in document["checks"]]
-    assert lines[-1] == "everything that is required is there"
+    assert lines[-1] == "all required packages work"
 
 
 def doctor_in(folder: Path, code: str, **environ: str) -> tuple[int, str, str]:
-    """Exit code and output of a doctor that starts in `folder` and whose interpreter has run `code` first."""
+    """Run `doctor` in `folder`, in a process that executes `code` first; return its exit code and output."""
     script = f"import sys\n{code}\nfrom ppo_unified.cli.main import main\nsys.exit(main(['doctor']))"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | environ, cwd=folder, check=False)
@@ -181,7 +186,7 @@ def doctor_in(folder: Path, code: str, **environ: str) -> tuple[int, str, str]:
 
 
 def test_doctor_runs_with_missing_packages(tmp_path: Path) -> None:
-    """Not one of them can be imported, two are not installed, one is too old."""
+    """`doctor` runs if no package can be imported, two are not installed and one is too old."""
     code, out, err = doctor_in(
         tmp_path,
         "import importlib.metadata as m\n"
@@ -199,7 +204,7 @@ def test_doctor_runs_with_missing_packages(tmp_path: Path) -> None:
     assert re.fullmatch(r"missing  rich +not installed; pip install 'rich>=[\d.]+'", verdicts["rich"])
     assert re.fullmatch(r"missing  numpy +1.25.9 is older than 1.26; pip install 'numpy>=1.26'", verdicts["numpy"])
     assert re.fullmatch(
-        r"missing  box2d +not installed; for these environments: pip install 'ppo-unified\[box2d\]'", verdicts["box2d"]
+        r"missing  box2d +not installed; for Box2D environments: pip install 'ppo-unified\[box2d\]'", verdicts["box2d"]
     )
     assert verdicts["pygame"].startswith("missing")
     assert out.splitlines()[-1] == "broken: torch, numpy, rich, torch import"
@@ -214,7 +219,7 @@ def test_doctor_reports_shadowing_package(tmp_path: Path) -> None:
     found = next(line for line in out.splitlines() if "packages" in line)
     assert found.startswith("missing")
     assert f"package 'envs': import finds {tmp_path / 'envs'} instead of {ROOT / 'envs'}; " in found
-    assert f"take {tmp_path} off PYTHONPATH" in found
+    assert f"remove {tmp_path} from PYTHONPATH" in found
     assert out.splitlines()[-1] == "broken: packages"
 
 
@@ -264,20 +269,20 @@ def test_doctor_reports_package_not_found(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("ppo_unified.cli.shadowing.REQUIRED", ("ppo_unified_has_no_such_package",))
     (problem,) = shadowed_packages(tmp_path)
     assert "'ppo_unified_has_no_such_package': not found" in problem
-    assert problem.endswith("; install the project again: pip install -e .")
+    assert problem.endswith("; reinstall the project: pip install -e .")
 
 
 def test_doctor_reports_distribution_with_our_package_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it came first on the path, or into the very same folder."""
+    """Another distribution is reported if it comes first on sys.path, and if it installs into the same folder."""
     info = tmp_path / "other_envs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-envs\nVersion: 1.0\n", encoding="utf-8")
     (info / "top_level.txt").write_text("envs\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     (same_folder,) = shadowed_packages()
-    assert f"'envs': other-envs installs into {ROOT / 'envs'} too" in same_folder
+    assert f"'envs': other-envs also installs into {ROOT / 'envs'} and" in same_folder
     assert same_folder.endswith(
-        "; pip uninstall other-envs, or install ppo-unified into a virtual environment of its own"
+        "; pip uninstall other-envs, or install ppo-unified into a separate virtual environment"
     )
-    (elsewhere,) = shadowed_packages(tmp_path)  # as if the project lay here: `import` finds another folder
+    (elsewhere,) = shadowed_packages(tmp_path)  # for a project in tmp_path, `import` finds another folder
     assert f"'envs': import finds {ROOT / 'envs'} instead of {tmp_path / 'envs'}; pip uninstall other-envs" in elsewhere

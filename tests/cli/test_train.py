@@ -1,4 +1,4 @@
-"""`train` as people call it, in real processes where processes are the point."""
+"""Tests of the command `train`; those that depend on processes start real ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from ppo_unified.cli import train
+from ppo_unified.cli.common import Parser
+from ppo_unified.cli.flags import move_target_first
 from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
@@ -24,7 +26,7 @@ from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 def test_train_writes_run_folder_and_prints_next_step(tmp_path: Path) -> None:
     done = command("train", "cartpole", "--name", "a", "--ppo.clip", "0.1", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "Next: watch it with: ppo-unified play a"
+    assert done.stdout.splitlines()[-1] == "To watch the agent: ppo-unified play a"
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
     assert (status.state, status.reason, run.state(status)) == ("finished", "total_steps reached", "finished")
@@ -86,7 +88,7 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("how", "message"),
     [
         ("raise", "OverflowError"),
         pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
@@ -94,18 +96,18 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
     ],
 )
 def test_environment_error_fails_run_and_keeps_folder(
-    how: str, says: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
+    how: str, message: str, tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("broken", BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": how}), "--checkpoint.every-s", "0.001", "--eval.every-steps", "0"]
     code, _, error = call("train", "broken:Broken-v0", "--name", "a", *options)
     assert code == 1
-    assert says in error
+    assert message in error
     assert "Traceback" not in error
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
     assert status.state == "failed"
-    assert says in status.reason
+    assert message in status.reason
     assert "Broken-v0" in status.reason
     assert "Traceback" in status.traceback
     assert "Traceback" in run.log.read_text()
@@ -115,7 +117,7 @@ def test_environment_error_fails_run_and_keeps_folder(
 def test_usage_error_during_training_keeps_the_failed_run(
     tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
-    """Only what is refused before it trains leaves nothing."""
+    """A usage error that occurs during training fails the run and keeps its folder."""
     write_module("broken", "from ppo_unified.errors import UsageError as OverflowError\n" + BROKEN_ENVIRONMENT)
     options = ["--gym.env-kwargs", json.dumps({"how": "raise"}), "--eval.every-steps", "0"]
     assert call("train", "broken:Broken-v0", "--name", "a", *options)[0] == 1
@@ -126,10 +128,16 @@ def test_usage_error_during_training_keeps_the_failed_run(
     assert run.read_status().state == "failed"
 
 
-REFUSED = {
+USAGE_ERRORS = {
     ("train", "cartpol"): "did you mean 'cartpole'",
-    ("train",): "name a preset",
-    ("train", "cartpole", "--ppo.clp", "1"): "did you mean --ppo.clip",
+    ("train",): "ppo-unified train: missing target; expected a preset (see ppo-unified envs)",
+    ("train", "--seed", "3"): "ppo-unified train: missing target",
+    ("train", "--policy.hidden", "64", "64", "cartpole"): "write TARGET before --policy.hidden",
+    ("train", "--seed", "3", "cartpol"): "did you mean 'cartpole'",
+    ("train", "cartpole", "acrobot"): "unexpected argument 'acrobot'; write options as --section.key VALUE",
+    ("train", "cartpole", "--ppo.clp", "1"): "unknown option --ppo.clp; did you mean --ppo.clip?",
+    ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
+    ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
     ("train", "cartpole", "--optim.lr", "nan"): "expected a number > 0 and <= 1, got 'nan'",
     ("train", "cartpole", "--name", "../out"): "it names a folder inside the runs folder",
     ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
@@ -142,23 +150,56 @@ REFUSED = {
     ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
     ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
     ("resume", "nothing"): "no run 'nothing'",
+    ("resume", "--optim.lr", "1e-3", "nothing"): "no run 'nothing'",
+    ("resume", "--seed=3"): "ppo-unified resume: missing required argument RUN",
     ("regress", "acrobot"): "no baseline for 'acrobot'",
-    ("trian",): "did you mean 'train'",
-    ("stop",): "required",
+    ("trian",): "unknown command 'trian'; did you mean 'train'? (see ppo-unified --help)",
+    ("stop",): "ppo-unified stop: missing required argument RUN; see ppo-unified stop --help",
+    ("reward-model",): "missing required arguments --model, --data, --out; see",
 }
 
 
-@pytest.mark.parametrize("arguments", [a for a in REFUSED if REFUSED[a]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [a for a in USAGE_ERRORS if USAGE_ERRORS[a]], ids=" ".join)
 def test_usage_error_exits_2_and_leaves_no_folder(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     output = capsys.readouterr()
-    assert REFUSED[arguments] in output.err  # type: ignore[operator]
+    assert USAGE_ERRORS[arguments] in output.err  # type: ignore[operator]
     assert len(output.err.splitlines()) == 1
     assert output.out == ""
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--seed 3",
+        "--seed=3 --name a",
+        "--no-stop-when-solved --detach",
+        "--stop-when-solved",
+        "--stop_when_solved false",
+        "--policy.hidden 64 64 --ppo.entropy-coef -1 --seed=3",
+        "--ppo.clip --seed 3",
+        "--llm.max-new-tokens 5",
+        "--unknown 3",
+    ],
+)
+def test_options_may_precede_the_target(options: str) -> None:
+    parser = Parser(prog="ppo-unified train", add_help=False)
+    train.add_arguments(parser)
+    before, after = options.split(), ["--seed", "4"]
+    assert move_target_first([*before, "cartpole", *after], parser, "TARGET") == ["cartpole", *before, *after]
+    assert move_target_first([*before, "--help"], parser, "TARGET") == ["--help"]
+
+
+def test_option_before_the_target_is_applied(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "run_training", lambda run, *_: run.release() or 0)
+    assert call("train", "--seed", "3", "cartpole", "--name", "a")[0] == 0
+    run = Run(Path("runs", "a"))
+    assert "seed = 3" in run.config.read_text()
+    assert run.command.read_text() == "ppo-unified train cartpole --seed 3\n"
 
 
 def test_missing_gpu_is_rejected_and_leaves_no_folder(
@@ -264,7 +305,7 @@ def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) ->
 
 
 @pytest.mark.parametrize(
-    ("codes", "code", "names", "told"),
+    ("codes", "code", "names", "message"),
     [
         ([0, 1, 0], 1, ["x-s1", "x-s2", "x-s3"], ""),
         ([0, 130, 0], 130, ["x-s1", "x-s2"], "1 of 3 runs was not started"),
@@ -272,7 +313,7 @@ def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) ->
     ],
 )
 def test_sequence_continues_after_failure_but_not_after_stop(
-    codes: list[int], code: int, names: list[str], told: str, call: Call, monkeypatch: pytest.MonkeyPatch
+    codes: list[int], code: int, names: list[str], message: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
@@ -284,14 +325,14 @@ def test_sequence_continues_after_failure_but_not_after_stop(
     monkeypatch.setattr(train, "run_training", work)
     result, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "x")
     assert (result, started) == (code, names)
-    assert err == (f"{told}\n" if told else "")
+    assert err == (f"{message}\n" if message else "")
 
 
 def test_existing_name_among_several_starts_nothing(tmp_path: Path, call: Call) -> None:
     (tmp_path / "runs" / "a-s3").mkdir(parents=True)
     for extra in ((), ("--detach",)):
         code, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "a", *extra)
-        assert (code, err) == (2, "runs/a-s3 exists already; choose another --name\n")
+        assert (code, err) == (2, "runs/a-s3 already exists; choose another --name\n")
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a-s3"]
 
 

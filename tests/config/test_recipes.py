@@ -109,7 +109,7 @@ def test_flags_override_the_recipe() -> None:
     assert isinstance(changed, LLMConfig)
     assert (changed.llm.kl_coef, changed.total_iterations) == (0.3, 7)
     assert (changed.llm.temperature, changed.recipe) == (0.7, "tldr")
-    with pytest.raises(UsageError, match=r"there is no option --recipe"):
+    with pytest.raises(UsageError, match=r"^unknown option --recipe"):
         read_flags(config, ["--recipe", "x"], "train llm", "")
 
 
@@ -139,7 +139,7 @@ MISTAKES = {
         "0",
     ): "expected a whole number >= 1, got '0'",
     ("recipes", "tdlr"): "did you mean 'tldr'",
-    ("recipes", "tldr", "tldr", "tldr"): "3 names; give one to show it, two to compare them",
+    ("recipes", "tldr", "tldr", "tldr"): "ppo-unified recipes: expected at most two recipe names, got 3",
 }
 
 

@@ -107,7 +107,7 @@ def read_status(content: bytes, folder: Path) -> None:
     status = run.read_status()
     to_json(asdict(status))
     control.list_events(run, status)
-    seen = [run_table.Seen(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
+    seen = [run_table.Snapshot(*pair, pair[0].state(pair[1])) for pair in all_runs(folder / "runs")]
     remarks = run_table.make_remarks(seen, False, run_table.health_lines)
     shown = run_table.interleave(run_table.run_table(seen, 80, False), remarks)
     assert all(map(is_harmless, shown))

@@ -131,7 +131,7 @@ def test_resume_continues_stopped_and_extends_finished_run(tmp_path: Path, live_
     control.resume(live_run, f"--total-steps={step + 1000}")
     wait_for(lambda: live_run.read_status().state == "finished")
     assert live_run.read_status().step >= step + 1000
-    with pytest.raises(UsageError, match="train it further with --total-steps"):
+    with pytest.raises(UsageError, match="to train it further, add --total-steps"):
         control.resume(live_run)
     story = [(event.what, event.step) for event in control.list_events(live_run, live_run.read_status())]
     assert story[:2] == [("started", 0), ("resumed", step)]
@@ -352,7 +352,7 @@ def test_run_management_commands_work(
     assert capsys.readouterr().out == "good\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert main(["delete", "b", *where]) == 2
-    assert "add --yes" in capsys.readouterr().err
+    assert "--yes is required when stdin is not a terminal" in capsys.readouterr().err
     assert main(["delete", "b", "--yes", *where]) == 0
     assert not (tmp_path / "b").exists()
 

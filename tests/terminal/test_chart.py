@@ -1,4 +1,4 @@
-"""The chart's mathematics and its promises: what is a spike stays one, what is missing stays empty, sizes are exact."""
+"""Tests of charts: extremes stay visible, missing values leave gaps, ticks are round and sizes are exact."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def noise(points: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A random walk at random, ascending x."""
+    """Return a random walk with random, ascending x."""
     rng = np.random.default_rng(seed)
     return np.cumsum(rng.uniform(0.1, 3, points)), np.cumsum(rng.normal(size=points))
 
 
 def cells(chart: list[str]) -> str:
-    """What is drawn between the y axis and the floor."""
+    """Return the part of a chart between the y axis and the x axis."""
     return "\n".join(re.split("[│┤|+]", row, maxsplit=1)[1] for row in chart[1:-2])
 
 
 @pytest.mark.parametrize("points", [2, 7, 50, 1000])
 @pytest.mark.parametrize("columns", [1, 2, 13, 160])
 def test_columns_hold_curve_extremes(points: int, columns: int) -> None:
-    """Against brute force: the piecewise linear curve, sampled densely, and each sample put into its column."""
+    """The result equals brute force: sample the piecewise linear curve densely and sort the samples into columns."""
     x, y = noise(points, seed=points)
     view = View(x[0], x[-1], 0, 0)
     low, high = Columns(x, view, columns).minmax(y)
@@ -199,7 +199,7 @@ def test_short_labels_keep_sign_and_magnitude(seed: int) -> None:
 
 
 def at_label(label: str) -> float:
-    """The number that a label says."""
+    """Parse the number in a label."""
     units = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
     return float(label.rstrip("kMGT")) * units.get(label[-1], 1)
 
@@ -239,7 +239,7 @@ def test_ascii_and_braille_charts_agree() -> None:
 
 
 def test_smoothing_matches_tensorboard() -> None:
-    """The loop of TensorBoard's line chart (`resmoothDataset`), which frees the average from its bias towards 0."""
+    """Smoothing equals the loop in TensorBoard's line chart (`resmoothDataset`), which removes the bias towards 0."""
     _, y = noise(200)
     y[[3, 50, 51]] = np.nan
     for weight in (0.0, 0.3, 0.6, 0.99):
@@ -333,8 +333,8 @@ def test_time_axis_ticks_are_round(seconds: float, clock: bool) -> None:
 
 
 def test_elapsed_time_shows_two_largest_units() -> None:
-    told = {0: "0", 45: "45s", 90: "1m30s", 3600: "1h", 5400: "1h30m", 3605: "1h", 190_000: "2d4h"}
-    assert {seconds: span_label(seconds) for seconds in told} == told
+    expected = {0: "0", 45: "45s", 90: "1m30s", 3600: "1h", 5400: "1h30m", 3605: "1h", 190_000: "2d4h"}
+    assert {seconds: span_label(seconds) for seconds in expected} == expected
 
 
 def test_x_axis_labels_never_touch() -> None:

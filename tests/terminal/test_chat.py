@@ -1,4 +1,4 @@
-"""Replies as lines of text: they fit the terminal, lose no word and change nothing but colours."""
+"""Tests of the layout of responses: lines fit the terminal, and no word is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures as terminal text and as GIFs, and the screen that shows them."""
+"""Tests of pictures as terminal text and as GIFs, and of the screen that shows them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def cells(row: str) -> list[tuple[str, str, str]]:
-    """(character, foreground, background) of every cell in a row with SGR sequences."""
+    """Return (character, foreground, background) for every cell in a row with SGR sequences."""
     found, foreground, background, at = [], "", "", 0
     while at < len(row):
         if match := SGR.match(row, at):
@@ -54,7 +54,7 @@ def cells(row: str) -> list[tuple[str, str, str]]:
 
 
 def pixels(rows: list[str]) -> list[list[str]]:
-    """What the half blocks show, upper and lower pixel rows in turn; the margin is left out."""
+    """Return the pixel colours that half blocks show, one row for each upper and lower half, without the margin."""
     shown: list[list[str]] = []
     for row in rows:
         coloured = [cell for cell in cells(row) if cell[2]]
@@ -72,7 +72,7 @@ def test_frame_fits_and_keeps_aspect_ratio(style: Style, height: int, width: int
     widest = max(len(cells(row)) for row in rows)
     assert len(rows) <= max(1, lines)
     assert widest <= max(1, columns)
-    if style != "ascii" and columns > 1:  # a row of characters ends where the blank background begins
+    if style != "ascii" and columns > 1:  # "ascii" strips trailing spaces, so it has no width to check
         margin = len(rows[0]) - len(rows[0].lstrip(" "))
         across, down = widest - margin, 2 * len(rows)
         scale = min(columns / width, 2 * lines / height)
@@ -89,7 +89,7 @@ def test_half_blocks_show_every_pixel_colour() -> None:
 
 
 def test_256_colour_mapping_picks_the_nearest() -> None:
-    """Brute force over all that a terminal's fixed palette holds; a grey and a cube colour may be equally near."""
+    """The mapping equals brute force over the fixed palette; ties between a grey and a cube colour are allowed."""
     palette = np.array(
         [(r, g, b) for r in CUBE for g in CUBE for b in CUBE] + [(x, x, x) for x in GREYS]
     )  # indices 16 to 255
@@ -124,7 +124,7 @@ def test_text_frame_is_truncated_and_sanitized() -> None:
 
 
 def episode(length: int, seconds: float = 0.02) -> Iterator[tuple[np.ndarray, float]]:
-    """Every picture's grey says its step, up to 250 of them."""
+    """Yield grey pictures whose brightness, from 0 to 250, shows the step."""
     for step in range(length + 1):
         yield np.full((8, 8, 3), step * 250 // max(1, length), np.uint8), seconds
 
@@ -151,7 +151,7 @@ def test_videos_beyond_browser_frame_rate_skip_frames(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """A pseudo-terminal of some size, and what a person would see on it."""
+    """A pseudo-terminal and the text that it shows."""
 
     def __init__(self, columns: int = 20, lines: int = 6) -> None:
         self.master, self.slave = pty.openpty()
@@ -162,7 +162,7 @@ class Terminal:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def read(self) -> str:
-        """What was written since; the picture follows it."""
+        """Return the text written since the last call, and update `rows`."""
         os.set_blocking(self.master, False)
         written = b""
         while True:
@@ -170,7 +170,7 @@ class Terminal:
                 written += os.read(self.master, 1 << 16)
             except BlockingIOError:
                 break
-        text = written.decode()  # at the end: a piece may end inside a character
+        text = written.decode()  # only now, because a piece may end inside a character
         self._obey(text)
         return text
 
@@ -181,7 +181,7 @@ class Terminal:
                 row = int(part[2:-1].partition(";")[0] or 1) - 1
             elif part == "\x1b[2J":
                 self.rows = []
-            elif part != "\x1b[K":  # only ever followed by the whole row
+            elif part != "\x1b[K":  # it is always followed by the complete row
                 self.rows += [[]] * (row + 1 - len(self.rows))
                 self.rows[row] = cells(part) if part else self.rows[row]
             else:

@@ -228,7 +228,7 @@ def test_play_suspends_and_restores_the_ui(terminal: Open) -> None:
     one.type(f"{PROGRAM} train cartpole --total-steps 2048 --name short && {PROGRAM}")
     one.shows("short", "finished", "New run")
     one.keys("w")
-    one.shows("episode 1", "return", "Ctrl-C ends")
+    one.shows("episode 1", "return", "Ctrl-C: quit")
     assert "New run" not in one.screen()
     one.keys("C-c")
     one.shows("short", "finished", "New run")
@@ -240,12 +240,13 @@ def test_play_suspends_and_restores_the_ui(terminal: Open) -> None:
 def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
     one = terminal(TERM="dumb")
     one.type(f"{PROGRAM} tui")
-    one.shows("ppo-unified tui: needs a terminal (TERM=dumb); elsewhere: ppo-unified runs, ppo-unified show")
+    message = "ppo-unified tui: requires a terminal (TERM=dumb); without one, use ppo-unified runs and ppo-unified show"
+    one.shows(message)
     command = [*PROGRAM.split(), "tui"]
     result = subprocess.run(command, env=one.environment, cwd=one.folder, capture_output=True, check=False)
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.count(b"\n") == 1
-    assert b"needs a terminal (input or output is no terminal)" in result.stderr
+    assert b"requires a terminal (stdin or stdout is not a terminal)" in result.stderr
 
 
 def test_colors_and_unicode_can_be_disabled(terminal: Open) -> None:

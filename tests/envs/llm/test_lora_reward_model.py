@@ -236,7 +236,7 @@ def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lora-only"], "--lora-only requires --lora-rank"),
+        (["--lora-only"], "--lora-only requires --lora-rank; without it there are no LoRA weights to save"),
         (
             ["--lora-only", "--lora-rank", "2", "--model", "REWARD-MODEL"],
             "expected a full model, got a LoRA folder; use its base",

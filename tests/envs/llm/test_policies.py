@@ -310,7 +310,7 @@ def test_merge_is_rejected_if_nothing_can_be_merged(
     toy = load_preset("CartPole-v1", total_steps=64, gym={"num_steps": 8}, eval={"episodes": 1})
     train(toy, tmp_path / "runs", "pole")
     code, out, err = command(tmp_path / "runs", capsys, "export", "pole", "--merged", "--to", str(tmp_path / "b"))
-    assert (code, out, err) == (2, "", "--merged: policies of kind 'gym' have nothing to merge; drop it\n")
+    assert (code, out, err) == (2, "", "--merged: policies of kind 'gym' have nothing to merge; omit --merged\n")
     with adapter_of(train_once(folder, "lora")) as adapter:
         llm = adapter.config.llm.model_copy(update={"quantize": "4bit"})
         adapter.config = adapter.config.model_copy(update={"llm": llm})
@@ -355,7 +355,7 @@ def test_export_into_foreign_folder_is_rejected(
     code, printed, err = run_on(folder, capsys, "export", "shared", "--to", str(out))
     assert (code, printed) == (2, "")
     named = stranger.rstrip("/").removesuffix("/file")
-    assert f"holds something else already ({named}); choose an empty or a new folder" in err
+    assert f"the folder contains other files ({named}); choose an empty or a new folder" in err
     assert entries(out) == before
     assert path.exists()
 
@@ -373,7 +373,7 @@ def test_export_keeps_files_added_while_writing(
     before = entries(tmp_path) | {"critic/notes.txt": b"mine"}
     code, _, err = run_on(folder, capsys, "export", "shared", "--to", str(tmp_path))
     assert (code, entries(tmp_path)) == (2, before)
-    assert "holds something else already (critic/notes.txt)" in err
+    assert "the folder contains other files (critic/notes.txt)" in err
 
 
 def test_export_of_another_run_is_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,7 +395,7 @@ def test_full_disk_leaves_earlier_export_intact(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, out) == (2, "")
-    assert err.startswith(f"--to {tmp_path}: cannot be written (")
+    assert err.startswith(f"--to {tmp_path}: cannot write the policy (")
     assert err.count("\n") == 1
     assert entries(tmp_path) == before
 
@@ -536,14 +536,14 @@ def test_play_rejects_invalid_input_for_language_models(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for text, flags, message in (
-        (b"1+1=\n", ["--fps", "3"], "--fps 3: a language model's responses are no frames; drop it\n"),
-        (b"1\xff\n", [], "stdin: not UTF-8 (invalid start byte); prompts are text, one a line\n"),
-        (b"", ["--episodes", "0"], "--episodes 0: must be at least 1\n"),
+        (b"1+1=\n", ["--fps", "3"], "--fps has no effect on a language model; omit it\n"),
+        (b"1\xff\n", [], "stdin: expected one prompt per line in UTF-8 (invalid start byte)\n"),
+        (b"", ["--episodes", "0"], "--episodes: expected an integer >= 1, got 0\n"),
     ):
         pipe_stdin(monkeypatch, text)
         assert run_on(folder, capsys, "play", "shared", *flags) == (2, "", message)
     code, out, err = run_on(folder, capsys, "eval", "shared", "--video")
-    assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be watched\n")
+    assert (code, out, err) == (2, "", "shared: policies of kind 'llm' cannot be drawn\n")
 
 
 def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
@@ -552,7 +552,7 @@ def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
     arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
     process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
     os.close(theirs)
-    text = read_until(ours, "type a prompt; Ctrl-D ends\r\n> ")
+    text = read_until(ours, "type a prompt; press Ctrl-D to quit\r\n> ")
     os.write(ours, b"1+1=\n")
     text = read_until(ours, "\r\n\r\n> ", text)
     os.write(ours, b"\x04")

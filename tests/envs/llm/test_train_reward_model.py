@@ -150,10 +150,8 @@ def test_reward_model_command_prints_one_line_without_noise(base: Path, tmp_path
     assert "accuracy" in process.stdout
     assert "2 training pairs" in process.stdout
     *progress, note = process.stderr.splitlines()
-    assert note == "too few pairs to hold out 10% of them: the accuracy below is on the training pairs themselves"
-    assert all(
-        re.fullmatch(r"step \d of 2 \| loss .* \| accuracy .*", line) for line in progress
-    )  # printed only on a slow machine
+    assert note == "there are too few pairs to hold out 10% of them; the accuracy is measured on the training pairs"
+    assert all(re.fullmatch(r"step \d of 2 \| loss .* \| accuracy .*", line) for line in progress)  # on a slow machine
 
 
 def test_reward_model_weights_depend_only_on_seed(base: Path, tmp_path: Path) -> None:
@@ -302,12 +300,12 @@ def test_diverging_training_is_stopped(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--epochs", "0"], "--epochs 0"),
-        (["--batch", "0"], "--batch 0"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--lr", "nan"], "--lr nan"),
-        (["--lr", "-1"], "--lr -1"),
-        (["--eval-share", "1"], "--eval-share 1"),
+        (["--epochs", "0"], "--epochs: expected an integer >= 1, got 0"),
+        (["--batch", "0"], "--batch: expected an integer >= 1, got 0"),
+        (["--seed", "-1"], "--seed: expected an integer >= 0, got -1"),
+        (["--lr", "nan"], "--lr: expected a number > 0, or 0 for the default, got nan"),
+        (["--lr", "-1"], "--lr: expected a number > 0, or 0 for the default, got -1"),
+        (["--eval-share", "1"], "--eval-share: expected a number >= 0 and < 1, got 1"),
         (["--max-length", "3"], "--max-length 3: all pairs are longer; the shortest one has"),
         (["--max-length", "1000"], "reads at most 128 tokens"),
         (["--data", "nowhere.json"], "nowhere.json: file not found"),
@@ -335,7 +333,7 @@ def test_output_replaces_only_an_earlier_output(base: Path, tmp_path: Path, caps
     (out / "notes.txt").write_text("mine")
     capsys.readouterr()
     assert main(command) == 2
-    assert "holds something else already (notes.txt)" in capsys.readouterr().err
+    assert "the folder contains other files (notes.txt)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["trl", "datasets"])
@@ -346,5 +344,5 @@ def test_missing_trl_extra_suggests_pip_command(
     monkeypatch.setitem(sys.modules, package, None)
     assert main(["reward-model", "--model", str(base), "--data", str(data), "--out", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert f"needs {package}: pip install 'ppo-unified[trl]'" in message
+    assert f"requires {package}: pip install 'ppo-unified[trl]'" in message
     assert len(message.splitlines()) == 1
