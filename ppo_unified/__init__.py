@@ -1,4 +1,7 @@
-"""One PPO engine for environments and language models. Importing this package imports nothing heavy."""
+"""A PPO engine for Gymnasium environments and language models.
+
+The public names are imported when they are first used, so importing this package does not import torch.
+"""
 
 from __future__ import annotations
 

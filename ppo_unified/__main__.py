@@ -1,4 +1,4 @@
-"""`python -m ppo_unified`."""
+"""Entry point of `python -m ppo_unified`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": shown as one line, exit code 2, never a traceback."""
+"""Exceptions for mistakes that the user can fix. The command line prints them as one line, with exit code 2."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A mistake in what was typed or configured. Its text says where, what was found, and what would do."""
+    """A mistake in a command or a configuration. The message contains the location, the value found and a fix."""
 
 
 class StartError(UsageError):
-    """A run that could not begin: nothing was trained."""
+    """Raised if a run cannot start; nothing was trained."""
 
 
 def closest_match(word: str, known: Iterable[str]) -> str:
-    """The known name that `word` most likely means: a part of it ('clip' for 'clip_range'), else the most similar one;
-    empty if nothing resembles it."""
+    """Return the known name that `word` most likely means, or '' if none is similar.
+
+    A name that is a part of `word`, such as 'clip' of 'clip_range', takes precedence over similar names.
+    """
     names = list(known)
     parts = re.split(r"[\W_]+", word)
     inside = [name for name in names if name in parts]
@@ -25,6 +27,6 @@ def closest_match(word: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean 'x'?' when something known resembles `word`, else an empty string."""
+    """Return '; did you mean 'x'?' if a known name is similar to `word`, or ''."""
     match = closest_match(word, known)
     return f"; did you mean {match!r}?" if match else ""

@@ -1,5 +1,7 @@
-"""Plain data out of files that anyone may have written: bounded in size and depth, so that no text costs more than it
-is worth. The standard library alone."""
+"""Parse JSON and TOML from untrusted files. Size and nesting depth are limited, which limits time and memory.
+
+This module imports only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -17,115 +19,118 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-DEEPEST = 64  # tables and lists in each other; Python's own limit would be met later, anywhere
-LARGEST = 4 << 20  # bytes of a file that is read whole; parsed, they may take twenty times as much
+DEEPEST = 64  # nested tables and lists; deeper data could exceed Python's recursion limit in any later code
+LARGEST = 4 << 20  # bytes of a file that is read completely; the parsed data can need twenty times as much memory
 
-# a dotted key of more parts than DEEPEST: the standard parser's time grows with the square of their number
+# a dotted key with more than DEEPEST parts: the time of the standard parser grows with the square of their number
 _PART = r"""(?:[\w-]+|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE)
 
 
 def open_file(path: Path) -> BufferedReader:
-    """An ordinary file, open for reading. Raises OSError, also for a pipe or a device: who waits for what nobody writes
-    waits forever."""
+    """Open a regular file for reading. Raises OSError, also for a pipe or a device, from which a read could block."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return file
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises OSError, and ValueError where it is longer than LARGEST."""
+    """Return the content of a file. Raises OSError, and ValueError for a file larger than LARGEST."""
     with open_file(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
-        raise ValueError(f"it is longer than {LARGEST >> 20} MB")
+        raise ValueError(f"the file is larger than {LARGEST >> 20} MB")
     return content
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises OSError, and ValueError for whatever is wrong with its content."""
+    """Return the value in a JSON file. Raises OSError, and ValueError for invalid content."""
     return parse_json(read_bytes(path).decode("utf-8"))
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """A file's lines, one in memory at a time; those longer than LARGEST are passed over. Raises OSError."""
+    """Yield the lines of a file one at a time; lines longer than LARGEST are skipped. Raises OSError."""
     with open_file(path) as file:
-        cut = False  # whether what comes next is the rest of a line that is too long
+        in_long_line = False  # True if the next part continues a line that is too long
         while part := file.readline(LARGEST):
-            whole = part.endswith(b"\n") or len(part) < LARGEST
-            if whole and not cut:
+            complete = part.endswith(b"\n") or len(part) < LARGEST
+            if complete and not in_long_line:
                 yield part.decode("utf-8", "replace")
-            cut = not whole
+            in_long_line = not complete
 
 
 def parse_json(text: str) -> Any:
-    """The value that a JSON text spells. Raises ValueError, also for numbers too long and nesting too deep."""
+    """Parse a JSON text. Raises ValueError for invalid JSON, numbers with too many digits and too deep nesting."""
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("the data is nested too deeply") from None
     _check_depth(value)
     return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table that a TOML text spells. Raises ValueError, also for numbers too long and nesting too deep."""
+    """Parse a TOML text. Raises ValueError for invalid TOML, numbers with too many digits and too deep nesting."""
     if _LONG_KEY.search(text):
         raise ValueError(f"a key has more than {DEEPEST} parts")
     try:
         table = tomllib.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("the data is nested too deeply") from None
     _check_depth(table)
     return table
 
 
 def parse_fields(table: Any, cls: type) -> dict[str, Any]:
-    """What a table from a file says of the fields of a class; other keys are left out, fields may be missing.
+    """Return the entries of a table that are fields of a class; other keys are dropped, and fields may be missing.
 
-    Raises ValueError for what is no table, and for a value that is not of its field's type.
+    Raises ValueError if `table` is not a table or a value does not have its field's type.
     """
     if not isinstance(table, dict):
-        raise ValueError(f"it is no table but {str(table)[:80]!r}")
+        raise ValueError(f"expected a table, got {str(table)[:80]!r}")
     kinds = _field_types(cls)
     known = {key: value for key, value in table.items() if key in kinds}
     for key, value in known.items():
         if not _has_type(value, kinds[key]):
-            raise ValueError(f"{key} = {str(value)[:80]!r} is no {kinds[key]}")
+            raise ValueError(f"{key}: expected {_type_name(kinds[key])}, got {str(value)[:80]!r}")
     return known
 
 
 @cache
 def _field_types(cls: type) -> dict[str, Any]:
-    """The type of every field of a class."""
+    """Return the type of every field of a class."""
     return get_type_hints(cls)
 
 
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+
+
 def _has_type(value: object, kind: Any) -> bool:
-    """Whether a value from JSON is of a type: a whole number of 64 bits is also a float, true is no number."""
+    """Return True if a JSON value has a type. A 64-bit integer is also a float; true and false are not numbers."""
     if isinstance(kind, UnionType):
         return any(_has_type(value, option) for option in get_args(kind))
     if kind in (int, float):
-        whole = type(value) is int and -(1 << 63) <= value < 1 << 63
-        return whole or (kind is float and type(value) is float and math.isfinite(value))
+        is_integer = type(value) is int and -(1 << 63) <= value < 1 << 63
+        return is_integer or (kind is float and type(value) is float and math.isfinite(value))
     if get_origin(kind) is list:
         return isinstance(value, list) and all(isinstance(x, get_origin(get_args(kind)[0])) for x in value)
     return isinstance(value, get_origin(kind) or kind)
 
 
 def _check_depth(value: Any) -> None:
-    """Raises ValueError for more than DEEPEST containers in each other."""
+    """Raise ValueError if containers are nested more than DEEPEST levels deep."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inner_containers(outer)]
         if not level:
             return
-    raise ValueError(f"it is nested more than {DEEPEST} deep")
+    raise ValueError(f"the data is nested more than {DEEPEST} levels deep")
 
 
 def _inner_containers(value: Any) -> Iterable[Any]:
-    """The containers in a container; nothing of anything else."""
+    """Return the containers inside a container; empty for a value that is not a container."""
     values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [inner for inner in values if isinstance(inner, (dict, list))]

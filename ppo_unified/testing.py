@@ -1,7 +1,9 @@
-"""The contract between engine and adapter as a function to call in an adapter's own tests, and a toy that keeps it.
+"""`check_adapter`, which checks an adapter against the engine's requirements, and a small adapter that fulfills them.
 
-def test_my_adapter_keeps_the_contract() -> None:
-    check_adapter(lambda: MyAdapter(seed=1))
+Call it in the adapter's own tests:
+
+    def test_my_adapter() -> None:
+        check_adapter(lambda: MyAdapter(seed=1))
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from ppo_unified.training.tensor_json import join, split
 
 
 def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:
-    """Call `make` several times and hold what it gives to everything that the engine and the trainer rely on.
+    """Check that the adapters which `make` returns fulfill all requirements of the engine and the trainer.
 
-    `make()` must build the same small adapter each time, seeded. `tolerance` is how far log-probs and values may
-    differ between two readings of the same rows (1e-5 is fp32's; bf16 needs 1e-2).
+    Each call of `make()` must build the same small adapter with the same seed. `tolerance` is the allowed difference of
+    log-probs and values between two evaluations of the same rows: 1e-5 for fp32, 1e-2 for bf16.
 
-    Raises AssertionError, one sentence that says what is broken and what to do.
+    Raises AssertionError with a message that names the violated requirement and the fix.
     """
     with ExitStack() as stack:
 
@@ -53,34 +55,34 @@ def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:
         _check_state_dict_is_a_copy(fresh())
 
 
-def _require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise AssertionError(sentence)
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
 
 
 def _check_rollout(rollout: Rollout) -> None:
-    """What `Rollout` itself does not check: finite numbers at valid steps, and nothing that carries a graph."""
-    _require(isinstance(rollout, Rollout), f"collect() gave a {type(rollout).__name__}; it must return a Rollout")
+    """Check what `Rollout` does not check itself: finite numbers at valid steps, and no gradient graph."""
+    _require(isinstance(rollout, Rollout), f"collect() must return a Rollout, got {type(rollout).__name__}")
     for name in ("logprobs", "values", "rewards", "next_values"):
         x = getattr(rollout, name)
-        _require(x.is_floating_point(), f"Rollout.{name} is {x.dtype}; it must be a floating-point tensor")
+        _require(x.is_floating_point(), f"Rollout.{name}: expected a floating-point tensor, got {x.dtype}")
         _require(
             bool(x[rollout.mask].isfinite().all()),
-            f"Rollout.{name} is not finite at a step where mask is True; mask that step or repair the number",
+            f"Rollout.{name} is not finite at a step where mask is True; mask that step or correct the number",
         )
-        _require(not x.requires_grad, f"Rollout.{name} carries a graph; collect under torch.no_grad()")
+        _require(not x.requires_grad, f"Rollout.{name} requires a gradient; call collect() under torch.no_grad()")
 
 
 def _check_next_values(rollout: Rollout, tolerance: float) -> None:
-    """Where an episode goes on, what follows a step is its next valid column."""
+    """Check that next_values equals the value at the next valid column if the episode continues there."""
     following, seen = rollout.values[:, -1], torch.zeros_like(rollout.mask[:, -1])
     for t in reversed(range(rollout.mask.shape[1])):
-        goes_on = seen & rollout.mask[:, t] & rollout.continues[:, t]
-        error = (rollout.next_values[:, t] - following)[goes_on].abs()
+        continues = seen & rollout.mask[:, t] & rollout.continues[:, t]
+        error = (rollout.next_values[:, t] - following)[continues].abs()
         _require(
             bool((error <= tolerance).all()),
-            f"Rollout.next_values in column {t} is not the value at the next valid column although the episode "
-            "continues there; give V_old of the state the step led to",
+            f"Rollout.next_values in column {t} differs from the value at the next valid column although the episode "
+            "continues there; set it to V_old of the state after the step",
         )
         following = torch.where(rollout.mask[:, t], rollout.values[:, t], following)
         seen = seen | rollout.mask[:, t]
@@ -93,24 +95,25 @@ def _check_first_ratio(policy: ActorCritic, rollout: Rollout, tolerance: float) 
         error = float((getattr(new, name).detach().reshape(old.shape) - old)[rollout.mask].abs().max())
         _require(
             error <= tolerance,
-            f"policy.evaluate differs from Rollout.{name} by up to {error:.3g} before any update; collect() must store "
-            "what evaluate() says of the same obs and actions (same weights, temperature, normalisation; no dropout)",
+            f"policy.evaluate() differs from Rollout.{name} by up to {error:.3g} before any update; collect() must "
+            "store the outputs of evaluate() for the same obs and actions (same weights, temperature and "
+            "normalization; no dropout)",
         )
 
 
 def _check_rows_are_independent(policy: ActorCritic, rollout: Rollout, tolerance: float) -> None:
     obs, actions = map_obs(rollout.rows, rollout.obs), rollout.rows(rollout.actions)
     together = _outputs(policy, obs, actions)
-    alone = _outputs(policy, map_obs(lambda x: x[:1], obs), actions[:1])
+    single = _outputs(policy, map_obs(lambda x: x[:1], obs), actions[:1])
     _require(
-        _are_close(together[:, :1], alone, tolerance),
-        "a row's outputs change with the rows evaluated beside it; evaluate() must treat rows independently "
-        "(no batch normalisation, no padding that leaks)",
+        _are_close(together[:, :1], single, tolerance),
+        "the outputs of a row depend on the other rows of the batch; evaluate() must treat rows independently "
+        "(no batch normalization, no influence of padding)",
     )
 
 
 def _check_columns_are_causal(policy: ActorCritic, rollout: Rollout, tolerance: float) -> None:
-    """Outputs at early columns must survive both another future and no future (micro-batches cut columns off)."""
+    """Check that outputs do not depend on later columns or on their number (micro-batches drop columns)."""
     length = rollout.row_len
     if length == 1:
         return
@@ -122,51 +125,56 @@ def _check_columns_are_causal(policy: ActorCritic, rollout: Rollout, tolerance: 
         again = _outputs(policy, changed, _replace_future(actions, cut))
         _require(
             _are_close(outputs[:, :, :cut][:, before], again[:, :, :cut][:, before], tolerance),
-            f"what stands in column {cut} or later changes outputs before it; evaluate() must be causal: "
-            "column t may look at columns <= t of its row only",
+            f"the data in columns {cut} and later changes outputs before column {cut}; evaluate() must be causal: "
+            "the outputs at column t must depend only on columns <= t of the row",
         )
         short = _outputs(policy, map_obs(lambda x, cut=cut: x[:, :cut], obs), actions[:, :cut])  # type: ignore[misc]
         _require(
             _are_close(outputs[:, :, :cut][:, before], short[:, before], tolerance),
-            f"evaluating the first {cut} columns alone gives other outputs than evaluating all {length}; evaluate() "
-            "must not depend on how many columns follow",
+            f"the outputs of the first {cut} columns change if the other columns are removed (the row has {length}); "
+            "evaluate() must not depend on the number of later columns",
         )
 
 
 def _replace_future(x: Tensor, cut: int) -> Tensor:
-    """Columns from `cut` on taken from the neighbouring row, or from the row's own past where there is one row."""
+    """Replace the columns from `cut` on by those of another row, or by the first column if there is only one row."""
     changed = x.clone()
     changed[:, cut:] = x.roll(1, 0)[:, cut:] if len(x) > 1 else x[:, :1]
     return changed
 
 
 def _check_parameters(policy: ActorCritic, rollout: Rollout) -> None:
-    """critic_parameters are the value's alone, and gradients reach both sides."""
+    """Check that only values depend on critic_parameters(), and that policy and critic both get gradients."""
     critic, everything = list(policy.critic_parameters()), {id(p) for p in policy.parameters()}
     own = {id(p) for p in critic}
-    _require(bool(critic), "critic_parameters() is empty; it must give the parameters that only the value depends on")
-    _require(own <= everything, "critic_parameters() gives a parameter that policy.parameters() lacks; register it")
-    _require(own != everything, "critic_parameters() gives every parameter; those that log-probs depend on are not its")
+    _require(bool(critic), "critic_parameters() is empty; it must return the parameters that only the value depends on")
+    _require(
+        own <= everything, "critic_parameters() returns a parameter that is not in policy.parameters(); register it"
+    )
+    _require(
+        own != everything,
+        "critic_parameters() returns all parameters; it must not return those that log-probs depend on",
+    )
     new = _evaluate(policy, rollout)
     valid = rollout.rows(rollout.mask)
     acting = _gradients(policy, new.logprobs[valid].sum() + new.entropy[valid].sum())
     valuing = _gradients(policy, new.values[valid].sum())
     _require(
         all(not bool(acting[id(p)].any()) for p in critic),
-        "log-probs or entropy depend on a parameter in critic_parameters(); give only those of the value",
+        "log-probs or entropy depend on a parameter in critic_parameters(); return only those of the value",
     )
     _require(
         any(bool(g.any()) for key, g in acting.items() if key not in own),
-        "no gradient of the log-probs reaches the policy; evaluate() must not detach or run under no_grad",
+        "the log-probs have no gradient with respect to the policy; evaluate() must not detach or use no_grad",
     )
     _require(
         any(bool(valuing[id(p)].any()) for p in critic),
-        "no gradient of the values reaches critic_parameters(); evaluate() must not detach them",
+        "the values have no gradient with respect to critic_parameters(); evaluate() must not detach them",
     )
 
 
 def _gradients(policy: ActorCritic, output: Tensor) -> dict[int, Tensor]:
-    """By parameter id; zeros where a parameter is not used."""
+    """Return the gradient of the sum of `output` by parameter id; zeros for unused parameters."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     found = (
         torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
@@ -178,12 +186,12 @@ def _gradients(policy: ActorCritic, output: Tensor) -> dict[int, Tensor]:
 
 
 def _check_masked_entries_are_ignored(policy: ActorCritic, rollout: Rollout, tolerance: float) -> None:
-    """Numbers and actions at masked columns are replaced; the loss's gradient must not notice."""
+    """Check that the gradient of the loss does not depend on numbers and actions at masked columns."""
     ppo = PPO(entropy_coef=0.01, normalize_advantages="none")
     as_collected = _loss_gradient(policy, make_batch(rollout, ppo), ppo)
     _require(
         bool(as_collected.isfinite().all()),
-        "the gradient of PPO's loss is not finite; evaluate() must be finite at every column, masked ones included",
+        "the gradient of PPO's loss is not finite; evaluate() must be finite at every column, including masked ones",
     )
     holes = ~rollout.mask
     actions = rollout.actions.clone()
@@ -193,8 +201,8 @@ def _check_masked_entries_are_ignored(policy: ActorCritic, rollout: Rollout, tol
     again = _loss_gradient(policy, make_batch(replace(rollout, actions=actions, **broken), ppo), ppo)
     _require(
         _are_close(as_collected, again, tolerance),
-        "what stands at masked columns (actions, log-probs, values, rewards) changes the gradient; evaluate() must let "
-        "an action influence its own column alone",
+        "the data at masked columns (actions, log-probs, values, rewards) changes the gradient; in evaluate(), an "
+        "action must affect only the outputs of its own column",
     )
 
 
@@ -207,8 +215,7 @@ def _loss_gradient(policy: ActorCritic, batch: Batch, ppo: PPO) -> Tensor:
 def _check_same_seed_same_rollout(fresh: Callable[[], Adapter], rollout: Rollout) -> None:
     _require(
         _are_equal(_repeatable_fields(fresh().collect()), _repeatable_fields(rollout)),
-        "two adapters made alike collected different rollouts; draw everything from generators that the "
-        "configuration seeds",
+        "two adapters from make() collected different rollouts; draw all random numbers from seeded generators",
     )
 
 
@@ -219,12 +226,13 @@ def _check_score(fresh: Callable[[], Adapter]) -> None:
     for greedy in (True, False):
         first, second = (scored.score(3, 7, greedy) for _ in range(2))
         kind = "greedy" if greedy else "sampled"
-        _require(len(first) == 3, f"score(3, seed, greedy) gave {len(first)} scores; it must give one an episode")
-        _require(first == second, f"{kind} scores of the same seed differ; score() must seed all it draws from")
+        _require(
+            len(first) == 3, f"score(3, seed, greedy) must return 3 scores, one per episode, got {len(first)} scores"
+        )
+        _require(first == second, f"{kind} scores with the same seed differ; score() must seed all its random numbers")
     _require(
         _are_equal(_repeatable_fields(scored.collect()), _repeatable_fields(plain.collect())),
-        "collect() after score() differs from collect() without; score() must use environments and generators of "
-        "its own",
+        "score() changes the result of the next collect(); score() must use separate environments and generators",
     )
 
 
@@ -235,13 +243,13 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
     try:
         document, tensors = split(saved)
     except TypeError as error:
-        raise AssertionError(f"state_dict() cannot be kept: {error}") from error
+        raise AssertionError(f"state_dict() cannot be saved: {error}") from error
     text, tensors = json.dumps(document, allow_nan=False), {name: x.clone() for name, x in tensors.items()}
 
     def restore() -> tuple[Adapter, str | None]:
         state = join(json.loads(text), {name: x.clone() for name, x in tensors.items()})
         adapter = fresh()
-        adapter.collect()  # a state that has to be replaced, not added to
+        adapter.collect()  # the loaded state must replace this one
         adapter.collect()
         adapter.policy.load_state_dict(state["policy"])
         return adapter, adapter.load_state_dict(state["adapter"])
@@ -250,17 +258,18 @@ def _check_state_dict(fresh: Callable[[], Adapter]) -> None:
     loaded = {"adapter": first.state_dict(), "policy": first.policy.state_dict()}
     _require(
         bool(restarted) or _are_equal(loaded, saved),
-        "state_dict() after load_state_dict() is not what was loaded; save and load all of it",
+        "state_dict() after load_state_dict() differs from the loaded state; save and load the complete state",
     )
     rollout = _repeatable_fields(first.collect())
     _require(
         _are_equal(rollout, _repeatable_fields(second.collect())),
-        "two adapters that loaded the same state collected different rollouts; state_dict() must hold every generator",
+        "two adapters that loaded the same state collected different rollouts; state_dict() must contain the state of "
+        "every generator",
     )
     _require(
         bool(restarted) or _are_equal(rollout, _repeatable_fields(source.collect())),
-        "an adapter that loaded a state collected another rollout than the one that had saved it; state_dict() must "
-        "hold where its world stands, or load_state_dict() must return what starts anew and why",
+        "an adapter collected a different rollout after loading a state than the adapter that saved it; state_dict() "
+        "must contain the state of the environments, or load_state_dict() must return what restarts and why",
     )
 
 
@@ -270,22 +279,22 @@ def _check_state_dict_is_a_copy(adapter: Adapter) -> None:
     adapter.collect()
     _require(
         _are_equal(state, before),
-        "collect() changed what state_dict() had returned before; state_dict() must return copies, so that a run can "
-        "be stopped inside collect()",
+        "collect() changed a state that state_dict() had returned; state_dict() must return copies, so that a run can "
+        "be stopped during collect()",
     )
 
 
 def _evaluate(policy: ActorCritic, rollout: Rollout) -> Evaluation:
-    """[R, L] of a whole rollout."""
+    """Evaluate all rows of a rollout; each output is [R, L]."""
     new = policy.evaluate(map_obs(rollout.rows, rollout.obs), rollout.rows(rollout.actions))
     shape = rollout.rows(rollout.mask).shape
     for name, x in new._asdict().items():
-        _require(x.shape == shape, f"evaluate().{name} is {list(x.shape)}; it must be [R, L] = {list(shape)}")
+        _require(x.shape == shape, f"evaluate().{name}: expected shape [R, L] = {list(shape)}, got {list(x.shape)}")
     return new
 
 
 def _outputs(policy: ActorCritic, obs: Observations, actions: Tensor) -> Tensor:
-    """log-probs, entropy and values, [3, R, L]."""
+    """Return log-probs, entropy and values as one tensor [3, R, L]."""
     with torch.no_grad():
         return torch.stack(tuple(policy.evaluate(obs, actions)))
 
@@ -295,12 +304,12 @@ def _are_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def _repeatable_fields(rollout: Rollout) -> dict[str, Any]:
-    """What must repeat: everything but the metrics, which may hold times."""
+    """Return the fields that must be reproducible: all except the metrics, which may contain times."""
     return {name: x for name, x in vars(rollout).items() if name != "metrics"}
 
 
 def _are_equal(a: Any, b: Any) -> bool:
-    """Equal to the bit, through dicts, lists and tensors."""
+    """Return True if two nested structures of dicts, lists and tensors are exactly equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -311,7 +320,10 @@ def _are_equal(a: Any, b: Any) -> bool:
 
 
 class BanditPolicy(ActorCritic):
-    """Linear in the context and in the mean of the row's contexts so far, so that rows and causality mean something."""
+    """A linear policy that reads the context and the mean of the row's contexts so far.
+
+    The mean makes outputs depend on the earlier columns of the row, which the tests of causality need.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
@@ -320,13 +332,13 @@ class BanditPolicy(ActorCritic):
             nn.init.normal_(parameter, std=0.1, generator=generator)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """obs [R, L, 2], actions [R, L] -> Evaluation of [R, L] tensors."""
+        """Evaluate `actions` [R, L] at `obs` [R, L, 2]."""
         logprobs, values = self.logprobs_and_values(obs)
         taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
         return Evaluation(taken, -(logprobs.exp() * logprobs).sum(-1), values)
 
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
-        """log-probs of both arms [R, L, 2] and values [R, L]."""
+        """Return log-probs of both arms [R, L, 2] and values [R, L]."""
         assert isinstance(obs, Tensor)
         number = torch.arange(1, obs.shape[1] + 1, device=obs.device)[:, None]
         features = torch.cat([obs, obs.cumsum(1) / number], -1)
@@ -337,11 +349,11 @@ class BanditPolicy(ActorCritic):
 
 
 class BanditAdapter:
-    """A two-armed bandit whose context names the arm that pays: milliseconds an iteration, no environment needed.
+    """A contextual two-armed bandit for tests; one iteration takes milliseconds.
 
-    Each pull is an episode: 1 for the arm that the context (one-hot) names, 0 for the other. One column in five is
-    masked, as tool text or resets are. The optimum: always the named arm, a mean reward and score of 1 (chance: 0.5),
-    V = 1 everywhere, entropy 0.
+    Each pull is an episode. The reward is 1 for the arm that the one-hot context names and 0 for the other arm. One
+    column in five is masked, as in rollouts with resets or tool output. The optimal policy always pulls the named arm:
+    mean reward and score are 1 (0.5 for a random policy), V is 1 and the entropy is 0.
     """
 
     def __init__(self, rows: int = 16, columns: int = 8, row_len: int = 1, seed: int = 0) -> None:
@@ -392,4 +404,4 @@ class BanditAdapter:
         self.generator.set_state(state["generator"])
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: the adapter has no resources to close."""

@@ -1,4 +1,4 @@
-"""Plain text for people: what a stream can show, numbers, durations, aligned tables. The standard library alone."""
+"""Format text for terminals: safe text, numbers, durations and aligned tables."""
 
 from __future__ import annotations
 
@@ -17,54 +17,54 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?[kMGT%]?|nan|[-+]?inf|-|")
 
 
 def clean(text: object) -> str:
-    """`text` as one harmless line: escape sequences gone, whatever cannot be printed replaced by a space."""
+    """Return `text` as one safe line: escape sequences are removed, unprintable characters become spaces."""
     return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", str(text))).strip()
 
 
 def clean_lines(text: object) -> str:
-    """The lines of `text`, each made harmless, with their indentation."""
-    return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot keeps the indentation
+    """Apply `clean` to each line of `text`; the indentation is preserved."""
+    return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot preserves the indentation
 
 
 def is_drawable(stream: TextIO) -> bool:
-    """Whether escape sequences written to `stream` reach a terminal that obeys them."""
+    """Return True if `stream` is a terminal that supports escape sequences."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def can_color(stream: TextIO) -> bool:
-    """Whether to write ANSI colours: a terminal that is not dumb, and NO_COLOR (no-color.org) is unset or empty."""
+    """Return True if `stream` is a terminal with colors and NO_COLOR (no-color.org) is unset or empty."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def can_unicode(stream: TextIO) -> bool:
-    """Whether more than ASCII reaches the reader: the stream is UTF-8 and LC_ALL does not ask for the C locale.
+    """Return True if `stream` is UTF-8 and LC_ALL does not select the C locale.
 
-    Under LC_ALL=C Python still opens its streams as UTF-8 (PEP 540), so the encoding alone does not tell.
+    The encoding is not sufficient, because Python opens its streams as UTF-8 even with LC_ALL=C (PEP 540).
     """
     encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
     return encoding.startswith("utf8") and os.environ.get("LC_ALL") not in ("C", "POSIX")
 
 
 def print_out(text: str) -> None:
-    """Print to stdout; characters that its encoding lacks become '?'."""
+    """Print to stdout; characters that its encoding does not support become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
 
 
 def print_err(text: str) -> None:
-    """Print a message to stderr; nothing in it can hurt a terminal."""
+    """Print a message to stderr, without escape sequences and unprintable characters."""
     print(clean_lines(text), file=sys.stderr)
 
 
 def apply_style(text: str, code: str) -> str:
-    """`text` in an ANSI style; itself where `code` is empty."""
+    """Return `text` in an ANSI style, or unchanged if `code` is empty."""
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
 def format_number(value: float | None, resolution: float = 0.0) -> str:
-    """A number in about four digits, from 10,000 on with k, M, G or T: 14742 -> '14.74k'; None -> '-'.
+    """Format a number with about four digits; from 10,000 with k, M, G or T: 14742 -> '14.74k', None -> '-'.
 
-    `resolution` is for labels of one axis: differences of this size stay visible, and k begins at 1000.
+    `resolution` is for the labels of an axis: differences of this size remain visible, and k starts at 1000.
     """
     if value is None:
         return "-"
@@ -81,7 +81,7 @@ def format_number(value: float | None, resolution: float = 0.0) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in the unit that reads best: '2.1 s', '3.5 min', '12 h', '4.0 d'."""
+    """Format a duration in a suitable unit, such as '2.1 s', '3.5 min', '12 h' or '4.0 d'."""
     amount, unit = max(0.0, seconds), "s"
     for factor, larger in ((60, "min"), (60, "h"), (24, "d")):
         if amount < factor:
@@ -91,14 +91,14 @@ def format_duration(seconds: float) -> str:
 
 
 def display_width(text: str) -> int:
-    """How many terminal columns `text` takes: East Asian wide characters two, combining marks none."""
+    """Return the width of `text` in terminal columns: two per East Asian wide character, none per combining mark."""
     if text.isascii():
         return len(text)
     return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
 
 
 def pad(text: str, width: int) -> str:
-    """`text` filled with spaces, or cut with a final '~', to exactly `width` columns."""
+    """Fill `text` with spaces to exactly `width` columns, or truncate it with a final '~'."""
     if display_width(text) > width:
         while text and display_width(text) > width - 1:
             text = text[:-1]
@@ -109,9 +109,9 @@ def pad(text: str, width: int) -> str:
 def format_table(
     rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:
-    """Aligned lines, the keys of the first row as header; columns of numbers stand right. Nothing is cut.
+    """Return aligned lines with the keys of the first row as header; columns of numbers are right-aligned.
 
-    `paint`: key -> {cell -> ANSI code}, used where `color` is true.
+    `paint` maps key -> {cell -> ANSI code} and is used only if `color` is true.
     """
     columns = []
     for key in rows[0]:
@@ -128,5 +128,5 @@ def _cell(text: str, width: int, right: bool, code: str) -> str:
 
 
 def max_display_width(lines: Sequence[str]) -> int:
-    """Columns that the widest of some lines without colours takes."""
+    """Return the width of the widest line in terminal columns; the lines must not contain colors."""
     return max(map(display_width, lines), default=0)

@@ -1,4 +1,4 @@
-"""What every test relies on: this checkout is what is imported, and small networks run on one thread."""
+"""Shared test setup: tests import this checkout, and PyTorch uses one thread."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One clear sentence where another installed package has one of our names (`envs` is a common one)."""
+    """Exit with a one-line error if an installed package with the same name (such as `envs`) is imported instead."""
     spec = find_spec("ppo_unified")
     found = Path(spec.origin).resolve().parent if spec and spec.origin else None
     if found != ROOT / "ppo_unified":
         raise pytest.UsageError(f"`import ppo_unified` finds {found}, not {ROOT / 'ppo_unified'}: make install")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script: no child could be stopped
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as for a background job of a script: child processes could not be interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    gc.disable()  # until the tests are collected: what their imports make stays, and looking through it takes seconds
-    # of the processes that tests start, too: several test files run at a time
+    gc.disable()  # during test collection: the imported objects persist, and examining them takes seconds
+    # also for the processes that tests start, because several test files run in parallel
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ppo_unified.cli.shadowing import shadowed_packages
 
@@ -33,18 +35,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _use_one_thread() -> None:
-    """One thread, and a collector that is seldom at work."""
+    """Use one thread and run the garbage collector rarely."""
     import torch
 
     torch.set_num_threads(1)
-    gc.freeze()  # to look through all that torch brought takes a tenth of a second each time
+    gc.freeze()  # examining all objects of torch takes 0.1 s per collection
     gc.set_threshold(20_000, 20, 100)
     gc.enable()
 
 
 @pytest.fixture
 def shorten_ui_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The terminal UI looks and draws as often as it can: tests wait for what it shows, not for its pauses."""
+    """Shorten all refresh intervals of the terminal UI, so that tests do not wait for them."""
     from tui import pacing, reader, store
     from tui.runs import run_page
 

@@ -1,4 +1,4 @@
-"""Tiny Gymnasium environments with known numbers; named `tests.gym_envs:Id` so that processes find them too."""
+"""Small Gymnasium environments with known rewards; the ids `tests.gym_envs:Id` also work in other processes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from envs.gym.make import MaskToInfo
 
 
 class Counter(gym.Env[Any, Any]):
-    """Shows how many steps the episode has taken (or always 1), pays 1 a step, ends after `length` steps.
+    """The observation is the number of steps in the episode (or always 1), the reward is 1 per step.
 
-    Step k of the environment's whole life (from 1) can show NaN, pay NaN, or raise; reset too shows NaN for k = 0.
+    The episode ends after `length` steps. Step k, counted from 1 since the creation of the environment, can return a
+    NaN observation or reward or raise an exception; k = 0 is the first reset.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Counter(gym.Env[Any, Any]):
 
 
 class CounterVector(VectorEnv[Any, Any, Any]):
-    """Counters as a vector environment of its own kind, which gives the same arrays again at every step."""
+    """Counters as a custom vector environment, which returns the same arrays at every step."""
 
     def __init__(
         self, num_envs: int = 1, length: int = 3, ends: str = "terminated", mode: str = "NEXT_STEP", **_: Any
@@ -86,7 +87,7 @@ class CounterVector(VectorEnv[Any, Any, Any]):
 
 
 class CounterVectorThatKeeps(CounterVector):
-    """Counters that can be put back."""
+    """Counters whose state can be saved and restored."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken.tolist()}
@@ -98,11 +99,11 @@ class CounterVectorThatKeeps(CounterVector):
 
 
 class Locks(gym.Env[Any, Any]):
-    """Two dials; the observation names the right setting of each, a mask forbids one setting of the first.
+    """Two dials: the observation contains the correct setting of each, and a mask forbids one setting of the first.
 
-    Dict observation with a mask among its keys; MultiDiscrete action with starts of its own. Turning a forbidden
-    setting is an error. When an episode is over nothing is allowed any more, as in many games. Pays 0.5 for each dial
-    set right, so that the best return of its 4-step episode is 4; chance is 2.
+    The observation is a Dict that includes the mask; the action is MultiDiscrete with custom starts. Forbidden settings
+    raise an error. At the end of an episode, the mask forbids all actions, as in many games. The reward is 0.5 for
+    each correct dial: the best return of the 4-step episode is 4, and a random policy gets 2.
     """
 
     def __init__(self) -> None:
@@ -140,7 +141,7 @@ class Locks(gym.Env[Any, Any]):
 
 
 def make_locks_vector(num_envs: int = 1, **_: Any) -> VectorEnv[Any, Any, Any]:
-    """Locks as a vector environment of their own, flat and with the mask in the info."""
+    """Return Locks as a vector environment with flat observations and the mask in the info."""
 
     def make_one() -> gym.Env[Any, Any]:
         return gym.wrappers.FlattenObservation(MaskToInfo(Locks()))
@@ -149,7 +150,7 @@ def make_locks_vector(num_envs: int = 1, **_: Any) -> VectorEnv[Any, Any, Any]:
 
 
 class Echo(gym.Env[Any, Any]):
-    """Takes actions of any space and pays their sum, so that the reward tells what arrived."""
+    """Accepts actions of several spaces; the reward is their sum, which identifies the action."""
 
     def __init__(self, space: str = "box", length: int = 5) -> None:
         self.observation_space = spaces.Discrete(length + 1, start=-2)
@@ -174,7 +175,7 @@ class Echo(gym.Env[Any, Any]):
 
 
 class Spaces(gym.Env[Any, Any]):
-    """Has the spaces it is given by name; never stepped."""
+    """Has the spaces with the given names; it is never stepped."""
 
     def __init__(self, obs: str = "box", action: str = "discrete") -> None:
         known: dict[str, spaces.Space[Any]] = {
@@ -192,7 +193,7 @@ class Spaces(gym.Env[Any, Any]):
 
 
 class ForgetsItsMask(gym.Env[Any, Any]):
-    """Reports its mask in the info of `step` (or of `reset`) only."""
+    """Returns the action mask only in the info of `step` (or only in that of `reset`)."""
 
     def __init__(self, tells: str = "step") -> None:
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
@@ -211,7 +212,7 @@ class ForgetsItsMask(gym.Env[Any, Any]):
 
 
 class Unrepeatable(Counter):
-    """A Counter that begins where the operating system's randomness, or its own past, says."""
+    """A Counter whose initial state depends on the operating system's random numbers or on earlier episodes."""
 
     def __init__(self, by: str = "system") -> None:
         super().__init__(length=9)

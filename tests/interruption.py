@@ -1,4 +1,4 @@
-"""A run that dies and is resumed, beside one that never stopped, and what must be equal between them."""
+"""Helpers that kill and resume a run and compare it with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FREE = ("time/", "system/")  # metrics that depend on the clock and the machine
 
 
 class SimulatedKill(BaseException):
-    """The trainer is gone: nothing that it would have done any more has an effect."""
+    """Simulates a killed trainer; later writes of the same process have no effect."""
 
 
 def prepare_run(config: RunConfig, runs: Path, name: str) -> Run:
@@ -32,7 +32,7 @@ def prepare_run(config: RunConfig, runs: Path, name: str) -> Run:
 
 
 def train_to_end(run: Run, stop: StopRequest | None = None) -> None:
-    """Train in a folder from its newest checkpoint, to the end or until a stop."""
+    """Train in a run folder from its latest checkpoint to the end or until a stop."""
     if run._lock is None:
         run.acquire()
     session.train_in(run, presets.from_file(run.config), stop or StopRequest())
@@ -40,9 +40,10 @@ def train_to_end(run: Run, stop: StopRequest | None = None) -> None:
 
 @contextmanager
 def kill_at_call(where: str, number: int) -> Iterator[None]:
-    """Inside the block the `number`-th call of a place, 'before ' or 'after ' one of PLACES, is the trainer's last.
+    """Inside the block, raise SimulatedKill before or after the `number`-th call of a function.
 
-    What follows in the same process (the status of a failed run, the log) is kept from the disk, as a kill would.
+    `where` is 'before ' or 'after ' and a key of PLACES. Later writes of the run's status have no effect, as after a
+    real kill.
     """
     when, _, place = where.partition(" ")
     owner, name = PLACES[place]
@@ -73,7 +74,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 
 def train_until_killed(run: Run, where: str, number: int) -> bool:
-    """Train until that place; whether it was reached before the run's end."""
+    """Train until the simulated kill; return False if the run ended first."""
     try:
         with kill_at_call(where, number):
             train_to_end(run)
@@ -83,7 +84,7 @@ def train_until_killed(run: Run, where: str, number: int) -> bool:
 
 
 def read_curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every metric that has to repeat."""
+    """Return the steps and values of every metric that must be reproducible."""
     reader = EventReader(run.path)
     reader.poll()
     assert not reader.damage
@@ -95,7 +96,7 @@ def read_curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def read_samples(run: Run) -> dict[str, Any]:
-    """Everything in samples/ but the metrics' times."""
+    """Return the content of samples/ without the metrics that depend on the clock."""
     found: dict[str, Any] = {}
     for path in sorted(run.samples.iterdir()):
         if path.suffix == ".npz":
@@ -108,7 +109,7 @@ def read_samples(run: Run) -> dict[str, Any]:
 
 
 def are_equal(a: Any, b: Any) -> bool:
-    """Equal to the bit, through dicts, lists, arrays and tensors."""
+    """Return True if two nested structures of dicts, lists, arrays and tensors are exactly equal."""
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(are_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -119,29 +120,29 @@ def are_equal(a: Any, b: Any) -> bool:
 
 
 def find_differences(whole: Run, other: Run) -> list[str]:
-    """What two runs that must be alike differ in; no step of a curve is there twice."""
+    """Return the differences between two runs that must be equal; the steps of each curve must increase."""
     found = []
     for tag, (steps, _) in read_curves(other).items():
         if steps != sorted(set(steps)):
-            found.append(f"{tag}: its steps do not rise: {steps}")
+            found.append(f"{tag}: the steps do not increase: {steps}")
     parts: dict[str, Callable[[Run], dict[str, Any]]] = {
         "curve": read_curves,
         "sample": read_samples,
         "final": read_final_state,
     }
     for what, read in parts.items():
-        ours, theirs = read(whole), read(other)
-        keys = [*ours, *(key for key in theirs if key not in ours)]
-        found += [f"{what} {key}" for key in keys if not are_equal(ours.get(key), theirs.get(key))]
+        left, right = read(whole), read(other)
+        keys = [*left, *(key for key in right if key not in left)]
+        found += [f"{what} {key}" for key in keys if not are_equal(left.get(key), right.get(key))]
     return found
 
 
 def read_final_state(run: Run) -> dict[str, Any]:
-    """The last checkpoint, and what run.json says that does not depend on the clock."""
+    """Return the latest checkpoint and the entries of run.json that do not depend on the clock."""
     loaded = checkpoint.load_newest(run, torch.device("cpu"))
     assert loaded is not None
     status = run.read_status()
-    told = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}
-    told |= {"best": (status.best_step, status.best_score), "kept best": checkpoint.find_best(run)}
+    state = {name: getattr(status, name) for name in ("state", "reason", "step", "iteration", "score", "solved_step")}
+    state |= {"best": (status.best_step, status.best_score), "best checkpoint": checkpoint.find_best(run)}
     trainer = {name: x for name, x in loaded.trainer.items() if name != "elapsed_s"}
-    return told | {"policy": loaded.policy, "trainer": trainer}
+    return state | {"policy": loaded.policy, "trainer": trainer}

@@ -1,4 +1,4 @@
-"""Small language models of several families, made from configurations and saved as real ones are."""
+"""Small language models of several families, created from configurations and saved in the usual format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-VOCABULARY = 260  # 256 bytes, and <bos>, <eos>, <pad> and one that Qwen2's tokenizer adds where it is missing
+VOCABULARY = 260  # 256 bytes, <bos>, <eos>, <pad> and <|endoftext|>, which Qwen2's tokenizer would add
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -33,7 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def make_tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """One token a byte, then special tokens, filled up to `size` ids."""
+    """Return a tokenizer with one token per byte, special tokens, and unused tokens up to `size` ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special_names = ["<bos>", "<eos>", "<pad>", "<|endoftext|>"]
     names = [*alphabet, *special_names, *(f"<unused{i}>" for i in range(size - len(alphabet) - len(special_names)))]
@@ -45,7 +45,7 @@ def make_tokenizer(pad: bool = True, size: int = VOCABULARY) -> PreTrainedTokeni
 
 
 def make_causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
-    """A freshly initialised model; weights are larger than usual so that its choices differ."""
+    """Return a model with random weights, larger than usual so that its token probabilities differ clearly."""
     options = (
         (FAMILIES | OTHERS)[family] | {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257} | changes
     )
@@ -57,7 +57,7 @@ def make_causal_lm(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
 
 
 def save_model(folder: Path, family: str = "llama", pad: bool = True, tokens: int = VOCABULARY, **changes: Any) -> Path:
-    """A folder as a model's author would publish it."""
+    """Save a model and its tokenizer in the format of a Hugging Face folder."""
     model = make_causal_lm(family, **changes)
     model.save_pretrained(folder)
     make_tokenizer(pad, tokens).save_pretrained(folder)

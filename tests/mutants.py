@@ -1,11 +1,11 @@
-"""Break the engine one thing at a time and see that the tests notice: a test that nothing can fail proves nothing.
+"""Introduce one bug at a time into the engine and check that a test fails: a test that never fails proves nothing.
 
     python tests/mutants.py [NAME ...] [--jobs N]
 
-Each mutant is one exact replacement in a copy of the packages in a temporary folder, on which the fast tests run until
-the first failure. Exit code 1 where a mutant survives, or its text no longer stands exactly once in the source.
+Each mutant replaces one piece of text in a temporary copy of the packages and runs the fast tests there until the first
+failure. The exit code is 1 if a mutant survives or if its text does not occur exactly once in the source.
 """
-# ruff: noqa: E501 - the table reads best with one line a mutant
+# ruff: noqa: E501 - the table is easier to read with one line per mutant
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Mutant(NamedTuple):
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
-NEAREST = {VECTOR: "test_vector.py", SPACES: "test_vector.py", POLICY: "test_policy.py"}  # which tests to run first
+NEAREST = {VECTOR: "test_vector.py", SPACES: "test_vector.py", POLICY: "test_policy.py"}  # test file to run first
 
-LEARNED = [  # the quick CartPole run alone must catch these
+LEARNED = [  # the short CartPole run must catch these, without the other tests
     Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
-    Mutant("ratio upside down", PPO, "    log_ratio = logprobs - batch.logprobs\n", "    log_ratio = batch.logprobs - logprobs\n"),
+    Mutant("ratio inverted", PPO, "    log_ratio = logprobs - batch.logprobs\n", "    log_ratio = batch.logprobs - logprobs\n"),
     Mutant("ratio is always 1", PPO, "    ratio = log_ratio.exp()\n    gain", "    ratio = log_ratio * 0 + 1\n    gain"),
 ]  # fmt: skip
 MUTANTS = [
     *LEARNED,
     Mutant("gae: no recursion", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"),
-    Mutant("gae: runs over episode ends", PPO, "gamma * lam * rollout.continues.to(deltas.dtype)", "gamma * lam * torch.ones_like(deltas)"),
+    Mutant("gae: continues past episode ends", PPO, "gamma * lam * rollout.continues.to(deltas.dtype)", "gamma * lam * torch.ones_like(deltas)"),
     Mutant("gae: trace not discounted", PPO, "gamma * lam * rollout.continues", "lam * rollout.continues"),
     Mutant("gae: bootstrap not discounted", PPO, "gamma * rollout.next_values", "rollout.next_values"),
     Mutant("gae: no bootstrap", PPO, "rollout.rewards + gamma * rollout.next_values", "rollout.rewards"),
@@ -60,40 +60,40 @@ MUTANTS = [
     Mutant("gae: masked columns are steps", PPO, "running = torch.where(rollout.mask[:, t], deltas[:, t] + carried[:, t] * running, running)", "running = deltas[:, t] + carried[:, t] * running"),
     Mutant("gae: masked columns have advantages", PPO, "advantages[:, t] = torch.where(rollout.mask[:, t], running, 0.0)", "advantages[:, t] = running"),
     Mutant("reward-to-go: not from lambda 1", PPO, "gae(rollout, gamma, 1.0)", "gae(rollout, gamma, 0.95)"),
-    Mutant("return: every step is an episode", PPO, "fresh & valid", "valid"),
+    Mutant("return: every step starts an episode", PPO, "starts & valid", "valid"),
     Mutant("td: lambda ignored", PPO, "gae(rollout, ppo.gamma, 0.0)", "estimate"),
-    Mutant("value target: advantage alone", PPO, "estimate + rollout.values", "estimate"),
+    Mutant("value target: only the advantage", PPO, "estimate + rollout.values", "estimate"),
     Mutant("value target: monte carlo ignored", PPO, "if monte_carlo else", "if False else"),
     Mutant("policy gradient sign", PPO, "return -logprobs * advantages", "return logprobs * advantages"),
-    Mutant("clip: upside down", PPO, "torch.min(gain, clipped * advantages)", "torch.max(gain, clipped * advantages)"),
+    Mutant("clip: maximum instead of minimum", PPO, "torch.min(gain, clipped * advantages)", "torch.max(gain, clipped * advantages)"),
     Mutant("clip: off", PPO, "torch.min(gain, clipped * advantages)", "gain"),
-    Mutant("clip: without the way back", PPO, "torch.min(gain, clipped * advantages)", "clipped * advantages"),
+    Mutant("clip: gradient stops on both sides", PPO, "torch.min(gain, clipped * advantages)", "clipped * advantages"),
     Mutant("clip: range not annealed", PPO, "self.progress.remaining if self.ppo.anneal_clip else", "1.0 if self.ppo.anneal_clip else"),
     Mutant("clip: upper range ignored", PPO, "clip_scale * (ppo.clip_high or ppo.clip)", "clip_scale * ppo.clip"),
-    Mutant("dual clip: of good actions", PPO, "advantages < 0, torch.max(gain", "advantages > 0, torch.max(gain"),
+    Mutant("dual clip: for good actions", PPO, "advantages < 0, torch.max(gain", "advantages > 0, torch.max(gain"),
     Mutant("penalty: rewards moving away", PPO, "penalty_coef * (ratio - 1 - log_ratio) - gain", "-penalty_coef * (ratio - 1 - log_ratio) - gain"),
-    Mutant("penalty: adapts the wrong way", PPO, "2.0 if missed > 1.5 else 0.5", "0.5 if missed > 1.5 else 2.0"),
+    Mutant("penalty: adapts the wrong way", PPO, "2.0 if relative_kl > 1.5 else 0.5", "0.5 if relative_kl > 1.5 else 2.0"),
     Mutant("entropy sign", PPO, "- entropy_coef * self.entropy", "+ entropy_coef * self.entropy"),
     Mutant("value loss: sign", PPO, "+ value_coef * self.value", "- value_coef * self.value"),
-    Mutant("value clip: the better of both", PPO, "torch.max(loss, (held", "torch.min(loss, (held"),
+    Mutant("value clip: the smaller error", PPO, "torch.max(loss, (clipped", "torch.min(loss, (clipped"),
     Mutant("value_coef: in separate optimizers", PPO, "ppo.value_coef if learner.optim.joint else 1.0", "ppo.value_coef"),
     Mutant("mask: not in the loss", PPO, "(torch.where(batch.mask, x, 0.0) * batch.weights).sum()", "(x * batch.weights).sum()"),
     Mutant("mask: values get gradients", PPO, "torch.where(batch.mask, new.values, batch.returns)", "new.values"),
     Mutant("mask: log-probs get gradients", PPO, "torch.where(batch.mask, new.logprobs, batch.logprobs)", "new.logprobs"),
     Mutant("weights: ignored", PPO, "torch.where(batch.mask, x, 0.0) * batch.weights", "torch.where(batch.mask, x, 0.0)"),
     Mutant("micro-batches: mean of means", PPO, "(total / weight).backward", "(total / micro.weights.sum()).backward"),
-    Mutant("gradients: not fresh", PPO, "        optimizer.zero_grad()\n", "        pass\n"),
+    Mutant("gradients: not reset", PPO, "        optimizer.zero_grad()\n", "        pass\n"),
     Mutant("kl: first order only", PPO, '"kl": ((ratio - 1 - log_ratio)', '"kl": (-log_ratio'),
-    Mutant("target_kl: steps on after it", PPO, "stopped = True\n                break", "stopped = True"),
-    Mutant("warm-up: moves the trunk", PPO, "backward(inputs=critic)", "backward()"),
+    Mutant("target_kl: continues after it", PPO, "stopped = True\n                break", "stopped = True"),
+    Mutant("warm-up: trains the trunk", PPO, "backward(inputs=critic)", "backward()"),
     Mutant("warm-up: one iteration too long", PPO, "self.progress.iteration < self.ppo.critic_warmup", "self.progress.iteration <= self.ppo.critic_warmup"),
     Mutant("warm-up: with the extra loss", PPO, "if not critic_only and (extra", "if (extra"),
-    Mutant("extra loss: forgotten", PPO, "extra[0].backward()", "extra[0].detach()"),
+    Mutant("extra loss: no gradient", PPO, "extra[0].backward()", "extra[0].detach()"),
     Mutant("learning rate: not annealed", PPO, "progress.remaining if learner.optim.anneal else 1.0", "1.0"),
     Mutant("steps: masked columns counted", PPO, "int(batch.mask.sum())", "rollout.mask.numel()"),
-    Mutant("normalisation: without Bessel", BATCH, "torch.var_mean(valid)", "torch.var_mean(valid, correction=0)"),
-    Mutant("normalisation: over masked steps", BATCH, "valid = advantages[mask]", "valid = advantages.flatten()"),
-    Mutant("normalisation: minibatch ignored", PPO, 'per_minibatch = ppo.normalize_advantages == "minibatch"', "per_minibatch = False"),
+    Mutant("normalization: without Bessel", BATCH, "torch.var_mean(valid)", "torch.var_mean(valid, correction=0)"),
+    Mutant("normalization: over masked steps", BATCH, "valid = advantages[mask]", "valid = advantages.flatten()"),
+    Mutant("normalization: minibatch ignored", PPO, 'per_minibatch = ppo.normalize_advantages == "minibatch"', "per_minibatch = False"),
     Mutant("minibatches: not shuffled", BATCH, "torch.randperm(len(batch), generator=generator)", "torch.arange(len(batch))"),
     Mutant("minibatches: more than rows", BATCH, "min(count, len(batch))", "count"),
     Mutant("minibatches: by rows, not steps", BATCH, "batch.mask.sum(1)[order]", "torch.ones_like(order)"),
@@ -101,32 +101,32 @@ MUTANTS = [
     Mutant("micro-batches: too wide", BATCH, "columns // max(1, longest)", "2 * columns // max(1, longest)"),
     Mutant("optimizers: critic in both", OPTIMIZERS, "if id(p) not in own", "if id(p)"),
     Mutant("optimizers: norms not clipped", OPTIMIZERS, "max_grad_norm or torch.inf", "torch.inf"),
-    Mutant("optimizers: NaN stepped on", OPTIMIZERS, "if not torch.isfinite(norm + sum(", "if torch.isinf(norm + sum("),
+    Mutant("optimizers: step despite NaN", OPTIMIZERS, "if not torch.isfinite(norm + sum(", "if torch.isinf(norm + sum("),
     Mutant("bootstrap: ignores termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"),
-    Mutant("bootstrap: truncation is death", VECTOR, "values[:, 1:] * ~died", "values[:, 1:] * ~end"),
-    Mutant("continues: over truncation", VECTOR, "continues=~end", "continues=~died"),
+    Mutant("bootstrap: truncation ends the value", VECTOR, "values[:, 1:] * ~died", "values[:, 1:] * ~end"),
+    Mutant("continues: past truncation", VECTOR, "continues=~end", "continues=~died"),
     Mutant("autoreset: column not masked", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"),
     Mutant("observations: statistics change in collect", VECTOR, "                self._store_obs(raw, info)\n            seen", "                self._store_obs(raw, info)\n                if self.policy.scaler is not None:\n                    self.policy.scaler.update(torch.from_numpy(self.raw))\n            seen"),
     Mutant("observations: resets in the statistics", VECTOR, "np.stack(raws, 1)[mask]", "np.stack(raws, 1).reshape(-1, self.observations.size)"),
-    Mutant("observations: variance without the mean's move", POLICY, " + delta.square() * share * (1 - share)", ""),
-    Mutant("rewards: variance without the mean's move", VECTOR, " + delta**2 * self.count * seen.size / total", ""),
-    Mutant("rewards: scale over episode ends", VECTOR, "            self.running[ended[:, t]] = 0\n", ""),
+    Mutant("observations: variance without the change of the mean", POLICY, " + delta.square() * share * (1 - share)", ""),
+    Mutant("rewards: variance without the change of the mean", VECTOR, " + delta**2 * self.count * seen.size / total", ""),
+    Mutant("rewards: return not reset at episode ends", VECTOR, "            self.running[ended[:, t]] = 0\n", ""),
     Mutant("rewards: resets in the scale", VECTOR, "seen = discounted[mask]", "seen = discounted"),
     Mutant("NaN observation passes", VECTOR, "if not np.isfinite(x).all():", 'if what == "reward" and not np.isfinite(x).all():'),
     Mutant("NaN reward passes", VECTOR, "if not np.isfinite(x).all():", 'if what == "observation" and not np.isfinite(x).all():'),
-    Mutant("old log-probs: of other actions", VECTOR, "logprobs=logprobs[:, :steps]", "logprobs=logprobs[:, 1:]"),
+    Mutant("old log-probs: shifted by one action", VECTOR, "logprobs=logprobs[:, :steps]", "logprobs=logprobs[:, 1:]"),
     Mutant("action mask: ignored", POLICY, "logits = torch.where(mask, logits, -1e9)", "pass"),
-    Mutant("action mask: also where a reset ignores it", SPACES, "reported if ended is None else reported & ~ended", "reported"),
+    Mutant("action mask: applied at resets", SPACES, "reported if ended is None else reported & ~ended", "reported"),
     Mutant("actions: not clipped for the environment", SPACES, "np.clip(actions, layout.low, layout.high)", "actions"),
     Mutant("actions: start ignored", SPACES, "actions + np.asarray(layout.start)", "actions"),
-    Mutant("gaussian: entropy of the wrong sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
+    Mutant("gaussian: entropy sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
     Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),
 ]  # fmt: skip
 
 
 class Outcome(NamedTuple):
     caught: bool
-    by: str  # the first test that failed, or what else happened
+    by: str  # the first test that failed, or another reason
     seconds: float
 
 
@@ -140,7 +140,7 @@ def copy_project(folder: Path) -> None:
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in the copy, whose packages come before any installed ones (an editable install comes last)."""
+    """Run Python in the copy; its packages take precedence over installed ones."""
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(
@@ -149,18 +149,18 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def check_copy(folder: Path) -> None:
-    """The copy is what is imported, and unbroken it passes: otherwise nothing below would mean anything."""
+    """Exit unless the tests import the copy and the unchanged copy passes them."""
     shown = run_python(folder, "-c", "import envs, ppo_unified; print(envs.__file__, ppo_unified.__file__, sep='\\n')")
     found = [Path(line).resolve().parents[1] for line in shown.stdout.splitlines()]
     if found != [folder.resolve()] * 2:
         sys.exit(f"the tests would import {shown.stdout or shown.stderr}, not the copy in {folder}")
     tests = run_python(folder, *PYTEST, *FAST, *LEARNING)
     if tests.returncode:
-        sys.exit(f"the unbroken copy fails already:\n{tests.stdout[-2000:]}{tests.stderr[-2000:]}")
+        sys.exit(f"the unchanged copy fails the tests:\n{tests.stdout[-2000:]}{tests.stderr[-2000:]}")
 
 
 def try_mutant(mutant: Mutant, tests: Sequence[str]) -> Outcome:
-    """Run `tests` on a copy with one thing broken."""
+    """Run `tests` on a copy that contains the mutant."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutant-") as name:
         folder = Path(name)
@@ -168,24 +168,24 @@ def try_mutant(mutant: Mutant, tests: Sequence[str]) -> Outcome:
         path = folder / mutant.file
         text = path.read_text(encoding="utf-8")
         if text.count(mutant.old) != 1:
-            return Outcome(False, f"its text stands {text.count(mutant.old)} times in {mutant.file}, not once", 0.0)
+            return Outcome(False, f"its text occurs {text.count(mutant.old)} times in {mutant.file}, not once", 0.0)
         path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
         nearest_first = sorted(tests, key=lambda test: not test.endswith(NEAREST.get(mutant.file, "")))
         try:
             process = run_python(folder, *PYTEST, *nearest_first)
         except subprocess.TimeoutExpired:
-            return Outcome(False, "the tests did not end", time.monotonic() - started)
+            return Outcome(False, "the tests timed out", time.monotonic() - started)
     failed = re.search(r"^FAILED (\S+)", process.stdout, re.MULTILINE)
     if process.returncode == 1 and failed:
         return Outcome(True, failed[1].removeprefix("tests/"), time.monotonic() - started)
-    said = "SURVIVED" if process.returncode == 0 else f"pytest ended with {process.returncode}: {process.stdout[-200:]}"
-    return Outcome(False, said, time.monotonic() - started)
+    by = "SURVIVED" if process.returncode == 0 else f"pytest exited with {process.returncode}: {process.stdout[-200:]}"
+    return Outcome(False, by, time.monotonic() - started)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Break the engine one thing at a time: do the tests notice?")
-    parser.add_argument("names", nargs="*", help="mutants whose name contains one of these (default: all)")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="at a time (default: 2)")
+    parser = argparse.ArgumentParser(description="Introduce one bug at a time and check that a test fails.")
+    parser.add_argument("names", nargs="*", help="run only mutants whose name contains one of these (default: all)")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="parallel jobs (default: 2)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mutant-none-") as name:
         copy_project(Path(name))

@@ -1,4 +1,4 @@
-"""Which files of this project run when a command trains: `python -m tests.reading_path FOLDER` prints them as JSON."""
+"""Record which project files run during training: `python -m tests.reading_path FOLDER` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS = {name: ["train", f"{name}.toml"] for name in ("cartpole", "response")
 
 
 def record(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The files whose functions run, in the order of their first call: before the first optimizer step, and in all."""
+    """Return the files whose functions run, in order of first call: before the first optimizer step, and in total."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from ppo_unified.cli.main import main
@@ -64,7 +64,7 @@ def relative(path: str) -> str:
 
 
 def record_all(folder: Path) -> None:
-    """Each command in a process that has imported the libraries and nothing of this project's."""
+    """Record each command in a process that has imported the libraries but no module of this project."""
     import torch
     import transformers  # noqa: F401
 

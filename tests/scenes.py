@@ -29,7 +29,7 @@ from tui.store import Store
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
 VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
-POINTS = 80  # of a finished run's curves
+POINTS = 80  # points per curve of a finished run
 _HOLD = (
     "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
     "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print('held', flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""A toy world of sequences with every hook an adapter can have: texts, holes, two episodes in a row of 12 columns."""
+"""A toy adapter for sequences that implements all optional functions; a row of 12 columns contains two episodes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ppo_unified.config.spec import AdapterSpec, Report
 from ppo_unified.engine.rollout import Evaluation, Observations, Rollout
 from ppo_unified.testing import BanditAdapter, BanditPolicy
 
-ROWS, COLUMNS, HALF = 6, 12, 7  # the second episode of a row begins at column 7
+ROWS, COLUMNS, HALF = 6, 12, 7  # the second episode of a row starts at column 7
 EVIL = "\x1b[31m| <b>x</b>\n![i](http://a/b.png)"
 
 
 class Toy(Section):
-    off: float = Field(0.0, description="how far evaluate() is from collect() while learning")
-    bad_column: str = Field("", description="a mistake for `explain` to make")
-    tolerance: float = Field(1e-2, description="what the first ratio may be off")
+    off: float = Field(0.0, description="difference between evaluate() and collect() while learning")
+    bad_column: str = Field("", description="an invalid column that `explain` returns")
+    tolerance: float = Field(1e-2, description="allowed error of the first ratio")
 
 
 class SequenceConfig(RunConfig):
@@ -52,7 +52,7 @@ class SequenceAdapter(BanditAdapter):
         self.policy.off = config.toy.off
 
     def collect(self) -> Rollout:
-        """Two episodes in every row but the last, which holds no step at all."""
+        """Return two episodes in every row except the last, which has no valid step."""
         rollout = super().collect()
         mask = rollout.mask.clone()
         mask[-1] = False
@@ -94,7 +94,7 @@ def report(adapter: SequenceAdapter, episodes: int, seed: int) -> Report:
 
 @pytest.fixture
 def sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the kind 'sequences' known for the length of a test."""
+    """Register the adapter 'sequences' for the duration of a test."""
     here = "tests.sequences"
     spec = AdapterSpec(
         config=f"{here}:SequenceConfig", build=f"{here}:build", report=f"{here}:report", explain=f"{here}:explain"
@@ -103,7 +103,7 @@ def sequences(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_config(**changes: Any) -> SequenceConfig:
-    """A short run on the toy: 8 iterations, samples of the first, every third and the last."""
+    """Return a short configuration: 8 iterations, with samples of the first, every third and the last."""
     options: dict[str, Any] = {
         "total_steps": 0,
         "total_iterations": 8,

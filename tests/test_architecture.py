@@ -1,4 +1,4 @@
-"""Imports point one way, functions fit a screen, and the engine does not know what it trains."""
+"""Limits of the architecture: import directions, sizes of functions and files, and a domain-independent engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODE = ("ppo_unified", "envs", "tui")
 MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_FILE_LINES, MAX_TEST_NAME = 50, 300, 450, 60
 
 BASE = {"errors", "text", "parsing"}  # every package may import these
-ALLOWED = {  # the packages that each one may import besides; as in docs/architecture.md
+ALLOWED = {  # other packages that each package may import, as in docs/architecture.md
     "config": set[str](),
     "engine": {"config"},
     "runs": {"config"},
@@ -30,7 +30,7 @@ ALLOWED = {  # the packages that each one may import besides; as in docs/archite
     "envs": {"config", "engine"},
     "tui": {"config", "runs", "terminal"},
 }
-ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # they name what they load lazily
+ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # these may import from every package
 
 BANNED = {
     "ppo_unified": HEAVY,
@@ -71,7 +71,7 @@ BANNED = {
 }
 
 
-# Each child of this process imports its modules where nothing else was imported but torch, once it is allowed.
+# Each child process imports its modules without any other imports, except torch if it is not banned.
 IMPORT_IN_EACH = """
 import json, os, sys
 banned = json.loads(sys.argv[1])
@@ -89,7 +89,7 @@ for modules in sorted(banned, key=lambda modules: "torch" not in banned[modules]
 
 @pytest.fixture(scope="module")
 def imported() -> dict[str, list[str]]:
-    """Which of the banned modules each entry of BANNED imports."""
+    """Return the banned modules that each entry of BANNED imports."""
     banned = json.dumps({modules: sorted(names) for modules, names in BANNED.items()})
     command = [sys.executable, "-c", IMPORT_IN_EACH, banned]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -110,7 +110,7 @@ def sources(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
 
 
 def test_functions_classes_and_files_are_small() -> None:
-    """A file that a person reads in one sitting; a test file may be longer."""
+    """Only test files may have more lines than the limit."""
     found = []
     for path, tree in sources("ppo_unified", "envs", "tui", "tests", "benchmarks", "docs"):
         place, is_test = path.relative_to(ROOT), path.relative_to(ROOT).parts[0] == "tests"
@@ -145,7 +145,7 @@ def test_engine_package_has_fewer_than_700_lines() -> None:
 
 @pytest.mark.parametrize("name", ["ppo", "batch", "rollout", "optimizers", "diagnostics"])
 def test_engine_names_no_domain(name: str) -> None:
-    """No identifier of a world, and no question after a type but whether observations are a tensor or a mapping."""
+    """The engine has no identifier of a domain and checks no type, except that observations may be a Tensor."""
     tree = ast.parse((ROOT / "ppo_unified" / "engine" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Name | ast.Attribute | ast.arg | ast.keyword):
@@ -157,13 +157,13 @@ def test_engine_names_no_domain(name: str) -> None:
 
 
 def module_name(path: Path) -> str:
-    """`ppo_unified.runs.folder` of `ppo_unified/runs/folder.py`; a package's name of its `__init__.py`."""
+    """Return the module name of a file, such as `ppo_unified.runs.folder`; for `__init__.py` that of the package."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of this project that each of its modules imports, anywhere: in functions and for types, too."""
+    """Return the project modules that each module imports, including imports in functions and for types."""
     trees = {module_name(path): tree for path, tree in sources(*CODE)}
     found: dict[str, set[str]] = {name: set() for name in trees}
     for name, tree in trees.items():
@@ -171,14 +171,14 @@ def imports() -> dict[str, set[str]]:
             targets = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{name}: relative import"
-                whole = [f"{node.module}.{alias.name}" for alias in node.names]
-                targets = [target if target in trees else str(node.module) for target in whole]
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [target if target in trees else str(node.module) for target in names]
             found[name] |= {target for target in targets if target in trees and target != name}
     return found
 
 
-def room_of(module: str) -> str:
-    """The package that a module belongs to in the table of allowed imports."""
+def package_of(module: str) -> str:
+    """Return the package of a module in the table of allowed imports."""
     parts = module.split(".")
     return parts[1] if parts[0] == "ppo_unified" and len(parts) > 1 else parts[0]
 
@@ -189,14 +189,13 @@ def test_imports_follow_the_table() -> None:
         for module, targets in imports().items()
         if module not in ENTRY_POINTS
         for target in sorted(targets)
-        if not (room_of(module) == room_of(target) or target == "ppo_unified" or room_of(target) in BASE)
-        if room_of(target) not in ALLOWED.get(room_of(module), set())
+        if not (package_of(module) == package_of(target) or target == "ppo_unified" or package_of(target) in BASE)
+        if package_of(target) not in ALLOWED.get(package_of(module), set())
     ]
     assert not against, "\n".join(against)
 
 
 def test_there_are_no_import_cycles() -> None:
-    """Tarjan's algorithm would be faster; a file is in a circle where it reaches itself."""
     graph = imports()
 
     def find_reachable(start: str) -> set[str]:
@@ -209,8 +208,8 @@ def test_there_are_no_import_cycles() -> None:
                 waiting += graph[name]
         return seen
 
-    circles = sorted(name for name in graph if name in find_reachable(name))
-    assert not circles, circles
+    cycles = sorted(name for name in graph if name in find_reachable(name))
+    assert not cycles, cycles
 
 
 def test_init_files_are_empty() -> None:

@@ -1,4 +1,4 @@
-"""Every adapter keeps the same contract, and the contract notices each way to break it."""
+"""All adapters satisfy the contract, and `check_adapter` detects every kind of violation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "processes": gym("CartPole-v1", num_envs=2, vectorization="async"),
     "shared torso": gym("CartPole-v1", policy={"shared": True}),
     "one environment": gym("CartPole-v1", num_envs=1, num_steps=60),
-    "normalised, continuous": gym(
+    "normalized, continuous": gym(
         "Pendulum-v1", normalize_obs=True, normalize_reward=True, env_kwargs={"max_episode_steps": 10}
     ),
     "discrete observations, action mask": gym("Taxi-v4", env_kwargs={"max_episode_steps": 9}),
@@ -50,7 +50,7 @@ def test_adapter_satisfies_the_contract(name: str) -> None:
 
 
 class ModifiedBandit(BanditAdapter):
-    """A bandit with its rollouts or its policy changed."""
+    """A bandit with modified rollouts or another policy."""
 
     def __init__(
         self, change: Callable[[Rollout], Rollout] = lambda x: x, policy: type[BanditPolicy] = BanditPolicy
@@ -63,19 +63,19 @@ class ModifiedBandit(BanditAdapter):
         return self.change(super().collect())
 
 
-class PeeksAhead(BanditPolicy):
+class ReadsLaterColumns(BanditPolicy):
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
         return super().logprobs_and_values(obs + 0.1 * obs.flip(1).cumsum(1).flip(1))
 
 
-class CountsColumns(BanditPolicy):
+class ReadsColumnCount(BanditPolicy):
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
         return super().logprobs_and_values(obs / obs.shape[1])
 
 
-class NormalisesOverRows(BanditPolicy):
+class NormalizesOverRows(BanditPolicy):
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
         return super().logprobs_and_values(obs - obs.mean((0, 1)))
@@ -98,28 +98,28 @@ class Wide(BanditPolicy):
         return new._replace(values=new.values[..., None])
 
 
-class OwnsNothing(BanditPolicy):
+class ReturnsNoParameters(BanditPolicy):
     def critic_parameters(self) -> list[nn.Parameter]:
         return []
 
 
-class OwnsEverything(BanditPolicy):
+class ReturnsAllParameters(BanditPolicy):
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.parameters())
 
 
-class OwnsTheActor(BanditPolicy):
+class ReturnsActorParameters(BanditPolicy):
     def critic_parameters(self) -> list[nn.Parameter]:
         return list(self.actor.parameters())
 
 
-class OwnsAStranger(BanditPolicy):
+class ReturnsUnregisteredParameter(BanditPolicy):
     def critic_parameters(self) -> list[nn.Parameter]:
         return [nn.Parameter(torch.zeros(1))]
 
 
-class ActionsLeak(BanditPolicy):
-    """Column t reads the action of column t - 1, masked or not."""
+class ReadsPreviousAction(BanditPolicy):
+    """The value at column t depends on the action at column t - 1, even if that column is masked."""
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         new = super().evaluate(obs, actions)
@@ -138,22 +138,22 @@ BREAKS: list[tuple[Callable[[], Adapter], str]] = [
     ),
     (lambda: ModifiedBandit(lambda r: replace(r, values=r.values + 1)), r"Rollout\.values by up to 1 "),
     (lambda: ModifiedBandit(lambda r: replace(r, rewards=r.rewards / 0)), r"Rollout\.rewards is not finite"),
-    (lambda: ModifiedBandit(lambda r: replace(r, rewards=r.rewards.long())), r"Rollout\.rewards is torch\.int64"),
-    (lambda: ModifiedBandit(without_grad), r"Rollout\.values carries a graph"),
+    (lambda: ModifiedBandit(lambda r: replace(r, rewards=r.rewards.long())), r"Rollout\.rewards: .* got torch\.int64"),
+    (lambda: ModifiedBandit(without_grad), r"Rollout\.values requires a gradient"),
     (
         lambda: ModifiedBandit(lambda r: replace(r, continues=r.mask | True)),
-        r"Rollout\.next_values in column \d is not the val",
+        r"Rollout\.next_values in column \d differs from the val",
     ),
-    (lambda: ModifiedBandit(policy=PeeksAhead), "evaluate.. must be causal"),
-    (lambda: ModifiedBandit(policy=CountsColumns), "first 1 columns alone gives other outputs than evaluating all 4"),
-    (lambda: ModifiedBandit(policy=NormalisesOverRows), "treat rows independently"),
-    (lambda: ModifiedBandit(policy=Detached), "no gradient of the log-probs reaches the policy"),
-    (lambda: ModifiedBandit(policy=DetachedValue), "no gradient of the values reaches critic_parameters"),
-    (lambda: ModifiedBandit(policy=Wide), r"evaluate\(\)\.values is \[32, 4, 1\]; it must be \[R, L\] = \[32, 4\]"),
-    (lambda: ModifiedBandit(policy=OwnsNothing), r"critic_parameters\(\) is empty"),
-    (lambda: ModifiedBandit(policy=OwnsEverything), r"critic_parameters\(\) gives every parameter"),
-    (lambda: ModifiedBandit(policy=OwnsTheActor), "depend on a parameter in critic_parameters"),
-    (lambda: ModifiedBandit(policy=OwnsAStranger), r"that policy\.parameters\(\) lacks"),
+    (lambda: ModifiedBandit(policy=ReadsLaterColumns), "evaluate.. must be causal"),
+    (lambda: ModifiedBandit(policy=ReadsColumnCount), r"the first 1 columns change .* \(the row has 4\)"),
+    (lambda: ModifiedBandit(policy=NormalizesOverRows), "treat rows independently"),
+    (lambda: ModifiedBandit(policy=Detached), "the log-probs have no gradient with respect to the policy"),
+    (lambda: ModifiedBandit(policy=DetachedValue), "the values have no gradient with respect to critic_parameters"),
+    (lambda: ModifiedBandit(policy=Wide), r"\.values: expected shape \[R, L\] = \[32, 4\], got \[32, 4, 1\]"),
+    (lambda: ModifiedBandit(policy=ReturnsNoParameters), r"critic_parameters\(\) is empty"),
+    (lambda: ModifiedBandit(policy=ReturnsAllParameters), r"critic_parameters\(\) returns all parameters"),
+    (lambda: ModifiedBandit(policy=ReturnsActorParameters), "depend on a parameter in critic_parameters"),
+    (lambda: ModifiedBandit(policy=ReturnsUnregisteredParameter), r"that is not in policy\.parameters\(\)"),
 ]
 
 
@@ -163,12 +163,12 @@ def test_contract_detects_violation(make: Callable[[], Adapter], message: str) -
         check_adapter(make)
 
 
-class LeakingActions(BanditAdapter):
-    """Consistent with its own policy, which reads actions of masked columns."""
+class ReadsMaskedActions(BanditAdapter):
+    """An adapter whose policy reads the actions of masked columns; its stored values agree with the policy."""
 
     def __init__(self) -> None:
         super().__init__(row_len=4)
-        self.policy = ActionsLeak(torch.Generator().manual_seed(0))
+        self.policy = ReadsPreviousAction(torch.Generator().manual_seed(0))
 
     def collect(self) -> Rollout:
         rollout = super().collect()
@@ -197,12 +197,12 @@ class ScoreIsNotSeeded(BanditAdapter):
         return [float(self.count)] * episodes
 
 
-class ScoresTheMean(BanditAdapter):
+class ReturnsOneScore(BanditAdapter):
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         return super().score(episodes, seed, greedy)[:1]
 
 
-class ForgetsItsGenerator(BanditAdapter):
+class LosesGeneratorState(BanditAdapter):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.seed()
 
@@ -212,8 +212,8 @@ class SavesAnObject(BanditAdapter):
         return {"generator": self.generator}
 
 
-class SharesItsState(BanditAdapter):
-    """Saves a list that `collect` goes on filling."""
+class ReturnsStateWithoutCopy(BanditAdapter):
+    """An adapter whose state contains a list that `collect` extends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,14 +240,18 @@ class CannotClose(BanditAdapter):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (LeakingActions, AssertionError, "masked columns .* changes the gradient"),
-        (GlobalRandomness, AssertionError, "two adapters made alike collected different rollouts"),
-        (ScoreDrawsFromTraining, AssertionError, r"collect\(\) after score\(\) differs"),
-        (ScoreIsNotSeeded, AssertionError, "greedy scores of the same seed differ"),
-        (ScoresTheMean, AssertionError, "gave 1 scores; it must give one an episode"),
-        (ForgetsItsGenerator, AssertionError, r"state_dict\(\) after load_state_dict\(\) is not what was loaded"),
-        (SavesAnObject, AssertionError, r"state_dict\(\) cannot be kept: state/adapter/generator: a Generator"),
-        (SharesItsState, AssertionError, r"collect\(\) changed what state_dict\(\) had returned"),
+        (ReadsMaskedActions, AssertionError, "masked columns .* changes the gradient"),
+        (GlobalRandomness, AssertionError, r"two adapters from make\(\) collected different rollouts"),
+        (ScoreDrawsFromTraining, AssertionError, r"score\(\) changes the result of the next collect\(\)"),
+        (ScoreIsNotSeeded, AssertionError, "greedy scores with the same seed differ"),
+        (ReturnsOneScore, AssertionError, "must return 3 scores, one per episode, got 1 scores"),
+        (
+            LosesGeneratorState,
+            AssertionError,
+            r"state_dict\(\) after load_state_dict\(\) differs from the loaded state",
+        ),
+        (SavesAnObject, AssertionError, r"state_dict\(\) cannot be saved: state/adapter/generator: a Generator"),
+        (ReturnsStateWithoutCopy, AssertionError, r"collect\(\) changed a state that state_dict\(\) had returned"),
         (CannotClose, OSError, "busy"),
     ],
 )

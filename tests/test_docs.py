@@ -1,4 +1,4 @@
-"""What the documentation says is true: tables, tests that it names, files that it lists."""
+"""Tables, test names and file names in the documentation match the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts in docs/examples run as their docstrings say."""
+"""The scripts in docs/examples run and learn as their docstrings describe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 def run_example(name: str, folder: Path, short: dict[str, str]) -> str:
-    """Run a copy of a script in `folder`, with some lines replaced to shorten it; return what it prints."""
+    """Run a copy of a script in `folder`, with some lines replaced to shorten it, and return its output."""
     source = (EXAMPLES / name).read_text(encoding="utf-8")
     for line, replacement in short.items():
         assert line in source

@@ -1,4 +1,4 @@
-"""A share of `make fuzz` in every test run, always the same inputs; and those that once broke something."""
+"""A short version of `make fuzz` with fixed inputs, and the inputs that failed in the past."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fuzz.parsers import parsers as all_parsers
 from tests.fuzz.readers import is_harmless
 from tests.fuzz.trials import try_many, try_one
 
-SHARE = 24  # inputs of each parser
+SHARE = 24  # inputs per parser
 DEEP = 100_000
 NESTED = json.loads("[" * 900 + "]" * 900)
 LIST_AS_KEY = b'{"$items": [[[], 1]]}'
@@ -46,17 +46,19 @@ def samples(changes: dict[str, Any]) -> bytes:
 
 
 def make_checkpoint(changes: dict[str, Any]) -> dict[str, bytes]:
-    """One whose meta.json says something else, with a checksum of its own that is right."""
+    """Return a checkpoint with changes in meta.json and a valid checksum of that file."""
     whole = real_files.checkpoint_files()
     return real_files.with_meta(whole, json.dumps(json.loads(whole["meta.json"]) | changes).encode())
 
 
 def make_sealed_checkpoint(trainer: bytes) -> dict[str, bytes]:
-    """One with another trainer.json, all of whose checksums are right."""
+    """Return a checkpoint with another trainer.json and valid checksums."""
     return real_files.seal_checkpoint(real_files.checkpoint_files() | {"trainer.json": trainer})
 
 
-ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, input or what makes it, refused now?
+ONCE_FAILED: dict[
+    str, tuple[str, Any, bool]
+] = {  # name -> parser, input or a function that creates it, True if a UsageError is expected
     "run.json nested 100,000 deep": ("run.json", b"[" * DEEP, True),
     "run.json with a nested value": (
         "run.json",
@@ -65,7 +67,7 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     ),
     "run.json with a step of 400 digits": ("run.json", json.dumps(STATUS | {"step": 10**400}).encode(), True),
     "run.json with an infinite heartbeat": ("run.json", b'{"heartbeat": Infinity}', True),
-    "run.json with resumes that are no objects": ("run.json", b'{"resumes": [1]}', True),
+    "run.json with resumes that are not objects": ("run.json", b'{"resumes": [1]}', True),
     "configuration nested 100,000 deep": ("configuration", b"a = " + b"[" * DEEP, True),
     "configuration with a key of 20,000 parts": ("configuration", b"a" + b".a" * 20_000 + b" = 1", True),
     "configuration with a number of 5,000 digits": ("configuration", b"a = " + b"9" * 5000, True),
@@ -85,15 +87,15 @@ ONCE_FAILED: dict[str, tuple[str, Any, bool]] = {  # what happened -> parser, in
     "checkpoint of a trainer that is a list": ("checkpoint", partial(make_sealed_checkpoint, b"[]"), True),
     "samples with a column of dates": ("samples", partial(samples, {"value": np.zeros((2, 3), "M8[s]")}), True),
     "samples with texts for numbers": ("samples", partial(samples, {"reward": np.full((2, 3), "x")}), True),
-    "samples with a name that paints": ("samples", partial(samples, {"\x1b[31m": np.zeros((2, 3))}), True),
+    "samples with a color code in a name": ("samples", partial(samples, {"\x1b[31m": np.zeros((2, 3))}), True),
     "samples with a list for a number": ("samples", partial(samples, {"gamma": [1.0, 2.0]}), True),
     "samples with a metric text of the wrong kind": ("samples", partial(samples, {"metrics": "[]"}), True),
     "recipe whose differences are a number": ("recipe", b'kind = "llm"\n[about]\ndiffers = 0\n', True),
-    "recipe about which there is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
+    "recipe whose about is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
     "recipe of a kind that is a table": ("recipe", b"[kind]\na = 1\n", True),
     "chart of numbers whose differences overflow": ("chart", ([0.0, 1.0], [-1.7e308, 1.7e308], 40, 8, False), False),
-    "chart of points at no place": ("chart", ([0.0, float("inf")], [0.0, 0.0], 0, 0, False), False),
-    "chart of one point at no place": ("chart", ([float("nan")], [0.0], 0, 0, False), False),
+    "chart of size 0 with an infinite value": ("chart", ([0.0, float("inf")], [0.0, 0.0], 0, 0, False), False),
+    "chart of size 0 with a NaN value": ("chart", ([float("nan")], [0.0], 0, 0, False), False),
     "logarithmic chart of the largest number": ("chart", ([0.0], [1.797e308], 0, 0, True), False),
     "command line with an odd digit for a step": ("command line", ["inspect", "a", "--sample", "\u00b2"], True),
     "command line with a number of 5,000 digits": ("command line", ["inspect", "a", "--sample", "9" * 5000], True),

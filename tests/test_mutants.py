@@ -1,4 +1,4 @@
-"""`make mutants` takes minutes; that each of its replacements still applies is checked here."""
+"""Checks that the replacements of `make mutants`, which itself takes minutes, still apply."""
 
 from __future__ import annotations
 

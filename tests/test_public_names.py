@@ -1,4 +1,4 @@
-"""What `import ppo_unified` offers: every public name, loaded when it is first used."""
+"""Public names of `ppo_unified` are imported when they are first used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many files a reader opens to follow one run, and that docs/architecture.md names the ones that run."""
+"""Limits the number of files needed to follow a run; the reading paths in docs/architecture.md name files that run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.reading_path import COMMANDS, ROOT
 
 MOST_BEFORE_FIRST_STEP = 33  # of `train cartpole`
-PATHS = {  # heading in docs/architecture.md -> command that is recorded, most files
+PATHS = {  # heading in docs/architecture.md -> recorded command, maximum number of files
     "Reading path: one CartPole run": ("cartpole", 12),
     "Reading path: one response": ("response", 16),
 }
@@ -35,7 +35,7 @@ def test_cartpole_needs_few_files_before_first_step(recorded: Recorded) -> None:
 
 @pytest.mark.parametrize("heading", PATHS)
 def test_reading_path_names_files_that_run(heading: str, recorded: Recorded) -> None:
-    """Items of a numbered list that begin with a path in backticks: "1. `ppo_unified/cli/__init__.py` ..."."""
+    """Each item of the numbered list starts with a path in backticks: "1. `ppo_unified/cli/__init__.py` ..."."""
     command, most = PATHS[heading]
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
@@ -43,4 +43,4 @@ def test_reading_path_names_files_that_run(heading: str, recorded: Recorded) -> 
     paths = re.findall(r"^\d+\. `([^`]+)`", section, re.M)
     assert 0 < len(paths) == len(set(paths)) == len(items) <= most
     unknown = [path for path in paths if path not in recorded[command]["whole"]]
-    assert not unknown, f"{unknown} do not run; these do:\n" + "\n".join(recorded[command]["whole"])
+    assert not unknown, f"{unknown} do not run; the files that run are:\n" + "\n".join(recorded[command]["whole"])

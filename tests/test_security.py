@@ -1,4 +1,4 @@
-"""What no file, name or model may do: leave its folder, run code, reach beyond this machine, or write to a terminal."""
+"""Untrusted files, names and models cannot leave a folder, run code, use the network or control the terminal."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ ESCAPING = (
     "~a",
     "",
 )
-Say = pytest.CaptureFixture[str]
+Capture = pytest.CaptureFixture[str]
 
 
 class Payload:
-    """Unpickled, it writes a file."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -62,7 +62,7 @@ class Payload:
 
 
 def make(runs: Path, name: str = "a", /, **status: Any) -> Run:
-    """A finished run with curves."""
+    """Create the folder of a finished run."""
     run = Run(runs / name)
     run.path.mkdir(parents=True)
     usual: dict[str, Any] = {"name": name, "kind": "gym", "preset": "cartpole", "state": "finished"}
@@ -73,7 +73,7 @@ def make(runs: Path, name: str = "a", /, **status: Any) -> Run:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every path below a folder, and what links mean."""
+    """Return every path below a folder, with the targets of symbolic links."""
     return {str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else "" for p in folder.rglob("*")}
 
 
@@ -87,7 +87,7 @@ def test_no_command_creates_or_renames_runs_outside_the_folder(tmp_path: Path, n
     before = contents(tmp_path)
     with pytest.raises(UsageError, match="run name"):
         control.rename(run, name)
-    if name:  # none given: a name is made
+    if name:  # without a name, `create` makes one
         with pytest.raises(UsageError, match="run name"):
             create(runs, name, "b")
     with pytest.raises(UsageError, match="run name"):
@@ -95,8 +95,8 @@ def test_no_command_creates_or_renames_runs_outside_the_folder(tmp_path: Path, n
     assert contents(tmp_path) == before
 
 
-def test_name_in_run_json_has_no_effect(tmp_path: Path, capsys: Say) -> None:
-    """Only the folder's own name is a run's."""
+def test_name_in_run_json_has_no_effect(tmp_path: Path, capsys: Capture) -> None:
+    """The name of a run is that of its folder."""
     victim, run = make(tmp_path, "victim"), make(tmp_path, "a", name="../victim")
     assert main(["delete", "a", "--yes", "--runs", str(tmp_path)]) == 0
     assert victim.path.is_dir()
@@ -139,7 +139,7 @@ def test_delete_removes_links_but_never_their_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["log.txt", "run.lock", "checkpoints", "samples", "nonfinite", "export"])
-def test_resume_rejects_run_behind_a_link(tmp_path: Path, capsys: Say, name: str) -> None:
+def test_resume_rejects_run_behind_a_link(tmp_path: Path, capsys: Capture, name: str) -> None:
     run = make(tmp_path / "runs", state="stopped")
     run.config.write_text(load_preset("cartpole").to_toml(), encoding="utf-8")
     (tmp_path / "precious").mkdir()
@@ -162,7 +162,7 @@ def test_delete_rejects_folders_that_are_not_runs(tmp_path: Path) -> None:
 
 
 def test_pruning_and_truncation_touch_only_own_files(tmp_path: Path) -> None:
-    """Nor what a link among them means."""
+    """The target of a symbolic link is not touched either."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
@@ -185,7 +185,7 @@ def test_pruning_and_truncation_touch_only_own_files(tmp_path: Path) -> None:
 
 
 def test_forged_export_description_cannot_replace_files(tmp_path: Path) -> None:
-    """policy.json lists what an earlier export wrote; one that lists more moves nothing outside its folder."""
+    """policy.json lists the files of an earlier export; a forged list cannot move files outside the folder."""
     (tmp_path / "thesis.tex").write_text("x")
     out = tmp_path / "out"
     out.mkdir()
@@ -207,7 +207,7 @@ def test_export_beside_malformed_description_is_rejected(tmp_path: Path, files: 
 
 
 def test_export_to_non_utf8_path_is_rejected_early(tmp_path: Path) -> None:
-    """torch would end the process over it."""
+    """torch would abort the process for such a path."""
     with pytest.raises(UsageError, match="not UTF-8"):
         _check_target(tmp_path / os.fsdecode(b"ex\xff"), "a")
     assert not contents(tmp_path)
@@ -217,8 +217,8 @@ def test_export_to_non_utf8_path_is_rejected_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_pickle_checkpoint_runs_no_code(tmp_path: Path, protocol: int, capsys: Say) -> None:
-    """Whatever file of it they pose as, for every command that reads checkpoints."""
+def test_pickle_checkpoint_runs_no_code(tmp_path: Path, protocol: int, capsys: Capture) -> None:
+    """All commands that read checkpoints are tested with pickles in every file of a checkpoint."""
     run, mark = make(tmp_path / "runs", state="stopped"), tmp_path / "executed"
     folder = checkpoint.checkpoint_folder(run, 10)
     folder.mkdir(parents=True)
@@ -235,13 +235,13 @@ def test_pickle_checkpoint_runs_no_code(tmp_path: Path, protocol: int, capsys: S
         if command in ("eval", "play"):
             arguments += ["--checkpoint", "latest"]
         assert main(arguments) in (0, 1, 2), command
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
     with suppress(UsageError):
         checkpoint.load_newest(run, torch.device("cpu"))
     assert not mark.exists()
     pickle.loads(evil)
-    assert mark.is_dir(), "the payload itself works"
+    assert mark.is_dir(), "the payload must work when it is unpickled"
 
 
 def test_pickle_model_runs_no_code(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_pickle_model_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers would ask on the terminal whether to run it."""
+    """transformers would otherwise prompt for permission to run the code."""
     from envs.llm.model import load_config, load_tokenizer
     from tests.models import save_model
 
@@ -273,10 +273,10 @@ def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, mo
     settings |= {"tokenizer_class": "C", "auto_map": {"AutoTokenizer": ["own.C", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
-    def fail_if_asked(*_: object) -> str:
-        raise AssertionError("it asked")
+    def fail_on_prompt(*_: object) -> str:
+        raise AssertionError("input() was called")
 
-    monkeypatch.setattr("builtins.input", fail_if_asked)
+    monkeypatch.setattr("builtins.input", fail_on_prompt)
     with pytest.raises(UsageError, match=r"trust_remote_code|custom code"):
         load_config(str(folder))
     with suppress(UsageError):
@@ -286,7 +286,7 @@ def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, mo
 
 @cache
 def calls() -> list[tuple[str, ast.Call, str]]:
-    """Every call in the packages: where, the call, and what is called."""
+    """Return every call in the packages: its location, its node and the name of the called function."""
     return [
         (f"{path.relative_to(ROOT)}:{node.lineno}", node, ast.unparse(node.func))
         for package in ("ppo_unified", "envs", "tui")
@@ -317,14 +317,14 @@ def test_code_uses_no_shell_eval_or_pickle() -> None:
         wrong += [f"{where}: {name}"] * (name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False")
         wrong += [f"{where}: {name}"] * (given.get("trust_remote_code", "False") != "False")
     assert not wrong
-    assert sum(name == "np.load" for _, _, name in calls()), "the search finds what it looks for"
+    assert sum(name == "np.load" for _, _, name in calls()), "the search must find the known calls"
 
 
 def test_dynamic_imports_are_limited() -> None:
-    """What a configuration names is code: rewards, environments and wrappers, as docs/security.md says; no more."""
-    there = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
-    ours = {f"ppo_unified/cli/{name}.py" for name in ("common", "main", "policy", "regress", "run_training", "tui")}
-    assert there <= ours | {
+    """Only rewards, environments and wrappers that a configuration names are imported, as docs/security.md states."""
+    found = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
+    commands = {f"ppo_unified/cli/{name}.py" for name in ("common", "main", "policy", "regress", "run_training", "tui")}
+    assert found <= commands | {
         "ppo_unified/__init__.py",
         "ppo_unified/config/registry.py",
         "envs/llm/rewards/functions.py",
@@ -335,7 +335,9 @@ def test_dynamic_imports_are_limited() -> None:
 # the network
 
 
-def test_tensorboard_listens_on_localhost_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Say) -> None:
+def test_tensorboard_listens_on_localhost_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     from ppo_unified.cli import tensorboard
 
     served: list[list[str]] = []
@@ -358,7 +360,7 @@ def test_tensorboard_listens_on_localhost_only(tmp_path: Path, monkeypatch: pyte
 
 
 def make_hostile_run(runs: Path) -> Run:
-    """A run in which every text is out to hurt."""
+    """Create a run in which every text contains control sequences and markup."""
     name = EVIL.replace("\x00", "").replace("/", "")
     status: dict[str, Any] = {key: EVIL for key, value in asdict(Status()).items() if isinstance(value, str)}
     status |= {"state": "failed", "kind": "gym", "versions": {EVIL: EVIL}, "resumes": [{"from_state": EVIL, "step": 3}]}
@@ -417,33 +419,33 @@ COMMANDS = (
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda x: " ".join(x).encode("unicode_escape").decode()[:50])
 def test_commands_sanitize_foreign_text(
-    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_hostile_run(tmp_path / "runs")
     make(tmp_path / "runs", "b", started=1.0)
     with suppress(SystemExit):
         assert main(arguments) in (0, 1, 2)
-    said = capsys.readouterr()
-    assert said.out or said.err
-    for text in (said.out, said.err):
+    output = capsys.readouterr()
+    assert output.out or output.err
+    for text in (output.out, output.err):
         assert is_harmless(text), [c for c in text if not is_harmless(c)]
 
 
 @pytest.mark.parametrize("arguments", [["runs", "--runs", "a"], ["runs", "x", "--runs", "b"], ["doctor"]], ids=" ".join)
 def test_commands_sanitize_folder_names(
-    tmp_path: Path, capsys: Say, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     folder = tmp_path / EVIL.replace("\x00", "").replace("/", "")
     make(folder / "b")
     monkeypatch.chdir(folder)
     assert main([str(folder / word) if word in ("a", "b") else word for word in arguments]) == 0
-    said = capsys.readouterr()
-    assert "[red]" in said.out + said.err
-    assert is_harmless(said.out + said.err)
+    output = capsys.readouterr()
+    assert "[red]" in output.out + output.err
+    assert is_harmless(output.out + output.err)
 
 
-def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Say) -> None:
+def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Capture) -> None:
     run = make(tmp_path / EVIL.replace("\x00", "").replace("/", ""))
     run.acquire()
     writes = BestEffort(run)
@@ -452,13 +454,13 @@ def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Say) -> 
     with writes.attempt("run.json"):
         pass
     run.release()
-    said = capsys.readouterr().err
-    assert "cannot be written" in said
-    assert "can be written again" in said
-    assert is_harmless(said)
+    output = capsys.readouterr().err
+    assert "cannot be written" in output
+    assert "can be written again" in output
+    assert is_harmless(output)
 
 
-def test_json_output_escapes_foreign_text(tmp_path: Path, capsys: Say) -> None:
+def test_json_output_escapes_foreign_text(tmp_path: Path, capsys: Capture) -> None:
     make_hostile_run(tmp_path)
     for command in ("runs", "show latest", "inspect latest"):
         assert main([*command.split(), "--json", "--runs", str(tmp_path)]) == 0
@@ -470,7 +472,7 @@ def test_json_output_escapes_foreign_text(tmp_path: Path, capsys: Say) -> None:
 
 
 def test_tui_shows_foreign_text_literally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every view of a hostile run: no markup is obeyed, and no control character is among what is drawn."""
+    """No tab of the run page interprets markup or draws control characters."""
     import asyncio
 
     from tui.app import Terminal
@@ -491,5 +493,5 @@ def test_tui_shows_foreign_text_literally(tmp_path: Path, monkeypatch: pytest.Mo
             assert app.is_running
 
     asyncio.run(look())
-    assert any("aa" in line or "[red]x" in line for line in drawn), "the run was drawn at all"
+    assert any("aa" in line or "[red]x" in line for line in drawn), "the run was not drawn"
     assert all(is_harmless(line) for line in drawn), [line for line in drawn if not is_harmless(line)][:3]

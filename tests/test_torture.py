@@ -1,4 +1,4 @@
-"""A small share of `make torture`: runs that are killed and resumed end as if nothing had happened."""
+"""A short version of `make torture`: killed and resumed runs end like uninterrupted runs."""
 
 from __future__ import annotations
 

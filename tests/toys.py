@@ -1,4 +1,4 @@
-"""Rollouts and policies made up for tests: random numbers in every field, where a law must hold for any."""
+"""Random rollouts and small policies for tests of properties that must hold for all inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_rollout(
     ragged: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> Rollout:
-    """Random numbers everywhere; a share of `holes` columns masked, and with `ragged` the ends of rows too."""
+    """Return a random rollout; a fraction `holes` of the steps is masked, with `ragged` also the ends of rows."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -49,7 +49,7 @@ def random_rollout(
 
 
 def with_next_values(rollout: Rollout) -> Rollout:
-    """The same with next_values = V at the next valid column wherever an episode continues, as adapters give it."""
+    """Return the rollout with next_values = V at the next valid column if the episode continues, as in adapters."""
     next_values = rollout.next_values.clone()
     for i in range(len(rollout.mask)):
         own = rollout.mask[i].nonzero().flatten().tolist()
@@ -60,7 +60,7 @@ def with_next_values(rollout: Rollout) -> Rollout:
 
 
 class MarkovPolicy(BanditPolicy):
-    """Sees its own column only, so that it may be read by step or by row."""
+    """A policy that reads only the current column, so rows of any length give the same outputs."""
 
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
         assert isinstance(obs, Tensor)
@@ -73,7 +73,7 @@ def make_policy(policy: Callable[[torch.Generator], BanditPolicy], seed: int = 0
 
 
 def gradients(policy: ActorCritic) -> Tensor:
-    """All gradients in one vector, zeros where there is none."""
+    """Return all gradients in one vector; parameters without a gradient count as zeros."""
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in policy.parameters()])
 
 
@@ -84,7 +84,7 @@ def weights(policy: ActorCritic) -> Tensor:
 def engine_gradient(
     policy: ActorCritic, batch: Any, ppo: PPO, progress: Progress | None = None, **optim: Any
 ) -> Tensor:
-    """The gradient that the engine would step along for one minibatch."""
+    """Return the gradient that the engine computes for one minibatch."""
     learner = make_learner(policy, ppo, Optim(**optim))
     learner.progress = progress or learner.progress
     policy.zero_grad()
@@ -95,6 +95,6 @@ def engine_gradient(
 def run_engine(
     adapter: Adapter, iterations: int, ppo: PPO | None = None, optim: Optim | None = None, seed: int = 0
 ) -> list[dict[str, float]]:
-    """Train for some iterations; the metrics of each."""
+    """Train for `iterations` iterations and return the metrics of each."""
     learner = make_learner(adapter.policy, ppo or PPO(), optim or Optim(), total_iterations=iterations, seed=seed)
     return [iteration.metrics for iteration in train(adapter, learner)]

@@ -1,4 +1,4 @@
-"""What can be trained: presets (a task, tuned options, the score and time to expect), files, environment ids."""
+"""Load the configuration of a target: a preset, a TOML file, or a word that an adapter recognizes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ppo_unified.errors import UsageError, did_you_mean
 
 
 class PresetSummary(NamedTuple):
-    """A preset's line for people."""
+    """The summary of a preset in lists."""
 
     name: str
     kind: str
     title: str
-    score: str  # what to expect
-    time: str
+    score: str  # the expected score
+    time: str  # the expected duration
 
 
 def preset_files() -> dict[str, Path]:
-    """Every preset's name and file, of all adapters."""
+    """Return the names and files of the presets of all adapters."""
     return toml_files("presets")
 
 
@@ -38,7 +38,7 @@ def list_presets() -> Iterator[PresetSummary]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is such a file; False where the file system refuses to look, as for a name too long for it."""
+    """Return True if `path` is a file, and False also for a name that is too long for the file system."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -46,8 +46,11 @@ def is_file(path: str | Path) -> bool:
 
 
 def load_target(target: str) -> RunConfig:
-    """The configuration of a preset, a TOML file, or what an adapter recognises, such as a Gymnasium id; its `preset`
-    says what it began as, which names its runs. Raises UsageError with the nearest name."""
+    """Return the configuration of a preset, a TOML file, or a word that an adapter recognizes, such as a Gymnasium id.
+
+    The configuration's `preset` is the target's name, from which run names are made. Raises UsageError for an unknown
+    target.
+    """
     presets = preset_files()
     if target in presets:
         return _set_preset_name(target, from_file(presets[target]))
@@ -58,30 +61,32 @@ def load_target(target: str) -> RunConfig:
             config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
         )
     specs = all_adapters()
-    for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):  # a kind's own name needs no other's
+    # an adapter whose name is the target comes first: then the modules of the others are not imported
+    for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
             return _set_preset_name(target.split(":")[-1], from_table({"kind": kind, **table}, target))
     raise UsageError(
-        f"there is no preset, file or environment {target!r}{did_you_mean(target, presets)} (list: ppo-unified envs)"
+        f"no preset, file or environment is named {target!r}{did_you_mean(target, presets)} (list: ppo-unified envs)"
     )
 
 
 def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
-    """`config` as begun from `text`, what a run's name can't hold replaced."""
+    """Return `config` with `preset` set to `text`; characters that are invalid in a run's name become hyphens."""
     return config.model_copy(update={"preset": re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"})
 
 
 def from_file(path: Path) -> RunConfig:
-    """The configuration in a TOML file: a preset, a run's config.toml, or the user's own."""
+    """Return the configuration in a TOML file: a preset, a run's config.toml, or a user's file."""
     return from_table(read_toml(path), str(path))
 
 
 def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the configuration in a table of options; `where` is its location in error messages."""
     options = {key: value for key, value in table.items() if key != "about"}
     kind = options.get("kind", "")
     if not isinstance(kind, str) or not kind:
-        raise UsageError(f'{where}: says no adapter; add a line such as: kind = "gym"')
+        raise UsageError(f'{where}: needs the name of an adapter; add a line such as: kind = "gym"')
     return validate(config_model(kind), options, where)
 
 
@@ -89,22 +94,22 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def apply_changes(config: C, changes: Mapping[str, Any], where: str) -> C:
-    """`config` with `changes` (nested tables) laid over it and validated again."""
+    """Apply `changes` (nested tables) on top of `config` and validate the result."""
     return validate(type(config), overlay(config.model_dump(), changes), where)
 
 
 def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
-    """A preset, TOML file or environment id as a configuration: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`;
-    with a recipe's options between the preset's and the changes.
+    """Return the configuration of a preset, TOML file or environment id, with the given changes.
 
-    Raises UsageError for unknown names, unknown options and values out of bounds.
+    Example: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`. A recipe is applied on top of the preset, and the
+    changes on top of both. Raises UsageError for unknown names and options and for invalid values.
     """
     config = load_target(name)
     return apply_changes(apply_recipe(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
 
 
 def check(config: RunConfig) -> None:
-    """What the adapter can refuse before a run folder exists. Raises UsageError."""
+    """Run the adapter's checks, before a run folder is created. Raises UsageError for an invalid configuration."""
     spec = find_adapter(config.kind)
     for reference in (spec.missing, spec.check):
         if reference:

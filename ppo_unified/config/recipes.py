@@ -1,5 +1,7 @@
-"""How known systems set PPO up: TOML overlays that say only what their source determines, each setting with where it
-stands there. A recipe is laid over a target's options; flags are laid over both."""
+"""Recipes: the PPO options of published systems, as TOML files that are applied on top of a target's options.
+
+A comment beside each option cites its place in the source. Flags are applied on top of the recipe.
+"""
 
 from __future__ import annotations
 
@@ -20,27 +22,27 @@ _REMARK = re.compile(r"\s*#\s*(.*)")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe as its file has it; `options` are nested tables, `sources` name them as flags do ('llm.kl_coef')."""
+    """The contents of a recipe's file."""
 
     name: str
     kind: str
     title: str
-    source: str  # of the whole
-    differs: tuple[str, ...]  # what the source does and no option here can say
-    options: Mapping[str, Any]
-    sources: Mapping[str, str]  # option -> the comment beside it
+    source: str  # the publication or repository that the recipe follows
+    differs: tuple[str, ...]  # differences from the source that no option can express
+    options: Mapping[str, Any]  # nested tables
+    sources: Mapping[str, str]  # full name of an option, such as 'llm.kl_coef' -> the comment beside it
     text: str
 
 
 class Setting(NamedTuple):
-    """A recipe's value of one option; `source` is None where the recipe leaves the default."""
+    """A recipe's value of one option; `source` is None if the recipe uses the default."""
 
     value: Any
     source: str | None
 
 
 def recipe_files() -> dict[str, Path]:
-    """Every recipe's name and file, of all adapters."""
+    """Return the names and files of the recipes of all adapters."""
     return toml_files("recipes")
 
 
@@ -49,10 +51,10 @@ def all_recipes() -> list[Recipe]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises UsageError naming the nearest one."""
+    """Return a recipe by name. Raises UsageError for an unknown name, with the most similar one."""
     files = recipe_files()
     if name not in files:
-        raise UsageError(f"there is no recipe {name!r}{did_you_mean(name, files)} (list: ppo-unified recipes)")
+        raise UsageError(f"unknown recipe {name!r}{did_you_mean(name, files)} (list: ppo-unified recipes)")
     return _read(name, files[name])
 
 
@@ -60,17 +62,17 @@ def _read(name: str, path: Path) -> Recipe:
     table = read_toml(path)
     about, kind = table.pop("about", {}), table.pop("kind", "")
     if not kind or not isinstance(kind, str):
-        raise UsageError(f'{path}: says no adapter; add a line such as: kind = "llm"')
+        raise UsageError(f'{path}: needs the name of an adapter; add a line such as: kind = "llm"')
     about = about if isinstance(about, dict) else {"title": about}
     title, source, differs = about.get("title", ""), about.get("source", ""), about.get("differs", [])
     if not isinstance(differs, list) or not all(isinstance(x, str) for x in (title, source, *differs)):
-        raise UsageError(f"{path}: [about] holds title and source, which are texts, and differs, a list of texts")
+        raise UsageError(f"{path}: [about] needs title and source as strings and differs as a list of strings")
     text = path.read_text(encoding="utf-8")
     return Recipe(name, kind, title, source, tuple(differs), table, parse_comments(text), text)
 
 
 def parse_comments(text: str) -> dict[str, str]:
-    """The comment beside each setting of a TOML text, lines of nothing but comment below it included, by option."""
+    """Return the comment of each option: the text beside its value and on the comment lines directly below it."""
     found: dict[str, str] = {}
     section = option = ""
     for line in text.splitlines():
@@ -90,22 +92,21 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def apply_recipe(config: C, name: str) -> C:
-    """`config` with a recipe's options over its own and the recipe's name in it, yet to be validated as a whole: flags
-    come over both, and may mend what the two alone would contradict each other in.
+    """Return `config` with a recipe's options applied on top, and with the recipe's name.
 
-    Raises UsageError for unknown names and for a recipe of another kind, or one that is wrong by itself.
+    The result is not validated, because flags that are applied later may resolve a conflict between config and recipe.
+    Raises UsageError for an unknown or invalid recipe, and for a recipe of a different kind.
     """
     recipe = load_recipe(name)
     if recipe.kind != config.kind:
         raise UsageError(
-            f"--recipe {name}: is for kind {recipe.kind!r}, and {config.origin} is of kind {config.kind!r}; "
-            f"choose a target of that kind, or a recipe of this one (list: ppo-unified recipes)"
+            f"--recipe {name}: needs a target of kind {recipe.kind!r}, but {config.origin} is of kind "
+            f"{config.kind!r}; choose another target or recipe (list: ppo-unified recipes)"
         )
     own, changes = _recipe_config(recipe), dict[str, Any](recipe=name)
     for key, value in recipe.options.items():
-        ours, theirs = getattr(config, key), getattr(own, key)
-        inside = isinstance(ours, Section)
-        changes[key] = ours.model_copy(update={k: getattr(theirs, k) for k in value}) if inside else theirs
+        old, new = getattr(config, key), getattr(own, key)
+        changes[key] = old.model_copy(update={k: getattr(new, k) for k in value}) if isinstance(old, Section) else new
     return config.model_copy(update=changes)
 
 
@@ -114,13 +115,13 @@ def _recipe_config(recipe: Recipe) -> RunConfig:
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
-    """Every option under its flag's name: what the recipe sets, and the defaults of the rest."""
+    """Return the value of every option by its full name: the recipe's values and the defaults of all other options."""
     options = _recipe_config(recipe).flatten().items()
     return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 
 def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:
-    """The options in which two recipes differ when laid over the defaults, in the schema's order."""
-    ours, theirs, absent = settings(first), settings(second), Setting(None, None)
-    pairs = {option: (ours.get(option, absent), theirs.get(option, absent)) for option in ours | theirs}
+    """Return the options whose values differ between two recipes (on top of the defaults), in the schema's order."""
+    left, right, absent = settings(first), settings(second), Setting(None, None)
+    pairs = {option: (left.get(option, absent), right.get(option, absent)) for option in left | right}
     return {option: pair for option, pair in pairs.items() if pair[0].value != pair[1].value}

@@ -1,4 +1,4 @@
-"""The table of what can be trained. Everything is named by strings and imported only when a run needs it."""
+"""The registry of adapters. Their modules are named by strings and imported only when a run needs them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ BUILT_IN = {
 
 
 def all_adapters() -> dict[str, AdapterSpec]:
-    """Built-in adapters and those of installed packages, by kind. Raises UsageError where an entry point is broken."""
+    """Return the built-in adapters and those of installed packages, by kind.
+
+    Raises UsageError if an entry point cannot be loaded.
+    """
     found = dict(BUILT_IN)
     for point in _entry_points(tuple(sys.path)):
         try:
@@ -60,7 +63,7 @@ def all_adapters() -> dict[str, AdapterSpec]:
             ) from error
         if not isinstance(spec, AdapterSpec):
             raise UsageError(
-                f"entry point {point.name} = {point.value!r} must be an AdapterSpec, not {type(spec).__name__}"
+                f"entry point {point.name} = {point.value!r}: expected an AdapterSpec, got {type(spec).__name__}"
             )
         found[point.name] = spec
     return found
@@ -68,33 +71,34 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of packages on this `sys.path`, as they are at first: looking through them takes 10 ms."""
+    """Return the entry points of the packages on this `sys.path`; cached, because the search takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
 def find_adapter(kind: str) -> AdapterSpec:
-    """The adapter of that name. Raises UsageError naming the nearest one."""
+    """Return an adapter by its kind. Raises UsageError for an unknown kind, with the most similar one."""
     if kind in BUILT_IN:
         return BUILT_IN[kind]
     found = all_adapters()
     if kind not in found:
-        raise UsageError(f"there is no adapter {kind!r}{did_you_mean(kind, found)}; known: {', '.join(found)}")
+        raise UsageError(f"unknown adapter {kind!r}{did_you_mean(kind, found)}; installed: {', '.join(found)}")
     return found[kind]
 
 
 def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
-    """Name and path of every TOML file in the packages that adapters name for `part`, sorted by name."""
+    """Return the names and paths of the presets or recipes of all adapters, sorted by name."""
     packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
     paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
     return dict(sorted((path.stem, path) for path in paths))
 
 
 def config_model(kind: str) -> type[RunConfig]:
+    """Return the class of an adapter's configuration."""
     model: type[RunConfig] = load(find_adapter(kind).config)
     return model
 
 
 def load(reference: str) -> Any:
-    """The object that 'module:attribute' names."""
+    """Import and return the object that a reference of the form 'module:attribute' names."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)

@@ -1,7 +1,7 @@
-"""The one schema of every option: TOML keys, command-line flags, form fields, bounds and help come from here.
+"""The schema of all options. TOML keys, command-line flags, form fields, bounds and help texts are derived from it.
 
 Sections are frozen pydantic models; an adapter adds its own by subclassing `RunConfig`. Optional numbers use 0 for
-"off", because TOML has no null. An option that the rest of the configuration would ignore is refused by name.
+"off", because TOML has no null. An option that would have no effect with the other options is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ppo_unified.config.values import format_mismatch
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_toml, read_bytes
 
-RECORDS = ("kind", "preset", "recipe")  # what a configuration is, not what it does
-LARGEST_WHOLE = 2**63 - 1  # that files and other programs take for a whole number
+RECORDS = ("kind", "preset", "recipe")  # set by the target and the recipe, not by flags
+LARGEST_WHOLE = 2**63 - 1  # the largest integer in TOML and in event files
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys, NaN and infinity are refused; values never change after validation."""
+    """Base class of all sections: immutable after validation; rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -33,140 +33,131 @@ class Section(BaseModel):
 
 
 class PPO(Section):
-    """How a rollout becomes a gradient."""
+    """Options of the PPO update."""
 
-    epochs: int = Field(10, ge=1, description="passes over each rollout")
-    minibatches: int = Field(
-        4, ge=1, description="optimizer steps per epoch; the rows are dealt to them anew each epoch"
-    )
+    epochs: int = Field(10, ge=1, description="number of passes over each rollout")
+    minibatches: int = Field(4, ge=1, description="minibatches per epoch; each is one optimizer step")
     microbatch_columns: int = Field(
-        65536, ge=1, description="columns per forward pass, padding included: lower it when memory runs out"
+        65536, ge=1, description="maximum columns per forward pass, including padding; a lower number saves memory"
     )
-    gamma: float = Field(0.99, ge=0, le=1, description="discount of future rewards per step")
-    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 0 trusts the critic, 1 trusts the rewards")
+    gamma: float = Field(0.99, ge=0, le=1, description="discount factor per step")
+    lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 0 = rely on the critic, 1 = rely on the rewards")
     advantage: Literal["gae", "td", "reward-to-go", "return"] = Field(
-        "gae", description="what weighs an action: GAE, one-step TD error, rewards to go, or the whole episode's return"
+        "gae", description="advantage estimator: GAE, one-step TD error, reward-to-go, or the return of the episode"
     )
     value_target: Literal["lambda", "monte-carlo"] = Field(
         "lambda",
-        description="what the value is regressed on: GAE + V_old, or the discounted rewards up to the end (or the cut)",
+        description="training target of the value: lambda = GAE + V_old, monte-carlo = discounted sum of rewards",
     )
     normalize_advantages: Literal["batch", "minibatch", "none"] = Field(
-        "minibatch", description="zero mean, unit variance over what"
+        "minibatch", description="scale advantages to mean 0, variance 1 over the batch, each minibatch, or not at all"
     )
     loss_mean: Literal["token", "sequence"] = Field(
-        "token", description="every step counts the same, or every sequence does"
+        "token", description="averaging of the loss: equal weight for every token, or for every sequence"
     )
     objective: Literal["clip", "penalty", "ratio", "policy-gradient"] = Field(
-        "clip", description="PPO-clip, PPO-penalty (KL to the old policy), the plain ratio, or log-prob times advantage"
+        "clip",
+        description="policy loss: clipped ratio, ratio with a KL penalty, plain ratio, or plain policy gradient",
     )
-    clip: float = Field(0.2, gt=0, lt=1, description="how far the ratio may leave 1 before the gradient stops")
-    anneal_clip: bool = Field(False, description="lower the clip range linearly to 0 over the run")
-    clip_high: float = Field(0.0, ge=0, description="a wider clip range upwards; 0 = the same as clip")
+    clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
+    anneal_clip: bool = Field(False, description="decrease the clip range linearly to 0 during the run")
+    clip_high: float = Field(0.0, ge=0, description="clip the ratio to 1 + clip_high instead of 1 + clip; 0 = off")
     dual_clip: float = Field(
-        0.0, ge=0, description="bound the loss of bad actions at this many times the advantage (> 1); 0 = off"
+        0.0,
+        ge=0,
+        description="if the advantage is negative, limit the loss to this factor (> 1) times |advantage|; 0 = off",
     )
-    value_clip: float = Field(0.0, ge=0, description="clip the value's move from V_old to this; 0 = off")
-    value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the joint loss")
+    value_clip: float = Field(0.0, ge=0, description="clip the value to V_old +- this in the value loss; 0 = off")
+    value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the total loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     penalty_coef: float = Field(1.0, gt=0, description="weight of KL(old || new) in the penalty objective")
     penalty_target: float = Field(
-        0.0, ge=0, description="KL that the penalty coefficient adapts to; 0 = fixed coefficient"
+        0.0, ge=0, description="adapt penalty_coef to keep KL near this value; 0 = fixed coefficient"
     )
     target_kl: float = Field(
-        0.0,
-        ge=0,
-        description="stop an iteration's updates once a minibatch's KL to the old policy exceeds this; 0 = off",
+        0.0, ge=0, description="end the update early once the KL of a minibatch exceeds this; 0 = off"
     )
-    critic_warmup: int = Field(0, ge=0, description="first iterations that train the critic alone")
+    critic_warmup: int = Field(0, ge=0, description="number of initial iterations that train only the critic")
 
 
 class Optim(Section):
-    """How the gradient becomes a step."""
+    """Options of the optimizers."""
 
     lr: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate")
-    anneal: bool = Field(True, description="lower the learning rates linearly to 0 over the run")
-    joint: bool = Field(True, description="one Adam and one gradient norm for policy and critic, or two of each")
-    critic_lr: float = Field(0.0, ge=0, le=1, description="the critic's own learning rate when not joint; 0 = lr")
+    anneal: bool = Field(True, description="decrease the learning rates linearly to 0 during the run")
+    joint: bool = Field(True, description="train policy and critic with one Adam optimizer instead of two")
+    critic_lr: float = Field(
+        0.0, ge=0, le=1, description="learning rate of the critic if joint is false; 0 = same as lr"
+    )
     eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     betas: list[float] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="Adam's two decay rates, each in [0, 1)"
     )
-    max_grad_norm: float = Field(0.5, ge=0, description="clip the gradient's norm to this; 0 = off")
+    max_grad_norm: float = Field(0.5, ge=0, description="maximum gradient norm; larger gradients are clipped; 0 = off")
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="what a loss or gradient that is NaN or infinite does: end the run, or skip the minibatch"
+        "stop", description="action if a loss or gradient is NaN or infinite: stop the run, or skip the minibatch"
     )
 
     @model_validator(mode="after")
     def _check_betas(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas = {self.betas}: each must be at least 0 and below 1")
+            raise ValueError(f"optim.betas: expected two numbers >= 0 and < 1, got {self.betas}")
         return self
 
 
 class Checkpoint(Section):
-    """What is kept to resume from."""
+    """Options of the checkpoints."""
 
     every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
-    keep: int = Field(2, ge=1, description="how many of the newest checkpoints to keep besides the best")
+    keep: int = Field(2, ge=1, description="number of latest checkpoints to keep, in addition to the best one")
 
 
 class Eval(Section):
-    """Greedy evaluation during training; the best checkpoint is chosen by it."""
+    """Options of the greedy evaluation during training, whose score selects the best checkpoint."""
 
-    every_steps: int = Field(
-        20_000, ge=0, description="evaluate where the steps pass a multiple of this; 0 = only at the end"
-    )
-    episodes: int = Field(
-        20, ge=1, description="episodes per evaluation, on seeds that training never sees, the same each time"
-    )
+    every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end of the run")
+    episodes: int = Field(20, ge=1, description="episodes per evaluation, with fixed seeds that training does not use")
     threshold: float | None = Field(
-        None, description="score that counts as solved, confirmed on 2 x 100 fresh episodes"
+        None, description="score that solves the task, confirmed by two evaluations of 100 new episodes"
     )
-    at_start: bool = Field(False, description="evaluate before the first iteration too")
+    at_start: bool = Field(False, description="also evaluate before the first iteration")
 
 
 class Log(Section):
-    """What is written how often."""
+    """Options of the event file and the stored samples."""
 
-    every: int = Field(1, ge=1, description="iterations between two entries in the event file")
+    every: int = Field(1, ge=1, description="iterations between entries in the event file")
     samples_every: int = Field(
-        20,
-        ge=0,
-        description="iterations between stored samples (for inspect) and histograms, besides the first and the last; "
-        "0 = never",
+        20, ge=0, description="iterations between stored samples (for `inspect`) and histograms; 0 = never"
     )
 
 
-CHANGEABLE = frozenset(  # options and sections that a run may be resumed with other values of
+CHANGEABLE = frozenset(  # options and sections that may change when a run is resumed
     ["total_steps", "total_iterations", "device", "threads", "stop_when_solved"]
     + ["ppo", "optim", "checkpoint", "eval", "log"]
 )
 
 
 class RunConfig(Section):
-    """Everything a run needs, but for what its adapter adds."""
+    """The options of a run; each adapter has a subclass with its own sections."""
 
-    refused: ClassVar[dict[str, str]] = {}  # options that people look for and will not find: name -> why not
+    refused: ClassVar[dict[str, str]] = {}  # unsupported options that users may expect: name -> reason
 
-    kind: str = Field(description="the adapter's name")
-    preset: str = Field("", description="what the configuration began as: a preset, a file's stem or an environment id")
-    recipe: str = Field("", description="the recipe whose options were laid over it; '' = none")
-    seed: int = Field(1, ge=0, le=2**31 - 1, description="seeds the weights, the sampling and the environments")
+    kind: str = Field(description="name of the adapter")
+    preset: str = Field("", description="source of the configuration: a preset, file name or environment id")
+    recipe: str = Field("", description="recipe that was applied on top of the preset; '' = none")
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="random seed for weights, sampling and environments")
     total_steps: int = Field(
-        500_000,
-        ge=0,
-        le=LARGEST_WHOLE,
-        description="environment steps or tokens after which the run ends; 0 = no limit",
+        500_000, ge=0, le=LARGEST_WHOLE, description="length of the run in environment steps or tokens; 0 = no limit"
     )
     total_iterations: int = Field(
-        0, ge=0, le=LARGEST_WHOLE, description="iterations after which the run ends; 0 = no limit"
+        0, ge=0, le=LARGEST_WHOLE, description="length of the run in iterations; 0 = no limit"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto is what the adapter thinks best for the size of the model"
+        "auto", description="device for training; auto = selected by the adapter"
     )
-    threads: int = Field(1, ge=1, le=256, description="CPU threads for torch; one is best for small networks")
-    stop_when_solved: bool = Field(False, description="end the run once eval.threshold is reached and confirmed")
+    threads: int = Field(1, ge=1, le=256, description="number of CPU threads for PyTorch; 1 is best for small networks")
+    stop_when_solved: bool = Field(False, description="end the run once the task is solved (see eval.threshold)")
     ppo: PPO = PPO()
     optim: Optim = Optim()
     checkpoint: Checkpoint = Checkpoint()
@@ -174,7 +165,11 @@ class RunConfig(Section):
     log: Log = Log()
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
-        """(option, whether it would be ignored, why); adapters extend it. An ignored non-default is refused."""
+        """Yield (option, True if it has no effect, reason) for options that depend on others; adapters add their own.
+
+        An option without effect is an error unless it has its default value. The reason completes the message "has no
+        effect because ...".
+        """
         ppo, objective = self.ppo, f"ppo.objective = {self.ppo.objective!r}"
         for name in ("clip", "anneal_clip", "clip_high", "dual_clip"):
             yield f"ppo.{name}", ppo.objective != "clip", objective
@@ -183,19 +178,19 @@ class RunConfig(Section):
         yield (
             "ppo.lam",
             ppo.advantage != "gae" and ppo.value_target != "lambda",
-            f"ppo.advantage = {ppo.advantage!r} together with ppo.value_target = {ppo.value_target!r}",
+            f"ppo.advantage = {ppo.advantage!r} and ppo.value_target = {ppo.value_target!r}",
         )
-        once = ppo.epochs * ppo.minibatches == 1  # KL is measured before each step, and before the only one it is 0
+        once = ppo.epochs * ppo.minibatches == 1  # KL is measured before each step, so it is 0 before the only step
         for name in ("target_kl", "penalty_target"):
-            yield f"ppo.{name}", once, "ppo.epochs = 1 together with ppo.minibatches = 1"
+            yield f"ppo.{name}", once, "ppo.epochs = 1 and ppo.minibatches = 1"
         yield "ppo.value_coef", not self.optim.joint, "optim.joint = false"
         yield "optim.critic_lr", self.optim.joint, "optim.joint = true"
-        yield "stop_when_solved", self.eval.threshold is None, "no eval.threshold"
+        yield "stop_when_solved", self.eval.threshold is None, "eval.threshold is not set"
         yield "stop_when_solved", not self.eval.every_steps, "eval.every_steps = 0"
 
     @property
     def ratio_tolerance(self) -> float:
-        """How far invariant/first_ratio_error may go before the run fails; float32 stays below 1e-5."""
+        """The limit of invariant/first_ratio_error above which the run fails; with float32 it is below 1e-5."""
         return 1e-2
 
     @model_validator(mode="after")
@@ -203,36 +198,39 @@ class RunConfig(Section):
         if not self.total_steps and not self.total_iterations:
             raise ValueError("total_steps = 0 and total_iterations = 0: the run would never end; set one of them")
         if 0 < self.ppo.dual_clip <= 1:
-            raise ValueError(f"ppo.dual_clip = {self.ppo.dual_clip}: must be above 1 (3 is usual), or 0 for off")
+            raise ValueError(f"ppo.dual_clip: expected 0 (off) or a number > 1, got {self.ppo.dual_clip}")
         for option, ignored, why in self.ignored_options():
             owner, name = self.owner(option)
             if ignored and not owner.is_default(name):
-                raise ValueError(f"{option} = {getattr(owner, name)!r} has no effect with {why}; drop one of the two")
+                value = getattr(owner, name)
+                raise ValueError(
+                    f"{option} = {value!r} has no effect because {why}; remove {option} or change the other setting"
+                )
         return self
 
     def why_fixed(self, option: str) -> str:
-        """Why a run that has begun can't change an option; empty where it can."""
+        """Return the reason why a resumed run cannot change an option, or '' if it can."""
         section, _, name = option.rpartition(".")
         if option == "optim.joint":
-            return "the state of one optimizer does not fit two"
+            return "the checkpoint's optimizer state fits only the old value"
         if option == "ppo.penalty_coef" and self.ppo.penalty_target:
-            return "with ppo.penalty_target it has adapted since"
+            return "ppo.penalty_target has adapted it during training"
         if (section or name) in CHANGEABLE:
             return ""
-        return "it made what was trained and what it is trained on"
+        return "it defines the policy or its training data"
 
     @property
     def origin(self) -> str:
-        """What the configuration began as, with the recipe laid over it: 'sentiment', 'sentiment-trl-early'."""
+        """The preset's name, followed by the recipe's if there is one: 'sentiment' or 'sentiment-trl-early'."""
         return "-".join(part for part in (self.preset or self.kind, self.recipe) if part)
 
     def owner(self, option: str) -> tuple[Section, str]:
-        """'ppo.clip' -> (the section that holds it, 'clip')."""
+        """Return the section that contains an option, and the option's key: 'ppo.clip' -> (self.ppo, 'clip')."""
         section, _, name = option.rpartition(".")
         return (getattr(self, section) if section else self), name
 
     def flatten(self) -> dict[str, Any]:
-        """{'seed': 1, 'ppo.clip': 0.2, ...}: every option under the name that flags use."""
+        """Return all options by their full names, such as {'seed': 1, 'ppo.clip': 0.2}."""
         options: dict[str, Any] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -249,7 +247,7 @@ class RunConfig(Section):
 
 
 def known_options(model: type[RunConfig]) -> dict[str, type[Section]]:
-    """Every option's name as flags spell it, and the section that declares it."""
+    """Return every option's full name, such as 'ppo.clip', and the section class that declares it."""
     options: dict[str, type[Section]] = {}
     for name, f in model.model_fields.items():
         if isinstance(f.annotation, type) and issubclass(f.annotation, Section):
@@ -260,7 +258,7 @@ def known_options(model: type[RunConfig]) -> dict[str, type[Section]]:
 
 
 def typed_options(model: type[RunConfig]) -> dict[str, FieldInfo]:
-    """The declaration of every option that a person can set: all but those that the target and the recipe set."""
+    """Return the declarations of all options that have a flag: all except `kind`, `preset` and `recipe`."""
     return {
         option: section.model_fields[option.rpartition(".")[2]]
         for option, section in known_options(model).items()
@@ -272,7 +270,7 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def validate(model: type[C], data: Mapping[str, Any], where: str) -> C:
-    """`data` as a `model`. Raises UsageError, one line per mistake, each naming the option, the value and the bound."""
+    """Validate `data` and return it as a `model`. Raises UsageError with one line per mistake."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -285,21 +283,24 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     if problem["type"] == "extra_forbidden" and option in model.refused:
         return f"{where}: {option} is not supported: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
-        subject = f"[{location[0]}] has" if len(location) > 1 else "there is"
-        return f"{where}: {subject} no option {location[-1]!r}{_suggest_key(model, option)}"
+        subject = f"[{location[0]}] has no" if len(location) > 1 else "unknown"
+        return f"{where}: {subject} option {location[-1]!r}{_suggest_key(model, option)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{where}: [{option}] is a table of options, not {problem['input']!r}"
+        return f"{where}: [{option}]: expected a table of options, got {problem['input']!r}"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     declared = typed_options(model)
-    for name in (option, ".".join(location[:2]), *location[:1]):  # of a list's element, the list
+    for name in (option, ".".join(location[:2]), *location[:1]):  # for an element of a list, use the list
         if name in declared:
             return f"{where}: {name}: {format_mismatch(declared[name], problem['input'])}"
     return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
 
 
 def _suggest_key(model: type[RunConfig], unknown: str) -> str:
-    """The existing option that an unknown key probably means; without its section if that is the same."""
+    """Return '; did you mean 'x'?' for an unknown key, or '' if no option is similar.
+
+    The suggestion omits the section if it is the section of the unknown key.
+    """
     found = suggest(unknown, typed_options(model))
     if found is None:
         return ""
@@ -309,21 +310,21 @@ def _suggest_key(model: type[RunConfig], unknown: str) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file. Raises UsageError when it can't be read, is not text, or is not TOML."""
+    """Return the table in a TOML file. Raises UsageError if the file cannot be read or is not valid TOML."""
     try:
         return parse_toml(read_bytes(path).decode("utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: is not a text file (byte {error.start} is not UTF-8); a TOML configuration is expected"
+            f"{path}: expected a TOML configuration, got a file that is not UTF-8 text (byte {error.start})"
         ) from None
     except ValueError as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 
 
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, table by table."""
+    """Return `base` with `changes` applied on top; nested tables are merged."""
     merged = dict(base)
     for key, value in changes.items():
         inner = merged.get(key)

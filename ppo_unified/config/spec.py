@@ -1,6 +1,6 @@
-"""What an adapter tells about itself, and the small types that it returns. No torch.
+"""The description of an adapter and the types that its optional functions return. This module does not import torch.
 
-An adapter's own modules import these; `ppo_unified.engine.rollout` has the types that training needs.
+The types that training needs are in `ppo_unified.engine.rollout`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """Where an adapter's parts are, each as 'module:attribute'; only `config` and `build` are required.
+    """The parts of an adapter, each named as 'module:attribute'. Only `config` and `build` are required.
 
-    A third party publishes one of these under an entry point in the group `ppo_unified.adapters`; the entry point's
-    name is the adapter's `kind`.
+    Another package can provide an adapter with an entry point in the group `ppo_unified.adapters` that refers to an
+    AdapterSpec. The name of the entry point is the adapter's `kind`. `report` and `explain` must not change the state
+    of training.
     """
 
-    config: str  # a RunConfig subclass; its module must not import torch
+    config: str  # a subclass of RunConfig; its module must not import torch
     build: str  # (config, device: torch.device) -> Adapter
-    missing: str = ""  # (config) -> None; raises UsageError for what is yet to be named. A form asks it at every key
-    # press, so its module imports little
-    check: str = ""  # (config) -> None; raises UsageError for what else can be known before a run folder exists
-    target: str = ""  # (word typed after `train`) -> a table of options, or None if the word means nothing here
-    presets: str = ""  # a package holding *.toml files
-    recipes: str = ""  # a package holding *.toml files: options of a known system, laid over a target's
-    export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts become the folder's policy.json
-    export_merged: str = ""  # the same with what was trained beside the weights added to them (export --merged)
-    score_tag: str = "eval/score"  # the score's name among the adapter's own metrics
-    prefers_gpu: bool = False  # what device = "auto" means where a GPU is at hand
-    report: str = ""  # (adapter, episodes, seed) -> Report: further metrics and texts at each evaluation
-    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: what `inspect` shows too;
-    # neither `report` nor `explain` may change what training does next
-    play: str = ""  # (adapter, episodes, seed, greedy, shows: ("picture", "text") or less) -> iterator of Frame
-    chat: str = ""  # (adapter, seed, greedy) -> Chat: what `play` does where there is nothing to watch
-    episodes: str = "episodes"  # what people call them here
+    missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. A form calls it at every
+    # key press, so its module should import little
+    check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists
+    target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
+    presets: str = ""  # a package that contains the presets as *.toml files
+    recipes: str = ""  # a package that contains the recipes as *.toml files
+    export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts are written to policy.json
+    export_merged: str = ""  # like `export`, with the LoRA weights merged into the model (export --merged)
+    score_tag: str = "eval/score"  # the metric that contains the score
+    prefers_gpu: bool = False  # True: device = "auto" selects a GPU if there is one
+    report: str = ""  # (adapter, episodes, seed) -> Report: additional metrics and texts of an evaluation
+    explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
+    play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
+    chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
+    episodes: str = "episodes"  # the name of episodes in texts, such as "prompts"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What an adapter adds to an evaluation: metrics, and texts with whatever belongs to them (as JSON has it)."""
+    """An adapter's additions to an evaluation: metrics, and responses with their data as JSON values."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     responses: list[dict[str, Any]] = field(default_factory=list)
@@ -51,14 +51,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Frame:
-    """What there is to see after `step` steps of an episode; step 0 is its beginning."""
+    """The display of an episode after `step` steps; step 0 is the initial state."""
 
-    picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" where no drawing was asked for
-    seconds: float  # how long the environment means it to be seen
+    picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" if no picture was requested
+    seconds: float  # display time that the environment intends
     episode: int  # counted from 1
     step: int
     total: float  # return so far
-    action: str  # what was done last; "" at the beginning
+    action: str  # the last action; "" for the initial state
     ended: bool
 
 
@@ -68,28 +68,28 @@ class Reply:
 
     text: str
     tokens: int
-    ended: bool  # by a token that ends responses; else it was cut off
-    score: float | None  # None: `Exchange.remark` says why
+    ended: bool  # True if it ends with an end token, False if it was truncated
+    score: float | None  # if None, `Exchange.remark` contains the reason
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt, and what policy and reference reply."""
+    """A prompt and the responses of the policy and the reference model."""
 
     prompt: str
     policy: Reply
     reference: Reply
-    kl: float  # of the policy to the reference, summed over its response, in nats
+    kl: float  # KL of the policy to the reference model, summed over the policy's response, in nats
     remark: str = ""
 
 
 class Chat(Protocol):
-    """A policy that can be talked to, as `AdapterSpec.chat` makes it."""
+    """A policy that responds to prompts; `AdapterSpec.chat` names the function that creates it."""
 
     def answer(self, prompt: str) -> Exchange:
-        """Reply to a prompt that somebody typed. Raises UsageError for one that cannot be answered."""
+        """Respond to a prompt. Raises UsageError for an invalid prompt."""
         ...
 
     def examples(self, count: int) -> Iterator[Exchange]:
-        """Replies to `count` prompts that training does not see."""
+        """Respond to `count` held-out prompts."""
         ...

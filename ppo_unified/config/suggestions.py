@@ -1,4 +1,4 @@
-"""What people probably mean by an option that does not exist: names from other PPO libraries, and misspellings."""
+"""Suggest an existing option for an unknown one, which may be a name from another PPO library or a misspelling."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ppo_unified.errors import closest_match
 
-OTHER_NAMES = {  # as in Stable-Baselines3, CleanRL and TRL -> the option here
+OTHER_NAMES = {  # name in Stable-Baselines3, CleanRL or TRL -> name of the option here
     "learning_rate": "optim.lr",
     "lr": "optim.lr",
     "adam_eps": "optim.eps",
@@ -51,15 +51,17 @@ NOTES = {"batch_size": _COUNT, "minibatch_size": _COUNT}
 
 
 class Suggestion(NamedTuple):
-    """An existing option, and what to know about it before using it instead."""
+    """An existing option, with a note if its meaning differs from the unknown option's."""
 
     option: str
     note: str = ""
 
 
 def suggest(unknown: str, options: Collection[str]) -> Suggestion | None:
-    """The option that `unknown` ('lr', 'ppo.clip_range') most likely means: the one that replaces another library's,
-    else the most similar one, of the same section if possible."""
+    """Return the option that `unknown`, such as 'lr' or 'ppo.clip_range', most likely means, or None.
+
+    Names from other libraries take precedence over similar names, and the same section over other sections.
+    """
     section, _, key = unknown.rpartition(".")
     if (option := OTHER_NAMES.get(key, "")) in options:
         return Suggestion(option, NOTES.get(key, ""))

@@ -1,4 +1,4 @@
-"""Several runs from one command line or form: every combination of the values listed for its options."""
+"""Start several runs from one command line or form: one for every combination of the listed values."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.values import kind_of, read_value
 from ppo_unified.errors import UsageError
 
-MOST_RUNS = 64  # each is a process of its own
+MOST_RUNS = 64  # each run is a separate process
 SEED = "seed"
-SINGLE = ("list", "table", "text")  # kinds whose own values may hold commas
+SINGLE = ("list", "table", "text")  # kinds whose values may contain commas
 _RANGE = re.compile(r"\s*(\d{1,10})\s*-\s*(\d{1,10})\s*")
 
 
 class Combination(NamedTuple):
-    """The options of one run, as text; `varied` are those that tell it from the other runs."""
+    """The options of one run, as text; `varied` contains those that differ between the runs."""
 
     typed: Mapping[str, str]
     varied: Mapping[str, str]
 
 
 def expand(typed: Mapping[str, str], options: Mapping[str, FieldInfo]) -> list[Combination]:
-    """One combination for each run that typed options stand for.
+    """Return one combination for each run that the typed options describe.
 
-    Raises UsageError for a list with something missing in it, and for more than MOST_RUNS runs.
+    Raises UsageError for a list with an empty element and for more than MOST_RUNS runs.
     """
     return combine(typed, {option: split_values(option, text, options[option]) for option, text in typed.items()})
 
 
 def combine(typed: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[Combination]:
-    """Every combination of the values in `lists`; the seed varies fastest. Raises UsageError for too many."""
+    """Return every combination of the values in `lists`; the seed varies fastest.
+
+    Raises UsageError for more than MOST_RUNS runs.
+    """
     names = sorted((option for option in lists if len(lists[option]) > 1), key=lambda option: option == SEED)
     check_count(math.prod(len(lists[name]) for name in names))
     combinations = [dict(zip(names, values, strict=True)) for values in product(*(lists[name] for name in names))]
@@ -46,13 +49,13 @@ def combine(typed: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> lis
 
 def check_count(count: int) -> None:
     if count > MOST_RUNS:
-        raise UsageError(f"{count} runs at once: at most {MOST_RUNS} are started together; list fewer values")
+        raise UsageError(f"expected at most {MOST_RUNS} runs at once, got {count}; list fewer values")
 
 
 def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
-    """The texts of the values listed in `text`, each value once: '1e-3,3e-3', of seeds also '1-3,7'.
+    """Split a list of values such as '1e-3,3e-3', for seeds also '1-3,7'; duplicates are dropped.
 
-    Lists, tables and texts are always one value, since they may hold commas themselves.
+    The text of a list, table or text option is always one value, because it may contain commas.
     """
     if kind_of(declared) in SINGLE:
         return [text]
@@ -69,7 +72,7 @@ def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
 
 
 def _key(text: str, declared: FieldInfo) -> Any:
-    """What two texts of the same value have in common."""
+    """Return the parsed value, so that equal values with different texts can be found, or `text` if it is invalid."""
     try:
         return read_value(text, declared)
     except ValueError:
@@ -77,22 +80,22 @@ def _key(text: str, declared: FieldInfo) -> Any:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds of '3', '1-5' or '1,2,7-9', each once. Raises UsageError."""
+    """Parse seeds such as '3', '1-5' or '1,2,7-9'; duplicates are dropped. Raises UsageError for invalid text."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise UsageError(f"{SEED}: expected one seed, or several such as 1-5 or 1,2,7; got {text!r}")
+            raise UsageError(f"{SEED}: expected one seed, or several such as 1-5 or 1,2,7, got {text!r}")
         check_count(len(seeds) + last - first + 1)
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
 
 
 def run_name(combination: Combination, name: str, config: RunConfig) -> str:
-    """The folder's name of a run: `name`, or what `config` began as, and what tells the run from the others.
+    """Return the name of a run: `name`, or the target's name, followed by the values that differ between the runs.
 
-    Of a single run `name` alone. Empty where the seed at most varies: then `train` chooses the same name.
+    Returns `name` for a single run, and '' if only the seed varies and no name is given; `train` then makes one.
     """
     varied = combination.varied
     if not varied or (not name and list(varied) == [SEED]):

@@ -1,5 +1,8 @@
-"""Values of options as people type them: read from text, checked, described and formatted again. The command line and
-the terminal UI's form both use this module, so they accept the same texts and refuse them in the same words."""
+"""Parse, validate, describe and format the values of options.
+
+The command line and the terminal UI's form both use this module, so they accept the same texts and report the same
+errors.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,20 @@ from ppo_unified.parsing import parse_json
 Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "table"]
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number", "table": "a JSON object"}
-ELEMENTS = {int: "whole numbers", float: "numbers"}  # of a list; others are words
-LONGEST_SHOWN = 80  # characters of a wrong value that an error repeats
+NOUNS = {"bool": "true or false", "int": "an integer", "float": "a number", "table": "a JSON object"}
+ELEMENTS = {int: "integers", float: "numbers"}  # elements of a list; those of other types are words
+LONGEST_SHOWN = 80  # characters of an invalid value in an error message
 
 
 def kind_of(option: FieldInfo) -> Kind:
-    """Which sort of value an option takes."""
+    """Return the kind of value that an option accepts."""
     annotation = _strip_optional(option.annotation)
     names: dict[Any, Kind] = {Literal: "choice", list: "list", dict: "table", bool: "bool", int: "int", float: "float"}
     return names.get(get_origin(annotation) or annotation, "text")
 
 
 def choices_of(option: FieldInfo) -> tuple[str, ...]:
+    """Return the values of an option of kind 'choice', or an empty tuple for another kind."""
     return tuple(map(str, get_args(option.annotation))) if kind_of(option) == "choice" else ()
 
 
@@ -39,14 +43,14 @@ def is_optional(option: FieldInfo) -> bool:
 
 
 def _strip_optional(annotation: Any) -> Any:
-    """`float` of `float | None`."""
+    """Return `float` for `float | None`; other types are unchanged."""
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not NoneType)
     return annotation
 
 
 def describe(option: FieldInfo) -> str:
-    """What an option takes: 'a whole number >= 1', 'one of auto, cpu, cuda', '2 numbers separated by spaces'."""
+    """Return a description of an option's valid values, such as 'an integer >= 1' or 'one of auto, cpu, cuda'."""
     kind = kind_of(option)
     if kind == "choice":
         return f"one of {', '.join(choices_of(option))}"
@@ -55,13 +59,13 @@ def describe(option: FieldInfo) -> str:
         count = f"{shortest} " if shortest is not None and shortest == longest else ""
         return f"{count}{ELEMENTS.get(get_args(option.annotation)[0], 'words')} separated by spaces"
     if kind == "text":
-        return "text that is not empty" if _limit(option, "min_length") else "text"
+        return "non-empty text" if _limit(option, "min_length") else "text"
     suffix = ", or None" if is_optional(option) else ""
     return f"{NOUNS[kind]} {bounds_of(option)}".strip() + suffix
 
 
 def bounds_of(option: FieldInfo) -> str:
-    """'>= 0 and < 1'; empty without bounds."""
+    """Return an option's bounds, such as '>= 0 and < 1', or '' if it has none."""
     limits = {sign: _limit(option, name) for name, sign in BOUNDS.items()}
     return " and ".join(f"{sign} {limit}" for sign, limit in limits.items() if limit is not None)
 
@@ -71,16 +75,16 @@ def _limit(option: FieldInfo, name: str) -> Any:
 
 
 def format_mismatch(option: FieldInfo, value: object) -> str:
-    """What was expected, what was found, and the choice that was probably meant."""
+    """Return an error message with the expected value, the actual value, and the most similar choice, if any."""
     found = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
     return f"expected {describe(option)}, got {found}{did_you_mean(str(value), choices_of(option))}"
 
 
 def read_value(text: str, option: FieldInfo) -> Any:
-    """The value that `text` stands for, checked against the option's type and bounds.
+    """Parse the value of an option and check its type and bounds.
 
-    Whole numbers may be written as 1e6 or 600_000; lists as `64 64`, `64,64` or `[64, 64]`; tables as JSON.
-    Raises ValueError: what was expected and what was found.
+    Integers may be written as 1e6 or 600_000; lists as `64 64`, `64,64` or `[64, 64]`; tables as JSON. Raises
+    ValueError with the expected and the actual value.
     """
     try:
         if is_optional(option) and text.strip() in ("", "None"):
@@ -98,7 +102,7 @@ def read_value(text: str, option: FieldInfo) -> Any:
 
 
 def _parse(text: str, annotation: Any) -> Any:
-    """Raises ValueError, with a reason where the expected type alone does not tell."""
+    """Parse `text` as a value of type `annotation`. Raises ValueError, with a reason for lists and tables."""
     if annotation is bool:
         return _parse_switch(text)
     if annotation is int:
@@ -137,8 +141,10 @@ def _parse_number(text: str) -> float:
 
 
 def split_list(text: str) -> list[str]:
-    """The elements of a list: separated by spaces or commas, with or without brackets around it and quotes around an
-    element. Raises ValueError for a quotation mark without its counterpart."""
+    """Split the text of a list at spaces and commas; brackets around the list and quotes around elements are optional.
+
+    Raises ValueError for an unclosed quotation mark.
+    """
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
@@ -149,19 +155,19 @@ def split_list(text: str) -> list[str]:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """The text of a list that a shell has split into words, which may be `[64,` and `64]`."""
+    """Join command-line words, such as `[64,` and `64]`, into the text of one list."""
     if len(words) == 1 or (words and words[0].startswith("[") and words[-1].endswith("]")):
         return " ".join(words)
     return " ".join(map(_quote, words))
 
 
 def _quote(element: str) -> str:
-    """An element as `split_list` reads it back."""
+    """Quote an element so that `split_list` returns it unchanged."""
     return f"'{element}'" if "," in element and shlex.quote(element) == element else shlex.quote(element)
 
 
 def format_value(value: Any) -> str:
-    """A value as one types it; `read_value` reads it back."""
+    """Return the text of a value, from which `read_value` returns the value."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -172,7 +178,7 @@ def format_value(value: Any) -> str:
 
 
 def format_flag(option: str, value: Any) -> list[str]:
-    """The words of a command line that set an option to a value."""
+    """Return the command-line words that set an option to a value."""
     name = flag_name(option)
     if isinstance(value, bool):
         return [name if value else negative_flag(option)]
@@ -184,11 +190,11 @@ def format_flag(option: str, value: Any) -> list[str]:
 
 
 def flag_name(option: str) -> str:
-    """'--ppo.value-clip' for 'ppo.value_clip'."""
+    """Return the flag of an option, such as '--ppo.value-clip' for 'ppo.value_clip'."""
     return f"--{option.replace('_', '-')}"
 
 
 def negative_flag(option: str) -> str:
-    """'--gym.no-normalize-obs' for 'gym.normalize_obs'."""
+    """Return the flag that sets an option to false, such as '--gym.no-normalize-obs' for 'gym.normalize_obs'."""
     section, dot, key = option.rpartition(".")
     return flag_name(f"{section}{dot}no_{key}")

@@ -1,5 +1,4 @@
-"""Rows for the update: how a rollout is cut into minibatches (what one optimizer step sees) and micro-batches
-(what one forward pass holds in memory)."""
+"""The update batch, its minibatches (one per optimizer step) and micro-batches (one per forward pass)."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ from ppo_unified.engine.rollout import Observations, map_obs
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one update; first two axes [R, L]. `weights` is what each step counts: 0 where masked."""
+    """The training data of one update; the first two axes of every tensor are [R, L]."""
 
     obs: Observations  # [R, L, ...]
     actions: Tensor  # [R, L, ...]
     logprobs: Tensor  # log pi_old
     values: Tensor  # V_old
     advantages: Tensor
-    returns: Tensor  # what the value is regressed on
-    mask: Tensor  # bool
-    weights: Tensor
+    returns: Tensor  # regression targets of the value
+    mask: Tensor  # bool: True = valid step
+    weights: Tensor  # weight of each step in the loss; 0 where masked
 
     def __getitem__(self, index: Tensor | slice | tuple[slice, slice]) -> Batch:
-        """Rows by index tensor or slice; (rows, columns) by a pair of slices."""
+        """Select rows with an index tensor or a slice; a pair of slices selects rows and columns."""
         rest = (getattr(self, f.name)[index] for f in fields(self)[1:])
         return Batch(map_obs(lambda x: x[index], self.obs), *rest)
 
@@ -35,9 +34,10 @@ class Batch:
 
 
 def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Zero mean and unit variance over the valid steps; unchanged where fewer than two of them leave no variance.
+    """Return advantages with zero mean and unit variance over the valid steps, and 0 at masked steps.
 
-    The variance has Bessel's correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
+    With fewer than two valid steps the advantages are unchanged. The variance has Bessel's correction, as in
+    stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
     """
     valid = advantages[mask]
     if len(valid) < 2:
@@ -47,18 +47,21 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
-    """Deal all rows, shuffled, to `count` minibatches (no more than rows) of near-equal valid steps, none empty."""
+    """Shuffle the rows and split them into `count` minibatches, or one per row if there are fewer rows.
+
+    The minibatches have nearly equal numbers of valid steps.
+    """
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
-        dealt = batch[rows]
-        yield replace(dealt, advantages=standardize(dealt.advantages, dealt.mask)) if normalize else dealt
+        part = batch[rows]
+        yield replace(part, advantages=standardize(part.advantages, part.mask)) if normalize else part
 
 
 def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Cut `order` [R] into `count` consecutive groups of at least one row and near-equal sums of `steps` [R]."""
-    spent = steps.cumsum(0).cpu()
-    wanted = spent[-1] * torch.arange(1, count) / count
-    cuts = torch.searchsorted(spent - steps.cpu() / 2, wanted)  # a row goes to the side that holds its middle
+    """Split `order` [R] into `count` consecutive, non-empty groups with nearly equal sums of `steps` [R]."""
+    ends = steps.cumsum(0).cpu()
+    targets = ends[-1] * torch.arange(1, count) / count
+    cuts = torch.searchsorted(ends - steps.cpu() / 2, targets)  # a row belongs to the group that contains its middle
     number = torch.arange(1, count)
     cuts = torch.minimum(torch.maximum(cuts, number), len(order) - count + number)
     cuts = (cuts - number).cummax(0).values + number if count > 1 else cuts  # strictly increasing: no group is empty
@@ -66,8 +69,10 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Rows of like length together, at most `columns` columns at a time (a single longer row goes alone). Columns after
-    a micro-batch's last valid one are cut off, which is sound because policies are causal."""
+    """Group rows of similar length into micro-batches of at most `columns` columns; a longer row is alone.
+
+    Columns after the last valid one are dropped. This changes no output at a valid column, as policies are causal.
+    """
     width = batch.mask.shape[1]
     if width == 1:
         yield from (batch[start : start + columns] for start in range(0, len(batch), columns))
@@ -77,7 +82,10 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
 
 
 def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
-    """Row numbers in groups of like `lengths` [R] with the longest of each, rows x longest within `columns`."""
+    """Yield groups of row numbers with similar `lengths` [R], each with its longest length.
+
+    The number of rows times the longest length is at most `columns`, unless the group is a single row.
+    """
     order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):
         longest = int(lengths[order[start]])

@@ -1,4 +1,4 @@
-"""What a run says of its own health: the critic's foresight, and invariants checked live."""
+"""Metrics of an update: loss terms, gradient norms, explained variance, and a check of GAE against its definition."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from ppo_unified.engine.rollout import Rollout
 
 
 class Totals(NamedTuple):
-    """Loss terms and diagnostics of many steps, scalar tensors by name. They stay tensors until an epoch ends, because
-    reading one waits for the device."""
+    """Loss terms and diagnostics summed over steps. They stay tensors, because float() would wait for the device."""
 
-    sums: dict[str, Tensor]  # over steps, each times its weight; "weight" is the sum of the weights
-    maxima: dict[str, Tensor]  # over steps
+    sums: dict[str, Tensor]  # weighted sums over steps; "weight" is the sum of the weights
+    maxima: dict[str, Tensor]  # maxima over steps
 
     def add(self, other: Totals) -> None:
         for name, x in other.sums.items():
@@ -27,7 +26,7 @@ class Totals(NamedTuple):
 
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
-    """An epoch's loss terms and diagnostics: weighted means over its steps, and the largest ratio."""
+    """Return an epoch's loss terms and diagnostics: weighted means over its steps, and the largest ratio."""
     means = {name: float(x / totals.sums["weight"]) for name, x in totals.sums.items()}
     return {
         "loss/policy": means["policy"],
@@ -41,7 +40,7 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
 
 
 def step_metrics(norms: list[Tensor]) -> dict[str, float]:
-    """`norms`: of the gradient at every optimizer step, NaN where the step was skipped."""
+    """Return the mean of the gradient `norms` and the counts of optimizer steps; a skipped step has the norm NaN."""
     skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
     return {
         "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
@@ -51,28 +50,28 @@ def step_metrics(norms: list[Tensor]) -> dict[str, float]:
 
 
 def mean_metrics(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric over several tables of the same metrics; empty without a table."""
+    """Return the mean of each metric over `tables`, which all contain the same metrics; empty if there are none."""
     return {name: sum(x[name] for x in tables) / len(tables) for name in (tables[0] if tables else ())}
 
 
 def explained_variance(batch: Batch) -> float:
-    """1 - Var(target - V_old) / Var(target) over valid steps; 0 where the targets are all alike."""
+    """Return 1 - Var(target - V_old) / Var(target) over the valid steps, or 0 if all targets are equal."""
     returns, values = batch.returns[batch.mask], batch.values[batch.mask]
     variance = returns.var(correction=0)
     return float(1 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0
 
 
 def gae_error(advantages: Tensor, rollout: Rollout, gamma: float, lam: float) -> float:
-    """The largest difference, on the first row of `advantages` [N, T], to the double sum that defines GAE."""
+    """Return the largest difference between row 0 of `advantages` [N, T] and the double sum that defines GAE."""
     valid = rollout.mask[0]
     if not valid.any():
         return 0.0
     columns = (rollout.rewards, rollout.next_values, rollout.values, advantages)
-    rewards, after, values, shown = (x[0][valid].double() for x in columns)
+    rewards, next_values, values, computed = (x[0][valid].double() for x in columns)
     ends = (~rollout.continues[0][valid]).long()
     episode = ends.cumsum(0) - ends
     number = torch.arange(len(ends), device=ends.device)
     distance = number[None, :] - number[:, None]
     same = (episode[None, :] == episode[:, None]) & (distance >= 0)
     weights = torch.where(same, (gamma * lam) ** distance.clamp(min=0).double(), 0.0)
-    return float((weights @ (rewards + gamma * after - values) - shown).abs().max())
+    return float((weights @ (rewards + gamma * next_values - values) - computed).abs().max())

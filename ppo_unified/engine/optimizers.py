@@ -1,4 +1,4 @@
-"""Adam, once or twice: what turns gradients into steps."""
+"""Adam optimizers for the policy and the critic: creation, learning rates, gradient clipping and the step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TERMS = ("policy", "value", "entropy")  # of the loss
 
 
 class Adam(torch.optim.Adam):
-    """torch's fused Adam without its hooks for torch.compile, which nothing here uses: the first call of a hook imports
-    the compiler, a second of start-up that would be a third of a CartPole run."""
+    """PyTorch's Adam without its hooks for torch.compile, which this project does not use. The first call of a hook
+    imports the compiler, which takes about a second."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
 
 
 class NonFiniteError(FloatingPointError):
-    """Something is NaN or infinite; raised before the optimizer sees it, with the minibatch where there is one yet."""
+    """Raised if a number is NaN or infinite, before any weight changes. An update also sets `minibatch` and `sums`."""
 
     def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
-    """One Adam over everything, or one for the policy and one for the critic (`optim.joint = false`)."""
+    """Return one Adam over all parameters, or one for the policy and one for the critic if `optim.joint` is false."""
 
     def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
         betas = (optim.betas[0], optim.betas[1])
@@ -55,7 +55,7 @@ def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
 
 
 def set_learning_rates(optimizers: list[Adam], scale: float) -> None:
-    """Every group's initial learning rate times `scale`."""
+    """Set the learning rate of every parameter group to its initial value times `scale`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
@@ -67,26 +67,27 @@ def step(
     minibatch: Batch | None = None,
     sums: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
-    """Clip each optimizer's gradient norm and step; the norm of all gradients before clipping, NaN for a step skipped.
+    """Clip the gradients of each optimizer, take a step, and return the norm of all gradients before clipping.
 
-    Where a gradient or one of the loss's `sums` is NaN or infinite no weight changes: the step is skipped or, as
-    `optim.on_nonfinite` says, NonFiniteError raised. All are added up, so that the device is waited for once.
+    If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight changes. Depending on
+    `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
     """
     norms, clipped = [], []
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if parameters:  # none of the policy's while the critic warms up alone
+        if parameters:  # during the critic's warm-up the policy's optimizer has no gradients
             norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             clipped.append(parameters)
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    # one test of the sum instead of one per number: each test waits for the device
     if not torch.isfinite(norm + sum(sums[name] for name in TERMS if name in sums)):
         if optim.on_nonfinite == "skip":
             return torch.full_like(norm, torch.nan)
         terms = ", ".join(f"{name} {float(sums[name]):.4g}" for name in TERMS if name in sums)
         raise NonFiniteError(
-            f"the gradient norm is {float(norm)}; no weight was changed (sums of the loss: {terms})", minibatch, sums
+            f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {terms})", minibatch, sums
         )
-    for parameters, own_norm in zip(clipped, norms, strict=True):  # not before: NaN would spread to every gradient
+    for parameters, own_norm in zip(clipped, norms, strict=True):  # after the check: NaN would spread to all
         nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm or torch.inf, own_norm)
     for optimizer in optimizers:
         optimizer.step()

@@ -1,8 +1,8 @@
-"""Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) over rollouts of any origin.
+"""Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for rollouts from any adapter.
 
-Reading order: `train` is the loop, `gae` and `make_batch` turn a rollout into targets, `ppo_loss` is the objective,
-`update` steps the optimizers. Losses are SUMS over steps, divided once by the minibatch's weight, so that the
-gradient does not depend on how a minibatch is cut to fit into memory.
+`train` is the loop, `gae` and `make_batch` compute advantages and value targets, `ppo_loss` computes the loss, and
+`update` steps the optimizers. Each loss is a sum over steps and is divided once by the minibatch's total weight, so the
+gradient does not depend on the size of the micro-batches.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ ExtraLoss: TypeAlias = Callable[[torch.Generator], tuple[Tensor, Mapping[str, fl
 
 @dataclass
 class Progress:
-    """How far a run is; checkpointed. A total of 0 is no limit."""
+    """The progress of a run, saved in every checkpoint. A total of 0 means no limit."""
 
     total_steps: int = 0
     total_iterations: int = 0
-    steps: int = 0  # valid steps learned from
-    iteration: int = 0
-    penalty_coef: float = 1.0  # of the penalty objective; adapts
+    steps: int = 0  # valid steps so far
+    iteration: int = 0  # completed iterations
+    penalty_coef: float = 1.0  # current weight of KL in the penalty objective
 
     @property
     def remaining(self) -> float:
-        """1 at the start, 0 at the end: what annealed options are multiplied by."""
+        """The remaining fraction of the run, from 1 down to 0; annealed options are multiplied by it."""
         limits = ((self.steps, self.total_steps), (self.iteration, self.total_iterations))
         return max(0.0, 1.0 - max((done / total for done, total in limits if total), default=0.0))
 
 
 @dataclass
 class Learner:
-    """What an update reads and changes besides its batch."""
+    """The state that an update uses and changes: the policy, its optimizers, the options and the progress."""
 
     policy: ActorCritic
     optimizers: list[Adam]
@@ -61,35 +61,35 @@ class Learner:
 
     @property
     def clip_scale(self) -> float:
-        """The factor that anneals the clip range, in (0, 1]."""
+        """The factor in (0, 1] that anneals the clip range."""
         return self.progress.remaining if self.ppo.anneal_clip else 1.0
 
     @property
     def trains_critic_only(self) -> bool:
-        """Whether this iteration belongs to the critic's warm-up."""
+        """True during the first `ppo.critic_warmup` iterations, which train only the critic."""
         return self.progress.iteration < self.ppo.critic_warmup
 
 
 def make_learner(
     policy: ActorCritic, ppo: PPO, optim: Optim, total_steps: int = 0, total_iterations: int = 0, seed: int = 0
 ) -> Learner:
-    """A learner at step 0; `seed` decides how minibatches are shuffled."""
+    """Return a learner at step 0; `seed` determines the shuffling of the minibatches."""
     progress = Progress(total_steps, total_iterations, penalty_coef=ppo.penalty_coef)
     generator = torch.Generator().manual_seed(seed)
     return Learner(policy, make_optimizers(policy, optim), ppo, optim, progress, generator)
 
 
 class Iteration(NamedTuple):
-    """The result of one `next()` of `train`."""
+    """The result of one iteration of `train`."""
 
     metrics: dict[str, float]
     rollout: Rollout
-    batch: Batch  # advantages not yet normalised when that happens per minibatch
+    batch: Batch  # advantages are not normalized here if that is done per minibatch
 
 
 def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
-    """One PPO iteration per `next()`, until the learner's progress is complete. The caller logs and writes checkpoints;
-    it stops by not calling `next()` again."""
+    """Run one PPO iteration (collect, then update) per `next()` until the learner's progress is complete. The caller
+    logs and writes checkpoints between iterations; to stop early, it does not call `next()` again."""
     ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
         set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
@@ -112,12 +112,12 @@ def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
 
 
 def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
-    """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16), [N, T]; 0 where masked.
+    """Return advantages [N, T] by generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
 
-        delta_t = r_t + gamma * V(what follows t) - V(s_t)
+        delta_t = r_t + gamma * V(next state) - V(s_t)
         A_t     = delta_t + gamma * lam * A_(next valid column of the same episode)
 
-    A masked column is no step: the trace passes through it unchanged.
+    Masked columns are skipped: their advantage is 0, and the recursion continues at the next valid column.
     """
     deltas = rollout.rewards + gamma * rollout.next_values - rollout.values
     carried = gamma * lam * rollout.continues.to(deltas.dtype)
@@ -129,26 +129,27 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
 
 
 def reward_to_go(rollout: Rollout, gamma: float) -> Tensor:
-    """Discounted rewards up to the episode's end, [N, T]; where the rollout cuts it off, the value of what follows
-    stands for the rest. At lambda = 1 the values in GAE's deltas cancel, all but V(s_t)."""
+    """Return the discounted sum of rewards from each step to the end of its episode, [N, T]. If the rollout ends first,
+    the value of the next state replaces the missing rewards."""
+    # with lambda = 1 the values in GAE's deltas cancel, except V(s_t)
     return torch.where(rollout.mask, gae(rollout, gamma, 1.0) + rollout.values, 0.0)
 
 
 def episode_return(rollout: Rollout, gamma: float) -> Tensor:
-    """Every step weighed by its whole episode's return, counted from the episode's first step in this rollout, [N, T]:
-    the first rung of the policy-gradient ladder, blind to what an action could not have caused."""
+    """Return, for each step, the discounted return of its episode, [N, T]. It is summed from the episode's first step
+    in this rollout, so it includes rewards from before the action."""
     returns = reward_to_go(rollout, gamma)
-    running, fresh = torch.zeros_like(returns[:, 0]), torch.ones_like(rollout.mask[:, 0])
+    running, starts = torch.zeros_like(returns[:, 0]), torch.ones_like(rollout.mask[:, 0])
     for t in range(returns.shape[1]):
         valid = rollout.mask[:, t]
-        running = torch.where(fresh & valid, returns[:, t], running)
+        running = torch.where(starts & valid, returns[:, t], running)
         returns[:, t] = torch.where(valid, running, 0.0)
-        fresh = torch.where(valid, ~rollout.continues[:, t], fresh)
+        starts = torch.where(valid, ~rollout.continues[:, t], starts)
     return returns
 
 
 def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
-    """Advantages, value targets and step weights for a rollout, as update rows [R, L]; rows without a valid step go."""
+    """Compute advantages, value targets and step weights as rows [R, L]; rows without a valid step are dropped."""
     estimate = gae(rollout, ppo.gamma, ppo.lam)
     match ppo.advantage:
         case "gae":
@@ -172,27 +173,27 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
 
 
 class Loss(NamedTuple):
-    """Terms of the loss, each a SUM over steps of weight * term (scalars)."""
+    """The terms of the loss; each is a scalar, the sum over steps of weight * term."""
 
     policy: Tensor
     value: Tensor
-    entropy: Tensor  # the entropy itself; the total subtracts it
-    totals: Totals  # these terms and diagnostics, detached
+    entropy: Tensor  # entropy of the policy, which `total` subtracts
+    totals: Totals  # the same terms and diagnostics, detached
 
     def total(self, value_coef: float, entropy_coef: float) -> Tensor:
         return self.policy + value_coef * self.value - entropy_coef * self.entropy
 
 
 def clip_range(ppo: PPO, clip_scale: float) -> tuple[float, float]:
-    """How far the ratio may fall below and rise above 1."""
+    """Return the clip range of the ratio below 1 and its clip range above 1."""
     return clip_scale * ppo.clip, clip_scale * (ppo.clip_high or ppo.clip)
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Tensor:
-    """The objective to be minimised at every step, [R, L]. `clip_scale` in (0, 1] anneals the clip range.
+    """Return the policy loss of every step, [R, L]; `clip_scale` in (0, 1] anneals the clip range.
 
-    clip: arXiv:1707.06347 eq. 7; penalty: eq. 8 with KL(old || new) estimated on the old policy's samples;
-    dual clip: arXiv:1912.09729 eq. 5; wider upper clip: arXiv:2503.14476.
+    Sources: clip, arXiv:1707.06347 eq. 7; penalty, eq. 8 with KL(old || new) estimated on the old policy's samples;
+    dual clip, arXiv:1912.09729 eq. 5; `clip_high`, arXiv:2503.14476.
     """
     advantages = batch.advantages
     if ppo.objective == "policy-gradient":
@@ -212,18 +213,18 @@ def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.
 
 
 def value_loss(values: Tensor, batch: Batch, value_clip: float = 0.0) -> Tensor:
-    """Half the squared error against the target at every step, [R, L]; with `value_clip` the worse of it and the
-    error of the value held within `value_clip` of V_old."""
+    """Return half the squared error between value and target at every step, [R, L]. If `value_clip` > 0, return the
+    larger of this error and the error of the value clipped to V_old +- `value_clip`."""
     loss = (values - batch.returns).square()
     if value_clip:
-        held = batch.values + (values - batch.values).clamp(-value_clip, value_clip)
-        loss = torch.max(loss, (held - batch.returns).square())
+        clipped = batch.values + (values - batch.values).clamp(-value_clip, value_clip)
+        loss = torch.max(loss, (clipped - batch.returns).square())
     return 0.5 * loss
 
 
 def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Loss:
-    """All terms of PPO's loss on [R, L] steps, summed with the batch's weights. Masked entries count for nothing and
-    get no gradient, even where they are not finite."""
+    """Return all terms of PPO's loss, summed over the [R, L] steps with the batch's weights. Masked entries contribute
+    neither to the loss nor to the gradient, even if they are NaN or infinite."""
 
     def weighted_sum(x: Tensor) -> Tensor:
         return (torch.where(batch.mask, x, 0.0) * batch.weights).sum()
@@ -249,7 +250,8 @@ def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, p
 
 
 def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, float]:
-    """Epochs of minibatch steps on one batch, until done or stopped by KL. Metrics are means over the last epoch."""
+    """Train on one batch for `ppo.epochs` epochs, or until KL exceeds `ppo.target_kl`. Return metrics; the loss terms
+    and diagnostics are means over the last epoch."""
     ppo, critic_only = learner.ppo, learner.trains_critic_only
     norms: list[Tensor] = []
     extras: list[Mapping[str, float]] = []
@@ -283,15 +285,15 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
 
 
 def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
-    """The penalty's coefficient after an update that moved the policy by `kl` (arXiv:1707.06347, section 4)."""
-    missed = kl / ppo.penalty_target
-    return penalty_coef * (2.0 if missed > 1.5 else 0.5 if missed < 1 / 1.5 else 1.0)
+    """Return the KL penalty's new coefficient after an update that ended at `kl` (arXiv:1707.06347, section 4)."""
+    relative_kl = kl / ppo.penalty_target
+    return penalty_coef * (2.0 if relative_kl > 1.5 else 0.5 if relative_kl < 1 / 1.5 else 1.0)
 
 
 def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
-    """Fresh gradients of one minibatch, accumulated over its micro-batches; the totals of its loss.
+    """Compute the gradients of one minibatch, accumulated over its micro-batches, and return its loss totals.
 
-    With `critic_only` those of the value loss for the critic's own parameters: a shared trunk stays as it is.
+    With `critic_only`, only the critic's own parameters get gradients, from the value loss; a shared trunk gets none.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:

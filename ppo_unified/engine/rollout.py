@@ -1,7 +1,7 @@
-"""The seam between the engine and whatever it trains: what a policy must answer, and what was collected.
+"""The interface between the engine and an adapter: the policy, the rollout, and the adapter's methods.
 
-Letters used for shapes: N rows collected, T columns, R rows of an update, L columns of such a row.
-A *column* is one decision; a *row* is what the policy has to see together (`row_len` columns of it).
+A rollout has N rows and T columns; an update has R rows of L columns. Each column is one decision. A row of an update
+contains the L = `row_len` consecutive columns that the policy must evaluate together.
 """
 
 from __future__ import annotations
@@ -24,34 +24,32 @@ def map_obs(function: Callable[[Tensor], Tensor], obs: Observations) -> Observat
 
 
 class Evaluation(NamedTuple):
-    """What the current policy says of actions already taken; each [R, L]."""
+    """The current policy's outputs for actions that were already taken; each tensor is [R, L]."""
 
     logprobs: Tensor  # log pi(action | obs)
-    entropy: Tensor  # of the whole action distribution, in nats
-    values: Tensor  # V(obs), before the action
+    entropy: Tensor  # entropy of the action distribution, in nats
+    values: Tensor  # V(obs), the value before the action
 
 
 class ActorCritic(nn.Module):
-    """A policy and its critic. Rows are independent; column t may look at columns <= t of its row only."""
+    """A policy and its critic. The outputs at column t of a row must depend only on columns <= t of the same row."""
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Score `actions` [R, L, ...] taken at `obs` [R, L, ...] (a tensor or a mapping of tensors)."""
+        """Return the log-probs, entropy and values for `actions` [R, L, ...] taken at `obs` [R, L, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(obs, actions)")
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
-        """The parameters that only the value depends on: a whole critic, or the head on a shared trunk."""
+        """Return the parameters that only the value depends on: a separate critic, or the head on a shared trunk."""
         raise NotImplementedError(f"{type(self).__name__} must define critic_parameters()")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What one `Adapter.collect` gathered. The first two axes are [N, T] everywhere.
+    """The experience that one call of `Adapter.collect` returns. The first two axes of every tensor are [N, T].
 
-    Nothing here says "done": `next_values` carries what follows a step (the caller knows whether an episode died,
-    was cut off, or goes on) and `continues` says whether credit flows back across it. Entries where `mask` is
-    False are ignored, whatever they hold.
-
-    Raises ValueError where a shape, a dtype or `row_len` contradicts `mask`.
+    There is no "done" flag. `next_values` contains V_old of the next state: 0 if the episode terminated, V_old of the
+    final state if it was truncated. `continues` is False where an episode ended in either way. Entries where `mask` is
+    False are ignored. Raises ValueError if a shape, a dtype or `row_len` does not match `mask`.
     """
 
     obs: Observations  # [N, T, ...]
@@ -59,65 +57,67 @@ class Rollout:
     logprobs: Tensor  # log pi_old(action | obs)
     values: Tensor  # V_old(obs)
     rewards: Tensor
-    next_values: Tensor  # V_old of the state the step led to; 0 where the episode terminated there
+    next_values: Tensor  # V_old of the state after the step; 0 if the episode terminated there
     continues: Tensor  # bool: the next valid column belongs to the same episode
     mask: Tensor  # bool: the policy chose this action (False: padding, prompt, tool output, reset)
-    row_len: int  # columns the policy must see together: 1 if it is Markov, T if it reads whole sequences
+    row_len: int  # columns that the policy must evaluate together: 1 if it is Markov, T if it reads sequences
     metrics: Mapping[str, float] = field(default_factory=dict)
-    extras: Mapping[str, Tensor] = field(default_factory=dict)  # more to inspect at every step; the engine ignores them
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # per-step data for `inspect`; the engine ignores it
 
     def __post_init__(self) -> None:
         shape = self.mask.shape
         obs = {"obs": self.obs} if isinstance(self.obs, Tensor) else {f"obs[{k!r}]": x for k, x in self.obs.items()}
-        flat = {f.name: getattr(self, f.name) for f in fields(self)[2:8]}  # logprobs to mask: [N, T] and no more
+        flat = {f.name: getattr(self, f.name) for f in fields(self)[2:8]}  # from logprobs to mask: exactly [N, T]
         flat |= {f"extras[{name!r}]": x for name, x in self.extras.items()}
         for name, x in (obs | {"actions": self.actions} | flat).items():
             if x.shape[:2] != shape or (name in flat and x.ndim != 2):
                 rest = "" if name in flat else ", ..."
                 raise ValueError(
-                    f"Rollout.{name} is {list(x.shape)}; it must be [N, T{rest}] with [N, T] = {list(shape)}"
+                    f"Rollout.{name}: expected shape [N, T{rest}] with [N, T] = {list(shape)}, got {list(x.shape)}"
                 )
         for name in ("continues", "mask"):
             if flat[name].dtype is not torch.bool:
-                raise ValueError(f"Rollout.{name} is {flat[name].dtype}; it must be torch.bool")
+                raise ValueError(f"Rollout.{name}: expected dtype torch.bool, got {flat[name].dtype}")
         if self.row_len < 1 or shape[1] % self.row_len:
-            raise ValueError(f"Rollout.row_len = {self.row_len} does not divide T = {shape[1]}")
+            raise ValueError(f"Rollout.row_len: expected a divisor of T = {shape[1]}, got {self.row_len}")
         if not self.mask.any():
-            raise ValueError("Rollout.mask is False everywhere: there is no step to learn from")
+            raise ValueError("Rollout.mask is False everywhere: the rollout has no step to learn from")
 
     def rows(self, x: Tensor) -> Tensor:
-        """[N, T, ...] -> [R, L, ...] with L = row_len."""
+        """Reshape `x` from [N, T, ...] to the update's [R, L, ...], where L = row_len."""
         return x.reshape(-1, self.row_len, *x.shape[2:])
 
 
 class RolloutSource(Protocol):
-    """What the engine needs of an adapter."""
+    """The part of an adapter that the engine needs."""
 
     def collect(self) -> Rollout:
-        """Act with the current policy and return what happened, with the old log-probs and values."""
+        """Act with the current policy and return the experience, including its log-probs and values."""
         ...
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """None, or a loss added once per optimizer step (InstructGPT's pretraining term) and its metrics. Draws from
-        `generator` alone, and changes nothing that `state_dict` holds."""
+        """Return None, or a loss to add to an optimizer step (InstructGPT's pretraining term) and its metrics. It must
+        draw all random numbers from `generator` and must not change the state that `state_dict` returns."""
         ...
 
 
 class Adapter(RolloutSource, Protocol):
-    """A world to act in together with the policy that acts; a whole run needs all of it."""
+    """An environment or a text task together with the policy that acts in it; a run needs all of these methods."""
 
     @property
     def policy(self) -> ActorCritic: ...
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        """One score an episode, from `episodes` fresh episodes; leaves the training state untouched."""
+        """Return one score per episode for `episodes` new episodes, without changing the training state."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs, the policy's weights apart: tensors, numbers, strings, lists, dicts. Copies:
-        collecting more does not change them."""
+        """Return the state that `load_state_dict` needs, except the policy's weights: tensors, numbers, strings, lists
+        and dicts. They must be copies, which later calls of `collect` do not change."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> str | None: ...  # what starts anew and why, if anything does
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Restore the state. Return None, or a message that names the parts that cannot be restored and the reason."""
+        ...
 
     def close(self) -> None: ...

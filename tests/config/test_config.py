@@ -1,4 +1,4 @@
-"""The schema: bounds, combinations, files, flags, presets."""
+"""The schema of options: bounds, invalid combinations, TOML files, flags and presets."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_option_names_of_other_libraries_get_a_suggestion(flag: str) -> None:
 
 def test_files_get_the_same_suggestions() -> None:
     for table, text in (
-        ({"learning_rate": 1}, "there is no option 'learning_rate'; did you mean 'optim.lr'?"),
+        ({"learning_rate": 1}, "unknown option 'learning_rate'; did you mean 'optim.lr'?"),
         ({"ppo": {"gae_lambda": 1}}, "[ppo] has no option 'gae_lambda'; did you mean 'lam'?"),
         ({"ppo": {"lr": 1}}, "[ppo] has no option 'lr'; did you mean 'optim.lr'?"),
         ({"ppo": {"batch_size": 64}}, "did you mean 'minibatches'? (ppo.minibatches is the number of minibatches"),
@@ -163,14 +163,14 @@ MISTAKES = {
     ("--optim.lr", "nan"): r"^--optim.lr: expected a number > 0 and <= 1, got 'nan'$",
     ("--optim.lr", "-1"): r"^--optim.lr: expected a number > 0 and <= 1, got '-1'$",
     ("--optim.lr", "-1e-3"): r"^--optim.lr: expected a number > 0 and <= 1, got '-1e-3'$",
-    ("--ppo.epochs", "2.5"): r"^--ppo.epochs: expected a whole number >= 1, got '2.5'$",
-    ("--ppo.epochs", "ten"): r"^--ppo.epochs: expected a whole number >= 1, got 'ten'$",
+    ("--ppo.epochs", "2.5"): r"^--ppo.epochs: expected an integer >= 1, got '2.5'$",
+    ("--ppo.epochs", "ten"): r"^--ppo.epochs: expected an integer >= 1, got 'ten'$",
     ("--ppo.clip",): r"^--ppo.clip needs a value, e.g. --ppo.clip 0.2$",
     ("--ppo.clip", "--seed", "3"): r"^--ppo.clip needs a value, e.g. --ppo.clip 0.2$",
     ("--eval.threshold",): r"^--eval.threshold needs a value, e.g. --eval.threshold FLOAT$",
     ("--eval.threshold", "high"): r"^--eval.threshold: expected a number, or None, got 'high'$",
     ("--gym.env-id", "-x"): r"--gym.env-id needs a value.*; for a value that starts with '-' write --gym.env-id=-x$",
-    ("--gym.env-id", ""): r"^--gym.env-id: expected text that is not empty, got ''$",
+    ("--gym.env-id", ""): r"^--gym.env-id: expected non-empty text, got ''$",
     ("--gym.normalize-obs=maybe",): r"^--gym.normalize-obs: expected true or false, got 'maybe'$",
     ("--gym.no-normalize-obs=true",): r"^--gym.no-normalize-obs: expected no value, got 'true'$",
     (
@@ -180,23 +180,28 @@ MISTAKES = {
     ("--ppo.objective", "pentaly"): r"did you mean 'penalty'\?$",
     ("--gym.env-kwargs", "{"): r"^--gym.env-kwargs: expected a JSON object, got '\{' \(Expecting property name",
     ("--gym.env-kwargs", "[1]"): r"^--gym.env-kwargs: expected a JSON object, got '\[1\]'$",
-    ("--policy.hidden", "64", "wide"): r"^--policy.hidden: expected whole numbers separated by spaces, got '64 wide'$",
+    ("--policy.hidden", "64", "wide"): r"^--policy.hidden: expected integers separated by spaces, got '64 wide'$",
     ("--optim.betas", "0.9"): r"^--optim.betas: expected 2 numbers separated by spaces, got '0.9'$",
     ("--gym.wrappers", "'a"): r"quotation",
-    ("--seed", "1,2"): r"^--seed: expected a whole number >= 0 and <= 2147483647, got '1,2'$",
+    ("--seed", "1,2"): r"^--seed: expected an integer >= 0 and <= 2147483647, got '1,2'$",
     ("stray",): r"^unexpected argument 'stray'; write options as --section.key VALUE and several values as 1,2,3$",
     ("--seed", "1", "2"): r"^unexpected argument '2'.*several values as 1,2,3$",
     ("--clip", "0.1"): r"^unknown option --clip; did you mean --ppo.clip\?$",
     ("--ppo.cli", "0.1"): r"^unknown option --ppo.cli; did you mean --ppo.clip\?$",
-    ("--ppo.objective", "ratio", "--ppo.clip", "0.1"): r"ppo.clip = 0.1 has no effect with ppo.objective = 'ratio'",
-    ("--ppo.penalty-target", "0.1"): r"ppo.penalty_target = 0.1 has no effect with ppo.objective = 'clip'",
-    ("--optim.no-joint", "--ppo.value-coef", "1"): r"ppo.value_coef = 1.0 has no effect with optim.joint = false",
-    ("--optim.critic-lr", "0.1"): r"optim.critic_lr = 0.1 has no effect with optim.joint = true",
-    ("--ppo.loss-mean", "sequence"): r"ppo.loss_mean = 'sequence' has no effect with kind = 'gym'",
-    ("--stop-when-solved",): r"stop_when_solved = True has no effect with no eval.threshold",
+    (
+        "--ppo.objective",
+        "ratio",
+        "--ppo.clip",
+        "0.1",
+    ): r"ppo.clip = 0.1 has no effect because ppo.objective = 'ratio'; remove ppo.clip or change the other setting$",
+    ("--ppo.penalty-target", "0.1"): r"ppo.penalty_target = 0.1 has no effect because ppo.objective = 'clip'",
+    ("--optim.no-joint", "--ppo.value-coef", "1"): r"ppo.value_coef = 1.0 has no effect because optim.joint = false",
+    ("--optim.critic-lr", "0.1"): r"optim.critic_lr = 0.1 has no effect because optim.joint = true",
+    ("--ppo.loss-mean", "sequence"): r"ppo.loss_mean = 'sequence' has no effect because kind = 'gym'",
+    ("--stop-when-solved",): r"stop_when_solved = True has no effect because eval.threshold is not set",
     ("--total-steps", "0"): r"would never end",
-    ("--ppo.dual-clip", "0.5"): r"ppo.dual_clip = 0.5: must be above 1",
-    ("--optim.betas", "0.9", "1.0"): r"optim.betas",
+    ("--ppo.dual-clip", "0.5"): r"ppo.dual_clip: expected 0 \(off\) or a number > 1, got 0.5",
+    ("--optim.betas", "0.9", "1.0"): r"optim.betas: expected two numbers >= 0 and < 1, got \[0.9, 1.0\]",
     ("--ppo.minibatches", "9999"): r"more than gym.num_envs x gym.num_steps = 1024",
     ("--policy.shared", "--optim.no-joint"): r"policy.shared = true needs optim.joint = true",
     ("--policy.hidden", "0"): r"every width must be at least 1",
@@ -222,16 +227,20 @@ def test_invalid_toml_names_file_table_and_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
-    [(b"\xff\xfe\x00\x01", "is not a text file"), (b"[ppo\nx", "is not valid TOML"), (b"seed = 1", "says no adapter")],
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00\x01", r"got a file that is not UTF-8 text \(byte 0\)"),
+        (b"[ppo\nx", "is not valid TOML"),
+        (b"seed = 1", "needs the name of an adapter"),
+    ],
 )
-def test_non_configuration_file_is_rejected(content: bytes, says: str, tmp_path: Path) -> None:
+def test_non_configuration_file_is_rejected(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=message):
         from_file(path)
     path.write_text('kind = "gym"\nppo = 3', encoding="utf-8")
-    with pytest.raises(UsageError, match=r"\[ppo\] is a table of options, not 3"):
+    with pytest.raises(UsageError, match=r"\[ppo\]: expected a table of options, got 3"):
         from_file(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_toml(tmp_path / "absent.toml")
@@ -248,7 +257,7 @@ def test_preset_file_cannot_name_runs_outside_the_folder(tmp_path: Path) -> None
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'cartpole'"):
         load_target("cartpol")
-    with pytest.raises(UsageError, match=r"no adapter 'gim'.*did you mean 'gym'"):
+    with pytest.raises(UsageError, match=r"unknown adapter 'gim'; did you mean 'gym'"):
         from_table({"kind": "gim"}, "x")
 
 

@@ -1,4 +1,4 @@
-"""Recipes: each valid over every target, each setting with its source; overlay order, names, errors, list and diff."""
+"""Recipes apply to every target and cite their sources; overlay order, names, errors, list and diff."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from ppo_unified.runs.folder import Run
 ROOT = Path(__file__).parents[2]
 RECIPES = {recipe.name: recipe for recipe in all_recipes()}
 TARGETS = ["llm", *(name for name, path in preset_files().items() if read_toml(path).get("kind") == "llm")]
-NAMED_BY_THE_ISSUE = ["deepspeed-chat", "instructgpt-ptx", "oai-2019", "plain-ratio", "tldr", "trian-ppo", "trl-early"]
+EXPECTED = ["deepspeed-chat", "instructgpt-ptx", "oai-2019", "plain-ratio", "tldr", "trian-ppo", "trl-early"]
 
-# Where a setting comes from: a file of the source, a section of a paper, a study note; or why it has none.
+# The source of a setting: a file, a section of a paper or a study note; or a reason why there is none.
 SOURCE = re.compile(
     r"[\w/-]+\.(py|sh|sbatch|md|json)\b|\bnbs/\d+|(App\.|[Ss]ection) [\w.]+|\bnote \d{3}\b|^(open|short|here): "
 )
@@ -56,7 +56,7 @@ NEVER = ("llm.model", "llm.prompts", "llm.reward", "seed", "device", "threads")
 
 
 def test_expected_recipes_exist() -> None:
-    assert list(RECIPES) == NAMED_BY_THE_ISSUE
+    assert list(RECIPES) == EXPECTED
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -66,13 +66,13 @@ def test_recipe_cites_a_source_for_each_setting(name: str) -> None:
     assert recipe.source
     assert recipe.differs
     table = tomllib.loads(recipe.text)
-    said = {
+    options = {
         f"{section}.{key}"
         for section, inner in table.items()
         if isinstance(inner, dict) and section != "about"
         for key in inner
     } | {key for key, value in table.items() if not isinstance(value, dict) and key != "kind"}
-    assert set(recipe.sources) == said
+    assert set(recipe.sources) == options
     for option, source in recipe.sources.items():
         assert SOURCE.search(source), f"{option}: {source!r}"
     assert max(map(len, recipe.text.splitlines())) <= 120
@@ -80,15 +80,15 @@ def test_recipe_cites_a_source_for_each_setting(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_sets_all_ppo_options_and_no_task_option(name: str) -> None:
-    said, config = set(RECIPES[name].sources), settings(RECIPES[name])
+    options, config = set(RECIPES[name].sources), settings(RECIPES[name])
     wanted = set(ALWAYS)
     wanted |= {"llm.critic_init"} if config["llm.critic"].value == "independent" else set()
     wanted |= {"ppo.clip"} if config["ppo.objective"].value == "clip" else set()
     wanted |= {"llm.kl_horizon"} if config["llm.kl_target"].value else set()
     wanted |= {"llm.ptx_batch"} if config["llm.ptx_coef"].value else set()
-    assert wanted <= said, sorted(wanted - said)
-    assert not said & set(NEVER)
-    assert config["total_steps"].value == 0  # or the run might end before its iterations do
+    assert wanted <= options, sorted(wanted - options)
+    assert not options & set(NEVER)
+    assert config["total_steps"].value == 0  # otherwise the run could end before its last iteration
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -126,9 +126,14 @@ def test_flags_resolve_target_and_recipe_conflicts(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    ("train", "llm", "--recipe", "trl-erly"): "there is no recipe 'trl-erly'; did you mean 'trl-early'?",
-    ("train", "llm", "--recipe", "zzz"): "there is no recipe 'zzz' (list: ppo-unified recipes)",
-    ("train", "cartpole", "--recipe", "tldr"): "--recipe tldr: is for kind 'llm', and cartpole is of kind 'gym'",
+    ("train", "llm", "--recipe", "trl-erly"): "unknown recipe 'trl-erly'; did you mean 'trl-early'?",
+    ("train", "llm", "--recipe", "zzz"): "unknown recipe 'zzz' (list: ppo-unified recipes)",
+    (
+        "train",
+        "cartpole",
+        "--recipe",
+        "tldr",
+    ): "--recipe tldr: needs a target of kind 'llm', but cartpole is of kind 'gym'; choose another target or recipe",
     ("train", "llm", "--recipe", "tldr"): "llm.model is required: use a folder, a hub id",
     (
         "train",
@@ -137,7 +142,7 @@ MISTAKES = {
         "tldr",
         "--llm.rollout-batch",
         "0",
-    ): "expected a whole number >= 1, got '0'",
+    ): "expected an integer >= 1, got '0'",
     ("recipes", "tdlr"): "did you mean 'tldr'",
     ("recipes", "tldr", "tldr", "tldr"): "ppo-unified recipes: expected at most two recipe names, got 3",
 }
@@ -165,7 +170,7 @@ def test_help_shows_recipe_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--recipe" not in shown
 
 
-# how the commands show them
+# output of the `recipes` command
 
 
 def recipes_output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -199,11 +204,11 @@ def test_recipes_command_prints_the_recipe_file(name: str, capsys: pytest.Captur
 def test_difference_maps_one_configuration_to_the_other(first: str, second: str) -> None:
     one, other = (load_preset("llm", recipe=name).flatten() for name in (first, second))
     changed = difference(RECIPES[first], RECIPES[second])
-    for option, (ours, theirs) in changed.items():
-        assert (ours.value, theirs.value) == (one[option], other[option])
-        assert ours.value != theirs.value
-        assert ours.source or theirs.source, option
-        assert all(s.source is not None or s.value == LLMConfig().flatten()[option] for s in (ours, theirs))
+    for option, (left, right) in changed.items():
+        assert (left.value, right.value) == (one[option], other[option])
+        assert left.value != right.value
+        assert left.source or right.source, option
+        assert all(s.source is not None or s.value == LLMConfig().flatten()[option] for s in (left, right))
     assert one | {option: pair[1].value for option, pair in changed.items()} | {"recipe": second} == other
     assert set(changed) == set(difference(RECIPES[second], RECIPES[first]))
     assert bool(changed) == (first != second)
@@ -250,7 +255,7 @@ def test_remarks_come_from_comments_beside_settings() -> None:
     }
 
 
-# a third party's recipe, from the command line to a resumed run
+# a recipe from another package, from the command line to a resumed run
 
 PARTS = {
     "cook_options.py": """
@@ -310,7 +315,7 @@ PARTS = {
 
 @pytest.fixture
 def package_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An installed package with an adapter, a preset and recipes; the current folder is another one, empty."""
+    """Install a package with an adapter, a preset and recipes, and change to an empty folder."""
     site, work = tmp_path / "site", tmp_path / "work"
     for name, text in PARTS.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)
@@ -340,39 +345,42 @@ def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, caps
     assert config_of(Run(package_folder / "runs" / "again")) == config
     assert main(["resume", "two-arms-quick-s1", "--total-iterations", "5"]) == 0
     assert (run.read_status().iteration, config_of(run).recipe) == (5, "quick")
-    assert main(["train", str(run.config)]) == 0  # the configuration of a run begins another of the same name
+    assert main(["train", str(run.config)]) == 0  # the configuration of a run starts another run of the same name
     assert (package_folder / "runs" / "two-arms-quick-s1-2").exists()
     capsys.readouterr()
     assert main(["runs", "recipe:quick", "preset:two-arms", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3
-    assert main(["recipes", "quick", "tldr"]) == 0  # of two kinds: what one lacks is '-'
+    assert main(["recipes", "quick", "tldr"]) == 0  # recipes of different kinds: '-' marks a missing option
     assert re.search(r"^arms\.rows +16 +-$", capsys.readouterr().out, re.M)
 
 
 def test_detached_run_uses_the_recipe(package_folder: Path) -> None:
-    whole = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
+    train = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
     environment = os.environ | {"PYTHONPATH": str(package_folder.parent / "site")}
     subprocess.run(
-        [*whole, "--detach"], cwd=package_folder, env=environment, check=True, capture_output=True, timeout=120
+        [*train, "--detach"], cwd=package_folder, env=environment, check=True, capture_output=True, timeout=120
     )
     run = Run(package_folder / "runs" / "two-arms-quick-s1")
     deadline = time.monotonic() + 60
     while run.read_status().state != "finished":
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the run did not finish within 60 seconds"
         time.sleep(0.02)
     config = config_of(run)
     assert (config.recipe, config.ppo.epochs, config.total_iterations) == ("quick", 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"), ("odd", "says no adapter")],
+    ("name", "message"),
+    [
+        ("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"),
+        ("odd", "needs the name of an adapter"),
+    ],
 )
 def test_broken_recipe_file_is_reported(
-    name: str, says: str, package_folder: Path, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, package_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "two-arms", "--recipe", name]) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_load_preset_accepts_recipe(package_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lists of values: what is split, in which order runs come, what they are called, and what is refused."""
+"""Lists of values for options: parsing, order of the runs, names of the runs, and errors."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_each_combination_is_a_run_and_seed_varies_fastest() -> None:
 @pytest.mark.parametrize(
     ("option", "text", "values"),
     [
-        ("optim.lr", "1e-3, 0.001, 2e-3", ["1e-3", "2e-3"]),  # the same number twice is one run
+        ("optim.lr", "1e-3, 0.001, 2e-3", ["1e-3", "2e-3"]),  # equal numbers are one run
         ("ppo.objective", "clip,ratio", ["clip", "ratio"]),
         ("gym.normalize_obs", "true,false", ["true", "false"]),
         ("eval.threshold", "None,400", ["None", "400"]),
         ("policy.hidden", "64,64", ["64,64"]),
         ("gym.env_id", "A-v1,B-v1", ["A-v1,B-v1"]),
         ("gym.env_kwargs", '{"a": 1, "b": 2}', ['{"a": 1, "b": 2}']),
-        ("total_steps", "1-2", ["1-2"]),  # only seeds have ranges
+        ("total_steps", "1-2", ["1-2"]),  # ranges are valid only for seeds
     ],
 )
 def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[str]) -> None:
@@ -51,16 +51,16 @@ def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[
 
 
 @pytest.mark.parametrize(
-    ("typed", "says"),
+    ("typed", "message"),
     [
         ({"optim.lr": "1e-3,"}, "optim.lr: expected values separated by commas, got '1e-3,'"),
         ({"total_steps": "1,000,000"}, "write one number without commas, such as 1e6"),
-        ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"80 runs at once: at most {MOST_RUNS}"),
-        ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7; got '9-1'"),
+        ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"expected at most {MOST_RUNS} runs at once, got 80"),
+        ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7, got '9-1'"),
     ],
 )
-def test_invalid_lists_are_rejected(typed: dict[str, str], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_invalid_lists_are_rejected(typed: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         expand(typed, OPTIONS)
 
 

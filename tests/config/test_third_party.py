@@ -1,4 +1,4 @@
-"""What others bring trains without touching the engine: an environment by its id, an adapter by its entry point."""
+"""Environments and adapters from other packages can be trained without changes to this project."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ MODULES = ("my_world", "their_options", "their_adapter", "their_presets")
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that stands for another's site-packages."""
+    """Add a temporary folder to sys.path, in place of site-packages."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -102,7 +102,7 @@ def write(path: Path, text: str) -> None:
 
 
 def publish(site: Path, entry_point: str) -> None:
-    """What `pip install` leaves behind for a package with an entry point in our group."""
+    """Write the metadata that `pip install` writes for a package with an adapter entry point."""
     info = site / "their_package-1.0.dist-info"
     write(info / "METADATA", "Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
     write(info / "entry_points.txt", f"[ppo_unified.adapters]\n{entry_point}\n")
@@ -121,7 +121,7 @@ def arms(site: Path) -> Path:
 def test_dict_observation_multi_action_masked_env_trains(
     tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`my_world:Vault-v0`, found in the current directory; chance scores 2, the optimum is 4."""
+    """The module `my_world` is in the current directory; a random policy scores 2, the optimum is 4."""
     write(tmp_path / "my_world.py", WORLD)
     monkeypatch.setattr(sys, "path", [x for x in sys.path if x])
     monkeypatch.chdir(tmp_path)
@@ -165,7 +165,7 @@ def test_entry_point_presets_targets_and_check_are_used(tmp_path: Path, arms: Pa
     [
         ("arms = their_options:MISSING", r"entry point arms = 'their_options:MISSING' .* cannot be loaded"),
         ("arms = not_there:SPEC", r"entry point arms = 'not_there:SPEC' .* cannot be loaded: No module named"),
-        ("arms = their_options:Arms", r"must be an AdapterSpec, not ModelMetaclass"),
+        ("arms = their_options:Arms", r"expected an AdapterSpec, got ModelMetaclass"),
     ],
 )
 def test_broken_entry_point_is_reported(arms: Path, entry_point: str, message: str) -> None:
@@ -176,5 +176,5 @@ def test_broken_entry_point_is_reported(arms: Path, entry_point: str, message: s
 
 def test_unknown_kind_suggests_the_nearest(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", 'kind = "arm"')
-    with pytest.raises(UsageError, match=r"there is no adapter 'arm'; did you mean 'arms'\?; known: gym, llm, arms"):
+    with pytest.raises(UsageError, match=r"unknown adapter 'arm'; did you mean 'arms'\?; installed: gym, llm, arms"):
         load_target(str(tmp_path / "mine.toml"))

@@ -1,4 +1,4 @@
-"""How rows are dealt to optimizer steps, and that cutting them to fit into memory changes nothing."""
+"""Minibatches cover all rows evenly, and micro-batches do not change the gradient."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.toys import MarkovPolicy, engine_gradient, make_policy, random_rollou
 
 
 def number_rows(batch: Batch) -> Batch:
-    """Rows that can be told apart by their first action."""
+    """Set the actions of each row to its number, so that rows can be identified."""
     return replace(batch, actions=torch.arange(len(batch))[:, None].expand_as(batch.mask))
 
 
-def deal_rows(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
+def minibatch_rows(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [m.actions[:, 0].tolist() for m in minibatches(number_rows(batch), count, False, generator)]
 
@@ -30,14 +30,14 @@ def deal_rows(batch: Batch, count: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16])
 def test_minibatches_cover_every_row_once(row_len: int, count: int) -> None:
     batch = make_batch(random_rollout(n=20, row_len=row_len, ragged=True), PPO())
-    groups = deal_rows(batch, count)
+    groups = minibatch_rows(batch, count)
     assert sorted(row for group in groups for row in group) == list(range(len(batch)))
     assert len(groups) == count
     assert all(groups)
 
 
 def test_minibatches_are_never_empty() -> None:
-    groups = deal_rows(make_batch(random_rollout(n=3, row_len=12), PPO()), 8)
+    groups = minibatch_rows(make_batch(random_rollout(n=3, row_len=12), PPO()), 8)
     assert sorted(map(len, groups)) == [1, 1, 1]
 
 
@@ -46,13 +46,13 @@ def test_minibatches_are_redrawn_each_epoch_and_seeded() -> None:
     generator = torch.Generator().manual_seed(0)
     epochs = [[m.actions[:, 0].tolist() for m in minibatches(batch, 4, False, generator)] for _ in range(2)]
     assert epochs[0] != epochs[1]
-    assert epochs[0] == deal_rows(batch, 4)
-    assert epochs[0] != deal_rows(batch, 4, seed=1)
+    assert epochs[0] == minibatch_rows(batch, 4)
+    assert epochs[0] != minibatch_rows(batch, 4, seed=1)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_minibatches_have_near_equal_steps(seed: int) -> None:
-    """No minibatch is further from its fair share than the longest row, whatever the rows' lengths."""
+    """The steps of a minibatch differ from the mean by at most the length of the longest row."""
     g = torch.Generator().manual_seed(seed)
     rows, count = int(torch.randint(2, 60, (), generator=g)), int(torch.randint(1, 12, (), generator=g))
     steps = torch.randint(1, 100, (rows,), generator=g)
@@ -66,7 +66,7 @@ def test_minibatches_have_near_equal_steps(seed: int) -> None:
 
 
 def test_long_rows_are_spread_over_minibatches() -> None:
-    """Four rows of 12 steps among sixteen of one: a deal by rows alone would often put three long ones together."""
+    """Of 20 rows, four have 12 steps and the others one; a split by rows would often put three long rows together."""
     rollout = random_rollout(n=20, row_len=12, holes=0.0)
     mask = torch.arange(12) < torch.tensor([12, 1, 1, 1, 1] * 4)[:, None]
     batch = make_batch(replace(rollout, mask=mask), PPO())
@@ -86,19 +86,18 @@ def test_one_heavy_row_leaves_no_minibatch_empty() -> None:
 @pytest.mark.parametrize("row_len", [1, 3, 12])
 @pytest.mark.parametrize("columns", [1, 5, 24, 100])
 def test_microbatch_columns_do_not_change_the_gradient(loss_mean: str, row_len: int, columns: int) -> None:
-    """Micro-batches, and the padding they cut off, are invisible: for a policy that reads its row up to each column."""
+    """Neither micro-batches nor the padding that they drop change the gradient of a causal policy."""
     options = {"loss_mean": loss_mean, "entropy_coef": 0.01, "gamma": 0.9}
     batch = make_batch(random_rollout(n=10, row_len=row_len, ragged=True), PPO(**options))
     policy = make_policy(BanditPolicy)
-    whole = engine_gradient(policy, batch, PPO(**options))
-    cut = engine_gradient(policy, batch, PPO(**options, microbatch_columns=columns))
-    assert whole.abs().max() > 1e-3
-    assert torch.allclose(cut, whole, rtol=1e-10, atol=1e-12)
+    expected = engine_gradient(policy, batch, PPO(**options))
+    gradient = engine_gradient(policy, batch, PPO(**options, microbatch_columns=columns))
+    assert expected.abs().max() > 1e-3
+    assert torch.allclose(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss_mean", ["token", "sequence"])
 def test_padding_does_not_change_the_gradient(loss_mean: str) -> None:
-    """The same sequences in a wider rollout."""
     narrow = random_rollout(n=6, row_len=12, ragged=True)
 
     def pad(x: Tensor) -> Tensor:
@@ -109,7 +108,7 @@ def test_padding_does_not_change_the_gradient(loss_mean: str) -> None:
     ppo, policy = PPO(loss_mean=loss_mean), make_policy(BanditPolicy)
     gradient = engine_gradient(policy, make_batch(narrow, ppo), ppo)
     again = engine_gradient(policy, make_batch(wide, ppo), ppo)
-    assert torch.allclose(again, gradient, rtol=1e-6)  # weights are float32, and sums over other shapes round otherwise
+    assert torch.allclose(again, gradient, rtol=1e-6)  # float32: sums over other shapes round differently
 
 
 @pytest.mark.parametrize("columns", [1, 7, 24, 1000])
@@ -121,7 +120,7 @@ def test_microbatches_cover_valid_steps_within_the_limit(columns: int) -> None:
     assert torch.equal(rewards.sort().values, batch.returns[batch.mask].sort().values)
     for part in parts:
         assert part.mask.numel() <= columns or len(part) == 1
-        assert part.mask[:, -1].any()  # no column that every row pads
+        assert part.mask[:, -1].any()  # at least one row is valid at the last column
 
 
 @pytest.mark.parametrize("row_len", [1, 2, 3, 12])

@@ -1,4 +1,4 @@
-"""Advantages and value targets against their definitions, summed the slow way."""
+"""Advantages and value targets equal their definitions, computed as explicit sums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLLOUTS = [
     replace(random_rollout(seed=4), continues=torch.zeros(5, 12, dtype=torch.bool)),
     replace(random_rollout(seed=5), continues=torch.ones(5, 12, dtype=torch.bool)),
 ]
-NO = float("nan")  # a masked entry: whatever it holds must not matter
+NO = float("nan")  # a masked entry, which must not affect any result
 
 
 def ones(*x: int) -> Tensor:
@@ -35,7 +35,7 @@ def row(*x: float) -> Tensor:
 
 
 def valid_steps(rollout: Rollout) -> Iterator[tuple[int, int, list[int]]]:
-    """(row, column, columns of the rest of its episode in this rollout, itself first) for every valid step."""
+    """Yield (row, column, columns of the episode from this step to its end in the rollout) for every valid step."""
     for i in range(len(rollout.mask)):
         own = rollout.mask[i].nonzero().flatten().tolist()
         for k, t in enumerate(own):
@@ -82,7 +82,7 @@ def test_advantage_ladder_matches_definitions(rollout: Rollout) -> None:
     for i, t, rest in valid_steps(rollout):
         after = gamma ** len(rest) * float(rollout.next_values[i, rest[-1]])
         to_go[i, t] = sum(gamma**k * float(rollout.rewards[i, s]) for k, s in enumerate(rest)) + after
-        first.setdefault((i, rest[-1]), t)  # an episode is known by its last column
+        first.setdefault((i, rest[-1]), t)  # the last column identifies the episode
         td = float(rollout.rewards[i, t] + gamma * rollout.next_values[i, t] - rollout.values[i, t])
         assert got["td"][i, t].item() == pytest.approx(td, abs=1e-12)
         assert got["reward-to-go"][i, t].item() == pytest.approx(to_go[i, t], abs=1e-12)
@@ -110,8 +110,10 @@ def test_value_targets_match_definitions() -> None:
 
 
 def test_gymnasium_rollout_worked_by_hand() -> None:
-    """DESIGN.md: truncated by step 2; column 3 is its reset column, V = 9 there is that of the final observation;
-    column 4 starts the next episode and is cut by the end of the segment, V after it 6."""
+    """The episode is truncated at column 2 and its final observation has V = 9, stored in the masked reset column 3.
+
+    Column 4 starts the next episode; the rollout ends there, and the next state has V = 6.
+    """
     rollout = Rollout(
         obs=torch.zeros(1, 5, 1),
         actions=torch.zeros(1, 5),
@@ -123,16 +125,16 @@ def test_gymnasium_rollout_worked_by_hand() -> None:
         mask=ones(1, 1, 1, 0, 1),
         row_len=1,
     )
-    assert gae(rollout, 0.5, 0.0)[rollout.mask].tolist() == [1.0, 0.5, 2.5, 0.0]  # the deltas
+    assert gae(rollout, 0.5, 0.0)[rollout.mask].tolist() == [1.0, 0.5, 2.5, 0.0]  # the TD errors
     assert gae(rollout, 0.5, 1.0).tolist() == [[1.875, 1.75, 2.5, 0.0, 0.0]]
     batch = make_batch(rollout, PPO(gamma=0.5, lam=1.0, normalize_advantages="none"))
-    assert batch.returns.flatten().tolist() == [2.875, 3.75, 5.5, 4.0]  # rows without a step are gone
+    assert batch.returns.flatten().tolist() == [2.875, 3.75, 5.5, 4.0]  # rows without a valid step are dropped
     assert reward_to_go(rollout, 0.5).tolist() == [[2.875, 3.75, 5.5, 0.0, 4.0]]
     assert episode_return(rollout, 0.5).tolist() == [[2.875, 2.875, 2.875, 0.0, 4.0]]
 
 
 def test_token_rollout_worked_by_hand() -> None:
-    """DESIGN.md: a prompt of 2 and a response "a b EOS"; columns choose p1, a, b, EOS; beta = 0.1, score 1 on EOS."""
+    """A prompt of 2 tokens and the response "a b EOS": columns choose p1, a, b, EOS; beta = 0.1, score 1 at EOS."""
     log_ratio_to_reference, beta, score = row(NO, 0.2, -0.1, 0.3), 0.1, row(NO, 0, 0, 1)
     rollout = Rollout(
         obs=torch.tensor([[0, 1, 2, 3]]),
@@ -155,7 +157,7 @@ def test_token_rollout_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_tool_text_does_not_change_advantages(seed: int) -> None:
-    """A multi-turn episode with masked text between its turns equals the same episode with that text cut out."""
+    """Masked text between the turns of an episode can be removed without changing the advantages."""
     whole = random_rollout(n=1, t=24, seed=seed, holes=0.5)
     own = whole.mask[0]
     names = ("obs", "actions", "logprobs", "values", "rewards", "next_values", "continues", "mask")

@@ -1,7 +1,7 @@
-"""The same inputs, the same numbers as two libraries that people trust.
+"""Advantages, returns and losses equal those of Stable-Baselines3 and TRL for the same inputs.
 
-golden/peers.json holds what stable-baselines3 and TRL 0.11.4 (the last with a token-level PPO trainer) computed. Both
-compute in float32, and so does the engine here; 1e-6 is what float32 leaves of numbers of this size.
+golden/peers.json contains the results of Stable-Baselines3 and TRL 0.11.4, the last version with a token-level PPO
+trainer. All compute in float32; the tolerance of 1e-6 is its precision for numbers of this size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETTINGS = [
     (1.0, 0.95, True),
     (0.97, 0.8, False),
     (1.0, 1.0, False),
-]  # gamma, lam, rewards whitened
+]  # gamma, lam, whiten_rewards
 
 
 def tensors(table: dict[str, Any]) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def close(got: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def test_gae_matches_stable_baselines3() -> None:
-    """Time first there; `episode_starts[t]` says that the step before t ended an episode, all of them by dying."""
+    """In Stable-Baselines3, time is axis 0, and `episode_starts[t]` is 1 if an episode terminated at step t - 1."""
     x, expected = tensors(VECTOR["inputs"]), tensors(VECTOR["outputs"])
     died = torch.cat([x["episode_starts"][1:], x["last_dones"][None]]).bool().T
     following = torch.cat([x["values"][1:], x["last_values"][None]]).T
@@ -61,7 +61,7 @@ def test_gae_matches_stable_baselines3() -> None:
 
 
 def token_rollout() -> Rollout:
-    """Response-only columns; what stands behind a response's end is rubbish, as the note says it may be."""
+    """Return a rollout of response tokens, with invalid numbers in the masked columns after the responses."""
     x = tensors(TOKENS["inputs"])
     mask = x["response_mask"].bool()
     following = torch.cat([x["values"][:, 1:], torch.zeros(5, 1)], 1)
@@ -84,8 +84,11 @@ def token_rollout() -> Rollout:
 
 
 def whiten_rewards(rollout: Rollout) -> Rollout:
-    """TRL's reward whitening (unit variance, same mean) moves the zeros behind a response's end too, and its GAE then
-    walks back over them: to it, padding is steps of value 0. Given as such steps, the numbers must be the same."""
+    """Whiten rewards as TRL does: unit variance, same mean.
+
+    TRL's whitening also changes the zeros after the end of a response, and its GAE includes them. The rollout therefore
+    marks padding as valid steps with a value of 0.
+    """
     mask, everywhere = rollout.mask, torch.ones_like(rollout.mask)
     rewards, values = rollout.rewards * mask, rollout.values * mask
     variance, mean = torch.var_mean(rewards[mask])
@@ -137,7 +140,7 @@ def test_losses_match_trl(setting: tuple[float, float, bool]) -> None:
     assert float(loss.policy / steps) == pytest.approx(expected["policy"], abs=1e-6)
     assert float(0.1 * loss.value / steps) == pytest.approx(expected["value_times_0.1"], abs=1e-6)
     assert float(loss.entropy / steps) == pytest.approx(expected["entropy"], abs=1e-6)
-    free = ppo_loss(new, batch, make_ppo(setting, value_clip=0.0, clip=0.9))  # both clips were at work above
+    free = ppo_loss(new, batch, make_ppo(setting, value_clip=0.0, clip=0.9))  # both clips affect the losses above
     assert float(free.policy / steps) != pytest.approx(expected["policy"], abs=1e-4)
     assert float(0.1 * free.value / steps) != pytest.approx(expected["value_times_0.1"], abs=1e-4)
 

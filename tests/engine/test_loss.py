@@ -1,4 +1,4 @@
-"""Every objective against its formula in plain Python, and its gradient against differences of that formula."""
+"""Losses and gradients equal formulas in plain Python and their finite differences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OBJECTIVES: list[tuple[dict[str, Any], float, float]] = [  # options, clip_scale
 def plain_policy_loss(
     new: float, old: float, advantage: float, ppo: PPO, clip_scale: float, penalty_coef: float
 ) -> float:
-    """One step's objective, written from the papers' equations."""
+    """Return the policy loss of one step, written from the equations of the papers."""
     ratio = math.exp(new - old)
     if ppo.objective == "policy-gradient":
         return -new * advantage
@@ -53,8 +53,8 @@ def plain_policy_loss(
 def plain_value_loss(new: float, old: float, target: float, value_clip: float) -> float:
     error = (new - target) ** 2
     if value_clip > 0:
-        held = old + min(max(new - old, -value_clip), value_clip)
-        error = max(error, (held - target) ** 2)
+        clipped = old + min(max(new - old, -value_clip), value_clip)
+        error = max(error, (clipped - target) ** 2)
     return error / 2
 
 
@@ -63,7 +63,7 @@ def slope(function: Callable[[float], float], x: float, h: float = 1e-6) -> floa
 
 
 def example(seed: int = 0, **options: Any) -> tuple[Batch, Evaluation, PPO]:
-    """A batch with holes, and what a policy that has moved on says of it, as leaves that take gradients."""
+    """Return a batch with masked steps and the outputs of a changed policy as leaf tensors that require gradients."""
     ppo = PPO(**options)
     batch = make_batch(random_rollout(n=8, row_len=12, seed=seed, ragged=True), ppo)
     g = torch.Generator().manual_seed(seed + 100)
@@ -99,7 +99,7 @@ def test_objective_and_gradient_match_reference(
         assert got == pytest.approx(plain(logprob), abs=1e-12)
         assert gradient == pytest.approx(slope(plain, logprob), abs=1e-7)
         outside += gradient == 0 and advantage != 0
-    assert (outside > 0) == (ppo.objective == "clip")  # the data reach the flat parts, and only clipping has them
+    assert (outside > 0) == (ppo.objective == "clip")  # some steps are outside the clip range
 
 
 @pytest.mark.parametrize("value_clip", [0.0, 0.2, 1.0])
@@ -118,7 +118,7 @@ def test_value_loss_and_gradient_match_reference(value_clip: float) -> None:
 
 
 def one_step(ratio: float, advantage: float, **options: Any) -> tuple[float, float]:
-    """(loss, its derivative by the log-prob) at a single step."""
+    """Return the loss of a single step and its derivative with respect to the log-prob."""
     x = torch.zeros(1, 1, dtype=torch.float64)
     batch = Batch(x, x, x, x, x + advantage, x, x == 0, x + 1)
     logprob = torch.full_like(x, math.log(ratio)).requires_grad_()
@@ -130,11 +130,11 @@ def one_step(ratio: float, advantage: float, **options: Any) -> tuple[float, flo
     ("ratio", "advantage", "stops"),
     [
         (1.19, 1.0, False),
-        (1.21, 1.0, True),  # a good action is likely enough
-        (0.5, 1.0, False),  # a good action became unlikely: always a way back
+        (1.21, 1.0, True),  # a good action above the range: no gradient
+        (0.5, 1.0, False),  # a good action below the range: full gradient
         (0.81, -1.0, False),
-        (0.79, -1.0, True),  # a bad action is unlikely enough
-        (1.5, -1.0, False),  # a bad action became likely: always a way back
+        (0.79, -1.0, True),  # a bad action below the range: no gradient
+        (1.5, -1.0, False),  # a bad action above the range: full gradient
         (1.0, 1.0, False),
         (1.0, -1.0, False),
     ],
@@ -166,8 +166,8 @@ def test_total_loss_is_the_weighted_sum_of_terms() -> None:
     n, b = ({k: v.detach().numpy() for k, v in x.items()} for x in (new._asdict(), vars(batch)))
     clipped = np.clip(np.exp(n["logprobs"] - b["logprobs"]), 0.8, 1.2)
     gain = np.minimum(np.exp(n["logprobs"] - b["logprobs"]) * b["advantages"], clipped * b["advantages"])
-    held = b["values"] + np.clip(n["values"] - b["values"], -0.3, 0.3)
-    errors = np.maximum((n["values"] - b["returns"]) ** 2, (held - b["returns"]) ** 2) / 2
+    near = b["values"] + np.clip(n["values"] - b["values"], -0.3, 0.3)
+    errors = np.maximum((n["values"] - b["returns"]) ** 2, (near - b["returns"]) ** 2) / 2
     assert float(loss.policy.detach()) == pytest.approx(float((-gain * w).sum()), rel=1e-6)
     assert float(loss.value.detach()) == pytest.approx(float((errors * w).sum()), rel=1e-6)
     assert float(loss.entropy.detach()) == pytest.approx(float((n["entropy"] * w).sum()), rel=1e-6)
@@ -176,7 +176,7 @@ def test_total_loss_is_the_weighted_sum_of_terms() -> None:
         float(((-gain + 0.3 * errors - 0.07 * n["entropy"]) * w).sum()), rel=1e-6
     )
     (slopes,) = torch.autograd.grad(total, new.entropy)
-    assert torch.allclose(slopes, -0.07 * batch.weights.double())  # more entropy, less loss
+    assert torch.allclose(slopes, -0.07 * batch.weights.double())  # more entropy reduces the loss
 
 
 def test_diagnostics_of_a_moved_policy() -> None:
@@ -198,7 +198,7 @@ def test_unchanged_policy_has_ratio_one() -> None:
     assert float(loss.totals.sums["kl"]) == 0.0
     assert float(loss.totals.maxima["ratio"]) == 1.0
     (slopes,) = torch.autograd.grad(loss.policy, same.logprobs)
-    assert torch.allclose(slopes, -batch.advantages * batch.weights)  # the policy gradient itself
+    assert torch.allclose(slopes, -batch.advantages * batch.weights)  # the plain policy gradient
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e30])
@@ -206,7 +206,7 @@ def test_unchanged_policy_has_ratio_one() -> None:
     "options", [{}, {"dual_clip": 2.0}, {"objective": "penalty"}, {"objective": "policy-gradient"}]
 )
 def test_masked_entries_do_not_affect_loss_or_gradient(poison: float, options: dict[str, Any]) -> None:
-    """Whatever stands there: in what the policy says, in what was stored, and in both."""
+    """Invalid numbers at masked steps may be in the policy's outputs, in the batch, or in both."""
     batch, new, ppo = example(**options, value_clip=0.2)
     holes = ~batch.mask
     assert holes.any()
@@ -214,8 +214,8 @@ def test_masked_entries_do_not_affect_loss_or_gradient(poison: float, options: d
     gradients = torch.autograd.grad(expected, new)
     names = ("logprobs", "values", "advantages", "returns")
     stored = replace(batch, **{name: getattr(batch, name).masked_fill(holes, poison) for name in names})
-    said = Evaluation(*(x.detach().masked_fill(holes, poison).requires_grad_() for x in new))
-    for evaluation, poisoned in ((said, batch), (new, stored), (said, stored)):
+    outputs = Evaluation(*(x.detach().masked_fill(holes, poison).requires_grad_() for x in new))
+    for evaluation, poisoned in ((outputs, batch), (new, stored), (outputs, stored)):
         loss = ppo_loss(evaluation, poisoned, ppo)
         total = loss.total(0.5, 0.01)
         assert float(total.detach()) == float(expected.detach())

@@ -1,4 +1,4 @@
-"""What crosses the seam is checked there, and the message names the field."""
+"""`Rollout` rejects invalid tensors with a message that names the field."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from tests.toys import random_rollout
 @pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values", "continues", "actions", "obs"])
 def test_wrong_field_length_is_reported(name: str) -> None:
     rollout = random_rollout()
-    with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 11.*\[5, 12\]"):
+    with pytest.raises(ValueError, match=rf"Rollout\.{name}: expected .*\[5, 12\], got \[5, 11"):
         replace(rollout, **{name: getattr(rollout, name)[:, :-1]})
 
 
 def test_wrong_mapped_observation_is_reported() -> None:
     rollout = random_rollout()
     replace(rollout, obs={"tokens": rollout.actions, "state": torch.zeros(5, 12, 3)})
-    with pytest.raises(ValueError, match=r"Rollout\.obs\['state'\] is \[5, 3\]"):
+    with pytest.raises(ValueError, match=r"Rollout\.obs\['state'\]: expected .*, got \[5, 3\]"):
         replace(rollout, obs={"tokens": rollout.actions, "state": torch.zeros(5, 3)})
 
 
 @pytest.mark.parametrize("name", ["logprobs", "values", "rewards", "next_values"])
 def test_scalar_fields_have_one_number_per_step(name: str) -> None:
-    """[N, T, 1] would broadcast against [N, T] into [N, T, T] without a word."""
+    """A tensor [N, T, 1] would broadcast silently against [N, T] to [N, T, T]."""
     rollout = random_rollout()
-    with pytest.raises(ValueError, match=rf"Rollout\.{name} is \[5, 12, 1\]"):
+    with pytest.raises(ValueError, match=rf"Rollout\.{name}: expected shape \[N, T\] .*, got \[5, 12, 1\]"):
         replace(rollout, **{name: getattr(rollout, name)[..., None]})
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mask": torch.ones(5, 12)}, r"Rollout\.mask is torch\.float32; it must be torch\.bool"),
-        ({"continues": torch.ones(5, 12)}, r"Rollout\.continues is torch\.float32"),
-        ({"row_len": 5}, r"row_len = 5 does not divide T = 12"),
-        ({"row_len": 0}, r"row_len = 0"),
+        ({"mask": torch.ones(5, 12)}, r"Rollout\.mask: expected dtype torch\.bool, got torch\.float32"),
+        ({"continues": torch.ones(5, 12)}, r"Rollout\.continues: expected dtype torch\.bool, got torch\.float32"),
+        ({"row_len": 5}, r"row_len: expected a divisor of T = 12, got 5"),
+        ({"row_len": 0}, r"row_len: expected a divisor of T = 12, got 0"),
         ({"mask": torch.zeros(5, 12, dtype=torch.bool)}, r"Rollout\.mask is False everywhere"),
     ],
 )
@@ -61,9 +61,9 @@ def test_rows_preserve_column_order(row_len: int) -> None:
 
 def test_map_obs_reaches_every_tensor() -> None:
     x = torch.arange(3)
-    alone = map_obs(lambda x: x + 1, x)
-    assert isinstance(alone, torch.Tensor)
-    assert torch.equal(alone, x + 1)
+    single = map_obs(lambda x: x + 1, x)
+    assert isinstance(single, torch.Tensor)
+    assert torch.equal(single, x + 1)
     mapped = map_obs(lambda x: x + 1, {"a": x, "b": x * 2})
     assert isinstance(mapped, dict)
     assert torch.equal(mapped["b"], x * 2 + 1)

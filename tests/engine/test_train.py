@@ -1,4 +1,4 @@
-"""The loop: how many steps, of what size, on which parameters, until when; and that it learns."""
+"""The training loop: number of steps, learning rates, trained parameters, end of the run, and learning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.toys import engine_gradient, gradients, make_policy, random_rollout, 
 
 
 def count_steps(optimizer: torch.optim.Optimizer) -> int:
-    """Optimizer steps as Adam itself counts them."""
+    """Return the number of optimizer steps from the state of Adam."""
     return max((int(state["step"]) for state in optimizer.state.values()), default=0)
 
 
@@ -67,7 +67,7 @@ def test_caller_can_stop_between_iterations() -> None:
 def test_first_ratio_is_one_every_iteration() -> None:
     metrics = run_engine(BanditAdapter(row_len=4), 4, optim=Optim(lr=0.05))
     assert max(m["invariant/first_ratio_error"] for m in metrics) <= 1e-6
-    assert max(m["policy/ratio_max"] for m in metrics) > 1.1  # although the policy moves
+    assert max(m["policy/ratio_max"] for m in metrics) > 1.1  # the policy changes
     assert max(m["invariant/gae_error"] for m in metrics) <= 1e-5
 
 
@@ -90,17 +90,17 @@ def test_target_kl_ends_the_iterations_updates() -> None:
     assert metrics["optim/epochs"] < 20
     assert count_steps(learner.optimizers[0]) == metrics["optim/steps"]
     assert metrics["invariant/optimizer_steps_error"] == 0
-    assert next(loop).metrics["optim/steps"] > 0  # only this iteration's updates stop
+    assert next(loop).metrics["optim/steps"] > 0  # only the updates of one iteration end early
     assert run_engine(BanditAdapter(), 1, free, optim)[0]["policy/kl"] > 0.01
-    whole = run_engine(BanditAdapter(), 1, PPO(epochs=20, minibatches=1, target_kl=0.01), optim)[0]
-    assert whole["optim/steps"] == whole["optim/epochs"] - 1  # what went too far was not stepped on
-    assert whole["policy/kl"] > 0.01
+    full_batch = run_engine(BanditAdapter(), 1, PPO(epochs=20, minibatches=1, target_kl=0.01), optim)[0]
+    assert full_batch["optim/steps"] == full_batch["optim/epochs"] - 1  # the last minibatch exceeded target_kl: no step
+    assert full_batch["policy/kl"] > 0.01
     unreached = run_engine(BanditAdapter(), 1, PPO(epochs=20, target_kl=1e6), optim)[0]
     assert unreached["optim/steps"] == 80
 
 
 class TrunkPolicy(BanditPolicy):
-    """Actor and critic on one trunk."""
+    """A policy whose actor and critic share a trunk."""
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__(generator)
@@ -131,7 +131,7 @@ def test_critic_warmup_trains_only_the_critic(make: Any, joint: bool) -> None:
     for _ in range(2):
         rest, critic = snapshot(False).clone(), snapshot(True).clone()
         metrics = next(loop).metrics
-        assert torch.equal(snapshot(False), rest)  # to the bit: actor and trunk
+        assert torch.equal(snapshot(False), rest)  # actor and trunk are unchanged
         assert not torch.equal(snapshot(True), critic)
         assert metrics["policy/kl"] == 0
     rest = snapshot(False).clone()
@@ -140,7 +140,7 @@ def test_critic_warmup_trains_only_the_critic(make: Any, joint: bool) -> None:
 
 
 def test_critic_warmup_minimizes_the_value_loss() -> None:
-    """The same step as if nothing but the value loss existed."""
+    """A warm-up step equals a step on the value loss without the other terms."""
     warm, plain = BanditAdapter(), BanditAdapter()
     optim = Optim(max_grad_norm=0)
     run_engine(warm, 1, PPO(critic_warmup=1, entropy_coef=0.1), optim)
@@ -159,16 +159,16 @@ def test_gradient_norm_is_clipped_per_optimizer() -> None:
     def norm(parameters: Iterable[nn.Parameter]) -> float:
         return float(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm())
 
-    whole = 3.0 * 15**0.5  # 15 parameters
+    total = 3.0 * 15**0.5  # 15 parameters
     for joint in (True, False):
         policy, before = take_step(joint, 0.5)
-        assert before == pytest.approx(whole)  # of all gradients, before clipping
+        assert before == pytest.approx(total)  # the norm of all gradients before clipping
         assert norm(policy.parameters()) == pytest.approx(0.5 if joint else 0.5 * 2**0.5, rel=1e-5)
         assert (norm(policy.critic.parameters()) == pytest.approx(0.5, rel=1e-5)) == (not joint)
         policy, before = take_step(joint, 0)
-        assert norm(policy.parameters()) == pytest.approx(whole)  # 0 is off
+        assert norm(policy.parameters()) == pytest.approx(total)  # 0 disables clipping
     policy, _ = take_step(False, 1e3)
-    assert norm(policy.parameters()) == pytest.approx(whole)  # clipping never enlarges
+    assert norm(policy.parameters()) == pytest.approx(total)  # clipping never increases a norm
 
 
 def test_separate_optimizers_partition_parameters() -> None:
@@ -203,7 +203,7 @@ def test_learning_rates_anneal_linearly_to_zero() -> None:
     learner = make_learner(adapter.policy, PPO(), optim, total_steps=1000, total_iterations=20)
     progress, steps = learner.progress, 0
     for number, iteration in enumerate(train(adapter, learner)):
-        left = 1 - max(steps / 1000, number / 20)  # whichever total is nearer ends the run, and the schedule with it
+        left = 1 - max(steps / 1000, number / 20)  # the total that is reached first ends the run and the schedule
         assert iteration.metrics["optim/lr"] == pytest.approx(1e-2 * left)
         assert learner.optimizers[1].param_groups[0]["lr"] == pytest.approx(4e-2 * left)
         steps = progress.steps
@@ -224,7 +224,7 @@ def test_clip_range_anneals_linearly(done: int) -> None:
 
 
 class ExtraAdapter(BanditAdapter):
-    """Adds the sum of its actor's weights to the loss, and counts how often."""
+    """An adapter whose extra loss is the sum of the actor's weights; it counts the calls."""
 
     calls = 0
 
@@ -250,13 +250,13 @@ def test_extra_loss_starts_after_critic_warmup() -> None:
     metrics = run_engine(adapter, 3, PPO(epochs=2, minibatches=3, critic_warmup=2))
     assert adapter.calls == 6
     assert ["loss/ptx" in m for m in metrics] == [False, False, True]
-    assert metrics[2]["loss/ptx"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) / 6)  # the mean over optimizer steps
+    assert metrics[2]["loss/ptx"] == pytest.approx((1 + 2 + 3 + 4 + 5 + 6) / 6)  # mean over the optimizer steps
 
 
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("field", ["logprobs", "rewards"])
 def test_nonfinite_gradient_changes_no_weight(joint: bool, field: str) -> None:
-    """Not even those of the other optimizer."""
+    """If one optimizer has a non-finite gradient, the other one does not step either."""
 
     class NanBandit(BanditAdapter):
         def collect(self) -> Rollout:
@@ -275,11 +275,11 @@ def test_penalty_coefficient_adapts_to_kl() -> None:
         ppo = PPO(objective="penalty", penalty_coef=1.0, penalty_target=target)
         return [m["policy/penalty_coef"] for m in run_engine(BanditAdapter(), 4, ppo, Optim(lr=0.01, anneal=False))]
 
-    assert coefficients(1e-9) == [2, 4, 8, 16]  # moved too far every time
+    assert coefficients(1e-9) == [2, 4, 8, 16]  # KL is above the target in every iteration
     assert coefficients(1e9) == [0.5, 0.25, 0.125, 0.0625]
-    assert coefficients(0.0) == [1, 1, 1, 1]  # fixed
+    assert coefficients(0.0) == [1, 1, 1, 1]  # no target: the coefficient is fixed
     kl = run_engine(BanditAdapter(), 1, PPO(objective="penalty"), Optim(lr=0.01))[0]["policy/kl"]
-    assert coefficients(kl)[0] == 1  # on target
+    assert coefficients(kl)[0] == 1  # KL equals the target
     assert coefficients(kl / 1.4)[0] == coefficients(kl * 1.4)[0] == 1
     assert (coefficients(kl / 1.6)[0], coefficients(kl * 1.6)[0]) == (2, 0.5)
 
@@ -301,7 +301,7 @@ def test_same_seed_gives_same_metrics(row_len: int) -> None:
 
     torch.manual_seed(1)
     first = metrics(0, 0)
-    torch.manual_seed(2)  # nothing may draw from the global generator
+    torch.manual_seed(2)  # the global generator must not be used
     assert metrics(0, 0) == first
     assert metrics(1, 0) != first
     assert metrics(0, 1) != first
@@ -321,7 +321,7 @@ def test_update_uses_configured_advantage_normalization() -> None:
 def test_explained_variance_matches_definition() -> None:
     batch = make_batch(random_rollout(), PPO())
     assert explained_variance(replace(batch, values=batch.returns)) == pytest.approx(1.0)
-    assert explained_variance(replace(batch, values=batch.returns + 5)) == pytest.approx(1.0)  # blind to an offset
+    assert explained_variance(replace(batch, values=batch.returns + 5)) == pytest.approx(1.0)  # an offset is ignored
     assert explained_variance(replace(batch, values=torch.zeros_like(batch.values))) == pytest.approx(0.0)
     assert explained_variance(replace(batch, values=-batch.returns)) == pytest.approx(-3.0)
     assert explained_variance(replace(batch, returns=torch.ones_like(batch.returns))) == 0.0
@@ -342,7 +342,7 @@ LEARNERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", LEARNERS, ids=str)
 def test_bandit_is_solved(options: dict[str, Any]) -> None:
-    """Whatever the objective: chance scores 0.5, a broken engine stays there or falls below."""
+    """All objectives reach the optimum; a random policy scores 0.5."""
     adapter = BanditAdapter(row_len=4)
     ppo, optim = PPO(**{"epochs": 4, "minibatches": 2, **options}), Optim(lr=0.1, anneal=False)
     metrics = run_engine(adapter, 40, ppo, optim)

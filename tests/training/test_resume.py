@@ -150,7 +150,7 @@ def test_failed_checkpoint_write_only_warns(
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 2
     assert "was not written ([Errno 28] No space left on device); training goes on" in messages[0]
-    assert not [line for line in find_differences(uninterrupted_run, run) if "kept best" not in line]
+    assert not [line for line in find_differences(uninterrupted_run, run) if "best checkpoint" not in line]
 
 
 def test_failed_final_checkpoint_fails_the_run(
@@ -232,9 +232,9 @@ def test_changed_options_are_applied_or_rejected(
         return main(["resume", "changed", "--runs", str(tmp_path), *flags])
 
     refused = {
-        "--seed": ("2", "it made what was trained"),
-        "--llm.kl-coef": ("1", "it made what was trained"),
-        "--optim.no-joint": ("", "the state of one optimizer does not fit two"),
+        "--seed": ("2", "it defines the policy or its training data"),
+        "--llm.kl-coef": ("1", "it defines the policy or its training data"),
+        "--optim.no-joint": ("", "the checkpoint's optimizer state fits only the old value"),
         "--ppo.clp": ("1", "did you mean --ppo.clip"),
     }
     for flag, (value, why) in refused.items():

@@ -188,7 +188,7 @@ def test_problem_is_attached_to_the_typed_option() -> None:
 def test_problem_without_option_is_reported() -> None:
     unknown = form_model.check_typed("cartpole", "", {"ppo.clp": "0.3"})
     assert unknown.general == ("[ppo] has no option 'clp'; did you mean 'clip'?",)
-    assert "for kind 'llm'" in form_model.check_typed("cartpole", "tldr", {}).general[0]
+    assert "needs a target of kind 'llm'" in form_model.check_typed("cartpole", "tldr", {}).general[0]
     assert "did you mean 'cartpole'" in form_model.check_typed("cartpol", "", {}).general[0]
     assert "cannot be read" in form_model.check_typed("nowhere.toml", "", {}).general[0]
     assert not unknown.good
@@ -271,7 +271,7 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
     assert "more than gym.num_envs" in problems(ppo__minibatches="2,100000")["ppo.minibatches"]
     assert "values separated by commas" in problems(optim__lr="1e-3,")["optim.lr"]
     many = form_model.check_typed("cartpole", "", {"seed": "1-40", "optim.lr": "1e-3,2e-3"})
-    assert many.general == ("80 runs at once: at most 64 are started together; list fewer values",)
+    assert many.general == ("expected at most 64 runs at once, got 80; list fewer values",)
 
 
 @pytest.mark.usefixtures("_raise_at_prepare")

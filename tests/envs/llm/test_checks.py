@@ -98,7 +98,7 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     "more minibatches than rows": ({"rollout_batch": "2"}, "ppo.minibatches = 4 is greater than llm.rollout_batch = 2"),
     "indivisible groups": ({"group_size": "3"}, "llm.rollout_batch = 4 is not a multiple of llm.group_size = 3"),
     "baseline without its conditions": ({"baseline": "rloo"}, "llm.baseline = 'rloo' requires ppo.lam = 1.0"),
-    "option without effect": ({"kl_horizon": "5"}, "llm.kl_horizon = 5 has no effect with llm.kl_target = 0"),
+    "option without effect": ({"kl_horizon": "5"}, "llm.kl_horizon = 5 has no effect because llm.kl_target = 0"),
 }
 
 
