@@ -86,7 +86,7 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     ),
     "file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': expected a Hugging Face model folder or a hub"),
     "missing column": ({"reward": "exact"}, "llm.reward = 'exact' needs the key 'answer'"),
-    "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is refused: top_p changes the distribution"),
+    "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is not supported: top_p changes the distribution"),
     "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a reward model"),
     "LoRA off without LoRA": ({"reference": "lora-off"}, "requires LoRA; set llm.lora_rank above 0"),
     "4 bits with a copy": (
