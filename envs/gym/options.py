@@ -60,7 +60,7 @@ class Policy(Section):
 class GymConfig(RunConfig):
     """A run on a Gymnasium environment."""
 
-    kind: Literal["gym"] = Field("gym", description="the adapter's name")
+    kind: Literal["gym"] = Field("gym", description="name of the adapter")
     gym: Gym = Gym()
     policy: Policy = Policy()
 

@@ -148,7 +148,7 @@ class TokenCheckpoint(Checkpoint):
 class LLMConfig(RunConfig):
     """The options of a run that trains a language model."""
 
-    kind: Literal["llm"] = Field("llm", description="the adapter's name")
+    kind: Literal["llm"] = Field("llm", description="name of the adapter")
     threads: int = Field(
         default_factory=lambda: min(16, os.cpu_count() or 1), ge=1, le=256, description="CPU threads for torch"
     )
