@@ -25,7 +25,7 @@ from ppo_unified.config.values import (
     negative_flag,
     read_value,
 )
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import UsageError, closest_match
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -35,18 +35,21 @@ METAVARS = {"int": "INT", "float": "FLOAT", "text": "TEXT", "table": "JSON"}
 _NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)  # -1e-3 is a value, not a flag
 
 
-def read_flags(config: RunConfig, args: Sequence[str], prog: str, about: str) -> dict[str, str]:
+def read_flags(
+    config: RunConfig, args: Sequence[str], prog: str, about: str, command_flags: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the text of every option that has a flag in `args`, such as {'ppo.clip': '0.1'}.
 
     `--help` prints all options, with config's values as defaults, and exits. Raises a one-line UsageError for an
-    unknown flag, an unexpected argument or a flag without a value.
+    unknown flag, an unexpected argument or a flag without a value. The error for an unknown flag also suggests one of
+    `command_flags`, the flags of the command itself.
     """
     known, unknown = _make_parser(config, prog, about).parse_known_args([_normalize_flag(word) for word in args])
     typed: dict[str, str | None] = vars(known)
     if missing := [option for option, text in typed.items() if text is None]:
         raise UsageError(_explain_missing(missing[0], config, unknown))
     if unknown:
-        raise UsageError(_explain_unknown(unknown[0], type(config)))
+        raise UsageError(_explain_unknown(unknown[0], type(config), command_flags))
     return {option: text for option, text in typed.items() if text is not None}
 
 
@@ -166,7 +169,7 @@ def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> 
     return text + (f"; for a value that starts with '-' write {flag}={unknown[0]}" if unknown else "")
 
 
-def _explain_unknown(flag: str, model: type[RunConfig]) -> str:
+def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[str]) -> str:
     if not flag.startswith("--"):
         return f"unexpected argument {flag!r}; write options as --section.key VALUE and several values as 1,2,3"
     flag = flag.partition("=")[0]
@@ -174,6 +177,8 @@ def _explain_unknown(flag: str, model: type[RunConfig]) -> str:
     for option, reason in model.refused.items():
         if name in (option, option.rpartition(".")[2]):
             return f"{flag} is not supported: {reason}"
+    if match := closest_match(flag[2:], [known[2:] for known in command_flags]):
+        return f"unknown option {flag}; did you mean --{match}?"
     found = suggest(name, typed_options(model))
     if found is None:
         return f"unknown option {flag}; --help lists all options"

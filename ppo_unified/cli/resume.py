@@ -40,7 +40,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.detach:
         print_out(clean(control.resume(run, *flags, *rest).path))
         return 0
-    config, changes = _change(run, [*flags, *rest])
+    config, changes = _change(run, [*flags, *rest], options.parser.flags)
     stop = StopRequest()
     with stop.handle_signals():
         try:
@@ -106,13 +106,13 @@ def _drop_unapplied_changes(status: Status, config: RunConfig) -> None:
             del entry["changed"]
 
 
-def _change(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
+def _change(run: Run, flags: Sequence[str], command_flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[Any]]]:
     """Return a run's configuration with the flags applied, and the changed options as {option: [old, new]}.
 
     Raises UsageError for an option that cannot change on resume, and if the run has ended and no new limit is given.
     """
     original, status = presets.from_file(run.config), run.read_status()
-    config = _configure(original, flags, run.name) if flags else original
+    config = _configure(original, flags, run.name, command_flags) if flags else original
     extended = any(getattr(config, name) != getattr(original, name) for name in TOTALS)
     solved = original.stop_when_solved and status.solved_step is not None
     if status.state == "finished" and not extended:
@@ -136,7 +136,8 @@ def _change(run: Run, flags: Sequence[str]) -> tuple[RunConfig, dict[str, list[A
     return config, changes
 
 
-def _configure(config: RunConfig, flags: Sequence[str], name: str) -> RunConfig:
+def _configure(config: RunConfig, flags: Sequence[str], name: str, command_flags: Sequence[str]) -> RunConfig:
     from ppo_unified.cli.flags import configure, read_flags
 
-    return configure(config, read_flags(config, flags, f"ppo-unified resume {name}", f"Options of the run {name}."))
+    prog, about = f"ppo-unified resume {name}", f"Options of the run {name}."
+    return configure(config, read_flags(config, flags, prog, about, command_flags))

@@ -81,7 +81,8 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
         return [Job(presets.apply_changes(config, {}, "command line"), options.name, ())]
     from ppo_unified.cli.flags import configure, read_flags
 
-    typed = read_flags(config, flags, f"ppo-unified train {options.target}", ABOUT.format(config.origin))
+    prog, about = f"ppo-unified train {options.target}", ABOUT.format(config.origin)
+    typed = read_flags(config, flags, prog, about, options.parser.flags)
     jobs = []
     for combination in expand(typed, typed_options(type(config))):
         own = configure(config, combination.typed)

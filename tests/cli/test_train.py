@@ -135,6 +135,7 @@ USAGE_ERRORS = {
     ("train", "--policy.hidden", "64", "64", "cartpole"): "write TARGET before --policy.hidden",
     ("train", "--seed", "3", "cartpol"): "did you mean 'cartpole'",
     ("train", "cartpole", "acrobot"): "unexpected argument 'acrobot'; write options as --section.key VALUE",
+    ("train", "cartpole", "--detac"): "unknown option --detac; did you mean --detach?",
     ("train", "cartpole", "--ppo.clp", "1"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
