@@ -208,7 +208,7 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
     assert code == 2
-    assert "torch sees no GPU" in error
+    assert "torch finds no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -236,7 +236,7 @@ def test_detached_start_reports_rejection_and_leaves_nothing(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, _, error = call("train", "cartpole", "--detach", "--device", "cuda")
     assert code == 2
-    assert "torch sees no GPU" in error
+    assert "torch finds no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 

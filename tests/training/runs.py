@@ -1,4 +1,4 @@
-"""Short runs of CartPole, and their event files."""
+"""Helpers that configure short CartPole runs and read their results."""
 
 from __future__ import annotations
 

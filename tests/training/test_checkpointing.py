@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which are kept, and what a resumed run knows from them."""
+"""Which checkpoints a run keeps, and what a resumed run restores from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppo_unified.training.session import train_in
 from tests.sequences import sequences
 from tests.training.runs import quick
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytes
     assert len(checkpoint.steps(kept)) == 3
     assert best == checkpoint.steps(kept)[0] == checkpoint.choose(kept, "best")
     assert checkpoint.choose(kept, "latest") == checkpoint.steps(kept)[-1]
-    with pytest.raises(UsageError, match="no checkpoint '7'"):
+    with pytest.raises(UsageError, match="checkpoint '7' not found; use best, latest or a step: "):
         checkpoint.choose(kept, "7")
 
 
@@ -42,7 +42,7 @@ def test_resumed_run_recovers_best_score_from_checkpoint(tmp_path: Path) -> None
     kept = Run(result.path)
     status = kept.read_status()
     status.state, status.best_score, status.best_step = "running", None, None
-    kept.write_status(status)  # as a kill right after the evaluation leaves it
+    kept.write_status(status)  # like a run that was killed directly after the evaluation
     kept.acquire()
     after = train_in(kept, load_preset(str(kept.config), total_steps=2600), StopRequest())
     assert after.best_score is not None

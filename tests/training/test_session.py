@@ -13,7 +13,7 @@ from ppo_unified.training.session import load_adapter
 from tests.sequences import sequences
 from tests.training.runs import quick
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
 
 def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> None:
     kept = Run(run(quick(), tmp_path).path)
-    with pytest.raises(UsageError, match="does not fit checkpoint"):
+    with pytest.raises(UsageError, match="does not match the checkpoint of step"):
         load_adapter(kept, quick(policy={"hidden": [32]}), "latest")

@@ -1,4 +1,4 @@
-"""The trainer: what it writes while training, when it calls a task solved, and what it does when things go wrong."""
+"""The training loop: reproducible results, when a run ends, and inconsistent log-probs of an adapter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppo_unified.runs.folder import Run
 from tests.sequences import make_config, sequences
 from tests.training.runs import quick, read
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_run_depends_only_on_its_seed(tmp_path: Path) -> None:
@@ -34,11 +34,13 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
         return new._replace(logprobs=new.logprobs + (0.1 if torch.is_grad_enabled() else 0.0))
 
     monkeypatch.setattr(GymPolicy, "evaluate", evaluate_wrongly)
-    with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.1"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.1"
+    ):
         run(quick(), tmp_path)
     status = Run(tmp_path / "cartpole-s1").read_status()
     assert status.state == "failed"
-    assert "collect() and its policy's evaluate() disagree" in status.reason
+    assert "collect() and of its policy's evaluate() differ" in status.reason
 
 
 def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
@@ -52,5 +54,7 @@ def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sequences")
 def test_first_ratio_tolerance_is_configurable(tmp_path: Path) -> None:
     assert run(make_config(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
-    with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.05"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.05"
+    ):
         run(make_config(toy={"off": 0.05}), tmp_path, "strict")
