@@ -143,10 +143,10 @@ USAGE_ERRORS = {
     ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
-    ("train", "nomodule:X-v0"): "module 'nomodule' cannot be imported",
+    ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",
     ("train", "cartpole", "--runs", "/proc/nowhere"): "the runs folder cannot be written",
     ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",
-    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "cannot be made with gym.env_kwargs = {'moon': 1}",
+    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "the environment with gym.env_kwargs = {'moon': 1}: ",
     ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
     ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
     ("resume", "nothing"): "no run 'nothing'",

@@ -124,7 +124,7 @@ def test_changed_num_envs_restarts_episodes_only(num_envs: int) -> None:
     stopped, restored = (make_adapter("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    now = f"there were 8 environments, now gym.num_envs is {num_envs}"
+    now = f"gym.num_envs changed from 8 to {num_envs}"
     assert why == f"episodes restarted: CartPole-v1: {now}"
     assert torch.equal(restored.generator.get_state(), stopped.generator.get_state())
     assert restored.steps_taken == stopped.steps_taken
@@ -147,7 +147,7 @@ def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
     kept.write_status(preparation.reopen(kept))
     status = train_in(kept, fewer, StopRequest())
     assert (status.state, status.iteration) == ("finished", 3)
-    assert "there were 8 environments" in status.resumes[-1]["restored"]
+    assert "gym.num_envs changed from 8" in status.resumes[-1]["restored"]
 
 
 @pytest.mark.parametrize("by", ["system", "past"])
@@ -156,7 +156,10 @@ def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     stopped, restored = (make_adapter("tests.gym_envs:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.gym_envs:Unrepeatable-v0: a replayed episode showed something else"
+    assert (
+        why
+        == "episodes restarted: tests.gym_envs:Unrepeatable-v0: a replayed episode returned other observations or rewards"
+    )
     assert not restored.episodes.length.any(), "a new episode counts from 0"
     assert restored.collect().mask[:, 0].all()
 
@@ -168,7 +171,7 @@ def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     )
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
+    assert why == "episodes restarted: FrozenLake-v1: a replayed episode returned other observations or rewards"
 
 
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
@@ -176,7 +179,7 @@ def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
     assert why is not None
-    assert "CounterVector has no state_dict" in why
+    assert "CounterVector has no methods state_dict and load_state_dict" in why
 
 
 def test_modified_state_arrays_restart_episodes() -> None:
@@ -185,7 +188,7 @@ def test_modified_state_arrays_restart_episodes() -> None:
     state = save_and_load(stopped)
     state[0]["envs"]["arrays"]["state"][0, 0] += 1
     why = load_state(restored, state)
-    assert why == "episodes restarted: CartPole-v1: the restored environments show other observations"
+    assert why == "episodes restarted: CartPole-v1: the restored environments returned other observations"
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +197,7 @@ def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> No
     stopped, restored = (make_adapter("tests.gym_envs:Counter-v0", **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.gym_envs:Counter-v0: an episode has more than 10 steps"
+    assert why == "episodes restarted: tests.gym_envs:Counter-v0: an episode is longer than 10 steps"
 
 
 def test_long_episodes_fit_in_the_record() -> None:

@@ -164,7 +164,7 @@ def test_mask_missing_from_step_info_allows_every_action() -> None:
 
 def test_mask_missing_from_reset_info_is_rejected() -> None:
     adapter = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
-    with pytest.raises(ValueError, match=r"reports an action mask in step but not in reset"):
+    with pytest.raises(ValueError, match=r"step\(\) returned an action mask but reset\(\) did not"):
         adapter.collect()
 
 
@@ -270,7 +270,7 @@ def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault:
     )
     step = max(fault.values())
     with pytest.raises(
-        FloatingPointError, match=rf"Counter-v0: environment 0 gave a non-finite {what} {step} steps into"
+        FloatingPointError, match=rf"Counter-v0: environment 0 returned a {what} that is not finite at step {step} of"
     ):
         adapter.collect()
 
@@ -283,7 +283,7 @@ def test_environment_exception_names_the_environment(vectorization: str) -> None
     )
     adapter.collect()
     with pytest.raises(
-        RuntimeError, match=r"Counter-v0 raised ZeroDivisionError in step, 2 steps into the rollout.*the world broke"
+        RuntimeError, match=r"Counter-v0: step\(\) raised ZeroDivisionError at step 2 of the rollout.*the world broke"
     ):
         adapter.collect()
 
@@ -297,7 +297,7 @@ def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
 
 @pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
 def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
-    with pytest.raises(UsageError, match=r"Spaces-v0: action space .* is not supported; it must be .*Wrap") as caught:
+    with pytest.raises(UsageError, match=r"Spaces-v0: expected an action space .*, got .*; add a wrapper") as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"action": action}}))
     assert "\n" not in str(caught.value)
 
