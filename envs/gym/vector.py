@@ -166,7 +166,7 @@ class GymAdapter:
                 env, step = np.argwhere(~np.isfinite(x))[0][:2]
                 when = self._describe_time(step + first)
                 where = f"{self.config.gym.env_id}: environment {env}"
-                raise FloatingPointError(f"{where} returned a {what} that is not finite {when}")
+                raise FloatingPointError(f"{where} returned a non-finite {what} {when}")
 
     def extra_loss(self, generator: torch.Generator) -> None:
         """Return None, because this adapter adds no loss."""

@@ -91,8 +91,8 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
     ("how", "message"),
     [
         ("raise", "OverflowError"),
-        pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
-        ("reward", "non-finite reward"),
+        pytest.param("obs", "returned a non-finite observation", marks=pytest.mark.exhaustive),
+        ("reward", "returned a non-finite reward"),
     ],
 )
 def test_environment_error_fails_run_and_keeps_folder(
