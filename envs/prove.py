@@ -79,7 +79,7 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 
     If the adapters collect different steps, no other comparison is made.
     """
-    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _one_quiet_thread():
+    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _use_one_quiet_thread():
         proof = compare_adapters(Path(name) / "adapters", seed, critic)
         if proof.checks[0].ok:
             proof.checks.append(compare_with_exact_gradient(Path(name) / "exact", seed, critic))
@@ -87,7 +87,7 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 
 
 @contextmanager
-def _one_quiet_thread() -> Iterator[None]:
+def _use_one_quiet_thread() -> Iterator[None]:
     """Use one thread, which is faster for small tensors, and disable progress bars."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

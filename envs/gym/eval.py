@@ -24,13 +24,13 @@ from envs.gym.spaces import (
     encode,
     join_infos,
     read_masks,
-    single_action,
     to_env_actions,
+    to_step_argument,
 )
 from ppo_unified.engine.rollout import Observations
 
-AT_ONCE = 16  # maximum number of single environments in parallel
-ENDLESS = 10_000  # maximum number of steps of an episode without a time limit
+MAX_PARALLEL = 16  # maximum number of single environments in parallel
+MAX_STEPS = 10_000  # maximum number of steps of an episode without a time limit
 
 
 class Player:
@@ -70,32 +70,34 @@ def play_episodes(
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
     own = make_own_vector(config, episodes)
     if own is None:
-        return _single_episodes(policy, config, episodes, env_seed, device, generator)
+        return _play_single_episodes(policy, config, episodes, env_seed, device, generator)
     envs, observations = own
     actions = describe_actions(envs.single_action_space, config.env_id)
     player = Player(policy, observations, actions, device, generator)
     try:
-        return _first_episodes(envs, player, env_seed, longest_episode(config))
+        return _play_first_episodes(envs, player, env_seed, max_episode_length(config))
     finally:
         envs.close()
 
 
-def longest_episode(config: Gym) -> int:
+def max_episode_length(config: Gym) -> int:
     """Return the maximum number of steps of a scored episode.
 
-    The limit is ENDLESS if the environment has no time limit of its own, because an episode might never end.
+    The limit is MAX_STEPS if the environment has no time limit of its own, because an episode might never end.
     """
     limited = resolve(config.env_id).max_episode_steps is not None or "max_episode_steps" in config.env_kwargs
-    return sys.maxsize if limited else ENDLESS
+    return sys.maxsize if limited else MAX_STEPS
 
 
-def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, longest: int) -> list[float]:
+def _play_first_episodes(
+    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int
+) -> list[float]:
     """Return the return of the first episode of every environment in the vector environment."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
     steps = 0
-    while alive.any() and steps < longest:
+    while alive.any() and steps < max_steps:
         steps += 1
         raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
         returns += rewards * alive
@@ -104,13 +106,13 @@ def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, s
     return [float(x) for x in returns]
 
 
-def _single_episodes(
+def _play_single_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, device: torch.device, generator: torch.Generator | None
 ) -> list[float]:
-    """Play episode k with seed + k, in up to AT_ONCE environments that share the forward passes."""
-    envs = [make_env(config) for _ in range(min(AT_ONCE, episodes))]
-    longest = longest_episode(config)
-    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), longest) for i, env in enumerate(envs)]
+    """Play episode k with seed + k, in up to MAX_PARALLEL environments that share the forward passes."""
+    envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
+    max_steps = max_episode_length(config)
+    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), max_steps) for i, env in enumerate(envs)]
     observations, actions = _describe_spaces(config, envs[0])
     player = Player(policy, observations, actions, device, generator)
     returns: dict[int, float] = {}
@@ -121,7 +123,7 @@ def _single_episodes(
         chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
         for i, action in zip(order, chosen, strict=True):
             try:
-                waiting[i] = plays[i].send(single_action(action, actions))
+                waiting[i] = plays[i].send(to_step_argument(action, actions))
             except StopIteration as done:
                 returns |= done.value
     for env in envs:
@@ -135,7 +137,7 @@ def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLa
     )
 
 
-def _play(env: gym.Env[Any, Any], seeds: range, longest: int) -> Any:
+def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int) -> Any:
     """A generator that yields (observation, info), receives actions by `send`, and returns {seed: return}."""
     returns = {}
     for seed in seeds:
@@ -144,6 +146,6 @@ def _play(env: gym.Env[Any, Any], seeds: range, longest: int) -> Any:
         while not ended:
             raw, reward, terminated, truncated, info = env.step((yield raw, info))
             total, steps = total + float(reward), steps + 1
-            ended = terminated or truncated or steps >= longest
+            ended = terminated or truncated or steps >= max_steps
         returns[seed] = total
     return returns

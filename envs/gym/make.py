@@ -21,8 +21,8 @@ from envs.gym.spaces import (
     describe_actions,
     describe_observations,
     join_infos,
-    random_action,
     read_masks,
+    sample_action,
     without_mask,
 )
 from ppo_unified.errors import UsageError
@@ -129,7 +129,7 @@ def step_seconds(config: Gym, steps: int = 50) -> float:
     _, info = env.reset(seed=0)
     fastest = float("inf")
     for number in range(1, steps + 1):
-        action = random_action(read_masks(join_infos([info]), 1, actions), actions, generator)
+        action = sample_action(read_masks(join_infos([info]), 1, actions), actions, generator)
         started = time.perf_counter()
         try:
             _, _, terminated, truncated, info = env.step(action)

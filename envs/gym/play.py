@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym.eval import Player, longest_episode
+from envs.gym.eval import Player, max_episode_length
 from envs.gym.make import make_env
 from envs.gym.options import Gym, resolve
-from envs.gym.spaces import ActionLayout, join_infos, single_action
+from envs.gym.spaces import ActionLayout, join_infos, to_step_argument
 from envs.gym.vector import GymAdapter
 from ppo_unified.config.spec import Frame
 from ppo_unified.errors import UsageError
@@ -33,8 +33,8 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     env, fps = _make_drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
     player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator)
-    return _frames(
-        env, player, adapter.actions, options.env_id, range(seed, seed + episodes), 1 / fps, longest_episode(options)
+    return _play_episodes(
+        env, player, adapter.actions, options.env_id, range(seed, seed + episodes), 1 / fps, max_episode_length(options)
     )
 
 
@@ -68,26 +68,26 @@ def _use_offscreen_drivers() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def _frames(
+def _play_episodes(
     env: gym.Env[Any, Any],
     player: Player,
     actions: ActionLayout,
     env_id: str,
     seeds: range,
     seconds: float,
-    longest: int,
+    max_steps: int,
 ) -> Iterator[Frame]:
     try:
         for episode, seed in enumerate(seeds, start=1):
             raw, info = env.reset(seed=seed)
             total, step, ended = 0.0, 0, False
-            yield Frame(_picture(env, env_id), seconds, episode, step, total, "", ended)
+            yield Frame(_render(env, env_id), seconds, episode, step, total, "", ended)
             while not ended:
                 action = player(np.asarray(raw)[None], join_infos([info]))[0]
-                raw, reward, terminated, truncated, info = env.step(single_action(action, actions))
+                raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
                 total, step = total + float(reward), step + 1
-                ended = terminated or truncated or step >= longest
-                yield Frame(_picture(env, env_id), seconds, episode, step, total, _to_text(action), ended)
+                ended = terminated or truncated or step >= max_steps
+                yield Frame(_render(env, env_id), seconds, episode, step, total, _to_text(action), ended)
     finally:
         env.close()
 
@@ -96,7 +96,7 @@ def _to_text(action: np.ndarray) -> str:
     return np.array2string(action, precision=2, suppress_small=True).replace("\n", "")
 
 
-def _picture(env: gym.Env[Any, Any], env_id: str) -> np.ndarray | str:
+def _render(env: gym.Env[Any, Any], env_id: str) -> np.ndarray | str:
     """Render the environment and return a picture [height, width, 3] uint8 or text, or "" without a render mode.
 
     Raises UsageError if `render` returns anything else or needs a package that is not installed.

@@ -23,8 +23,8 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
 
-LONGEST = 100_000  # maximum number of recorded steps per episode; with four floats per step, these take 1.6 MB
-FIRST_STEPS = 64  # initial capacity of an episode's actions
+MAX_RECORDED_STEPS = 100_000  # per episode; with four floats per step, these take 1.6 MB
+INITIAL_CAPACITY = 64  # initial capacity of an episode's actions
 
 
 class RestoreError(Exception):
@@ -46,22 +46,22 @@ class Episode:
 
     def __init__(self, start: dict[str, Any], space: gym.Space[Any]) -> None:
         self.start = start  # {"seed": the argument of reset} or {"random": the generator's state before reset}
-        self.actions = np.empty((FIRST_STEPS, *(space.shape or ())), space.dtype)
-        self.steps, self.checksum, self.paid = 0, 0, 0.0
+        self.actions = np.empty((INITIAL_CAPACITY, *(space.shape or ())), space.dtype)
+        self.steps, self.checksum, self.total_reward = 0, 0, 0.0
 
-    def act(self, action: Any) -> None:
-        if self.steps < LONGEST:
+    def add_action(self, action: Any) -> None:
+        if self.steps < MAX_RECORDED_STEPS:
             if self.steps == len(self.actions):
                 self.actions = np.concatenate([self.actions, np.empty_like(self.actions)])
             self.actions[self.steps] = action
         self.steps += 1
 
-    def show(self, obs: Any, reward: float = 0.0) -> None:
+    def add_result(self, obs: Any, reward: float = 0.0) -> None:
         self.checksum = zlib.crc32(np.ascontiguousarray(obs).data, self.checksum)
-        self.paid += reward
+        self.total_reward += reward
 
     def as_record(self) -> dict[str, Any]:
-        outcome = {"checksum": self.checksum, "paid": self.paid}
+        outcome = {"checksum": self.checksum, "paid": self.total_reward}
         return self.start | {"actions": self.actions[: self.steps].copy()} | outcome
 
 
@@ -87,7 +87,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         start = {"random": self._random_state()} if seed is None else {"seed": seed}
         obs, info = self.env.reset(seed=seed, options=options)
         self.episodes.append(Episode(start, self.action_space))
-        self.episodes[-1].show(obs)
+        self.episodes[-1].add_result(obs)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -95,22 +95,22 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             last, self.last = self.last, None
             return last
         episode = self.episodes[-1]
-        episode.act(action)
+        episode.add_action(action)
         result = self.env.step(action)
-        episode.show(result[0], float(result[1]))
+        episode.add_result(result[0], float(result[1]))
         return result
 
     def make_record(self) -> dict[str, Any]:
         """Return the record for `replay`: {"episodes", "random"}. No episodes if the unfinished one is too long."""
-        kept = [episode.as_record() for episode in self.episodes if episode.steps <= LONGEST]
-        kept = kept if self.episodes[-1].steps <= LONGEST else []
+        kept = [episode.as_record() for episode in self.episodes if episode.steps <= MAX_RECORDED_STEPS]
+        kept = kept if self.episodes[-1].steps <= MAX_RECORDED_STEPS else []
         return {"episodes": kept, "random": self._random_state()}
 
     def replay(self) -> str:
         """Replay the episodes in `to_replay`. Return "" if all results match the record, otherwise the problem."""
         wanted, self.to_replay = self.to_replay, {}
         if not wanted["episodes"]:
-            return f"an episode is longer than {LONGEST:,} steps"
+            return f"an episode is longer than {MAX_RECORDED_STEPS:,} steps"
         self.episodes.clear()
         try:
             last = [self._replay_episode(episode) for episode in wanted["episodes"]][-1]
@@ -176,7 +176,7 @@ class KnownArrays(NamedTuple):
     """The arrays that, together with the random generator, are the complete state of a vector environment."""
 
     names: tuple[str, ...]
-    show: Callable[[Any], Any]  # computes the observations from the environment's arrays
+    observe: Callable[[Any], Any]  # computes the observations from the environment's arrays
 
 
 KNOWN: dict[type, KnownArrays] = {
@@ -199,10 +199,10 @@ class ArrayRestorer:
         for name in self.arrays.names:
             setattr(self.envs, name, state["arrays"][name].cpu().numpy().copy())
         self.envs.np_random.bit_generator.state = json.loads(state["random"])
-        return self.arrays.show(self.envs), {}
+        return self.arrays.observe(self.envs), {}
 
 
-class OwnRestorer:
+class StateDictRestorer:
     """Restores a vector environment through its own `state_dict` and `load_state_dict`."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
@@ -233,7 +233,7 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
     """Return the restorer for an environment's own vector version."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
-    return OwnRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
+    return StateDictRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
 
 
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from ppo_unified.errors import UsageError
 
 MASK_KEY = "action_mask"  # key of an action mask in a Dict observation or in the info of a step
-LARGEST = 20_000  # maximum size of an observation for an MLP; a raw image is larger
+MAX_SIZE = 20_000  # maximum size of an observation for an MLP; a raw image is larger
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationL
             f"{env_id}: expected an observation space Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these, "
             f"got {space}; add a wrapper (gym.wrappers) that converts it"
         )
-    if not 0 < layout.size <= LARGEST:
+    if not 0 < layout.size <= MAX_SIZE:
         raise UsageError(
-            f"{env_id}: expected an observation of 1 to {LARGEST} numbers, got {layout.size} from {space}; add a "
+            f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {layout.size} from {space}; add a "
             "wrapper (gym.wrappers) that reduces the size, such as ResizeObservation"
         )
     return layout
@@ -138,12 +138,12 @@ def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
     return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}
 
 
-def single_action(action: np.ndarray, layout: ActionLayout) -> Any:
+def to_step_argument(action: np.ndarray, layout: ActionLayout) -> Any:
     """Convert one row of environment actions to an argument for `step`: an integer if the space is Discrete."""
     return action if layout.shape or layout.continuous else action.item()
 
 
-def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
+def sample_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
     """Return a random allowed action for one environment; `masks` is [1, sum of sizes] or None.
 
     Discrete actions are drawn uniformly, continuous ones from a standard normal distribution.
@@ -154,4 +154,4 @@ def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.
         options = np.ones(sum(layout.sizes), dtype=bool) if masks is None else masks[0]
         parts = np.split(options, np.cumsum(layout.sizes)[:-1])
         chosen = np.array([[generator.choice(np.flatnonzero(part)) for part in parts]])
-    return single_action(to_env_actions(chosen, layout)[0], layout)
+    return to_step_argument(to_env_actions(chosen, layout)[0], layout)

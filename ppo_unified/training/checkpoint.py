@@ -33,8 +33,8 @@ from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors,
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
 FORMAT = 2
-MOST_META = 1 << 20  # maximum size of meta.json in bytes
-DAMAGED, ASIDE = ".damaged", ".tmp"  # name suffixes of damaged checkpoints and of unfinished files
+MAX_META_BYTES = 1 << 20  # maximum size of meta.json in bytes
+DAMAGED, TEMPORARY = ".damaged", ".tmp"  # name suffixes of damaged checkpoints and of unfinished files
 
 T = TypeVar("T")
 
@@ -76,18 +76,18 @@ def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: 
         durable.sync_folder(run.path)
     last = max((writing for step, writing, _ in run.checkpoint_folders() if step == meta.step), default=-1)
     final = run.checkpoints / (f"{meta.step:012d}" + (f".{last + 1}" if last >= 0 else ""))
-    aside = run.checkpoints / f".{final.name}.{os.getpid()}{ASIDE}"
+    temporary = run.checkpoints / f".{final.name}.{os.getpid()}{TEMPORARY}"
     try:
-        if aside.exists():
-            durable.remove(aside)
-        aside.mkdir()
-        _write(aside, policy, trainer, meta)
-        durable.sync_folder(aside)
-        check(aside)
-        durable.rename(aside, final)
+        if temporary.exists():
+            durable.remove(temporary)
+        temporary.mkdir()
+        _write(temporary, policy, trainer, meta)
+        durable.sync_folder(temporary)
+        check(temporary)
+        durable.rename(temporary, final)
     except BaseException:
         with suppress(OSError):  # if this fails, the next trainer removes the folder
-            durable.remove(aside)
+            durable.remove(temporary)
         raise
     return final
 
@@ -115,9 +115,9 @@ def read_meta(folder: Path) -> Meta:
     """Read and validate a checkpoint's meta.json. Raises DamagedCheckpointError."""
     path = folder / META
     try:
-        text = durable.read_prefix(path, MOST_META)
-        if len(text) > MOST_META:
-            raise ValueError(f"expected at most {MOST_META:,} bytes")
+        text = durable.read_prefix(path, MAX_META_BYTES)
+        if len(text) > MAX_META_BYTES:
+            raise ValueError(f"expected at most {MAX_META_BYTES:,} bytes")
         meta = _parse_meta(parse_json(text.decode("ascii")))
         named = CHECKPOINT.fullmatch(folder.name)  # a temporary folder does not match
         if named and int(named[1]) != meta.step:
@@ -131,7 +131,7 @@ def read_meta(folder: Path) -> Meta:
         raise DamagedCheckpointError(f"{path}: file is damaged ({_describe(error)})") from None
 
 
-class _Seal(NamedTuple):
+class _Header(NamedTuple):
     """The fields of meta.json that are not in Meta."""
 
     format: int
@@ -145,11 +145,11 @@ class _FileEntry(NamedTuple):
 
 def _parse_meta(table: Any) -> Meta:
     """Validate the content of meta.json. Raises ValueError for anything that `save` cannot have written."""
-    seal = read_table(table, _Seal)
-    if seal.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
+    header = read_table(table, _Header)
+    if header.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
         raise ValueError("wrong checksum")
-    if seal.format > FORMAT:  # check this before all other fields: a later version may change their types
-        raise ValueError(f"format {seal.format} was written by a later version of this program")
+    if header.format > FORMAT:  # check this before all other fields: a later version may change their types
+        raise ValueError(f"format {header.format} was written by a later version of this program")
     meta = read_table(table, Meta)
     entries = {name: read_table(entry, _FileEntry) for name, entry in meta.files.items()}
     return replace(meta, files={name: Checksum(entry.size, int(entry.crc32c, 16)) for name, entry in entries.items()})
@@ -245,10 +245,10 @@ def choose(run: Run, which: str) -> int:
     wanted = best_step(run) if which == "best" else None
     if wanted in there:
         order = [wanted, *(step for step in order if step != wanted)]
-    return _load_first_whole(run, order, lambda folder: check(folder, [POLICY]).step)
+    return _load_first_undamaged(run, order, lambda folder: check(folder, [POLICY]).step)
 
 
-def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
+def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
     """Return the result of `load` for the first undamaged checkpoint. Warn once about damaged ones before it."""
     damage: list[str] = []
     for step in order:
@@ -285,14 +285,14 @@ def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
     there = steps(run)
     if not there:
         return None
-    loaded = _load_first_whole(run, there[::-1], lambda folder: _load(folder, device))
+    loaded = _load_first_undamaged(run, there[::-1], lambda folder: _load(folder, device))
     for step, _, path in run.checkpoint_folders():
         if step > loaded.meta.step:
-            _set_aside(path)
+            _rename_damaged(path)
     return loaded
 
 
-def _set_aside(folder: Path) -> None:
+def _rename_damaged(folder: Path) -> None:
     to = folder.with_name(folder.name + DAMAGED)
     if to.exists():
         durable.remove(to)
@@ -342,17 +342,17 @@ def prune(run: Run, keep: int) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder. It is renamed first, so that a crash cannot leave a partly deleted checkpoint."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}{ASIDE}")
-    durable.rename(folder, aside)
-    durable.remove(aside)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
+    durable.rename(folder, temporary)
+    durable.remove(temporary)
 
 
 def find_leftovers(run: Run) -> Iterator[Path]:
     """Yield the temporary files that killed processes have left in a run folder. Only its trainer may remove them."""
     for name in ("run.json", "config.toml", "config.begun.toml"):
-        yield from run.path.glob(f".{name}.*{ASIDE}")
-    yield from (run.path / "samples").glob(f".*{ASIDE}")
-    yield from run.checkpoints.glob(f".*{ASIDE}")
+        yield from run.path.glob(f".{name}.*{TEMPORARY}")
+    yield from (run.path / "samples").glob(f".*{TEMPORARY}")
+    yield from run.checkpoints.glob(f".*{TEMPORARY}")
 
 
 def remove_leftovers(run: Run) -> None:

@@ -91,7 +91,7 @@ class Checkpointer:
             generator=learner.generator.get_state(),
             adapter=adapter_state,
             elapsed_s=self.status.elapsed_s,
-            evaluation_owed=evaluations.owed,
+            evaluation_owed=evaluations.pending,
             evaluation=table,
             health=self.state.health.state_dict(),
         )
@@ -136,7 +136,7 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     restarted = state.adapter.load_state_dict(contents.adapter)
     learner = state.learner
     learner.generator.set_state(contents.generator)
-    learner.progress = _with_options(progress, config)
+    learner.progress = _apply_options(progress, config)
     state.health.load_state_dict(contents.health)
     state.evaluations = evaluations
     status.elapsed_s = contents.elapsed_s
@@ -170,7 +170,7 @@ def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[st
             group.update(options)
 
 
-def _with_options(progress: Progress, config: RunConfig) -> Progress:
+def _apply_options(progress: Progress, config: RunConfig) -> Progress:
     """Set the totals in `progress` from the configuration, and also the penalty coefficient unless it is adaptive."""
     progress.total_steps, progress.total_iterations = config.total_steps, config.total_iterations
     if not config.ppo.penalty_target:
@@ -188,7 +188,7 @@ def _read_evaluations(contents: Contents, config: RunConfig) -> Evaluations:
         raise ValueError(f"evaluation: missing {', '.join(missing)}")
     if wrong := [name for name, value in table.items() if not isinstance(value, int | float | None)]:
         raise ValueError(f"evaluation.{wrong[0]}: expected a number, got {str(table[wrong[0]])[:80]!r}")
-    evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, owed=contents.evaluation_owed)
+    evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, pending=contents.evaluation_owed)
     if table["threshold"] != config.eval.threshold:
         evaluations.solved_step = None
     return evaluations

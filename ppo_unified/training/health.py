@@ -115,7 +115,7 @@ def _eos_share_of_start(track: Track) -> float | None:
     return _share_of_start(track) if track.start_mean >= 0.1 else None
 
 
-def _rise(track: Track) -> float:
+def _increase(track: Track) -> float:
     return track.recent_mean - track.start_mean
 
 
@@ -328,7 +328,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "repetition",
         ("response/repetition",),
-        _rise,
+        _increase,
         0.2,
         True,
         f"The increase of the mean repetition from the first {START} iterations to the last {WINDOW}",

@@ -77,7 +77,7 @@ class Reporter:
         number, log, histograms = self.state.learner.progress.iteration, self.config.log, None
         if log.samples_every and (number == 1 or number % log.samples_every == 0 or is_last):
             histograms = self._write_sample(iteration, metrics)
-        evaluated = "eval/score" in metrics or self.state.evaluations.owed
+        evaluated = "eval/score" in metrics or self.state.evaluations.pending
         if number % log.every == 0 or evaluated or histograms:
             self.log_metrics(metrics, histograms)
 

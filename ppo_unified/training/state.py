@@ -19,11 +19,11 @@ class Evaluations:
     best_score: float | None = None
     best_step: int | None = None
     solved_step: int | None = None
-    owed: bool = False  # True if a stop interrupted the evaluation at the current step; resuming repeats it
+    pending: bool = False  # True if a stop interrupted the evaluation at the current step; resuming repeats it
 
     def add(self, step: int, score: float, solved: bool) -> None:
         """Record an evaluation. A score that is not finite never becomes the best, since no score could beat a NaN."""
-        self.step, self.score, self.owed = step, score, False
+        self.step, self.score, self.pending = step, score, False
         if solved or (math.isfinite(score) and (self.best_score is None or score > self.best_score)):
             self.best_score, self.best_step = score, step
         if solved:

@@ -36,7 +36,7 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     step is zero only if the objective clips and the advantage would push the ratio further out.
     """
     rollout, batch, ppo = iteration.rollout, iteration.batch, learner.ppo
-    low, high = _past_clip_range(learner, int(batch.mask.sum()))
+    low, high = _used_clip_range(learner, int(batch.mask.sum()))
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
@@ -74,7 +74,7 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     return StepTable({"mask": rollout.mask} | columns, metrics, arrays, low, high)
 
 
-def _past_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
+def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
     """Return the annealed clip range that was used in the completed iteration, which had `learned` steps."""
     progress = learner.progress
     before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)

@@ -64,7 +64,7 @@ class Trainer:
     def _train(self) -> str | None:
         """Return what `_train_until_stopped` returns. Raises Interrupted if a stop request interrupts a rollout or an
         evaluation."""
-        if self.state.evaluations.owed or (self.config.eval.at_start and self._progress.steps == 0):
+        if self.state.evaluations.pending or (self.config.eval.at_start and self._progress.steps == 0):
             self._evaluate_between_iterations()
         if not self._is_over:
             for iteration in self._iterate():
@@ -104,9 +104,9 @@ class Trainer:
         self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate at the current step and return the metrics. If this raises Interrupted, the evaluation is owed."""
+        """Evaluate at the current step and return the metrics. Raises Interrupted, which leaves it pending."""
         evaluations, step = self.state.evaluations, self._progress.steps
-        evaluations.owed = True
+        evaluations.pending = True
         with self.stop.interruptible():
             outcome = evaluate_run(
                 self.state.adapter,
@@ -139,7 +139,7 @@ class Trainer:
 
     def _explain_out_of_memory(self, error: BaseException) -> OutOfMemory:
         rollout, minibatches = self.collector.rollout, self.config.ppo.minibatches
-        if self.state.evaluations.owed:
+        if self.state.evaluations.pending:
             return explain_out_of_memory(error, "evaluating", self.config)
         if rollout is None:
             return explain_out_of_memory(error, "collecting a rollout", self.config)

@@ -13,7 +13,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.sequences import sequences
-from tests.training.runs import quick
+from tests.training.runs import short_config
 
 __all__ = ["sequences"]  # a fixture that tests request by name
 
@@ -24,7 +24,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytes
     scores = iter([10.0, 30.0, 20.0, 15.0, 12.0, 11.0])
     monkeypatch.setattr(GymAdapter, "score", lambda self, n, seed, greedy: [next(scores)] * n)
     options = {"total_steps": 3000, "stop_when_solved": False, "eval": {"every_steps": 500, "threshold": None}}
-    result = run(quick(**options, checkpoint={"every_s": 1e-6, "keep": 2}), tmp_path)
+    result = run(short_config(**options, checkpoint={"every_s": 1e-6, "keep": 2}), tmp_path)
     kept = Run(result.path)
     best = checkpoint.best_step(kept)
     assert result.best_score == 30.0
@@ -37,7 +37,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytes
 
 
 def test_resumed_run_recovers_best_score_from_checkpoint(tmp_path: Path) -> None:
-    config = quick(stop_when_solved=False, eval={"every_steps": 500, "episodes": 5, "threshold": None})
+    config = short_config(stop_when_solved=False, eval={"every_steps": 500, "episodes": 5, "threshold": None})
     result = run(config, tmp_path)
     kept = Run(result.path)
     status = kept.read_status()

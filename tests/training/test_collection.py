@@ -32,7 +32,7 @@ def test_nonfinite_rollout_names_quantity_row_and_column(name: str, wrong: float
     check_rollout(replace(rollout, **{name: x}))  # masked entries are ignored
 
 
-class Watching(BanditAdapter):
+class StoppingBandit(BanditAdapter):
     """Updates a statistic in the policy during `collect`, then requests a stop."""
 
     def __init__(self, stop: StopRequest) -> None:
@@ -49,7 +49,7 @@ class Watching(BanditAdapter):
 
 def test_interrupted_rollout_leaves_policy_and_state_unchanged() -> None:
     stop = StopRequest()
-    adapter = Watching(stop)
+    adapter = StoppingBandit(stop)
     collector = Collector(adapter, stop)
     before = adapter.state_dict()["generator"].clone()
     with pytest.raises(Interrupted):

@@ -15,7 +15,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, make_config, sequences
-from tests.training.runs import quick, read, result_step
+from tests.training.runs import read, result_step, short_config
 
 __all__ = ["sequences"]  # a fixture that tests request by name
 
@@ -31,7 +31,7 @@ def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: py
         return [500.0 if episodes == 5 or seed % 2 else 100.0] * episodes
 
     monkeypatch.setattr(GymAdapter, "score", score)
-    result = run(quick(eval={"every_steps": 1000, "episodes": 5, "threshold": 490.0}), tmp_path)
+    result = run(short_config(eval={"every_steps": 1000, "episodes": 5, "threshold": 490.0}), tmp_path)
     assert result.solved_step is None
     assert result.reason == "total_steps reached"
     assert {episodes for episodes, _ in calls} == {5, 100}
@@ -39,7 +39,7 @@ def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: py
 
 
 def test_evaluations_occur_at_multiples_of_the_interval(tmp_path: Path) -> None:
-    steps = read(run(quick(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
+    steps = read(run(short_config(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
     evaluated, learned = steps.series["eval/score"].steps, steps.series["policy/kl"].steps
     before = dict(zip(learned, [0, *learned[:-1]], strict=True))
     passing = [step for step in learned if step // 600 > before[step] // 600]
@@ -61,9 +61,9 @@ def test_nonfinite_score_is_neither_best_nor_solved(
     assert (result.best_score, result.solved_step, result.state) == (30.0, None, "finished")
     assert checkpoint.find_best(kept) == (result.best_step, 30.0)
     assert json.loads((kept.path / "run.json").read_text(), parse_constant=pytest.fail)["score"] is None
-    said = capsys.readouterr().err
-    assert "1 of 2 episode scores are not finite, first in episode 1" in said
-    assert f"step {result.step}: 2 of 2 episode scores are not finite, first in episode 0 ({wrong})" in said
+    output = capsys.readouterr().err
+    assert "1 of 2 episode scores are not finite, first in episode 1" in output
+    assert f"step {result.step}: 2 of 2 episode scores are not finite, first in episode 0 ({wrong})" in output
 
 
 @pytest.mark.usefixtures("sequences")

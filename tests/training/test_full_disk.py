@@ -67,7 +67,7 @@ def test_run_survives_a_full_disk(
 ) -> None:
     full = [True]
 
-    def refusing(original: Any) -> Any:
+    def fail_while_full(original: Any) -> Any:
         def write(*arguments: Any) -> Any:
             if full[0]:
                 raise FULL
@@ -79,26 +79,26 @@ def test_run_survives_a_full_disk(
     config = make_config(eval={"every_steps": 80, "episodes": 2})
     run = prepare(config, tmp_path, "a")
     for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
-        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
-    monkeypatch.setattr(EventWriter, "_append", refusing(EventWriter._append))
+        monkeypatch.setattr(owner, name, fail_while_full(getattr(owner, name)))
+    monkeypatch.setattr(EventWriter, "_append", fail_while_full(EventWriter._append))
     monkeypatch.setattr(EventWriter, "hyperparameters", lambda self, options: None)
-    monkeypatch.setattr(EventWriter, "_write", starting_before(full, EventWriter._write))
+    monkeypatch.setattr(EventWriter, "_write", allow_first_records(full, EventWriter._write))
 
     def report(status: Status, metrics: dict[str, float]) -> None:
         full[0] = status.iteration < 5
 
     assert train_in(run, config, StopRequest(), report).state == "finished"
-    said = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     for what in ("run.json", "the event file", "samples/"):
-        assert len([line for line in said if f"cannot write {what} (No space left" in line]) == 1
-        assert len([line for line in said if f"writing {what} works again" in line]) == 1
+        assert len([line for line in output if f"cannot write {what} (No space left" in line]) == 1
+        assert len([line for line in output if f"writing {what} works again" in line]) == 1
     reader = EventReader(run.path)
     reader.poll()
     assert len(reader.series["policy/kl"].steps) == 8  # failed writes were retried later
     assert samples.iterations(run) == [6, 8]
 
 
-def starting_before(full: list[bool], write: Any) -> Any:
+def allow_first_records(full: list[bool], write: Any) -> Any:
     """Wrap `write` so that the disk is not full before the first two records of the event file are written."""
     count = [0]
 

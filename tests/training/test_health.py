@@ -18,7 +18,7 @@ from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.health import CHECKS, CRITIC, PERSIST, Health
 from tests.toys import run_engine
 
-WELL = {
+HEALTHY_METRICS = {
     "policy/kl": 0.01,
     "policy/clip_fraction": 0.15,
     "policy/entropy": 1.0,
@@ -37,7 +37,7 @@ WELL = {
     "response/eos_rate": 0.9,
     "response/repetition": 0.05,
 }
-ILL: dict[str, dict[str, float]] = {  # check name -> metrics that make it warn
+BAD_METRICS: dict[str, dict[str, float]] = {  # check name -> metrics that make it warn
     "kl": {"policy/kl": 0.5},
     "clip_fraction": {"policy/clip_fraction": 0.8},
     "entropy": {"policy/entropy": 1e-4},
@@ -54,12 +54,12 @@ ILL: dict[str, dict[str, float]] = {  # check name -> metrics that make it warn
     "repetition": {"response/repetition": 0.6},
     "reward_spread": {"reward/score_std": 0.0},
 }
-TURN = 40  # first iteration with bad metrics
+FIRST_BAD = 40  # first iteration with bad metrics
 
 
-def history(ill: Mapping[str, float], well_again: int = 10**9, length: int = 80) -> list[dict[str, float]]:
-    """Return metrics per iteration: healthy until TURN, then bad, then healthy again from `well_again` on."""
-    return [WELL | (dict(ill) if TURN <= number < well_again else {}) for number in range(length)]
+def history(bad: Mapping[str, float], healthy_again: int = 10**9, length: int = 80) -> list[dict[str, float]]:
+    """Return metrics per iteration: healthy until FIRST_BAD, then bad, then healthy again from `healthy_again` on."""
+    return [HEALTHY_METRICS | (dict(bad) if FIRST_BAD <= number < healthy_again else {}) for number in range(length)]
 
 
 def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
@@ -73,12 +73,12 @@ def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_each_health_check_detects_only_its_problem(check) -> None:  # type: ignore[no-untyped-def]
-    assert find_fired_checks(history(ILL[check.name])) == {check.name}
+    assert find_fired_checks(history(BAD_METRICS[check.name])) == {check.name}
 
 
-@pytest.mark.parametrize("name", ILL)
+@pytest.mark.parametrize("name", BAD_METRICS)
 def test_one_bad_iteration_raises_no_warning(name: str) -> None:
-    one = history(ILL[name], well_again=TURN + 1)
+    one = history(BAD_METRICS[name], healthy_again=FIRST_BAD + 1)
     assert not find_fired_checks(one)
 
 
@@ -92,21 +92,21 @@ def test_accurate_critic_raises_no_warning() -> None:
 
 def test_warning_and_recovery_are_reported_once() -> None:
     health, events = Health(), []
-    for step, metrics in enumerate(history(ILL["clip_fraction"], well_again=60)):
+    for step, metrics in enumerate(history(BAD_METRICS["clip_fraction"], healthy_again=60)):
         events += [(step, line) for line in health.update(step, metrics)]
     (began, warning), (ended, recovery) = events
     assert warning.startswith("clip_fraction: ")
     assert recovery == "clip_fraction recovered."
-    assert TURN + PERSIST <= began < 60 + PERSIST <= ended
+    assert FIRST_BAD + PERSIST <= began < 60 + PERSIST <= ended
     assert health.active_warnings() == []
 
 
-@pytest.mark.parametrize("name", ILL)
+@pytest.mark.parametrize("name", BAD_METRICS)
 def test_health_checks_are_identical_after_a_resume(name: str) -> None:
     """A state that was saved as JSON and loaded continues with the same warnings."""
     whole = Health()
     parts = Health()
-    for step, metrics in enumerate(history(ILL[name], well_again=65)):
+    for step, metrics in enumerate(history(BAD_METRICS[name], healthy_again=65)):
         assert parts.update(step, metrics) == whole.update(step, metrics)
         assert parts.active_warnings() == whole.active_warnings()
         if step % 7 == 3:
@@ -129,7 +129,7 @@ def test_critic_checks_are_skipped_without_critic() -> None:
 
 
 def test_nan_metric_is_ignored() -> None:
-    assert not find_fired_checks(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
+    assert not find_fired_checks(HEALTHY_METRICS | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
 
 
 # Faulty runs

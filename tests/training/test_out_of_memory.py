@@ -51,17 +51,17 @@ def test_out_of_memory_run_names_options_to_lower(
 
 
 def test_memory_advice_names_only_relevant_options() -> None:
-    said = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
-    assert "lower ppo.microbatch_columns from" in said
-    assert "set llm.gradient_checkpointing = true" in said
-    assert "gym" not in said
+    output = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
+    assert "lower ppo.microbatch_columns from" in output
+    assert "set llm.gradient_checkpointing = true" in output
+    assert "gym" not in output
 
 
 @pytest.mark.usefixtures("sequences")
 def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
-    said = str(explain_out_of_memory(MemoryError(), "creating the models", config))
-    assert "out of memory while creating the models: set llm.lora_rank = 8 (" in said
+    output = str(explain_out_of_memory(MemoryError(), "creating the models", config))
+    assert "out of memory while creating the models: set llm.lora_rank = 8 (" in output
     small = load_preset("arithmetic", llm={"lora_rank": 4})
     assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "creating the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))

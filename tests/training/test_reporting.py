@@ -19,13 +19,13 @@ from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
 from tests.sequences import EVIL, SequenceAdapter, make_config, sequences
-from tests.training.runs import quick, read, result_step
+from tests.training.runs import read, result_step, short_config
 
 __all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_every_logged_metric_is_declared(tmp_path: Path) -> None:
-    result = run(quick(), tmp_path)
+    result = run(short_config(), tmp_path)
     tags = read(result.path).series
     assert set(tags) <= set(METRICS)
     assert {"policy/kl", "value/mean", "optim/steps", "eval/score", "invariant/first_ratio_error"} <= set(tags)
@@ -104,11 +104,11 @@ def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
     rewards = kept.columns["reward"]
     named = (kept.columns["text"] == "left") == (kept.columns["context"] == 0)  # the bandit rewards the named arm
     assert np.array_equal(rewards == 1, named & kept.columns["mask"])
-    series, said = read(result.path).series, samples.read_responses(Run(result.path))
-    assert list(said) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
-    assert len(said) > 2
+    series, output = read(result.path).series, samples.read_responses(Run(result.path))
+    assert list(output) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
+    assert len(output) > 2
     assert min(series["eval/score"].values) >= 0  # computed by the trainer, not reported by the adapter
-    assert said[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
+    assert output[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
 
 
 @pytest.mark.usefixtures("sequences")

@@ -197,9 +197,9 @@ def test_checkpoint_of_another_structure_is_a_one_line_error(
     written = save_with(run, **{part: {"x": [1]}})
     before = run.read_status()
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert f"{written}: written by an incompatible version (" in said
+    output = capfd.readouterr().err
+    assert "Traceback" not in output
+    assert f"{written}: written by an incompatible version (" in output
     assert run.read_status() == before
 
 
@@ -212,9 +212,9 @@ def test_unloadable_adapter_state_fails_the_run(
     run.release()
     written = save_with(run, adapter={"x": [1]})
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 1
-    said = capfd.readouterr().err
-    assert "odd failed: KeyError" in said
-    assert "Traceback" not in said
+    output = capfd.readouterr().err
+    assert "odd failed: KeyError" in output
+    assert "Traceback" not in output
     assert "Traceback" in run.log.read_text(encoding="utf-8")
     durable.remove(written)
     train_to_end(run)

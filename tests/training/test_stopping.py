@@ -224,11 +224,11 @@ def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_pat
         wait_for((tmp_path / "stepping").exists)
         (os.kill if whom == "trainer" else os.killpg)(process.pid, signal.SIGTERM)
         try:
-            said = process.communicate(timeout=60)[1].decode()
+            output = process.communicate(timeout=60)[1].decode()
         finally:
             process.kill()
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert "failed" not in said
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "failed" not in output
     run = Run(tmp_path / "runs" / "a")
     assert (run.read_status().state, checkpoint.steps(run)) == ("stopped", [0])

@@ -11,7 +11,7 @@ import torch
 from ppo_unified import run
 from ppo_unified.runs.folder import Run
 from tests.sequences import make_config, sequences
-from tests.training.runs import quick, read
+from tests.training.runs import read, short_config
 
 __all__ = ["sequences"]  # a fixture that tests request by name
 
@@ -19,7 +19,7 @@ __all__ = ["sequences"]  # a fixture that tests request by name
 def test_run_depends_only_on_its_seed(tmp_path: Path) -> None:
     curves = []
     for seed in (3, 3, 4):
-        path = run(quick(seed=seed), tmp_path).path
+        path = run(short_config(seed=seed), tmp_path).path
         curves.append(list(read(path).series["loss/policy"].values))
     assert curves[0] == curves[1] != curves[2]
 
@@ -37,14 +37,16 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
     with pytest.raises(
         RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.1"
     ):
-        run(quick(), tmp_path)
+        run(short_config(), tmp_path)
     status = Run(tmp_path / "cartpole-s1").read_status()
     assert status.state == "failed"
     assert "collect() and of its policy's evaluate() differ" in status.reason
 
 
 def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
-    result = run(quick(total_steps=0, total_iterations=3, stop_when_solved=False, eval={"threshold": None}), tmp_path)
+    result = run(
+        short_config(total_steps=0, total_iterations=3, stop_when_solved=False, eval={"threshold": None}), tmp_path
+    )
     status = Run(result.path).read_status()
     assert (status.iteration, status.reason) == (3, "total_iterations reached")
     rates = read(result.path).series["optim/lr"].values

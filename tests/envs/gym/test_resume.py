@@ -192,7 +192,7 @@ def test_modified_state_arrays_restart_episodes() -> None:
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "LONGEST", 10)
+    monkeypatch.setattr(restore, "MAX_RECORDED_STEPS", 10)
     options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
     stopped, restored = (make_adapter("tests.gym_envs:Counter-v0", **options) for _ in range(2))
     stopped.collect()
@@ -202,7 +202,7 @@ def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_long_episodes_fit_in_the_record() -> None:
     stopped, restored = (
-        make_adapter("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync")
+        make_adapter("Pendulum-v1", num_envs=1, num_steps=3 * restore.INITIAL_CAPACITY, vectorization="sync")
         for _ in range(2)
     )
     stopped.collect()
