@@ -44,7 +44,7 @@ class Player:
         device: torch.device,
         generator: torch.Generator | None,
     ) -> None:
-        """With a generator, actions are sampled. Without one, the most likely actions are chosen."""
+        """Create a player that samples actions, or chooses the most likely ones if `generator` is None."""
         self.policy, self.observations, self.actions = policy, observations, actions
         self.device, self.generator = device, generator
 

@@ -89,7 +89,7 @@ def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
 
 
 def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
-    """Create the environment's own vector version. Return None if there is none, or the options exclude it.
+    """Create the environment's own vector version. Return None if it has none or the options exclude it.
 
     If this version is unsuitable, return None if another vectorization is possible; otherwise raise UsageError.
     """

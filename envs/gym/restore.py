@@ -24,7 +24,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
 
 MAX_RECORDED_STEPS = 100_000  # per episode; with four floats per step, these take 1.6 MB
-INITIAL_CAPACITY = 64  # initial capacity of an episode's actions
+INITIAL_CAPACITY = 64  # number of actions that the array of a new episode has room for
 
 
 class RestoreError(Exception):

@@ -50,7 +50,7 @@ def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationL
         layout = ObservationLayout(int(spaces.flatdim(rest)), flatten=True, has_mask=has_mask)
     else:
         raise UsageError(
-            f"{env_id}: expected an observation space Box, Discrete, MultiDiscrete, MultiBinary or a Dict of these, "
+            f"{env_id}: expected a Box, Discrete, MultiDiscrete or MultiBinary observation space or a Dict of these, "
             f"got {space}; add a wrapper (gym.wrappers) that converts it"
         )
     if not 0 < layout.size <= MAX_SIZE:
@@ -86,7 +86,7 @@ def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
         low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
         return ActionLayout(True, low=low, high=high, shape=space.shape, dtype=space.dtype.name)
     raise UsageError(
-        f"{env_id}: expected an action space Discrete, MultiDiscrete, MultiBinary or a Box of floats, got {space}; "
+        f"{env_id}: expected a Discrete, MultiDiscrete, MultiBinary or floating-point Box action space, got {space}; "
         "add a wrapper (gym.wrappers) that converts it"
     )
 

@@ -204,7 +204,7 @@ def find_best(run: Run) -> tuple[int, float] | None:
 
 
 def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
-    """Read the meta.json of each folder. Skips damaged ones."""
+    """Read the meta.json of each folder. Skip damaged files."""
     metas = {}
     for step, folder in folders.items():
         with suppress(DamagedCheckpointError):
@@ -249,7 +249,7 @@ def choose(run: Run, which: str) -> int:
 
 
 def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
-    """Return the result of `load` for the first undamaged checkpoint. Warn once about damaged ones before it."""
+    """Return the result of `load` for the first undamaged checkpoint. Print one warning if checkpoints were skipped."""
     damage: list[str] = []
     for step in order:
         try:
@@ -341,7 +341,7 @@ def prune(run: Run, keep: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder. It is renamed first, so that a crash cannot leave a partly deleted checkpoint."""
+    """Remove a checkpoint. Rename it first, so that a crash cannot leave a partly deleted checkpoint."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
     durable.rename(folder, temporary)
     durable.remove(temporary)

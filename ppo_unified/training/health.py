@@ -1,7 +1,7 @@
 """Health checks: detect common problems from a run's metrics, explain them and suggest changes. Does not import torch.
 
 The result of a check depends only on the metrics so far: on those of the first iterations and of the latest ones. A
-check begins to warn after several consecutive iterations beyond its limit, and recovers after as many within it.
+check begins to warn after PERSIST consecutive iterations beyond its limit, and recovers after PERSIST within it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Check(NamedTuple):
     limit: float
     is_high: bool  # True if values above the limit are a problem, False if values below it are
     rule: str  # describes the measure, as the subject of "... is above LIMIT"
-    meaning: str
+    meaning: str  # describes the problem
     advice: str
     source: str  # reason for the limit
     severe: bool = False
@@ -404,7 +404,7 @@ class Health:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state. Checks that it does not contain start from their initial state."""
+        """Restore a saved state. A check that is missing in it keeps its initial state."""
         self.tracks = {tag: Track(**saved) for tag, saved in state["tracks"].items()}
         known = {name: _Verdict(**saved) for name, saved in state["verdicts"].items() if name in self._verdicts}
         self._verdicts |= known

@@ -97,5 +97,5 @@ def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout
         kept = f"the minibatch was saved to {dump(run, iteration, error.minibatch, known)}"
     except (OSError, SafetensorError) as failure:  # a full disk must not hide the original error
         kept = f"the minibatch could not be saved ({failure})"
-    what = place.quantity + (f" of row {at[0]}, column {at[1]} of the rollout" if at else "")
-    return NonFiniteError(f"{what} is not finite {where}: {error}; {kept}")
+    what = place.quantity + (f" at row {at[0]}, column {at[1]} of the rollout" if at else "")
+    return NonFiniteError(f"NaN or infinity in {what}, {where}: {error}; {kept}")

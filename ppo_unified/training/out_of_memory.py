@@ -31,7 +31,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:
-    """Return an error with advice. `doing` is a key of OPTIONS; `columns` is the minibatch's column count, or 0."""
+    """Return an error that recommends options to lower.
+
+    `doing` is a key of OPTIONS. `columns` is the number of columns of the minibatch that was too large, or 0.
+    """
     options, advice = config.flatten(), []
     for name in OPTIONS[doing]:
         value = options.get(name)

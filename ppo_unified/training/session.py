@@ -74,7 +74,7 @@ def train_in(
             trainer.train()
         finally:
             trainer.close()
-    except Interrupted:  # before the first iteration: nothing to save
+    except Interrupted:  # the stop came during startup, so there is nothing to save
         status.state, status.reason = "stopped", f"{stop.reason} before training began"
         run.write_status(status)
     except BaseException as error:

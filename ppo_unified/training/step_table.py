@@ -24,8 +24,8 @@ class StepTable(NamedTuple):
     columns: dict[str, Tensor]  # [N, T] each; 0 at masked steps
     metrics: dict[str, float]  # means over all valid steps
     histograms: dict[str, np.ndarray]  # raw values at all valid steps
-    clip: float  # in this iteration, the clip range of the ratio was 1 - clip
-    clip_high: float  # to 1 + clip_high
+    clip: float  # the lower end of the clip range in this iteration is 1 - clip
+    clip_high: float  # the upper end of the clip range in this iteration is 1 + clip_high
 
 
 @torch.no_grad()

@@ -155,12 +155,12 @@ class Trainer:
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the run is solved or has reached its total, regardless of stop requests."""
+        """True if the run is solved or has reached its total number of steps or iterations."""
         return self._is_solved or self._progress.remaining <= 0
 
     @property
     def _is_over(self) -> bool:
-        """Whether this iteration is the last, because the run has ended or a stop was requested."""
+        """True if no more iterations follow, because the run has ended or a stop was requested."""
         return bool(self.stop) or self._has_ended
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and what a resumed run restores from them."""
+"""A run keeps its best and newest checkpoints, and a resumed run restores the best score from them."""
 
 from __future__ import annotations
 

@@ -290,14 +290,16 @@ def test_environment_exception_names_the_environment(vectorization: str) -> None
 
 @pytest.mark.parametrize("obs", ["tuple", "text", "nested", "image", "empty", "sequence"])
 def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
-    with pytest.raises(UsageError, match=r"Spaces-v0: expected an observation .*, got .*; add a wrapper") as caught:
+    with pytest.raises(UsageError, match=r"Spaces-v0: expected an? .*observation .*, got .*; add a wrapper") as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
 def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
-    with pytest.raises(UsageError, match=r"Spaces-v0: expected an action space .*, got .*; add a wrapper") as caught:
+    with pytest.raises(
+        UsageError, match=r"Spaces-v0: expected a Discrete, .* action space, got .*; add a wrapper"
+    ) as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"action": action}}))
     assert "\n" not in str(caught.value)
 
