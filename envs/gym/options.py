@@ -21,8 +21,8 @@ class Gym(Section):
     env_id: str = Field(
         "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import the module first"
     )
-    num_envs: int = Field(8, ge=1, description="number of environments that run in parallel")
-    num_steps: int = Field(128, ge=2, description="steps per environment and iteration")
+    num_envs: int = Field(8, ge=1, description="number of parallel environments")
+    num_steps: int = Field(128, ge=2, description="steps in each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
         description="vector_entry_point: the environment's own vector version; async: processes; sync: a loop; "
