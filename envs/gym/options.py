@@ -68,7 +68,7 @@ class GymConfig(RunConfig):
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         yield from super().ignored_options()
-        yield "ppo.loss_mean", True, "kind = 'gym', whose steps are not grouped into sequences"
+        yield "ppo.loss_mean", True, "kind = 'gym' does not group steps into sequences"
         yield "gym.wrappers", self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
         yield "policy.activation", not self.policy.hidden, "policy.hidden = []"
         yield "policy.shared", not self.policy.hidden, "policy.hidden = []"
