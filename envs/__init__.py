@@ -1,1 +1,1 @@
-"""Adapters: the worlds that the engine in `ppo_unified` can train on, with their policies and presets."""
+"""The adapters that connect the engine in `ppo_unified` to Gymnasium and to language models, with their presets."""

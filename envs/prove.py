@@ -1,9 +1,8 @@
-"""Proof that both adapters feed the engine the same numbers: one token MDP, read as language-model rows and stepped as
-a Gymnasium environment.
+"""Verify that the LLM adapter and the Gymnasium adapter pass equal numbers to the engine, on one token MDP.
 
-Both real adapters collect it. `LLMAdapter` reads whole padded sequences at once; `GymAdapter` steps `TokenMDP`, whose
-rewards, and whose policy here, ask the model about one unpadded prefix at a time, by plain calls that share no code
-with envs/llm. The Gymnasium side replays the responses that the token side sampled, so that both hold the same steps.
+Both real adapters collect a rollout. `LLMAdapter` evaluates complete, padded sequences. `GymAdapter` steps `TokenMDP`.
+There, rewards and policy call the model with one unpadded prefix at a time and share no code with envs/llm. The
+Gymnasium side replays the responses that the LLM side has sampled, so that both rollouts contain the same steps.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from ppo_unified.engine.batch import Batch, minibatches
 from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations, Rollout
 
-TOLERANCE = 1e-5  # of one number computed in two ways in float32; of large ones, relative to the largest of their kind
+TOLERANCE = 1e-5  # absolute up to 1; above that, relative to the largest number of the compared tensor
 CPU = torch.device("cpu")
-SEED = 4  # as many responses end as are cut off
-LETTERS = "abcdefgh"  # the vocabulary, but for the end token
-PROMPTS = ("a", "bc", "cab", "dd", "ehfga", "fb", "gcaheb", "hd")  # each with a first letter of its own: see Steps
-LIMIT = 8  # tokens of a response
-ENVIRONMENTS = 2  # each goes through all prompts, in an order of its own
+SEED = 4  # with this seed, half of the responses end with an end token
+LETTERS = "abcdefgh"  # the vocabulary without the end token
+PROMPTS = ("a", "bc", "cab", "dd", "ehfga", "fb", "gcaheb", "hd")  # the first letters differ, which Steps relies on
+LIMIT = 8  # maximum number of tokens per response
+ENVIRONMENTS = 2  # each uses all prompts in a different order
 OPTIONS = TokenPPO(
     gamma=0.97,
     lam=0.9,
@@ -51,16 +50,16 @@ OPTIONS = TokenPPO(
     value_clip=0.1,
     value_coef=0.5,
     entropy_coef=0.01,
-    microbatch_columns=40,  # a few rows at a time
+    microbatch_columns=40,  # so that there are several micro-batches
 )
 
-# Where every step stands: prefix and action -> row and column. No two steps share a key: each prompt is answered once,
-# and no prompt begins as another one does.
+# Maps prefix and action of a step to its row and column. Keys are unique, because there is one response per prompt and
+# no prompt is a prefix of another.
 Steps = dict[tuple[int, ...], tuple[int, int]]
 
 
 class Check(NamedTuple):
-    """One comparison: the largest of the numbers compared, and how far the two of a pair are apart at most."""
+    """One comparison: the largest absolute value and the largest absolute difference of the compared numbers."""
 
     quantity: str
     largest: float
@@ -69,18 +68,18 @@ class Check(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """Every comparison, and how often each case that matters occurred among the steps compared."""
+    """All comparisons, and how often each relevant case occurred in the compared steps."""
 
     checks: list[Check]
     cases: dict[str, int]
 
 
 def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independent") -> Proof:
-    """Compare the adapters on one token MDP, and the engine's policy gradient with the exact one.
+    """Compare the adapters on one token MDP, and the engine's policy gradient with the exact gradient.
 
-    Where the steps themselves differ there is nothing to compare further.
+    If the adapters collect different steps, no other comparison is made.
     """
-    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _one_quiet_thread():
+    with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _use_one_quiet_thread():
         proof = compare_adapters(Path(name) / "adapters", seed, critic)
         if proof.checks[0].ok:
             proof.checks.append(compare_with_exact_gradient(Path(name) / "exact", seed, critic))
@@ -88,8 +87,8 @@ def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independ
 
 
 @contextmanager
-def _one_quiet_thread() -> Iterator[None]:
-    """Small tensors only wait for a second thread; no bars for files that are written in no time."""
+def _use_one_quiet_thread() -> Iterator[None]:
+    """Use one thread, which is faster for small tensors, and disable progress bars."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,7 +99,7 @@ def _one_quiet_thread() -> Iterator[None]:
 
 
 def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Proof:
-    """The same responses through both adapters, from log-probs to the gradient of every parameter."""
+    """Compare both adapters on the same responses, from the log-probs to the gradient of every parameter."""
     tokens = token_adapter(folder, LETTERS, PROMPTS, LIMIT, seed, critic)
     rollout = tokens.collect()
     stepped = gym_adapter(tokens, rollout)
@@ -115,14 +114,14 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     for name in ("logprobs", "values", "rewards", "next_values", "continues"):
         checks.append(compare(name, getattr(rollout, name)[own], getattr(gym_rollout, name)[other]))
     batch = make_batch(rollout, OPTIONS)
-    number = gym_rollout.mask.flatten().cumsum(0).view_as(gym_rollout.mask) - 1  # of a step in its batch
+    number = gym_rollout.mask.flatten().cumsum(0).view_as(gym_rollout.mask) - 1  # index of a step in its batch
     gym_batch = make_batch(gym_rollout, OPTIONS)[number[other]]
     for name in ("advantages", "returns"):
         checks.append(compare(name, getattr(batch, name)[own], getattr(gym_batch, name)[:, 0]))
     rewards, values = gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist()
     defined = advantages_by_definition(own[0].tolist(), rewards, values)
-    checks.append(compare("advantages, by their definition", batch.advantages[own], defined))
-    add_noise(tokens.policy, 0.01, seed)  # ratios leave 1, so that there is something to clip
+    checks.append(compare("advantages by definition", batch.advantages[own], defined))
+    add_noise(tokens.policy, 0.01, seed)  # changes the ratios, so that some are clipped
     updates = compute_update(tokens.policy, batch), compute_update(PrefixPolicy(tokens.policy), gym_batch)
     checks += compare_updates(*updates)
     cases = count_cases(tokens, batch, gym_rollout)
@@ -130,18 +129,18 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
 
 
 def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
-    """How far two tensors of one shape are apart; NaN never passes."""
+    """Compare two tensors of equal shape. The check fails if one contains NaN."""
     ours, theirs = ours.double(), theirs.double()
     largest, difference = float(ours.abs().max()), float((ours - theirs).abs().max())
     return Check(quantity, largest, difference, difference <= TOLERANCE * max(1.0, largest))
 
 
 def check_none(quantity: str, count: int, wrong: int) -> Check:
-    """A count of things, of which `wrong` break a rule that none may break."""
+    """Return a check that passes if `wrong`, the number of faulty items among `count`, is 0."""
     return Check(quantity, float(count), float(wrong), wrong == 0)
 
 
-# the two sides
+# The adapters
 
 
 def token_adapter(
@@ -153,8 +152,8 @@ def token_adapter(
     critic: Literal["independent", "shared"],
     count: int = 0,
 ) -> LLMAdapter:
-    """A language-model adapter over single letters, with `count` responses (0: one to each prompt). Its reference and
-    critic are made to differ from the policy, so that KL and values matter."""
+    """Create an LLM adapter whose tokens are letters, with `count` responses (0 = one per prompt). Add noise to its
+    reference model and critic, so that the KL and the values are not trivial."""
     save_model(folder, letters, seed)
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts), encoding="utf-8")
@@ -177,7 +176,7 @@ def token_adapter(
 
 
 def save_model(folder: Path, letters: str, seed: int) -> None:
-    """A causal language model with one token a letter, and one that ends a response; the weights are random."""
+    """Save a causal language model with random weights. Its vocabulary is one token per letter and an end token."""
     end = len(letters)
     config = LlamaConfig(
         vocab_size=end + 1,
@@ -201,17 +200,17 @@ def save_model(folder: Path, letters: str, seed: int) -> None:
 
 
 def response_score(prompt: str, response: str) -> float:
-    """The score: for every letter that occurs, more if it is one of the prompt's."""
+    """Return 0.25 for each distinct letter in the response, and 0.75 if it also occurs in the prompt."""
     return 0.25 * len(set(response)) + 0.5 * len(set(response) & set(prompt))
 
 
 def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """The token side's form of it."""
+    """Apply `response_score` to a batch, as the LLM adapter calls a reward function."""
     return [response_score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
-    """A Gymnasium adapter on the same MDP, with the same parameters, that replays the responses of the rollout."""
+    """Create a Gymnasium adapter on the same MDP, with the same parameters. It replays the rollout's responses."""
     llm, config = tokens.config.llm, tokens.policy.network.model.config
     end = config.eos_token_id
 
@@ -232,7 +231,7 @@ def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
     options = Gym(
         env_id="envs.token_mdp:TokenMDP-v0",
         num_envs=ENVIRONMENTS,
-        num_steps=len(tokens.prompts.tokens) * (llm.max_new_tokens + 1),  # a reset after every response, at most
+        num_steps=len(tokens.prompts.tokens) * (llm.max_new_tokens + 1),  # one reset column per response
         vectorization="sync",
         env_kwargs=mdp,
     )
@@ -242,7 +241,7 @@ def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
 
 
 def responses_by_prompt(tokens: LLMAdapter, rollout: Rollout) -> dict[tuple[int, ...], list[int]]:
-    """The response to each prompt, up to its end token or the limit: read without the mask, which is to be checked."""
+    """Return the response to each prompt, up to the end token or the limit. Does not use the mask, which is tested."""
     assert isinstance(rollout.obs, Tensor)
     end, found = tokens.policy.network.model.config.eos_token_id, {}
     for states, last in zip(rollout.obs.tolist(), rollout.actions[:, -1].tolist(), strict=True):
@@ -253,7 +252,7 @@ def responses_by_prompt(tokens: LLMAdapter, rollout: Rollout) -> dict[tuple[int,
 
 
 def next_logprobs(model: nn.Module, prefix: list[int], temperature: float) -> Tensor:
-    """log-probs [V] of the token after one prefix, by the plainest call there is."""
+    """Return the log-probs [V] of the token after one prefix, by a direct call of the model."""
     logits: Tensor = model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
     return (logits / temperature).log_softmax(-1)
 
@@ -267,12 +266,12 @@ def plain_logprobs(model: nn.Module, temperature: float) -> Logprobs:
 
 
 class PrefixPolicy(ActorCritic):
-    """The token policy's own parameters, asked about one observation of `TokenMDP` at a time; acts by replaying."""
+    """Replays given responses, and evaluates the token policy's parameters on one observation at a time."""
 
-    scaler = None  # GymAdapter looks for one
+    scaler = None  # GymAdapter reads this attribute
 
     def __init__(self, policy: TokenPolicy, written: Mapping[tuple[int, ...], list[int]] | None = None) -> None:
-        """`written`: the response to each prompt that `act` replays."""
+        """Create the policy. `written` maps each prompt to the response that `act` replays."""
         super().__init__()
         self.policy, self.written = policy, written or {}
 
@@ -280,7 +279,7 @@ class PrefixPolicy(ActorCritic):
         return obs
 
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The tokens [N, 1] that follow in the responses; where one is complete, as in a reset column, any."""
+        """Return the next tokens [N, 1] of the responses, or 0 if a response is complete (in a reset column)."""
         chosen = []
         for prompt, response in map(decode_obs, obs.tolist()):
             whole = self.written[tuple(prompt)]
@@ -288,7 +287,7 @@ class PrefixPolicy(ActorCritic):
         return torch.tensor(chosen)[:, None]
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """obs [R, 1, size], actions [R, 1, 1] -> Evaluation of [R, 1] tensors."""
+        """Evaluate actions [R, 1, 1] at obs [R, 1, size]. Return tensors [R, 1]."""
         assert isinstance(obs, Tensor)
         states = map(decode_obs, obs[:, 0].tolist())
         answers = [self._evaluate([*x, *y], token) for (x, y), token in zip(states, actions.flatten(), strict=True)]
@@ -306,7 +305,7 @@ class PrefixPolicy(ActorCritic):
         return list(self.policy.critic_parameters())
 
 
-# what is compared
+# The comparisons
 
 
 def token_steps(rollout: Rollout) -> Steps:
@@ -316,7 +315,8 @@ def token_steps(rollout: Rollout) -> Steps:
 
 
 def gym_steps(rollout: Rollout) -> Steps:
-    """A response that was replayed more than once stands where it did so first: the last one may be cut off."""
+    """Map each step to its place. For a response that was replayed several times, use the first replay: the last one
+    may be incomplete."""
     assert isinstance(rollout.obs, Tensor)
     steps: Steps = {}
     for t, row in rollout.mask.T.nonzero().tolist():
@@ -326,9 +326,9 @@ def gym_steps(rollout: Rollout) -> Steps:
 
 
 def advantages_by_definition(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
-    """The double sum that defines GAE, over the steps of responses in turn; `episodes` says which each belongs to.
+    """Compute GAE by its defining double sum over the steps of each response.
 
-    After a response nothing follows, so its last step is compared with no value.
+    `episodes` contains the response number of each step. The state after the last step of a response has value 0.
     """
     advantages = []
     for start, episode in enumerate(episodes):
@@ -343,7 +343,7 @@ def advantages_by_definition(episodes: list[int], rewards: list[float], values: 
 
 
 def add_noise(module: nn.Module, size: float, seed: int) -> None:
-    """Add noise of that deviation to every parameter."""
+    """Add Gaussian noise with standard deviation `size` to every parameter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -351,14 +351,14 @@ def add_noise(module: nn.Module, size: float, seed: int) -> None:
 
 
 class Update(NamedTuple):
-    """What one minibatch of all steps would do: mean loss terms, and gradients by parameter."""
+    """The mean loss terms and the gradients of one minibatch with all steps."""
 
     terms: dict[str, float]
     gradients: dict[str, Tensor]
 
 
 def compute_update(policy: ActorCritic, batch: Batch) -> Update:
-    """By the engine's own `minibatches` and `backward`."""
+    """Compute loss terms and gradients with the engine's `minibatches` and `backward`."""
     policy.zero_grad()
     (minibatch,) = minibatches(batch, 1, True, torch.Generator().manual_seed(0))
     learner = make_learner(policy, OPTIONS, Optim(), total_iterations=1)
@@ -371,7 +371,7 @@ def compute_update(policy: ActorCritic, batch: Batch) -> Update:
 
 
 def collect_gradients(policy: ActorCritic) -> dict[str, Tensor]:
-    """All of them, flat, the critic's own apart."""
+    """Return the flattened gradients of the critic's own parameters and of all others."""
     own = {id(p) for p in policy.critic_parameters()}
     sides: dict[str, list[Tensor]] = {"policy": [], "critic": []}
     for p in policy.parameters():
@@ -387,28 +387,28 @@ def compare_updates(ours: Update, theirs: Update) -> list[Check]:
 
 @torch.no_grad()
 def count_cases(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
-    """How often each branch of the arithmetic was taken; a proof in which one never was proves less."""
+    """Count how often each relevant case occurs. A case that never occurs is not tested by the comparison."""
     new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
     outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
     ended = (batch.actions == tokens.policy.network.model.config.eos_token_id).any(1)
     return {
-        "responses that end": int(ended.sum()),
-        "responses cut off": int((~ended).sum()),
+        "responses with an end token": int(ended.sum()),
+        "responses cut off at the limit": int((~ended).sum()),
         "reset columns": int((~gym_rollout.mask).sum()),
         "ratios within the clip range": int((~outside).sum()),
-        "ratios outside": int(outside.sum()),
-        "values held by value_clip": int(((new.values - batch.values).abs()[mask] > OPTIONS.value_clip).sum()),
+        "ratios outside the clip range": int(outside.sum()),
+        "values clipped by value_clip": int(((new.values - batch.values).abs()[mask] > OPTIONS.value_clip).sum()),
     }
 
 
-# the exact policy gradient
+# The exact policy gradient
 
 
 def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Check:
-    """PPO's gradient before any update, averaged over every response there is, against that of the expected return.
+    """Compare PPO's gradient before any update, averaged over all responses, with that of the expected return.
 
-    Two letters and the end token, two tokens at most: seven responses. The expected return, score less kl_coef * KL, is
-    a finite sum, which autograd differentiates; the KL reward's own derivative vanishes on average.
+    With two letters, an end token and at most two tokens, there are seven responses. The expected return (score minus
+    kl_coef * KL) is a finite sum that autograd can differentiate. The KL term's own derivative has mean 0.
     """
     end, prompt = 2, [0, 1]
     responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]
@@ -430,11 +430,11 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
     weights = batch.weights * logprobs.detach().exp()[:, None]
     loss = ppo_loss(tokens.policy.evaluate(batch.obs, batch.actions), replace(batch, weights=weights), PPO())
     (-loss.policy).backward()
-    return compare("policy gradient, exact", collect_gradients(tokens.policy)["policy"], exact)
+    return compare("exact policy gradient", collect_gradients(tokens.policy)["policy"], exact)
 
 
 def _make_responses(prompt: list[int], responses: list[list[int]], end: int) -> Responses:
-    """As if the model had written them."""
+    """Return given responses in the format of sampled ones."""
     longest = len(prompt) + max(map(len, responses))
     rows = [[*prompt, *y] + [0] * (longest - len(prompt) - len(y)) for y in responses]
     lengths = torch.tensor([len(prompt) + len(y) for y in responses])
@@ -443,7 +443,7 @@ def _make_responses(prompt: list[int], responses: list[list[int]], end: int) -> 
 
 
 def _logprobs(model: nn.Module, prompt: list[int], responses: list[list[int]], temperature: float) -> Tensor:
-    """log-probs [N] of whole responses."""
+    """Return the log-probs [N] of complete responses."""
     terms = [
         [next_logprobs(model, [*prompt, *y[:t]], temperature)[token] for t, token in enumerate(y)] for y in responses
     ]

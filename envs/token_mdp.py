@@ -1,7 +1,7 @@
-"""Writing a text as a Gymnasium environment: state = prefix, action = next token, an episode = one response.
+"""Text generation as a Gymnasium environment: state = prefix, action = next token, episode = one response.
 
-The language-model adapter trains on this very decision process without ever stepping it. Here it is stepped, token by
-token, from arithmetic of its own; `ppo-unified prove` holds the two against each other.
+The LLM adapter trains on the same decision process, but computes all steps of a response at once. This environment
+computes them token by token with independent code. `ppo-unified prove` compares both.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-Logprobs = Callable[[list[int]], np.ndarray]  # a prefix -> log-probs [V] of the token that follows it
-Score = Callable[[list[int], list[int]], float]  # (prompt, whole response) -> what it is worth
-NOTHING = -1  # fills an observation behind its prefix
+Logprobs = Callable[[list[int]], np.ndarray]  # prefix -> log-probs [V] of the next token
+Score = Callable[[list[int], list[int]], float]  # (prompt, complete response) -> score
+NOTHING = -1  # padding at the end of an observation
 
 
 class TokenMDP(gym.Env[np.ndarray, np.int64]):
-    """One response to a prompt per episode; every prompt comes once, in random order, before any comes again.
+    """An environment in which an episode is one response to a prompt.
 
-    Observation: int64 [1 + longest prefix], the number of tokens written so far and then prompt and response, filled
-    up with NOTHING. Reward: -kl_coef * (log pi - log pi_ref) of the token, plus the score with the last one. An
-    episode terminates with an end token or `max_new_tokens`: no state follows, so that nothing is bootstrapped.
+    Prompts are used in random order, each one once before any is repeated. The observation is int64
+    [1 + longest prefix]: the number of response tokens, the prompt, the response so far, and NOTHING as padding. The
+    reward is -kl_coef * (log pi - log pi_ref) for each token; the last token also gets the score. An episode terminates
+    after an end token or `max_new_tokens` tokens. It is never truncated, so values are not bootstrapped.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - declared so by gym.Env
@@ -38,13 +39,13 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
         score: Score,
         kl_coef: float,
     ) -> None:
-        """`policy` is asked at every step: whoever trains it changes what comes back."""
+        """Create the environment. `policy` is called at every step, so the rewards change while it is trained."""
         self.prompts, self.end_tokens, self.max_new_tokens = prompts, frozenset(end_tokens), max_new_tokens
         self.policy, self.reference, self.score, self.kl_coef = policy, reference, score, kl_coef
         size = 1 + max(map(len, prompts)) + max_new_tokens
         self.observation_space = gym.spaces.Box(NOTHING, max(vocabulary - 1, max_new_tokens), (size,), np.int64)
         self.action_space = gym.spaces.Discrete(vocabulary)
-        self.queue: list[int] = []  # prompts still to come
+        self.queue: list[int] = []  # indices of the prompts that were not used yet
         self.prompt: list[int] = []
         self.response: list[int] = []
 
@@ -74,9 +75,9 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
 
 
 def decode_obs(obs: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Prompt and response in an observation, whatever type its numbers have by now."""
+    """Return prompt and response of an observation. Its numbers may have any type."""
     written, *prefix = (int(x) for x in obs if x != NOTHING)
     return prefix[: len(prefix) - written], prefix[len(prefix) - written :]
 
 
-gym.register("TokenMDP-v0", "envs.token_mdp:TokenMDP")  # so that 'envs.token_mdp:TokenMDP-v0' names it
+gym.register("TokenMDP-v0", "envs.token_mdp:TokenMDP")  # enables the id 'envs.token_mdp:TokenMDP-v0'

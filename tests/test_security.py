@@ -455,8 +455,8 @@ def test_storage_warnings_sanitize_foreign_text(tmp_path: Path, capsys: Capture)
         pass
     run.release()
     output = capsys.readouterr().err
-    assert "cannot be written" in output
-    assert "can be written again" in output
+    assert "cannot write run.json" in output
+    assert "writing run.json works again" in output
     assert is_harmless(output)
 
 

@@ -1,1 +1,1 @@
-"""Gymnasium environments as rollouts."""
+"""The Gymnasium adapter."""

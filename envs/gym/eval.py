@@ -1,5 +1,8 @@
-"""Scoring a policy on fresh episodes, each the first of its own environment or seed, so that short episodes do not
-crowd out long ones."""
+"""Score a policy on fresh episodes.
+
+A fixed set of episodes is played to the end, one per environment or seed. Otherwise, short episodes would be
+overrepresented, because they finish first.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ from envs.gym.spaces import (
     encode,
     join_infos,
     read_masks,
-    single_action,
     to_env_actions,
+    to_step_argument,
 )
 from ppo_unified.engine.rollout import Observations
 
-AT_ONCE = 16  # single environments played side by side
-ENDLESS = 10_000  # steps of an episode that nothing else ends
+MAX_PARALLEL = 16  # maximum number of single environments in parallel
+MAX_STEPS = 10_000  # maximum number of steps of an episode without a time limit
 
 
 class Player:
-    """A policy that reads and answers an environment's own numbers."""
+    """Applies a policy to raw observations of an environment and returns actions in the environment's format."""
 
     def __init__(
         self,
@@ -41,13 +44,16 @@ class Player:
         device: torch.device,
         generator: torch.Generator | None,
     ) -> None:
-        """With a generator actions are sampled, without one they are the likeliest."""
+        """Create a player that samples actions, or chooses the most likely ones if `generator` is None."""
         self.policy, self.observations, self.actions = policy, observations, actions
         self.device, self.generator = device, generator
 
     @torch.inference_mode()
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
-        """Actions for observations [N, ...] and a vector environment's info; where `ended` [N] they are ignored."""
+        """Return actions for observations [N, ...] and a vector environment's info.
+
+        `ended` [N] marks environments whose next step is a reset. Their action masks are ignored.
+        """
         encoded = encode(raw, self.observations)
         obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
         masks = read_masks(info, len(encoded), self.actions, ended)
@@ -59,35 +65,39 @@ class Player:
 def play_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
 ) -> list[float]:
-    """Returns of `episodes` episodes, greedy or sampled; the same for the same seed and weights."""
+    """Play fresh episodes, greedy or sampled, and return their returns. Equal seeds and weights give equal results."""
     env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
     own = make_own_vector(config, episodes)
     if own is None:
-        return _single_episodes(policy, config, episodes, env_seed, device, generator)
+        return _play_single_episodes(policy, config, episodes, env_seed, device, generator)
     envs, observations = own
     actions = describe_actions(envs.single_action_space, config.env_id)
     player = Player(policy, observations, actions, device, generator)
     try:
-        return _first_episodes(envs, player, env_seed, longest_episode(config))
+        return _play_first_episodes(envs, player, env_seed, max_episode_length(config))
     finally:
         envs.close()
 
 
-def longest_episode(config: Gym) -> int:
-    """Steps after which an episode is cut off and scored as it stands: only where the environment has no time limit,
-    since a policy that goes round in circles would never end it."""
+def max_episode_length(config: Gym) -> int:
+    """Return the maximum number of steps of a scored episode.
+
+    The limit is MAX_STEPS if the environment has no time limit of its own, because an episode might never end.
+    """
     limited = resolve(config.env_id).max_episode_steps is not None or "max_episode_steps" in config.env_kwargs
-    return sys.maxsize if limited else ENDLESS
+    return sys.maxsize if limited else MAX_STEPS
 
 
-def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, longest: int) -> list[float]:
-    """The first episode of every environment in the vector."""
+def _play_first_episodes(
+    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int
+) -> list[float]:
+    """Return the return of the first episode of every environment in the vector environment."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
     steps = 0
-    while alive.any() and steps < longest:
+    while alive.any() and steps < max_steps:
         steps += 1
         raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
         returns += rewards * alive
@@ -96,13 +106,13 @@ def _first_episodes(envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, s
     return [float(x) for x in returns]
 
 
-def _single_episodes(
+def _play_single_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, device: torch.device, generator: torch.Generator | None
 ) -> list[float]:
-    """Episode k starts from seed + k, in any of a few environments that step side by side."""
-    envs = [make_env(config) for _ in range(min(AT_ONCE, episodes))]
-    longest = longest_episode(config)
-    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), longest) for i, env in enumerate(envs)]
+    """Play episode k with seed + k, in up to MAX_PARALLEL environments that share the forward passes."""
+    envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
+    max_steps = max_episode_length(config)
+    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), max_steps) for i, env in enumerate(envs)]
     observations, actions = _describe_spaces(config, envs[0])
     player = Player(policy, observations, actions, device, generator)
     returns: dict[int, float] = {}
@@ -113,7 +123,7 @@ def _single_episodes(
         chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
         for i, action in zip(order, chosen, strict=True):
             try:
-                waiting[i] = plays[i].send(single_action(action, actions))
+                waiting[i] = plays[i].send(to_step_argument(action, actions))
             except StopIteration as done:
                 returns |= done.value
     for env in envs:
@@ -127,8 +137,8 @@ def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLa
     )
 
 
-def _play(env: gym.Env[Any, Any], seeds: range, longest: int) -> Any:
-    """A generator that yields what the environment shows, is sent actions, and returns {seed: return}."""
+def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int) -> Any:
+    """A generator that yields (observation, info), receives actions by `send`, and returns {seed: return}."""
     returns = {}
     for seed in seeds:
         raw, info = env.reset(seed=seed)
@@ -136,6 +146,6 @@ def _play(env: gym.Env[Any, Any], seeds: range, longest: int) -> Any:
         while not ended:
             raw, reward, terminated, truncated, info = env.step((yield raw, info))
             total, steps = total + float(reward), steps + 1
-            ended = terminated or truncated or steps >= longest
+            ended = terminated or truncated or steps >= max_steps
         returns[seed] = total
     return returns

@@ -1,4 +1,4 @@
-"""What the inspector shows of a Gymnasium rollout besides the engine's own quantities."""
+"""Columns that the Gymnasium adapter adds to the step table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from ppo_unified.engine.rollout import Rollout
 
 
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
-    """The actions, [N, T]: numbers, or several components as one text.
+    """Return the actions [N, T] as numbers, or as strings if an action has several components.
 
-    Discrete ones as the environment counts them; continuous ones as drawn, which is what their log-prob is of.
+    Discrete actions are numbered as in the environment. Continuous actions are the unclipped samples that the log-probs
+    refer to.
     """
     actions, layout = rollout.actions.cpu().numpy(), adapter.actions
     if not layout.continuous:

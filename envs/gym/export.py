@@ -1,4 +1,4 @@
-"""A Gymnasium policy as a program of its own: what `torch.export` writes needs neither this project nor Gymnasium."""
+"""Export a Gymnasium policy with `torch.export`. The exported program requires only torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
 from envs.gym.vector import GymAdapter
 
 PROGRAM, README = "policy.pt2", "README.md"
-BATCHES = (1, 17)  # sizes with which a written program is compared to the policy
-TOLERANCE = 1e-5  # of continuous actions, absolute and relative
+BATCHES = (1, 17)  # batch sizes with which the exported program is compared to the policy
+TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 
 
 class GreedyPolicy(nn.Module):
-    """The likeliest actions in the environment's own units: [batch, *shape] for observations [batch, size].
+    """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
-    Normalisation of observations and clipping of actions are included. The critic is left behind.
+    It normalises observations and clips actions. It does not include the critic.
     """
 
     low: Tensor
@@ -44,9 +44,10 @@ class GreedyPolicy(nn.Module):
             self.register_buffer("start", torch.tensor(actions.start))
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """obs [batch, size] float32, action_mask [batch, options] bool, True where allowed."""
+        """Return actions for obs [batch, size] float32 and action_mask [batch, options] bool (True = allowed)."""
         chosen = self.head.act(self.torso(self.scaler(obs)), action_mask, None)
-        if self.actions.continuous:  # converted first: a bound rounded to float32 may lie outside a float64 space
+        if self.actions.continuous:
+            # Convert before clipping: a bound rounded to float32 could be outside a float64 space.
             chosen = torch.maximum(torch.minimum(chosen.to(self.dtype), self.high), self.low)
         else:
             chosen = (chosen + self.start).to(self.dtype)
@@ -54,9 +55,9 @@ class GreedyPolicy(nn.Module):
 
 
 def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write policy.pt2 and README.md into `folder`; what a program that loads it must know, for policy.json.
+    """Write policy.pt2 and README.md to `folder` and return the content of policy.json.
 
-    Raises RuntimeError where the written program, loaded again, acts otherwise than the policy.
+    Raises RuntimeError if the exported program, after loading, returns other actions than the policy.
     """
     policy = copy.deepcopy(adapter.policy).cpu().eval()
     masked = adapter.masks is not None
@@ -92,7 +93,7 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
 def write_program(
     policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
 ) -> None:
-    """Trace the greedy policy for any batch size and save it."""
+    """Export the greedy policy for any batch size and save it to `path`."""
     batch = torch.export.Dim("batch")
     arguments: dict[str, Tensor] = {"obs": torch.zeros(3, observations.size)}
     if masked:
@@ -111,10 +112,7 @@ def write_program(
 def check_program(
     policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
 ) -> None:
-    """Compare the program in `path` with the policy as the environment meets it, on random observations.
-
-    Raises RuntimeError where they differ.
-    """
+    """Compare the program in `path` with the policy on random observations. Raises RuntimeError if actions differ."""
     program = torch.export.load(path).module()
     player = Player(policy, observations, actions, torch.device("cpu"), None)
     rng = np.random.default_rng(0)
@@ -124,16 +122,16 @@ def check_program(
         arguments, info = [torch.from_numpy(encode(raw, observations))], {}
         if masked:
             masks = rng.random((count, sum(actions.sizes))) < 0.5
-            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # one option of each component at least
+            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one option per component
             arguments, info = [*arguments, torch.from_numpy(masks)], {MASK_KEY: masks}
         expected, written = player(raw, info), program(*arguments).numpy()
         same = expected.shape == written.shape and expected.dtype == written.dtype
         if not same or not np.allclose(expected, written, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RuntimeError(f"{path.name}: the program written by torch.export acts otherwise than the policy")
+            raise RuntimeError(f"{path.name}: the exported program returns other actions than the policy")
 
 
 def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]:
-    encoding = "as the environment gives it, flattened"
+    encoding = "as returned by the environment, flattened"
     if layout.one_hot:
         encoding = f"one-hot: number i sets element i - {layout.start}" if layout.start else "one-hot"
     elif layout.flatten:
@@ -147,7 +145,7 @@ def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]
 
 
 def _describe_action(layout: ActionLayout) -> dict[str, Any]:
-    """Bounds are null where there are none."""
+    """Describe the action format for policy.json. An infinite bound becomes null."""
     facts: dict[str, Any] = {"dtype": layout.dtype, "shape": ["batch", *layout.shape]}
     if layout.continuous:
         bounds = {"low": layout.low, "high": layout.high}
@@ -156,7 +154,7 @@ def _describe_action(layout: ActionLayout) -> dict[str, Any]:
 
 
 def example(options: Gym, observations: ObservationLayout, actions: ActionLayout, masked: bool) -> str:
-    """A script that plays the written program with Gymnasium and torch alone."""
+    """Return a script that runs the exported program in Gymnasium. It requires only Gymnasium and torch."""
     discrete = not actions.shape and not actions.continuous
     arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
     lines = [f"env = gym.make({options.env_id!r}{''.join(f', {k}={v!r}' for k, v in options.env_kwargs.items())})"]
@@ -227,9 +225,10 @@ PAGE = """\
 
 Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
 
-`policy.pt2` is the greedy policy as `torch.export` writes it: `obs` float32 [batch, {size}]{mask} in, actions {dtype}
-[batch{shape}] in the environment's own units out. Normalisation and clipping are inside. `policy.json` says the same to
-programs. Only torch is needed to load it; this plays it with Gymnasium:
+`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. Its
+output is actions {dtype} [batch{shape}] in the environment's units. The program includes the normalisation of
+observations and the clipping of actions. `policy.json` contains this information for other programs. To load the
+policy, only torch is required. This script runs it in Gymnasium:
 
 ```python
 {code}```

@@ -1,4 +1,4 @@
-"""Making environments: one, or a vector of them that resets on the next step."""
+"""Create single environments and vector environments."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from envs.gym.spaces import (
     describe_actions,
     describe_observations,
     join_infos,
-    random_action,
     read_masks,
+    sample_action,
     without_mask,
 )
 from ppo_unified.errors import UsageError
 
-SLOW_STEP_S = 250e-6  # a step worth a process of its own: sending it there and back costs about half of this
+SLOW_STEP_S = 250e-6  # use processes if a step takes longer; the communication costs about half of this time
 
 
 class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
-    """Moves the action mask from a Dict observation to the info, where Gymnasium's own environments report it."""
+    """Moves the action mask from a Dict observation to the info, as in Gymnasium's own environments."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -51,7 +51,7 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
-    """One environment whose observations are arrays or integers: dictionaries and the like are flattened."""
+    """Create one environment. Its observations are arrays or integers: Dict and similar spaces are flattened."""
     env: gym.Env[Any, Any] = make_single(config, **kwargs)
     layout = describe_observations(env.observation_space, config.env_id)
     if layout.has_mask:
@@ -60,10 +60,10 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Restorer]:
-    """`num_envs` environments that reset on the step after an episode's end, how to read their observations, and how to
-    put them back as they were.
+    """Create a vector environment with autoreset mode NEXT_STEP, its observation layout and its restorer.
 
-    Raises UsageError where the environment's own vector version is asked for and resets otherwise or needs flattening.
+    Raises UsageError if `gym.vectorization` requires the environment's own vector version and that version has another
+    autoreset mode or observations that need flattening.
     """
     own = make_own_vector(config, num_envs)
     if own is not None:
@@ -89,9 +89,9 @@ def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
 
 
 def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
-    """The environment's own vector version, or None where it has none, another is asked for, or it doesn't fit.
+    """Create the environment's own vector version. Return None if it has none or the options exclude it.
 
-    Raises UsageError where there is no other choice and it doesn't fit.
+    If this version is unsuitable, return None if another vectorization is possible; otherwise raise UsageError.
     """
     spec = resolve(config.env_id)
     wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
@@ -105,35 +105,36 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
     envs.close()
     if config.vectorization == "auto" and spec.entry_point is not None:
         return None
-    found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets}, not NEXT_STEP"
-    raise UsageError(f"{config.env_id}: its vector version has {found}; set gym.vectorization to sync or async")
+    found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets} instead of NEXT_STEP"
+    raise UsageError(f"{config.env_id}: the vector version has {found}; set gym.vectorization to sync or async")
 
 
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
-    """One environment in a process of its own, which leaves Ctrl-C and a closed terminal to the trainer.
+    """Create one environment in a worker process and let that process ignore Ctrl-C and a closed terminal.
 
-    AsyncVectorEnv makes one in the trainer's process too, to look at its spaces.
+    The trainer handles these signals. AsyncVectorEnv also calls this function once in the trainer's process, to read
+    the spaces; signal handlers stay unchanged there.
     """
     if multiprocessing.parent_process() is not None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which a fork inherits
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the trainer's handler
     return make_recorded_env(config)
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:
-    """How long one environment takes for a random step, in seconds: the fastest of `steps`."""
+    """Return the time of a random step in seconds: the minimum over `steps` steps."""
     env = make_env(config)
     actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
     _, info = env.reset(seed=0)
     fastest = float("inf")
     for number in range(1, steps + 1):
-        action = random_action(read_masks(join_infos([info]), 1, actions), actions, generator)
+        action = sample_action(read_masks(join_infos([info]), 1, actions), actions, generator)
         started = time.perf_counter()
         try:
             _, _, terminated, truncated, info = env.step(action)
         except Exception as error:
-            where = f"{config.env_id} raised {type(error).__name__} in step {number} of random play"
+            where = f"{config.env_id}: step() raised {type(error).__name__} at step {number} of random play"
             raise RuntimeError(f"{where}: {error}") from error
         fastest = min(fastest, time.perf_counter() - started)
         if terminated or truncated:

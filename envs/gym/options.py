@@ -1,4 +1,4 @@
-"""The Gymnasium adapter's options and what can be refused before a run exists. No torch."""
+"""The options of the Gymnasium adapter, and the checks that run before a run is created. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,49 +16,51 @@ from ppo_unified.errors import UsageError, did_you_mean
 
 
 class Gym(Section):
-    """Which environment, how many of it, and what is done to its numbers."""
+    """The environment, the number of copies, and the scaling of observations and rewards."""
 
     env_id: str = Field(
-        "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import its module first"
+        "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import the module first"
     )
-    num_envs: int = Field(8, ge=1, description="environments stepped together")
-    num_steps: int = Field(128, ge=2, description="steps of each environment per iteration")
+    num_envs: int = Field(8, ge=1, description="number of parallel environments")
+    num_steps: int = Field(128, ge=2, description="steps in each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
-        description="auto: the environment's own vector version, else processes if stepping is slow, else a loop",
+        description="vector_entry_point: the environment's own vector version; async: processes; sync: a loop; "
+        "auto: the fastest of these",
     )
     normalize_obs: bool = Field(
-        False, description="scale observations by their running mean and variance, then clip to +-10"
+        False, description="normalise observations by their running mean and variance, then clip to +-10"
     )
     normalize_reward: bool = Field(
-        False, description="scale rewards by the running deviation of the discounted return, then clip to +-10"
+        False,
+        description="divide rewards by the running standard deviation of the discounted return, then clip to +-10",
     )
     wrappers: list[str] = Field(
-        [], description="wrappers of each environment, inmost first: names in gymnasium.wrappers, or module:Class"
+        [], description="wrappers of each environment, innermost first: names in gymnasium.wrappers, or module:Class"
     )
-    env_kwargs: dict[str, Any] = Field({}, description="arguments of the environment, as JSON on the command line")
+    env_kwargs: dict[str, Any] = Field({}, description="arguments of the environment (on the command line: JSON)")
 
 
 class Policy(Section):
-    """The networks."""
+    """The networks of policy and critic."""
 
-    torso: Literal["mlp"] = Field("mlp", description="what turns an observation into features")
+    torso: Literal["mlp"] = Field("mlp", description="type of the network that computes features from observations")
     hidden: list[int] = Field([64, 64], description="width of each hidden layer")
-    activation: Literal["tanh", "relu", "elu", "silu"] = Field("tanh", description="between the layers")
-    shared: bool = Field(False, description="one torso for policy and value instead of two")
+    activation: Literal["tanh", "relu", "elu", "silu"] = Field("tanh", description="activation after each hidden layer")
+    shared: bool = Field(False, description="policy and critic share all hidden layers")
     log_std_init: float = Field(
-        0.0, ge=-10, le=5, description="log of the Gaussian's initial standard deviation (continuous actions)"
+        0.0, ge=-10, le=5, description="log of the initial standard deviation of continuous actions"
     )
 
     @model_validator(mode="after")
     def _layers_have_a_width(self) -> Self:
         if any(width < 1 for width in self.hidden):
-            raise ValueError(f"policy.hidden = {self.hidden}: every width must be at least 1")
+            raise ValueError(f"policy.hidden: expected widths >= 1, got {self.hidden}")
         return self
 
 
 class GymConfig(RunConfig):
-    """A run on a Gymnasium environment."""
+    """The configuration of a run in a Gymnasium environment."""
 
     kind: Literal["gym"] = Field("gym", description="name of the adapter")
     gym: Gym = Gym()
@@ -66,7 +68,7 @@ class GymConfig(RunConfig):
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         yield from super().ignored_options()
-        yield "ppo.loss_mean", True, "kind = 'gym': its steps are not grouped into sequences"
+        yield "ppo.loss_mean", True, "kind = 'gym' does not group steps into sequences"
         yield "gym.wrappers", self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
         yield "policy.activation", not self.policy.hidden, "policy.hidden = []"
         yield "policy.shared", not self.policy.hidden, "policy.hidden = []"
@@ -76,15 +78,15 @@ class GymConfig(RunConfig):
         steps = self.gym.num_envs * self.gym.num_steps
         if self.ppo.minibatches > steps:
             raise ValueError(
-                f"ppo.minibatches = {self.ppo.minibatches} is more than gym.num_envs x gym.num_steps = {steps} steps"
+                f"ppo.minibatches: expected at most gym.num_envs x gym.num_steps = {steps}, got {self.ppo.minibatches}"
             )
         if self.policy.shared and not self.optim.joint:
-            raise ValueError("policy.shared = true needs optim.joint = true: two optimizers can't share a torso")
+            raise ValueError("policy.shared = true requires optim.joint = true: two optimizers cannot share layers")
         return self
 
 
 def from_target(word: str) -> dict[str, Any] | None:
-    """Options for a word that is a Gymnasium id ('Name-v0', 'namespace/Name-v0', 'module:Name-v0'); None otherwise."""
+    """Return the options for a Gymnasium id ('Name-v0', 'namespace/Name-v0' or 'module:Name-v0'), or None."""
     if ":" in word or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word):
         return {"gym": {"env_id": word}}
     import gymnasium
@@ -93,9 +95,9 @@ def from_target(word: str) -> dict[str, Any] | None:
 
 
 def resolve(env_id: str) -> Any:
-    """The registered spec of an id, its module imported first where one is named.
+    """Return the registered spec of an id. If the id names a module, import it first.
 
-    Raises UsageError for an unknown id or a module that can't be imported, with the nearest name.
+    Raises UsageError for an unknown id (with the most similar one) or a module that cannot be imported.
     """
     import gymnasium
 
@@ -107,19 +109,17 @@ def resolve(env_id: str) -> Any:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:
             why = f"{type(error).__name__}: {error}"
-            raise UsageError(f"gym.env_id = {env_id!r}: module {module!r} cannot be imported ({why})") from None
+            raise UsageError(f"gym.env_id = {env_id!r}: cannot import module {module!r} ({why})") from None
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
-        known, own = (
-            did_you_mean(name, gymnasium.registry),
-            "" if module else " (an environment of your own: module:EnvId)",
-        )
-        raise UsageError(f"gym.env_id = {env_id!r}: Gymnasium knows no such environment{known}{own}") from None
+        known = did_you_mean(name, gymnasium.registry)
+        own = "" if module else " (for your own environment, use module:EnvId)"
+        raise UsageError(f"gym.env_id = {env_id!r}: unknown Gymnasium environment{known}{own}") from None
 
 
 def make_single(config: Gym, **kwargs: Any) -> Any:
-    """One wrapped environment. Raises UsageError where a package is missing or the arguments don't fit."""
+    """Create one environment with its wrappers. Raises UsageError for a missing package or wrong arguments."""
     import gymnasium
 
     spec = resolve(config.env_id)
@@ -129,17 +129,18 @@ def make_single(config: Gym, **kwargs: Any) -> Any:
             env = wrapper(env)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(
-            f"gym.env_id = {config.env_id!r} needs a package that is not installed: {_remedy(str(error))}"
+            f"gym.env_id = {config.env_id!r} requires a package that is not installed: {_remedy(str(error))}"
         ) from None
     except (TypeError, gymnasium.error.Error) as error:
         raise UsageError(
-            f"gym.env_id = {config.env_id!r} cannot be made with gym.env_kwargs = {config.env_kwargs}: {error}"
+            f"gym.env_id = {config.env_id!r}: cannot create the environment with gym.env_kwargs = {config.env_kwargs}: "
+            f"{error}"
         ) from None
     return env
 
 
 def load_wrappers(config: Gym) -> list[Any]:
-    """The wrapper classes of gym.wrappers. Raises UsageError naming the one that does not exist."""
+    """Load the wrapper classes in gym.wrappers. Raises UsageError for an unknown wrapper."""
     import gymnasium
 
     found = []
@@ -149,18 +150,18 @@ def load_wrappers(config: Gym) -> list[Any]:
             found.append(getattr(importlib.import_module(module or "gymnasium.wrappers"), name))
         except (ImportError, AttributeError):
             known = did_you_mean(name, dir(gymnasium.wrappers)) if not module else ""
-            raise UsageError(f"gym.wrappers: there is no wrapper {reference!r}{known}") from None
+            raise UsageError(f"gym.wrappers: unknown wrapper {reference!r}{known}") from None
     return found
 
 
 def _remedy(message: str) -> str:
-    """Our own extra's command where Gymnasium names one of its extras."""
+    """Return the command to install our extra if the message names the corresponding Gymnasium extra."""
     extra = re.search(r"gymnasium\[([\w-]+)\]", message)
     return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco") else message
 
 
 def check(config: GymConfig) -> None:
-    """Make one environment and look at its spaces. Raises UsageError for whatever would not train."""
+    """Create one environment and check its spaces. Raises UsageError if the configuration cannot be trained."""
     from envs.gym.spaces import describe_actions, describe_observations
 
     spec = resolve(config.gym.env_id)
@@ -169,7 +170,7 @@ def check(config: GymConfig) -> None:
             f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
         )
     if spec.entry_point is None:
-        return  # only a vector version: looked at when it is built
+        return  # there is only a vector version, which is checked when it is created
     env = make_single(config.gym)
     try:
         describe_observations(env.observation_space, config.gym.env_id)
@@ -178,6 +179,6 @@ def check(config: GymConfig) -> None:
         env.close()
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
-            f"policy.log_std_init = {config.policy.log_std_init} has no effect: {config.gym.env_id} has discrete "
-            "actions; drop it"
+            f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
+            "discrete actions; remove it"
         )

@@ -1,4 +1,4 @@
-"""The actor-critic for flat observations. No Distribution objects: sampling and log-probs take a few tensor calls."""
+"""The actor-critic for flat observations. For speed, it does not use torch.distributions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from envs.gym.spaces import ActionLayout
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-CLIP = 10.0  # of normalised observations, in standard deviations
+CLIP = 10.0  # normalised observations are clipped to +-CLIP
 
 
 class ObservationScaler(nn.Module):
-    """Running mean and variance of observations, kept with the weights so that they travel with the policy.
+    """Normalises observations by their running mean and variance.
 
-    Chan et al.'s parallel update (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
+    The statistics are buffers, so they are saved with the policy's weights. They are updated by Chan et al.'s parallel
+    algorithm (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
     """
 
     mean: Tensor
@@ -37,7 +38,7 @@ class ObservationScaler(nn.Module):
         return ((obs - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-CLIP, CLIP)
 
     def update(self, obs: Tensor) -> None:
-        """Take in observations [B, size]."""
+        """Update the statistics with observations [B, size]."""
         if not len(obs):
             return
         variance, mean = torch.var_mean(obs, dim=0, correction=0)
@@ -58,7 +59,7 @@ def mlp(inputs: int, config: Policy) -> nn.Sequential:
 
 
 def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> None:
-    """Orthogonal weights of the given gain and zero biases, for every linear layer inside `module`."""
+    """Initialize every linear layer in `module` with orthogonal weights of the given gain and zero biases."""
     for linear in module.modules():
         if isinstance(linear, nn.Linear):
             nn.init.orthogonal_(linear.weight, gain, generator=generator)
@@ -66,8 +67,11 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 
 
 class GymPolicy(ActorCritic):
-    """Categorical components or a diagonal Gaussian over an MLP; `obs` is a tensor [.., size], already normalised, or
-    {"obs", "action_mask"} with a bool mask [.., sum of sizes]."""
+    """An MLP policy with categorical or Gaussian actions, and its critic.
+
+    Observations are already normalised. They are a tensor [.., size], or a mapping with the keys "obs" and
+    "action_mask" (bool, [.., sum of sizes]).
+    """
 
     def __init__(
         self, obs_size: int, actions: ActionLayout, config: Policy, normalize_obs: bool, generator: torch.Generator
@@ -93,7 +97,7 @@ class GymPolicy(ActorCritic):
             initialize(module, gain, generator)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """obs [R, L, size] (or a mapping), actions [R, L, components] -> Evaluation of [R, L] tensors."""
+        """Evaluate actions [R, L, components] at obs [R, L, size] (or a mapping). Return tensors [R, L]."""
         x, mask = split_mask(obs)
         features = self.actor_torso(x)
         logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
@@ -101,11 +105,14 @@ class GymPolicy(ActorCritic):
         return Evaluation(logprobs, entropy, values)
 
     def scale(self, obs: Tensor) -> Tensor:
-        """Observations [.., size] as the networks want them."""
+        """Normalise observations [.., size] if `gym.normalize_obs` is on; otherwise return them unchanged."""
         return obs if self.scaler is None else self.scaler(obs)
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
-        """Actions [N, components] for normalised obs [N, size]: sampled, or the likeliest ones without a generator."""
+        """Return actions [N, components] for normalised obs [N, size].
+
+        With a generator, sample the actions. Without one, return the most likely actions.
+        """
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
 
@@ -115,17 +122,17 @@ class GymPolicy(ActorCritic):
 
 
 def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
-    """The observation proper and the action mask, if there is one."""
+    """Split observations into the tensor of observations and the action mask, which may be None."""
     return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
 
 
 class Head(nn.Module):
-    """Features [.., F] to a distribution over actions [.., components]."""
+    """Maps features [.., F] to a distribution over actions [.., components]."""
 
     linear: nn.Linear
 
     def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """log-prob and entropy, each [..]: sums over components, which are independent given the observation."""
+        """Return log-prob and entropy, each [..], summed over the components, which are independent."""
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -133,12 +140,13 @@ class Head(nn.Module):
 
 
 class Categorical(Head):
-    """Independent categorical components, computed together: logits are laid out as [.., components, largest size].
+    """Independent categorical distributions, one per component.
 
-    Invalid options get a log-prob low enough to have probability 0 (arXiv:2006.14171).
+    They are computed together, with logits [.., components, largest size]. Masked options have a log-prob so low that
+    their probability is 0 (arXiv:2006.14171).
     """
 
-    padding: Tensor  # [components, largest]: True where a component has that option
+    padding: Tensor  # [components, largest size]: True for existing options, False for padding
 
     def __init__(self, features: int, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -148,7 +156,7 @@ class Categorical(Head):
         self.register_buffer("padding", torch.arange(max(sizes)) < torch.tensor(sizes)[:, None], persistent=False)
 
     def _logprobs(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """log-probs [.., components, largest size]; those of padding and invalid options are about -1e9."""
+        """Return log-probs [.., components, largest size]. Those of padding and masked options are about -1e9."""
         logits = self.linear(features)
         if mask is not None:
             logits = torch.where(mask, logits, -1e9)
@@ -171,15 +179,16 @@ class Categorical(Head):
         logprobs = self._logprobs(features, mask)
         if generator is None:
             return logprobs.argmax(-1)
-        race = torch.empty_like(logprobs).exponential_(
-            generator=generator
-        )  # the first of p_i-rate clocks is i with probability p_i
+        # Of exponential clocks with rates p_i, clock i rings first with probability p_i.
+        race = torch.empty_like(logprobs).exponential_(generator=generator)
         return (logprobs - race.log()).argmax(-1)
 
 
 class Gaussian(Head):
-    """A diagonal Gaussian whose log standard deviation is a parameter, the same in every state. Unbounded: the
-    environment gets the action clipped, the update keeps it as drawn."""
+    """A diagonal Gaussian with a learned log standard deviation that does not depend on the observation.
+
+    Samples are unbounded. The environment receives the clipped action, but the update uses the unclipped sample.
+    """
 
     def __init__(self, features: int, size: int, log_std: float) -> None:
         super().__init__()

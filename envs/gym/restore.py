@@ -1,8 +1,10 @@
-"""Environments that go on from a checkpoint as if nothing had happened: by their own arrays where these are known, else
-by living through their unfinished episodes again.
+"""Save and restore the state of environments, so that a resumed run continues the same episodes.
 
-Nothing is pickled: a pickle executes when it is loaded, and a Box2D world comes out of one broken without an error.
-The restored environments are compared with the record before they are trusted.
+A vector environment is restored from its arrays if these are known, or by its own `load_state_dict`. Other environments
+are restored by replaying their unfinished episodes. The result is compared with the saved record.
+
+Environments are not pickled: loading a pickle can execute code, and a pickled Box2D world loads without an error but
+does not work.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
 
-LONGEST = 100_000  # steps of an episode that are kept to be replayed; four floats a step are then 1.6 MB
-FIRST_STEPS = 64  # room for an episode's actions before it has to grow
+MAX_RECORDED_STEPS = 100_000  # per episode; with four floats per step, these take 1.6 MB
+INITIAL_CAPACITY = 64  # number of actions that the array of a new episode has room for
 
 
 class RestoreError(Exception):
-    """The environments cannot be restored; the text says why."""
+    """The environments cannot be restored. The message contains the reason."""
 
 
 class Restorer(Protocol):
@@ -35,54 +37,57 @@ class Restorer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Put the environments back; the observations and the info that they showed last. Raises RestoreError."""
+        """Restore the environments and return their last observations and info. Raises RestoreError."""
         ...
 
 
 class Episode:
-    """How an episode began, its actions, and what they led to, in short."""
+    """The record of an episode: its start, its actions, and a checksum of its observations and rewards."""
 
     def __init__(self, start: dict[str, Any], space: gym.Space[Any]) -> None:
-        self.start = start  # "seed" handed to reset, or the "random" state from before it
-        self.actions = np.empty((FIRST_STEPS, *(space.shape or ())), space.dtype)
-        self.steps, self.checksum, self.paid = 0, 0, 0.0
+        self.start = start  # {"seed": the argument of reset} or {"random": the generator's state before reset}
+        self.actions = np.empty((INITIAL_CAPACITY, *(space.shape or ())), space.dtype)
+        self.steps, self.checksum, self.total_reward = 0, 0, 0.0
 
-    def act(self, action: Any) -> None:
-        if self.steps < LONGEST:
+    def add_action(self, action: Any) -> None:
+        if self.steps < MAX_RECORDED_STEPS:
             if self.steps == len(self.actions):
                 self.actions = np.concatenate([self.actions, np.empty_like(self.actions)])
             self.actions[self.steps] = action
         self.steps += 1
 
-    def show(self, obs: Any, reward: float = 0.0) -> None:
+    def add_result(self, obs: Any, reward: float = 0.0) -> None:
         self.checksum = zlib.crc32(np.ascontiguousarray(obs).data, self.checksum)
-        self.paid += reward
+        self.total_reward += reward
 
     def as_record(self) -> dict[str, Any]:
-        outcome = {"checksum": self.checksum, "paid": self.paid}
+        outcome = {"checksum": self.checksum, "paid": self.total_reward}
         return self.start | {"actions": self.actions[: self.steps].copy()} | outcome
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Remembers the unfinished episode and the one before, and can live through both again in an environment made anew.
+    """Records the unfinished episode and the previous one, and can replay both in a new environment.
 
-    The episode before makes the comparison worth more: what depends on earlier episodes, or draws from a generator of
-    its own, rarely comes out the same in both. The vector environment around keeps state too (who is to be reset in the
-    next step), out of reach in a process of its own; so the step after a replay gives the last result once more.
+    Replaying the previous episode too makes the check stricter: an environment that depends on earlier episodes, or has
+    its own random generator, rarely gives the same results in both.
+
+    A vector environment also stores which environments it resets in the next step. That state may be in a worker
+    process and cannot be set directly. Therefore the first `step` after a replay returns the last result again, which
+    restores that state.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.episodes: deque[Episode] = deque(maxlen=2)
-        self.to_replay: dict[str, Any] = {}  # set from outside, through the vector environment
-        self.last: tuple[Any, float, bool, bool, dict[str, Any]] | None = None  # of a replay, not yet given again
+        self.to_replay: dict[str, Any] = {}  # set by ReplayRestorer through the vector environment
+        self.last: tuple[Any, float, bool, bool, dict[str, Any]] | None = None  # last result of a replay, for `step`
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.last = None
         start = {"random": self._random_state()} if seed is None else {"seed": seed}
         obs, info = self.env.reset(seed=seed, options=options)
         self.episodes.append(Episode(start, self.action_space))
-        self.episodes[-1].show(obs)
+        self.episodes[-1].add_result(obs)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -90,38 +95,38 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             last, self.last = self.last, None
             return last
         episode = self.episodes[-1]
-        episode.act(action)
+        episode.add_action(action)
         result = self.env.step(action)
-        episode.show(result[0], float(result[1]))
+        episode.add_result(result[0], float(result[1]))
         return result
 
     def make_record(self) -> dict[str, Any]:
-        """What `replay` needs: {"episodes", "random"}; no episodes where the unfinished one is too long for it."""
-        kept = [episode.as_record() for episode in self.episodes if episode.steps <= LONGEST]
-        kept = kept if self.episodes[-1].steps <= LONGEST else []
+        """Return the record for `replay`: {"episodes", "random"}. No episodes if the unfinished one is too long."""
+        kept = [episode.as_record() for episode in self.episodes if episode.steps <= MAX_RECORDED_STEPS]
+        kept = kept if self.episodes[-1].steps <= MAX_RECORDED_STEPS else []
         return {"episodes": kept, "random": self._random_state()}
 
     def replay(self) -> str:
-        """Live through `to_replay`: '' where everything came out as it was recorded, else what did not."""
+        """Replay the episodes in `to_replay`. Return "" if all results match the record, otherwise the problem."""
         wanted, self.to_replay = self.to_replay, {}
         if not wanted["episodes"]:
-            return f"an episode has more than {LONGEST:,} steps"
+            return f"an episode is longer than {MAX_RECORDED_STEPS:,} steps"
         self.episodes.clear()
         try:
             last = [self._replay_episode(episode) for episode in wanted["episodes"]][-1]
-        except Exception as error:  # an environment's own; whichever it is, the episode can't be had again
+        except Exception as error:  # environments may raise anything; in each case the episode cannot be replayed
             return f"{type(error).__name__} in a replayed episode: {error}"
         found = self.make_record()
         for then, now in zip(wanted["episodes"], found["episodes"], strict=True):
             if any(then[key] != now[key] for key in then if key != "actions"):
-                return "a replayed episode showed something else"
+                return "a replayed episode returned other observations or rewards"
         if found["random"] != wanted["random"]:
-            return "a replayed episode drew other random numbers"
+            return "a replayed episode used other random numbers"
         self.last = last
         return ""
 
     def _replay_episode(self, episode: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Reset and step as recorded; the last result, as of a step."""
+        """Replay one episode and return its last result in the format of `step`."""
         if not self.episodes and "random" in episode:
             self.np_random.bit_generator.state = json.loads(episode["random"])
         obs, info = self.reset(seed=episode.get("seed"))
@@ -131,7 +136,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _random_state(self) -> str:
-        """The generator's state as text: its integers have 128 bits."""
+        """Return the generator's state as JSON text, because its integers have 128 bits."""
         return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
 
 
@@ -139,7 +144,7 @@ class ReplayRestorer:
     """Restores a vector of Recorders by replaying their episodes."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
-        self.envs: Any = envs  # SyncVectorEnv and AsyncVectorEnv: both have `call` and `set_attr`
+        self.envs: Any = envs  # a SyncVectorEnv or AsyncVectorEnv: both have `call` and `set_attr`
 
     def state_dict(self) -> dict[str, Any]:
         records = list(self.envs.call("make_record"))
@@ -150,7 +155,7 @@ class ReplayRestorer:
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
         records = [{**record, "episodes": [_with_array(x) for x in record["episodes"]]} for record in state["records"]]
-        self.envs.reset()  # nobody is to be reset in the next step
+        self.envs.reset()  # so that the vector environment does not reset any environment in the next step
         self.envs.set_attr("to_replay", records)
         failed = [why for why in self.envs.call("replay") if why]
         if failed:
@@ -168,10 +173,10 @@ def _with_array(episode: dict[str, Any]) -> dict[str, Any]:
 
 
 class KnownArrays(NamedTuple):
-    """The arrays that, with the generator, are all that a vector environment remembers; how it shows them."""
+    """The arrays that, together with the random generator, are the complete state of a vector environment."""
 
     names: tuple[str, ...]
-    show: Callable[[Any], Any]
+    observe: Callable[[Any], Any]  # computes the observations from the environment's arrays
 
 
 KNOWN: dict[type, KnownArrays] = {
@@ -180,7 +185,7 @@ KNOWN: dict[type, KnownArrays] = {
 
 
 class ArrayRestorer:
-    """Restores a vector environment whose arrays are known."""
+    """Restores a vector environment by setting its arrays and its random generator."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], arrays: KnownArrays) -> None:
         self.envs: Any = envs
@@ -194,17 +199,17 @@ class ArrayRestorer:
         for name in self.arrays.names:
             setattr(self.envs, name, state["arrays"][name].cpu().numpy().copy())
         self.envs.np_random.bit_generator.state = json.loads(state["random"])
-        return self.arrays.show(self.envs), {}
+        return self.arrays.observe(self.envs), {}
 
 
-class OwnRestorer:
+class StateDictRestorer:
     """Restores a vector environment through its own `state_dict` and `load_state_dict`."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self.envs: Any = envs
 
     def state_dict(self) -> dict[str, Any]:
-        return {"own": copy.deepcopy(self.envs.state_dict())}  # it may go on changing what it returns
+        return {"own": copy.deepcopy(self.envs.state_dict())}  # the environment may later change the returned objects
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         obs, info = self.envs.load_state_dict(state["own"])
@@ -212,7 +217,7 @@ class OwnRestorer:
 
 
 class NoRestorer:
-    """Stands for a vector environment that cannot be restored."""
+    """Represents a vector environment that cannot be restored."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -221,21 +226,21 @@ class NoRestorer:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        raise RestoreError(f"{self.name} has no state_dict and load_state_dict of its own")
+        raise RestoreError(f"{self.name} has no methods state_dict and load_state_dict")
 
 
 def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
-    """How to restore an environment's own vector version."""
+    """Return the restorer for an environment's own vector version."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
-    return OwnRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
+    return StateDictRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
 
 
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
-    """Gives BipedalWalker a Box2D world for each episode, as LunarLander makes one for itself.
+    """Creates a new Box2D world for each episode of BipedalWalker, as LunarLander does itself.
 
-    What earlier episodes leave in the world changes how the next one goes on from the same random state and actions
-    (https://github.com/Farama-Foundation/Gymnasium/issues/728); 2 of 5 replays came out otherwise without this.
+    Otherwise, remains of earlier episodes in the world change the next episode, despite equal random states and actions
+    (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5 replays were different.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -246,5 +251,5 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """`env` with its steps recorded, so that it can be restored."""
+    """Wrap `env` so that its steps are recorded and it can be restored."""
     return Recorder(FreshBox2DWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)

@@ -1,4 +1,4 @@
-"""Gymnasium spaces as the numbers that a network reads and writes. No torch."""
+"""Convert between Gymnasium spaces and the arrays that a network reads and writes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from gymnasium import spaces
 
 from ppo_unified.errors import UsageError
 
-MASK_KEY = "action_mask"  # in a Dict observation or in the step's info
-LARGEST = 20_000  # numbers an MLP takes in; a raw image has more
+MASK_KEY = "action_mask"  # key of an action mask in a Dict observation or in the info of a step
+MAX_SIZE = 20_000  # maximum size of an observation for an MLP; a raw image is larger
 
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """How an observation becomes a flat float vector of `size` numbers."""
+    """How to convert an observation to a vector of `size` floats."""
 
     size: int
-    one_hot: bool = False  # Discrete: one-hot of `size`, counted from `start`
-    start: int = 0
-    flatten: bool = False  # through Gymnasium's FlattenObservation
-    has_mask: bool = False  # a Dict with an action mask among its keys
+    one_hot: bool = False  # True for Discrete spaces: encode as one-hot
+    start: int = 0  # smallest value of a Discrete space
+    flatten: bool = False  # True if Gymnasium's FlattenObservation is needed
+    has_mask: bool = False  # True for a Dict space that contains an action mask
 
 
 @dataclass(frozen=True)
 class ActionLayout:
-    """Discrete choices (`sizes`, `start`) or a continuous vector (`low`, `high`), of the environment's own shape."""
+    """The format of an environment's actions: discrete (`sizes`, `start`) or continuous (`low`, `high`)."""
 
     continuous: bool
-    sizes: tuple[int, ...] = ()  # options of each component; one component is a plain Discrete
-    start: tuple[int, ...] = ()  # the environment's number of each component's first option
+    sizes: tuple[int, ...] = ()  # number of options per component; a Discrete space has one component
+    start: tuple[int, ...] = ()  # the environment's number for the first option of each component
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
@@ -39,7 +39,7 @@ class ActionLayout:
 
 
 def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationLayout:
-    """Raises UsageError for a space that has no flat form of a sensible size."""
+    """Return the layout of an observation space. Raises UsageError if the space is unsupported or too large."""
     if isinstance(space, spaces.Discrete):
         layout = ObservationLayout(int(space.n), one_hot=True, start=int(space.start))
     elif isinstance(space, spaces.Box):
@@ -50,13 +50,13 @@ def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationL
         layout = ObservationLayout(int(spaces.flatdim(rest)), flatten=True, has_mask=has_mask)
     else:
         raise UsageError(
-            f"{env_id}: observation space {space} is not supported; it must be Box, Discrete, MultiDiscrete, "
-            "MultiBinary or a Dict of these. Wrap the environment (gym.wrappers) into one of them"
+            f"{env_id}: expected a Box, Discrete, MultiDiscrete or MultiBinary observation space or a Dict of these, "
+            f"got {space}; add a wrapper (gym.wrappers) that converts it"
         )
-    if not 0 < layout.size <= LARGEST:
+    if not 0 < layout.size <= MAX_SIZE:
         raise UsageError(
-            f"{env_id}: observation space {space} flattens to {layout.size} numbers (1 to {LARGEST} are supported); "
-            "add a wrapper that turns it into features, such as ResizeObservation (gym.wrappers)"
+            f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {layout.size} from {space}; add a "
+            "wrapper (gym.wrappers) that reduces the size, such as ResizeObservation"
         )
     return layout
 
@@ -71,7 +71,7 @@ def without_mask(space: Any) -> spaces.Dict:
 
 
 def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
-    """Raises UsageError for a space that no supported distribution covers."""
+    """Return the layout of an action space. Raises UsageError if the space is unsupported."""
     if isinstance(space, spaces.Discrete):
         return ActionLayout(False, (int(space.n),), (int(space.start),), dtype=space.dtype.name)
     if isinstance(space, spaces.MultiDiscrete):
@@ -86,33 +86,34 @@ def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
         low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
         return ActionLayout(True, low=low, high=high, shape=space.shape, dtype=space.dtype.name)
     raise UsageError(
-        f"{env_id}: action space {space} is not supported; it must be Discrete, MultiDiscrete, MultiBinary or a Box of "
-        "floats. Wrap the environment (gym.wrappers) into one of them"
+        f"{env_id}: expected a Discrete, MultiDiscrete, MultiBinary or floating-point Box action space, got {space}; "
+        "add a wrapper (gym.wrappers) that converts it"
     )
 
 
 def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
-    """Policy actions [N, components] as the environment wants them, [N, *shape]; continuous ones clipped to bounds."""
+    """Convert policy actions [N, components] to environment actions [N, *shape]. Clip continuous ones to the bounds."""
     actions = np.clip(actions, layout.low, layout.high) if layout.continuous else actions + np.asarray(layout.start)
     return actions.reshape(len(actions), *layout.shape).astype(layout.dtype)
 
 
 def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
-    """Observations [N, ...] as float32 vectors [N, size]."""
+    """Convert observations [N, ...] to float32 vectors [N, size]."""
     if layout.one_hot:
         one_hot = np.zeros((len(raw), layout.size), dtype=np.float32)
         one_hot[np.arange(len(raw)), np.asarray(raw) - layout.start] = 1
         return one_hot
-    return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy: an environment may reuse the array
+    return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy, because an environment may reuse the array
 
 
 def read_masks(
     info: dict[str, Any], count: int, layout: ActionLayout, ended: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """Valid options [N, sum of sizes] (bool) from a vector environment's info, or None where it reports none.
+    """Return the allowed options [N, sum of sizes] (bool) from a vector environment's info, or None without masks.
 
-    A mask is one array over all options, or one array per component. Environments that are silent this step, or whose
-    episode has just `ended` [N], allow everything. Raises ValueError where a mask's length is wrong or allows nothing.
+    A mask is one array over all options, or one array per component. All options are allowed in environments without a
+    mask in this step and in those whose episode has `ended` [N]. Raises ValueError if a mask has the wrong length or
+    allows no option.
     """
     if MASK_KEY not in info or layout.continuous:
         return None
@@ -122,7 +123,7 @@ def read_masks(
         mask = info[MASK_KEY][i]
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
         if flat.shape != masks[i].shape:
-            raise ValueError(f"environment {i}: action mask of length {len(flat)}, {len(masks[i])} options expected")
+            raise ValueError(f"environment {i}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
         masks[i] = flat.astype(bool)
     allowed = np.logical_or.reduceat(masks, np.cumsum((0, *layout.sizes[:-1])), axis=1)
     if not allowed.all():
@@ -131,23 +132,26 @@ def read_masks(
 
 
 def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Single infos as a vector environment would report them, as far as `read_masks` reads them."""
+    """Combine the action masks of single infos in the format of a vector environment, for `read_masks`."""
     if not any(MASK_KEY in info for info in infos):
         return {}
     return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}
 
 
-def single_action(action: np.ndarray, layout: ActionLayout) -> Any:
-    """One environment's row of actions as its `step` wants it: an integer where the space is Discrete."""
+def to_step_argument(action: np.ndarray, layout: ActionLayout) -> Any:
+    """Convert one row of environment actions to an argument for `step`: an integer if the space is Discrete."""
     return action if layout.shape or layout.continuous else action.item()
 
 
-def random_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
-    """A valid action for one environment, whose masks are [1, sum of sizes] or None: uniform, or standard normal."""
+def sample_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
+    """Return a random allowed action for one environment; `masks` is [1, sum of sizes] or None.
+
+    Discrete actions are drawn uniformly, continuous ones from a standard normal distribution.
+    """
     if layout.continuous:
         chosen = generator.normal(size=(1, len(layout.low)))
     else:
         options = np.ones(sum(layout.sizes), dtype=bool) if masks is None else masks[0]
         parts = np.split(options, np.cumsum(layout.sizes)[:-1])
         chosen = np.array([[generator.choice(np.flatnonzero(part)) for part in parts]])
-    return single_action(to_env_actions(chosen, layout)[0], layout)
+    return to_step_argument(to_env_actions(chosen, layout)[0], layout)

@@ -1,8 +1,8 @@
-"""Gymnasium vector environments as rollouts.
+"""Collect rollouts from a Gymnasium vector environment.
 
-Autoreset is NEXT_STEP: the step after an episode's end is a reset in which the policy had no say, so its column is
-masked, and the observation it starts from IS the final observation. The value bootstrapped at a truncation is
-therefore simply the next column's value.
+The autoreset mode is NEXT_STEP: when an episode has ended, the next step ignores the action and resets the environment.
+The column of that step is masked, because the policy's action had no effect. Its observation is the final observation
+of the ended episode. To bootstrap a truncated episode, the adapter therefore uses the value of the next column.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 
-REWARD_CLIP = 10.0  # of scaled rewards
-CHUNK = 1 << 16  # observations evaluated in one forward pass after collecting
+REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
+CHUNK = 1 << 16  # number of observations per forward pass when the old log-probs and values are computed
 
 
 class GymAdapter:
-    """A policy acting in a vector of environments. See `ppo_unified.engine.rollout.Adapter`."""
+    """A policy and the vector environment in which it acts. See `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -44,32 +44,38 @@ class GymAdapter:
         self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
         self.steps_taken = 0
         self.episodes = EpisodeLog(config.gym.num_envs)
-        self.stepping = False  # a step has not returned: worker processes may be in the middle of it
+        self.stepping = False  # True during `envs.step`, and after a step that raised or was interrupted
         self._reset(env_seed)
 
     def _reset(self, seed: int) -> None:
         raw, info = self.envs.reset(seed=seed)
-        self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # the current column is a reset column
+        self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets the environment
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
         self._store_obs(raw, info)
 
     def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
-        """Keep what the environments show now; a reset column allows every action."""
+        """Store the current observations and action masks. In a reset column, every action is allowed."""
         self.raw = encode(raw, self.observations)
         self.masks = read_masks(info, len(self.raw), self.actions, self.ended)
         if self.masks is not None and not self.reports_masks:
-            raise ValueError(f"{self.config.gym.env_id} reports an action mask in step but not in reset; both must")
+            raise ValueError(
+                f"{self.config.gym.env_id}: step() returned an action mask but reset() did not; return one from both"
+            )
         if self.masks is None and self.reports_masks:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
     def _observe(self) -> Observations:
-        """What the policy sees now, [N, ...] on its device, normalised."""
+        """Return the current observations for the policy: [N, ...], normalised, on the policy's device."""
         obs = self.policy.scale(torch.from_numpy(self.raw).to(self.device))
         if self.masks is None:
             return obs
         return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
 
     def collect(self) -> Rollout:
+        """Take `gym.num_steps` steps in every environment. Raises FloatingPointError for NaN or infinity.
+
+        The observation statistics are updated after the rollout, so that all its observations are scaled equally.
+        """
         seen: list[Observations] = []
         raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
         with torch.inference_mode():
@@ -82,7 +88,7 @@ class GymAdapter:
                 valid.append(~self.ended)
                 raw, reward, died, cut, info = self._step(chosen, number + 1)
                 self.ended = died | cut
-                rewards.append(np.array(reward))  # copies: an environment may write into the same arrays again
+                rewards.append(np.array(reward))  # copies, because an environment may reuse its arrays
                 terminated.append(np.array(died))
                 ended.append(self.ended)
                 self._store_obs(raw, info)
@@ -108,7 +114,7 @@ class GymAdapter:
         ended: np.ndarray,
         mask: np.ndarray,
     ) -> Rollout:
-        """`seen` has one column more than the rest: what the last step led to."""
+        """Build the rollout. `seen` has one extra column: the observations after the last step."""
         steps = actions.shape[1]
         logprobs, values = self._evaluate_columns(seen, torch.cat([actions, actions[:, :1]], 1))
         if self.rewards is not None:
@@ -130,7 +136,10 @@ class GymAdapter:
 
     @torch.no_grad()
     def _evaluate_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi_old and V_old, [N, columns], by the very function that the update differentiates."""
+        """Return log pi_old and V_old, each [N, columns].
+
+        Both come from `policy.evaluate`, which the update also calls. The ratio therefore starts at 1 (up to rounding).
+        """
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
         chunks = [slice(start, start + CHUNK) for start in range(0, len(flat_actions), CHUNK)]
@@ -141,30 +150,33 @@ class GymAdapter:
         self.stepping = True
         try:
             stepped = self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
-        except (Exception, SystemExit) as error:  # an environment must not end the trainer unnoticed
-            where = f"{self.config.gym.env_id} raised {type(error).__name__} in step, {self._describe_time(number)}"
+        except (Exception, SystemExit) as error:  # without SystemExit, an environment could end training silently
+            where = f"{self.config.gym.env_id}: step() raised {type(error).__name__} {self._describe_time(number)}"
             raise RuntimeError(f"{where}: {error}") from error
         self.stepping = False
         return stepped
 
     def _describe_time(self, number: int) -> str:
-        return f"{number} steps into the rollout (after {self.steps_taken} environment steps)"
+        return f"at step {number} of the rollout, which began after {self.steps_taken} environment steps"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
-        """Raises FloatingPointError naming environment, step and quantity; nothing was learned from the rollout yet."""
+        """Raise FloatingPointError that names the environment, step and quantity if a number is NaN or infinite."""
         for what, x, first in (("observation", raws, 0), ("reward", rewards, 1)):
             if not np.isfinite(x).all():
                 env, step = np.argwhere(~np.isfinite(x))[0][:2]
                 when = self._describe_time(step + first)
-                raise FloatingPointError(f"{self.config.gym.env_id}: environment {env} gave a non-finite {what} {when}")
+                where = f"{self.config.gym.env_id}: environment {env}"
+                raise FloatingPointError(f"{where} returned a non-finite {what} {when}")
 
     def extra_loss(self, generator: torch.Generator) -> None:
-        return None
+        """Return None, because this adapter adds no loss."""
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
+        """Return the returns of fresh episodes, played in separate environments."""
         return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return everything except the policy's weights that `load_state_dict` needs to continue the same episodes."""
         state: dict[str, Any] = {
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
@@ -177,8 +189,10 @@ class GymAdapter:
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Go on from `state`. Where the environments cannot be restored: with new episodes, seeded by how far the run
-        had come; the result says why."""
+        """Restore a saved state. Return None, or the reason why the episodes could not be continued.
+
+        In that case new episodes begin, with a seed that depends on the number of steps taken.
+        """
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
         self.episodes.load_state_dict(state["episodes"])
@@ -195,39 +209,42 @@ class GymAdapter:
         return None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Environments as they were when `state` was saved. Raises RestoreError where they show something else."""
+        """Restore the environments. Raises RestoreError if they then return other observations or action masks."""
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
-            raise RestoreError(f"there were {before} environments, now gym.num_envs is {now}")
+            raise RestoreError(f"gym.num_envs changed from {before} to {now}")
         raw, info = self.restorer.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
         self._store_obs(raw, info)
         if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
-            raise RestoreError("the restored environments show other observations")
+            raise RestoreError("the restored environments returned other observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
-            raise RestoreError("the restored environments allow other actions")
+            raise RestoreError("the restored environments returned other action masks")
 
     def close(self) -> None:
-        """Close the environments; worker processes that died or were left in the middle of a step are killed instead:
-        waiting for their answers might never end."""
+        """Close the environments. Kill the worker processes if one has died or a step has not returned.
+
+        In these cases, waiting for the workers could block forever.
+        """
         if isinstance(self.envs, AsyncVectorEnv) and (
             self.stepping or not all(process.is_alive() for process in self.envs.processes)
         ):
             for process, pipe in zip(self.envs.processes, self.envs.parent_pipes, strict=True):
                 process.kill()
                 process.join()
-                if pipe is not None:  # gymnasium lets go of the pipe of a worker that raised
+                if pipe is not None:  # Gymnasium sets the pipe of a failed worker to None
                     pipe.close()
             self.envs.closed = True
-        self.envs.close()  # nothing, where it is closed
+        self.envs.close()  # has no effect on closed environments
 
 
 def build(config: GymConfig, device: torch.device) -> GymAdapter:
+    """Create the adapter. The registered adapter specification refers to this function."""
     return GymAdapter(config, device)
 
 
 def _stack(seen: list[Observations]) -> Observations:
-    """A list over time of [N, ...] to [N, T, ...], entry by entry of a mapping."""
+    """Stack a list of T observations [N, ...] to [N, T, ...]. For mappings, stack each entry."""
     if isinstance(seen[0], Mapping):
         return {key: torch.stack([step[key] for step in seen], 1) for key in seen[0]}  # type: ignore[index]
     return torch.stack(seen, 1)  # type: ignore[arg-type]
@@ -242,7 +259,7 @@ class EpisodeLog:
         self.lengths: deque[int] = deque(maxlen=100)
 
     def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
-        """Rewards, episode ends and valid steps of a rollout, each [N, T]; masked rewards are 0."""
+        """Add a rollout's rewards, episode ends and valid steps, each [N, T]. Masked rewards must be 0."""
         for t in range(rewards.shape[1]):
             self.running += rewards[:, t]
             self.length += mask[:, t]
@@ -266,20 +283,26 @@ class EpisodeLog:
         self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
 
     def reset_unfinished(self, num_envs: int) -> None:
-        """Leave the episodes under way out: those of `num_envs` environments begin."""
+        """Discard the unfinished episodes, and start new ones in `num_envs` environments."""
         self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
 
 class RewardScaler:
-    """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020, arXiv:2005.12729)."""
+    """Divides rewards by the running standard deviation of the discounted return.
+
+    The method is described by Engstrom et al. 2020, arXiv:2005.12729.
+    """
 
     def __init__(self, num_envs: int, gamma: float) -> None:
         self.gamma = gamma
         self.running = np.zeros(num_envs)
-        self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # of discounted returns so far; m2 / count is their variance
+        self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # statistics of discounted returns; variance = m2 / count
 
     def scale(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Rewards [N, T] scaled and clipped, after taking in those of steps; `ended` marks episode ends."""
+        """Update the statistics with rewards [N, T] at valid steps, then return all rewards scaled and clipped.
+
+        `ended` [N, T] marks the last steps of episodes.
+        """
         discounted = np.empty_like(rewards, dtype=np.float64)
         for t in range(rewards.shape[1]):
             self.running = self.gamma * self.running + rewards[:, t]
@@ -303,5 +326,5 @@ class RewardScaler:
         self.running = np.array(state["running"])
 
     def reset_unfinished(self, num_envs: int) -> None:
-        """Leave the episodes under way out: those of `num_envs` environments begin."""
+        """Discard the unfinished episodes, and start new ones in `num_envs` environments."""
         self.running = np.zeros(num_envs)

@@ -1,11 +1,12 @@
-"""Checkpoints: a folder per step, written aside, synced, read back and renamed: one is either whole or not there.
+"""Read and write checkpoints, one folder per step.
 
-    policy.safetensors     the policy's weights alone, for any device and process
-    trainer.safetensors    every other tensor, and
-    trainer.json           everything else that going on needs
-    meta.json              step, score, versions, and size and checksum of the other files and of itself
+    policy.safetensors     only the policy's weights, for any device and process
+    trainer.safetensors    all other tensors
+    trainer.json           all other values that resuming needs
+    meta.json              step, score, versions, the other files' sizes and checksums, and its own checksum
 
-Loading executes nothing. A checkpoint that turns out damaged is passed over for the one before.
+A checkpoint is written under a temporary name, synced, verified and renamed, so a crash cannot leave a partial one.
+Loading executes no code. If a checkpoint is damaged, the next older one is loaded instead.
 """
 
 from __future__ import annotations
@@ -32,32 +33,32 @@ from ppo_unified.training.tensor_json import encode_tensors, join, read_tensors,
 
 POLICY, TENSORS, STATE, META = "policy.safetensors", "trainer.safetensors", "trainer.json", "meta.json"
 FORMAT = 2
-MOST_META = 1 << 20  # bytes of a meta.json
-DAMAGED, ASIDE = ".damaged", ".tmp"  # how the names end of what a trainer found damaged, and of what nobody finished
+MAX_META_BYTES = 1 << 20  # maximum size of meta.json in bytes
+DAMAGED, TEMPORARY = ".damaged", ".tmp"  # name suffixes of damaged checkpoints and of unfinished files
 
 T = TypeVar("T")
 
 
 class DamagedCheckpointError(UsageError):
-    """A checkpoint that can't be loaded: which file, and what is wrong with it."""
+    """A checkpoint cannot be loaded. The message names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json says."""
+    """The content of meta.json."""
 
     step: int
     iteration: int = 0
     time: float = 0.0  # seconds since the epoch
-    score: float | None = None  # of the evaluation at this step; None without one
-    best: bool = False  # that score was the best until then
+    score: float | None = None  # score of the evaluation at this step; None if there was no evaluation
+    best: bool = False  # True if the score was the run's best at that time
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Checksum] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A whole checkpoint."""
+    """The content of a complete checkpoint."""
 
     meta: Meta
     policy: dict[str, Any]
@@ -65,28 +66,28 @@ class LoadedCheckpoint:
 
 
 def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: Meta) -> Path:
-    """Write a checkpoint beside those that are there, even one of the same step, and return its folder.
+    """Write a new checkpoint and return its folder. Existing checkpoints, even of the same step, stay unchanged.
 
-    Raises OSError if it cannot be written, DamagedCheckpointError if it reads back differently, TypeError for a state
-    of unsupported types. Earlier checkpoints stay intact.
+    Raises OSError if it cannot be written, DamagedCheckpointError if verification fails, and TypeError if the state
+    contains unsupported types.
     """
     if not run.checkpoints.is_dir():
         run.checkpoints.mkdir()
         durable.sync_folder(run.path)
     last = max((writing for step, writing, _ in run.checkpoint_folders() if step == meta.step), default=-1)
     final = run.checkpoints / (f"{meta.step:012d}" + (f".{last + 1}" if last >= 0 else ""))
-    aside = run.checkpoints / f".{final.name}.{os.getpid()}{ASIDE}"
+    temporary = run.checkpoints / f".{final.name}.{os.getpid()}{TEMPORARY}"
     try:
-        if aside.exists():
-            durable.remove(aside)
-        aside.mkdir()
-        _write(aside, policy, trainer, meta)
-        durable.sync_folder(aside)
-        check(aside)
-        durable.rename(aside, final)
+        if temporary.exists():
+            durable.remove(temporary)
+        temporary.mkdir()
+        _write(temporary, policy, trainer, meta)
+        durable.sync_folder(temporary)
+        check(temporary)
+        durable.rename(temporary, final)
     except BaseException:
-        with suppress(OSError):  # else the next trainer removes it
-            durable.remove(aside)
+        with suppress(OSError):  # if this fails, the next trainer removes the folder
+            durable.remove(temporary)
         raise
     return final
 
@@ -102,7 +103,7 @@ def _write(folder: Path, policy: Mapping[str, Any], trainer: Mapping[str, Any], 
 def _encode_meta(meta: Meta, files: Mapping[str, Checksum]) -> bytes:
     named = {name: {"size": size, "crc32c": f"{crc:08x}"} for name, (size, crc) in files.items()}
     table = {"format": FORMAT} | vars(meta) | {"versions": dict(meta.versions), "files": named}
-    table = json.loads(to_json(table))  # as it will be read
+    table = json.loads(to_json(table))  # the checksum must match the values as they are read back
     return to_json(table | {"crc32c": _checksum(table)}).encode("ascii")
 
 
@@ -111,30 +112,30 @@ def _checksum(table: Mapping[str, Any]) -> str:
 
 
 def read_meta(folder: Path) -> Meta:
-    """Raises DamagedCheckpointError."""
+    """Read and validate a checkpoint's meta.json. Raises DamagedCheckpointError."""
     path = folder / META
     try:
-        text = durable.read_prefix(path, MOST_META)
-        if len(text) > MOST_META:
-            raise ValueError(f"it has more than {MOST_META:,} bytes")
+        text = durable.read_prefix(path, MAX_META_BYTES)
+        if len(text) > MAX_META_BYTES:
+            raise ValueError(f"expected at most {MAX_META_BYTES:,} bytes")
         meta = _parse_meta(parse_json(text.decode("ascii")))
-        named = CHECKPOINT.fullmatch(folder.name)  # not while it is written
+        named = CHECKPOINT.fullmatch(folder.name)  # a temporary folder does not match
         if named and int(named[1]) != meta.step:
-            raise ValueError(f"it is of step {meta.step}")
+            raise ValueError(f"expected step {int(named[1])}, got {meta.step}")
         return meta
     except FileNotFoundError:
-        raise DamagedCheckpointError(f"{path}: is missing") from None
+        raise DamagedCheckpointError(f"{path}: file not found") from None
     except OSError as error:
-        raise DamagedCheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DamagedCheckpointError(f"{path}: cannot read file ({error.strerror})") from None
     except ValueError as error:
-        raise DamagedCheckpointError(f"{path}: is damaged ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: file is damaged ({_describe(error)})") from None
 
 
-class _Seal(NamedTuple):
-    """What stands in meta.json beside the fields of Meta."""
+class _Header(NamedTuple):
+    """The fields of meta.json that are not in Meta."""
 
     format: int
-    crc32c: str  # of the rest of the table, hexadecimal
+    crc32c: str  # checksum of all other fields, hexadecimal
 
 
 class _FileEntry(NamedTuple):
@@ -143,67 +144,67 @@ class _FileEntry(NamedTuple):
 
 
 def _parse_meta(table: Any) -> Meta:
-    """The content of meta.json. Raises ValueError for anything that `save` cannot have written."""
-    seal = read_table(table, _Seal)
-    if seal.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
-        raise ValueError("its checksum is not its own")
-    if seal.format > FORMAT:  # first of all: a later version may mean other things by other kinds
-        raise ValueError(f"format {seal.format} was written by a later version of this program")
+    """Validate the content of meta.json. Raises ValueError for anything that `save` cannot have written."""
+    header = read_table(table, _Header)
+    if header.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
+        raise ValueError("wrong checksum")
+    if header.format > FORMAT:  # check this before all other fields: a later version may change their types
+        raise ValueError(f"format {header.format} was written by a later version of this program")
     meta = read_table(table, Meta)
     entries = {name: read_table(entry, _FileEntry) for name, entry in meta.files.items()}
     return replace(meta, files={name: Checksum(entry.size, int(entry.crc32c, 16)) for name, entry in entries.items()})
 
 
 def read_table(table: Any, cls: type[T]) -> T:
-    """An instance of `cls` from a table of its fields. Raises ValueError if one is missing or of another type."""
+    """Create an instance of `cls` from a table of its fields. Raises ValueError for a missing field or a wrong type."""
     known = parse_fields(table, cls)
     missing = [name for name in get_type_hints(cls) if name not in known]
     if missing:
-        raise ValueError(f"it has no {', '.join(missing)}")
+        raise ValueError(f"missing {', '.join(missing)}")
     return cls(**known)
 
 
 def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta:
-    """Read meta.json after verifying it and the named files. Raises DamagedCheckpointError, naming the file."""
+    """Verify meta.json and the named files, and return meta.json's content. Raises DamagedCheckpointError."""
     meta = read_meta(folder)
     for name in names:
         path, expected = folder / name, meta.files.get(name)
         try:
             found = path.stat().st_size
             if expected is None:
-                raise DamagedCheckpointError(f"{path}: is a file that {META} does not name")
+                raise DamagedCheckpointError(f"{path}: file is not listed in {META}")
             if found != expected.size:
-                raise DamagedCheckpointError(f"{path}: has {found:,} bytes, not {expected.size:,}")
+                raise DamagedCheckpointError(f"{path}: expected {expected.size:,} bytes, got {found:,}")
             if durable.checksum(path) != expected:
-                raise DamagedCheckpointError(f"{path}: is damaged (its checksum is not the one in {META})")
+                raise DamagedCheckpointError(f"{path}: file is damaged (its checksum differs from the one in {META})")
         except FileNotFoundError:
-            raise DamagedCheckpointError(f"{path}: is missing") from None
+            raise DamagedCheckpointError(f"{path}: file not found") from None
         except OSError as error:
-            raise DamagedCheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+            raise DamagedCheckpointError(f"{path}: cannot read file ({error.strerror})") from None
     return meta
 
 
-# which there are
+# Find and choose checkpoints.
 
 
 def steps(run: Run) -> list[int]:
-    """The steps of all checkpoints, ascending."""
+    """Return the steps of all checkpoints in ascending order."""
     return sorted({step for step, _, _ in run.checkpoint_folders()})
 
 
 def checkpoint_folder(run: Run, step: int) -> Path:
-    """The folder of a step's checkpoint, whether it is there or not."""
+    """Return the folder of a step's checkpoint. The folder may not exist."""
     own = [path for number, _, path in run.checkpoint_folders() if number == step]
     return own[-1] if own else run.checkpoints / f"{step:012d}"
 
 
 def find_best(run: Run) -> tuple[int, float] | None:
-    """Step and score of the best checkpoint that is there; None where none was evaluated. Damaged ones are left out."""
+    """Return step and score of the best checkpoint, or None if no checkpoint has a score. Skips damaged checkpoints."""
     return _find_best(_read_metas({step: path for step, _, path in run.checkpoint_folders()}))
 
 
 def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
-    """What the metas of some folders say, of those that can be read."""
+    """Read the meta.json of each folder. Skip damaged files."""
     metas = {}
     for step, folder in folders.items():
         with suppress(DamagedCheckpointError):
@@ -212,42 +213,43 @@ def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
 
 
 def _find_best(metas: Mapping[int, Meta]) -> tuple[int, float] | None:
-    """Step and score of the last that became the best."""
+    """Return step and score of the latest checkpoint that was the best when it was written, or None."""
     found = [(step, meta.score) for step, meta in metas.items() if meta.best and meta.score is not None]
     return max(found, default=None)
 
 
 def best_step(run: Run) -> int | None:
-    """The step of the best checkpoint that is there; None where none was evaluated."""
+    """Return the step of the best checkpoint, or None if no checkpoint has a score."""
     found = find_best(run)
     return found[0] if found else None
 
 
 def choose(run: Run, which: str) -> int:
-    """The step that 'best' (the newest where nothing was evaluated yet), 'latest' or a number means.
+    """Return the step for 'best', 'latest' or a step number. 'best' means the latest if no checkpoint has a score.
 
-    Where that policy is damaged, the newest whole one stands in for best and latest, and stderr says so.
-    Raises UsageError naming the steps there are; DamagedCheckpointError where a number's checkpoint is, or all are.
+    If the policy of 'best' or 'latest' is damaged, choose the newest checkpoint with an intact policy and print a
+    warning. Raises UsageError for an unknown checkpoint, and DamagedCheckpointError if a numbered checkpoint or all
+    checkpoints are damaged.
     """
     there = steps(run)
     if not there:
-        raise UsageError(f"{run.checkpoints}: there is no checkpoint yet")
+        raise UsageError(f"{run.checkpoints}: no checkpoint has been written yet")
     if which in map(str, there):
         check(checkpoint_folder(run, int(which)), [POLICY])
         return int(which)
     if which not in ("best", "latest"):
         raise UsageError(
-            f"{run.path}: no checkpoint {which[:40]!r}; there are best, latest and {', '.join(map(str, there))}"
+            f"{run.path}: checkpoint {which[:40]!r} not found; use best, latest or a step: {', '.join(map(str, there))}"
         )
     order = there[::-1]
     wanted = best_step(run) if which == "best" else None
     if wanted in there:
         order = [wanted, *(step for step in order if step != wanted)]
-    return _load_first_whole(run, order, lambda folder: check(folder, [POLICY]).step)
+    return _load_first_undamaged(run, order, lambda folder: check(folder, [POLICY]).step)
 
 
-def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
-    """What `load` makes of the first folder that it does not find damaged; what was damaged is said once."""
+def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
+    """Return the result of `load` for the first undamaged checkpoint. Print one warning if checkpoints were skipped."""
     damage: list[str] = []
     for step in order:
         try:
@@ -256,41 +258,41 @@ def _load_first_whole(run: Run, order: list[int], load: Callable[[Path], T]) -> 
             damage.append(str(error))
             continue
         if damage:
-            print_err(f"{'; '.join(damage)}; the checkpoint of step {step} is taken instead")
+            print_err(f"{'; '.join(damage)}; using the checkpoint of step {step} instead")
         return loaded
     raise DamagedCheckpointError(
-        f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; put a copy "
-        "of one back, or delete that folder to start at step 0"
+        f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; restore one "
+        "from a backup, or delete the folder to start at step 0"
     )
 
 
-# loading
+# Load checkpoints.
 
 
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
-    """A policy's weights without the rest of the checkpoint. Raises DamagedCheckpointError."""
+    """Load only the policy's weights of a checkpoint. Raises DamagedCheckpointError."""
     folder = checkpoint_folder(run, step)
     check(folder, [POLICY])
     return _load_tensors(folder / POLICY, device)
 
 
 def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
-    """The newest whole checkpoint, its weights on `device` and the rest on the CPU; None where there never was one.
+    """Load the newest undamaged checkpoint, or return None if the run has no checkpoint.
 
-    Damaged newer ones are reported on stderr and set aside until a later one is written. Raises DamagedCheckpointError
-    if all are damaged.
+    The policy's weights are loaded to `device`, everything else to the CPU. Newer, damaged checkpoints are reported on
+    stderr and renamed; `prune` removes them later. Raises DamagedCheckpointError if all are damaged.
     """
     there = steps(run)
     if not there:
         return None
-    loaded = _load_first_whole(run, there[::-1], lambda folder: _load(folder, device))
+    loaded = _load_first_undamaged(run, there[::-1], lambda folder: _load(folder, device))
     for step, _, path in run.checkpoint_folders():
         if step > loaded.meta.step:
-            _set_aside(path)
+            _rename_damaged(path)
     return loaded
 
 
-def _set_aside(folder: Path) -> None:
+def _rename_damaged(folder: Path) -> None:
     to = folder.with_name(folder.name + DAMAGED)
     if to.exists():
         durable.remove(to)
@@ -304,9 +306,9 @@ def _load(folder: Path, device: torch.device) -> LoadedCheckpoint:
         document = json.loads((folder / STATE).read_bytes())
         trainer = join(document, _load_tensors(folder / TENSORS, cpu))
         if not isinstance(trainer, dict):
-            raise ValueError("it holds no table")
+            raise ValueError(f"expected a JSON object, got a {type(trainer).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{folder / STATE}: cannot be loaded ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{folder / STATE}: cannot load file ({_describe(error)})") from None
     return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
 
 
@@ -314,19 +316,19 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     try:
         return read_tensors(path, device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{path}: cannot be loaded ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: cannot load file ({_describe(error)})") from None
 
 
-# tidying
+# Remove checkpoints.
 
 
 def prune(run: Run, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best one, and what older damage was set aside.
+    """Remove all checkpoints except the newest `keep` and the best one. Also remove older damaged checkpoints.
 
-    One whose meta.json can't be read is kept: it may be the best. Raises OSError.
+    A checkpoint with an unreadable meta.json is kept because it may be the best. Raises OSError.
     """
     there = {step: path for step, _, path in run.checkpoint_folders()}
-    readable = _read_metas(there)  # read once: what can't be read now isn't taken for unimportant a moment later
+    readable = _read_metas(there)  # read once, so that both lines below use the same result
     newest_ones, best_one = list(there)[-keep:], _find_best(readable)
     unneeded = {there[step] for step in readable if step not in newest_ones and (not best_one or step != best_one[0])}
     for step, _, path in run.checkpoint_folders():
@@ -339,22 +341,22 @@ def prune(run: Run, keep: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Out of sight first: a crash in the middle leaves no half checkpoint."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}{ASIDE}")
-    durable.rename(folder, aside)
-    durable.remove(aside)
+    """Remove a checkpoint. Rename it first, so that a crash cannot leave a partly deleted checkpoint."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
+    durable.rename(folder, temporary)
+    durable.remove(temporary)
 
 
 def find_leftovers(run: Run) -> Iterator[Path]:
-    """What killed processes have left unfinished in a run's folders; only its trainer may remove them."""
+    """Yield the temporary files that killed processes have left in a run folder. Only its trainer may remove them."""
     for name in ("run.json", "config.toml", "config.begun.toml"):
-        yield from run.path.glob(f".{name}.*{ASIDE}")
-    yield from (run.path / "samples").glob(f".*{ASIDE}")
-    yield from run.checkpoints.glob(f".*{ASIDE}")
+        yield from run.path.glob(f".{name}.*{TEMPORARY}")
+    yield from (run.path / "samples").glob(f".*{TEMPORARY}")
+    yield from run.checkpoints.glob(f".*{TEMPORARY}")
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove the leftovers of killed trainers. Raises OSError."""
+    """Remove the temporary files of killed trainers. Raises OSError."""
     for path in list(find_leftovers(run)):
         durable.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
-"""Save and restore a run: what a checkpoint holds, when one is due, and how training continues from it.
+"""Save and restore a run: the content of a checkpoint, when to write one, and how to continue from it.
 
-Options come from config.toml, which may have changed since; what happened comes from the checkpoint, because run.json
-may be ahead of it.
+On resume, options come from config.toml, which may have changed. The run's state comes from the checkpoint and not
+from run.json, which may already describe a later step.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.state import Evaluations, TrainingState
 
-OPTIONS = ("initial_lr", "lr", "betas", "eps")  # of an optimizer's groups: from config.toml
-EVALUATION = ("step", "score", "best_score", "best_step", "solved_step")  # of Evaluations, under one key
+OPTIONS = ("initial_lr", "lr", "betas", "eps")  # options of optimizer groups that config.toml overrides on resume
+EVALUATION = ("step", "score", "best_score", "best_step", "solved_step")  # fields of Evaluations in a checkpoint
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds beside the policy's weights."""
+    """The content of a checkpoint, except for the policy's weights."""
 
     optimizers: list[dict[str, Any]]
     progress: dict[str, Any]
@@ -39,28 +39,28 @@ class Contents:
     adapter: dict[str, Any]
     elapsed_s: float
     evaluation_owed: bool
-    evaluation: dict[str, Any]  # EVALUATION, and the threshold that solved_step refers to
+    evaluation: dict[str, Any]  # the fields in EVALUATION, and the threshold for solved_step
     health: dict[str, Any]
 
 
 class Checkpointer:
-    """Writes a run's checkpoints. One that cannot be written costs a message; the next interval tries again."""
+    """Writes a run's checkpoints. If a write fails, prints a warning and tries again after the next interval."""
 
     def __init__(
         self, run: Run, config: RunConfig, status: Status, state: TrainingState, events: EventWriter, resumed: bool
     ) -> None:
         self.run, self.config, self.status, self.state, self.events = run, config, status, state, events
-        self.saved = self._position() if resumed else None  # of the newest checkpoint
-        self.failure = ""  # why the last one could not be written
+        self.saved = self._position() if resumed else None  # position of the newest checkpoint
+        self.failure = ""  # the error of the last attempt, "" if it succeeded
         self._attempted = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether `checkpoint.every_s` has passed, or the current step was evaluated as the best so far."""
+        """Return True if `checkpoint.every_s` seconds have passed or the current step has the best score so far."""
         is_best = self.state.evaluations.is_best_at(self.state.learner.progress.steps)
         return is_best or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
 
     def save(self, adapter_state: dict[str, Any]) -> None:
-        """Save everything, unless the newest checkpoint holds it already. Raises FolderLostError."""
+        """Write a checkpoint, unless the newest one already has the current state. Raises FolderLostError."""
         check_folder(self.run)
         self._attempted, self.failure, position = time.monotonic(), "", self._position()
         if position == self.saved:
@@ -73,12 +73,13 @@ class Checkpointer:
             checkpoint.prune(self.run, self.config.checkpoint.keep)
         except (OSError, checkpoint.DamagedCheckpointError) as error:
             self.failure = "" if self.saved == position else str(error)
-            what = "older checkpoints could not be removed" if self.saved == position else "was not written"
-            message = f"checkpoint of step {position[0]}: {what} ({error}); training goes on"
-            print_err(f"{self.run.checkpoints}: {message}")
+            what = (
+                "remove older checkpoints" if self.saved == position else f"write the checkpoint of step {position[0]}"
+            )
+            print_err(f"{self.run.checkpoints}: cannot {what} ({error}); training continues")
 
     def _position(self) -> tuple[int, int]:
-        """Step and last evaluation: two checkpoints of the same position hold the same."""
+        """Return the current step and the step of the last evaluation, which identify a checkpoint's content."""
         return self.state.learner.progress.steps, self.state.evaluations.step
 
     def _contents(self, adapter_state: dict[str, Any]) -> Contents:
@@ -90,7 +91,7 @@ class Checkpointer:
             generator=learner.generator.get_state(),
             adapter=adapter_state,
             elapsed_s=self.status.elapsed_s,
-            evaluation_owed=evaluations.owed,
+            evaluation_owed=evaluations.pending,
             evaluation=table,
             health=self.state.health.state_dict(),
         )
@@ -109,9 +110,10 @@ class Checkpointer:
 
 
 def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device) -> bool:
-    """Continue from the newest checkpoint; False where there is none yet.
+    """Restore `status` and `state` from the newest checkpoint. Return False if the run has no checkpoint.
 
-    Raises DamagedCheckpointError for one of another structure, and UsageError where it does not fit the configuration.
+    Raises DamagedCheckpointError if the content has an unknown structure, and UsageError if the checkpoint does not
+    match the configuration.
     """
     checkpoint.remove_leftovers(run)
     found = checkpoint.load_newest(run, device)
@@ -127,37 +129,39 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
         _restore_optimizers(state.learner.optimizers, contents.optimizers)
     except ValueError as error:
         raise checkpoint.DamagedCheckpointError(
-            f"{folder} is whole, but not what this version writes: {error}; resume it with the versions in its "
-            f"{checkpoint.META}, or move the folder away to go on from the one before"
+            f"{folder}: written by an incompatible version ({error}); resume with the versions listed in its "
+            f"{checkpoint.META}, or move the folder away to resume from the previous checkpoint"
         ) from None
     restore_policy(state.adapter, run, found.meta.step, found.policy)
     restarted = state.adapter.load_state_dict(contents.adapter)
     learner = state.learner
     learner.generator.set_state(contents.generator)
-    learner.progress = _with_options(progress, config)
+    learner.progress = _apply_options(progress, config)
     state.health.load_state_dict(contents.health)
     state.evaluations = evaluations
     status.elapsed_s = contents.elapsed_s
     for entry in status.resumes[-1:]:
         entry |= {"restored": restarted or "exact", "checkpoint": found.meta.step}
     if restarted:
-        print_err(f"resumed at step {found.meta.step}, not exactly: {restarted}")
+        print_err(f"resumed at step {found.meta.step}, but results may differ from an uninterrupted run: {restarted}")
     return True
 
 
 def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any]) -> None:
-    """Load a checkpoint's weights. Raises UsageError where config.toml describes another network."""
+    """Load a checkpoint's weights into the policy. Raises UsageError if config.toml describes a different network."""
     try:
         adapter.policy.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise UsageError(f"{run.config} does not fit checkpoint {step}; was it edited? ({first})") from None
+        raise UsageError(
+            f"{run.config} does not match the checkpoint of step {step}; undo edits to the network options ({first})"
+        ) from None
 
 
 def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[str, Any]]) -> None:
-    """Moments and step counts from a checkpoint; options stay as the optimizers were made.
+    """Restore moments and step counts, but keep the current options (see OPTIONS).
 
-    Raises ValueError where the checkpoint has other optimizers or parameter groups.
+    Raises ValueError if the number of optimizers or their parameter groups differ.
     """
     for optimizer, state in zip(optimizers, saved, strict=True):
         made = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
@@ -166,8 +170,8 @@ def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[st
             group.update(options)
 
 
-def _with_options(progress: Progress, config: RunConfig) -> Progress:
-    """The checkpoint's progress towards the totals of the configuration; an adapted penalty coefficient is kept."""
+def _apply_options(progress: Progress, config: RunConfig) -> Progress:
+    """Set the totals in `progress` from the configuration, and also the penalty coefficient unless it is adaptive."""
     progress.total_steps, progress.total_iterations = config.total_steps, config.total_iterations
     if not config.ppo.penalty_target:
         progress.penalty_coef = config.ppo.penalty_coef
@@ -175,13 +179,16 @@ def _with_options(progress: Progress, config: RunConfig) -> Progress:
 
 
 def _read_evaluations(contents: Contents, config: RunConfig) -> Evaluations:
-    """Solved by another threshold is not solved. Raises ValueError where something is missing."""
+    """Read the evaluation results. If the threshold has changed, the run no longer counts as solved.
+
+    Raises ValueError if a field is missing or is not a number.
+    """
     table = contents.evaluation
     if missing := [name for name in (*EVALUATION, "threshold") if name not in table]:
-        raise ValueError(f"its evaluation has no {', '.join(missing)}")
+        raise ValueError(f"evaluation: missing {', '.join(missing)}")
     if wrong := [name for name, value in table.items() if not isinstance(value, int | float | None)]:
-        raise ValueError(f"its evaluation has {wrong[0]} = {str(table[wrong[0]])[:80]!r}, which is no number")
-    evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, owed=contents.evaluation_owed)
+        raise ValueError(f"evaluation.{wrong[0]}: expected a number, got {str(table[wrong[0]])[:80]!r}")
+    evaluations = Evaluations(**{name: table[name] for name in EVALUATION}, pending=contents.evaluation_owed)
     if table["threshold"] != config.eval.threshold:
         evaluations.solved_step = None
     return evaluations

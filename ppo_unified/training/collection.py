@@ -1,4 +1,4 @@
-"""Collecting rollouts: complete and finite, or none. The engine knows of neither requirement."""
+"""Collect rollouts for the engine, and reject those that are incomplete or contain NaN or infinity."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from ppo_unified.runs.signals import Interrupted, StopRequest
 
 
 class Collector:
-    """Lets a stop request interrupt an adapter's `collect`, and refuses rollouts that are not finite.
+    """Lets a stop request interrupt an adapter's `collect`, and rejects rollouts that contain NaN or infinity.
 
-    `state` is the adapter's after the last complete rollout. It is read at once: when a stop interrupts the next
-    rollout, the adapter has moved on, and its worker processes may be gone.
+    `state` is the adapter's state after the last complete rollout. It is stored after each rollout, because it cannot
+    be read later: a stop may interrupt the next rollout half-way and end the worker processes.
     """
 
     def __init__(self, adapter: Adapter, stop: StopRequest) -> None:
         self.adapter, self.stop = adapter, stop
         self.state = adapter.state_dict()
-        self.rollout: Rollout | None = None  # the current one; None while it is collected
+        self.rollout: Rollout | None = None  # the current rollout; None during collection
 
     def collect(self) -> Rollout:
-        """Raises NonFiniteError, and Interrupted with the policy's buffers (statistics of observations) restored."""
+        """Return the adapter's next rollout. Raises NonFiniteError or Interrupted.
+
+        Before raising Interrupted, restore the policy's buffers (such as observation statistics).
+        """
         self.rollout, policy = None, self.adapter.policy
         buffers = [buffer.clone() for buffer in policy.buffers()]
         try:
@@ -46,7 +49,7 @@ class Collector:
 
 
 class Place(NamedTuple):
-    """A quantity that is not finite, and its first place; None where it has none, as a gradient."""
+    """A quantity that is not finite, and where it first occurs. Quantities such as gradients have no row and column."""
 
     quantity: str
     row: int | None = None
@@ -54,7 +57,7 @@ class Place(NamedTuple):
 
 
 def check_rollout(rollout: Rollout) -> None:
-    """Raises NonFiniteError naming quantity, row and column; nothing was learned from the rollout yet."""
+    """Raise NonFiniteError with the quantity, row and column of the first NaN or infinity at a valid step, if any."""
     names = ("rewards", "logprobs", "values", "next_values")
     total = sum((torch.where(rollout.mask, getattr(rollout, name), 0.0).sum() for name in names), torch.zeros(()))
     observations = name_observations(rollout.obs)
@@ -72,11 +75,11 @@ def name_observations(obs: Observations) -> dict[str, Tensor]:
 
 
 def find_nonfinite(quantities: Mapping[str, Tensor], mask: Tensor) -> Place | None:
-    """The first of the quantities, each [R, L, ...], that is not finite where `mask` [R, L] is True."""
+    """Return the first quantity [R, L, ...] that contains NaN or infinity where `mask` [R, L] is True, or None."""
     for name, x in quantities.items():
         if x.is_floating_point():
             bad = ~torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else ~torch.isfinite(x)
-            if (bad & mask).any():  # the one read of the device that a healthy quantity costs
+            if (bad & mask).any():  # the only device synchronization if all values are finite
                 row, column = (bad & mask).nonzero()[0].tolist()
                 return Place(name, row, column)
     return None

@@ -1,4 +1,4 @@
-"""Evaluation: when one is due, what the policy scores, and whether that solves the task."""
+"""Evaluate the policy: decide when an evaluation is due, compute the score, and decide if the task is solved."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.text import print_err
 
-CONFIRMATION_EPISODES = 100  # of each of two evaluations that must both reach the threshold
+CONFIRMATION_EPISODES = 100  # a task is solved if two evaluations of this size both reach the threshold
 
 
 class Outcome(NamedTuple):
-    """What an evaluation of the greedy policy found."""
+    """The result of an evaluation of the greedy policy."""
 
     score: float
     solved: bool
-    metrics: dict[str, float]  # to be logged: the score and what the adapter reports
-    responses: list[dict[str, Any]]  # texts that the adapter reports
+    metrics: dict[str, float]  # for the event file: the score and the adapter's own metrics
+    responses: list[dict[str, Any]]  # texts to log, for example a language model's responses
 
 
 def is_due(every_steps: int, progress: Progress, learned: int) -> bool:
-    """Whether the `learned` steps of an iteration passed a multiple of `every_steps`, resumed or not, or were the
-    last."""
+    """Return True if an evaluation is due after an iteration of `learned` steps.
+
+    It is due after the last iteration and whenever the total step count passes a multiple of `every_steps`. Resuming
+    does not shift these points.
+    """
     steps = progress.steps
     passed = bool(every_steps) and steps // every_steps > (steps - learned) // every_steps
     return passed or progress.remaining <= 0
 
 
 def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str) -> Outcome:
-    """Score the greedy policy; with `confirm`, a score at the threshold is confirmed by two more evaluations.
+    """Score the greedy policy. With `confirm`, run two more evaluations if the score reaches the threshold.
 
-    A warning on stderr begins with `where`.
+    `where` is the prefix of warnings on stderr.
     """
     threshold, solved = config.eval.threshold, False
     score = _mean_score(adapter, config, config.eval.episodes, 1, where)
@@ -52,18 +55,18 @@ def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str)
 
 
 def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int, where: str) -> float:
-    """Of fresh episodes, the same for the same `number`; stderr says where one of them is not finite."""
+    """Return the mean score over fresh episodes, seeded by `config.seed + number`. Warn if a score is not finite."""
     scores = np.array(adapter.score(episodes, config.seed + number, True), dtype=float)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
-        first = f"the score of {wrong.size} of {len(scores)} episodes is not finite, first of episode {wrong[0]}"
-        what = "it counts neither as best nor as solved; training goes on"
-        print_err(f"{where}: {first} ({scores[wrong[0]]}); {what}")
-    with np.errstate(invalid="ignore"):  # of inf and -inf
+        first = f"{wrong.size} of {len(scores)} episode scores are not finite, first in episode {wrong[0]}"
+        effect = "this evaluation cannot become the best or solve the task; training continues"
+        print_err(f"{where}: {first} ({scores[wrong[0]]}); {effect}")
+    with np.errstate(invalid="ignore"):  # the mean of inf and -inf is NaN
         return float(np.mean(scores))
 
 
 def evaluate(adapter: Adapter, episodes: int, seed: int, greedy: bool) -> dict[str, Any]:
-    """Mean, deviation and count of fresh scores."""
+    """Return the mean score over fresh episodes, the standard deviation and the number of episodes."""
     scores = np.array(adapter.score(episodes, seed, greedy))
     return {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}

@@ -1,8 +1,7 @@
-"""Live health checks: what a run's metrics say is going wrong, why it matters and what to change. No torch.
+"""Health checks: detect common problems from a run's metrics, explain them and suggest changes. Does not import torch.
 
-A check reads a few metrics of the last iterations and of the run's own beginning, so its verdict is a function of the
-metric history alone. It speaks only when its measure has been beyond the limit for several iterations in a row, and
-takes that back when it has been within for as many.
+The result of a check depends only on the metrics so far: on those of the first iterations and of the latest ones. A
+check begins to warn after PERSIST consecutive iterations beyond its limit, and recovers after PERSIST within it.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-START = 10  # first iterations, with which later ones are compared
-WINDOW = 10  # last iterations, whose mean counts
-LONG = 50  # last iterations, whose median is what is usual
-PERSIST = 5  # iterations in a row that turn a verdict
+START = 10  # first iterations: the baseline for later ones
+WINDOW = 10  # latest iterations: most checks use their mean
+LONG = 50  # latest iterations: those before the window define the usual size of a gradient
+PERSIST = 5  # consecutive iterations until a check warns or recovers
 SETTLED = 30  # iterations after which a critic should have learned something
-SPIKES = 3  # of the last WINDOW iterations
-EXACT = 0.01  # share of the mean value by which a critic that is right errs
+SPIKES = 3  # number of spikes within the window that count as a problem
+EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
 
 
 @dataclass
 class Track:
-    """What is kept of one metric: O(1) however long the run."""
+    """The stored history of one metric. Its size does not grow with the length of the run."""
 
     count: int = 0
     start: list[float] = field(default_factory=list)  # the first START values
     recent: list[float] = field(default_factory=list)  # the last LONG values
-    peak: float = 0.0  # largest mean of WINDOW consecutive values so far; there is none before as many
+    peak: float = 0.0  # largest mean of WINDOW consecutive values so far; 0 before the first WINDOW values
 
     def add(self, value: float) -> None:
         self.count += 1
@@ -52,31 +51,31 @@ class Track:
 
 
 Tracks = Mapping[str, Track]
-Measure = Callable[..., float | None]  # of the tracks that a check reads; None where there is nothing to judge
+Measure = Callable[..., float | None]  # maps the tracks that a check reads to a number, or None if it does not apply
 
 
 class Check(NamedTuple):
-    """One way in which a run goes wrong."""
+    """A health check for one kind of problem."""
 
     name: str
-    reads: tuple[str, ...]  # metrics, each a Track handed to `measure`
+    reads: tuple[str, ...]  # metrics; `measure` is called with their tracks
     measure: Measure
     limit: float
-    is_high: bool  # whether it fires above the limit, not below
-    rule: str  # what is compared with the limit, in words
-    meaning: str
+    is_high: bool  # True if values above the limit are a problem, False if values below it are
+    rule: str  # describes the measure, as the subject of "... is above LIMIT"
+    meaning: str  # describes the problem
     advice: str
-    source: str  # of the limit
+    source: str  # reason for the limit
     severe: bool = False
-    after: int = WINDOW  # iterations that must have gone by
+    after: int = WINDOW  # number of iterations before the check starts
 
     def is_beyond(self, tracks: Tracks) -> bool:
-        """Whether the measure is on the wrong side of the limit now."""
+        """Return True if the measure is now on the wrong side of the limit."""
         value = self.value(tracks)
         return value is not None and (value > self.limit if self.is_high else value < self.limit)
 
     def value(self, tracks: Tracks) -> float | None:
-        """The measure; None before it can be taken."""
+        """Return the measure, or None if there are too few iterations or the check does not apply."""
         found = [tracks[tag] for tag in self.reads if tag in tracks]
         if len(found) < len(self.reads) or min(track.count for track in found) < max(self.after, WINDOW):
             return None
@@ -88,7 +87,7 @@ def _mean(track: Track) -> float:
 
 
 def _smallest_magnitude(track: Track) -> float:
-    """The smallest size in the window: beyond the limit only where all are."""
+    """Return the smallest absolute value in the window, which is above the limit only if all values are."""
     return min(map(abs, islice(reversed(track.recent), WINDOW)))
 
 
@@ -97,7 +96,7 @@ def _largest(track: Track) -> float:
 
 
 def _share_of_peak(track: Track) -> float | None:
-    """Of entropies; those of continuous actions, which may be negative, cannot be compared as shares."""
+    """Return the recent mean as a share of the peak. Return None for negative entropies (of continuous actions)."""
     return track.recent_mean / track.peak if min(track.recent) >= 0 and track.peak > 0 else None
 
 
@@ -106,22 +105,25 @@ def _share_of_start(track: Track) -> float | None:
 
 
 def _log_share_of_start(track: Track) -> float | None:
-    """The factor away from the start in either direction, as a size of its base-2 logarithm."""
+    """Return the absolute base-2 logarithm of the factor between the start mean and the recent mean."""
     share = _share_of_start(track)
     return abs(math.log2(share)) if share else None
 
 
 def _eos_share_of_start(track: Track) -> float | None:
-    """A task whose responses hardly ever end by themselves from the beginning says nothing by going on so."""
+    """Return the share of the start mean, or None if responses rarely ended by themselves at the start."""
     return _share_of_start(track) if track.start_mean >= 0.1 else None
 
 
-def _rise(track: Track) -> float:
+def _increase(track: Track) -> float:
     return track.recent_mean - track.start_mean
 
 
 def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
-    """Part of the gold score's rise (at least 3 deviations) that is gone, while the proxy score is near its best."""
+    """Return the share of the gold score's improvement that has been lost while the proxy score is near its best.
+
+    The improvement is taken to be at least 3 standard deviations of the gold score.
+    """
     risen = proxy.peak - proxy.start_mean
     if risen <= 0 or proxy.recent_mean < proxy.start_mean + 0.8 * risen:
         return None
@@ -130,15 +132,18 @@ def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
 
 
 def _spike_ratio(track: Track) -> float | None:
-    """The SPIKES-th largest of the window over what was usual before it."""
+    """Return the SPIKES-th largest value in the window, divided by the median of the values before the window."""
     before = track.recent[:-WINDOW]
     usual = median(before) if len(before) >= WINDOW else 0.0
     return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
 
 
 def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> float | None:
-    """The mean share explained where the critic is not right already, as on a solved task whose returns are all alike:
-    what is left to explain there is rounding. None where it is right in half of the window."""
+    """Return the mean explained variance over the iterations in which the critic is not accurate.
+
+    If all returns are equal, as on a solved task, only rounding errors remain to be explained. Return None if the
+    critic is accurate in at least half of the window.
+    """
     recent = (track.recent[-WINDOW:] for track in (explained, loss, values))
     wrong = [
         share for share, cost, mean in zip(*recent, strict=False) if math.sqrt(2 * max(0.0, cost)) > EXACT * abs(mean)
@@ -147,18 +152,18 @@ def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> fl
 
 
 def _largest_explained_variance(explained: Track, loss: Track) -> float | None:
-    """The largest share explained in the window; None where the value loss is falling or was nothing to begin with."""
+    """Return the largest absolute explained variance in the window, or None if the value loss falls or was always 0."""
     is_stuck = loss.start_mean > 1e-6 and loss.recent_mean > 0.9 * loss.start_mean
     return _largest(explained) if is_stuck else None
 
 
 def _relative_error(error: Track, loss: Track) -> float:
-    """The error in units of the advantages, whose size is about the root of twice the value loss."""
+    """Return the smallest error in the window relative to the size of the advantages, about sqrt(2 * value loss)."""
     return _smallest_magnitude(error) / max(1.0, math.sqrt(2 * max(0.0, loss.recent_mean)))
 
 
-CRITIC = ("value/explained_variance", "loss/value")  # say nothing about a run without a critic
-OWN = "own measurement: benchmarks/health.md"
+CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
+OWN = "Our measurements on healthy and faulty runs (benchmarks/health.md)."
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -167,11 +172,11 @@ CHECKS: tuple[Check, ...] = (
         _mean,
         0.3,
         True,
-        f"mean of {WINDOW} iterations",
-        "The policy moves so far in one iteration that its samples no longer tell about it.",
+        f"The mean KL over the last {WINDOW} iterations",
+        "The policy changes so much in one iteration that the collected samples no longer represent it.",
         "Lower `optim.lr` or `ppo.epochs`, or set `ppo.target_kl`.",
-        "six times the 0.05 that Spinning Up names as the upper end of target_kl (https://spinningup.openai.com/en/latest/"
-        "algorithms/ppo.html), over twice what the preset `arithmetic` reaches on its way: benchmarks/health.md",
+        "Spinning Up suggests a target_kl of at most 0.05 (https://spinningup.openai.com/en/latest/algorithms/"
+        "ppo.html); healthy runs of the preset `arithmetic` reach 0.13 (benchmarks/health.md).",
         severe=True,
     ),
     Check(
@@ -180,9 +185,9 @@ CHECKS: tuple[Check, ...] = (
         _mean,
         0.5,
         True,
-        f"mean of {WINDOW} iterations",
-        "Most steps leave the clip range, where the objective gives them no gradient.",
-        "Lower `optim.lr` or `ppo.epochs`, or use more `ppo.minibatches` of a larger rollout.",
+        f"The mean clip fraction over the last {WINDOW} iterations",
+        "The ratio leaves the clip range at more than half of the steps, where clipping can stop the gradient.",
+        "Lower `optim.lr` or `ppo.epochs`, or collect a larger rollout and split it into more `ppo.minibatches`.",
         OWN,
     ),
     Check(
@@ -191,9 +196,9 @@ CHECKS: tuple[Check, ...] = (
         _share_of_peak,
         0.01,
         False,
-        "share of the largest it has been",
-        "The policy hardly tries anything but its first choice any more; what it has not found, it will not find.",
-        "Raise `ppo.entropy_coef` or lower `optim.lr`; for a language model raise `llm.kl_coef`.",
+        f"The mean entropy over the last {WINDOW} iterations, divided by its largest value so far,",
+        "The policy is almost deterministic and has stopped exploring. Ignore this if the score is already good.",
+        "Raise `ppo.entropy_coef` or lower `optim.lr`. For a language model, raise `llm.kl_coef`.",
         OWN,
     ),
     Check(
@@ -202,11 +207,12 @@ CHECKS: tuple[Check, ...] = (
         _mean_explained_variance,
         -0.1,
         False,
-        f"mean of {WINDOW} iterations, after {SETTLED}, those apart where the critic errs by under {EXACT:.0%} of the "
-        "mean value",
-        "The critic foresees less than a constant would, so advantages are noisier than without it.",
+        f"After {SETTLED} iterations, the mean explained variance over the last {WINDOW} iterations (without those "
+        f"in which the critic's error is below {EXACT:.0%} of the mean value)",
+        "The critic predicts the returns worse than a constant would, which makes the advantages noisier.",
         "Lower `optim.critic_lr` (with `optim.joint` off), raise `ppo.value_coef`, or set `ppo.critic_warmup`.",
-        "below 0 is worse than predicting nothing (https://stable-baselines3.readthedocs.io/en/master/common/logger.html)",
+        "A constant prediction has an explained variance of 0 (https://stable-baselines3.readthedocs.io/en/master/"
+        "common/logger.html).",
         after=SETTLED,
     ),
     Check(
@@ -215,10 +221,10 @@ CHECKS: tuple[Check, ...] = (
         _largest_explained_variance,
         0.05,
         False,
-        f"largest size of the explained variance in {WINDOW} iterations, after {SETTLED}, with a value loss that has "
-        "not fallen by a tenth",
-        "The critic explains nothing and does not learn: advantages are plain returns.",
-        "Raise `ppo.value_coef`, or `optim.critic_lr` where `optim.joint` is off; set `gym.normalize_reward`.",
+        f"After {SETTLED} iterations, while the value loss has fallen by less than 10%, the largest absolute explained "
+        f"variance of the last {WINDOW} iterations",
+        "The critic does not learn: its predictions explain almost none of the variance of the returns.",
+        "Raise `ppo.value_coef` (or `optim.critic_lr` if `optim.joint` is off), or set `gym.normalize_reward`.",
         OWN,
         after=SETTLED,
     ),
@@ -228,10 +234,10 @@ CHECKS: tuple[Check, ...] = (
         _smallest_magnitude,
         1e-2,
         True,
-        f"smallest of {WINDOW} iterations",
-        "The policy that learns is not the one that acted, even before any update.",
-        "Look at the adapter's `collect` and its policy's `evaluate`: dropout, temperature, padding, precision.",
-        "rounding explains 1e-5 in fp32 and 1e-2 in bf16; a run in fp32 fails at once beyond the second",
+        f"The smallest ratio error of the last {WINDOW} iterations",
+        "Even before the first optimizer step, the update computes other log-probs than the rollout did.",
+        "Compare the adapter's `collect` with its policy's `evaluate`: dropout, temperature, padding and precision.",
+        "Rounding causes errors of up to 1e-5 in float32 and 1e-2 in bfloat16. A float32 run fails above 1e-2.",
     ),
     Check(
         "optimizer_steps",
@@ -239,10 +245,10 @@ CHECKS: tuple[Check, ...] = (
         _smallest_magnitude,
         0.0,
         True,
-        f"smallest of {WINDOW} iterations",
-        "Fewer optimizer steps were taken than epochs times minibatches.",
-        "This is a defect of the engine: please report it with config.toml.",
-        "it is 0 by definition",
+        f"The smallest number of missing optimizer steps in the last {WINDOW} iterations",
+        "The updates took fewer optimizer steps than epochs times minibatches.",
+        "This is a bug in the engine. Please report it and attach config.toml.",
+        "The error is 0 by definition.",
         severe=True,
     ),
     Check(
@@ -251,10 +257,10 @@ CHECKS: tuple[Check, ...] = (
         _relative_error,
         1e-3,
         True,
-        f"smallest of {WINDOW} iterations, in units of the advantages",
-        "The advantages are not what their definition says.",
-        "Look at the adapter's `next_values`, `continues` and `mask`; values may also be too large for float32.",
-        "rounding explains 1e-4 of the advantages' size",
+        f"The smallest GAE error of the last {WINDOW} iterations, relative to the size of the advantages,",
+        "The computed advantages differ from their definition.",
+        "Check the adapter's `next_values`, `continues` and `mask`. Very large values can also cause rounding errors.",
+        "Rounding causes errors of up to 1e-4 of the advantages' size.",
         severe=True,
     ),
     Check(
@@ -263,9 +269,10 @@ CHECKS: tuple[Check, ...] = (
         _spike_ratio,
         10.0,
         True,
-        f"third largest of {WINDOW} iterations, over the median of up to {LONG - WINDOW} before",
-        "Gradients are many times what is usual for this run.",
-        "Lower `optim.lr` or `optim.max_grad_norm`; look for rewards that are rare and huge.",
+        f"The third largest gradient norm of the last {WINDOW} iterations, divided by the median of up to "
+        f"{LONG - WINDOW} earlier values,",
+        "Several gradients are many times larger than usual for this run.",
+        "Lower `optim.lr` or `optim.max_grad_norm`. Check if some rewards are rare and very large.",
         OWN,
     ),
     Check(
@@ -274,11 +281,11 @@ CHECKS: tuple[Check, ...] = (
         _mean,
         25.0,
         True,
-        f"mean of {WINDOW} iterations, nats per response",
-        "The policy has left the reference model so far behind that a learned reward is no longer to be trusted.",
+        f"The mean KL to the reference model over the last {WINDOW} iterations, in nats per response,",
+        "The policy is so far from the reference model that the scores of a learned reward are no longer reliable.",
         "Raise `llm.kl_coef`, set `llm.kl_target`, or lower `optim.lr`.",
-        "gold scores of learned rewards peak early and fall as KL grows (Gao et al. 2022, arXiv:2210.10760); "
-        "the limit is our own choice, over twice what the preset `sentiment` reaches",
+        "True scores peak early and fall as the KL grows (Gao et al. 2022, arXiv:2210.10760). Our limit is more than "
+        "twice the value that the preset `sentiment` reaches.",
     ),
     Check(
         "gold",
@@ -286,10 +293,10 @@ CHECKS: tuple[Check, ...] = (
         _lost_gold_share,
         0.5,
         True,
-        "part of its rise that the true score has lost again, while the score is near its best",
-        "The score rises and what it stands for falls: the policy exploits the reward.",
-        "Raise `llm.kl_coef`, stop earlier (the best checkpoint is kept), or mend the reward.",
-        "overoptimisation as in Gao et al. 2022, arXiv:2210.10760; the limit is our own measurement",
+        "While the score is near its best, the share of the true score's improvement that has been lost again",
+        "The score stays high while the true score falls: the policy exploits flaws of the reward.",
+        "Raise `llm.kl_coef`, stop earlier (the best checkpoint is kept), or fix the reward.",
+        "Overoptimization is described by Gao et al. 2022, arXiv:2210.10760; the limit is from our measurements.",
         severe=True,
         after=START + WINDOW,
     ),
@@ -299,10 +306,10 @@ CHECKS: tuple[Check, ...] = (
         _log_share_of_start,
         1.0,
         True,
-        f"doublings or halvings of the first {START} iterations' mean",
-        "Responses have become twice as long, or half as long, as they were.",
-        "See whether the reward pays for length; raise `llm.kl_coef` or set `llm.missing_eos_penalty`.",
-        "length as what RLHF optimises: Singhal et al. 2023, arXiv:2310.03716; the limit is our own measurement",
+        f"The change of the mean response length since the first {START} iterations, in doublings or halvings,",
+        "Responses are now more than twice or less than half as long as at the start.",
+        "Check if the reward depends on the length. Raise `llm.kl_coef` or set `llm.missing_eos_penalty`.",
+        "RLHF often increases the length: Singhal et al. 2023, arXiv:2310.03716; the limit is from our measurements.",
         after=START + WINDOW,
     ),
     Check(
@@ -311,21 +318,22 @@ CHECKS: tuple[Check, ...] = (
         _eos_share_of_start,
         0.5,
         False,
-        f"share of the first {START} iterations' mean, where that is at least 0.1",
-        "Responses no longer end by themselves: they are cut off at the limit.",
+        f"The share of responses with an end token in the last {WINDOW} iterations, divided by that of the first "
+        f"{START} (if that is at least 0.1),",
+        "Far fewer responses end with an end token than at the start; the others are cut off at the length limit.",
         "Set `llm.missing_eos_penalty`, or raise `llm.max_new_tokens`.",
-        "the missing-EOS penalty of Huang et al. 2024, arXiv:2403.17031; the limit is our own measurement",
+        "Huang et al. 2024, arXiv:2403.17031, penalize a missing end token; the limit is from our measurements.",
         after=START + WINDOW,
     ),
     Check(
         "repetition",
         ("response/repetition",),
-        _rise,
+        _increase,
         0.2,
         True,
-        f"rise over the first {START} iterations' mean",
-        "Responses repeat themselves much more than they did.",
-        "Raise `llm.kl_coef` or lower `optim.lr`; see whether the reward pays for repetition.",
+        f"The increase of the mean repetition from the first {START} iterations to the last {WINDOW}",
+        "Responses contain much more repetition than at the start.",
+        "Raise `llm.kl_coef` or lower `optim.lr`. Check if the reward favors repetition.",
         OWN,
         after=START + WINDOW,
     ),
@@ -335,24 +343,24 @@ CHECKS: tuple[Check, ...] = (
         _largest,
         1e-6,
         False,
-        f"largest of {WINDOW} iterations",
-        "All responses get the same score, so there is nothing to learn from.",
-        "Take prompts that are neither too easy nor too hard, or a reward that tells responses apart.",
-        "no difference, no advantage; 1e-6 is rounding",
+        f"The largest standard deviation of scores in the last {WINDOW} iterations",
+        "All responses get the same score, so the policy cannot learn from them.",
+        "Use prompts that are neither too easy nor too hard, or a reward that distinguishes responses.",
+        "Equal scores give no advantage to any response; 1e-6 allows for rounding.",
     ),
 )
 
 
 @dataclass
 class _Verdict:
-    """How long a check has been beyond its limit or within, and since which step it fires."""
+    """The current state of a check."""
 
-    run: int = 0  # consecutive iterations that speak against `since`
-    since: int | None = None
+    run: int = 0  # number of consecutive iterations that contradict the current state
+    since: int | None = None  # step at which the warning began; None if the check does not warn
 
 
 class Health:
-    """The checks of one run, fed its metrics iteration by iteration; `state_dict` is checkpointed."""
+    """The health checks of one run. Its state is part of every checkpoint."""
 
     def __init__(self, has_critic: bool = True, checks: Iterable[Check] = CHECKS) -> None:
         self.checks = [check for check in checks if has_critic or not set(check.reads) & set(CRITIC)]
@@ -361,9 +369,9 @@ class Health:
         self._read = {tag for check in self.checks for tag in check.reads}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Take an iteration's metrics; a line for every check that begins to fire or has healed.
+        """Add an iteration's metrics. Return a message for each check that begins to warn or recovers.
 
-        Values count as the event files hold them, in float32; one that is not finite is left out.
+        Values are rounded to float32, as in the event file. NaN and infinity are ignored.
         """
         for tag in self._read & metrics.keys():
             value = float(np.float32(metrics[tag]))
@@ -378,10 +386,10 @@ class Health:
         if verdict.run < PERSIST:
             return ""
         verdict.run, verdict.since = 0, step if verdict.since is None else None
-        return f"{check.name}: {warning_text(check)}" if beyond else f"{check.name} is well again"
+        return f"{check.name}: {warning_text(check)}" if beyond else f"{check.name} recovered."
 
     def active_warnings(self) -> list[dict[str, Any]]:
-        """What run.json tells of the checks that fire, in the order of the table."""
+        """Return the active warnings as run.json stores them, in the order of CHECKS."""
         return [
             {"name": check.name, "since": since, "severe": check.severe, "text": warning_text(check)}
             for check in self.checks
@@ -389,33 +397,33 @@ class Health:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and texts."""
+        """Return the state as numbers, lists, dicts and strings."""
         return {
             "tracks": {tag: asdict(track) for tag, track in self.tracks.items()},
             "verdicts": {name: asdict(verdict) for name, verdict in self._verdicts.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there. Checks that it does not know begin anew."""
+        """Restore a saved state. A check that is missing in it keeps its initial state."""
         self.tracks = {tag: Track(**saved) for tag, saved in state["tracks"].items()}
         known = {name: _Verdict(**saved) for name, saved in state["verdicts"].items() if name in self._verdicts}
         self._verdicts |= known
 
 
 def checks_table(checks: Iterable[Check] = CHECKS) -> list[str]:
-    """The lines of docs/health.md's table."""
+    """Return the lines of the table in docs/health.md."""
     lines = [
-        "| check | reads | fires when | meaning | what to change | source of the limit |",
+        "| check | metrics | warning if | meaning | advice | reason for the limit |",
         "|---|---|---|---|---|---|",
     ]
     for check in checks:
         reads = " ".join(f"`{tag}`" for tag in check.reads)
-        rule = f"{check.rule}: {'above' if check.is_high else 'below'} {check.limit:g}"
+        rule = f"{check.rule} is {'above' if check.is_high else 'below'} {check.limit:g}."
         name = f"**{check.name}**" if check.severe else check.name
         lines.append(f"| {name} | {reads} | {rule} | {check.meaning} | {check.advice} | {check.source} |")
     return lines
 
 
 def warning_text(check: Check) -> str:
-    """What a check says where it fires."""
+    """Return the text of a check's warning: its meaning and advice, without Markdown."""
     return f"{check.meaning} {check.advice}".replace("`", "")

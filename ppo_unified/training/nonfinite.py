@@ -1,4 +1,4 @@
-"""After an update met a number that is not finite: which quantity and step, and the minibatch kept on disk."""
+"""Explain NaN or infinity in an update: find the quantity and the step, and save the minibatch to disk."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ppo_unified.training.collection import Place, find_nonfinite, name_observat
 
 
 def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
-    """What is not finite: something the minibatch holds, else what the policy says of it, else a gradient.
+    """Find the first quantity that is not finite: a weight, a minibatch tensor, a policy output or a gradient.
 
-    `columns`: of a micro-batch. The gradients must still be those of the minibatch.
+    `columns` is the number of columns per micro-batch. The parameters' `.grad` must still be that of this minibatch.
     """
     held = ("logprobs", "values", "advantages", "returns")
     batch = name_observations(minibatch.obs) | {name: getattr(minibatch, name) for name in held}
@@ -48,9 +48,9 @@ def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
 
 
 def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] | None:
-    """Row and column of the rollout that a place of a minibatch is; None where the place has no row.
+    """Return the rollout row and column of a place in a minibatch, or None if the place has no row.
 
-    Rows are known again by their old log-probs and values, which no two share but by chance.
+    Rows are matched by their old log-probs and values, which are almost certainly different in any two rows.
     """
     if place.row is None or place.column is None:
         return None
@@ -64,13 +64,13 @@ def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] 
 
 
 def _find_matching_rows(batch: Batch, row: int, logprobs: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Numbers of the rows [R, L] that hold what a row of `batch` does."""
+    """Return the indices of the rows [R, L] that are equal to the given row of `batch`."""
     same = (logprobs == batch.logprobs[row]) & (values == batch.values[row]) & mask | ~mask & ~batch.mask[row]
     return same.all(1).nonzero().flatten()
 
 
 def dump(run: Run, iteration: int, minibatch: Batch, about: Mapping[str, Any]) -> Path:
-    """Keep a minibatch as `nonfinite/ITERATION.safetensors`, and what is known of it as JSON beside it."""
+    """Save a minibatch as `nonfinite/ITERATION.safetensors`, and `about` as a JSON file next to it."""
     folder = run.path / "nonfinite"
     folder.mkdir(exist_ok=True)
     names = ("actions", "logprobs", "values", "advantages", "returns", "mask", "weights")
@@ -82,7 +82,7 @@ def dump(run: Run, iteration: int, minibatch: Batch, about: Mapping[str, Any]) -
 
 
 def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout: Rollout | None) -> NonFiniteError:
-    """`error` with iteration and step, and for a minibatch the place and the file that it is kept in."""
+    """Return `error` with iteration and step added and, if it has a minibatch, the place and the saved file."""
     iteration, step = learner.progress.iteration + 1, learner.progress.steps
     where = f"in iteration {iteration}, after {step:,} steps"
     if error.minibatch is None:
@@ -94,8 +94,8 @@ def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout
     known |= {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
     known["sums"] = {name: float(x) for name, x in error.sums.items()}
     try:
-        kept = f"the minibatch is in {dump(run, iteration, error.minibatch, known)}"
-    except (OSError, SafetensorError) as failure:  # a full disk must not hide what happened
-        kept = f"the minibatch could not be kept ({failure})"
-    what = place.quantity + (f" of row {at[0]}, column {at[1]} of the rollout" if at else "")
-    return NonFiniteError(f"{what} is not finite {where}: {error}; {kept}")
+        kept = f"the minibatch was saved to {dump(run, iteration, error.minibatch, known)}"
+    except (OSError, SafetensorError) as failure:  # a full disk must not hide the original error
+        kept = f"the minibatch could not be saved ({failure})"
+    what = place.quantity + (f" at row {at[0]}, column {at[1]} of the rollout" if at else "")
+    return NonFiniteError(f"NaN or infinity in {what}, {where}: {error}; {kept}")

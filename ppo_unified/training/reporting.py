@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics and samples of its iterations, health, and its progress in run.json."""
+"""Report a run during training: metrics, samples and health checks of its iterations, and progress in run.json."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ppo_unified.training.state import TrainingState
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
 
 HEARTBEAT_S = 1.0
-RESPONSES = "eval/responses"  # tag of the texts that an evaluation reports
-HEALTH = "health/events"  # tag of the texts that say which checks fire and heal
+RESPONSES = "eval/responses"  # tag of an evaluation's responses
+HEALTH = "health/events"  # tag of the messages about health checks that begin to warn or recover
 
 
 class BestEffort:
-    """Writes that may fail without ending the run: a failure is reported once, and the next write tries again."""
+    """Lets writes fail without ending the run. A failure is reported once, and the next write tries again."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.failing = run, set[str]()
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Continue where the block cannot write `what`. Raises FolderLostError where the run folder is gone."""
+        """Run the block that writes `what`; report an OSError. Raises FolderLostError if the run folder is gone."""
         check_folder(self.run)
         try:
             yield
@@ -43,15 +43,15 @@ class BestEffort:
             if what not in self.failing:
                 self.failing.add(what)
                 why = error.strerror or error
-                print_err(f"{self.run.path}: {what} cannot be written ({why}); training goes on, and tries again")
+                print_err(f"{self.run.path}: cannot write {what} ({why}); training continues and will retry")
         else:
             if what in self.failing:
                 self.failing.discard(what)
-                print_err(f"{self.run.path}: {what} can be written again")
+                print_err(f"{self.run.path}: writing {what} works again")
 
 
 class Reporter:
-    """Writes into a run's folder. A full disk delays that, but does not stop training."""
+    """Writes metrics, samples and status to a run folder. A full disk delays the writes but does not stop training."""
 
     def __init__(
         self, run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device, resumed: bool
@@ -59,7 +59,7 @@ class Reporter:
         self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
         progress = state.learner.progress
         self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
-        if run.samples.is_dir():  # even without a checkpoint: an earlier trainer may have stored samples
+        if run.samples.is_dir():  # even without a checkpoint, an earlier trainer may have stored samples
             samples.truncate(run, progress.iteration, state.evaluations.step)
         if not resumed:
             self.events.hyperparameters(config.flatten())
@@ -71,13 +71,13 @@ class Reporter:
         status.device, status.health = str(device), state.health.active_warnings()
 
     def log_iteration(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> None:
-        """Check the run's health, and log and sample the iteration as often as configured. Adds to `metrics`."""
+        """Run the health checks, then log and sample the iteration as often as configured. Adds to `metrics`."""
         self._update_status()
         self._check_health(metrics)
         number, log, histograms = self.state.learner.progress.iteration, self.config.log, None
         if log.samples_every and (number == 1 or number % log.samples_every == 0 or is_last):
             histograms = self._write_sample(iteration, metrics)
-        evaluated = "eval/score" in metrics or self.state.evaluations.owed
+        evaluated = "eval/score" in metrics or self.state.evaluations.pending
         if number % log.every == 0 or evaluated or histograms:
             self.log_metrics(metrics, histograms)
 
@@ -86,7 +86,7 @@ class Reporter:
             self.events.scalars(self.state.learner.progress.steps, metrics, histograms)
 
     def log_responses(self, responses: list[dict[str, Any]]) -> None:
-        """Log the texts of an evaluation at the current step."""
+        """Log the responses of an evaluation at the current step."""
         progress = self.state.learner.progress
         with self.best_effort.attempt("samples/responses.jsonl"):
             samples.append_responses(self.run, progress.steps, progress.iteration, responses)
@@ -94,25 +94,28 @@ class Reporter:
             self.events.text(progress.steps, RESPONSES, markdown_table(responses))
 
     def write_status(self) -> None:
-        """Write run.json where that is possible."""
+        """Update run.json. A failed write is reported and retried later."""
         self._update_status()
         with self.best_effort.attempt("run.json"):
             self.run.write_status(self.status)
 
     def write_heartbeat(self) -> None:
-        """Write run.json if the last heartbeat is HEARTBEAT_S ago."""
+        """Update run.json if at least HEARTBEAT_S seconds have passed since the last heartbeat."""
         if time.monotonic() - self._beaten >= HEARTBEAT_S:
             self._beaten = time.monotonic()
             self.write_status()
 
     def finish(self, state: str) -> None:
-        """Write the final status. Raises OSError."""
+        """Write the final status to run.json. Raises OSError."""
         self.status.state = state
         self._update_status()
         self.run.write_status(self.status)
 
     def measure(self) -> dict[str, float]:
-        """Speed, and at most once per second the system's load: reading that costs more than a small iteration."""
+        """Return the speed and, at most once per HEARTBEAT_S, the system metrics.
+
+        Reading the system metrics can take longer than a small iteration.
+        """
         now = time.monotonic()
         steps = self.state.learner.progress.steps - self._steps_before
         metrics = {"time/steps_per_second": steps / max(1e-9, now - self._began)}
@@ -123,7 +126,7 @@ class Reporter:
         metrics["system/memory_gb"] = self._process.memory_info().rss / 1e9
         if self.device.type == "cuda":
             metrics["system/gpu_memory_gb"] = torch.cuda.memory_reserved(self.device) / 1e9
-            with suppress(ModuleNotFoundError, RuntimeError):  # torch asks a package of NVIDIA's, if it is installed
+            with suppress(ModuleNotFoundError, RuntimeError):  # torch needs an optional NVIDIA package for this
                 metrics["system/gpu"] = float(torch.cuda.utilization(self.device))
         return metrics
 
@@ -136,7 +139,7 @@ class Reporter:
         status.elapsed_s = self._elapsed_before + time.monotonic() - self._began
 
     def _check_health(self, metrics: dict[str, float]) -> None:
-        """Check the health of the iteration; changes go into the event file and run.json."""
+        """Run the health checks. Write their changes to the event file and active warnings to the status."""
         for line in self.state.health.update(self.state.learner.progress.steps, metrics):
             with self.best_effort.attempt("the event file"):
                 self.events.text(self.state.learner.progress.steps, HEALTH, line)
@@ -144,7 +147,7 @@ class Reporter:
         metrics["health/warnings"] = float(len(self.status.health))
 
     def _write_sample(self, iteration: Iteration, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-        """Store every quantity of the iteration's steps, add to `metrics` what the updates did; the histograms."""
+        """Store the step table of the iteration, add its metrics to `metrics` and return its histograms."""
         learner, progress = self.state.learner, self.state.learner.progress
         table = make_step_table(learner, iteration)
         metrics.update(table.metrics)

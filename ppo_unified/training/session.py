@@ -1,4 +1,4 @@
-"""Start from here: train a run in its folder, or load the policy that a run has trained."""
+"""Train a run in its folder, or load the policy of a trained run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from ppo_unified.training.trainer import Listener, Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended."""
+    """The result of a run."""
 
-    score: float | None  # of the last evaluation
+    score: float | None  # score of the last evaluation
     best_score: float | None
     solved_step: int | None
     state: str
@@ -42,9 +42,9 @@ class Result:
 
 
 def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
-    """Train `config` in a new folder under `runs` and return how it ended. Ctrl-C checkpoints and stops.
+    """Train `config` in a new run folder under `runs` and return the result. Ctrl-C saves a checkpoint and stops.
 
-    Raises UsageError for what cannot run; whatever ends the training itself is recorded in run.json and raised.
+    Raises UsageError for an invalid configuration. Errors during training are recorded in run.json and raised.
     """
     prepared = preparation.prepare(config, Path(runs), name)
     stop = StopRequest()
@@ -61,10 +61,10 @@ def train_in(
     listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
 ) -> Status:
-    """Train in a folder that this process holds the lock of, from its newest checkpoint if it has one.
+    """Train in a run folder whose lock this process holds. Continue from the newest checkpoint, if any.
 
-    Whatever ends the training is in run.json and log.txt when this returns or raises.
-    Raises StartError for what cannot even begin; then `undo` has been called, with the lock still held.
+    When this returns or raises, run.json and log.txt contain the reason for the end. Raises StartError if training
+    cannot begin; in that case `undo` is called first, before the lock is released.
     """
     status = run.read_status()
     stop.show_in(run)
@@ -74,13 +74,13 @@ def train_in(
             trainer.train()
         finally:
             trainer.close()
-    except Interrupted:  # nothing was trained since the newest checkpoint, or at all
-        status.state, status.reason = "stopped", f"{stop.reason} before it trained"
+    except Interrupted:  # the stop came during startup, so there is nothing to save
+        status.state, status.reason = "stopped", f"{stop.reason} before training began"
         run.write_status(status)
     except BaseException as error:
         kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
-        with suppress(OSError):  # the error itself is what to tell, though nothing can be written any more
+        with suppress(OSError):  # a write error here must not hide the error that ended the run
             if run.holds_lock():
                 run.write_status(status)
                 with open(run.log, "a", encoding="utf-8") as log:
@@ -95,7 +95,7 @@ def train_in(
 
 
 def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
-    """A trainer with its models. Raises StartError, OutOfMemory, and Interrupted: a model may take its time."""
+    """Create the trainer and its models. Raises StartError, OutOfMemory or, since loading may be slow, Interrupted."""
     try:
         with stop.interruptible():
             return _assemble(run, config, status, stop, listener)
@@ -103,7 +103,7 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest
         raise StartError(*error.args) from error
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise explain_out_of_memory(error, "making the models", config) from error
+            raise explain_out_of_memory(error, "creating the models", config) from error
         raise
 
 
@@ -121,23 +121,26 @@ def _assemble(run: Run, config: RunConfig, status: Status, stop: StopRequest, li
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
-    """The adapter that a configuration describes, at the start of a run."""
+    """Create the adapter of a configuration, in its initial state."""
     torch.set_num_threads(config.threads)
     adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
     return adapter
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """The device that `config.device` means here. Raises UsageError where a GPU is asked for and none is seen."""
+    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch finds no GPU."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device = 'cuda': torch sees no GPU here; see what is wrong with: ppo-unified doctor")
+        raise UsageError("device = 'cuda': torch finds no GPU; to find out why, run: ppo-unified doctor")
     if config.device == "auto":
         return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
     return torch.device(config.device)
 
 
 def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]:
-    """A run's adapter with the policy of a checkpoint ('best', 'latest' or a step), and that checkpoint's step."""
+    """Load the policy of a checkpoint ('best', 'latest' or a step) into a new adapter.
+
+    Return the adapter and the checkpoint's step.
+    """
     step, device = checkpoint.choose(run, which), resolve_device(config)
     adapter = build_adapter(config, device)
     restore_policy(adapter, run, step, checkpoint.load_policy(run, step, device))

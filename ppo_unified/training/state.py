@@ -1,4 +1,4 @@
-"""What changes while a run trains: a checkpoint holds all of it."""
+"""The state of a run that changes during training. A checkpoint contains all of it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from ppo_unified.training.health import Health
 
 @dataclass
 class Evaluations:
-    """What the evaluations of a run have found so far."""
+    """The results of a run's evaluations so far."""
 
-    step: int = -1  # of the last one
-    score: float | None = None  # of the last one
+    step: int = -1  # step of the last evaluation
+    score: float | None = None  # score of the last evaluation
     best_score: float | None = None
     best_step: int | None = None
     solved_step: int | None = None
-    owed: bool = False  # a stop interrupted the one at the current step; whoever resumes repeats it
+    pending: bool = False  # True if a stop interrupted the evaluation at the current step; resuming repeats it
 
     def add(self, step: int, score: float, solved: bool) -> None:
-        """A score that is not finite is never the best: nothing could beat a NaN, and it says nothing of the policy."""
-        self.step, self.score, self.owed = step, score, False
+        """Record an evaluation. A score that is not finite never becomes the best, since no score could beat a NaN."""
+        self.step, self.score, self.pending = step, score, False
         if solved or (math.isfinite(score) and (self.best_score is None or score > self.best_score)):
             self.best_score, self.best_step = score, step
         if solved:
             self.solved_step = step
 
     def is_best_at(self, step: int) -> bool:
-        """Whether this very step was evaluated, and is the best so far."""
+        """Return True if the last evaluation was at `step` and its score is the best so far."""
         return self.step == self.best_step == step
 
 
 @dataclass
 class TrainingState:
-    """Everything that a run needs to continue from here."""
+    """Everything that a run needs to continue training."""
 
     adapter: Adapter
     learner: Learner

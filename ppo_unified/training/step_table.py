@@ -1,4 +1,4 @@
-"""The table of an iteration's steps: every quantity of PPO at each of them, with the policy as the updates left it."""
+"""The step table: every PPO quantity at every step of an iteration, before and after its updates."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ppo_unified.engine.ppo import Iteration, Learner, clip_range, make_batch
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs import samples
 
-RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two are numpy.savez's
+RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two belong to numpy.savez
 
 
 class StepTable(NamedTuple):
-    """Every quantity of PPO at every step of an iteration."""
+    """Every PPO quantity at every step of an iteration."""
 
-    columns: dict[str, Tensor]  # [N, T] each, the engine's own quantities; 0 where masked
+    columns: dict[str, Tensor]  # [N, T] each; 0 at masked steps
     metrics: dict[str, float]  # means over all valid steps
     histograms: dict[str, np.ndarray]  # raw values at all valid steps
-    clip: float  # how far the ratio could fall below 1 in this iteration
-    clip_high: float  # and rise above it
+    clip: float  # the lower end of the clip range in this iteration is 1 - clip
+    clip_high: float  # the upper end of the clip range in this iteration is 1 + clip_high
 
 
 @torch.no_grad()
 def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
-    """Evaluate the policy once on the iteration that the learner has just completed.
+    """Create the step table of the iteration that the learner has just completed. Evaluates the policy once.
 
-    `clipped` counts as policy/clip_fraction does: the ratio is outside the range. Its gradient is zero only where the
-    advantage that the loss saw pushes it further out (and the objective clips at all).
+    As in policy/clip_fraction, `clipped` is True wherever the ratio is outside the clip range. The gradient of such a
+    step is zero only if the objective clips and the advantage would push the ratio further out.
     """
     rollout, batch, ppo = iteration.rollout, iteration.batch, learner.ppo
-    low, high = _past_clip_range(learner, int(batch.mask.sum()))
+    low, high = _used_clip_range(learner, int(batch.mask.sum()))
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
@@ -74,41 +74,42 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     return StepTable({"mask": rollout.mask} | columns, metrics, arrays, low, high)
 
 
-def _past_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
-    """The clip range of the iteration just completed, of `learned` steps, as annealed then."""
+def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
+    """Return the annealed clip range that was used in the completed iteration, which had `learned` steps."""
     progress = learner.progress
     before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
     return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
 def _flat_indices(rollout: Rollout) -> Tensor:
-    """Where in the flattened rollout each step of its batch is, int64 [R, L]: a batch leaves out rows without steps."""
+    """Return the index of each batch step in the flattened rollout, int64 [R, L]. A batch omits rows without steps."""
     numbers = torch.arange(rollout.mask.numel(), device=rollout.mask.device).view(rollout.mask.shape)
     return rollout.rows(numbers)[rollout.rows(rollout.mask).any(1)]
 
 
 def _scatter(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor:
-    """A batch's numbers [R, L] back in the rollout's shape [N, T]."""
+    """Move values from batch shape [R, L] to rollout shape [N, T]."""
     spread = torch.zeros(rollout.mask.shape, dtype=x.dtype, device=x.device)
     spread.view(-1)[places[batch.mask]] = x[batch.mask]
     return spread
 
 
 def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
-    """Columns as arrays of the first rows that samples keep; an adapter's `own`, from its `hook`, are checked first.
+    """Convert the columns to arrays, limited to the first rows that samples keep.
 
-    Raises ValueError where the hook gave something else than numbers or strings [N, T] under a name of its own.
+    `own` are additional columns from the adapter's `hook`. Raises ValueError unless each has an unused name and
+    contains numbers or strings of shape [N, T].
     """
     mask = columns["mask"]
     checked = {}
     for name, x in own.items():
         array = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
         if name in RESERVED or name in columns or not name.isidentifier():
-            raise ValueError(f"{hook}: a column cannot be named {name!r}")
+            raise ValueError(f"{hook}: column name {name!r} is reserved, already used or not a Python identifier")
         if array.shape != tuple(mask.shape) or array.dtype.kind not in "biufU":
             raise ValueError(
-                f"{hook}: column {name!r} is {array.dtype} {list(array.shape)}; it must be numbers or strings [N, T] = "
-                f"{list(mask.shape)}"
+                f"{hook}: column {name!r}: expected numbers or strings of shape [N, T] = {list(mask.shape)}, got "
+                f"{array.dtype} of shape {list(array.shape)}"
             )
         checked[name] = array
     rows = samples.rows_to_keep(mask.cpu().numpy())

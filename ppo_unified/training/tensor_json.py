@@ -1,7 +1,7 @@
-"""A trainer's nested state as tensors and JSON: nothing that is loaded from either can execute.
+"""Convert a trainer's nested state to safetensors and JSON, two formats that execute no code when loaded.
 
-Tensors go into the safetensors format, everything else stays where it was in a JSON document, each tensor replaced by
-its name. What JSON has no word for is an object with one key that begins with '$'.
+Tensors are stored in the safetensors format. The JSON document contains everything else, with each tensor replaced by
+its name. Types that JSON lacks are encoded as an object with one key that begins with '$'.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 _TENSOR, _TUPLE, _FLOAT, _ITEMS = "$tensor", "$tuple", "$float", "$items"
-_METADATA = "__metadata__"  # the one name that safetensors keeps for itself
-_NAMES = {  # of types, in a safetensors header
+_METADATA = "__metadata__"  # reserved by safetensors
+_NAMES = {  # type names in a safetensors header
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -38,8 +38,11 @@ _NAMES = {  # of types, in a safetensors header
 
 
 def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(a document that JSON can hold, the tensors in `state` by name). Raises TypeError for anything that is no tensor,
-    number, string, boolean, None, list, tuple or dict, naming where it stands."""
+    """Split `state` into a document for JSON and its tensors by name.
+
+    Raises TypeError, with the location, for anything except tensors, numbers, strings, booleans, None, lists, tuples
+    and dicts.
+    """
     tensors: dict[str, Tensor] = {}
     return _split(state, "", tensors), tensors
 
@@ -66,12 +69,13 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
             return dict(pairs)
         return {_ITEMS: [list(pair) for pair in pairs]}
     raise TypeError(
-        f"state{path}: a {type(value).__name__} can't be kept; make it a tensor, number, string, list or dict"
+        f"state{path}: expected a tensor, number, string, list or dict, got a {type(value).__name__}; convert it "
+        "in state_dict()"
     )
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `split` was given. Raises ValueError for a document that it can't have made."""
+    """Restore the state that `split` was called with. Raises ValueError for a document that `split` cannot return."""
     if isinstance(document, list):
         return [join(x, tensors) for x in document]
     if not isinstance(document, dict):
@@ -88,15 +92,15 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
         return float(content)
     if mark == _ITEMS and isinstance(content, list):
         return dict(_join_item(item, tensors) for item in content)
-    raise ValueError(f"{mark} = {str(content)[:100]!r} means nothing")
+    raise ValueError(f"invalid value {mark} = {str(content)[:100]!r}")
 
 
 def _join_item(item: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
     if not isinstance(item, list) or len(item) != 2:
-        raise ValueError(f"{str(item)[:100]} is no pair of key and value")
+        raise ValueError(f"expected a pair of key and value, got {str(item)[:100]}")
     key, value = (join(x, tensors) for x in item)
     if not _is_key(key):
-        raise ValueError(f"{str(key)[:100]} can't be a key")
+        raise ValueError(f"expected a hashable key, got {str(key)[:100]}")
     return key, value
 
 
@@ -105,20 +109,20 @@ def _is_key(value: Any) -> bool:
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file, piece by piece: one tensor at a time is in memory beside the rest.
+    """Yield a safetensors file in chunks, with at most one tensor in memory twice.
 
-    Written here because the library either makes the whole file in memory or writes it where no short write is seen.
-    A tensor that is another one under a second name (tied weights) is stored once and named in the header's metadata,
-    as `safetensors.torch.save_model` does; overlapping tensors of different shape become two.
+    The safetensors library is not used here: it either builds the complete file in memory or does not report short
+    writes. A tensor with several names (tied weights) is stored once, and the other names are listed in the header's
+    metadata, as in `safetensors.torch.save_model`. Overlapping tensors of different shapes are stored separately.
     """
     kept, aliases = _find_aliases(tensors)
-    order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # so that each is aligned to its type
+    order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # aligns each tensor to its element size
     header: dict[str, Any] = {_METADATA: aliases}
     end = 0
     for name in order:
         x = kept[name]
         if x.dtype not in _NAMES or x.layout is not torch.strided:
-            raise TypeError(f"{name}: a tensor of {x.dtype}, {x.layout} can't be kept")
+            raise TypeError(f"{name}: cannot save a tensor of type {x.dtype} and layout {x.layout}")
         start, end = end, end + x.numel() * x.element_size()
         header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode("ascii")
@@ -126,17 +130,17 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         flat = kept[name].detach().cpu().contiguous().reshape(-1)
-        yield _view_bytes(flat.as_strided(flat.shape, (1,)))  # of one element any stride will do
+        yield _view_bytes(flat.as_strided(flat.shape, (1,)))  # a tensor of one element may have any stride
 
 
 def _view_bytes(numbers: Tensor) -> memoryview:
-    """The memory of numbers [n] that stand side by side."""
+    """Return the memory of a contiguous tensor [n]."""
     array: Any = numbers.view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def _find_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that differ, and for each further name of one of them the name it is kept under."""
+    """Return the distinct tensors, and for each additional name of a tensor the name under which it is stored."""
     seen: dict[Any, str] = {}
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -151,10 +155,10 @@ def _find_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises OSError, ValueError or safetensors' SafetensorError."""
-    with safe_open(path, framework="pt", device=str(device)) as file:  # copies: the file may be removed
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    """Read the tensors of a safetensors file. Raises OSError, ValueError or SafetensorError."""
+    with safe_open(path, framework="pt", device=str(device)) as file:  # clone: the file may be removed later
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
         aliases = file.metadata() or {}
     if any(first not in tensors for first in aliases.values()):
-        raise ValueError("its header names a tensor that it does not hold")
+        raise ValueError("the header lists a tensor that is not in the file")
     return tensors | {name: tensors[first] for name, first in aliases.items()}

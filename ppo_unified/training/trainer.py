@@ -1,4 +1,4 @@
-"""The life of a run: collect, update, evaluate, report, save, until it ends or is asked to stop."""
+"""The training loop of a run: collect, update, evaluate, report and save, until the run ends or a stop is requested."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memor
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import TrainingState
 
-Listener = Callable[[Status, dict[str, float]], None]  # called after every iteration, with its metrics
+Listener = Callable[[Status, dict[str, float]], None]  # called with the metrics of each iteration
 
 
 @dataclass
 class Trainer:
-    """Trains one run from where its state stands."""
+    """Trains one run, starting from its current state."""
 
     run: Run
     config: RunConfig
@@ -37,7 +37,7 @@ class Trainer:
     listener: Listener
 
     def train(self) -> None:
-        """Train until the run ends or a stop is requested, and save; run.json then holds the final state."""
+        """Train until the run ends or a stop is requested, then save a checkpoint and the final state in run.json."""
         self.status.state = "running"
         self.reporter.write_status()
         end = self._train_until_stopped()
@@ -47,11 +47,11 @@ class Trainer:
         self.status.reason = end or self.stop.reason
         self._save()
         if self.checkpointer.failure:
-            raise RuntimeError(f"the last checkpoint could not be written: {self.checkpointer.failure}")
+            raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
         self.reporter.finish("stopped" if end is None else "finished")
 
     def _train_until_stopped(self) -> str | None:
-        """Why the run ended; None where a stop was requested first. Raises OutOfMemory and NonFiniteError."""
+        """Return why the run ended, or None if a stop was requested first. Raises OutOfMemory and NonFiniteError."""
         try:
             return self._train()
         except Interrupted:
@@ -62,8 +62,9 @@ class Trainer:
             raise
 
     def _train(self) -> str | None:
-        """As `_train_until_stopped`; raises Interrupted where a stop interrupts a rollout or an evaluation."""
-        if self.state.evaluations.owed or (self.config.eval.at_start and self._progress.steps == 0):
+        """Return what `_train_until_stopped` returns. Raises Interrupted if a stop request interrupts a rollout or an
+        evaluation."""
+        if self.state.evaluations.pending or (self.config.eval.at_start and self._progress.steps == 0):
             self._evaluate_between_iterations()
         if not self._is_over:
             for iteration in self._iterate():
@@ -79,23 +80,22 @@ class Trainer:
         return "total_steps reached" if reached else "total_iterations reached"
 
     def _iterate(self) -> Iterator[Iteration]:
-        """The engine's iterations. Raises NonFiniteError, naming the place and the file of the minibatch."""
+        """Yield the engine's iterations. Raises NonFiniteError that names the quantity, the step and the saved file."""
         try:
             yield from train(self.collector, self.state.learner)
         except NonFiniteError as error:
             raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
 
     def _finish_iteration(self, iteration: Iteration) -> None:
-        """Everything that follows an update, each at its own interval.
+        """Evaluate, log and save as often as configured.
 
-        Saving comes last: everything logged up to a checkpoint's step is complete; resuming discards what was logged
-        after it.
+        The checkpoint is written last, so the logs up to its step are complete. Resuming discards all later entries.
         """
         metrics = iteration.metrics | self.reporter.measure()
         try:
             if is_due(self.config.eval.every_steps, self._progress, int(iteration.batch.mask.sum())):
                 metrics |= self._evaluate()
-        finally:  # an interrupted evaluation costs the iteration nothing
+        finally:  # log the iteration even if a stop interrupts its evaluation
             self.reporter.log_iteration(iteration, metrics, is_last=self._has_ended)
         self._check_first_ratio(metrics["invariant/first_ratio_error"])
         if self.checkpointer.is_due():
@@ -104,9 +104,9 @@ class Trainer:
         self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
-        """The metrics of an evaluation at the current step. Raises Interrupted; then the evaluation is owed."""
+        """Evaluate at the current step and return the metrics. Raises Interrupted, which leaves it pending."""
         evaluations, step = self.state.evaluations, self._progress.steps
-        evaluations.owed = True
+        evaluations.pending = True
         with self.stop.interruptible():
             outcome = evaluate_run(
                 self.state.adapter,
@@ -120,7 +120,7 @@ class Trainer:
         return outcome.metrics
 
     def _evaluate_between_iterations(self) -> None:
-        """Evaluate, log and save, unless the current step has been evaluated already."""
+        """Evaluate, log and save, unless the current step has already been evaluated."""
         if self.state.evaluations.step != self._progress.steps:
             self.reporter.log_metrics(self._evaluate())
             self._save()
@@ -132,13 +132,14 @@ class Trainer:
     def _check_first_ratio(self, error: float) -> None:
         if error > self.config.ratio_tolerance:
             raise RuntimeError(
-                f"the ratio to the old policy is off by {error:.3g} before any update, in iteration "
-                f"{self._progress.iteration}: the adapter's collect() and its policy's evaluate() disagree"
+                f"iteration {self._progress.iteration}: expected a ratio of 1 between new and old policy before the "
+                f"first update, got an error of {error:.3g}: the log-probs of the adapter's collect() and of its "
+                "policy's evaluate() differ"
             )
 
     def _explain_out_of_memory(self, error: BaseException) -> OutOfMemory:
         rollout, minibatches = self.collector.rollout, self.config.ppo.minibatches
-        if self.state.evaluations.owed:
+        if self.state.evaluations.pending:
             return explain_out_of_memory(error, "evaluating", self.config)
         if rollout is None:
             return explain_out_of_memory(error, "collecting a rollout", self.config)
@@ -154,18 +155,18 @@ class Trainer:
 
     @property
     def _has_ended(self) -> bool:
-        """Whether the run has reached its own end, stop request or not."""
+        """True if the run is solved or has reached its total number of steps or iterations."""
         return self._is_solved or self._progress.remaining <= 0
 
     @property
     def _is_over(self) -> bool:
-        """Whether no iteration follows."""
+        """True if no more iterations follow, because the run has ended or a stop was requested."""
         return bool(self.stop) or self._has_ended
 
     def close(self) -> None:
-        """Release everything; an environment that fails to close changes nothing about how the run ended."""
+        """Close the adapter and the event file. An error of the adapter is printed; the run's result stays the same."""
         try:
             self.state.adapter.close()
         except Exception as error:
-            print_err(f"closing the environment failed: {type(error).__name__}: {error}")
+            print_err(f"cannot close the environment: {type(error).__name__}: {error}")
         self.reporter.events.close()

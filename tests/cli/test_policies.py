@@ -138,12 +138,12 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
         (("eval", "pole", "--episodes", "0"), "--episodes: expected an integer >= 1, got 0"),
         (("eval", "pole", "--episodes", "x"), "eval: --episodes: expected an integer, got 'x'; see ppo-unified eval"),
         (("eval", "pole", "--seed", "-1"), "--seed: expected an integer >= 0, got -1"),
-        (("eval", "pole", "--checkpoint", "first"), "no checkpoint 'first'; there are best, latest and "),
-        (("eval", "pole", "--checkpoint", "17"), "no checkpoint '17'"),
+        (("eval", "pole", "--checkpoint", "first"), "checkpoint 'first' not found; use best, latest or a step: "),
+        (("eval", "pole", "--checkpoint", "17"), "checkpoint '17' not found"),
         (("eval", "poel"), "did you mean 'pole'?"),
-        (("eval", "words", "--video"), "its render modes are ansi, and rgb_array is needed"),
-        (("eval", "unseen", "--video"), "its render modes are none, and rgb_array is needed"),
-        (("eval", "odd", "--video"), "render() gave float64 of shape [4, 4, 7]; a picture"),
+        (("eval", "words", "--video"), "expected a render mode rgb_array, got ansi"),
+        (("eval", "unseen", "--video"), "expected a render mode rgb_array, got none"),
+        (("eval", "odd", "--video"), "render(): expected a picture [height, width, 3] of uint8, got float64 of shape "),
         (("play", "pole", "--episodes", "0"), "--episodes: expected an integer >= 1, got 0"),
         (("play", "pole", "--fps", "nan"), "--fps: expected a number > 0, or 0 for the environment's rate, got nan"),
         (("play", "pole", "--fps", "-1"), "--fps: expected a number > 0, or 0 for the environment's rate, got -1"),
@@ -267,7 +267,7 @@ def test_same_seed_plays_the_same_episode() -> None:
 
 
 def test_play_rejects_vector_only_environment() -> None:
-    with pytest.raises(UsageError, match=r"OnlyVector-v0: has only a vector version"):
+    with pytest.raises(UsageError, match=r"OnlyVector-v0: cannot play .* because it only has a vector version"):
         gym_play.play(adapter_of("tests.gym_envs:OnlyVector-v0"), 1, 0, True, ())
 
 
@@ -354,7 +354,7 @@ def test_dumb_terminal_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPa
 def test_play_reports_environment_without_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run_on_terminal(monkeypatch, "play", "unseen", "--runs", str(runs))
     assert code == 2
-    assert "its render modes are none, and rgb_array or ansi is needed" in text
+    assert "expected a render mode rgb_array or ansi, got none" in text
     assert "\x1b" not in text
 
 
@@ -490,7 +490,7 @@ def test_export_rejects_program_with_different_actions(tmp_path: Path) -> None:
         list(other.policy.head.parameters())[-1].add_(0.01)
     gym_export.write_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
     gym_export.check_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
-    with pytest.raises(RuntimeError, match=r"acts otherwise than the policy"):
+    with pytest.raises(RuntimeError, match=r"returns other actions than the policy"):
         gym_export.check_program(ours.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
 
 

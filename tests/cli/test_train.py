@@ -91,8 +91,8 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
     ("how", "message"),
     [
         ("raise", "OverflowError"),
-        pytest.param("obs", "non-finite observation", marks=pytest.mark.exhaustive),
-        ("reward", "non-finite reward"),
+        pytest.param("obs", "returned a non-finite observation", marks=pytest.mark.exhaustive),
+        ("reward", "returned a non-finite reward"),
     ],
 )
 def test_environment_error_fails_run_and_keeps_folder(
@@ -144,10 +144,10 @@ USAGE_ERRORS = {
     ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
-    ("train", "nomodule:X-v0"): "module 'nomodule' cannot be imported",
+    ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",
     ("train", "cartpole", "--runs", "/proc/nowhere"): "the runs folder cannot be written",
     ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",
-    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "cannot be made with gym.env_kwargs = {'moon': 1}",
+    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "the environment with gym.env_kwargs = {'moon': 1}: ",
     ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
     ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
     ("resume", "nothing"): "no run 'nothing'",
@@ -209,7 +209,7 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
     assert code == 2
-    assert "torch sees no GPU" in error
+    assert "torch finds no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -237,7 +237,7 @@ def test_detached_start_reports_rejection_and_leaves_nothing(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, _, error = call("train", "cartpole", "--detach", "--device", "cuda")
     assert code == 2
-    assert "torch sees no GPU" in error
+    assert "torch finds no GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 

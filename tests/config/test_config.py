@@ -202,9 +202,9 @@ MISTAKES = {
     ("--total-steps", "0"): r"would never end",
     ("--ppo.dual-clip", "0.5"): r"ppo.dual_clip: expected 0 \(off\) or a number > 1, got 0.5",
     ("--optim.betas", "0.9", "1.0"): r"optim.betas: expected two numbers >= 0 and < 1, got \[0.9, 1.0\]",
-    ("--ppo.minibatches", "9999"): r"more than gym.num_envs x gym.num_steps = 1024",
-    ("--policy.shared", "--optim.no-joint"): r"policy.shared = true needs optim.joint = true",
-    ("--policy.hidden", "0"): r"every width must be at least 1",
+    ("--ppo.minibatches", "9999"): r"ppo.minibatches: expected at most gym.num_envs x gym.num_steps = 1024, got 9999",
+    ("--policy.shared", "--optim.no-joint"): r"policy.shared = true requires optim.joint = true",
+    ("--policy.hidden", "0"): r"policy.hidden: expected widths >= 1, got \[0\]",
     ("--ppo.advantage", "td", "--ppo.value-target", "monte-carlo", "--ppo.lam", "0.5"): r"ppo.lam = 0.5 has no effect",
 }
 

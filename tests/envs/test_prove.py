@@ -1,5 +1,5 @@
-"""`prove`: it holds for what stands here, and for nothing that is broken in a way that matters."""
-# ruff: noqa: E501 - the table reads best with one line a mutant
+"""`prove` passes for this project and fails for copies with a relevant defect."""
+# ruff: noqa: E501 - one line per mutant
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.mutants import Mutant, copy_project
 ADAPTER, SAMPLED, KL = "envs/llm/adapter.py", "envs/llm/generate.py", "envs/llm/kl.py"
 TOKEN_POLICY = "envs/llm/policy.py"
 VECTOR, PPO = "envs/gym/vector.py", "ppo_unified/engine/ppo.py"
-MUTANTS = {  # and a quantity that gives each away
+MUTANTS = {  # mutant -> a quantity that must differ
     Mutant("mask: with the prompt's last token", SAMPLED, "self.prompt_lengths[:, None] - 1)", "self.prompt_lengths[:, None] - 2)"): "steps",
     Mutant("mask: without the last token", SAMPLED, "self.lengths[:, None] - 1)", "self.lengths[:, None] - 2)"): "steps",
     Mutant("bootstrap: a value after the end", ADAPTER, "torch.where(last, 0.0, values.roll(-1, 1))", "torch.where(last, values, values.roll(-1, 1))"): "next_values",
@@ -37,21 +37,21 @@ MUTANTS = {  # and a quantity that gives each away
     Mutant("kl reward: one step late", KL, "-coef * kl", "-coef * kl.roll(1, 1)"): "rewards",
     Mutant("score: one token early", KL, "last_steps(mask)] += scores", "last_steps(mask) - 1] += scores"): "rewards",
     Mutant("alignment: actions are the states' own tokens", ADAPTER, "torch.where(mask, responses.tokens[:, 1:]", "torch.where(mask, responses.tokens[:, :-1]"): "steps",
-    Mutant("alignment: old log-probs of those", ADAPTER, "tokens[:, 1 : longest + 1]", "tokens[:, :longest]"): "logprobs",
+    Mutant("alignment: old log-probs of the states' own tokens", ADAPTER, "tokens[:, 1 : longest + 1]", "tokens[:, :longest]"): "logprobs",
     Mutant("alignment: values after the token", ADAPTER, "values=values,", "values=values.roll(-1, 1),"): "values",
     Mutant("alignment: the update reads other columns", TOKEN_POLICY, "self.network.trunk(obs)[chosen]", "self.network.trunk(obs)[chosen.roll(-1, 1)]"): "gradient: policy",
     Mutant("gymnasium: a value after termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"): "next_values",
     Mutant("gymnasium: reset columns are steps", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"): "steps",
-    Mutant("engine: no trace", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"): "advantages, by their definition",
-    Mutant("engine: sign of the objective", PPO, "    return -gain\n", "    return gain\n"): "policy gradient, exact",
+    Mutant("engine: no trace", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"): "advantages by definition",
+    Mutant("engine: sign of the objective", PPO, "    return -gain\n", "    return gain\n"): "exact policy gradient",
 }  # fmt: skip
-ALWAYS = {  # the others are tried by `make exhaustive`
+ALWAYS = {  # the other mutants are tested only by `make exhaustive`
     "mask: with the prompt's last token",
     "kl reward: sign",
     "engine: sign of the objective",
 }
 UNBROKEN = Mutant("nothing", PPO, "    return -gain\n", "    return -gain\n")
-# Imports what takes long once, and forks for every folder: each child finds this project's packages in its own folder.
+# Import slow packages once, then fork for each folder. Each child imports this project's packages from its folder.
 PROVE_IN_EACH = """
 import os, runpy, sys
 import gymnasium, pydantic, tokenizers, transformers
@@ -66,7 +66,7 @@ for folder in sys.argv[1:]:
         runpy.run_module("ppo_unified", run_name="__main__")
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-Outcomes = dict[str, tuple[int, dict[str, Any]]]  # a mutant's name -> exit code and JSON of `prove`
+Outcomes = dict[str, tuple[int, dict[str, Any]]]  # mutant name -> exit code and JSON of `prove`
 
 
 def mutant_param(mutant: Mutant, exhaustive: bool) -> Any:
@@ -74,11 +74,13 @@ def mutant_param(mutant: Mutant, exhaustive: bool) -> Any:
 
 
 def write_mutant(mutant: Mutant, folder: Path) -> Path:
-    """A copy of the packages with one thing broken."""
+    """Copy the packages to `folder` and apply the mutant."""
     copy_project(folder)
     path = folder / mutant.file
     text = path.read_text(encoding="utf-8")
-    assert text.count(mutant.old) == 1, f"{mutant.name}: its text stands {text.count(mutant.old)} times, not once"
+    assert text.count(mutant.old) == 1, (
+        f"{mutant.name}: expected its text once, found it {text.count(mutant.old)} times"
+    )
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
     return folder
 
@@ -97,7 +99,7 @@ def prove_in_each(folders: list[Path]) -> list[tuple[int, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Of an unbroken copy and the mutants that were asked for, all proved together."""
+    """Run `prove` in an unmodified copy and in one copy per selected mutant."""
     parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     asked = [x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)]
     mutants = list(dict.fromkeys([UNBROKEN, *asked]))
@@ -115,7 +117,7 @@ def test_prove_detects_and_names_each_defect(mutant: Mutant, outcomes: Outcomes)
 
 
 def test_prove_command_passes_on_an_unmodified_copy(outcomes: Outcomes, capsys: pytest.CaptureFixture[str]) -> None:
-    """Otherwise the exit codes above would mean nothing."""
+    """If `prove` failed for an unmodified copy, its failures for mutants would be meaningless."""
     code, document = outcomes[UNBROKEN.name]
     assert (code, document["ok"]) == (0, True)
     assert main(["prove"]) == 0
@@ -130,7 +132,7 @@ def test_prove_holds_for_other_seeds_and_a_shared_critic(seed: int, critic: Lite
     torch.set_num_threads(2)
     try:
         proof = prove(seed, critic)
-        assert torch.get_num_threads() == 2  # as its caller had set it
+        assert torch.get_num_threads() == 2  # restored to the caller's value
     finally:
         torch.set_num_threads(before)
     assert [check for check in proof.checks if not check.ok] == []
@@ -145,13 +147,13 @@ def test_prove_json_contains_every_number(capsys: pytest.CaptureFixture[str]) ->
     assert document["tolerance"] == TOLERANCE
     assert checks["steps"]["largest"] > 20
     needed = {"logprobs", "values", "rewards", "next_values", "advantages", "returns", "loss: total"}
-    assert needed | {"gradient: policy", "gradient: critic", "policy gradient, exact"} <= checks.keys()
+    assert needed | {"gradient: policy", "gradient: critic", "exact policy gradient"} <= checks.keys()
     for name in needed | {"gradient: policy", "gradient: critic"}:
         assert checks[name]["largest"] > 0
         assert checks[name]["difference"] <= TOLERANCE * max(1.0, checks[name]["largest"])
 
 
-# the environment
+# The environment
 
 
 def uniform(prefix: list[int]) -> np.ndarray:
@@ -171,7 +173,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def test_token_mdp_passes_gymnasium_check() -> None:
-    """Warnings are errors here."""
+    """Gymnasium's environment check reports problems as warnings, which are errors in these tests."""
     check_env(TokenMDP(**OPTIONS), skip_render_check=True)
     env = gym.make("envs.token_mdp:TokenMDP-v0", **OPTIONS)
     check_env(env.unwrapped, skip_render_check=True)
@@ -199,8 +201,8 @@ def test_token_episode_ends_and_is_scored_at_eos_or_limit(actions: list[int], sc
 
 
 def test_worked_rollout_agrees_in_both_adapters() -> None:
-    """DESIGN.md and docs/prove.md: "a b EOS" after a prompt of two tokens; beta = 0.1, score 1, lambda = 0.95."""
-    log_ratios = {2: 0.2, 3: -0.1, 4: 0.3}  # of the token after a prefix of that length
+    """This is the example in docs/prove.md: a prompt of two tokens, the response "a b END", kl_coef = 0.1 and score 1."""
+    log_ratios = {2: 0.2, 3: -0.1, 4: 0.3}  # length of the prefix -> log ratio of the next token
     a, b, end = 0, 1, 2
 
     def policy(prefix: list[int]) -> np.ndarray:
@@ -225,7 +227,7 @@ def test_worked_rollout_agrees_in_both_adapters() -> None:
 
 
 def advantages(rewards: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """GAE with gamma = 1, lambda = 0.95 of one episode that ends in the last column."""
+    """Return GAE with gamma = 1 and lambda = 0.95 for one episode that ends in the last column."""
     last = torch.arange(mask.shape[1]) == mask.shape[1] - 1
     rollout = Rollout(
         obs=torch.zeros(mask.shape),

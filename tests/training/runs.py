@@ -1,4 +1,4 @@
-"""Short runs of CartPole, and their event files."""
+"""Helpers that configure short CartPole runs and read their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 
 
-def quick(**changes: Any) -> RunConfig:
+def short_config(**changes: Any) -> RunConfig:
     options: dict[str, Any] = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}} | changes
     return load_preset("cartpole", **options)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whatever fails while one is written, and however one is damaged, an earlier one loads."""
+"""Checkpoints: if writing one fails or one is damaged, the previous one still loads."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CALLS = ("mkdir", "open", "write", "fsync", "close", "read", "stat", "scandir", 
 
 
 def save_checkpoint(run: Run, step: int, best: bool = False, score: float | None = None) -> Path:
-    """A checkpoint whose every part says which step it is of."""
+    """Save a checkpoint in which every file contains the step."""
     trainer = {"step": step, "moments": torch.full((5,), float(step)), "rates": [float("inf"), 0.1]}
     weights = {"a": torch.full((2, 3), float(step)), "b": torch.zeros(0)}
     return checkpoint.save(run, weights, trainer, Meta(step, step // 10, score=score, best=best))
 
 
 def check_newest(run: Run) -> int:
-    """The step of the newest checkpoint, all of whose parts are of that step."""
+    """Load the newest checkpoint, check that all its files are of the same step, and return that step."""
     found = checkpoint.load_newest(run, CPU)
     assert found is not None
     step = found.meta.step
@@ -46,13 +46,13 @@ def check_newest(run: Run) -> int:
 
 @pytest.fixture(autouse=True)
 def _skip_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No power fails here; pushing hundreds of checkpoints to the disk would take a minute."""
+    """Skip fsync, which would make these tests take a minute."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
 def run_with_checkpoints(tmp_path: Path) -> Run:
-    """A run with checkpoints of steps 10 (the best), 20 and 30."""
+    """A run with checkpoints at steps 10 (the best), 20 and 30."""
     run = Run(tmp_path / "a")
     run.path.mkdir()
     for step in (10, 20, 30):
@@ -60,15 +60,15 @@ def run_with_checkpoints(tmp_path: Path) -> Run:
     return run
 
 
-# faults
+# Faults
 
 
 class SimulatedKill(BaseException):
-    """The process is gone: nothing that it would have done any more has an effect."""
+    """Ends a simulated process. Its later system calls have no effect."""
 
 
 class Faults:
-    """Counts the system calls of a block and lets the one of that number fail in a way."""
+    """Counts system calls and makes the call with the given number fail in the given way."""
 
     def __init__(self, number: int = -1, way: str = "") -> None:
         self.number, self.way, self.calls, self.dead = number, way, list[str](), False
@@ -77,7 +77,7 @@ class Faults:
 
     def call(self, real: Callable[..., Any], name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.dead:
-            if name == "close":  # what the system does for the dead
+            if name == "close":  # the operating system closes the files of a dead process
                 real(*arguments)
             raise SimulatedKill
         self.calls.append(name)
@@ -91,7 +91,7 @@ class Faults:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _is_full_after(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
-        """Done, in part where it can be, and then an error."""
+        """Execute the call (a write only by half), then raise an error."""
         if name == "write":
             real(arguments[0], arguments[1][: len(arguments[1]) // 2])
         else:
@@ -99,13 +99,13 @@ class Faults:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _is_short(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
-        """A write or read of half of what was asked for, and no error."""
+        """Write or read only half of the bytes, without an error."""
         if name == "write":
             return real(arguments[0], arguments[1][: max(1, len(arguments[1]) // 2)])
         return real(arguments[0], max(1, arguments[1] // 2)) if name == "read" else real(*arguments, **options)
 
     def _lies(self, real: Callable[..., Any], name: str, arguments: Any, options: Any) -> Any:
-        """Half of it is written, all of it is claimed."""
+        """Write only half of the bytes but report all as written."""
         if name != "write":
             return real(*arguments, **options)
         real(arguments[0], arguments[1][: len(arguments[1]) // 2])
@@ -123,7 +123,7 @@ class Faults:
         raise SimulatedKill
 
     def _drop(self, name: str, opened: Any) -> None:
-        """What the caller never hears of."""
+        """Close a file or directory that the caller never receives."""
         if name == "open":
             self.close(opened)
         elif name == "scandir":
@@ -132,7 +132,7 @@ class Faults:
 
 @contextmanager
 def inject_faults(faults: Faults) -> Iterator[None]:
-    """The system calls of `os` inside the block go through `faults`."""
+    """Route the system calls of `os` in the block through `faults`."""
     real = {name: getattr(os, name) for name in CALLS}
     with pytest.MonkeyPatch.context() as patch:
         for name, function in real.items():
@@ -141,7 +141,7 @@ def inject_faults(faults: Faults) -> Iterator[None]:
 
 
 def save_and_prune(run: Run, faults: Faults) -> bool:
-    """Whether checkpoint 40 was written and older ones were removed."""
+    """Write checkpoint 40 and remove older ones. Return True if both succeed."""
     try:
         with inject_faults(faults):
             save_checkpoint(run, 40)
@@ -152,7 +152,7 @@ def save_and_prune(run: Run, faults: Faults) -> bool:
 
 
 WAYS: dict[str, tuple[str, ...]] = {"fails": CALLS, "is_full_after": CALLS, "dies_before": CALLS, "dies_after": CALLS}
-WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}  # which calls can
+WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -175,12 +175,12 @@ def test_failed_save_keeps_the_previous_checkpoint(run_with_checkpoints: Run, wa
         save_checkpoint(run_with_checkpoints, 50)
         checkpoint.prune(run_with_checkpoints, 1)
         assert check_newest(run_with_checkpoints) == 50
-        assert checkpoint.steps(run_with_checkpoints)[0] == 10, number  # the best
+        assert checkpoint.steps(run_with_checkpoints)[0] == 10, number  # the best checkpoint
         assert not list(checkpoint.find_leftovers(run_with_checkpoints))
     assert bool(failed) == (way != "is_short")
 
 
-# damage
+# Damaged files
 
 
 def truncate(path: Path) -> None:
@@ -216,7 +216,7 @@ def test_damaged_newest_checkpoint_falls_back_with_one_message(
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     assert str(damaged / name) in message
-    assert message.endswith("the checkpoint of step 20 is taken instead\n")
+    assert message.endswith("using the checkpoint of step 20 instead\n")
     assert checkpoint.steps(run_with_checkpoints) == [10, 20]
     assert checkpoint.choose(run_with_checkpoints, "latest") == 20
     save_checkpoint(run_with_checkpoints, 30)
@@ -233,10 +233,10 @@ def test_damaged_newest_checkpoint_falls_back_with_one_message(
 def test_all_checkpoints_damaged_is_an_error(run_with_checkpoints: Run) -> None:
     for step in checkpoint.steps(run_with_checkpoints):
         truncate(checkpoint.checkpoint_folder(run_with_checkpoints, step) / STATE)
-    with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; put a copy"):
+    with pytest.raises(UsageError, match=r"none of the 3 checkpoints can be loaded: .*000000000030.*; restore one"):
         checkpoint.load_newest(run_with_checkpoints, CPU)
     assert checkpoint.steps(run_with_checkpoints) == [10, 20, 30]
-    assert checkpoint.choose(run_with_checkpoints, "latest") == 30  # the policy is whole
+    assert checkpoint.choose(run_with_checkpoints, "latest") == 30  # the policy is intact
 
 
 def test_damaged_best_falls_back_and_damaged_step_is_rejected(
@@ -245,12 +245,12 @@ def test_damaged_best_falls_back_and_damaged_step_is_rejected(
     assert checkpoint.find_best(run_with_checkpoints) == (10, -10.0)
     flip_bit(checkpoint.checkpoint_folder(run_with_checkpoints, 10) / POLICY)
     assert checkpoint.choose(run_with_checkpoints, "best") == 30
-    assert "000000000010/policy.safetensors: is damaged" in capsys.readouterr().err
-    with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: is damaged"):
+    assert "000000000010/policy.safetensors: file is damaged" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"000000000010/policy\.safetensors: file is damaged"):
         checkpoint.choose(run_with_checkpoints, "10")
     truncate(checkpoint.checkpoint_folder(run_with_checkpoints, 10) / META)
     checkpoint.prune(run_with_checkpoints, 1)
-    assert checkpoint.steps(run_with_checkpoints) == [10, 30]  # it may be the best: who knows
+    assert checkpoint.steps(run_with_checkpoints) == [10, 30]  # step 10 may be the best, so it is kept
 
 
 def test_saving_a_step_again_supersedes_it(run_with_checkpoints: Run) -> None:
@@ -261,7 +261,7 @@ def test_saving_a_step_again_supersedes_it(run_with_checkpoints: Run) -> None:
     assert sorted(path.name for path in run_with_checkpoints.checkpoints.iterdir()) == ["000000000030.1"]
 
 
-# crafted
+# Malicious files
 
 
 def test_loading_checkpoint_runs_no_code(run_with_checkpoints: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,10 +272,10 @@ def test_loading_checkpoint_runs_no_code(run_with_checkpoints: Run, capsys: pyte
         written = {name: durable.checksum(folder / name) for name in (POLICY, TENSORS, STATE)}
         (folder / META).write_bytes(checkpoint._encode_meta(Meta(50, 5), written))
         assert check_newest(run_with_checkpoints) == 30
-        assert "trainer.json: cannot be loaded" in capsys.readouterr().err
+        assert "trainer.json: cannot load file" in capsys.readouterr().err
 
 
-# a policy alone
+# Loading only the policy
 
 
 def test_policy_loads_without_trainer_state(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rollouts are complete and finite, or nothing is learned from them."""
+"""Incomplete rollouts and rollouts with NaN or infinity are not used for training."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_nonfinite_rollout_names_quantity_row_and_column(name: str, wrong: float
         check_rollout(replace(rollout, **{name: x}))
     x = getattr(rollout, name).clone()
     x[~rollout.mask] = wrong
-    check_rollout(replace(rollout, **{name: x}))  # masked entries mean nothing
+    check_rollout(replace(rollout, **{name: x}))  # masked entries are ignored
 
 
-class Watching(BanditAdapter):
-    """Keeps a statistic of what it saw with its policy, and asks for the stop half-way."""
+class StoppingBandit(BanditAdapter):
+    """Updates a statistic in the policy during `collect`, then requests a stop."""
 
     def __init__(self, stop: StopRequest) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Watching(BanditAdapter):
 
 def test_interrupted_rollout_leaves_policy_and_state_unchanged() -> None:
     stop = StopRequest()
-    adapter = Watching(stop)
+    adapter = StoppingBandit(stop)
     collector = Collector(adapter, stop)
     before = adapter.state_dict()["generator"].clone()
     with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""Evaluations of a run: when they happen, when they call a task solved, and scores that are not finite."""
+"""Evaluations of a run: their intervals, the test for a solved task, and scores that are not finite."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, make_config, sequences
-from tests.training.runs import quick, read, result_step
+from tests.training.runs import read, result_step, short_config
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An evaluation at the threshold that the confirmation does not reach solves nothing."""
+    """A run is not solved if the first score reaches the threshold but the confirming evaluations do not."""
     from envs.gym.vector import GymAdapter
 
     calls: list[tuple[int, int]] = []
@@ -31,7 +31,7 @@ def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: py
         return [500.0 if episodes == 5 or seed % 2 else 100.0] * episodes
 
     monkeypatch.setattr(GymAdapter, "score", score)
-    result = run(quick(eval={"every_steps": 1000, "episodes": 5, "threshold": 490.0}), tmp_path)
+    result = run(short_config(eval={"every_steps": 1000, "episodes": 5, "threshold": 490.0}), tmp_path)
     assert result.solved_step is None
     assert result.reason == "total_steps reached"
     assert {episodes for episodes, _ in calls} == {5, 100}
@@ -39,7 +39,7 @@ def test_solved_needs_two_confirming_evaluations(tmp_path: Path, monkeypatch: py
 
 
 def test_evaluations_occur_at_multiples_of_the_interval(tmp_path: Path) -> None:
-    steps = read(run(quick(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
+    steps = read(run(short_config(stop_when_solved=False, eval={"every_steps": 600, "threshold": None}), tmp_path).path)
     evaluated, learned = steps.series["eval/score"].steps, steps.series["policy/kl"].steps
     before = dict(zip(learned, [0, *learned[:-1]], strict=True))
     passing = [step for step in learned if step // 600 > before[step] // 600]
@@ -51,7 +51,7 @@ def test_evaluations_occur_at_multiples_of_the_interval(tmp_path: Path) -> None:
 def test_nonfinite_score_is_neither_best_nor_solved(
     wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not at first, not in a confirmation, not in the end; a finite one between them is the best."""
+    """A score that is not finite does not count in any evaluation; the best score is the finite one between them."""
     scores = iter([[1.0, wrong], [30.0], [500.0], [500.0, wrong], [500.0], [500.0], [500.0], [wrong, 1.0]])
     monkeypatch.setattr(SequenceAdapter, "score", lambda self, n, seed, greedy: next(scores, [wrong, -wrong]))
     options = {"every_steps": 1, "threshold": 490.0}
@@ -61,9 +61,9 @@ def test_nonfinite_score_is_neither_best_nor_solved(
     assert (result.best_score, result.solved_step, result.state) == (30.0, None, "finished")
     assert checkpoint.find_best(kept) == (result.best_step, 30.0)
     assert json.loads((kept.path / "run.json").read_text(), parse_constant=pytest.fail)["score"] is None
-    said = capsys.readouterr().err
-    assert "1 of 2 episodes is not finite, first of episode 1" in said
-    assert f"step {result.step}: the score of 2 of 2 episodes is not finite, first of episode 0 ({wrong})" in said
+    output = capsys.readouterr().err
+    assert "1 of 2 episode scores are not finite, first in episode 1" in output
+    assert f"step {result.step}: 2 of 2 episode scores are not finite, first in episode 0 ({wrong})" in output
 
 
 @pytest.mark.usefixtures("sequences")

@@ -1,4 +1,4 @@
-"""A run folder that fills up, comes back, or goes away while a run trains in it."""
+"""Training continues while the disk is full, and ends if the run folder is removed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
 from tests.sequences import make_config, sequences
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -51,7 +51,7 @@ print(refused)
 
 
 def test_event_file_recovers_from_a_write_cut_short(tmp_path: Path) -> None:
-    """The limit cuts a write short, as a full disk does."""
+    """A file size limit makes the last write incomplete, like a full disk."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert 0 < int(done.stdout) < 150
@@ -67,7 +67,7 @@ def test_run_survives_a_full_disk(
 ) -> None:
     full = [True]
 
-    def refusing(original: Any) -> Any:
+    def fail_while_full(original: Any) -> Any:
         def write(*arguments: Any) -> Any:
             if full[0]:
                 raise FULL
@@ -79,27 +79,27 @@ def test_run_survives_a_full_disk(
     config = make_config(eval={"every_steps": 80, "episodes": 2})
     run = prepare(config, tmp_path, "a")
     for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
-        monkeypatch.setattr(owner, name, refusing(getattr(owner, name)))
-    monkeypatch.setattr(EventWriter, "_append", refusing(EventWriter._append))
+        monkeypatch.setattr(owner, name, fail_while_full(getattr(owner, name)))
+    monkeypatch.setattr(EventWriter, "_append", fail_while_full(EventWriter._append))
     monkeypatch.setattr(EventWriter, "hyperparameters", lambda self, options: None)
-    monkeypatch.setattr(EventWriter, "_write", starting_before(full, EventWriter._write))
+    monkeypatch.setattr(EventWriter, "_write", allow_first_records(full, EventWriter._write))
 
     def report(status: Status, metrics: dict[str, float]) -> None:
         full[0] = status.iteration < 5
 
     assert train_in(run, config, StopRequest(), report).state == "finished"
-    said = capsys.readouterr().err.splitlines()
+    output = capsys.readouterr().err.splitlines()
     for what in ("run.json", "the event file", "samples/"):
-        assert len([line for line in said if f"{what} cannot be written (No space left" in line]) == 1
-        assert len([line for line in said if f"{what} can be written again" in line]) == 1
+        assert len([line for line in output if f"cannot write {what} (No space left" in line]) == 1
+        assert len([line for line in output if f"writing {what} works again" in line]) == 1
     reader = EventReader(run.path)
     reader.poll()
-    assert len(reader.series["policy/kl"].steps) == 8  # what could not be written waited
+    assert len(reader.series["policy/kl"].steps) == 8  # failed writes were retried later
     assert samples.iterations(run) == [6, 8]
 
 
-def starting_before(full: list[bool], write: Any) -> Any:
-    """The first two records, which open an event file, are written while there is room."""
+def allow_first_records(full: list[bool], write: Any) -> Any:
+    """Wrap `write` so that the disk is not full before the first two records of the event file are written."""
     count = [0]
 
     def writing(self: EventWriter, event: Any) -> None:
@@ -133,7 +133,7 @@ def test_removed_folder_ends_run_and_is_not_recreated(
     assert (run.path / "run.json").exists() == replaced
     assert not run.checkpoints.exists()
     if replaced:
-        assert run.read_status().state == "starting"  # another run's, left alone
+        assert run.read_status().state == "starting"  # the status of the new run is unchanged
 
 
 def test_log_ignores_full_disk_and_closed_terminal(tmp_path: Path) -> None:

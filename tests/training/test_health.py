@@ -1,4 +1,4 @@
-"""Health checks: each is provoked by a run that goes wrong in its way, and none speaks of one that goes well."""
+"""Health checks: each one detects its problem, and none warns about a healthy run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.health import CHECKS, CRITIC, PERSIST, Health
 from tests.toys import run_engine
 
-WELL = {
+HEALTHY_METRICS = {
     "policy/kl": 0.01,
     "policy/clip_fraction": 0.15,
     "policy/entropy": 1.0,
@@ -37,7 +37,7 @@ WELL = {
     "response/eos_rate": 0.9,
     "response/repetition": 0.05,
 }
-ILL: dict[str, dict[str, float]] = {  # what the metrics become, by the check that is to tell
+BAD_METRICS: dict[str, dict[str, float]] = {  # check name -> metrics that make it warn
     "kl": {"policy/kl": 0.5},
     "clip_fraction": {"policy/clip_fraction": 0.8},
     "entropy": {"policy/entropy": 1e-4},
@@ -54,16 +54,16 @@ ILL: dict[str, dict[str, float]] = {  # what the metrics become, by the check th
     "repetition": {"response/repetition": 0.6},
     "reward_spread": {"reward/score_std": 0.0},
 }
-TURN = 40  # iteration at which a history falls ill
+FIRST_BAD = 40  # first iteration with bad metrics
 
 
-def history(ill: Mapping[str, float], well_again: int = 10**9, length: int = 80) -> list[dict[str, float]]:
-    """Iterations that are well, ill from TURN on, and well again later."""
-    return [WELL | (dict(ill) if TURN <= number < well_again else {}) for number in range(length)]
+def history(bad: Mapping[str, float], healthy_again: int = 10**9, length: int = 80) -> list[dict[str, float]]:
+    """Return metrics per iteration: healthy until FIRST_BAD, then bad, then healthy again from `healthy_again` on."""
+    return [HEALTHY_METRICS | (dict(bad) if FIRST_BAD <= number < healthy_again else {}) for number in range(length)]
 
 
 def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
-    """Names of the checks that fired at any time."""
+    """Return the names of the checks that warned in any iteration."""
     health, fired = Health(), set()
     for step, iteration in enumerate(metrics):
         health.update(step, iteration)
@@ -73,18 +73,17 @@ def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_each_health_check_detects_only_its_problem(check) -> None:  # type: ignore[no-untyped-def]
-    assert find_fired_checks(history(ILL[check.name])) == {check.name}
+    assert find_fired_checks(history(BAD_METRICS[check.name])) == {check.name}
 
 
-@pytest.mark.parametrize("name", ILL)
+@pytest.mark.parametrize("name", BAD_METRICS)
 def test_one_bad_iteration_raises_no_warning(name: str) -> None:
-    """However bad: a mean may need the window to forget it, so only as bad as the illness is."""
-    one = history(ILL[name], well_again=TURN + 1)
+    one = history(BAD_METRICS[name], healthy_again=FIRST_BAD + 1)
     assert not find_fired_checks(one)
 
 
 def test_accurate_critic_raises_no_warning() -> None:
-    """CartPole once it is solved: all returns are alike, and the explained variance is one of rounding errors."""
+    """When CartPole is solved, all returns are equal and the explained variance consists of rounding errors."""
     solved = {"value/explained_variance": -2.0, "loss/value": 1e-6, "value/mean": 50.0}
     assert not find_fired_checks(history(solved))
     assert find_fired_checks(history(solved | {"loss/value": 1.0})) == {"explained_variance"}
@@ -92,21 +91,22 @@ def test_accurate_critic_raises_no_warning() -> None:
 
 
 def test_warning_and_recovery_are_reported_once() -> None:
-    health, told = Health(), []
-    for step, metrics in enumerate(history(ILL["clip_fraction"], well_again=60)):
-        told += [(step, line.split()[0]) for line in health.update(step, metrics)]
-    (began, first), (healed, second) = told
-    assert (first, second) == ("clip_fraction:", "clip_fraction")
-    assert TURN + PERSIST <= began < 60 + PERSIST <= healed
+    health, events = Health(), []
+    for step, metrics in enumerate(history(BAD_METRICS["clip_fraction"], healthy_again=60)):
+        events += [(step, line) for line in health.update(step, metrics)]
+    (began, warning), (ended, recovery) = events
+    assert warning.startswith("clip_fraction: ")
+    assert recovery == "clip_fraction recovered."
+    assert FIRST_BAD + PERSIST <= began < 60 + PERSIST <= ended
     assert health.active_warnings() == []
 
 
-@pytest.mark.parametrize("name", ILL)
+@pytest.mark.parametrize("name", BAD_METRICS)
 def test_health_checks_are_identical_after_a_resume(name: str) -> None:
-    """The state goes through JSON, as a checkpoint may."""
+    """A state that was saved as JSON and loaded continues with the same warnings."""
     whole = Health()
     parts = Health()
-    for step, metrics in enumerate(history(ILL[name], well_again=65)):
+    for step, metrics in enumerate(history(BAD_METRICS[name], healthy_again=65)):
         assert parts.update(step, metrics) == whole.update(step, metrics)
         assert parts.active_warnings() == whole.active_warnings()
         if step % 7 == 3:
@@ -129,14 +129,14 @@ def test_critic_checks_are_skipped_without_critic() -> None:
 
 
 def test_nan_metric_is_ignored() -> None:
-    assert not find_fired_checks(WELL | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
+    assert not find_fired_checks(HEALTHY_METRICS | {"policy/kl": value} for value in [float("nan"), float("inf")] * 20)
 
 
-# runs that go wrong
+# Faulty runs
 
 
 class RandomRewardBandit(BanditAdapter):
-    """Pays by chance alone, a little: there is nothing for a critic to foresee, and no reason to settle."""
+    """A bandit with random rewards, which a critic cannot predict."""
 
     def collect(self) -> Rollout:
         rollout = super().collect()
@@ -144,7 +144,7 @@ class RandomRewardBandit(BanditAdapter):
 
 
 class AlternatingBandit(BanditAdapter):
-    """Pays in turn for the named arm and for the other one, so that every iteration unlearns the one before."""
+    """A bandit that rewards the right and the wrong arm in turn, so that each iteration reverses the last one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class AlternatingBandit(BanditAdapter):
 
 
 class WrongLogprobBandit(BanditAdapter):
-    """Remembers other log-probs than those it acted by."""
+    """A bandit that records wrong log-probs in its rollouts."""
 
     def collect(self) -> Rollout:
         rollout = super().collect()
@@ -164,7 +164,7 @@ class WrongLogprobBandit(BanditAdapter):
 
 
 class RewardBurstBandit(BanditAdapter):
-    """Rewards that are a thousand times as large in some iterations, late."""
+    """A bandit whose rewards are 1000 times larger in every other iteration after the 40th."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def test_gradient_bursts_are_detected() -> None:
 
 @pytest.fixture
 def faulty_runs(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Any]:
-    """The runs of benchmarks/health.py that go wrong, by name."""
+    """The faulty runs of benchmarks/health.py by name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     runs: Mapping[str, Any] = import_module("faulty_runs").FAULTY_RUNS
     return runs

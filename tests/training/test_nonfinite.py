@@ -1,4 +1,4 @@
-"""What is NaN or infinite stops a run before anything learns from it, is named, and can be looked at."""
+"""NaN or infinity in an update fails the run before the weights change; the message names and saves the minibatch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 from tests.toys import run_engine, weights
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 @pytest.mark.usefixtures("sequences")
@@ -34,7 +34,7 @@ def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: 
         seen.append(collect(self))
         if len(seen) == 3:
             assert isinstance(self.policy, SequencePolicy)
-            self.policy.off = torch.inf  # of log-probs in the update alone
+            self.policy.off = torch.inf  # error of the log-probs, in the update only
         return seen[-1]
 
     monkeypatch.setattr(SequenceAdapter, "collect", collect_then_break)
@@ -45,7 +45,7 @@ def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: 
     assert str(raised.value) in status.reason
     assert checkpoint.steps(run)[-1] == sum(int(rollout.mask.sum()) for rollout in seen[:2])
     path = run.path / "nonfinite" / "00000003.safetensors"
-    assert str(path) in str(raised.value)
+    assert f"the minibatch was saved to {path}" in str(raised.value)
     known, kept = json.loads(path.with_suffix(".json").read_text()), load_file(path)
     assert (known["iteration"], known["step"]) == (3, checkpoint.steps(run)[-1])
     assert kept["logprobs"].shape == kept["mask"].shape == kept["advantages"].shape

@@ -1,4 +1,4 @@
-"""Memory that runs out: the run says what to lower, by how much, for what it was doing."""
+"""Out of memory: the error recommends which option to lower, and to which value, in each phase of a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memor
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_allocator_errors_are_recognized() -> None:
     with pytest.raises(RuntimeError) as raised:
-        torch.empty(1 << 60, dtype=torch.uint8)  # more than any machine has
+        torch.empty(1 << 60, dtype=torch.uint8)  # more memory than any machine has
     assert is_out_of_memory(raised.value)
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
@@ -51,22 +51,22 @@ def test_out_of_memory_run_names_options_to_lower(
 
 
 def test_memory_advice_names_only_relevant_options() -> None:
-    said = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
-    assert "lower ppo.microbatch_columns from" in said
-    assert "set llm.gradient_checkpointing = true" in said
-    assert "gym" not in said
+    output = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
+    assert "lower ppo.microbatch_columns from" in output
+    assert "set llm.gradient_checkpointing = true" in output
+    assert "gym" not in output
 
 
 @pytest.mark.usefixtures("sequences")
 def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic")
-    said = str(explain_out_of_memory(MemoryError(), "making the models", config))
-    assert "making the models: set llm.lora_rank = 8 (" in said
+    output = str(explain_out_of_memory(MemoryError(), "creating the models", config))
+    assert "out of memory while creating the models: set llm.lora_rank = 8 (" in output
     small = load_preset("arithmetic", llm={"lora_rank": 4})
-    assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "making the models", small))
+    assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "creating the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
     run = prepare(make_config(), tmp_path, "a")
-    with pytest.raises(OutOfMemory, match="while making the models"):
+    with pytest.raises(OutOfMemory, match="while creating the models"):
         train_in(run, make_config(), StopRequest())
     assert run.read_status().state == "failed"
 

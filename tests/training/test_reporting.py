@@ -1,4 +1,4 @@
-"""What a run reports: declared metrics, samples of some iterations, and what its adapter adds."""
+"""Metrics and samples that a run stores, including those of its adapter."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.session import train_in
 from tests.sequences import EVIL, SequenceAdapter, make_config, sequences
-from tests.training.runs import quick, read, result_step
+from tests.training.runs import read, result_step, short_config
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_every_logged_metric_is_declared(tmp_path: Path) -> None:
-    result = run(quick(), tmp_path)
+    result = run(short_config(), tmp_path)
     tags = read(result.path).series
     assert set(tags) <= set(METRICS)
     assert {"policy/kl", "value/mean", "optim/steps", "eval/score", "invariant/first_ratio_error"} <= set(tags)
@@ -62,7 +62,7 @@ def test_stop_stores_no_extra_sample(tmp_path: Path, monkeypatch: pytest.MonkeyP
     stop, calls = StopRequest(), count(1)
 
     def updating(self: SequenceAdapter, generator: torch.Generator) -> None:
-        if next(calls) == 4 * 4 + 1:  # the first of the fifth iteration's 4 optimizer steps
+        if next(calls) == 4 * 4 + 1:  # the first of 4 optimizer steps in the fifth iteration
             stop.handle(signal.SIGTERM, None)
 
     monkeypatch.setattr(SequenceAdapter, "extra_loss", updating)
@@ -88,7 +88,7 @@ def test_storing_samples_does_not_change_training(tmp_path: Path) -> None:
 def test_resume_drops_samples_of_lost_iterations(tmp_path: Path) -> None:
     path = run(make_config(), tmp_path).path
     a_run = Run(path)
-    samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # of an iteration that was never checkpointed
+    samples.write(a_run, replace(samples.read(a_run, 8), iteration=11))  # an iteration after the last checkpoint
     seen: list[list[int]] = []
     further = make_config(total_iterations=10)
     a_run.acquire()
@@ -102,13 +102,13 @@ def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
     result = run(config, tmp_path)
     kept = samples.read(Run(result.path), 8)
     rewards = kept.columns["reward"]
-    named = (kept.columns["text"] == "left") == (kept.columns["context"] == 0)  # the bandit pays for the named arm
+    named = (kept.columns["text"] == "left") == (kept.columns["context"] == 0)  # the bandit rewards the named arm
     assert np.array_equal(rewards == 1, named & kept.columns["mask"])
-    series, said = read(result.path).series, samples.read_responses(Run(result.path))
-    assert list(said) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
-    assert len(said) > 2
-    assert min(series["eval/score"].values) >= 0  # the score is the trainer's own
-    assert said[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
+    series, output = read(result.path).series, samples.read_responses(Run(result.path))
+    assert list(output) == list(series["eval/score"].steps) == list(series["eval/sampled_score"].steps)
+    assert len(output) > 2
+    assert min(series["eval/score"].values) >= 0  # computed by the trainer, not reported by the adapter
+    assert output[result_step(result.path)] == [{"prompt": EVIL, "response": "seed 2", "score": None}] * 2
 
 
 @pytest.mark.usefixtures("sequences")

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped and resumed any number of times is the run that never stopped, to the bit."""
+"""A run that is killed or stopped and then resumed is bit-for-bit identical to an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPTS = ["1+2=", "a", "12", "xy", "7*8 is"]
 
 
 def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """A reward that differs between responses of an untrained model."""
+    """Return scores that differ between the responses of an untrained model."""
     return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def token_config(folder: Path, **llm: Any) -> RunConfig:
-    """Every part that has a state: prompts in order, an adapting KL coefficient, running scores, pretraining texts."""
+    """Configure a run in which every part has a state: prompts, KL coefficient, score scaling and pretraining texts."""
     options: dict[str, Any] = {
         "model": str(folder / "lm"),
         "prompts": str(folder / "prompts.jsonl"),
@@ -79,7 +79,7 @@ WHERE = [
 def test_killed_and_resumed_run_equals_uninterrupted(
     where: str, folder: Path, uninterrupted_run: Run, tmp_path: Path
 ) -> None:
-    """Killed at that place twice, a little later each time, and then left to finish."""
+    """The run is killed twice at the same place, resumed each time, and then finishes."""
     run = prepare_run(token_config(folder), tmp_path, "killed")
     deaths = [train_until_killed(run, where, number) for number in (2, 2)]
     assert all(deaths)
@@ -89,11 +89,11 @@ def test_killed_and_resumed_run_equals_uninterrupted(
 
 def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, uninterrupted_run: Run, tmp_path: Path) -> None:
     run = prepare_run(token_config(folder), tmp_path, "late")
-    assert train_until_killed(run, "after pruning", 6)  # the first is of the start
+    assert train_until_killed(run, "after pruning", 6)  # the first checkpoint is written before training
     assert run.read_status().state == "running"
     train_to_end(run)
     assert not find_differences(uninterrupted_run, run)
-    train_to_end(run)  # and once more changes nothing
+    train_to_end(run)  # resuming a finished run changes nothing
     assert not find_differences(uninterrupted_run, run)
 
 
@@ -113,7 +113,7 @@ def test_run_stopped_every_iteration_equals_uninterrupted(
     monkeypatch.setattr(Trainer, "_finish_iteration", stop_after_iteration)
     for _ in range(5):
         train_to_end(run, StopRequest())
-    assert run.read_status().state == "finished"  # asked to stop, but it was over
+    assert run.read_status().state == "finished"  # not "stopped": the last stop request came after the end
     assert not find_differences(single, run)
 
 
@@ -149,7 +149,8 @@ def test_failed_checkpoint_write_only_warns(
     train_to_end(run)
     messages = capsys.readouterr().err.splitlines()
     assert len(messages) == 2
-    assert "was not written ([Errno 28] No space left on device); training goes on" in messages[0]
+    assert "cannot write the checkpoint of step " in messages[0]
+    assert "([Errno 28] No space left on device); training continues" in messages[0]
     assert not [line for line in find_differences(uninterrupted_run, run) if "best checkpoint" not in line]
 
 
@@ -159,7 +160,7 @@ def test_failed_final_checkpoint_fails_the_run(
     run = prepare_run(token_config(folder), tmp_path, "full")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(RuntimeError, match=r"the last checkpoint could not be written: .*No space left"):
+        with pytest.raises(RuntimeError, match=r"cannot write the final checkpoint: .*No space left"):
             train_to_end(run)
     assert run.read_status().state == "failed"
     train_to_end(run)
@@ -180,7 +181,7 @@ def test_damaged_newest_checkpoint_resumes_from_previous(
 
 
 def save_with(run: Run, **changes: Any) -> Path:
-    """The newest checkpoint once more, with some of its contents changed; its folder."""
+    """Save the newest checkpoint again with changed content, and return the new folder."""
     found = checkpoint.load_newest(run, torch.device("cpu"))
     assert found is not None
     return checkpoint.save(run, found.policy, dict(found.trainer) | changes, found.meta)
@@ -196,24 +197,24 @@ def test_checkpoint_of_another_structure_is_a_one_line_error(
     written = save_with(run, **{part: {"x": [1]}})
     before = run.read_status()
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert f"{written} is whole, but not what this version writes" in said
+    output = capfd.readouterr().err
+    assert "Traceback" not in output
+    assert f"{written}: written by an incompatible version (" in output
     assert run.read_status() == before
 
 
 def test_unloadable_adapter_state_fails_the_run(
     folder: Path, uninterrupted_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In a line; its traceback is in the log. Without that checkpoint the run goes on."""
+    """The error is one line; the traceback is in log.txt. Without that checkpoint, the run can be resumed."""
     run = prepare_run(token_config(folder), tmp_path, "odd")
     assert train_until_killed(run, "after pruning", 2)
     run.release()
     written = save_with(run, adapter={"x": [1]})
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 1
-    said = capfd.readouterr().err
-    assert "odd failed: KeyError" in said
-    assert "Traceback" not in said
+    output = capfd.readouterr().err
+    assert "odd failed: KeyError" in output
+    assert "Traceback" not in output
     assert "Traceback" in run.log.read_text(encoding="utf-8")
     durable.remove(written)
     train_to_end(run)

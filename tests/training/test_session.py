@@ -11,13 +11,13 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.training.session import load_adapter
 from tests.sequences import sequences
-from tests.training.runs import quick
+from tests.training.runs import short_config
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
-    config = quick()
+    config = short_config()
     result = run(config, tmp_path)
     adapter, step = load_adapter(Run(result.path), config, "latest")
     assert step == Run(result.path).read_status().step
@@ -27,6 +27,6 @@ def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
 
 
 def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> None:
-    kept = Run(run(quick(), tmp_path).path)
-    with pytest.raises(UsageError, match="does not fit checkpoint"):
-        load_adapter(kept, quick(policy={"hidden": [32]}), "latest")
+    kept = Run(run(short_config(), tmp_path).path)
+    with pytest.raises(UsageError, match="does not match the checkpoint of step"):
+        load_adapter(kept, short_config(policy={"hidden": [32]}), "latest")

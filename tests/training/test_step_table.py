@@ -1,4 +1,4 @@
-"""The step table: every quantity of PPO at its own step, however the rollout was cut for the update."""
+"""The step table has every PPO quantity at the right step, for any arrangement of rows and minibatches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
 @pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
 @pytest.mark.parametrize("columns", [5, 24, 10_000])
 def test_step_table_matches_every_training_step(row_len: int, normalize: str, columns: int) -> None:
-    """However rows are cut, sorted and left out on the way, each number lands where the rollout has its step."""
+    """Every value is at its step of the rollout, although the batch splits, sorts and omits rows."""
     rollout = with_next_values(random_rollout(n=7, row_len=row_len, ragged=True, holes=0.4))
     rollout = replace(rollout, mask=rollout.mask & (torch.arange(7) != 3)[:, None])
     options = {"normalize_advantages": normalize, "microbatch_columns": columns, "clip": 0.2, "clip_high": 1.5}

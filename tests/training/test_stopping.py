@@ -1,4 +1,4 @@
-"""Requests to stop: taken in the middle of a rollout, an evaluation or the making of a model, at no cost to the run."""
+"""A stop request takes effect during a rollout, an evaluation or the creation of a model, without changing results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.sequences import SequenceAdapter, make_config, sequences  # noqa: F40
 
 
 def train_or_resume(run: Run, config: RunConfig, stop: StopRequest | None = None) -> str:
-    """Train in a folder, new or old; the state it ended in."""
+    """Train in a new or an existing run folder and return the final state."""
     if (run.path / "run.json").exists():
         reopen(run)
     else:
@@ -36,7 +36,7 @@ def train_or_resume(run: Run, config: RunConfig, stop: StopRequest | None = None
 
 
 def curves(run: Run) -> dict[str, tuple[list[int], list[float]]]:
-    """Every series that is no measurement of time or machine."""
+    """Return all series except time and system metrics."""
     reader = EventReader(run.path)
     reader.poll()
     shown = {tag: x for tag, x in reader.series.items() if not tag.startswith(("time/", "system/"))}
@@ -55,7 +55,7 @@ def assert_same(run: Run, other: Run) -> None:
 
 
 def stop_in(method: str, number: int, stop: StopRequest, monkeypatch: pytest.MonkeyPatch, of: type) -> None:
-    """Have the `number`-th call of an adapter's method be told to stop once it has done its work."""
+    """Request a stop at the end of the `number`-th call of an adapter's method."""
     original: Callable[..., Any] = getattr(of, method)
     calls = count(1)
 
@@ -108,7 +108,7 @@ def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> N
     assert train_or_resume(whole, config) == "finished"
     stop = StopRequest()
     with pytest.MonkeyPatch.context() as patch:
-        stop_in("_rollout", 3, stop, patch, LLMAdapter)  # after the responses were drawn and the KL's weight had moved
+        stop_in("_rollout", 3, stop, patch, LLMAdapter)  # after sampling responses and changing the KL coefficient
         assert train_or_resume(pieces, config, stop) == "stopped"
     assert pieces.read_status().iteration == 2
     assert train_or_resume(pieces, config) == "finished"
@@ -129,13 +129,13 @@ def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(vector, "build", build_slowly)
         assert train_or_resume(run, config, stop) == "stopped"
-    assert run.read_status().reason == "stopped by SIGHUP before it trained"
+    assert run.read_status().reason == "stopped by SIGHUP before training began"
     assert not run.is_locked()
     assert train_or_resume(run, config) == "finished"
 
 
 def test_error_after_a_stop_request_counts_as_the_stop() -> None:
-    """A worker process that the same signal ended, say."""
+    """The same signal may, for example, end a worker process, which then causes an error here."""
 
     def swallow_interrupt() -> None:
         with pytest.raises(Interrupted):
@@ -156,7 +156,7 @@ def test_stop_request_outside_rollout_is_only_recorded() -> None:
     stop.handle(signal.SIGINT, None)
     assert stop
     with pytest.raises(Interrupted), stop.interruptible():
-        raise AssertionError("never begun")
+        raise AssertionError("the block must not run")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ gym.register("Slow-v0", entry_point=Slow)
 
 @pytest.mark.parametrize(("vectorization", "whom"), [("sync", "trainer"), ("async", "group")])
 def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_path: Path) -> None:
-    """Nor does one in worker processes, whether the signal is sent to the trainer alone or to all of them."""
+    """This holds for worker processes too, and for signals to the trainer or to its process group."""
     (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
     options = ["--name", "a", "--gym.num-envs", "2", "--gym.vectorization", vectorization]
     whole = [sys.executable, "-m", "ppo_unified", "train", "slow:Slow-v0", *options]
@@ -224,11 +224,11 @@ def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_pat
         wait_for((tmp_path / "stepping").exists)
         (os.kill if whom == "trainer" else os.killpg)(process.pid, signal.SIGTERM)
         try:
-            said = process.communicate(timeout=60)[1].decode()
+            output = process.communicate(timeout=60)[1].decode()
         finally:
             process.kill()
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert "failed" not in said
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "failed" not in output
     run = Run(tmp_path / "runs" / "a")
     assert (run.read_status().state, checkpoint.steps(run)) == ("stopped", [0])

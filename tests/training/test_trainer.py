@@ -1,4 +1,4 @@
-"""The trainer: what it writes while training, when it calls a task solved, and what it does when things go wrong."""
+"""The training loop: reproducible results, when a run ends, and inconsistent log-probs of an adapter."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from ppo_unified import run
 from ppo_unified.runs.folder import Run
 from tests.sequences import make_config, sequences
-from tests.training.runs import quick, read
+from tests.training.runs import read, short_config
 
-__all__ = ["sequences"]  # a fixture, used by name
+__all__ = ["sequences"]  # a fixture that tests request by name
 
 
 def test_run_depends_only_on_its_seed(tmp_path: Path) -> None:
     curves = []
     for seed in (3, 3, 4):
-        path = run(quick(seed=seed), tmp_path).path
+        path = run(short_config(seed=seed), tmp_path).path
         curves.append(list(read(path).series["loss/policy"].values))
     assert curves[0] == curves[1] != curves[2]
 
@@ -34,15 +34,19 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
         return new._replace(logprobs=new.logprobs + (0.1 if torch.is_grad_enabled() else 0.0))
 
     monkeypatch.setattr(GymPolicy, "evaluate", evaluate_wrongly)
-    with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.1"):
-        run(quick(), tmp_path)
+    with pytest.raises(
+        RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.1"
+    ):
+        run(short_config(), tmp_path)
     status = Run(tmp_path / "cartpole-s1").read_status()
     assert status.state == "failed"
-    assert "collect() and its policy's evaluate() disagree" in status.reason
+    assert "collect() and of its policy's evaluate() differ" in status.reason
 
 
 def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
-    result = run(quick(total_steps=0, total_iterations=3, stop_when_solved=False, eval={"threshold": None}), tmp_path)
+    result = run(
+        short_config(total_steps=0, total_iterations=3, stop_when_solved=False, eval={"threshold": None}), tmp_path
+    )
     status = Run(result.path).read_status()
     assert (status.iteration, status.reason) == (3, "total_iterations reached")
     rates = read(result.path).series["optim/lr"].values
@@ -52,5 +56,7 @@ def test_total_iterations_ends_the_run(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sequences")
 def test_first_ratio_tolerance_is_configurable(tmp_path: Path) -> None:
     assert run(make_config(toy={"off": 0.05, "tolerance": 0.1}), tmp_path, "lenient").state == "finished"
-    with pytest.raises(RuntimeError, match=r"ratio to the old policy is off by 0\.05"):
+    with pytest.raises(
+        RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.05"
+    ):
         run(make_config(toy={"off": 0.05}), tmp_path, "strict")

@@ -1,4 +1,4 @@
-"""The networks and distributions of the Gymnasium adapter, against torch.distributions."""
+"""The networks of the Gymnasium adapter, and its distributions compared with torch.distributions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_samples_follow_evaluated_probabilities(actions: ActionLayout) -> None:
     obs = observations(rows=1)[:, :1].expand(40_000, 1, -1)
     drawn = policy.act(obs[:, 0], torch.Generator().manual_seed(5))[:, None]
     scored = policy.evaluate(obs, drawn)
-    # the mean surprise of samples is the entropy exactly when they are drawn from the scored distribution
+    # The mean of -log-prob equals the entropy only if the samples come from the evaluated distribution.
     assert -scored.logprobs.mean().item() == pytest.approx(scored.entropy.mean().item(), abs=0.03)
 
 

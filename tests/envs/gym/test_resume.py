@@ -1,4 +1,4 @@
-"""Gymnasium environments go on from a checkpoint as if nothing had happened, or say that they don't."""
+"""Resuming continues the episodes of Gymnasium environments, or restarts them with a message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
 
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # Box2D's, while it is imported
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")  # from the import of Box2D
 
 OPENED: list[GymAdapter] = []  # closed after each test
 
@@ -54,7 +54,7 @@ def equal(a: Rollout, b: Rollout) -> bool:
 
 
 def save_and_load(adapter: GymAdapter) -> Any:
-    """The adapter's state and its policy's, through a file that executes nothing."""
+    """Save the states of the adapter and its policy, and load them with weights_only=True."""
     file = io.BytesIO()
     torch.save((adapter.state_dict(), adapter.policy.state_dict()), file)
     file.seek(0)
@@ -68,7 +68,10 @@ def load_state(adapter: GymAdapter, state: Any) -> str | None:
 
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "own vector version": ("CartPole-v1", {}),
-    "own vector version, all to be reset": ("CartPole-v1", {"env_kwargs": {"max_episode_steps": 5}, "num_steps": 5}),
+    "own vector version, all environments reset next": (
+        "CartPole-v1",
+        {"env_kwargs": {"max_episode_steps": 5}, "num_steps": 5},
+    ),
     "loop": ("CartPole-v1", {"vectorization": "sync"}),
     "processes": ("tests.gym_envs:Locks-v0", {"vectorization": "async"}),
     "Acrobot": ("Acrobot-v1", {}),
@@ -81,7 +84,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "FrozenLake": ("FrozenLake-v1", {}),
     "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
     "Dict observation, mask": ("tests.gym_envs:Locks-v0", {"vectorization": "sync"}),
-    "a vector version that can be put back": ("tests.gym_envs:KeepsCounters-v0", {"num_steps": 7}),
+    "vector version with load_state_dict": ("tests.gym_envs:KeepsCounters-v0", {"num_steps": 7}),
     "time limit": ("tests.gym_envs:TimedCounter-v0", {}),
 }
 
@@ -96,7 +99,7 @@ def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
         restored = make_adapter(env_id, **options)
         assert load_state(restored, state) is None
         state_again = save_and_load(restored)[0]["envs"]
-        assert str(state_again) == str(state[0]["envs"]), "saved at once, the state is another"
+        assert str(state_again) == str(state[0]["envs"]), "the state changed between loading and saving"
         assert equal(restored.collect(), unbroken.collect())
         restored.close()
         OPENED.remove(restored)
@@ -104,7 +107,7 @@ def test_restored_adapter_collects_identical_rollouts(name: str) -> None:
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_episode_end_before_checkpoint_is_followed_by_reset(vectorization: str) -> None:
-    """Episodes of 3 steps and their reset columns: after 7 steps every environment waits for its reset."""
+    """After 7 steps (two episodes of 3 steps and a reset column), the next step resets every environment."""
     unbroken = make_adapter("tests.gym_envs:TimedCounter-v0", num_steps=7, vectorization=vectorization)
     unbroken.collect()
     assert unbroken.ended.all()
@@ -118,13 +121,12 @@ def test_episode_end_before_checkpoint_is_followed_by_reset(vectorization: str) 
 
 @pytest.mark.parametrize("num_envs", [2, 11])
 def test_changed_num_envs_restarts_episodes_only(num_envs: int) -> None:
-    """What a run that was out of memory is told to lower. In processes, in a loop and with arrays of their own alike:
-    the environments are not even asked."""
+    """Lowering gym.num_envs is the advice after an out-of-memory error, so the rest of the state must be restored."""
     options: dict[str, Any] = {"num_steps": 30, "normalize_obs": True, "normalize_reward": True}
     stopped, restored = (make_adapter("CartPole-v1", num_envs=n, **options) for n in (8, num_envs))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    now = f"there were 8 environments, now gym.num_envs is {num_envs}"
+    now = f"gym.num_envs changed from 8 to {num_envs}"
     assert why == f"episodes restarted: CartPole-v1: {now}"
     assert torch.equal(restored.generator.get_state(), stopped.generator.get_state())
     assert restored.steps_taken == stopped.steps_taken
@@ -139,7 +141,7 @@ def test_changed_num_envs_restarts_episodes_only(num_envs: int) -> None:
 
 
 def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
-    """As after running out of memory: lowered in config.toml, then resumed."""
+    """A user may lower gym.num_envs in config.toml after an out-of-memory error and then resume."""
     config = load_preset("cartpole", gym={"num_envs": 8}, eval={"episodes": 1}, total_iterations=2)
     kept = Run(run(config, tmp_path).path)
     fewer = load_preset("cartpole", gym={"num_envs": 2}, eval={"episodes": 1}, total_iterations=3)
@@ -147,7 +149,7 @@ def test_run_resumes_with_fewer_environments(tmp_path: Path) -> None:
     kept.write_status(preparation.reopen(kept))
     status = train_in(kept, fewer, StopRequest())
     assert (status.state, status.iteration) == ("finished", 3)
-    assert "there were 8 environments" in status.resumes[-1]["restored"]
+    assert "gym.num_envs changed from 8" in status.resumes[-1]["restored"]
 
 
 @pytest.mark.parametrize("by", ["system", "past"])
@@ -156,8 +158,9 @@ def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     stopped, restored = (make_adapter("tests.gym_envs:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.gym_envs:Unrepeatable-v0: a replayed episode showed something else"
-    assert not restored.episodes.length.any(), "a new episode counts from 0"
+    reason = "a replayed episode returned other observations or rewards"
+    assert why == f"episodes restarted: tests.gym_envs:Unrepeatable-v0: {reason}"
+    assert not restored.episodes.length.any(), "the length of a new episode starts at 0"
     assert restored.collect().mask[:, 0].all()
 
 
@@ -168,7 +171,7 @@ def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     )
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: FrozenLake-v1: a replayed episode showed something else"
+    assert why == "episodes restarted: FrozenLake-v1: a replayed episode returned other observations or rewards"
 
 
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
@@ -176,7 +179,7 @@ def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
     assert why is not None
-    assert "CounterVector has no state_dict" in why
+    assert "CounterVector has no methods state_dict and load_state_dict" in why
 
 
 def test_modified_state_arrays_restart_episodes() -> None:
@@ -185,21 +188,21 @@ def test_modified_state_arrays_restart_episodes() -> None:
     state = save_and_load(stopped)
     state[0]["envs"]["arrays"]["state"][0, 0] += 1
     why = load_state(restored, state)
-    assert why == "episodes restarted: CartPole-v1: the restored environments show other observations"
+    assert why == "episodes restarted: CartPole-v1: the restored environments returned other observations"
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "LONGEST", 10)
+    monkeypatch.setattr(restore, "MAX_RECORDED_STEPS", 10)
     options: dict[str, Any] = {"env_kwargs": {"length": 1000}, "vectorization": "sync"}
     stopped, restored = (make_adapter("tests.gym_envs:Counter-v0", **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: tests.gym_envs:Counter-v0: an episode has more than 10 steps"
+    assert why == "episodes restarted: tests.gym_envs:Counter-v0: an episode is longer than 10 steps"
 
 
 def test_long_episodes_fit_in_the_record() -> None:
     stopped, restored = (
-        make_adapter("Pendulum-v1", num_envs=1, num_steps=3 * restore.FIRST_STEPS, vectorization="sync")
+        make_adapter("Pendulum-v1", num_envs=1, num_steps=3 * restore.INITIAL_CAPACITY, vectorization="sync")
         for _ in range(2)
     )
     stopped.collect()
@@ -208,7 +211,7 @@ def test_long_episodes_fit_in_the_record() -> None:
 
 
 def test_resumed_cartpole_equals_uninterrupted_run(tmp_path: Path) -> None:
-    """Six iterations of CartPole at once, and three and three."""
+    """Six iterations give the same weights as three iterations, a stop and three more."""
     gym = {"num_envs": 4, "num_steps": 32, "vectorization": "sync"}
     config = load_preset("cartpole", gym=gym, eval={"episodes": 1}, total_iterations=6)
     whole, halves = Run(run(config, tmp_path / "whole").path), preparation.prepare(config, tmp_path / "halves", "")

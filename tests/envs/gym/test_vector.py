@@ -1,4 +1,4 @@
-"""Gymnasium's vector environments as rollouts: ends, masks, spaces, normalisation, broken environments."""
+"""Rollouts from Gymnasium vector environments: episode ends, masks, spaces, normalisation and faulty environments."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def value_of(adapter: GymAdapter, shown: float) -> float:
 @pytest.mark.parametrize(("env_id", "vectorization"), KINDS)
 @pytest.mark.parametrize("ends", ["truncated", "terminated"])
 def test_truncation_bootstraps_and_termination_does_not(env_id: str, vectorization: str, ends: str) -> None:
-    """Counters of 3 steps: columns 0 1 2 | 3 resets | 4 5 6, and the rollout's last column is an end too."""
+    """Each episode has 3 steps (columns 0 to 2 and 4 to 6). Column 3 is a reset; the rollout ends with an episode."""
     adapter = make_adapter(env_id, vectorization=vectorization, env_kwargs={"length": 3, "ends": ends})
     rollout = adapter.collect()
     again = adapter.collect()
-    assert obs_of(rollout)[:, :, 0].tolist() == [[0, 1, 2, 3, 0, 1, 2]] * 2  # column 3 shows the final observation
+    assert obs_of(rollout)[:, :, 0].tolist() == [[0, 1, 2, 3, 0, 1, 2]] * 2  # column 3 contains the final observation
     assert rollout.mask.tolist() == [[True, True, True, False, True, True, True]] * 2
     ended = torch.tensor([False, False, True, False, False, False, True])
     assert torch.equal(rollout.continues, ~ended.expand(2, 7))
@@ -79,7 +79,7 @@ def test_truncation_bootstraps_and_termination_does_not(env_id: str, vectorizati
         if value is not None:
             assert rollout.next_values[0, t].item() == pytest.approx(value, abs=1e-6)
             assert rollout.values[0, t].item() == pytest.approx(values[int(obs_of(rollout)[0, t, 0])], abs=1e-6)
-    assert again.mask[:, 0].tolist() == [False, False]  # the reset of the episode that ended before
+    assert again.mask[:, 0].tolist() == [False, False]  # the reset after the previous rollout's last episode
     assert obs_of(again)[0, :2, 0].tolist() == [3, 0]
 
 
@@ -91,7 +91,7 @@ def test_time_limit_is_a_truncation() -> None:
 
 
 def train_values(ends: str, blind: bool, gamma: float) -> tuple[GymAdapter, dict[str, float]]:
-    """Train on 3-step episodes of reward 1; the adapter and the last metrics."""
+    """Train on episodes of 3 steps with reward 1. Return the adapter and the last metrics."""
     config = make_config(
         "tests.gym_envs:Counter-v0",
         num_envs=2,
@@ -119,14 +119,14 @@ def test_terminated_constant_reward_has_finite_horizon_value() -> None:
 
 @pytest.mark.parametrize("env_id", ["Locks-v0", "LocksSideBySide-v0"])
 def test_masked_actions_have_probability_zero(env_id: str) -> None:
-    """The environment raises where a forbidden setting arrives; at its ends it allows nothing: no matter."""
+    """The environment rejects forbidden actions. The empty masks at the end of its episodes are ignored."""
     adapter = make_adapter(f"tests.gym_envs:{env_id}", num_envs=4, num_steps=50)
     rollout = adapter.collect()
     assert not isinstance(rollout.obs, Tensor)
     mask = rollout.obs["action_mask"]
     assert mask.shape == (4, 50, 5)
-    assert mask[~rollout.mask].all()  # a reset column allows everything
-    assert (~mask[rollout.mask]).sum(-1).eq(1).all()  # any other forbids one setting
+    assert mask[~rollout.mask].all()  # a reset column allows every action
+    assert (~mask[rollout.mask]).sum(-1).eq(1).all()  # each other column forbids one option
     taken = rollout.actions[rollout.mask]
     assert mask[rollout.mask].gather(1, taken[:, :1]).all()
     forbidden = (~mask[rollout.mask][:, :3]).int().argmax(1)
@@ -135,7 +135,7 @@ def test_masked_actions_have_probability_zero(env_id: str) -> None:
         valid = {key: x[rollout.mask][:, None] for key, x in rollout.obs.items()}
         assert adapter.policy.evaluate(valid, wrong[:, None]).logprobs.exp().max() == 0
         right = adapter.policy.evaluate(valid, taken[:, None])
-    assert right.entropy.max() <= np.log(2) + np.log(2) + 1e-5  # two of three settings, and two
+    assert right.entropy.max() <= np.log(2) + np.log(2) + 1e-5  # 2 allowed options per component
     assert right.logprobs.isfinite().all()
 
 
@@ -164,25 +164,25 @@ def test_mask_missing_from_step_info_allows_every_action() -> None:
 
 def test_mask_missing_from_reset_info_is_rejected() -> None:
     adapter = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
-    with pytest.raises(ValueError, match=r"reports an action mask in step but not in reset"):
+    with pytest.raises(ValueError, match=r"step\(\) returned an action mask but reset\(\) did not"):
         adapter.collect()
 
 
 @pytest.mark.parametrize("space", ["box", "started", "multi", "grid", "bits"])
 def test_actions_match_the_action_space(space: str) -> None:
-    """Echo refuses what its space does not hold and pays the sum of what arrived."""
+    """The environment raises an error for actions outside its space; the reward is the sum of the action."""
     adapter = make_adapter("tests.gym_envs:Echo-v0", num_envs=3, num_steps=30, env_kwargs={"space": space})
     rollout = adapter.collect()
     start = {"started": 5.0, "multi": 60.0}.get(space, 0.0)
     actions = rollout.actions.double()
     if space == "box":
         low, high = torch.tensor([-0.25, -0.5]), torch.tensor([0.5, 0.25])
-        assert (actions[rollout.mask] > high).any()  # kept as drawn
+        assert (actions[rollout.mask] > high).any()  # the rollout contains unclipped samples
         assert (actions[rollout.mask] < low).any()
-        actions = actions.clamp(low, high)  # what the environment saw
+        actions = actions.clamp(low, high)  # the environment receives clipped actions
     arrived = actions.sum(-1) + start
     assert torch.allclose(rollout.rewards[rollout.mask].double(), arrived[rollout.mask], atol=1e-5)
-    assert obs_of(rollout).sum(-1).eq(1).all()  # Discrete observations from -2 on, one-hot
+    assert obs_of(rollout).sum(-1).eq(1).all()  # one-hot encoding of Discrete observations, which start at -2
     assert obs_of(rollout)[0, :6].argmax(-1).tolist() == [0, 1, 2, 3, 4, 5]
     assert len(adapter.score(3, 1, False)) == 3
 
@@ -196,7 +196,7 @@ def test_observation_statistics_change_only_between_collects() -> None:
         mean, variance = scaler.mean.clone(), scaler.variance.clone()
         rollout = adapter.collect()
         raw = obs_of(rollout) * (variance + 1e-8).sqrt() + mean
-        assert torch.allclose(raw, raw.round(), atol=1e-4)  # whole counters come back: one scale for all columns
+        assert torch.allclose(raw, raw.round(), atol=1e-4)  # integers, so all columns had the same scale
         assert torch.unique(raw.round()).tolist() == [0, 1, 2, 3]
         new = adapter.policy.evaluate(obs_of(rollout).flatten(0, 1)[:, None], rollout.actions.flatten(0, 1)[:, None])
         assert torch.allclose(new.logprobs.flatten(), rollout.logprobs.flatten(), atol=1e-6)  # ratio 1
@@ -222,12 +222,12 @@ def test_observation_statistics_are_saved_with_the_policy() -> None:
 def test_normalised_observations_are_clipped() -> None:
     scaler = ObservationScaler(1)
     assert scaler(torch.tensor([[1e6], [-1e6], [0.5]])).flatten().tolist() == pytest.approx([10, -10, 0.5])
-    scaler.update(torch.empty(0, 1))  # a rollout of nothing but resets teaches nothing
+    scaler.update(torch.empty(0, 1))  # an empty batch does not change the statistics
     assert scaler.mean.item() == 0.0
 
 
 def test_rewards_are_scaled_by_discounted_return_deviation() -> None:
-    """All returns so far, episode by episode; reset columns are no steps."""
+    """The statistics include all steps so far, but no reset columns."""
     rng, gamma = np.random.default_rng(0), 0.9
     scaler = RewardScaler(3, gamma)
     running, seen = np.zeros(3), [0.0]
@@ -270,34 +270,36 @@ def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault:
     )
     step = max(fault.values())
     with pytest.raises(
-        FloatingPointError, match=rf"Counter-v0: environment 0 gave a non-finite {what} {step} steps into"
+        FloatingPointError, match=rf"Counter-v0: environment 0 returned a non-finite {what} at step {step} of"
     ):
         adapter.collect()
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium logs a worker's error as a warning, too
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium also logs a worker's error as a warning
 def test_environment_exception_names_the_environment(vectorization: str) -> None:
     adapter = make_adapter(
         "tests.gym_envs:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
     )
     adapter.collect()
     with pytest.raises(
-        RuntimeError, match=r"Counter-v0 raised ZeroDivisionError in step, 2 steps into the rollout.*the world broke"
+        RuntimeError, match=r"Counter-v0: step\(\) raised ZeroDivisionError at step 2 of the rollout.*the world broke"
     ):
         adapter.collect()
 
 
 @pytest.mark.parametrize("obs", ["tuple", "text", "nested", "image", "empty", "sequence"])
 def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
-    with pytest.raises(UsageError, match=r"Spaces-v0: observation space .*(Wrap|wrapper)") as caught:
+    with pytest.raises(UsageError, match=r"Spaces-v0: expected an? .*observation .*, got .*; add a wrapper") as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("action", ["tuple", "text", "integers", "sequence"])
 def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
-    with pytest.raises(UsageError, match=r"Spaces-v0: action space .* is not supported; it must be .*Wrap") as caught:
+    with pytest.raises(
+        UsageError, match=r"Spaces-v0: expected a Discrete, .* action space, got .*; add a wrapper"
+    ) as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"action": action}}))
     assert "\n" not in str(caught.value)
 
@@ -306,15 +308,15 @@ def test_unsupported_action_space_is_a_one_line_error(action: str) -> None:
 def test_vector_env_with_other_autoreset_is_not_used(mode: str) -> None:
     kwargs = {"mode": mode}
     with pytest.raises(
-        UsageError, match=rf"AutoresetMode\.{mode}.*not NEXT_STEP; set gym.vectorization to sync or asyn"
+        UsageError, match=rf"AutoresetMode\.{mode}.*instead of NEXT_STEP; set gym.vectorization to sync or asyn"
     ):
         make_adapter("tests.gym_envs:OwnCounter-v0", vectorization="vector_entry_point", env_kwargs=kwargs)
-    with pytest.raises(UsageError, match="not NEXT_STEP"):
+    with pytest.raises(UsageError, match="instead of NEXT_STEP"):
         make_adapter("tests.gym_envs:OnlyVector-v0", env_kwargs=kwargs)
 
 
 def test_scoring_uses_fresh_individually_seeded_episodes() -> None:
-    """More episodes begin with the same ones, whatever plays beside them."""
+    """The first episodes are the same for any number of episodes."""
     adapter = make_adapter("CartPole-v1", vectorization="sync")
     many = adapter.score(20, 3, False)
     assert len(many) == 20
@@ -325,7 +327,7 @@ def test_scoring_uses_fresh_individually_seeded_episodes() -> None:
 
 
 def test_rollout_continues_where_the_last_one_ended() -> None:
-    """Neither a step nor an episode is lost between two rollouts."""
+    """Several short rollouts contain the same steps as a single long one."""
     whole = make_adapter("tests.gym_envs:Counter-v0", num_steps=20, env_kwargs={"length": 6}).collect()
     adapter = make_adapter("tests.gym_envs:Counter-v0", num_steps=4, env_kwargs={"length": 6})
     parts = [adapter.collect() for _ in range(5)]
