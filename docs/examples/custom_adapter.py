@@ -1,4 +1,4 @@
-"""A complete adapter for a task with two levers: python custom_adapter.py checks it and trains it."""
+"""A complete adapter for a task with two levers. `python custom_adapter.py` checks and trains it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Policy(ActorCritic):
 
 
 class Levers:
-    """A light shows 0 or 1. Pulling the lever of the same number pays 1, the other lever pays 0."""
+    """A light shows 0 or 1. The reward is 1 for pulling the lever with the same number, and 0 for the other lever."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -41,7 +41,7 @@ class Levers:
         steps = {"obs": obs, "actions": actions, "logprobs": new.logprobs, "values": new.values, "rewards": rewards}
         grid = {name: x.view(32, 4, *x.shape[1:]) for name, x in steps.items()}  # [N, T, ...]
         everywhere = torch.ones(32, 4, dtype=torch.bool)
-        # Each pull is an episode: the next value is 0, and no credit flows back from the next pull.
+        # Each pull is a complete episode: the next value is 0, and the next pull belongs to another episode.
         return Rollout(**grid, next_values=torch.zeros(32, 4), continues=~everywhere, mask=everywhere, row_len=1)
 
     def _pull(self, generator: torch.Generator, count: int, greedy: bool = False) -> tuple[torch.Tensor, ...]:

@@ -1,6 +1,7 @@
-"""Train PPO on your own environment, export the policy, and use it without ppo_unified: python custom_env.py
+"""Train PPO on your own environment, export the policy, and use it without ppo_unified.
 
-The same from the command line, in this folder: ppo-unified train custom_env:Thermostat-v0 --total-steps 40000
+Run the script with `python custom_env.py`. To train the same policy from the command line, run this command in this
+folder: ppo-unified train custom_env:Thermostat-v0 --total-steps 40000 --optim.lr 1e-3
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ STEPS = 40_000
 class Thermostat(gym.Env[np.ndarray, int]):
     """Keep a room at 20 degrees.
 
-    Observation: the error of the room's temperature and the temperature outside. Actions: heater off, low or high.
+    Observation: the difference between the room's temperature and 20 degrees, and the temperature outside, both divided
+    by 10. Actions: heater off, low or high.
     """
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = spaces.Discrete(3)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)  # seeds self.np_random: draw every random number from it
+        super().reset(seed=seed)  # seeds self.np_random, from which all random numbers must be drawn
         self.outside = self.np_random.uniform(-10, 10)
         self.room = self.np_random.uniform(10, 30)
         return self._observe(), {}
@@ -42,7 +44,7 @@ class Thermostat(gym.Env[np.ndarray, int]):
         return np.array([(self.room - 20) / 10, self.outside / 10], np.float32)
 
 
-if "Thermostat-v0" not in gym.registry:  # Python may load this file twice: as the script and as the module custom_env
+if "Thermostat-v0" not in gym.registry:  # Python may load this file twice: as a script and as the module custom_env
     gym.register("Thermostat-v0", entry_point=Thermostat, max_episode_steps=100)
 
 

@@ -1,6 +1,7 @@
-"""Train a language model with your own reward function on your own prompts: python custom_reward.py
+"""Train a language model with your own reward function on your own prompts.
 
-The same from the command line, in this folder, after the script has written prompts.jsonl:
+Run the script with `python custom_reward.py`. After it has written prompts.jsonl, you can also train from the command
+line. In this folder, run:
 ppo-unified train llm --llm.model tiny --llm.prompts prompts.jsonl --llm.reward custom_reward:score
 """
 
@@ -21,9 +22,9 @@ TOPICS = {
 
 
 def score(prompts: list[str], responses: list[str], words: list[list[str]], **columns: Any) -> list[float]:
-    """Return one score per response: 1 if it contains one of the words that suit its prompt, else 0.
+    """Return one score per response: 1 if it contains one of the words listed for its prompt, else 0.
 
-    Each other key of the prompt file, such as `words`, is passed as a list with one entry per prompt.
+    Every other key of the prompt file, such as `words`, is passed as a list with one entry per response.
     """
     return [float(any(word in text for word in good)) for good, text in zip(words, responses, strict=True)]
 
