@@ -237,8 +237,8 @@ CHECKS: tuple[Check, ...] = (
         True,
         f"The smallest first-ratio error of the last {WINDOW} iterations",
         "The log-probs at the start of the update differ from those in the rollout, although the weights are the same.",
-        "Check whether the adapter's `collect` and its policy's `evaluate` use the same dropout, temperature, padding and "
-        "precision.",
+        "Check whether the adapter's `collect` and its policy's `evaluate` use the same dropout, temperature, padding "
+        "and precision.",
         "Rounding causes errors of up to 1e-5 in float32 and 1e-2 in bfloat16. A float32 run fails if the "
         "error exceeds 1e-2.",
     ),
