@@ -68,6 +68,7 @@ class Check(NamedTuple):
     source: str  # reason for the limit
     severe: bool = False
     after: int = WINDOW  # number of iterations before the check starts
+    scope: str = ""  # a sentence on when the check applies, or which iterations it ignores
 
     def is_beyond(self, tracks: Tracks) -> bool:
         """Return True if the measure is now on the wrong side of the limit."""
@@ -163,7 +164,7 @@ def _relative_error(error: Track, loss: Track) -> float:
 
 
 CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
-OWN = "Our measurements on healthy and faulty runs (benchmarks/health.md)."
+OWN = "The limit is based on our measurements of healthy and faulty runs (benchmarks/health.md)."
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -186,7 +187,7 @@ CHECKS: tuple[Check, ...] = (
         0.5,
         True,
         f"The mean clip fraction over the last {WINDOW} iterations",
-        "The ratio leaves the clip range at more than half of the steps, where clipping can stop the gradient.",
+        "At more than half of the steps, the ratio is outside the clip range, so clipping may stop the gradient there.",
         "Lower `optim.lr` or `ppo.epochs`, or collect a larger rollout and split it into more `ppo.minibatches`.",
         OWN,
     ),
@@ -196,7 +197,7 @@ CHECKS: tuple[Check, ...] = (
         _share_of_peak,
         0.01,
         False,
-        f"The mean entropy over the last {WINDOW} iterations, divided by its largest value so far,",
+        f"The mean entropy over the last {WINDOW} iterations, divided by the highest such mean so far,",
         "The policy is almost deterministic and has stopped exploring. Ignore this if the score is already good.",
         "Raise `ppo.entropy_coef` or lower `optim.lr`. For a language model, raise `llm.kl_coef`.",
         OWN,
@@ -207,13 +208,13 @@ CHECKS: tuple[Check, ...] = (
         _mean_explained_variance,
         -0.1,
         False,
-        f"After {SETTLED} iterations, the mean explained variance over the last {WINDOW} iterations (without those "
-        f"in which the critic's error is below {EXACT:.0%} of the mean value)",
-        "The critic predicts the returns worse than a constant would, which makes the advantages noisier.",
+        f"From iteration {SETTLED} on, the mean explained variance over the last {WINDOW} iterations",
+        "The critic predicts the returns worse than a constant would, so the advantages are noisier than necessary.",
         "Lower `optim.critic_lr` (with `optim.joint` off), raise `ppo.value_coef`, or set `ppo.critic_warmup`.",
         "A constant prediction has an explained variance of 0 (https://stable-baselines3.readthedocs.io/en/master/"
         "common/logger.html).",
         after=SETTLED,
+        scope=f"Iterations in which the critic's error is below {EXACT:.0%} of the mean value estimate are ignored.",
     ),
     Check(
         "dead_critic",
@@ -221,12 +222,12 @@ CHECKS: tuple[Check, ...] = (
         _largest_explained_variance,
         0.05,
         False,
-        f"After {SETTLED} iterations, while the value loss has fallen by less than 10%, the largest absolute explained "
-        f"variance of the last {WINDOW} iterations",
+        f"From iteration {SETTLED} on, the largest absolute explained variance of the last {WINDOW} iterations",
         "The critic does not learn: its predictions explain almost none of the variance of the returns.",
         "Raise `ppo.value_coef` (or `optim.critic_lr` if `optim.joint` is off), or set `gym.normalize_reward`.",
         OWN,
         after=SETTLED,
+        scope="The check applies only while the value loss is above 90% of its initial value.",
     ),
     Check(
         "first_ratio",
@@ -234,10 +235,12 @@ CHECKS: tuple[Check, ...] = (
         _smallest_magnitude,
         1e-2,
         True,
-        f"The smallest ratio error of the last {WINDOW} iterations",
-        "Even before the first optimizer step, the update computes other log-probs than the rollout did.",
-        "Compare the adapter's `collect` with its policy's `evaluate`: dropout, temperature, padding and precision.",
-        "Rounding causes errors of up to 1e-5 in float32 and 1e-2 in bfloat16. A float32 run fails above 1e-2.",
+        f"The smallest first-ratio error of the last {WINDOW} iterations",
+        "The log-probs at the start of the update differ from those in the rollout, although the weights are the same.",
+        "Check whether the adapter's `collect` and its policy's `evaluate` use the same dropout, temperature, padding "
+        "and precision.",
+        "Rounding causes errors of up to 1e-5 in float32 and 1e-2 in bfloat16. A float32 run fails if the "
+        "error exceeds 1e-2.",
     ),
     Check(
         "optimizer_steps",
@@ -246,9 +249,9 @@ CHECKS: tuple[Check, ...] = (
         0.0,
         True,
         f"The smallest number of missing optimizer steps in the last {WINDOW} iterations",
-        "The updates took fewer optimizer steps than epochs times minibatches.",
+        "The updates took fewer optimizer steps than the number of epochs times the number of minibatches.",
         "This is a bug in the engine. Please report it and attach config.toml.",
-        "The error is 0 by definition.",
+        "A correct update takes every step, so no step is missing.",
         severe=True,
     ),
     Check(
@@ -258,9 +261,9 @@ CHECKS: tuple[Check, ...] = (
         1e-3,
         True,
         f"The smallest GAE error of the last {WINDOW} iterations, relative to the size of the advantages,",
-        "The computed advantages differ from their definition.",
+        "The computed advantages differ from those that the definition of GAE gives.",
         "Check the adapter's `next_values`, `continues` and `mask`. Very large values can also cause rounding errors.",
-        "Rounding causes errors of up to 1e-4 of the advantages' size.",
+        "Rounding causes relative errors of up to 1e-4.",
         severe=True,
     ),
     Check(
@@ -269,10 +272,10 @@ CHECKS: tuple[Check, ...] = (
         _spike_ratio,
         10.0,
         True,
-        f"The third largest gradient norm of the last {WINDOW} iterations, divided by the median of up to "
-        f"{LONG - WINDOW} earlier values,",
-        "Several gradients are many times larger than usual for this run.",
-        "Lower `optim.lr` or `optim.max_grad_norm`. Check if some rewards are rare and very large.",
+        f"The third-largest gradient norm of the last {WINDOW} iterations, divided by the median norm of up to "
+        f"{LONG - WINDOW} earlier iterations,",
+        "Several recent gradients are many times larger than usual in this run.",
+        "Lower `optim.lr` or `optim.max_grad_norm`. Check whether some rewards are rare but very large.",
         OWN,
     ),
     Check(
@@ -282,10 +285,10 @@ CHECKS: tuple[Check, ...] = (
         25.0,
         True,
         f"The mean KL to the reference model over the last {WINDOW} iterations, in nats per response,",
-        "The policy is so far from the reference model that the scores of a learned reward are no longer reliable.",
+        "The policy has drifted so far from the reference model that a learned reward can no longer be trusted.",
         "Raise `llm.kl_coef`, set `llm.kl_target`, or lower `optim.lr`.",
-        "True scores peak early and fall as the KL grows (Gao et al. 2022, arXiv:2210.10760). Our limit is more than "
-        "twice the value that the preset `sentiment` reaches.",
+        "As the KL grows, the true score first rises and then falls (Gao et al. 2022, arXiv:2210.10760). Our limit is "
+        "more than twice the highest KL of the preset `sentiment`.",
     ),
     Check(
         "gold",
@@ -293,12 +296,13 @@ CHECKS: tuple[Check, ...] = (
         _lost_gold_share,
         0.5,
         True,
-        "While the score is near its best, the share of the true score's improvement that has been lost again",
-        "The score stays high while the true score falls: the policy exploits flaws of the reward.",
+        "The fraction of the true score's improvement that has been lost again",
+        "The score stays high while the true score falls, so the policy exploits flaws in the reward.",
         "Raise `llm.kl_coef`, stop earlier (the best checkpoint is kept), or fix the reward.",
-        "Overoptimization is described by Gao et al. 2022, arXiv:2210.10760; the limit is from our measurements.",
+        "Gao et al. 2022 (arXiv:2210.10760) describe this overoptimization; the limit is based on our measurements.",
         severe=True,
         after=START + WINDOW,
+        scope="The check applies only while the score is near its best.",
     ),
     Check(
         "length",
@@ -306,11 +310,13 @@ CHECKS: tuple[Check, ...] = (
         _log_share_of_start,
         1.0,
         True,
-        f"The change of the mean response length since the first {START} iterations, in doublings or halvings,",
-        "Responses are now more than twice or less than half as long as at the start.",
-        "Check if the reward depends on the length. Raise `llm.kl_coef` or set `llm.missing_eos_penalty`.",
-        "RLHF often increases the length: Singhal et al. 2023, arXiv:2310.03716; the limit is from our measurements.",
+        f"The change in the mean response length since the first {START} iterations, as an absolute base-2 logarithm,",
+        "Responses are now more than twice as long as at the start, or less than half as long.",
+        "Check whether the reward depends on the length. Raise `llm.kl_coef` or set `llm.missing_eos_penalty`.",
+        "RLHF often makes responses longer (Singhal et al. 2023, arXiv:2310.03716); the limit is based on our "
+        "measurements.",
         after=START + WINDOW,
+        scope="A value of 1 means twice or half the length.",
     ),
     Check(
         "eos_rate",
@@ -318,12 +324,13 @@ CHECKS: tuple[Check, ...] = (
         _eos_share_of_start,
         0.5,
         False,
-        f"The share of responses with an end token in the last {WINDOW} iterations, divided by that of the first "
-        f"{START} (if that is at least 0.1),",
+        f"The fraction of responses with an end token in the last {WINDOW} iterations, divided by the fraction in the "
+        f"first {START},",
         "Far fewer responses end with an end token than at the start; the others are cut off at the length limit.",
         "Set `llm.missing_eos_penalty`, or raise `llm.max_new_tokens`.",
-        "Huang et al. 2024, arXiv:2403.17031, penalize a missing end token; the limit is from our measurements.",
+        "Huang et al. 2024 (arXiv:2403.17031) penalize missing end tokens; the limit is based on our measurements.",
         after=START + WINDOW,
+        scope=f"The check applies only if the fraction in the first {START} iterations is at least 0.1.",
     ),
     Check(
         "repetition",
@@ -331,9 +338,9 @@ CHECKS: tuple[Check, ...] = (
         _increase,
         0.2,
         True,
-        f"The increase of the mean repetition from the first {START} iterations to the last {WINDOW}",
-        "Responses contain much more repetition than at the start.",
-        "Raise `llm.kl_coef` or lower `optim.lr`. Check if the reward favors repetition.",
+        f"The mean repetition over the last {WINDOW} iterations, minus the mean over the first {START},",
+        "Responses repeat themselves much more than at the start.",
+        "Raise `llm.kl_coef` or lower `optim.lr`. Check whether the reward favors repetition.",
         OWN,
         after=START + WINDOW,
     ),
@@ -343,10 +350,10 @@ CHECKS: tuple[Check, ...] = (
         _largest,
         1e-6,
         False,
-        f"The largest standard deviation of scores in the last {WINDOW} iterations",
+        f"The largest standard deviation of the scores in the last {WINDOW} iterations",
         "All responses get the same score, so the policy cannot learn from them.",
-        "Use prompts that are neither too easy nor too hard, or a reward that distinguishes responses.",
-        "Equal scores give no advantage to any response; 1e-6 allows for rounding.",
+        "Use prompts that are neither too easy nor too hard, or a reward that distinguishes between responses.",
+        "Equal scores do not show which response is better. The limit allows for rounding errors.",
     ),
 )
 
@@ -418,7 +425,7 @@ def checks_table(checks: Iterable[Check] = CHECKS) -> list[str]:
     ]
     for check in checks:
         reads = " ".join(f"`{tag}`" for tag in check.reads)
-        rule = f"{check.rule} is {'above' if check.is_high else 'below'} {check.limit:g}."
+        rule = f"{check.rule} is {'above' if check.is_high else 'below'} {check.limit:g}. {check.scope}".rstrip()
         name = f"**{check.name}**" if check.severe else check.name
         lines.append(f"| {name} | {reads} | {rule} | {check.meaning} | {check.advice} | {check.source} |")
     return lines
