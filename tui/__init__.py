@@ -1,1 +1,1 @@
-"""The terminal UI, which starts each run as a separate process, watches the runs folder, and never imports torch."""
+"""The terminal UI. It starts each run as a separate process, watches the runs folder, and never imports torch."""

@@ -1,4 +1,4 @@
-"""The table of all actions of the terminal UI, from which keys, footer, command palette, help and docs are derived.
+"""The table of all actions in the terminal UI. Keys, footer, command palette, help and docs are derived from it.
 
 A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them.
 """
@@ -176,7 +176,7 @@ def bindings(place: Place) -> list[BindingType]:
 
 
 def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Place, list[Action]]]:
-    """Yield each place with the actions that a screen accepts now, without those of hidden tabs or of --readonly."""
+    """Yield each place with its actions that are available now. Hidden tabs and --readonly make actions unavailable."""
     for place in (*getattr(screen, "places", ()), "app"):
         owner = app if place == "app" else screen
         accepted = [action for action in actions_of(place) if owner.check_action(action.name, ()) is not False]

@@ -1,4 +1,4 @@
-"""The application of the terminal UI, which has one reader thread and several screens that share one store."""
+"""The application of the terminal UI. It has one reader thread, and several screens that share one store."""
 
 from __future__ import annotations
 

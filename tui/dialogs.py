@@ -71,7 +71,7 @@ class PromptDialog(ModalScreen[str | None]):
         check: Callable[[str], object] | None = None,
         preview: Callable[[str], object] | None = None,
     ) -> None:
-        """Call `preview` with each valid input, and with the initial value if the user cancels."""
+        """Create a dialog that calls `preview` with each valid input, and with the initial value if it is canceled."""
         super().__init__()
         self.question, self.value, self.hint, self.check, self.preview = title, clean(value), hint, check, preview
 

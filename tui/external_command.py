@@ -1,4 +1,4 @@
-"""Suspends the UI while another command, such as `play` or `inspect`, uses the terminal. The UI always comes back."""
+"""Suspends the UI while another command, such as `play` or `inspect`, uses the terminal. The UI always resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
     """
     try:
         with app.suspend():
-            _run_command(arguments)  # must not raise: the UI would not come back
+            _run_command(arguments)  # must not raise: the UI would not resume
     except SuspendNotSupported:
         command = clean(shlex.join(["ppo-unified", *arguments]))
         app.notify(f"Can't suspend the UI here. Run in another shell: {command}", timeout=20, markup=False)
@@ -44,13 +44,13 @@ def _run_command(arguments: Sequence[str]) -> None:
             print(f"ppo-unified {shlex.join(arguments)}: cannot start ({error.strerror})", file=sys.stderr)
             code = 1
         if code < 0:
-            print(LEAVE, end="", flush=True)  # a killed command may have left the alternate screen on
+            print(LEAVE, end="", flush=True)  # a killed command may not have left the alternate screen
         if _has_unread_output(arguments, code, time.monotonic() - began):
             _wait_for_enter()
 
 
 def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> bool:
-    """Return True if the user may not have read the output yet. The output of `play` is read while it runs."""
+    """Return True if the user may not have read the output yet. Users read the output of `play` while it runs."""
     if code in INTERRUPTED:
         return False
     return code != 0 or "play" not in arguments[:1] or seconds < UNREAD_S
@@ -72,7 +72,7 @@ def _wait_for_enter() -> None:
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C in this process but not in the command, which would inherit SIG_IGN but not this handler."""
+    """Ignore Ctrl-C in this process only. The command would inherit SIG_IGN, but it does not inherit this handler."""
     before = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
         yield

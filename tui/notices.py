@@ -35,7 +35,7 @@ class Notices:
         self._warned: dict[str, set[str]] = {}  # run -> names of the health checks that warn
 
     def update(self, entries: Mapping[str, Entry]) -> list[Notice]:
-        """Return notices about the changes since the previous call. A run that is new in the list causes none."""
+        """Return notices about the changes since the previous call. Runs that are new in the list cause no notices."""
         return [*self._ends(entries), *self._warnings(entries)]
 
     def _ends(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:

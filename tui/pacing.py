@@ -17,7 +17,7 @@ class Pacer:
 
     def __init__(self) -> None:
         self._began = 0.0  # start of the last redraw
-        self._took = deque((0.0, 0.0, 0.0), maxlen=3)  # seconds that the last redraws took
+        self._took = deque((0.0, 0.0, 0.0), maxlen=3)  # durations of the last redraws in seconds
         self._eager_until = 0.0
         self._touched = 0.0  # time of the last key or mouse event
 
@@ -28,7 +28,7 @@ class Pacer:
     def interval_s(self) -> float:
         """Return the seconds between the starts of two redraws.
 
-        The median ignores a single slow redraw, such as the first one with other charts.
+        The median ignores a single slow redraw, such as the first one after a change to other charts.
         """
         now = time.monotonic()
         least = REFRESH_S / 4 if self.is_eager() else REFRESH_S

@@ -1,7 +1,7 @@
 """The data that the UI has read from a runs folder. A reader thread calls `update`; other threads read the results.
 
-No locks are needed because published data never changes. Entries are frozen, their mapping is replaced, and curves are
-views of rows that are not written again.
+No locks are needed because published data never changes: entries are frozen, the mapping that contains them is replaced
+as a whole, and curves are views of rows that are not written again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry
 
 SCAN_S, LOOK_S = 1.0, 0.4  # interval between scans of the folder, and between checks of active runs
-SCAN_SHARE = 100  # scans use at most 1/100 of a processor: a large tree is scanned less often
+SCAN_SHARE = 100  # scans use at most 1/100 of a processor, so a large tree is scanned less often
 PACE_S = 10.0  # the speed is averaged over this time
 CACHED = 200_000_000  # maximum bytes of curves that are no longer watched
 SCORES = (  # metrics that other programs use as their score, in order of preference
@@ -53,7 +53,7 @@ class Curve(NamedTuple):
 class Changes(NamedTuple):
     """The result of an update."""
 
-    listed: bool  # an entry was added, removed or changed, or the damage of event files has changed
+    listed: bool  # an entry was added, removed or changed, or the damage in event files has changed
     advanced: frozenset[str]  # keys of runs with new points, or that turned out to have none
     pending: bool  # there is more to read
 
@@ -83,14 +83,14 @@ class Store:
         self._logs: dict[str, Entry] = {}
         self._watched: tuple[str, ...] = ()
         self._trimmed_for: tuple[str, ...] = ()  # the watched runs when the cache was last trimmed
-        self._unread: frozenset[str] = frozenset()  # watched runs for which the last update had no time
+        self._unread: frozenset[str] = frozenset()  # watched runs that the last update had no time to read
         self._readers: OrderedDict[str, EventReader] = OrderedDict()  # least recently watched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
     # methods for any thread
 
     def watch(self, keys: Iterable[str]) -> bool:
-        """Read the curves of only these runs from now on. Return True if a new one has not been read yet."""
+        """Read the curves of only these runs from now on. Return True if the curves of a new run must be read first."""
         before, self._watched = self._watched, tuple(dict.fromkeys(keys))
         return any(key not in before and key not in self._curves for key in self._watched)
 
@@ -114,7 +114,7 @@ class Store:
         return any(entry.state in states for entry in bare)
 
     def curve(self, key: str, tag: str) -> Curve | None:
-        """Return the curve of a run's tag, or None if there is none."""
+        """Return the curve of one of a run's tags, or None if the run has no such curve."""
         return self._curves.get(key, {}).get(tag)
 
     def request_scan(self) -> None:
@@ -124,7 +124,7 @@ class Store:
     # methods for the reader thread only
 
     def update(self, budget_s: float = 0.05) -> Changes:
-        """Scan the folder if a scan is due, then read curves for about `budget_s`. Bad files never raise an error."""
+        """Scan the folder if a scan is due, then read curves for about `budget_s`. Invalid files raise no errors."""
         now = self.clock()
         if _is_due(now, self._scanned, self._scan_s):
             self._scanned = self._looked = now
@@ -162,8 +162,8 @@ class Store:
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
         """Continue reading the watched runs, each for its share of the time.
 
-        Return the runs with new points, and True if there is more to read. Runs that were not read because the time was
-        over come first in the next update.
+        Return the runs with new points, and True if there is more to read. Runs that were not read because time ran out
+        come first in the next update.
         """
         deadline, advanced = time.monotonic() + budget_s, set()
         keys = [key for key in self._watched if key in self._runs or key in self._logs]
@@ -271,7 +271,10 @@ class _RunRecord:
             self.entry = entry
 
     def _speed(self, state: str) -> float | None:
-        """Return the steps/s of the last seconds, or the overall speed of an ended run or before two heartbeats."""
+        """Return the speed in steps/s over the last seconds.
+
+        If the run has ended or has fewer than two heartbeats, return the overall speed.
+        """
         if state == "stalled":
             return None
         if state in ACTIVE and len(self._pace) > 1:
@@ -341,7 +344,7 @@ def _log_entry(folder: Folder, before: Entry | None) -> Entry:
 
 
 def _with_curves(entry: Entry, curves: Mapping[str, Curve]) -> Entry:
-    """Return a foreign entry with the last step, duration and score from its curves."""
+    """Return a foreign entry with the last step, duration and score that its curves contain."""
     there = [curve for curve in curves.values() if len(curve.steps)]
     if not there:
         return entry

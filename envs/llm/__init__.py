@@ -1,1 +1,1 @@
-"""The language-model adapter, in which a state is the tokens so far and an action is the next token."""
+"""The language-model adapter. A state consists of the tokens so far, and an action is the next token."""

@@ -1,7 +1,7 @@
-"""The language-model adapter, which turns prompts, a model and a reward into rollouts.
+"""The language-model adapter, which generates responses to prompts, scores them and builds rollouts from them.
 
-The state is the tokens so far, the action is the next token, and each row is a prompt with its response. A response
-that reaches the length limit is scored as it is, and the value of the state after it is 0.
+The state consists of the tokens so far, the action is the next token, and each row contains a prompt and its response.
+A response that is cut off at the length limit is scored like any other response, and V of its final state is 0.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 
-REWARD, GOLD = "reward", "gold"  # names of the LoRA weights of reward models, which are never trained
-CALIBRATION = 256  # number of the reference's responses whose scores llm.score_normalize = "reference" uses
+REWARD, GOLD = "reward", "gold"  # names of the reward models' LoRA weights, which are never trained here
+CALIBRATION = 256  # number of responses by the reference that are scored for llm.score_normalize = "reference"
 
 
 class LLMAdapter:
-    """Trains a causal language model to answer prompts. Implements `ppo_unified.engine.rollout.Adapter`."""
+    """Connects the engine to a causal language model. Implements `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: LLMConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -63,10 +63,10 @@ class LLMAdapter:
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
-        self.queue: list[int] = []  # indices of the prompts that remain in the current pass over all prompts
+        self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
 
     def _load_reward(self, name: str, option: str, lora: str) -> Reward:
-        """Load a reward. A LoRA reward model with the policy's base is added to that base, under the name `lora`."""
+        """Load a reward. A LoRA reward model whose base is also the policy's is added to that base as `lora`."""
         network = self.policy.network
         if network.has_lora and find_function(name, option) is None and shares_base(name, self.config.llm.model):
             return SharedRewardModel(name, network, lora, option)
@@ -75,16 +75,16 @@ class LLMAdapter:
     def respond(
         self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
     ) -> Responses:
-        """Generate one response to each tokenized prompt, with the policy or, if given, with `reference`.
+        """Generate one response to each tokenized prompt, with `reference` if it is given, otherwise with the policy.
 
-        With a generator, responses are sampled. Without a generator, decoding is greedy.
+        Responses are sampled if `generator` is given; otherwise, decoding is greedy.
         """
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)
         return generate(network, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, lora)
 
     def texts(self, responses: Responses) -> list[str]:
-        """Decode responses to texts without special tokens."""
+        """Return the decoded text of each response, without special tokens."""
         ids = [responses.response(row) for row in range(len(responses.lengths))]
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -92,7 +92,7 @@ class LLMAdapter:
         return texts
 
     def collect(self) -> Rollout:
-        """Sample responses to the next prompts, score them, and return the rollout for one iteration."""
+        """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -111,7 +111,7 @@ class LLMAdapter:
         return replace(rollout, metrics=dict(rollout.metrics) | times | gold_metrics)
 
     def compare(self, responses: Responses) -> Comparison:
-        """Compute log-probs, values, reference log-probs and KL of the responses, each [N, T], in micro-batches."""
+        """Compute the responses' log-probs, values, reference log-probs and exact KL, each [N, T], in micro-batches."""
         mask = responses.mask()
         comparison = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
         for rows, longest in pack_rows(responses.lengths - 1, self.config.ppo.microbatch_columns):
@@ -122,7 +122,7 @@ class LLMAdapter:
         return comparison
 
     def _rollout(self, responses: Responses, compared: Comparison, raw: list[float]) -> Rollout:
-        """Build the rollout from `raw`, the scores before normalization, clipping and penalties."""
+        """Build the rollout. `raw` contains the scores before normalization, clipping and penalties."""
         llm, mask = self.config.llm, responses.mask()
         estimates = kl_estimates(compared.logprobs, compared.ref_logprobs, compared.kl)
         scores = torch.tensor(self.scores(raw, responses.ended.tolist()), device=self.device, dtype=torch.float32)
@@ -137,7 +137,7 @@ class LLMAdapter:
             values = torch.where(mask, baselines[:, None], 0.0)
             # With the full return at the last step, the advantage is the same at every token of a response
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
-            errors = (returns - baselines).square()  # the engine cannot compute them, as the policy's values are 0
+            errors = (returns - baselines).square()  # computed here because the policy returns values of 0
             weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else torch.ones_like(errors)
             metrics["loss/value"] = 0.5 * float((errors * weights).sum() / weights.sum())
         self.kl.update(metrics["ref/kl"], len(raw))
@@ -183,21 +183,27 @@ class LLMAdapter:
         }
 
     def _next_prompts(self) -> Iterator[int]:
-        """Yield the indices of one iteration's prompts. Each pass visits every prompt once, in a new random order."""
+        """Yield the indices of one iteration's prompts.
+
+        Each pass over the prompts uses every prompt once, in a new random order.
+        """
         for _ in range(self.config.llm.rollout_batch // self.config.llm.group_size):
             if not self.queue:
                 self.queue = torch.randperm(len(self.prompts.texts), generator=self.order).tolist()
             yield self.queue.pop()
 
     def _calibrate(self) -> None:
-        """Set the normalization to the mean and std of the reference's scores (arXiv:1909.08593, section 2.1)."""
+        """Compute the mean and standard deviation of the reference model's scores, which normalize all later scores.
+
+        Section 2.1 of arXiv:1909.08593 describes this normalization.
+        """
         generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
         order = torch.Generator().manual_seed(self.config.seed)
         numbers = torch.randint(len(self.prompts.texts), (CALIBRATION,), generator=order).tolist()
         self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).scores)
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """Return InstructGPT's pretraining loss and its metric, or None if the loss is off.
+        """Return InstructGPT's pretraining loss and its metric, or None if the loss is disabled.
 
         The loss is llm.ptx_coef times the mean negative log-likelihood of the pretraining tokens, as in equation 2 of
         arXiv:2203.02155.
@@ -223,7 +229,7 @@ class LLMAdapter:
 
     @cached_property
     def fingerprint(self) -> float:
-        """Fingerprint of the reference model, whose weights never change."""
+        """The fingerprint of the reference model, which is computed only once because its weights never change."""
         return self.reference.network.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,7 +243,10 @@ class LLMAdapter:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state. Raises UsageError if the model's weights or the kind of device have changed."""
+        """Restore a saved state.
+
+        Raises UsageError if the model's weights or the kind of device have changed since the state was saved.
+        """
         if not math.isclose(state["reference"], self.fingerprint, rel_tol=1e-6):
             raise UsageError(
                 f"llm.model = {self.config.llm.model!r}: its weights have changed since the run started, and KL needs "
@@ -263,7 +272,7 @@ def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
 
 
 def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[Network, Reference]:
-    """Load the policy's network and the frozen reference, both with the weights of `llm.model`."""
+    """Load the policy's network and the frozen reference model, both with the weights of `llm.model`."""
     llm = config.llm
     bf16 = llm.dtype == "bfloat16"
     frozen = torch.bfloat16 if bf16 else torch.float32
@@ -275,7 +284,7 @@ def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[
     if config.reference == "copy":
         dtype = frozen if llm.reference_dtype == "same" else getattr(torch, llm.reference_dtype)
         where = device if llm.reference_device == "same" else torch.device("cpu")
-        # If the copy belongs on the CPU, copying it there keeps the GPU from ever storing both models
+        # If the copy stays on the CPU, it is also made there, so that the GPU never stores both models
         frozen_copy = copy.deepcopy(model.to(where)).to(dtype).requires_grad_(False)
         copied = Reference(Network(frozen_copy, bf16))
         model.to(device)
@@ -286,7 +295,7 @@ def _load_networks(config: LLMConfig, device: torch.device, seed: int) -> tuple[
 
 
 def _make_critic(config: LLMConfig, network: Network, device: torch.device) -> Critic | None:
-    """Create the critic that the options specify, or return None if llm.baseline uses no critic."""
+    """Create the critic that the options specify, or return None if `llm.baseline` does not use a critic."""
     llm = config.llm
     if llm.baseline != "critic":
         return None

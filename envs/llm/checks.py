@@ -1,4 +1,4 @@
-"""Validates the inputs of a run before the run is created. Reads everything except the model weights."""
+"""Validates a run's inputs before the run is created. The checks read everything except the model weights."""
 
 from __future__ import annotations
 

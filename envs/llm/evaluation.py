@@ -1,4 +1,4 @@
-"""Evaluation of the policy on held-out prompts, with example responses."""
+"""Evaluates the policy on held-out prompts and returns metrics and example responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envs.llm.prompts import Prompts
 from envs.llm.rewards.functions import Reward, score
 from ppo_unified.config.spec import Report
 
-SHOWN = 8  # number of held-out prompts whose responses are logged, the same ones at every evaluation
+SHOWN = 8  # number of held-out prompts whose responses are logged; they are the same in every evaluation
 
 
 class Respondent(Protocol):
@@ -40,16 +40,16 @@ class Respondent(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """Prompts with one scored response each."""
+    """Prompts, each with one response and its score."""
 
     prompts: list[str]
     texts: list[str]
-    scores: list[float]  # raw, as the reward returns them
+    scores: list[float]  # as returned by the reward, before any normalization
     responses: Responses
 
 
 def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
-    """Return `wanted` indices of `count` prompts in a random order; no index repeats before all have been used."""
+    """Return `wanted` indices from 0 to `count` - 1 in random order. No index repeats until all indices were used."""
     generator, numbers = torch.Generator().manual_seed(seed), list[int]()
     while len(numbers) < wanted:
         numbers += torch.randperm(count, generator=generator).tolist()
@@ -63,9 +63,10 @@ def answer(
     generator: torch.Generator | None,
     reference: Reference | None = None,
 ) -> Answers:
-    """Generate and score responses to the prompts with these indices, by the policy or, if given, by `reference`.
+    """Generate responses to the prompts with the indices `numbers`, and score them.
 
-    Decoding is greedy if `generator` is None.
+    Responses come from `reference` if it is given, otherwise from the policy. If `generator` is None, decoding is
+    greedy.
     """
     size, parts, texts = respondent.config.llm.rollout_batch, list[Responses](), list[str]()
     for start in range(0, len(numbers), size):
@@ -89,7 +90,7 @@ def _stack(parts: list[Responses]) -> Responses:
 
 
 def report(adapter: Respondent, episodes: int, seed: int) -> Report:
-    """Return metrics of sampled responses to held-out prompts, with the texts of a few greedy responses."""
+    """Return the metrics of sampled responses to held-out prompts, and a few greedy responses as examples."""
     numbers = choose_prompts(len(adapter.held_out.texts), episodes, seed)
     sampled = answer(adapter, adapter.held_out, numbers, torch.Generator(adapter.device).manual_seed(seed))
     mask = sampled.responses.mask()
@@ -110,7 +111,7 @@ def report(adapter: Respondent, episodes: int, seed: int) -> Report:
 
 
 def examples(adapter: Respondent) -> list[dict[str, object]]:
-    """Return greedy responses of the policy and the reference to the first held-out prompts."""
+    """Return the greedy responses of the policy and of the reference to the first held-out prompts."""
     numbers = range(min(SHOWN, len(adapter.held_out.texts)))
     ours = answer(adapter, adapter.held_out, numbers, None)
     theirs = answer(adapter, adapter.held_out, numbers, None, adapter.reference)

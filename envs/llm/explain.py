@@ -1,4 +1,4 @@
-"""Columns that `inspect` shows for language models in addition to the engine's columns."""
+"""Computes the columns that `inspect` shows only for language models."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the token of a single byte in a voca
 def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the LLM columns of a rollout, each [N, T].
 
-    The columns `token` and `text` cover prompt and response. All other columns are nonzero only in the response. The
-    column `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The column `score`
-    contains the raw score at the last step.
+    The columns `token` and `text` cover the prompt and the response. All other columns are 0 in the prompt. The column
+    `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The column `score` contains
+    the raw score at the response's last step, and 0 at all other steps.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask
     columns = torch.arange(mask.shape[1], device=mask.device)
     following = torch.where(mask, rollout.actions, rollout.obs.roll(-1, 1))
     tokens = torch.where(columns <= last_steps(mask)[:, None], following, -1).cpu().numpy()
-    first = rollout.obs[:, 0].tolist()  # no column chooses the first token, so its text is shown with the second one
+    first = rollout.obs[:, 0].tolist()  # no column chooses the first token; its text is prepended to the second's
     text_of = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
     texts = [[text_of[i] for i in row] for row in tokens.tolist()]
     for row, token in enumerate(first):
@@ -44,8 +44,11 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Return the text of each token id. A negative id has the text '', and part of a character is shown as \\xe4."""
-    # numpy strips null characters from the end of a string
+    """Return the text of each token id, or '' for a negative id.
+
+    Bytes that do not form a complete character are shown as escapes, such as \\xe4.
+    """
+    # null characters are escaped, because numpy strips them from the end of a string
     return {i: _text(tokenizer, i).replace("\0", "\\x00") if i >= 0 else "" for i in ids}
 
 

@@ -33,18 +33,19 @@ LONGEST_EXAMPLE = 200  # maximum number of characters of the example prompt in t
 
 
 def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write the model (or its LoRA), tokenizer, generation settings, critic and README.md into `folder`.
+    """Write the model (or only its LoRA), tokenizer, generation settings, critic and README.md into `folder`.
 
-    The weights are saved in the precision of training. Returns the entries of policy.json, which describe how to load
-    the model.
+    The weights are saved in the precision used for training. Returns the entries of policy.json, which describe how
+    to load the model.
     """
     return _export(adapter, folder, about, merged=False)
 
 
 def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Export like `export`, but merge LoRA into the base, reloaded and saved in float32.
+    """Do the same as `export`, but merge the LoRA weights into the base and save the result in float32.
 
-    In bfloat16, small updates would be lost to rounding. Raises UsageError if the run has no LoRA or a quantized base.
+    In bfloat16, small updates would be lost to rounding. Raises UsageError if the run has no LoRA or its base is
+    quantized.
     """
     llm = adapter.config.llm
     if not llm.lora_rank:
@@ -91,7 +92,7 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
 
 
 def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
-    """Return generation settings that sample as in training, and that replace the settings of the base model."""
+    """Return the generation settings that were used in training, which replace those of the base model."""
     llm, tokenizer, ends = adapter.config.llm, adapter.tokenizer, adapter.end_tokens
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     return GenerationConfig(
@@ -110,7 +111,7 @@ def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
 
 
 def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
-    """Save a network's LoRA in peft's format, with the location of its base."""
+    """Save a network's LoRA weights and the location of their base in peft's format."""
     folder.mkdir(exist_ok=True)
     configs = network.peft_model.peft_config
     config = copy.deepcopy(configs[name])
@@ -128,9 +129,9 @@ def _write_lora(network: Network, name: str, base: str, folder: Path) -> None:
 
 
 def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any:
-    """Reload a base model and merge LoRA into it; if `network` is a trunk, load only the trunk."""
+    """Reload the base model and merge LoRA into it. If `network` has no head, only the base model's trunk is loaded."""
     llm = adapter.config.llm
-    cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # the base has the same rounding as in training
+    cpu, frozen = torch.device("cpu"), getattr(torch, llm.dtype)  # round the base's weights as in training
     if network.model.can_generate():
         base = load_causal_lm(source, llm, cpu, frozen).float()
     else:
@@ -144,7 +145,7 @@ def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any
 
 
 def _write_critic(adapter: LLMAdapter, folder: Path, merged: bool) -> dict[str, Any] | None:
-    """Write the critic's weights and critic.json and return the content of critic.json, or None without a critic."""
+    """Write the critic's weights and critic.json. Return the content of critic.json, or None if there is no critic."""
     critic, llm = adapter.policy.critic, adapter.config.llm
     if critic is None:
         return None
@@ -158,7 +159,7 @@ def _write_critic(adapter: LLMAdapter, folder: Path, merged: bool) -> dict[str, 
 
 
 def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, merged: bool) -> str:
-    """Write the critic's trunk, unless it is the policy's, and return the Python expression that loads it."""
+    """Write the critic's trunk, unless it is the policy's. Return the Python expression that loads the trunk."""
     if isinstance(critic, LoRACritic):
         network, name, source = critic.network[0], CRITIC, llm.model
     elif critic.trunk is not None:
@@ -212,7 +213,7 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
 
 
 def _encode_lines(adapter: LLMAdapter) -> str:
-    """Return code that tokenizes a prompt as in training; the example is the shortest held-out prompt."""
+    """Return code that tokenizes a prompt as in training. The example prompt is the shortest held-out prompt."""
     known = [prompt for prompt in adapter.held_out.data.prompts if isinstance(prompt, str) and "```" not in prompt]
     prompt = min(known, key=len, default="Hello!")[:LONGEST_EXAMPLE]
     if _is_chat(adapter):

@@ -1,8 +1,8 @@
 """Generates responses token by token with a KV cache.
 
-Prompts are padded on the left, and finished rows are dropped from the batch. The method `generate` of transformers is
-not used, because the state of the random generator must be saved in checkpoints. A test checks that greedy responses
-equal those of `generate`.
+Prompts are padded on the left, and finished rows are removed from the batch. The `generate` method of transformers is
+not used, because checkpoints must contain the state of the random generator. A test verifies that greedy responses are
+identical to those of `generate`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from transformers.cache_utils import DynamicLayer
 from envs.llm.model import POLICY, Network
 
 ROOM = 64  # number of spare columns that a cache layer allocates when it grows
-NGRAM = 3  # length of the n-grams, in tokens, whose repetition is measured
+NGRAM = 3  # length in tokens of the n-grams that the repetition metric compares
 
 
 @dataclass(frozen=True)
 class Responses:
-    """N prompts with their responses, padded on the right. Row i without padding is `tokens[i, :lengths[i]]`."""
+    """N prompts with their responses, padded on the right. `tokens[i, :lengths[i]]` is row i without padding."""
 
     tokens: Tensor  # [N, S], padded with 0
     prompt_lengths: Tensor  # [N]
-    lengths: Tensor  # [N], the length of prompt and response together
+    lengths: Tensor  # [N], total length of prompt and response
     ended: Tensor  # [N] bool, True if the response ends with an end token
 
     def response(self, row: int) -> list[int]:
-        """Return the tokens of a response, including its end token."""
+        """Return the tokens of the response in this row, including its end token."""
         ids: list[int] = self.tokens[row, self.prompt_lengths[row] : self.lengths[row]].tolist()
         return ids
 
     def mask(self) -> Tensor:
-        """Return bool [N, S - 1]; column t is True if the policy chose token t + 1."""
+        """Return a bool tensor [N, S - 1] whose column t is True if the policy chose token t + 1."""
         column = torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device)
         return (column >= self.prompt_lengths[:, None] - 1) & (column < self.lengths[:, None] - 1)
 
     def repetition(self) -> float:
-        """Return the fraction of repeated n-grams in a response, averaged over the responses."""
+        """Return the fraction of repeated n-grams in a response, averaged over all responses."""
         tokens, starts, ends = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
         rows = zip(tokens, starts, ends, strict=True)
         return sum(_repetition(row[start:end]) for row, start, end in rows) / len(tokens)
@@ -67,8 +67,8 @@ def generate(
 ) -> Responses:
     """Generate one response to each prompt.
 
-    With a generator (on the network's device), tokens are sampled from softmax(logits / temperature). Without a
-    generator, the most likely token is chosen.
+    If `generator` is given, tokens are sampled from softmax(logits / temperature). The generator must be on the
+    network's device. If `generator` is None, the most likely token is chosen at every step.
     """
     network.use_lora(lora)
     device, count = network.device, len(prompts)
@@ -76,7 +76,7 @@ def generate(
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
     responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
-    rows = torch.arange(count, device=device)  # the response, 0 to N - 1, that each row of the cache belongs to
+    rows = torch.arange(count, device=device)  # index of the response, 0 to N - 1, of each row in the cache
     decoder = _Decoder(network, prompts, device)
     for column in range(max_new_tokens):
         token = _choose_tokens(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
@@ -96,7 +96,7 @@ def generate(
 
 
 class _Decoder:
-    """Decodes token by token, and stores the KV cache, attention mask, positions and logits between two tokens."""
+    """Runs the network one token at a time. Stores the KV cache, attention mask, positions and logits between calls."""
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         longest = max(len(p) for p in prompts)
@@ -106,14 +106,14 @@ class _Decoder:
         self.network, self.padded = network, bool((lengths < longest).any())
         self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
         self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
-        # transformers 5.24 renamed this argument, but other packages may still use the old name
+        # transformers 5.24 renamed this argument, but models from other packages may still use the old name
         arguments = inspect.signature(network.model.forward).parameters
         self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
         self.positions = lengths - 1  # position of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
 
     def step(self, token: Tensor) -> None:
-        """Append one token per row, [rows], and compute the logits of the next one."""
+        """Append `token` [rows], one token per row, and compute the logits of the next token."""
         self.positions = self.positions + 1
         if self.padded:
             self.attention = torch.cat([self.attention, torch.ones_like(self.attention[:, :1])], 1)
@@ -137,10 +137,10 @@ class _Decoder:
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """A KV cache layer [rows, heads, columns, size] with spare columns.
+    """A KV cache layer that preallocates columns. Its tensors have the shape [rows, heads, columns, size].
 
-    It replaces DynamicLayer, which copies all keys and values at every token. Other kinds of layers, such as sliding
-    windows, are not replaced.
+    It replaces DynamicLayer, which copies all keys and values for every token. Other kinds of layers, such as
+    sliding-window layers, are not replaced.
     """
 
     def __init__(self) -> None:
@@ -175,11 +175,11 @@ def _grow(x: Tensor, columns: int) -> Tensor:
 def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return logits.argmax(-1)
-    # Much faster than `multinomial`, which draws a random number per vocabulary entry. It needs float64: in float32,
-    # probabilities below the resolution near 1 vanish, so most rare tokens of a large vocabulary could never be drawn.
+    # This is much faster than `multinomial`, which draws one random number per vocabulary entry. The sums need float64:
+    # adding a very small probability would not change a float32 sum, so most rare tokens could never be drawn.
     bounds = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     drawn = torch.rand(len(bounds), 1, dtype=torch.float64, generator=generator, device=bounds.device)
-    # With right=True, a token of probability 0 is never drawn
+    # right=True ensures that a token with probability 0 is never drawn
     token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)
     return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
 
@@ -187,7 +187,7 @@ def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
 def _join(
     prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor, ended: Tensor
 ) -> Responses:
-    """Concatenate each prompt and its response without padding in between."""
+    """Concatenate each prompt with its response, without padding in between."""
     totals = prompt_lengths + lengths
     tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
     for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):

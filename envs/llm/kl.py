@@ -1,4 +1,4 @@
-"""Computes the reward of each token from KL estimates and the score, adapts the KL coefficient, and whitens rewards."""
+"""Computes token rewards from scores and KL estimates, adapts the KL coefficient and computes group baselines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Functions of log(pi / pi_ref) at the sampled token
 ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "k1": lambda log_ratio: log_ratio,  # unbiased; negative if the token is more likely under the reference
+    "k1": lambda log_ratio: log_ratio,  # unbiased; negative if the token is more likely under the reference model
     "abs": torch.abs,
     "k2": lambda log_ratio: 0.5 * log_ratio.square(),
     "k3": lambda log_ratio: (-log_ratio).exp() - 1 + log_ratio,  # unbiased and never negative
@@ -18,9 +18,9 @@ ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[str, Tensor]:
-    """Return all estimates of KL(pi || pi_ref) at each step, each [N, T] (joschu.net/blog/kl-approx.html).
+    """Return the estimates of KL(pi || pi_ref) by name, each [N, T] (joschu.net/blog/kl-approx.html).
 
-    The entry `full` is the exact KL, a sum over the vocabulary. All other estimates use only the sampled token.
+    The entry `full` is the exact KL, summed over the vocabulary. All other estimates use only the sampled token.
     """
     log_ratio = logprobs - ref_logprobs
     return {name: estimate(log_ratio) for name, estimate in ESTIMATES.items()} | {"full": full}
@@ -28,7 +28,7 @@ def kl_estimates(logprobs: Tensor, ref_logprobs: Tensor, full: Tensor) -> dict[s
 
 @dataclass
 class KLController:
-    """Adapts the coefficient of the KL penalty so that the KL per response approaches `target`.
+    """Adapts the KL coefficient so that the KL per response approaches `target`.
 
     The coefficient is constant if `target` is 0. Section 2.2 of arXiv:1909.08593 describes the controller.
     """
@@ -38,14 +38,14 @@ class KLController:
     horizon: int
 
     def update(self, kl: float, responses: int) -> None:
-        """Update the coefficient from `kl`, the sum of KL over a response, averaged over `responses` responses."""
+        """Update the coefficient. `kl` is the mean KL per response, and `responses` is the number of responses."""
         if self.target:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coef *= 1 + error * responses / self.horizon
 
 
 def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tensor:
-    """Return the rewards [N, T], which are -coef * KL at every token, plus the score [N] at the last token."""
+    """Return the rewards [N, T]: -coef * KL for each token, plus the response's score at its last token."""
     rewards = torch.where(mask, -coef * kl, 0.0)
     rows = torch.arange(len(mask), device=mask.device)
     rewards[rows, last_steps(mask)] += scores
@@ -53,14 +53,15 @@ def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tens
 
 
 def last_steps(mask: Tensor) -> Tensor:
-    """Return the column of each row's last step, [N]."""
+    """Return the column index of each row's last step, as a tensor [N]."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)
 
 
 def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Scale rewards to variance 1 over the rollout's steps without changing their mean; masked entries become 0.
+    """Scale rewards to variance 1 over the rollout's steps, without changing their mean.
 
-    The method is from the code of arXiv:1909.08593. The variance has Bessel's correction, as in TRL 0.11.4.
+    Entries whose `mask` is False become 0. The authors of arXiv:1909.08593 use this method in their code. The variance
+    is computed with Bessel's correction, as in TRL 0.11.4.
     """
     if int(mask.sum()) < 2:
         return rewards
@@ -69,12 +70,12 @@ def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
 
 
 def group_baselines(returns: Tensor, group_size: int, kind: str) -> tuple[Tensor, Tensor]:
-    """Return (returns, baselines), each [N]; their difference is the advantage.
+    """Return (returns, baselines), each [N]. The advantage is returns - baselines.
 
     Responses to the same prompt form a group and must be adjacent. With `rloo`, the baseline is the mean return of the
     other responses in the group (arXiv:2402.14740, equation 9). With `grpo`, the baseline is the mean return of the
-    group, and both returns and baselines are divided by the group's standard deviation (arXiv:2402.03300, section
-    4.1.2).
+    group, and both returns and baselines are divided by the standard deviation of the group's returns
+    (arXiv:2402.03300, section 4.1.2).
     """
     groups = returns.view(-1, group_size)
     if kind == "rloo":

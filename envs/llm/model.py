@@ -1,6 +1,7 @@
 """Loads Hugging Face models and wraps them in `Network`.
 
-A network has separate calls for trunk and head, named sets of LoRA weights, and no dropout.
+A `Network` runs its trunk and its head in separate calls and never applies dropout. It can contain several sets of LoRA
+weights, each with its own name.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ HEAD_TOLERANCE = 1e-4  # allowed difference from the full model's logits, relati
 
 
 class Network(nn.Module):
-    """A causal language model, or a trunk without a head, whose trunk and head can be called separately.
+    """A causal language model whose trunk and head can be called separately, or a trunk without a head.
 
-    The argument `lora` of its methods names the LoRA weights to use. If `lora` is None, LoRA is disabled. A model
-    without LoRA ignores the argument.
+    The `lora` argument of a method is the name of the LoRA weights to use, or None to disable LoRA. A model without
+    LoRA ignores this argument.
     """
 
     def __init__(self, model: Any, bf16: bool = False) -> None:
-        """Wrap a transformers model. With `bf16`, matrix products run in bfloat16 for weights of any dtype."""
+        """Wrap a transformers model. If `bf16` is True, matrix products use bfloat16 for weights of any dtype."""
         super().__init__()
         self.model = model.eval()
         self.bf16 = bf16
@@ -53,13 +54,13 @@ class Network(nn.Module):
 
     @property
     def width(self) -> int:
-        """Size of a hidden state."""
+        """The size of a hidden state."""
         config = self.model.config.get_text_config()
         return int(config.hidden_size)
 
     @property
     def context_length(self) -> int:
-        """Maximum number of tokens in a prompt and its response together."""
+        """The maximum number of tokens in a prompt and its response together."""
         return config_context_length(self.model.config)
 
     @property
@@ -67,7 +68,10 @@ class Network(nn.Module):
         return self._peft_model is not None
 
     def add_lora(self, options: LLM, names: list[str], seed: int) -> None:
-        """Freeze the model and add LoRA weights (arXiv:2106.09685) under each name, which initially have no effect."""
+        """Freeze the model and add one set of LoRA weights (arXiv:2106.09685) for each name.
+
+        The new weights initially have no effect.
+        """
         from peft import LoraConfig, get_peft_model
 
         targets: Any = options.lora_targets or "all-linear"
@@ -85,7 +89,10 @@ class Network(nn.Module):
         self._restore_requires_grad()
 
     def add_frozen_lora(self, name: str, folder: LoRAFolder, option: str) -> nn.Linear:
-        """Add the LoRA of a reward model under `name`, frozen, and return its score head. Raises UsageError."""
+        """Add a reward model's frozen LoRA weights under `name`, and return its score head.
+
+        Raises UsageError if the LoRA weights cannot be read or do not fit this model.
+        """
         from peft import LoraConfig, set_peft_model_state_dict
 
         if not getattr(self.model, "is_quantized", False):
@@ -114,18 +121,18 @@ class Network(nn.Module):
         return layer.to(self.device).requires_grad_(False)
 
     def _restore_requires_grad(self) -> None:
-        """Restore requires_grad, which peft sets to False for LoRA weights that it disables, and to True for others."""
+        """Restore requires_grad of all LoRA weights, which peft changes when it enables or disables them."""
         for parameter in self._trained:
             parameter.requires_grad_(True)
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
     def _set_peft_model(self, peft_model: Any) -> None:
-        object.__setattr__(self, "_peft_model", peft_model)  # not registered, since its modules are those of `model`
+        object.__setattr__(self, "_peft_model", peft_model)  # not registered: `model` has its modules
 
     @property
     def peft_model(self) -> Any:
-        """The peft model that wraps `model`, or None without LoRA."""
+        """The peft model that wraps `model`, or None if there is no LoRA."""
         return self._peft_model
 
     def lora_parameters(self, name: str) -> list[nn.Parameter]:
@@ -133,14 +140,14 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def fingerprint(self) -> float:
-        """Return the sum of the absolute values of all frozen weights, which differs between models."""
+        """Return the sum of the absolute values of all frozen weights except LoRA, to identify the model."""
         named = self.model.named_parameters()
-        frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # without reward models' LoRA
+        frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # not those of reward models
         sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
         return float(torch.stack([x.to(self.device) for x in sums]).sum())
 
     def use_lora(self, lora: str | None) -> None:
-        """Activate the LoRA weights with this name, or disable LoRA if it is None."""
+        """Activate the LoRA weights with the name `lora`, or disable LoRA if `lora` is None."""
         if self._peft_model is None or lora == self._active:
             return
         if lora is None:
@@ -152,10 +159,11 @@ class Network(nn.Module):
         self._active = lora
 
     def checkpoint_activations(self) -> None:
-        """Recompute layers in the backward pass, but only if gradients are enabled, so that sampling uses the KV cache.
+        """Make each layer recompute its activations in the backward pass, to save memory.
 
-        Call this last, because a later copy of the model would share the wrapped layers. The switch in transformers
-        requires train mode, which would enable dropout.
+        If gradients are disabled, layers run normally, so sampling can use the KV cache. The equivalent switch in
+        transformers is not used, because it requires train mode, which would enable dropout. Call this method last:
+        a copy of the model that is made later would share the wrapped layers.
         """
         layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if not layers:
@@ -171,7 +179,7 @@ class Network(nn.Module):
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return the contexts of the forward pass and of its recomputation, which must use the same LoRA weights."""
+        """Return context managers with which the forward pass and its recomputation use the same LoRA weights."""
         return nullcontext(), self._with_lora(self._active)
 
     @contextmanager
@@ -187,9 +195,9 @@ class Network(nn.Module):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def trunk(self, tokens: Tensor, lora: str | None = POLICY) -> Tensor:
-        """Return hidden states [R, L, H] after the last norm, for tokens [R, L] padded on the right.
+        """Return the hidden states [R, L, H] after the last norm. `tokens` [R, L] is padded on the right.
 
-        No attention mask is needed, because a causal model never attends to tokens on the right.
+        No attention mask is needed, because a causal model never attends to later tokens, such as this padding.
         """
         self.use_lora(lora)
         with self.precision():
@@ -197,9 +205,9 @@ class Network(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
-        """Return float32 logits [n, V] of hidden states [n, H].
+        """Return float32 logits [n, V] for the hidden states [n, H].
 
-        The full model runs with a trunk that returns `hidden`, so scaling and soft caps after the head are included.
+        This runs the full model with a trunk that returns `hidden`, so any scaling or soft cap after the head applies.
         """
         self.use_lora(lora)
         output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
@@ -208,12 +216,12 @@ class Network(nn.Module):
         return logits[0].float()
 
     def _trunks(self) -> list[nn.Module]:
-        """Return the modules that may compute the hidden states, which are the base and, in OPT, its decoder."""
+        """Return the modules that can compute the hidden states: the base model and, for OPT, its decoder."""
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
 
     @torch.no_grad()
     def check_head(self, name: str) -> None:
-        """Raises UsageError if separate calls of trunk and head give other logits than the full model."""
+        """Raises UsageError if separate calls of trunk and head do not return the same logits as the full model."""
         tokens = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
         with self.precision():
             expected = self.model(input_ids=tokens, use_cache=False).logits[0].float()
@@ -227,7 +235,7 @@ class Network(nn.Module):
 
 
 def config_context_length(config: Any) -> int:
-    """Return the maximum number of tokens that a model with this configuration reads."""
+    """Return the maximum number of tokens that a model with this configuration can process."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
 
@@ -247,7 +255,7 @@ def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
 
 
 def resolve(name: str) -> str:
-    """Return the folder or hub id for a model name. The model 'tiny' is built on first use."""
+    """Return the folder or hub id of the model `name`. The model 'tiny' is built on first use."""
     if name == TINY:
         from envs.llm.tiny import tiny_model
 
@@ -261,7 +269,7 @@ def load_tokenizer(name: str, option: str = "llm.model") -> Any:
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    """Load a model's configuration. A LoRA reward model has its base's configuration with one label.
+    """Load a model's configuration. For a LoRA reward model, load its base's configuration and set one label.
 
     Raises UsageError if the configuration cannot be loaded.
     """
@@ -274,13 +282,16 @@ def load_config(name: str, option: str = "llm.model") -> Any:
 
 
 def location(name: str) -> str:
-    """Return the absolute path of a model folder, or a hub id unchanged."""
+    """Return the absolute path of a model folder, or return a hub id unchanged."""
     path = Path(resolve(name))
     return str(path.resolve()) if path.is_dir() else name
 
 
 def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a causal language model in `dtype`, or in 4 bits if llm.quantize is '4bit'. Raises UsageError."""
+    """Load a causal language model in `dtype`, or in 4 bits if `llm.quantize` is '4bit'.
+
+    Raises UsageError if the model cannot be loaded.
+    """
     more: dict[str, Any] = {}
     if options.quantize == "4bit":
         from transformers import BitsAndBytesConfig
@@ -299,7 +310,10 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
 
 
 def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, nn.Linear | None]:
-    """Load a model without its language-model head, and the score head if it is a reward model. Raises UsageError."""
+    """Load a model and return (trunk, score head). The score head is None if the model is not a reward model.
+
+    Raises UsageError if the model cannot be loaded.
+    """
     config = load_config(name, option)
     is_reward_model = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
     if is_reward_model:
@@ -313,9 +327,9 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
 
 
 def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
-    """Load a reward model and merge its LoRA, if any, into the base.
+    """Load a reward model. If the reward model consists of LoRA weights, merge them into their base.
 
-    Raises UsageError if weights are missing, because transformers would initialize them at random.
+    Raises UsageError if weights are missing, because transformers would initialize them randomly.
     """
     folder = read_lora_folder(resolve(name))
     if folder is not None:
@@ -331,7 +345,7 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
 
     where = f"{option} = {str(folder.path)!r}, base model"
-    folder.weights()  # rejects a folder without a head, which peft would initialize at random
+    folder.weights()  # rejects a folder without a head, which peft would initialize randomly
     load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
     base = _load(load, folder.base, where, "reward model")
     folder.check_base(trunk_fingerprint(base), dtype)
@@ -345,7 +359,7 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
 
 
 def _load_complete(load: Callable[..., Any], name: str, option: str) -> Any:
-    """Load a causal language model. Raises UsageError if weights are missing, instead of initializing them."""
+    """Load a causal language model. Raises UsageError if weights are missing, instead of initializing them randomly."""
     model, found = _load(partial(load, output_loading_info=True), name, option, "causal language model")
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
@@ -361,7 +375,7 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     try:
         with silence_transformers():
             options = {} if is_local or _is_hub_reachable() else {"local_files_only": True}
-            return load(path, trust_remote_code=False, **options)  # without this argument transformers would prompt
+            return load(path, trust_remote_code=False, **options)  # by default, transformers asks the user
     except Exception as error:  # damaged files raise many kinds of exceptions
         why = shorten(f"{type(error).__name__}: {error}", 200)
         if is_local:
@@ -374,7 +388,7 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
 
 @cache
 def _is_hub_reachable() -> bool:
-    """Return True if the hub responds; checked once per process, since transformers retries for over 30 seconds."""
+    """Return True if the hub responds. Without this check, transformers would retry for over 30 seconds."""
     from huggingface_hub import constants, get_session
 
     try:

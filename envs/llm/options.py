@@ -1,4 +1,4 @@
-"""The options of the language-model adapter. Does not import torch."""
+"""The options of the language-model adapter. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
 
 
 class LLM(Section):
-    """The options in the section [llm]."""
+    """The options in the [llm] section."""
 
     model: str = Field("", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)")
     prompts: str = Field(
@@ -106,12 +106,12 @@ class LLM(Section):
 
     @property
     def prompts_name(self) -> str:
-        """The file or built-in task of the prompts. The default for the tiny model is the task `sentiment`."""
+        """The file or built-in task that provides the prompts. The default for the tiny model is `sentiment`."""
         return self.prompts or ("sentiment" if self.model == TINY else "")
 
     @property
     def reward_name(self) -> str:
-        """The name of the reward. The default for the tiny model is the reward `sentiment`."""
+        """The name of the reward. The default for the tiny model is `sentiment`."""
         return self.reward or ("sentiment" if self.model == TINY else "")
 
 
@@ -120,7 +120,7 @@ def _description(section: type[Section], option: str) -> str | None:
 
 
 class TokenPPO(PPO):
-    """PPO's options with defaults that are common for language models (arXiv:1909.08593, arXiv:2203.02155)."""
+    """PPO's options, with defaults that are common for language models (arXiv:1909.08593, arXiv:2203.02155)."""
 
     epochs: int = Field(4, ge=1, description=_description(PPO, "epochs"))
     microbatch_columns: int = Field(8192, ge=1, description=_description(PPO, "microbatch_columns"))
@@ -133,14 +133,14 @@ class TokenPPO(PPO):
 
 
 class TokenOptim(Optim):
-    """Adam's options with defaults for pretrained models."""
+    """Adam's options, with defaults for pretrained models."""
 
     lr: float = Field(1e-5, gt=0, le=1, description=_description(Optim, "lr"))
     max_grad_norm: float = Field(1.0, ge=0, description=_description(Optim, "max_grad_norm"))
 
 
 class TokenCheckpoint(Checkpoint):
-    """Checkpoint options with a longer default interval, since a large model takes longer to save."""
+    """Checkpoint options, with a longer default interval because saving a large model takes longer."""
 
     every_s: float = Field(300.0, gt=0, description=_description(Checkpoint, "every_s"))
 
@@ -184,14 +184,14 @@ class LLMConfig(RunConfig):
 
     @property
     def reference(self) -> Literal["copy", "lora-off"]:
-        """The kind of reference model, after 'auto' is resolved."""
+        """The kind of reference model. If the option is 'auto', this is the kind that 'auto' selects."""
         if self.llm.reference != "auto":
             return self.llm.reference
         return "lora-off" if self.llm.lora_rank else "copy"
 
     @property
     def ratio_tolerance(self) -> float:
-        """The allowed first-ratio error, larger for bfloat16, where rounding depends on the shape of the batch."""
+        """The allowed first-ratio error, larger for bfloat16 because its rounding depends on the batch shape."""
         return 1e-2 if self.llm.dtype == "float32" else 0.2
 
     @model_validator(mode="after")
@@ -216,7 +216,7 @@ class LLMConfig(RunConfig):
         return self
 
     def _check_critic_free(self) -> None:
-        """Raises ValueError for options that do not fit a group baseline, which is the same at every token."""
+        """Raises ValueError for options that cannot be combined with a baseline that is the same at every token."""
         llm, ppo = self.llm, self.ppo
         wanted = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none", "advantage": "gae"}
         wrong = [f"ppo.{name} = {value!r}" for name, value in wanted.items() if getattr(ppo, name) != value]
@@ -233,7 +233,7 @@ class LLMConfig(RunConfig):
 
 
 def from_target(word: str) -> dict[str, Any] | None:
-    """Return no options for the target 'llm', whose options all come from flags, or None for another target."""
+    """Return {} for the target 'llm', which has no preset options, or None for any other target."""
     return {} if word == "llm" else None
 
 

@@ -1,4 +1,4 @@
-"""Answers the prompts of `play` with the policy and the reference, and scores both responses."""
+"""Responds to the prompts of the `play` command, with both the policy and the reference, and scores the responses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ppo_unified.config.spec import Exchange, Reply
 
 
 class LLMChat:
-    """Implements `ppo_unified.config.spec.Chat`. Each prompt is independent of earlier ones."""
+    """A chat in which each prompt is independent of earlier ones. Implements `ppo_unified.config.spec.Chat`."""
 
     def __init__(self, adapter: LLMAdapter, seed: int, greedy: bool) -> None:
-        """Create generators with the same seed for the policy and the reference, unless decoding is greedy."""
+        """Prepare a chat. Unless `greedy` is True, the policy and the reference sample with the same seed."""
         self.adapter, self.seed = adapter, seed
         devices = adapter.device, adapter.reference.network.device
         self.generators = [None if greedy else torch.Generator(device).manual_seed(seed) for device in devices]
@@ -55,7 +55,7 @@ class LLMChat:
     def _scores(
         self, prompt: str, texts: list[str], columns: Mapping[str, Sequence[Any]]
     ) -> tuple[Sequence[float | None], str]:
-        """Return the scores of two responses to a prompt, or (None, None) and the reason if they cannot be scored."""
+        """Return (scores, remark) for two responses. If they cannot be scored, the remark contains the reason."""
         missing = [name for name in self.needed if name not in columns]
         if missing:
             return (None, None), f"no score: the reward needs {', '.join(f'`{name}`' for name in missing)}"

@@ -1,6 +1,6 @@
-"""Policy, critic and reference on top of a causal language model.
+"""The policy, critic and reference model for a causal language model.
 
-Rows are token sequences padded on the right. Column t of a row is the state in which token t + 1 is chosen.
+Each row is a sequence of tokens, padded on the right. Column t is the state in which token t + 1 is chosen.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from envs.llm.model import CRITIC, Network
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
-NOT_CHOSEN = -1  # the action in columns where the policy does not choose, such as the prompt
+NOT_CHOSEN = -1  # the action in columns whose next token the policy does not choose, for example in the prompt
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # maximum number of logits in memory at a time
 
 
 class Critic(nn.Module):
-    """Computes the value V of each state with a linear head, which starts at zero unless a reward model's is copied."""
+    """Estimates V of each state with a linear head. The head is copied from a reward model or starts at zero."""
 
     def __init__(self, width: int, trunk: Network | None = None) -> None:
-        """Create a critic with its own model `trunk`; if it is None, the critic reads the policy's hidden states."""
+        """Create a critic. If its own model `trunk` is None, the critic uses the policy's hidden states."""
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(width, 1)
@@ -33,7 +33,10 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor, chosen: Tensor, hidden: Tensor) -> Tensor:
-        """Return V [n] of the n states where `chosen` [R, L] is True; `hidden` [n, H] is the policy's hidden state."""
+        """Return V [n] of the n states for which `chosen` [R, L] is True.
+
+        `hidden` [n, H] contains the policy's hidden states for the same n states.
+        """
         if self.trunk is not None:
             hidden = self.trunk.trunk(tokens)[chosen]
         values: Tensor = self.head(hidden.float()).squeeze(-1)
@@ -45,21 +48,24 @@ class LoRACritic(Critic):
 
     def __init__(self, network: Network) -> None:
         super().__init__(network.width)
-        self.network = [network]  # a list keeps torch from registering it here: it belongs to the policy
+        self.network = [network]  # in a list, so that torch does not register it: it belongs to the policy
 
     def forward(self, tokens: Tensor, chosen: Tensor, hidden: Tensor) -> Tensor:
         return super().forward(tokens, chosen, self.network[0].trunk(tokens, CRITIC)[chosen])
 
 
 class Reference(NamedTuple):
-    """The frozen reference model, which is a copy or the policy's network with LoRA disabled (`lora` is None)."""
+    """The frozen reference model: a copy of the initial policy, or the policy's network with LoRA disabled."""
 
     network: Network
     lora: str | None = None
 
 
 class Comparison(NamedTuple):
-    """Outputs of policy, critic and reference at the same steps, each [R, L]; 0 where the policy did not choose."""
+    """Outputs of the policy, critic and reference model at the same steps, each [R, L].
+
+    The outputs are 0 in columns whose next token the policy did not choose.
+    """
 
     logprobs: Tensor
     values: Tensor
@@ -68,14 +74,14 @@ class Comparison(NamedTuple):
 
 
 class TokenPolicy(ActorCritic):
-    """A policy over tokens, with a critic.
+    """A policy that chooses tokens, with an optional critic.
 
-    Observations are tokens [R, L]. Actions [R, L] are the next tokens, or NOT_CHOSEN where the policy did not choose.
-    Logits are computed only for chosen actions. Without a critic, values are 0.
+    Observations are tokens [R, L]. Actions [R, L] are the next tokens, or NOT_CHOSEN if the policy did not choose them.
+    Logits are computed only for chosen tokens. Without a critic, all values are 0.
     """
 
     def __init__(self, network: Network, critic: Critic | None, temperature: float, entropy_gradient: bool) -> None:
-        """Create a policy; without `entropy_gradient`, entropy is computed only for metrics, not for gradients."""
+        """Create a policy. If `entropy_gradient` is False, entropy is only a metric and has no gradient."""
         super().__init__()
         self.network, self.critic = network, critic
         self.temperature, self.entropy_gradient = temperature, entropy_gradient
@@ -90,7 +96,7 @@ class TokenPolicy(ActorCritic):
 
     @torch.no_grad()
     def compare(self, tokens: Tensor, chosen: Tensor, actions: Tensor, reference: Reference) -> Comparison:
-        """Compute log-probs and values exactly as `evaluate` does, plus reference log-probs and KL; all [R, L]."""
+        """Compute the same log-probs and values as `evaluate`, as well as reference log-probs and KL, each [R, L]."""
         hidden = self.network.trunk(tokens)[chosen]
         other = reference.network.trunk(tokens, reference.lora)[chosen.to(reference.network.device)]
         parts, start = [], 0
@@ -105,7 +111,7 @@ class TokenPolicy(ActorCritic):
         return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
-        """Return log pi(action) [n] of the steps where `chosen` is True, at temperature 1."""
+        """Return log pi(action) [n], at temperature 1, for the n steps whose `chosen` is True."""
         hidden = self.network.trunk(tokens)[chosen]
         return self._logprobs_and_entropy(hidden, actions[chosen], 1.0)[0]
 
@@ -116,7 +122,7 @@ class TokenPolicy(ActorCritic):
         return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
-        """Return the trained weights, without the frozen base below LoRA."""
+        """Return only the trained weights. With LoRA, the frozen base is not included."""
         complete: dict[str, Any] = super().state_dict(*arguments, **options)
         named = dict(self.named_parameters(remove_duplicate=False))  # includes tied weights under all their names
         if all(p.requires_grad for p in named.values()):
@@ -124,22 +130,22 @@ class TokenPolicy(ActorCritic):
         return {name: x for name, x in complete.items() if name in named and named[name].requires_grad}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load trained weights. Raises RuntimeError if names or shapes differ from those of `state_dict`."""
+        """Load trained weights. Raises RuntimeError if names or shapes differ from those in `state_dict()`."""
         missing, unknown = set(self.state_dict()) - set(state), set(state) - set(self.state_dict())
         if strict and (missing or unknown):
             raise RuntimeError(f"missing weights {sorted(missing)[:3]}, unexpected weights {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)
 
     def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Split the steps into chunks whose logits have at most CHUNK elements each."""
+        """Split the steps into chunks with at most CHUNK logits each."""
         vocabulary = self.network.model.config.get_text_config().vocab_size
         size = max(1, CHUNK.get(hidden.device.type, 1 << 23) // vocabulary)
         return zip(hidden.split(size), actions.split(size), strict=True)
 
     def _logprobs_and_entropy(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Return the log-probs of `actions` [n] and the entropies [n].
+        """Return the log-probs of `actions` and the entropies, each [n].
 
-        If there are several chunks of logits, each is recomputed in the backward pass to limit memory.
+        If there are several chunks of logits, each chunk is recomputed in the backward pass to save memory.
         """
 
         def compute(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,13 +165,16 @@ def _divide(logits: Tensor, temperature: float) -> Tensor:
 
 
 def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return log pi(a) and the entropy, each [n], from logits [n, V]; the entropy has a gradient only on request."""
+    """Return log pi(a) and the entropy, each [n], from logits [n, V].
+
+    The entropy has a gradient only if `entropy_gradient` is True.
+    """
     results: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
     return results
 
 
 class _LogprobsAndEntropy(torch.autograd.Function):
-    """Computes log-prob and entropy with a manual gradient, which stores fewer tensors [n, V] than autograd."""
+    """Computes log-probs and entropies. The hand-written gradient stores fewer [n, V] tensors than autograd would."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -184,7 +193,7 @@ class _LogprobsAndEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, logprob_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
-        """Compute d log pi(a) / d logits = onehot(a) - pi and d H / d logits = -pi * (log pi + H)."""
+        """Return the gradient: d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H)."""
         probs, actions, *entropy = ctx.saved_tensors
         scale = -logprob_grad[:, None]
         if entropy:
@@ -204,5 +213,5 @@ def logprobs_and_kl(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tupl
 
 
 def scatter(x: Tensor, chosen: Tensor) -> Tensor:
-    """Place the values [n] of the n chosen steps in a float32 tensor [R, L] that is 0 elsewhere."""
+    """Return a float32 tensor [R, L] that contains the n elements of `x` at the n chosen steps and 0 elsewhere."""
     return torch.zeros(chosen.shape, device=chosen.device).masked_scatter(chosen, x.float())

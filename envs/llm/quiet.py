@@ -1,6 +1,6 @@
 """Context managers that hide the progress bars and warnings of transformers and peft.
 
-The adapter itself checks for the problems that these warnings report.
+The hidden warnings are not needed, because the adapter itself checks for the problems that they report.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def silence_peft() -> Iterator[None]:
-    """Ignore two warnings of peft that do not apply here."""
+    """Ignore two peft warnings that do not apply here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft corrects this for GPT-2's Conv1D
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft uses a deprecated name

@@ -1,4 +1,4 @@
-"""Code shared by the commands: one-line errors, common arguments and a faster import of heavy modules."""
+"""Code that the commands share: one-line errors, common arguments and faster imports of large modules."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ def check_episodes(options: argparse.Namespace) -> None:
 
 
 def preload(name: str) -> ModuleType:
-    """Import a module with the garbage collector paused, and return it.
+    """Import a module while garbage collection is paused, and return the module.
 
-    The objects that an import creates live until the process ends, so collections during the import only cost time:
-    10 to 20 % of the import of torch. Afterwards all existing objects, the caller's included, are frozen: later
-    collections ignore them. Therefore only the command line may call this.
+    The objects that an import creates live until the process ends, so collecting garbage during the import only takes
+    time: 10 to 20 % of the time to import torch. Afterwards, all existing objects, including the caller's, are frozen,
+    so later collections ignore them. Therefore only the command line may call this function.
     """
     if name in sys.modules or not gc.isenabled():
         return import_module(name)

@@ -103,7 +103,7 @@ def _check_requirement(line: str) -> Check:
 
 
 def lower_bound(requirement: str) -> str:
-    """Return the lower bound of a requirement, such as '1.3' for 'gymnasium[toy-text]>=1.3,<2', or "" without one."""
+    """Return a requirement's lower bound, such as '1.3' for 'gymnasium[toy-text]>=1.3,<2', or "" if it has none."""
     bound = re.search(r">=\s*([\d.]+)", requirement)
     return bound[1] if bound else ""
 
@@ -139,7 +139,7 @@ def check_torch() -> Check:
 
 
 def _find_driver() -> str:
-    """Return the version of the NVIDIA driver, or "" without one. The CPU build of torch cannot report it."""
+    """Return the version of the NVIDIA driver, or "" if there is none. The CPU build of torch cannot report it."""
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.TimeoutExpired):
@@ -182,7 +182,7 @@ def check_terminal() -> Check:
 
 
 def check_runs(folder: Path = Path("runs")) -> Check:
-    """Check that run folders can be created and locked in `folder`. Some network file systems have no locks."""
+    """Check that run folders can be created and locked in `folder`. Some network file systems do not support locks."""
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent

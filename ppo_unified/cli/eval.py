@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         chosen = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
-        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # the adapter's own name of the score
+        named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # the adapter's name for the score
         document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **chosen, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _video(loaded: LoadedPolicy, options: argparse.Namespace) -> Path:
     """Save one episode as a GIF in the run's export folder and return its path.
 
-    Raises UsageError if the environment draws no pictures or the file cannot be written.
+    Raises UsageError if the environment cannot render pictures or the file cannot be written.
     """
     sampled = "-sampled" if options.sampled else ""
     path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"

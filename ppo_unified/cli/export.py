@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
                     {"format": FORMAT, **about, **facts, "files": files}, indent=1, allow_nan=False
                 )
                 (new / DESCRIPTION).write_text(description, encoding="utf-8")
-                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model can take minutes
+                _check_target(folder, loaded.run.name, Path(aside).name)  # again: writing a model takes minutes
                 _replace(folder, new, old)
         except OSError as error:
             why = error.strerror or error
@@ -72,7 +72,7 @@ def _replace(folder: Path, new: Path, old: Path) -> None:
     """
     old.mkdir()
     for source, target in ((folder, old), (new, folder)):
-        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # it comes first
+        for name in sorted(os.listdir(source), key=lambda name: name != DESCRIPTION):  # moved first
             if name != new.parent.name:
                 (source / name).rename(target / name)
 
@@ -99,7 +99,7 @@ def _check_target(folder: Path, run: str, aside: str = "") -> None:
 def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[str]:
     """Yield the entries of a folder that are not in `known`.
 
-    Subfolders without known files are not searched, because `--to ~` would take long.
+    Subfolders without known files are not searched, because searching all of `--to ~` would take too long.
     """
     for entry in os.scandir(folder):
         name = within + entry.name
@@ -120,7 +120,7 @@ def _find_exported(folder: Path, run: str) -> set[str]:
 
 
 def _describe(loaded: LoadedPolicy) -> dict[str, Any]:
-    """Describe the origin of an exported policy. `score` is the best checkpoint's score, and None for other ones."""
+    """Describe the origin of an exported policy. `score` is None unless the policy is from the best checkpoint."""
     from ppo_unified.training import checkpoint
 
     best = loaded.step == checkpoint.best_step(loaded.run)

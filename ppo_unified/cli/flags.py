@@ -1,4 +1,4 @@
-"""Build an argparse parser from the schema of a configuration, with a flag for every option."""
+"""Builds an argparse parser with a flag for every option in the schema of a configuration."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> lis
 
 
 def configure(config: C, typed: Mapping[str, str]) -> C:
-    """Return `config` with the options that were typed. Raises UsageError with one line per mistake."""
+    """Return `config` with the typed options applied. Raises UsageError with one line per mistake."""
     declared, tables = typed_options(type(config)), config.model_dump()
     for option, text in typed.items():
         section, _, key = option.rpartition(".")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one sample of a stored iteration, or all samples of it."""
+    """Print one sample or all samples of a stored iteration."""
     run = find(options.run, options.folder)
     stored = samples.read(run, _choose_iteration(run, options.iteration))
     found = stored.samples()
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _choose_iteration(run: Run, wanted: int | None) -> int:
-    """Return the wanted iteration, or the newest if None. Raises UsageError if no samples of it are stored."""
+    """Return `wanted`, or the newest iteration if it is None. Raises UsageError if the iteration has no samples."""
     stored = samples.iterations(run)
     if not stored:
         raise UsageError(

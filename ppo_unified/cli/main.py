@@ -1,7 +1,8 @@
-"""The command line. Each command is a module of this package that is imported only when it is called, for a fast start.
+"""The command line. Each command is a module in this package.
 
-Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 the run failed, 2 wrong usage,
-130 interrupted.
+A module is imported only when its command is used, so that the program starts fast. Results are written to stdout, and
+progress and messages to stderr. The exit code is 0 after success, 1 if the run failed, 2 after a usage error and 130
+after an interrupt.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "tensorboard": "Start TensorBoard on 127.0.0.1",
     "doctor": "Check the installation and suggest fixes",
 }
-# Commands whose `run` accepts the remaining arguments, --section.key flags, and the name of their positional argument.
+# Commands that accept --section.key flags, which `run` receives as a list -> the name of the positional argument
 WITH_FLAGS = {"train": "TARGET", "resume": "RUN"}
 
 
 def make_parser() -> Parser:
-    """Return the parser of the command line before a command. Its help lists the commands."""
+    """Return the parser for arguments before the command. Its help lists the commands."""
     about = "Train Gymnasium environments and language models with the same PPO engine."
     more = "Without a command, ppo-unified opens the terminal UI.\nThe help of a command: ppo-unified COMMAND --help"
     parser = Parser(prog="ppo-unified", description=about, epilog=more)
@@ -79,7 +80,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
 def _open_streams() -> None:
     """Open /dev/null for each standard stream that was closed before this process started.
 
-    Otherwise the next file to be opened, such as a run's lock, would get the file descriptor of that stream.
+    Otherwise the next file to be opened, such as a run's lock, would get that stream's file descriptor.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show a run's policy acting, or answer prompts if the run trained a language model.
 
-    Episodes are drawn on a terminal. Elsewhere each episode is reported in one line.
+    Episodes are drawn on a terminal. If stdout is not a terminal, each episode is reported in one line.
     """
     check_episodes(options)
     if not math.isfinite(options.fps) or options.fps < 0:
@@ -78,7 +78,7 @@ def _watch(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
 
 
 def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
-    """Answer the prompts on stdin. If stdin has none, or --episodes is given, answer held-out prompts instead."""
+    """Answer the prompts on stdin. If stdin contains no prompts or --episodes is given, answer held-out prompts."""
     if options.fps:
         raise UsageError("--fps has no effect on a language model; omit it")
     chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
@@ -101,7 +101,7 @@ def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
 def _ask_prompts() -> Iterator[str]:
     """Yield the lines that the user types, up to an empty line or Ctrl-D.
 
-    The sign before each line goes to stderr if stdout is redirected.
+    The sign before each line is written to stderr if stdout is redirected.
     """
     if sys.stdout.isatty():
         with suppress(ImportError):

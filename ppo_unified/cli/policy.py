@@ -1,4 +1,4 @@
-"""Load a trained policy for `eval`, `play` and `export`. This module imports torch only when it loads a policy.
+"""Loads a trained policy for `eval`, `play` and `export`. This module imports torch only when it loads a policy.
 
 These commands write only to the export folder of a run, so they never disturb a trainer that uses the run."""
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LoadedPolicy(NamedTuple):
-    """A policy loaded from a checkpoint, in the adapter that runs it."""
+    """A policy that was loaded from a checkpoint, with the adapter that runs it."""
 
     run: Run
     config: RunConfig
@@ -30,9 +30,9 @@ class LoadedPolicy(NamedTuple):
 
 
 def load_policy(options: Namespace) -> LoadedPolicy:
-    """Load the run and the checkpoint that the options name, on the best device of this machine.
+    """Load the policy from the run and checkpoint that the options name, onto this machine's best device.
 
-    If a trainer removes the checkpoint before it is read, choose a checkpoint again.
+    If a trainer removes the checkpoint before it has been read, choose a checkpoint again.
     """
     run = find(options.run, options.folder)
     config = presets.apply_changes(presets.from_file(run.config), {"device": "auto"}, str(run.config))

@@ -1,4 +1,4 @@
-"""`prove`: verify on one token MDP that both adapters give the engine the same numbers."""
+"""`prove`: verify that both adapters pass the same numbers to the engine for the same token MDP."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List all recipes, show one, or print the options in which two differ."""
+    """List all recipes, show one recipe, or print the options in which two recipes differ."""
     if len(options.names) > 2:
         raise UsageError(f"ppo-unified recipes: expected at most two recipe names, got {len(options.names)}")
     chosen = [book.load_recipe(name) for name in options.names]

@@ -92,7 +92,7 @@ def _has_figures(known: object) -> bool:
 
 
 def _measure(preset: str, seeds: int) -> dict[str, Any]:
-    """Train with seeds 1, 2, ... and return the steps until solved. Unsolved seeds count with all their steps."""
+    """Train with seeds 1, 2, ... and return the steps until solved. For unsolved seeds, all of their steps count."""
     preload("ppo_unified.training.session")
     from ppo_unified.training import session
 

@@ -65,8 +65,8 @@ def _write_resumed_state(
 ) -> Callable[[], object]:
     """Write run.json and config.toml for a run that resumes with `config`, and return a function that undoes this.
 
-    run.json is written first, so that it always records a change before the change is made. Raises UsageError, with
-    nothing changed, if a file cannot be written.
+    run.json is written first, so that it always records a change before the change is made. If a file cannot be
+    written, nothing changes and UsageError is raised.
     """
     before, written = run.read_status(), run.config.read_text(encoding="utf-8")
     _drop_unapplied_changes(status, presets.from_file(run.config))

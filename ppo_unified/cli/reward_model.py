@@ -137,12 +137,12 @@ def _replace_model(aside: Path, folder: Path, about: dict[str, Any]) -> None:
 
 
 class _Progress:
-    """Prints progress: a live line on a terminal, a plain line every few seconds elsewhere."""
+    """Prints progress as a live line on a terminal, or otherwise as a plain line every few seconds."""
 
     def __init__(self) -> None:
         self.live = is_drawable(sys.stderr)
         self.last_line = time.monotonic()
-        self.first_step: float | None = None  # end of the first step, which excludes the time to load the model
+        self.first_step: float | None = None  # end of the first step, so that loading the model does not count
 
     def __call__(self, now: Any) -> None:
         """Print a line if it is due. `now` is an envs.llm.rewards.train_reward_model.Progress."""

@@ -41,7 +41,7 @@ def take_snapshot(run: Run) -> Snapshot:
 
 
 def label_runs(options: argparse.Namespace) -> dict[str, Run]:
-    """Return the runs that the user named, without duplicates, by name, or by path if two runs share a name."""
+    """Return the runs that the user named, without duplicates. Keys are names, or paths if two runs share a name."""
     chosen = {run.path.resolve(): run for run in (find(reference, options.folder) for reference in options.run)}
     names = [run.name for run in chosen.values()]
     return {clean(run.name if names.count(run.name) == 1 else run.path): run for run in chosen.values()}

@@ -1,4 +1,4 @@
-"""Train a run in this process and show its progress; the last part of `train` and `resume`."""
+"""Trains a run in this process and shows its progress. This is the last step of `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def format_command(verb: str, run: Run) -> str:
     return shlex.join(["ppo-unified", verb, run.name, *([] if folder == Path("runs") else ["--runs", str(folder)])])
 
 
-LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines, on a terminal and elsewhere
+LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines on a terminal, and in other output
 
 
 class Progress:
@@ -73,7 +73,7 @@ class Progress:
 
     def __init__(self, log: TextIO) -> None:
         self.terminal = is_drawable(sys.stderr)
-        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which gets no live lines
+        self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which contains no live lines
         self.log = log
         self.last_live, self.last_plain = 0.0, time.monotonic()  # times of the last line of each kind
         self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing

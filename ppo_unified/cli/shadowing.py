@@ -18,7 +18,7 @@ REQUIRED, OPTIONAL = ("envs",), ("tui",)  # `tui` is checked only if this copy o
 def shadowed_packages(project: Path | None = None) -> list[str]:
     """Describe each package that `import` finds elsewhere or whose files another distribution may have overwritten.
 
-    Each text is a problem and a remedy, separated by "; ". `project` is the folder that contains `ppo_unified`.
+    Each text contains a problem and a remedy, separated by "; ". `project` is the folder that contains `ppo_unified`.
     """
     home = (project or Path(__file__).resolve().parents[2]).resolve()
     names = REQUIRED + tuple(name for name in OPTIONAL if (home / name / "__init__.py").is_file())

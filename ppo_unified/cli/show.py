@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ppo_unified.runs.event_reader import EventReader
 
-REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks whether all runs have ended
+REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks for the end of all runs
 _ALIVE = (*ACTIVE, "stalled")
 
 
@@ -108,7 +108,7 @@ def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool =
 
 
 def _points(reader: EventReader, tags: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """Each tag's points; values are written as short as float32 allows."""
+    """Return the points of each tag. Values have only the digits that identify a float32 number."""
     points = {}
     for tag in tags:
         if tag in reader.series:

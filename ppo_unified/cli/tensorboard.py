@@ -1,4 +1,4 @@
-"""`tensorboard`: start TensorBoard for some runs or all of them, reachable only from this machine."""
+"""`tensorboard`: start TensorBoard for some or all runs. It can be reached only from this machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _make_logdir(folder: Path, runs: Sequence[Path]) -> Iterator[Path]:
 
 
 def _find_port(port: int) -> int:
-    """Return `port` if it is free, or any free port for 0. Raises UsageError if it is not free."""
+    """Return `port`, or any free port if `port` is 0. Raises UsageError if `port` is not free."""
     if not 0 <= port <= 65535:
         raise UsageError(f"--port: expected an integer from 0 (any free port) to 65535, got {port}")
     with socket.socket() as probe:

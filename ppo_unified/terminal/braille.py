@@ -1,7 +1,7 @@
-"""Draw curves as dots in character cells, with pure functions over numpy arrays.
+"""Draws curves as dots in character cells, with pure functions of numpy arrays.
 
-A curve is reduced to one interval per column of dots, from its lowest to its highest value there. So a spike of a
-single point stays visible even if many points share its column, and the cost does not depend on the zoom.
+In each column of dots, a curve is reduced to the interval from its lowest to its highest value. So a spike of a single
+point stays visible even if many points share its column, and the cost does not depend on the zoom.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BETWEEN_MARKS = 10  # minimum number of columns between two letters on a curve
 
 
 class Layer(NamedTuple):
-    """A part of a plot in one style. Each column of dots is filled from `low` to `high`, and stays empty if NaN."""
+    """A part of a plot in one style. Each column of dots is filled from `low` to `high`, or empty if they are NaN."""
 
     low: np.ndarray  # [columns]
     high: np.ndarray  # [columns]
@@ -34,7 +34,7 @@ class Picture(NamedTuple):
     styles: np.ndarray
 
 
-Span: TypeAlias = tuple[str, int]  # text and its style
+Span: TypeAlias = tuple[str, int]  # (text, style)
 
 
 class Glyphs(NamedTuple):
@@ -72,14 +72,14 @@ class View:
 
 
 class Columns:
-    """The assignment of points on an x axis to the equal columns of a window, shared by all curves with this x axis.
+    """Assigns the points on an x axis to columns of equal width. Curves with the same x axis can share an instance.
 
-    x [P] is ascending, integer or float. The cost depends on the number of columns and hardly on the number of points.
+    x [P] is ascending and may be integer or float. The cost depends mainly on the number of columns, not of points.
     """
 
     def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
         borders = _column_edges(view.left, view.right, columns)
-        # the first point at or right of each border; borders of x's own type save a copy of x
+        # the first point at or right of each border; giving the borders the dtype of x avoids copying x
         after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
         start, stop = (
             max(0, int(after[0]) - 1),
@@ -95,10 +95,10 @@ class Columns:
         self._share = (borders[first:last] - before) / (x[self._right] - before)
 
     def minmax(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and the highest value of a curve in each column: y [P] -> two arrays [columns].
+        """Return the lowest and the highest value of the curve y [P] in each column, as two arrays [columns].
 
-        They cover the points in the column and the crossings of its two borders, so that neighbouring columns connect.
-        A column without the curve is NaN. With `log_y`, the result is for the logarithms of y.
+        They include the points where the curve crosses the column's two borders, so that neighbouring columns connect.
+        Columns without the curve contain NaN. If `log_y` is True, the result contains logarithms.
         """
         low, high, crossing = (np.full(self._size + more, np.nan) for more in (0, 0, 1))
         if not self._points:
@@ -142,9 +142,9 @@ def paint(
 ) -> Picture:
     """Paint layers on top of each other, the first one at the bottom.
 
-    With `covering`, a cell shows only the dots of its top layer, because it has only one colour. Otherwise it shows the
-    dots of all layers. With `letters`, each layer that is not sparse shows its mark at intervals. A curve that covers
-    only one cell always shows a mark there.
+    If `covering` is True, a cell shows only the dots of its top layer, because it has only one colour. Otherwise it
+    shows the dots of all layers. If `letters` is True, each layer that is not sparse shows its mark at intervals. A
+    curve that covers only one cell always shows a mark there.
     """
     bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), NOTHING, np.int16)
@@ -173,7 +173,7 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
     ends = np.array([(layer.high, layer.low) for layer in layers]).reshape(-1, 2, width * glyphs.columns)
     half = 0.5 + 1e-9  # rounds a tie between two dots down in spite of rounding errors
     ends = np.floor((view.high - ends) * ((rows - 1) / (view.high - view.low)) + half)  # rows of dots, 0 is the top
-    ends[:, 1] += 1  # the row below the last covered one
+    ends[:, 1] += 1  # the row below the last covered row
     ends = np.where(np.isnan(ends).any(axis=1, keepdims=True), 0, np.clip(ends, 0, rows)).astype(np.int16)
     cells = np.arange(0, rows, size, dtype=np.int16)[:, None]
     first, free = (np.minimum(np.maximum(ends[:, k, None] - cells, 0), size) for k in (0, 1))
@@ -203,12 +203,12 @@ def _checkerboard(width: int, height: int, glyphs: Glyphs) -> np.ndarray:
 
 
 def _single_cell(hit: np.ndarray) -> list[np.ndarray]:
-    """Return the cell of a curve that covers only one cell, whose dot would be easy to miss; else an empty list."""
+    """Return the only cell that a curve covers, because its dot would be easy to miss, or [] if there are more."""
     return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
 
 
 def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
-    """Return the cells that show a curve's letter: at least one, at intervals, in different columns for each curve."""
+    """Return the cells that show a curve's letter. No two curves have letters in the same column, if possible."""
     columns = np.flatnonzero(hit.any(axis=0))
     if not len(columns):
         return []

@@ -1,4 +1,4 @@
-"""Draw charts of curves with axes, in braille dots or in ASCII characters. This module uses only numpy.
+"""Draws charts of curves with axes, in braille dots or in ASCII characters. This module uses only numpy.
 
 `draw` returns plain text for commands. The terminal UI uses only the ticks and labels, and paints with `braille`.
 """
@@ -30,7 +30,7 @@ _LARGEST = 1e250  # larger values are drawn as this value
 
 
 class Line(NamedTuple):
-    """A curve through the points x and y [P], with x ascending. A y that is NaN or infinite leaves a gap."""
+    """A curve through the points x and y [P], with x ascending. The curve has a gap if y is NaN or infinite."""
 
     label: str
     x: np.ndarray
@@ -47,8 +47,8 @@ class Tick(NamedTuple):
 def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
     """Return TensorBoard's exponential moving average [P], corrected for its bias towards 0 at the start.
 
-    `weight` is in [0, 1); with 0 the values do not change. Values that are not finite are kept and do not enter the
-    average. To continue an average, pass its `last` value and the `count` of finite values before.
+    `weight` is in [0, 1); with 0 the values do not change. Values that are not finite are kept and do not affect the
+    average. To continue an average, pass its `last` value and `count`, the number of finite values so far.
     """
     smoothed = np.array(values, np.float64)
     if not weight:
@@ -70,9 +70,9 @@ def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0)
 
 
 def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
-    """Compute s[t] = weight * s[t - 1] + values[t] with passes that each double the number of values in a sum."""
+    """Compute s[t] = weight * s[t - 1] + values[t]. Each pass doubles the number of values in a sum."""
     sums, span, decay = values.copy(), 1, weight
-    while span < len(sums) and decay > 1e-20:  # older values have no weight left
+    while span < len(sums) and decay > 1e-20:  # the weight of older values is negligible
         sums[span:] += decay * sums[:-span]
         span, decay = 2 * span, decay * decay
     return sums
@@ -97,7 +97,8 @@ def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
 def log_ticks(low: float, high: float, count: int) -> list[Tick]:
     """Return ticks for a logarithmic axis from 10**low to 10**high.
 
-    They are at powers of ten if the axis has enough of them, else at 1, 2 and 5 times those or at round numbers.
+    They are at powers of ten if the axis contains at least three of them. Otherwise they are at 1, 2 and 5 times
+    powers of ten, or at round numbers.
     """
     decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
     if len(decades) > 2:
@@ -112,7 +113,7 @@ def log_ticks(low: float, high: float, count: int) -> list[Tick]:
 
 
 def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
-    """Return ticks for a time axis in seconds: local times if `clock` (seconds since the epoch), else durations."""
+    """Return ticks for a time axis. It contains seconds since the epoch if `clock` is True, otherwise durations."""
     raw = (high - low) / max(1, count)
     if raw < 0.5 or not math.isfinite(raw):
         return [Tick(at, _format_tick_time(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
@@ -124,7 +125,7 @@ def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
 
 
 def local_time(at: float) -> time.struct_time:
-    """Convert seconds since the epoch to local time. Values out of range, such as nanoseconds, become 1970."""
+    """Convert seconds since the epoch to local time. Values out of range, such as nanoseconds, become 1970-01-01."""
     try:
         return time.localtime(at)
     except (ValueError, OverflowError, OSError):
@@ -145,7 +146,7 @@ def format_local_time(at: float) -> str:
 
 
 def span_label(seconds: float) -> str:
-    """Format a duration in its two largest units: '45s', '1h30m', '2d6h'."""
+    """Format a duration in its two largest units, such as '45s', '1h30m' or '2d6h'."""
     left = round(seconds)
     parts = []
     for unit, sign in ((_DAY, "d"), (3600, "h"), (60, "m"), (1, "s")):
@@ -259,7 +260,7 @@ def y_labels(
 ) -> dict[int, str]:
     """Return the labels of a y axis by row. They are the exact minimum and maximum, and round numbers if they fit.
 
-    `most` (at least 8) limits the width of a label. Labels of different values then differ if the width allows it.
+    `most` (at least 8) is the maximum width of a label. If the width allows it, different values get different labels.
     """
     ticks = [t for t in nice_ticks(view.low, view.high, rows // 2) if not log_y or t == round(t)]
     constant = not view.low == ends[0] < ends[1] == view.high

@@ -1,4 +1,4 @@
-"""Lay out a prompt and the responses to it as lines of text. This module does not import torch."""
+"""Formats a prompt and the responses to it as lines of text. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppo_unified.text import BOLD, DIM, apply_style, clean, display_width, pad
 
 SIDE_BY_SIDE = 80  # minimum width in columns to show two responses side by side
 GAP = "   "
-LABEL = 11  # width of the labels "policy" and "reference" if the responses are one below the other
+LABEL = 11  # width of the labels "policy" and "reference" if the responses are shown one below the other
 
 
 class Block(NamedTuple):
@@ -27,7 +27,7 @@ def format_blocks(
 ) -> list[str]:
     """Format blocks as sanitized lines of at most `columns` columns. With 0 columns, lines are not wrapped.
 
-    The blocks are side by side if they fit, otherwise one below the other, between the prompt and the remark.
+    The prompt comes first and the remark last. The blocks are side by side if they fit, otherwise one below the other.
     """
     lines = [] if prompt is None else _label_lines("prompt", prompt, columns, color)
     if columns >= SIDE_BY_SIDE:

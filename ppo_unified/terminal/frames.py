@@ -1,6 +1,7 @@
-"""Show pictures of an environment as terminal text or save them as a GIF. This module does not import torch.
+"""Shows pictures of an environment as terminal text or saves them as a GIF. This module does not import torch.
 
-On a terminal, a picture consists of coloured half blocks, or of ASCII characters if colour or Unicode is missing.
+In a terminal, a picture consists of coloured half blocks, or of ASCII characters if the terminal does not support
+colour and Unicode.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ GIF_COLOURS = 64
 
 
 def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> list[str]:
-    """Draw a picture as large as its aspect ratio allows in at most `lines` rows of `columns` cells, centred.
+    """Draw a picture as text, centred and as large as its aspect ratio allows in `lines` rows of `columns` cells.
 
-    A text picture is cut to that size. Colours are SGR sequences, which are reset at the end of each row.
+    If the picture is already text, it is cut to that size. Colours are SGR sequences, which are reset at the end of
+    each row.
     """
     columns, lines = max(1, columns), max(1, lines)
     if isinstance(picture, str):
@@ -92,7 +94,7 @@ def _half_blocks(upper: list[str], lower: list[str]) -> str:
 
 
 def _characters(pixels: np.ndarray) -> list[str]:
-    """Map luminance to the density of characters, inverted for a bright picture so that the background stays blank."""
+    """Map luminance to characters by density. Bright pictures are inverted, so that the background stays blank."""
     luminance = pixels @ LUMINANCE / 255
     ink = 1 - luminance if np.median(luminance) > 0.5 else luminance
     indices = np.rint(ink * (len(RAMP) - 1)).astype(int)
@@ -102,7 +104,7 @@ def _characters(pixels: np.ndarray) -> list[str]:
 def write_gif(path: Path, pictures: Iterable[tuple[np.ndarray | str, float]]) -> int:
     """Write pictures with their durations in seconds as an animated GIF, and return the number of its frames.
 
-    Long episodes are thinned evenly to at most GIF_FRAMES frames, including the first and the last picture.
+    Of a long episode, at most GIF_FRAMES evenly spaced pictures are kept, including the first and the last one.
     """
     kept: list[Image.Image] = []
     stride = 1

@@ -1,4 +1,4 @@
-"""Find and format the options in which runs differ, for the command line and the terminal UI, without torch."""
+"""Finds and formats the options in which runs differ. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Options = Mapping[str, Any]  # dotted keys, as returned by `query.flatten`
 
 
 def find_differences(tables: Sequence[Options]) -> list[str]:
-    """Return the options that differ between tables. A missing option equals an empty text."""
+    """Return the options that differ between tables. A missing option counts as equal to an empty string."""
     keys = dict.fromkeys(key for options in tables for key in options)
     return [key for key in keys if any(_value(options, key) != _value(tables[0], key) for options in tables)]
 
@@ -22,15 +22,15 @@ def _value(options: Options, key: str) -> Any:
 
 
 def seedless_key(options: Options) -> str:
-    """Return a key that is equal for runs that differ only in the seed."""
+    """Return a key that is the same for all runs that differ only in the seed."""
     return json.dumps({key: value for key, value in options.items() if key != "seed"}, sort_keys=True, default=str)
 
 
 def difference_lines(tables: Mapping[str, Options], width: int, color: bool = False) -> list[str]:
     """Format the options in which runs differ, in lines of at most `width` columns if possible.
 
-    The table has a line for each option. If it is too wide, it has a line for each run. If both tables are too wide,
-    each value has its own line.
+    The result is a table with one line per option. If this table is too wide, the result is a table with one line per
+    run. If that is also too wide, each value has its own line.
     """
     chosen = find_differences(list(tables.values()))
     if not chosen:
@@ -53,7 +53,7 @@ def difference_lines(tables: Mapping[str, Options], width: int, color: bool = Fa
 
 
 def _make_distinct(heads: Sequence[str]) -> list[str]:
-    """Make column headings unique by adding apostrophes, because a run can have the name of another column."""
+    """Make column headings unique by adding apostrophes, because a run can have the same name as another column."""
     taken: list[str] = []
     for head in heads:
         taken.append(next(name for k in range(len(heads)) if (name := head + "'" * k) not in taken))
@@ -61,7 +61,7 @@ def _make_distinct(heads: Sequence[str]) -> list[str]:
 
 
 def format_option(value: Any) -> str:
-    """Format an option as in TOML, but without quotes around a text, or return '-' if it is missing or empty."""
+    """Format an option's value as in TOML, but without quotes. Return '-' if the value is missing or empty."""
     if value is None or value == "":
         return "-"
     return str(value).lower() if isinstance(value, bool) else clean(value)

@@ -1,4 +1,4 @@
-"""Format samples of a rollout as tables of every quantity of PPO at every step, without importing torch."""
+"""Formats samples of a rollout as tables of every PPO quantity at every step. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def format_samples(
 ) -> tuple[list[str], list[str]]:
     """Return the meanings of the columns and a table for each sample, as lines of at most `width` columns if possible.
 
-    `samples` have the keys of `inspect --json`: sample, row, steps and, for texts, before. `count` is the number of
-    all samples in the iteration.
+    Each sample has the same keys as in `inspect --json`: sample, row, steps and, for text, before. `count` is the
+    number of all samples in the iteration.
     """
     about = {NUMBER: (NUMBER, "column of the rollout", False), **quantities}
     columns = _format_columns([step for sample in samples for step in sample["steps"]])
@@ -76,7 +76,7 @@ def _title(sample: Mapping[str, Any], count: int) -> str:
 
 
 def _format_columns(steps: Steps) -> dict[str, list[str]]:
-    """Format every quantity except `continues` as cells with the same precision within a column."""
+    """Format every quantity except `continues` as a column of cells. All cells of a column have the same precision."""
     names = [name for name in steps[0] if name not in ("column", "continues")]
     return {NUMBER: [str(step["column"]) for step in steps]} | {
         name: _format_cells([step[name] for step in steps]) for name in names
@@ -100,13 +100,13 @@ def _format_cells(values: Sequence[Any]) -> list[str]:
 
 
 def _format_text(value: str) -> str:
-    """Format a text for a narrow cell, as a JSON string if sanitizing would change it."""
+    """Format a text for a narrow cell. If sanitizing would change the text, format it as a JSON string."""
     shown = clean(value) if clean(value) == value else clean(json.dumps(value, ensure_ascii=False))
     return pad(shown, min(WIDEST_TEXT, display_width(shown)))
 
 
 def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[str]:
-    """Return the names of the columns that fit into `width`, chosen by importance. The first one is always included."""
+    """Return the names of the most important columns that fit into `width`. The first column is always included."""
     widths = {name: max(map(display_width, cells)) + 2 for name, cells in columns.items()}
     texts = [name for name in columns if name not in (NUMBER, *WANTED)]
     order = [NUMBER, *dict.fromkeys(["text", *WANTED, *texts])]
@@ -118,7 +118,7 @@ def _choose_columns(columns: Mapping[str, Sequence[str]], width: int) -> list[st
 
 
 def _sum(steps: Steps, name: str, about: ColumnHeading) -> str:
-    """Return the sum of a column as text, or "" if the sum of this quantity has no meaning."""
+    """Return the sum of a column as text, or "" if a sum is meaningless for this quantity."""
     if name == NUMBER:
         return "sum"
     _, _, adds_up = about

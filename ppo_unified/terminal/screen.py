@@ -1,4 +1,4 @@
-"""Show moving pictures on a terminal and restore it afterwards, with the standard library only."""
+"""Shows moving pictures on a terminal and restores the terminal afterwards. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Screen:
     """A terminal screen of text rows. Only rows that change are rewritten."""
 
     def __init__(self, terminal: int) -> None:
-        """Write to the file descriptor `terminal`, so that other output does not mix with the picture."""
+        """Create a screen that writes to the file descriptor `terminal`, so that redirecting stdout has no effect."""
         self.terminal = terminal
         self._shown: list[str] = []
         self._size = (0, 0)
@@ -42,7 +42,7 @@ class Screen:
         return (columns or 80, lines or 24)
 
     def paint(self, rows: Sequence[str]) -> None:
-        """Show only `rows`. After a change of the window's size, everything is rewritten."""
+        """Show `rows` and nothing else. If the window's size has changed, rewrite all rows."""
         parts = ["\x1b[H"]
         if self.size() != self._size:
             self._size, self._shown = self.size(), []
@@ -65,8 +65,8 @@ class Screen:
 def open_screen(stream: TextIO) -> Iterator[Screen]:
     """Open the alternate screen of the terminal behind `stream`, and restore the terminal at the end of the block.
 
-    In the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143). Neither can interrupt the
-    restoring. The output of Python code in the block is printed to stderr afterwards.
+    In the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143). Neither of them can interrupt
+    the code that restores the terminal. Output that Python code prints in the block is written to stderr afterwards.
     """
     stream.flush()
     shown = Screen(stream.fileno())

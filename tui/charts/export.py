@@ -45,7 +45,7 @@ def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
 
 
 def write_csv(path: Path, traces: Sequence[Trace]) -> None:
-    """Write all values of all runs with enough digits to restore them exactly."""
+    """Write all values of all runs, with enough digits to recover them exactly."""
     with open(path, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("run", "step", "wall_time", "value"))

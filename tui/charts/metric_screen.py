@@ -26,7 +26,7 @@ from tui.store import Changes
 
 FORGOTTEN = 40.0  # values with a weight below exp(-40) do not affect a moving average
 
-# chart actions that have another meaning, or none, for a single metric
+# chart actions that have a different meaning, or no meaning, for a single metric
 OTHERWISE = {"enlarge", "page_next", "page_previous", "grid", "grid_less", "group"}
 
 

@@ -49,7 +49,7 @@ def divide(tags: Sequence[str], grid: int, width: int, height: int) -> Pages:
 
 
 def group_of(tag: str) -> str:
-    """Return the group of a metric, which is the word before the slash."""
+    """Return the group of a metric: the word before the slash."""
     return tag.split("/")[0]
 
 

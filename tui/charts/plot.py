@@ -1,4 +1,4 @@
-"""The widget of one chart, which caches its rendered lines and posts messages for mouse events."""
+"""The widget of one chart. It caches its rendered lines and posts messages for mouse events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAIL = 0.9  # zooming to the right of this share of the plot keeps the newest da
 
 
 class Plot(Widget, can_focus=True):
-    """The curves of one metric."""
+    """A chart with the curves of one metric."""
 
     DEFAULT_CSS = """
     Plot { width: 1fr; height: 1fr; }
@@ -79,14 +79,14 @@ class Plot(Widget, can_focus=True):
         super().__init__()
         self.tag, self.current = "", False
         self.cross: float | None = None  # x value of the crosshair, never a logarithm
-        self.drawings = 0  # how many times curves were painted, for tests and benchmarks
+        self.drawings = 0  # number of times that curves were painted, for tests and benchmarks
         self._glyphs = BRAILLE if unicode else ASCII
         self._traces: Sequence[Trace] = ()
         self._look = Look()
         self._data: tuple[object, ...] = ()
         self._drawn: list[DrawnCurve] | None = None
         self._averages = Averages()
-        self._painted: ChartPicture | str | None = None  # a chart, or a message why there is none
+        self._painted: ChartPicture | str | None = None  # a chart, or a message that explains why there is none
         self._strips: list[Strip] | None = None
         self._own_inks: Inks | None = None
         self._colors: list[tuple[str, bool]] = []  # colors for which the inks were created

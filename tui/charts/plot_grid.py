@@ -1,4 +1,4 @@
-"""A grid of charts, which reuses its widgets for each page because creating a widget takes longer than drawing it."""
+"""A grid of charts. It reuses its widgets for each page, because creating a widget takes longer than drawing it."""
 
 from __future__ import annotations
 

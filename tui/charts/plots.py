@@ -1,4 +1,4 @@
-"""The widget with a page of charts, which selects the visible metrics and implements all chart actions."""
+"""The widget with a page of charts. It selects the visible metrics and implements all chart actions."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Plots(Widget):
 
     @property
     def current(self) -> Plot | None:
-        """The chart to which actions apply, which is the last focused chart or the first visible one."""
+        """The chart to which actions apply: the last focused chart or, if none is visible, the first visible one."""
         plots = self.plots
         return next((plot for plot in plots if plot.tag == self._chosen), plots[0] if plots else None)
 

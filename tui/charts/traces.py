@@ -84,7 +84,7 @@ def x_values(curve: Curve, axis: str) -> np.ndarray:
 
 
 def x_ends(traces: Iterable[Trace], axis: str, log: bool) -> tuple[float, float] | None:
-    """Return the smallest and largest x value of some curves; if `log`, of values > 0 only and as logarithms."""
+    """Return the smallest and largest x value of the curves. If `log`, return logarithms and ignore values <= 0."""
     ends: list[float] = []
     for trace in traces:
         if not len(trace.curve[0]):
@@ -118,7 +118,7 @@ class Averages:
         return cached.extend(values)
 
     def keep_only(self, traces: Sequence[Trace]) -> None:
-        """Remove all other curves from the cache."""
+        """Remove all curves except these from the cache."""
         keys = {trace.key for trace in traces}
         self._cache = {key: cached for key, cached in self._cache.items() if key in keys}
 
@@ -158,7 +158,7 @@ class _Average:
 def prepare_curves(
     traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
 ) -> list[DrawnCurve]:
-    """Return the curves to draw, the pinned run last. If `aggregate`, each group of seeds becomes one curve.
+    """Return the curves to draw, with the pinned run last. If `aggregate` is True, each group of seeds is one curve.
 
     `averages` is the cache of moving averages for this metric.
     """
@@ -197,9 +197,9 @@ def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> D
 
 
 def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower quartile, median and upper quartile over curves, each interpolated inside its own range.
+    """Return (x values [G], quartiles [3, G]) over curves. Each curve is interpolated inside its own range.
 
-    -> x values [G] (those of the curves unless there are too many), quartiles [3, G] (NaN outside of all curves)
+    The x values are those of the curves, unless there are too many. The quartiles are NaN outside of all curves.
     """
     grid = np.unique(np.concatenate(xs))
     if len(grid) > GRID:

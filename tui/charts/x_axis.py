@@ -61,7 +61,7 @@ class XAxis:
         return at if window.left <= at <= window.right else None
 
     def zoom(self, factor: float, at: float | None) -> None:
-        """Zoom around `at`. If it is None, zoom around the right end if the newest data is visible, else the middle."""
+        """Zoom around `at`. None means the right end if the newest data is visible, otherwise the middle."""
         window, whole = self.window, self.whole
         if window is not None and whole is not None:
             if at is None:

@@ -1,6 +1,6 @@
-"""The options of the form in one widget, which draws each option as a line and has one input box at the cursor.
+"""One widget for all options of the form. It draws each option as a line, and has one input box at the cursor.
 
-One widget per option would take a second to create for a language model, and again for every search.
+For a language model, it would take a second to create one widget per option, and another second for every search.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SWITCH = ("false", "true")
 
 
 class Line(NamedTuple):
-    """One line, which is an option, a section heading, or an error of the option above."""
+    """One line: an option, a section heading, or an error about the option above."""
 
     kind: Literal["option", "section", "problem"]
     name: str  # the option or the section
@@ -116,7 +116,7 @@ class Fields(Widget):
         yield self.editor
 
     def set_fields(self, fields: Mapping[str, Field]) -> None:
-        """Show these options. The first call places the important and the already changed options at the top."""
+        """Show these options. The first call moves important options, and those already changed, to the top."""
         self.fields = fields
         if not self.above:
             self.above = [name for name, field in fields.items() if field.matters or name in self.typed]
@@ -172,7 +172,7 @@ class Fields(Widget):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Store the text of the input box.
 
-        The box always contains the value under the cursor, even if this message is from a previous option.
+        The box always contains the value under the cursor, even if this message was sent for a previous option.
         """
         event.stop()
         if (field := self.option) and not _choices(field):

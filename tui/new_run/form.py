@@ -1,4 +1,4 @@
-"""The form for the options of a new run, which validates the input as the user types and shows the command line."""
+"""The form for the options of a new run. It validates the input as the user types and shows the command line."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ MANY = "  several values, separated by commas, start one run each"
 class Form(Screen[None]):
     """The second step of starting a run, after the picker.
 
-    The caller owns `typed`, which always contains the changed options, so that closing the form loses no input. `start`
-    accepts the arguments of `train`, one list per run.
+    `typed` belongs to the caller and always contains the changed options, so that no input is lost when the form
+    closes. `start` receives the arguments of `train`, one list per run.
     """
 
     CSS_PATH = "form.tcss"
@@ -103,7 +103,7 @@ class Form(Screen[None]):
             found[SEED] = found[SEED]._replace(description=found[SEED].description + SEVERAL)
             known = {NAME: NAME_FIELD, **found}
             for option in self.typed.keys() - known.keys() - {RECIPE}:
-                del self.typed[option]  # saved by a version with other options
+                del self.typed[option]  # saved by a version that had other options
             self.options.set_fields(known)
 
     # validation
@@ -167,7 +167,7 @@ class Form(Screen[None]):
 
     @property
     def option(self) -> Field | None:
-        """The focused option, if any."""
+        """The focused option, or None."""
         return self.options.option if self.focused in (self.options.lines, self.options.editor) else None
 
     def on_descendant_focus(self) -> None:
@@ -284,7 +284,7 @@ def _full_help(field: Field) -> str:
 
 
 class Recipes(ModalScreen[str | None]):
-    """A dialog with the recipes for a target, which returns a name, "" for no recipe, or None if the user cancels."""
+    """A dialog with the recipes for a target. Returns a name, "" for no recipe, or None if the user cancels."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss(None)", "Back")]
 

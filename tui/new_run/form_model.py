@@ -1,4 +1,4 @@
-"""The logic of the form for a new run, without widgets. It handles targets, options, validation and the command line.
+"""The logic of the form for a new run: targets, options, validation and the command line. It contains no widgets.
 
 Option values are passed as text, exactly as the user types them.
 """
@@ -102,7 +102,7 @@ def list_choices() -> list[TargetChoice]:
 
 
 def find_choice(target: str) -> TargetChoice:
-    """Return the list entry of a target, or a new one without a title if the target is not in the list."""
+    """Return the list entry of a target, or a new entry without a title if the target is not in the list."""
     return next((choice for choice in list_choices() if choice.target == target), TargetChoice(target, ""))
 
 
@@ -113,7 +113,7 @@ def is_target(word: str) -> bool:
 
 
 class _Target(NamedTuple):
-    config: RunConfig  # not validated as a whole yet if a recipe was applied
+    config: RunConfig  # if a recipe was applied, not yet validated as a whole
     fields: Mapping[str, Field]
     declared: Mapping[str, FieldInfo]
 
@@ -264,7 +264,7 @@ class _TypedOptions:
             return None
 
     def _assign_error(self, error: UsageError) -> None:
-        """Each line of an error goes to the options that were typed among those it names, else to the first one."""
+        """Assign each line of an error to the typed options that it names, otherwise to the first option it names."""
         for line in str(error).split("\n"):
             text = line.removeprefix(f"{WHERE}: ")
             named = _find_options(text, self.base.fields)

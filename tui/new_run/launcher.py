@@ -78,7 +78,7 @@ class Launcher:
         """Start one process per list of arguments of `train`.
 
         The form stays open until a run starts, and shows the error if one fails. When a run starts, the input stored
-        under `name` is dropped; if a later run fails, it is restored. Input of a form that was opened in the meantime
+        under `name` is dropped. If a later run fails, that input is restored. Input of a form that was opened meanwhile
         is not changed.
         """
         app = self._app
@@ -107,5 +107,5 @@ class Launcher:
 
 
 def _rerun_name(key: str, *started: object) -> str:
-    """Return the key under which the input for reruns of a run is stored; `started` is the run's start time."""
+    """Return the key under which a run's input for reruns is stored. `started` is the time when the run started."""
     return " ".join(["again:", key, *map(str, started)])

@@ -1,4 +1,4 @@
-"""The list of targets for a new run, with a search box that filters as the user types."""
+"""The list of targets for a new run, with a search box that filters the list as the user types."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SearchBox(Input):
 
 
 class Picker(Screen[None]):
-    """The first step of starting a run, which calls `open_form` with the selected target."""
+    """The first step of starting a run. It calls `open_form` with the selected target."""
 
     CSS_PATH = "picker.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,10 +125,10 @@ class Picker(Screen[None]):
 
 
 def match_choices(choices: list[TargetChoice], text: str) -> list[TargetChoice]:
-    """Return the choices that contain every word, those whose name starts with the text first.
+    """Return the choices that contain every word of the text. Choices whose names start with the text come first.
 
-    If there are none, return those whose name contains the letters of the text in this order. If the text itself is a
-    valid target, it comes first.
+    If no choice contains every word, return those whose names contain the letters of the text in the same order. If
+    the text itself is a valid target, it comes before all choices.
     """
     words, text = text.lower().split(), text.strip()
     found = [choice for choice in choices if all(word in _words(choice) for word in words)]

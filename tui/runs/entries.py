@@ -42,7 +42,7 @@ def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
 
 
 def _lookup(entry: Entry) -> Lookup:
-    """Return the lookup of an entry, whose name for queries is the displayed key."""
+    """Return the lookup that a query uses for an entry. The displayed key is the entry's name."""
     return lookup(replace(entry.status, name=entry.key), entry.state, partial(entry_options, entry))
 
 

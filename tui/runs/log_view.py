@@ -28,7 +28,7 @@ class Tail:
         self.skipped = False  # the file contains more text before `lines`
         self.lines: deque[str] = deque(maxlen=MOST_LINES)
         self.rest = ""  # the unfinished last line
-        self._bytes = b""  # of `rest`
+        self._bytes = b""  # the bytes of `rest`
         self._offset, self._inode = 0, 0
         self._inside = False  # reading started in the middle of a line and has not reached its end
 
@@ -139,7 +139,7 @@ class LogView(ScrollView, can_focus=True):
         return wrap_text(self.tail.rest, max(10, self._width)) if self.tail.rest else []
 
     def _heading(self) -> int:
-        """Return the number of message rows above the log, which is 1 if lines were skipped or the log is empty."""
+        """Return the number of message rows above the log: 1 if lines were skipped or the log is empty, otherwise 0."""
         return 1 if self.tail.skipped or not (self._rows or self.tail.rest) else 0
 
     def render_line(self, y: int) -> Strip:

@@ -92,7 +92,7 @@ class RunActions(Screen[None]):
         self.services.run_in_thread(resume_run)
 
     def _resume_further(self, entry: Entry) -> None:
-        """Ask for a larger step total, without which a finished run cannot be resumed, and resume the run."""
+        """Ask for a larger step limit, which a finished run needs to continue, and resume the run."""
         step = entry.status.step
 
         def check(text: str) -> None:

@@ -44,7 +44,7 @@ def _shorten(text: str, most: int) -> str:
 
 
 def _facts(entry: Entry) -> list[tuple[int, str]]:
-    """Return the numbers in display order, each with a rank. The highest rank is dropped first if space is short."""
+    """Return the numbers in display order, each with a rank. If space is short, the highest rank is dropped first."""
     status = entry.status
     steps = f"{format_number(status.step)} steps"
     if status.total_steps:

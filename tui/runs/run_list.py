@@ -1,4 +1,4 @@
-"""The table of runs, which draws only visible lines, so that thousands of runs are as fast as twenty."""
+"""The table of runs. It draws only the visible lines, so drawing thousands of runs is as fast as drawing twenty."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Column(NamedTuple):
 
 
 def _remark(entry: Entry) -> str:
-    """Return the text of the note column, which is the error, or the health warnings and the user's note."""
+    """Return the text of the note column: the error if there is one, otherwise health warnings and the user's note."""
     note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
     return entry.problem or "   ".join(filter(None, (_health(entry), note)))
 
@@ -312,7 +312,7 @@ class RunList(ScrollView, can_focus=True):
         return Strip([*segments, Segment(text, style)]).crop(0, width)
 
     def _mark(self, entry: Entry) -> Segment:
-        """Return the mark of a run, without the cursor's background, on which few curve colors are visible."""
+        """Return the mark of a run without the cursor's background, on which few colors of curves would be visible."""
         key, marks = entry.key, self.marks
         sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:

@@ -1,4 +1,4 @@
-"""The page of one run, with a tab each for curves, options, log, samples, system and events."""
+"""The page of one run, with tabs for curves, options, log, samples, system and events."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TabBar(Widget):
 
 
 class RunPage(RunActions):
-    """The page of one run, which follows the run if it is renamed and closes if it is deleted."""
+    """The page of one run. It follows the run if the run is renamed, and closes if the run is deleted."""
 
     CSS_PATH = "run_page.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -174,7 +174,7 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Return the keys of the runs to draw, which are this run, its other seeds if grouped, and the pinned run."""
+        """Return the keys of the runs to draw: this run, the pinned run and, if seeds are grouped, its other seeds."""
         pinned = self.services.state.pinned
         keys = [*self._siblings(), self.key]
         return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])

@@ -127,7 +127,7 @@ class Events(TextTab):
             read_warnings(status),
             status.best_step,
             status.solved_step,
-            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # its time is known
+            curve is not None and len(curve.steps) and curve.steps[-1] >= (status.best_step or 0),  # knows its time
         )
         if width and self.has_changed((entry.path, status.started, status.pid, *ends)):
             texts = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
@@ -227,7 +227,7 @@ class Samples(TextTab):
         self.numbers: Sequence[int] = ()  # steps or iterations of all pages, ascending
         self.at: int | None = None  # the selected number, or None to follow the newest page
         self.page: SamplePage | None = None
-        self._request: object = None  # identifies the newest request: results of older ones are ignored
+        self._request: object = None  # identifies the newest request, because results of older requests are ignored
 
     def refresh_text(self, entry: Entry) -> None:
         """Load the selected page in a thread if the files or the width have changed."""

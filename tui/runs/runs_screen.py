@@ -111,7 +111,7 @@ class RunsScreen(RunActions):
         self._query.show(state.query, problem, len(runs.entries), len(entries))
 
     def _damage(self) -> str:
-        """Return a description of damage in the event files of the drawn runs."""
+        """Describe the damage in the event files of the drawn runs."""
         found = [text for key, text in self.store.damage.items() if key in self._drawn_keys()]
         return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") if found else ""
 
@@ -187,12 +187,12 @@ class RunsScreen(RunActions):
         self._redraw()
 
     def on_run_renamed(self, key: str, new: str) -> None:
-        """Keep mark, pin and cursor on a renamed run."""
+        """Keep the mark, the pin and the cursor on a renamed run."""
         self.selection.rename(key, new)
         self.run_list.move_to(new)
 
     def on_run_deleted(self, key: str) -> None:
-        """Remove mark and pin of a deleted run."""
+        """Remove a deleted run's mark and pin."""
         self.selection.forget(key)
 
     def action_filter(self) -> None:

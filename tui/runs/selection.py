@@ -14,7 +14,7 @@ from tui.view_state import ViewState
 
 
 class Selection:
-    """Manages marks and pin, which are stored in the view state even if a run is currently missing."""
+    """Manages the marks and the pin. They stay in the view state even while a run is missing."""
 
     def __init__(self, store: Store, state: ViewState) -> None:
         self._store, self._state = store, state
@@ -59,13 +59,13 @@ class Selection:
         self._state.pinned = "" if self._state.pinned == key else key
 
     def rename(self, key: str, new: str) -> None:
-        """Move mark and pin to a run's new key."""
+        """Move a run's mark and pin to its new key."""
         state = self._state
         state.marked = [new if name == key else name for name in state.marked]
         state.pinned = new if state.pinned == key else state.pinned
 
     def forget(self, key: str) -> None:
-        """Remove mark and pin of a run."""
+        """Remove a run's mark and pin."""
         state = self._state
         state.marked = [name for name in state.marked if name != key]
         state.pinned = "" if state.pinned == key else state.pinned

@@ -13,7 +13,7 @@ from tui.runs.entries import Entry
 
 
 class TopLine(Static):
-    """The runs folder and how many runs are listed, running and marked."""
+    """Shows the runs folder and the numbers of listed, running and marked runs."""
 
     def __init__(self, runs: Path, readonly: bool) -> None:
         super().__init__(id="top", markup=False)
@@ -29,7 +29,7 @@ class TopLine(Static):
 
 
 class QueryLine(Static):
-    """Shows an error of the query, the runs folder or the event files, or else the query if there is one."""
+    """Shows an error in the query, the runs folder or the event files. If there is no error, shows the query."""
 
     def __init__(self) -> None:
         super().__init__(id="query", markup=False)
