@@ -162,7 +162,7 @@ ACTIONS: tuple[Action, ...] = (
         writes=True,
     ),
     Action(
-        "copy_command", "ctrl+y", "Copy command", "Copy the command line that starts the same run", "form", footer=True
+        "copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", footer=True
     ),
     Action(
         "recipe",
