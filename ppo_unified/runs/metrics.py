@@ -127,8 +127,8 @@ METRICS: dict[str, Metric] = {
     ),
     "ref/kl_k3": Metric(
         "nats",
-        "k3 estimate of the KL to the reference model (never negative): the sum of exp(-log-ratio) - 1 + log-ratio over "
-        "a response's tokens, averaged over responses",
+        "k3 estimate of the KL to the reference model (never negative): the sum of exp(-log-ratio) - 1 + log-ratio "
+        "over a response's tokens, averaged over responses",
     ),
     "ref/kl_full": Metric(
         "nats",
