@@ -161,9 +161,7 @@ ACTIONS: tuple[Action, ...] = (
         footer=True,
         writes=True,
     ),
-    Action(
-        "copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", footer=True
-    ),
+    Action("copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", footer=True),
     Action(
         "recipe",
         "ctrl+r",
