@@ -1,4 +1,4 @@
-"""Declarations of all metrics, used for TensorBoard descriptions, docs/runs.md and the help of the terminal UI."""
+"""Declares all metrics. TensorBoard, docs/runs.md and the terminal UI show these descriptions."""
 
 from __future__ import annotations
 
@@ -9,168 +9,189 @@ from typing import NamedTuple
 class Metric(NamedTuple):
     unit: str
     meaning: str
-    healthy: str = ""  # the expected range or trend
+    healthy: str = ""  # the range or trend of a healthy run, such as "should rise"
 
 
 METRICS: dict[str, Metric] = {
     "episode/return": Metric(
-        "reward", "mean return over the last 100 finished training episodes; actions are sampled", "rises"
+        "reward", "mean return of the last 100 finished training episodes, whose actions are sampled", "should rise"
     ),
     "episode/length": Metric("steps", "mean length of the last 100 finished training episodes"),
     "eval/return": Metric(
-        "reward", "mean return over the greedy evaluation episodes, whose seeds are never used in training", "rises"
+        "reward", "mean return of the greedy evaluation episodes; their seeds are never used in training", "should rise"
     ),
-    "eval/score": Metric("score", "headline metric: mean return or score of an evaluation", "rises"),
-    "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "rises"),
+    "eval/score": Metric(
+        "score",
+        "headline metric: the mean return (Gymnasium) or mean score (language models) of an evaluation",
+        "should rise",
+    ),
+    "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "should rise"),
     "eval/gold": Metric(
         "score",
         "mean score that the true reward (llm.proxy_of) assigns to sampled responses to held-out prompts",
-        "rises together with eval/sampled_score; reward hacking if it falls while eval/sampled_score rises",
+        "should rise together with eval/sampled_score; a fall while eval/sampled_score rises indicates reward hacking",
     ),
     "eval/kl": Metric(
         "nats",
-        "exact KL to the reference model, summed over the tokens of a sampled held-out response; mean over responses",
-        "below 10",
+        "exact KL to the reference model, summed over a response's tokens and averaged over sampled "
+        "responses to held-out prompts",
+        "should stay below 10",
     ),
     "eval/length": Metric("tokens", "mean length of sampled responses to held-out prompts"),
     "eval/eos_rate": Metric(
-        "fraction", "fraction of sampled held-out responses that end with an end-of-sequence token", "near 1"
+        "fraction",
+        "fraction of sampled responses to held-out prompts that end with an end-of-sequence token",
+        "should be near 1",
     ),
     "eval/repetition": Metric(
         "fraction",
-        "fraction of 3-token sequences that occurred earlier in the same sampled held-out response",
-        "near 0",
+        "fraction of 3-token sequences that repeat an earlier one in the same response, measured on "
+        "sampled responses to held-out prompts",
+        "should stay near 0",
     ),
     "loss/policy": Metric(
-        "", "policy loss (the negated PPO objective), mean over the steps of the last epoch", "near 0"
+        "", "policy loss (the negated PPO objective), averaged over the steps of the last epoch", "should stay near 0"
     ),
     "loss/value": Metric(
         "value^2",
-        "half the squared difference between the value and its target, mean over the steps of the last epoch",
-        "falls at first, then varies with the returns",
+        "half the squared difference between the critic's value estimate and its target, averaged over "
+        "the steps of the last epoch",
+        "should fall at first and then vary with the returns",
     ),
-    "loss/entropy": Metric("nats", "entropy loss: the negated mean entropy of the policy"),
+    "loss/entropy": Metric("nats", "entropy loss (the policy's mean entropy, negated)"),
     "loss/ptx": Metric("nats", "pretraining loss: mean negative log-likelihood per token of the pretraining texts"),
     "policy/entropy": Metric(
         "nats",
         "mean entropy of the action distribution",
-        "falls slowly; if it is near 0 early in training, exploration has ended",
+        "should fall slowly; a value near 0 early in training means that the policy no longer explores",
     ),
     "policy/kl": Metric(
         "nats",
-        "KL from the old to the new policy, estimated as the mean of ratio - 1 - log(ratio) over the last epoch "
-        "(Schulman, joschu.net/blog/kl-approx.html)",
-        "0.003 to 0.03",
+        "KL from the old policy to the new one, estimated as the mean of ratio - 1 - log(ratio) over the "
+        "last epoch (Schulman, joschu.net/blog/kl-approx.html)",
+        "should be between 0.003 and 0.03",
     ),
     "policy/clip_fraction": Metric(
         "fraction",
         "fraction of steps in the last epoch whose probability ratio is outside the clip range",
-        "0.05 to 0.3",
+        "should be between 0.05 and 0.3",
     ),
     "policy/kl_after": Metric(
         "nats",
-        "KL from the old to the new policy over all steps, estimated after the updates of an iteration; logged only if "
-        "samples are stored",
+        "KL from the old policy to the new one, estimated over all steps after an iteration's last "
+        "update; logged only when samples are stored",
     ),
     "policy/clip_fraction_after": Metric(
         "fraction",
-        "fraction of all steps whose probability ratio is outside the clip range after the updates of an iteration; "
-        "logged only if samples are stored",
+        "fraction of all steps whose probability ratio is outside the clip range after an iteration's "
+        "last update; logged only when samples are stored",
     ),
-    "policy/ratio_max": Metric("", "largest ratio of new to old action probability in the last epoch", "below 3"),
-    "policy/penalty_coef": Metric("", "weight of the KL term in the loss (ppo.objective = 'penalty')"),
+    "policy/ratio_max": Metric(
+        "", "largest ratio of new to old action probability in the last epoch", "should stay below 3"
+    ),
+    "policy/penalty_coef": Metric("", "weight of the KL term in the loss; logged only if ppo.objective = 'penalty'"),
     "value/explained_variance": Metric(
         "",
-        "1 - Var(target - V_old) / Var(target): fraction of the variance of the targets that the critic predicted",
-        "rises towards 1; a negative value means that the critic is worse than a constant",
+        "1 - Var(target - V_old) / Var(target): the fraction of the targets' variance that the critic explains",
+        "should rise towards 1; if it is negative, the critic is worse than a constant",
     ),
-    "value/mean": Metric("value", "mean of the critic's values V_old over all steps, in the critic's training units"),
-    "reward/score": Metric("score", "mean score of the responses of one iteration"),
+    "value/mean": Metric(
+        "value",
+        "mean of the critic's value estimates V_old over all steps, in the units in which the critic is trained",
+    ),
+    "reward/score": Metric("score", "mean score of an iteration's responses"),
     "reward/score_std": Metric(
-        "score",
-        "standard deviation of the scores of the responses of one iteration",
-        "shrinks as the policy converges",
+        "score", "standard deviation of the scores of an iteration's responses", "should shrink as the policy converges"
     ),
     "reward/gold": Metric(
         "score",
-        "mean score that the true reward (llm.proxy_of) assigns to the responses of one iteration",
-        "rises together with reward/score; reward hacking if it falls while reward/score rises",
+        "mean score that the true reward (llm.proxy_of) assigns to an iteration's responses",
+        "should rise together with reward/score; a fall while reward/score rises indicates reward hacking",
     ),
-    "reward/total": Metric("reward", "mean total reward of a response, including the KL penalty"),
-    "reward/kl_penalty": Metric("reward", "mean KL penalty of a response, summed over its tokens"),
+    "reward/total": Metric(
+        "reward", "total reward of a response, including the KL penalty, averaged over an iteration's responses"
+    ),
+    "reward/kl_penalty": Metric(
+        "reward", "KL penalty summed over a response's tokens and averaged over an iteration's responses"
+    ),
     "ref/kl": Metric(
         "nats",
-        "KL to the reference model, estimated as the sum of the log-ratios of a response's tokens (k1); "
-        "mean over responses",
-        "below 10",
+        "k1 estimate of the KL to the reference model: the sum of the log-ratios of a response's tokens, "
+        "averaged over responses",
+        "should stay below 10",
     ),
     "ref/kl_k2": Metric(
         "nats",
-        "KL to the reference model, estimated as the sum of half the squared log-ratios of a response's tokens (k2); "
-        "mean over responses",
+        "k2 estimate of the KL to the reference model: half the sum of the squared log-ratios of a "
+        "response's tokens, averaged over responses",
     ),
     "ref/kl_k3": Metric(
         "nats",
-        "KL to the reference model, estimated as the sum of exp(-log-ratio) - 1 + log-ratio over a response's tokens "
-        "(k3, never negative); mean over responses",
+        "k3 estimate of the KL to the reference model (never negative): the sum of exp(-log-ratio) - 1 + log-ratio "
+        "over a response's tokens, averaged over responses",
     ),
     "ref/kl_full": Metric(
         "nats",
-        "exact KL to the reference model over the full vocabulary, summed over a response's tokens; "
-        "mean over responses",
-        "below 10",
+        "exact KL to the reference model, computed over the full vocabulary, summed over a response's "
+        "tokens and averaged over responses",
+        "should stay below 10",
     ),
     "ref/kl_coef": Metric("", "weight of the KL penalty in the reward"),
-    "response/length": Metric("tokens", "mean length of the responses of one iteration"),
-    "response/eos_rate": Metric("fraction", "fraction of responses that end with an end-of-sequence token"),
+    "response/length": Metric("tokens", "mean length of an iteration's responses"),
+    "response/eos_rate": Metric(
+        "fraction", "fraction of an iteration's responses that end with an end-of-sequence token"
+    ),
     "response/repetition": Metric(
-        "fraction", "fraction of 3-token sequences that occurred earlier in the same response", "near 0"
+        "fraction",
+        "fraction of 3-token sequences that repeat an earlier one in the same response",
+        "should stay near 0",
     ),
     "optim/lr": Metric("", "learning rate of the policy"),
-    "optim/grad_norm": Metric("", "gradient norm before clipping, mean over the optimizer steps of one iteration"),
+    "optim/grad_norm": Metric("", "gradient norm before clipping, averaged over an iteration's optimizer steps"),
     "optim/steps": Metric(
         "",
-        "number of optimizer steps in one iteration",
-        "epochs x minibatches; fewer if ppo.target_kl stops the update early",
+        "number of optimizer steps in an iteration",
+        "should be epochs x minibatches, or less if ppo.target_kl stops the update early",
     ),
     "optim/skipped": Metric(
         "",
         "number of minibatches skipped because the loss or gradient was not finite (optim.on_nonfinite = 'skip')",
-        "0",
+        "should be 0",
     ),
-    "optim/epochs": Metric("", "number of epochs started in one iteration"),
+    "optim/epochs": Metric("", "number of epochs started in an iteration"),
     "time/steps_per_second": Metric("1/s", "mean number of steps per second since the training process started"),
-    "time/collect_s": Metric("s", "time spent collecting the rollout of one iteration"),
-    "time/generate_s": Metric("s", "time spent sampling responses (included in time/collect_s)"),
-    "time/score_s": Metric("s", "time spent scoring responses (included in time/collect_s)"),
-    "time/update_s": Metric("s", "time spent updating the policy and the critic in one iteration"),
+    "time/collect_s": Metric("s", "time spent collecting an iteration's rollout"),
+    "time/generate_s": Metric("s", "time spent generating responses (part of time/collect_s)"),
+    "time/score_s": Metric("s", "time spent scoring responses (part of time/collect_s)"),
+    "time/update_s": Metric("s", "time spent updating the policy and the critic in an iteration"),
     "invariant/first_ratio_error": Metric(
         "",
         "largest deviation of the probability ratio from 1 in the first minibatch, before any optimizer step",
-        "below 1e-5 in float32",
+        "should stay below 1e-5 in float32",
     ),
     "invariant/gae_error": Metric(
         "",
-        "largest difference between the computed advantages and the sum that defines GAE, in the first rollout row",
-        "below 1e-4 times the size of the advantages",
+        "largest difference between the computed advantages and the sum that defines GAE, in the first "
+        "row of the rollout",
+        "should stay below 1e-4 times the size of the advantages",
     ),
     "invariant/optimizer_steps_error": Metric(
         "",
         "epochs x minibatches minus the actual number of optimizer steps; 0 if ppo.target_kl stops the update early",
-        "0",
+        "should be 0",
     ),
-    "health/warnings": Metric("", "number of active health warnings; docs/health.md lists all checks", "0"),
-    "system/cpu": Metric("%", "CPU use of the training process; 100 % is one full core"),
+    "health/warnings": Metric("", "number of active health warnings; docs/health.md lists all checks", "should be 0"),
+    "system/cpu": Metric("%", "CPU usage of the training process; 100 % is one full core"),
     "system/memory_gb": Metric("GB", "resident memory of the training process"),
     "system/gpu": Metric("%", "GPU utilization"),
     "system/gpu_memory_gb": Metric("GB", "GPU memory reserved by PyTorch"),
     "histogram/advantages": Metric(
-        "", "advantages of one rollout; normalized only if ppo.normalize_advantages = 'batch'"
+        "", "advantages of one rollout; they are normalized only if ppo.normalize_advantages = 'batch'"
     ),
     "histogram/ratios": Metric(
         "",
-        "ratio of new to old action probability at every step, after the updates of an iteration",
-        "a peak at 1, with tails inside the clip range",
+        "ratio of new to old action probability at every step, after an iteration's last update",
+        "should peak at 1, with tails inside the clip range",
     ),
 }
 
@@ -194,16 +215,16 @@ AWAITED = (  # logged in every iteration by every adapter, so empty charts appea
 
 
 def sort_tags(tags: Iterable[str]) -> list[str]:
-    """Sort tags with those in USUAL first, in that order, and then the others by name."""
+    """Return the tags in USUAL first, in that order, and then the others, sorted by name."""
     found = set(tags)
     usual = [tag for tag in USUAL if tag in found]
     return usual + sorted(found - set(usual))
 
 
 def describe(tag: str) -> str:
-    """Return one line with a tag's meaning, unit and healthy range, or an empty string for an undeclared tag."""
+    """Return a metric's meaning, unit and healthy range in one line, or an empty string if it is not in METRICS."""
     metric = METRICS.get(tag)
     if metric is None:
         return ""
-    unit = f" [{metric.unit}]" if metric.unit else ""
-    return f"{metric.meaning}{unit}" + (f". Healthy: {metric.healthy}" if metric.healthy else "")
+    unit = f" (unit: {metric.unit})" if metric.unit else ""
+    return f"{metric.meaning}{unit}" + (f". It {metric.healthy}." if metric.healthy else "")

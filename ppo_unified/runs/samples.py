@@ -35,27 +35,33 @@ class Quantity(NamedTuple):
 
 QUANTITIES: dict[str, Quantity] = {
     "action": Quantity(
-        "action", "action chosen by the policy; a continuous action is shown before it is clipped to its bounds"
+        "action", "action that the policy chose; a continuous action is shown before it is clipped to its bounds"
     ),
-    "token": Quantity("token", "ID of the token chosen by the policy"),
+    "token": Quantity("token", "ID of the token that the policy chose"),
     "text": Quantity(
-        "text", "text of the token, quoted if it starts or ends with a space or contains control characters"
+        "text", "the token as text, in quotes if it starts or ends with a space or contains control characters"
     ),
     "reward": Quantity("r", "reward of the step, including penalties", True),
-    "value": Quantity("V", "value of the state before the step, computed during collection"),
-    "next_value": Quantity("V'", "value of the state after the step; 0 if the episode terminated"),
+    "value": Quantity("V", "value estimate for the state before the step, computed during collection"),
+    "next_value": Quantity("V'", "value estimate for the state after the step; 0 if the episode terminated"),
     "delta": Quantity("delta", "temporal-difference error, r + gamma*V' - V"),
     "advantage": Quantity("A", "advantage before normalization"),
-    "advantage_used": Quantity("A used", "advantage used in the loss, after normalization (if any)"),
-    "return": Quantity("return", "target value that the critic is trained to predict"),
+    "advantage_used": Quantity(
+        "A used", "advantage that the loss uses, normalized if ppo.normalize_advantages = 'batch'"
+    ),
+    "return": Quantity("return", "training target for the critic"),
     "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected the rollout", True),
-    "logprob_new": Quantity("log new", "log-prob of the action after the updates of the iteration", True),
+    "logprob_new": Quantity(
+        "log new", "log-prob of the action under the policy after the iteration's last update", True
+    ),
     "ratio": Quantity("ratio", "probability ratio, exp(log new - log old)"),
     "clipped": Quantity(
-        "clip", "* marks a ratio outside the clip range; the gradient is 0 if A pushes it further out", True
+        "clip",
+        "* marks a ratio outside the clip range; the policy gradient is 0 if A pushes the ratio further out",
+        True,
     ),
     "logprob_ref": Quantity("log ref", "log-prob of the action under the reference model", True),
-    "kl": Quantity("kl", "estimate of the KL to the reference model, as used in the reward", True),
+    "kl": Quantity("kl", "estimated KL to the reference model, as used in the reward", True),
     "kl_full": Quantity("kl full", "exact KL to the reference model, summed over all possible actions", True),
     "score": Quantity("score", "score of the response, shown at its last step", True),
     "continues": Quantity("continues", "true if the episode continues after the step"),

@@ -103,7 +103,7 @@ def test_tensorboard_reads_our_histograms_and_hyperparameters(tmp_path: Path) ->
     assert histogram.histogram_value.num == 1000
     assert histogram.histogram_value.sum == pytest.approx(float(samples.sum()), rel=1e-3)
     assert sum(histogram.histogram_value.bucket) == 1000
-    assert "KL from the old to the new policy" in accumulator.SummaryMetadata("policy/kl").summary_description
+    assert "KL from the old policy to the new one" in accumulator.SummaryMetadata("policy/kl").summary_description
     assert "_hparams_/session_start_info" in accumulator.summary_metadata
     assert read(tmp_path) == {"policy/kl": [(5, "0.5")]}  # only scalars become curves
 

@@ -337,7 +337,7 @@ def explanation(tag: str) -> str:
         return f"{clean(tag)}: a metric without a description, logged by the run's adapter or another program"
     lines = [f"{tag}: {metric.meaning}"]
     lines += [f"Unit: {metric.unit}"] if metric.unit else []
-    lines += [f"Healthy: {metric.healthy}"] if metric.healthy else []
+    lines += [f"It {metric.healthy}."] if metric.healthy else []
     return "\n".join(lines)
 
 
