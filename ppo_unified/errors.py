@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that the user can fix. The command line prints them as one line, with exit code 2."""
+"""Exceptions for mistakes that the user can fix. The command line prints the message and exits with code 2."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UsageError(Exception):
-    """A mistake in a command or a configuration. The message contains the location, the value found and a fix."""
+    """A mistake in a command or a configuration. The message states the location, the actual value and a fix."""
 
 
 class StartError(UsageError):
@@ -18,7 +18,7 @@ class StartError(UsageError):
 def closest_match(word: str, known: Iterable[str]) -> str:
     """Return the known name that `word` most likely means, or '' if none is similar.
 
-    A name that is a part of `word`, such as 'clip' of 'clip_range', takes precedence over similar names.
+    A name that is a part of `word`, such as 'clip' in 'clip_range', takes precedence over similar names.
     """
     names = list(known)
     parts = re.split(r"[\W_]+", word)
@@ -27,6 +27,6 @@ def closest_match(word: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean 'x'?' if a known name is similar to `word`, or ''."""
+    """Return '; did you mean 'x'?' if a known name is similar to `word`, or '' if none is."""
     match = closest_match(word, known)
     return f"; did you mean {match!r}?" if match else ""

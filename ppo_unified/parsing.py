@@ -1,4 +1,4 @@
-"""Parse JSON and TOML from untrusted files. Size and nesting depth are limited, which limits time and memory.
+"""Parse JSON and TOML from untrusted files. Limits on size and nesting depth bound the time and memory used.
 
 This module imports only the standard library.
 """
@@ -19,16 +19,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-DEEPEST = 64  # nested tables and lists; deeper data could exceed Python's recursion limit in any later code
-LARGEST = 4 << 20  # bytes of a file that is read completely; the parsed data can need twenty times as much memory
+DEEPEST = 64  # maximum nesting depth; code that processes deeper data could exceed Python's recursion limit
+LARGEST = 4 << 20  # maximum bytes to read from a file at once; the parsed data can take twenty times as much memory
 
-# a dotted key with more than DEEPEST parts: the time of the standard parser grows with the square of their number
+# a dotted key with more than DEEPEST parts; tomllib's parsing time grows with the square of the number of parts
 _PART = r"""(?:[\w-]+|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE)
 
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a regular file for reading. Raises OSError, also for a pipe or a device, from which a read could block."""
+    """Open a regular file for reading. Raises OSError for a pipe or a device, because reading from it could block."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - returned
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -37,7 +37,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file. Raises OSError, and ValueError for a file larger than LARGEST."""
+    """Return the content of a file. Raises OSError, or ValueError if the file is larger than LARGEST."""
     with open_file(path) as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -46,12 +46,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file. Raises OSError, and ValueError for invalid content."""
+    """Return the value in a JSON file. Raises OSError if it cannot be read, or ValueError if its content is invalid."""
     return parse_json(read_bytes(path).decode("utf-8"))
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a file one at a time; lines longer than LARGEST are skipped. Raises OSError."""
+    """Yield the lines of a file one at a time, but skip lines longer than LARGEST. Raises OSError."""
     with open_file(path) as file:
         in_long_line = False  # True if the next part continues a line that is too long
         while part := file.readline(LARGEST):
@@ -62,7 +62,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON text. Raises ValueError for invalid JSON, numbers with too many digits and too deep nesting."""
+    """Parse JSON. Raises ValueError for invalid JSON, numbers with too many digits, and data nested too deeply."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -72,7 +72,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Parse a TOML text. Raises ValueError for invalid TOML, numbers with too many digits and too deep nesting."""
+    """Parse TOML. Raises ValueError for invalid TOML, numbers with too many digits, and data nested too deeply."""
     if _LONG_KEY.search(text):
         raise ValueError(f"a key has more than {DEEPEST} parts")
     try:
@@ -84,9 +84,9 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def parse_fields(table: Any, cls: type) -> dict[str, Any]:
-    """Return the entries of a table that are fields of a class; other keys are dropped, and fields may be missing.
+    """Return the entries of a table whose keys are fields of `cls`. Other keys are dropped; fields may be missing.
 
-    Raises ValueError if `table` is not a table or a value does not have its field's type.
+    Raises ValueError if `table` is not a dict, or if a value does not have its field's type.
     """
     if not isinstance(table, dict):
         raise ValueError(f"expected a table, got {str(table)[:80]!r}")
@@ -109,7 +109,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _has_type(value: object, kind: Any) -> bool:
-    """Return True if a JSON value has a type. A 64-bit integer is also a float; true and false are not numbers."""
+    """Return True if a JSON value has the type `kind`. A 64-bit integer is also a float, but a bool is not a number."""
     if isinstance(kind, UnionType):
         return any(_has_type(value, option) for option in get_args(kind))
     if kind in (int, float):
@@ -121,7 +121,7 @@ def _has_type(value: object, kind: Any) -> bool:
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ValueError if containers are nested more than DEEPEST levels deep."""
+    """Raise ValueError if dicts and lists are nested more than DEEPEST levels deep."""
     level: list[Any] = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _inner_containers(outer)]
@@ -131,6 +131,6 @@ def _check_depth(value: Any) -> None:
 
 
 def _inner_containers(value: Any) -> Iterable[Any]:
-    """Return the containers inside a container; empty for a value that is not a container."""
+    """Return the dicts and lists directly inside a dict or list. Return an empty list for any other value."""
     values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [inner for inner in values if isinstance(inner, (dict, list))]

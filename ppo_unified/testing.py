@@ -1,6 +1,6 @@
-"""`check_adapter`, which checks an adapter against the engine's requirements, and a small adapter that fulfills them.
+"""`check_adapter` verifies that an adapter meets the engine's requirements. `BanditAdapter` is a small example.
 
-Call it in the adapter's own tests:
+Call `check_adapter` in the adapter's own tests:
 
     def test_my_adapter() -> None:
         check_adapter(lambda: MyAdapter(seed=1))
@@ -26,10 +26,10 @@ from ppo_unified.training.tensor_json import join, split
 
 
 def check_adapter(make: Callable[[], Adapter], tolerance: float = 1e-5) -> None:
-    """Check that the adapters which `make` returns fulfill all requirements of the engine and the trainer.
+    """Check that the adapters returned by `make` meet all requirements of the engine and the trainer.
 
-    Each call of `make()` must build the same small adapter with the same seed. `tolerance` is the allowed difference of
-    log-probs and values between two evaluations of the same rows: 1e-5 for fp32, 1e-2 for bf16.
+    Each call of `make()` must build the same small adapter with the same seed. `tolerance` is the largest allowed
+    difference in log-probs and values between two evaluations of the same rows. Use 1e-5 for fp32 and 1e-2 for bf16.
 
     Raises AssertionError with a message that names the violated requirement and the fix.
     """
@@ -61,7 +61,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_rollout(rollout: Rollout) -> None:
-    """Check what `Rollout` does not check itself: finite numbers at valid steps, and no gradient graph."""
+    """Check that all numbers at valid steps are finite and that no tensor requires a gradient."""
     _require(isinstance(rollout, Rollout), f"collect() must return a Rollout, got {type(rollout).__name__}")
     for name in ("logprobs", "values", "rewards", "next_values"):
         x = getattr(rollout, name)
@@ -74,7 +74,7 @@ def _check_rollout(rollout: Rollout) -> None:
 
 
 def _check_next_values(rollout: Rollout, tolerance: float) -> None:
-    """Check that next_values equals the value at the next valid column if the episode continues there."""
+    """Check that next_values equals the value estimate at the next valid column if the episode continues there."""
     following, seen = rollout.values[:, -1], torch.zeros_like(rollout.mask[:, -1])
     for t in reversed(range(rollout.mask.shape[1])):
         continues = seen & rollout.mask[:, t] & rollout.continues[:, t]
@@ -113,7 +113,7 @@ def _check_rows_are_independent(policy: ActorCritic, rollout: Rollout, tolerance
 
 
 def _check_columns_are_causal(policy: ActorCritic, rollout: Rollout, tolerance: float) -> None:
-    """Check that outputs do not depend on later columns or on their number (micro-batches drop columns)."""
+    """Check that outputs depend neither on later columns nor on their number, because micro-batches drop columns."""
     length = rollout.row_len
     if length == 1:
         return
@@ -137,7 +137,7 @@ def _check_columns_are_causal(policy: ActorCritic, rollout: Rollout, tolerance: 
 
 
 def _replace_future(x: Tensor, cut: int) -> Tensor:
-    """Replace the columns from `cut` on by those of another row, or by the first column if there is only one row."""
+    """Replace column `cut` and all later columns with those of another row or, if there is only one, with column 0."""
     changed = x.clone()
     changed[:, cut:] = x.roll(1, 0)[:, cut:] if len(x) > 1 else x[:, :1]
     return changed
@@ -174,7 +174,7 @@ def _check_parameters(policy: ActorCritic, rollout: Rollout) -> None:
 
 
 def _gradients(policy: ActorCritic, output: Tensor) -> dict[int, Tensor]:
-    """Return the gradient of the sum of `output` by parameter id; zeros for unused parameters."""
+    """Return each parameter's gradient of `output`, by the parameter's id. Unused parameters have zero gradients."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     found = (
         torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
@@ -186,7 +186,7 @@ def _gradients(policy: ActorCritic, output: Tensor) -> dict[int, Tensor]:
 
 
 def _check_masked_entries_are_ignored(policy: ActorCritic, rollout: Rollout, tolerance: float) -> None:
-    """Check that the gradient of the loss does not depend on numbers and actions at masked columns."""
+    """Check that the loss gradient does not depend on the numbers and actions at masked columns."""
     ppo = PPO(entropy_coef=0.01, normalize_advantages="none")
     as_collected = _loss_gradient(policy, make_batch(rollout, ppo), ppo)
     _require(
@@ -294,7 +294,7 @@ def _evaluate(policy: ActorCritic, rollout: Rollout) -> Evaluation:
 
 
 def _outputs(policy: ActorCritic, obs: Observations, actions: Tensor) -> Tensor:
-    """Return log-probs, entropy and values as one tensor [3, R, L]."""
+    """Return log-probs, entropies and value estimates as one tensor [3, R, L]."""
     with torch.no_grad():
         return torch.stack(tuple(policy.evaluate(obs, actions)))
 
@@ -322,7 +322,7 @@ def _are_equal(a: Any, b: Any) -> bool:
 class BanditPolicy(ActorCritic):
     """A linear policy that reads the context and the mean of the row's contexts so far.
 
-    The mean makes outputs depend on the earlier columns of the row, which the tests of causality need.
+    The mean makes outputs depend on earlier columns of the row, which the causality tests require.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -338,7 +338,7 @@ class BanditPolicy(ActorCritic):
         return Evaluation(taken, -(logprobs.exp() * logprobs).sum(-1), values)
 
     def logprobs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
-        """Return log-probs of both arms [R, L, 2] and values [R, L]."""
+        """Return the log-probs of both arms [R, L, 2] and the value estimates [R, L]."""
         assert isinstance(obs, Tensor)
         number = torch.arange(1, obs.shape[1] + 1, device=obs.device)[:, None]
         features = torch.cat([obs, obs.cumsum(1) / number], -1)
@@ -351,9 +351,9 @@ class BanditPolicy(ActorCritic):
 class BanditAdapter:
     """A contextual two-armed bandit for tests; one iteration takes milliseconds.
 
-    Each pull is an episode. The reward is 1 for the arm that the one-hot context names and 0 for the other arm. One
-    column in five is masked, as in rollouts with resets or tool output. The optimal policy always pulls the named arm:
-    mean reward and score are 1 (0.5 for a random policy), V is 1 and the entropy is 0.
+    Each pull is an episode. The one-hot context indicates the arm whose reward is 1; the other arm's reward is 0. About
+    one column in five is masked, as in rollouts with resets or tool output. The optimal policy always pulls the
+    indicated arm: mean reward and score are 1 (0.5 for a random policy), V is 1 and the entropy is 0.
     """
 
     def __init__(self, rows: int = 16, columns: int = 8, row_len: int = 1, seed: int = 0) -> None:

@@ -17,12 +17,12 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?[kMGT%]?|nan|[-+]?inf|-|")
 
 
 def clean(text: object) -> str:
-    """Return `text` as one safe line: escape sequences are removed, unprintable characters become spaces."""
+    """Return `text` as one safe line. Escape sequences are removed, and unprintable characters become spaces."""
     return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", str(text))).strip()
 
 
 def clean_lines(text: object) -> str:
-    """Apply `clean` to each line of `text`; the indentation is preserved."""
+    """Apply `clean` to each line of `text` and preserve the indentation."""
     return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot preserves the indentation
 
 
@@ -37,34 +37,35 @@ def can_color(stream: TextIO) -> bool:
 
 
 def can_unicode(stream: TextIO) -> bool:
-    """Return True if `stream` is UTF-8 and LC_ALL does not select the C locale.
+    """Return True if `stream` uses UTF-8 and LC_ALL does not select the C locale.
 
-    The encoding is not sufficient, because Python opens its streams as UTF-8 even with LC_ALL=C (PEP 540).
+    Checking the encoding is not enough, because Python uses UTF-8 for its streams even with LC_ALL=C (PEP 540).
     """
     encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
     return encoding.startswith("utf8") and os.environ.get("LC_ALL") not in ("C", "POSIX")
 
 
 def print_out(text: str) -> None:
-    """Print to stdout; characters that its encoding does not support become '?'."""
+    """Print to stdout. Characters that stdout's encoding does not support become '?'."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
 
 
 def print_err(text: str) -> None:
-    """Print a message to stderr, without escape sequences and unprintable characters."""
+    """Print a message to stderr, without escape sequences or unprintable characters."""
     print(clean_lines(text), file=sys.stderr)
 
 
 def apply_style(text: str, code: str) -> str:
-    """Return `text` in an ANSI style, or unchanged if `code` is empty."""
+    """Return `text` with an ANSI style applied, or unchanged if `code` is empty."""
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
 def format_number(value: float | None, resolution: float = 0.0) -> str:
-    """Format a number with about four digits; from 10,000 with k, M, G or T: 14742 -> '14.74k', None -> '-'.
+    """Format a number with about four digits, such as '0.25', '14.74k' (for 14742) or '-' (for None).
 
-    `resolution` is for the labels of an axis: differences of this size remain visible, and k starts at 1000.
+    The suffixes k, M, G and T are used from 10,000 on. For axis labels, `resolution` is the smallest difference that
+    must remain visible; the suffix k is then used from 1000 on.
     """
     if value is None:
         return "-"
@@ -91,14 +92,14 @@ def format_duration(seconds: float) -> str:
 
 
 def display_width(text: str) -> int:
-    """Return the width of `text` in terminal columns: two per East Asian wide character, none per combining mark."""
+    """Return the width of `text` in terminal columns. Wide East Asian characters take two, combining marks none."""
     if text.isascii():
         return len(text)
     return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
 
 
 def pad(text: str, width: int) -> str:
-    """Fill `text` with spaces to exactly `width` columns, or truncate it with a final '~'."""
+    """Pad `text` with spaces to `width` columns. If it is longer, truncate it and end it with '~'."""
     if display_width(text) > width:
         while text and display_width(text) > width - 1:
             text = text[:-1]
@@ -109,9 +110,9 @@ def pad(text: str, width: int) -> str:
 def format_table(
     rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:
-    """Return aligned lines with the keys of the first row as header; columns of numbers are right-aligned.
+    """Return a header line with the keys of the first row, then one line per row. Columns of numbers are right-aligned.
 
-    `paint` maps key -> {cell -> ANSI code} and is used only if `color` is true.
+    `paint` maps a key to a table from cell text to ANSI code. It is used only if `color` is true.
     """
     columns = []
     for key in rows[0]:
@@ -128,5 +129,5 @@ def _cell(text: str, width: int, right: bool, code: str) -> str:
 
 
 def max_display_width(lines: Sequence[str]) -> int:
-    """Return the width of the widest line in terminal columns; the lines must not contain colors."""
+    """Return the width of the widest line in terminal columns. The lines must not contain color codes."""
     return max(map(display_width, lines), default=0)

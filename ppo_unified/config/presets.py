@@ -14,7 +14,7 @@ from ppo_unified.errors import UsageError, did_you_mean
 
 
 class PresetSummary(NamedTuple):
-    """The summary of a preset in lists."""
+    """A preset's entry in a list of presets."""
 
     name: str
     kind: str
@@ -24,7 +24,7 @@ class PresetSummary(NamedTuple):
 
 
 def preset_files() -> dict[str, Path]:
-    """Return the names and files of the presets of all adapters."""
+    """Return the files of all adapters' presets, by preset name."""
     return toml_files("presets")
 
 
@@ -38,7 +38,7 @@ def list_presets() -> Iterator[PresetSummary]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Return True if `path` is a file, and False also for a name that is too long for the file system."""
+    """Return True if `path` is a file. Return False, not an error, if the name is too long for the file system."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -48,8 +48,8 @@ def is_file(path: str | Path) -> bool:
 def load_target(target: str) -> RunConfig:
     """Return the configuration of a preset, a TOML file, or a word that an adapter recognizes, such as a Gymnasium id.
 
-    The configuration's `preset` is the target's name, from which run names are made. Raises UsageError for an unknown
-    target.
+    The configuration's `preset` is set to the target's name, which becomes part of run names. Raises UsageError for an
+    unknown target.
     """
     presets = preset_files()
     if target in presets:
@@ -61,7 +61,7 @@ def load_target(target: str) -> RunConfig:
             config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
         )
     specs = all_adapters()
-    # an adapter whose name is the target comes first: then the modules of the others are not imported
+    # try the adapter with the target's name first, so that the other adapters' modules are not imported
     for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
@@ -72,7 +72,7 @@ def load_target(target: str) -> RunConfig:
 
 
 def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
-    """Return `config` with `preset` set to `text`; characters that are invalid in a run's name become hyphens."""
+    """Return `config` with `preset` set to `text`. Characters that are invalid in run names become hyphens."""
     return config.model_copy(update={"preset": re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"})
 
 
@@ -109,7 +109,10 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Run the adapter's checks, before a run folder is created. Raises UsageError for an invalid configuration."""
+    """Run the adapter's checks of a configuration. Raises UsageError if the configuration is invalid.
+
+    Call this before a run folder is created.
+    """
     spec = find_adapter(config.kind)
     for reference in (spec.missing, spec.check):
         if reference:

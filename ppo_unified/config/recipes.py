@@ -1,6 +1,6 @@
-"""Recipes: the PPO options of published systems, as TOML files that are applied on top of a target's options.
+"""Recipes are TOML files with the PPO options of published systems. They are applied on top of a target's options.
 
-A comment beside each option cites its place in the source. Flags are applied on top of the recipe.
+The comment next to each option cites the part of the source that defines it. Command-line flags override the recipe.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class Recipe:
     title: str
     source: str  # the publication or repository that the recipe follows
     differs: tuple[str, ...]  # differences from the source that no option can express
-    options: Mapping[str, Any]  # nested tables
-    sources: Mapping[str, str]  # full name of an option, such as 'llm.kl_coef' -> the comment beside it
+    options: Mapping[str, Any]  # nested tables of options
+    sources: Mapping[str, str]  # an option's full name, such as 'llm.kl_coef' -> the comment next to it
     text: str
 
 
 class Setting(NamedTuple):
-    """A recipe's value of one option; `source` is None if the recipe uses the default."""
+    """The value of one option in a recipe. `source` is None if the recipe does not set the option."""
 
     value: Any
     source: str | None
 
 
 def recipe_files() -> dict[str, Path]:
-    """Return the names and files of the recipes of all adapters."""
+    """Return the files of all adapters' recipes, by recipe name."""
     return toml_files("recipes")
 
 
@@ -51,7 +51,7 @@ def all_recipes() -> list[Recipe]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return a recipe by name. Raises UsageError for an unknown name, with the most similar one."""
+    """Return a recipe by name. Raises UsageError for an unknown name and suggests the most similar one."""
     files = recipe_files()
     if name not in files:
         raise UsageError(f"unknown recipe {name!r}{did_you_mean(name, files)} (list: ppo-unified recipes)")
@@ -72,7 +72,7 @@ def _read(name: str, path: Path) -> Recipe:
 
 
 def parse_comments(text: str) -> dict[str, str]:
-    """Return the comment of each option: the text beside its value and on the comment lines directly below it."""
+    """Return each option's comment: the text after its value and on the comment lines directly below it."""
     found: dict[str, str] = {}
     section = option = ""
     for line in text.splitlines():
@@ -92,10 +92,10 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def apply_recipe(config: C, name: str) -> C:
-    """Return `config` with a recipe's options applied on top, and with the recipe's name.
+    """Return a copy of `config` with the recipe's options applied on top and `recipe` set to the recipe's name.
 
     The result is not validated, because flags that are applied later may resolve a conflict between config and recipe.
-    Raises UsageError for an unknown or invalid recipe, and for a recipe of a different kind.
+    Raises UsageError if the recipe is unknown, invalid or made for a different kind of target.
     """
     recipe = load_recipe(name)
     if recipe.kind != config.kind:
@@ -115,13 +115,14 @@ def _recipe_config(recipe: Recipe) -> RunConfig:
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
-    """Return the value of every option by its full name: the recipe's values and the defaults of all other options."""
+    """Return the settings of all options by full name. An option that the recipe does not set has its default value."""
     options = _recipe_config(recipe).flatten().items()
     return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 
 def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:
-    """Return the options whose values differ between two recipes (on top of the defaults), in the schema's order."""
+    """Return the options whose values differ between two recipes, in the schema's order. Unset options count as
+    defaults."""
     left, right, absent = settings(first), settings(second), Setting(None, None)
     pairs = {option: (left.get(option, absent), right.get(option, absent)) for option in left | right}
     return {option: pair for option, pair in pairs.items() if pair[0].value != pair[1].value}

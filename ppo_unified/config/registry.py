@@ -1,4 +1,4 @@
-"""The registry of adapters. Their modules are named by strings and imported only when a run needs them."""
+"""The registry of adapters. It refers to adapter modules by name and imports them only when they are needed."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the entry points of the packages on this `sys.path`; cached, because the search takes 10 ms."""
+    """Return the adapter entry points of all packages on `sys.path`. Cached because the search takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
 def find_adapter(kind: str) -> AdapterSpec:
-    """Return an adapter by its kind. Raises UsageError for an unknown kind, with the most similar one."""
+    """Return an adapter by its kind. Raises UsageError for an unknown kind and suggests the most similar one."""
     if kind in BUILT_IN:
         return BUILT_IN[kind]
     found = all_adapters()
@@ -86,19 +86,19 @@ def find_adapter(kind: str) -> AdapterSpec:
 
 
 def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
-    """Return the names and paths of the presets or recipes of all adapters, sorted by name."""
+    """Return the paths of all adapters' presets or recipes by name, in the order of the names."""
     packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
     paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
     return dict(sorted((path.stem, path) for path in paths))
 
 
 def config_model(kind: str) -> type[RunConfig]:
-    """Return the class of an adapter's configuration."""
+    """Return an adapter's configuration class."""
     model: type[RunConfig] = load(find_adapter(kind).config)
     return model
 
 
 def load(reference: str) -> Any:
-    """Import and return the object that a reference of the form 'module:attribute' names."""
+    """Import and return the object named by a reference of the form 'module:attribute'."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)

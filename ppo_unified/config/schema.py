@@ -1,7 +1,7 @@
 """The schema of all options. TOML keys, command-line flags, form fields, bounds and help texts are derived from it.
 
-Sections are frozen pydantic models; an adapter adds its own by subclassing `RunConfig`. Optional numbers use 0 for
-"off", because TOML has no null. An option that would have no effect with the other options is an error.
+Sections are frozen pydantic models. An adapter adds its own sections by subclassing `RunConfig`. Optional numbers use 0
+for "off", because TOML has no null. Setting an option that has no effect together with the other options is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_WHOLE = 2**63 - 1  # the largest integer in TOML and in event files
 
 
 class Section(BaseModel):
-    """Base class of all sections: immutable after validation; rejects unknown keys, NaN and infinity."""
+    """The base class of all sections. A section is immutable and rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
@@ -106,14 +106,14 @@ class Optim(Section):
 
 
 class Checkpoint(Section):
-    """Options of the checkpoints."""
+    """Options for checkpoints."""
 
     every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
     keep: int = Field(2, ge=1, description="number of latest checkpoints to keep, in addition to the best one")
 
 
 class Eval(Section):
-    """Options of the greedy evaluation during training, whose score selects the best checkpoint."""
+    """Options for the greedy evaluations during training. Their scores determine the best checkpoint."""
 
     every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end of the run")
     episodes: int = Field(20, ge=1, description="episodes per evaluation, with fixed seeds that training does not use")
@@ -124,7 +124,7 @@ class Eval(Section):
 
 
 class Log(Section):
-    """Options of the event file and the stored samples."""
+    """Options for the event file and stored samples."""
 
     every: int = Field(1, ge=1, description="iterations between entries in the event file")
     samples_every: int = Field(
@@ -139,7 +139,7 @@ CHANGEABLE = frozenset(  # options and sections that may change when a run is re
 
 
 class RunConfig(Section):
-    """The options of a run; each adapter has a subclass with its own sections."""
+    """The options of a run. Each adapter defines a subclass that adds its own sections."""
 
     refused: ClassVar[dict[str, str]] = {}  # unsupported options that users may expect: name -> reason
 
@@ -165,10 +165,10 @@ class RunConfig(Section):
     log: Log = Log()
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
-        """Yield (option, True if it has no effect, reason) for options that depend on others; adapters add their own.
+        """Yield (option, ignored, reason) for each option that may have no effect; `ignored` is True if it has none.
 
-        An option without effect is an error unless it has its default value. The reason completes the message "has no
-        effect because ...".
+        It is an error to change an ignored option from its default value. The reason completes the message "has no
+        effect because ...". Adapters override this method to add their own options.
         """
         ppo, objective = self.ppo, f"ppo.objective = {self.ppo.objective!r}"
         for name in ("clip", "anneal_clip", "clip_high", "dual_clip"):
@@ -190,7 +190,7 @@ class RunConfig(Section):
 
     @property
     def ratio_tolerance(self) -> float:
-        """The limit of invariant/first_ratio_error above which the run fails; with float32 it is below 1e-5."""
+        """A run fails if its invariant/first_ratio_error exceeds this limit. In float32, the error is below 1e-5."""
         return 1e-2
 
     @model_validator(mode="after")
@@ -209,7 +209,7 @@ class RunConfig(Section):
         return self
 
     def why_fixed(self, option: str) -> str:
-        """Return the reason why a resumed run cannot change an option, or '' if it can."""
+        """Return why an option cannot be changed when a run is resumed, or '' if it can be changed."""
         section, _, name = option.rpartition(".")
         if option == "optim.joint":
             return "the checkpoint's optimizer state fits only the old value"
@@ -221,7 +221,7 @@ class RunConfig(Section):
 
     @property
     def origin(self) -> str:
-        """The preset's name, followed by the recipe's if there is one: 'sentiment' or 'sentiment-trl-early'."""
+        """The preset's name and, if there is a recipe, the recipe's name: 'sentiment' or 'sentiment-trl-early'."""
         return "-".join(part for part in (self.preset or self.kind, self.recipe) if part)
 
     def owner(self, option: str) -> tuple[Section, str]:
@@ -270,7 +270,7 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def validate(model: type[C], data: Mapping[str, Any], where: str) -> C:
-    """Validate `data` and return it as a `model`. Raises UsageError with one line per mistake."""
+    """Validate `data` and return an instance of `model`. Raises UsageError with one line for each mistake."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -290,7 +290,7 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     declared = typed_options(model)
-    for name in (option, ".".join(location[:2]), *location[:1]):  # for an element of a list, use the list
+    for name in (option, ".".join(location[:2]), *location[:1]):  # the option of a list's element is the list
         if name in declared:
             return f"{where}: {name}: {format_mismatch(declared[name], problem['input'])}"
     return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
@@ -299,7 +299,7 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
 def _suggest_key(model: type[RunConfig], unknown: str) -> str:
     """Return '; did you mean 'x'?' for an unknown key, or '' if no option is similar.
 
-    The suggestion omits the section if it is the section of the unknown key.
+    The suggestion omits the section if the unknown key is in the same section.
     """
     found = suggest(unknown, typed_options(model))
     if found is None:
@@ -310,7 +310,7 @@ def _suggest_key(model: type[RunConfig], unknown: str) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the table in a TOML file. Raises UsageError if the file cannot be read or is not valid TOML."""
+    """Return the contents of a TOML file. Raises UsageError if the file cannot be read or is not valid TOML."""
     try:
         return parse_toml(read_bytes(path).decode("utf-8"))
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The description of an adapter and the types that its optional functions return. This module does not import torch.
+"""The description of an adapter and the types that its optional functions return.
 
-The types that training needs are in `ppo_unified.engine.rollout`.
+The types that training needs are in `ppo_unified.engine.rollout`. To keep startup fast, this module avoids torch.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """The parts of an adapter, each named as 'module:attribute'. Only `config` and `build` are required.
+    """The parts of an adapter. Classes and functions are given as 'module:attribute'.
 
-    Another package can provide an adapter with an entry point in the group `ppo_unified.adapters` that refers to an
-    AdapterSpec. The name of the entry point is the adapter's `kind`. `report` and `explain` must not change the state
-    of training.
+    Only `config` and `build` are required. Another package can provide an adapter through an entry point in the group
+    `ppo_unified.adapters` that refers to an AdapterSpec. The entry point's name is the adapter's `kind`. The functions
+    `report` and `explain` must not change the training state.
     """
 
     config: str  # a subclass of RunConfig; its module must not import torch
     build: str  # (config, device: torch.device) -> Adapter
-    missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. A form calls it at every
-    # key press, so its module should import little
+    missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. The form calls it on every
+    # key press, so its module should import as little as possible
     check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists
     target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
     presets: str = ""  # a package that contains the presets as *.toml files
@@ -38,12 +38,12 @@ class AdapterSpec:
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
-    episodes: str = "episodes"  # the name of episodes in texts, such as "prompts"
+    episodes: str = "episodes"  # the word for episodes in printed text, such as "prompts"
 
 
 @dataclass(frozen=True)
 class Report:
-    """An adapter's additions to an evaluation: metrics, and responses with their data as JSON values."""
+    """An adapter's additions to an evaluation: metrics, and responses as dicts of JSON values."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     responses: list[dict[str, Any]] = field(default_factory=list)
@@ -51,10 +51,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Frame:
-    """The display of an episode after `step` steps; step 0 is the initial state."""
+    """An episode's picture and data after `step` steps. Step 0 is the initial state."""
 
     picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" if no picture was requested
-    seconds: float  # display time that the environment intends
+    seconds: float  # the display time that the environment specifies
     episode: int  # counted from 1
     step: int
     total: float  # return so far
@@ -69,7 +69,7 @@ class Reply:
     text: str
     tokens: int
     ended: bool  # True if it ends with an end token, False if it was truncated
-    score: float | None  # if None, `Exchange.remark` contains the reason
+    score: float | None  # None if the response has no score; `Exchange.remark` then contains the reason
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Exchange:
     prompt: str
     policy: Reply
     reference: Reply
-    kl: float  # KL of the policy to the reference model, summed over the policy's response, in nats
+    kl: float  # KL(policy || reference model) in nats, summed over the policy's response
     remark: str = ""
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ppo_unified.errors import closest_match
 
-OTHER_NAMES = {  # name in Stable-Baselines3, CleanRL or TRL -> name of the option here
+OTHER_NAMES = {  # option name in Stable-Baselines3, CleanRL or TRL -> option name in this project
     "learning_rate": "optim.lr",
     "lr": "optim.lr",
     "adam_eps": "optim.eps",
@@ -51,7 +51,7 @@ NOTES = {"batch_size": _COUNT, "minibatch_size": _COUNT}
 
 
 class Suggestion(NamedTuple):
-    """An existing option, with a note if its meaning differs from the unknown option's."""
+    """An existing option, with a note if its meaning differs from that of the unknown option."""
 
     option: str
     note: str = ""
@@ -60,7 +60,8 @@ class Suggestion(NamedTuple):
 def suggest(unknown: str, options: Collection[str]) -> Suggestion | None:
     """Return the option that `unknown`, such as 'lr' or 'ppo.clip_range', most likely means, or None.
 
-    Names from other libraries take precedence over similar names, and the same section over other sections.
+    Names from other libraries take precedence over similar names. Options in the same section take precedence over
+    options in other sections.
     """
     section, _, key = unknown.rpartition(".")
     if (option := OTHER_NAMES.get(key, "")) in options:

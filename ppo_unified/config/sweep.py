@@ -1,4 +1,4 @@
-"""Start several runs from one command line or form: one for every combination of the listed values."""
+"""Expand one command line or form into several runs: one for each combination of the listed values."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _RANGE = re.compile(r"\s*(\d{1,10})\s*-\s*(\d{1,10})\s*")
 
 
 class Combination(NamedTuple):
-    """The options of one run, as text; `varied` contains those that differ between the runs."""
+    """The options of one run, as text. `varied` contains the options that differ between runs."""
 
     typed: Mapping[str, str]
     varied: Mapping[str, str]
 
 
 def expand(typed: Mapping[str, str], options: Mapping[str, FieldInfo]) -> list[Combination]:
-    """Return one combination for each run that the typed options describe.
+    """Return one combination of values for each run that the typed options describe.
 
-    Raises UsageError for a list with an empty element and for more than MOST_RUNS runs.
+    Raises UsageError if a list has an empty element, or if there are more than MOST_RUNS runs.
     """
     return combine(typed, {option: split_values(option, text, options[option]) for option, text in typed.items()})
 
 
 def combine(typed: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[Combination]:
-    """Return every combination of the values in `lists`; the seed varies fastest.
+    """Return every combination of the values in `lists`. The seed varies fastest.
 
-    Raises UsageError for more than MOST_RUNS runs.
+    Raises UsageError if there are more than MOST_RUNS combinations.
     """
     names = sorted((option for option in lists if len(lists[option]) > 1), key=lambda option: option == SEED)
     check_count(math.prod(len(lists[name]) for name in names))
@@ -53,9 +53,9 @@ def check_count(count: int) -> None:
 
 
 def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
-    """Split a list of values such as '1e-3,3e-3', for seeds also '1-3,7'; duplicates are dropped.
+    """Split a list of values such as '1e-3,3e-3' (or '1-3,7' for seeds) and drop duplicates.
 
-    The text of a list, table or text option is always one value, because it may contain commas.
+    If the option itself is a list, a table or text, its value may contain commas and is not split.
     """
     if kind_of(declared) in SINGLE:
         return [text]
@@ -72,7 +72,7 @@ def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
 
 
 def _key(text: str, declared: FieldInfo) -> Any:
-    """Return the parsed value, so that equal values with different texts can be found, or `text` if it is invalid."""
+    """Return the parsed value, by which duplicates such as 0.1 and 1e-1 are found, or `text` if it is invalid."""
     try:
         return read_value(text, declared)
     except ValueError:
@@ -80,7 +80,7 @@ def _key(text: str, declared: FieldInfo) -> Any:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse seeds such as '3', '1-5' or '1,2,7-9'; duplicates are dropped. Raises UsageError for invalid text."""
+    """Parse seeds such as '3', '1-5' or '1,2,7-9', and drop duplicates. Raises UsageError for invalid text."""
     seeds: dict[int, None] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
@@ -93,9 +93,9 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def run_name(combination: Combination, name: str, config: RunConfig) -> str:
-    """Return the name of a run: `name`, or the target's name, followed by the values that differ between the runs.
+    """Return the name of a run: `name` (or the target's name, if empty) and the values that differ between runs.
 
-    Returns `name` for a single run, and '' if only the seed varies and no name is given; `train` then makes one.
+    A single run keeps `name`. If only the seed varies and `name` is empty, return '': `train` then generates a name.
     """
     varied = combination.varied
     if not varied or (not name and list(varied) == [SEED]):

@@ -1,6 +1,6 @@
 """Parse, validate, describe and format the values of options.
 
-The command line and the terminal UI's form both use this module, so they accept the same texts and report the same
+The command line and the terminal UI's form both use this module, so they accept the same input and report the same
 errors.
 """
 
@@ -22,8 +22,8 @@ Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "tab
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 NOUNS = {"bool": "true or false", "int": "an integer", "float": "a number", "table": "a JSON object"}
-ELEMENTS = {int: "integers", float: "numbers"}  # elements of a list; those of other types are words
-LONGEST_SHOWN = 80  # characters of an invalid value in an error message
+ELEMENTS = {int: "integers", float: "numbers"}  # names for a list's elements; elements of other types are called words
+LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an error message shows
 
 
 def kind_of(option: FieldInfo) -> Kind:
@@ -34,7 +34,7 @@ def kind_of(option: FieldInfo) -> Kind:
 
 
 def choices_of(option: FieldInfo) -> tuple[str, ...]:
-    """Return the values of an option of kind 'choice', or an empty tuple for another kind."""
+    """Return the valid values of an option of kind 'choice', or an empty tuple for other kinds."""
     return tuple(map(str, get_args(option.annotation))) if kind_of(option) == "choice" else ()
 
 
@@ -102,7 +102,7 @@ def read_value(text: str, option: FieldInfo) -> Any:
 
 
 def _parse(text: str, annotation: Any) -> Any:
-    """Parse `text` as a value of type `annotation`. Raises ValueError, with a reason for lists and tables."""
+    """Parse `text` as a value of type `annotation`. Raises ValueError, with a message only for lists and tables."""
     if annotation is bool:
         return _parse_switch(text)
     if annotation is int:
@@ -155,7 +155,7 @@ def split_list(text: str) -> list[str]:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Join command-line words, such as `[64,` and `64]`, into the text of one list."""
+    """Join the command-line words of a list, such as `[64,` and `64]`, into text that `split_list` can parse."""
     if len(words) == 1 or (words and words[0].startswith("[") and words[-1].endswith("]")):
         return " ".join(words)
     return " ".join(map(_quote, words))
@@ -167,7 +167,7 @@ def _quote(element: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return the text of a value, from which `read_value` returns the value."""
+    """Format a value as text that `read_value` parses back to the same value."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -190,7 +190,7 @@ def format_flag(option: str, value: Any) -> list[str]:
 
 
 def flag_name(option: str) -> str:
-    """Return the flag of an option, such as '--ppo.value-clip' for 'ppo.value_clip'."""
+    """Return an option's flag, such as '--ppo.value-clip' for 'ppo.value_clip'."""
     return f"--{option.replace('_', '-')}"
 
 

@@ -20,7 +20,7 @@ class Batch:
     logprobs: Tensor  # log pi_old
     values: Tensor  # V_old
     advantages: Tensor
-    returns: Tensor  # regression targets of the value
+    returns: Tensor  # regression targets of the critic
     mask: Tensor  # bool: True = valid step
     weights: Tensor  # weight of each step in the loss; 0 where masked
 
@@ -36,8 +36,8 @@ class Batch:
 def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
     """Return advantages with zero mean and unit variance over the valid steps, and 0 at masked steps.
 
-    With fewer than two valid steps the advantages are unchanged. The variance has Bessel's correction, as in
-    stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
+    If there are fewer than two valid steps, the advantages are returned unchanged. The variance uses Bessel's
+    correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
     """
     valid = advantages[mask]
     if len(valid) < 2:
@@ -47,9 +47,9 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffle the rows and split them into `count` minibatches, or one per row if there are fewer rows.
+    """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps.
 
-    The minibatches have nearly equal numbers of valid steps.
+    If there are fewer than `count` rows, each row becomes its own minibatch.
     """
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
@@ -64,14 +64,14 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
     cuts = torch.searchsorted(ends - steps.cpu() / 2, targets)  # a row belongs to the group that contains its middle
     number = torch.arange(1, count)
     cuts = torch.minimum(torch.maximum(cuts, number), len(order) - count + number)
-    cuts = (cuts - number).cummax(0).values + number if count > 1 else cuts  # strictly increasing: no group is empty
+    cuts = (cuts - number).cummax(0).values + number if count > 1 else cuts  # strictly increasing, so no group is empty
     return order.tensor_split(cuts)
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Group rows of similar length into micro-batches of at most `columns` columns; a longer row is alone.
+    """Group rows of similar length into micro-batches of at most `columns` columns. A longer row gets its own.
 
-    Columns after the last valid one are dropped. This changes no output at a valid column, as policies are causal.
+    Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column.
     """
     width = batch.mask.shape[1]
     if width == 1:
@@ -82,9 +82,9 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
 
 
 def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield groups of row numbers with similar `lengths` [R], each with its longest length.
+    """Group row indices by similar `lengths` [R], and yield each group with its longest length.
 
-    The number of rows times the longest length is at most `columns`, unless the group is a single row.
+    In each group, the number of rows times the longest length is at most `columns`, unless it has only one row.
     """
     order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):

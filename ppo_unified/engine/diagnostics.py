@@ -13,7 +13,7 @@ from ppo_unified.engine.rollout import Rollout
 
 
 class Totals(NamedTuple):
-    """Loss terms and diagnostics summed over steps. They stay tensors, because float() would wait for the device."""
+    """Loss terms and diagnostics summed over steps. They remain tensors because float() would wait for the device."""
 
     sums: dict[str, Tensor]  # weighted sums over steps; "weight" is the sum of the weights
     maxima: dict[str, Tensor]  # maxima over steps
@@ -26,7 +26,7 @@ class Totals(NamedTuple):
 
 
 def loss_metrics(totals: Totals) -> dict[str, float]:
-    """Return an epoch's loss terms and diagnostics: weighted means over its steps, and the largest ratio."""
+    """Return an epoch's loss terms and diagnostics as weighted means over its steps, and the largest ratio."""
     means = {name: float(x / totals.sums["weight"]) for name, x in totals.sums.items()}
     return {
         "loss/policy": means["policy"],
@@ -40,7 +40,7 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
 
 
 def step_metrics(norms: list[Tensor]) -> dict[str, float]:
-    """Return the mean of the gradient `norms` and the counts of optimizer steps; a skipped step has the norm NaN."""
+    """Return the mean gradient norm and the counts of optimizer steps. A step with a NaN norm counts as skipped."""
     skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
     return {
         "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
@@ -50,7 +50,7 @@ def step_metrics(norms: list[Tensor]) -> dict[str, float]:
 
 
 def mean_metrics(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each metric over `tables`, which all contain the same metrics; empty if there are none."""
+    """Return the mean of each metric over `tables`, which must all have the same keys, or {} if there are no tables."""
     return {name: sum(x[name] for x in tables) / len(tables) for name in (tables[0] if tables else ())}
 
 
@@ -62,7 +62,7 @@ def explained_variance(batch: Batch) -> float:
 
 
 def gae_error(advantages: Tensor, rollout: Rollout, gamma: float, lam: float) -> float:
-    """Return the largest difference between row 0 of `advantages` [N, T] and the double sum that defines GAE."""
+    """Return the largest error in row 0 of `advantages` [N, T], compared with the explicit sum that defines GAE."""
     valid = rollout.mask[0]
     if not valid.any():
         return 0.0

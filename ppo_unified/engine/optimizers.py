@@ -14,12 +14,12 @@ from ppo_unified.config.schema import Optim
 from ppo_unified.engine.batch import Batch
 from ppo_unified.engine.rollout import ActorCritic
 
-TERMS = ("policy", "value", "entropy")  # of the loss
+TERMS = ("policy", "value", "entropy")  # terms of the loss
 
 
 class Adam(torch.optim.Adam):
-    """PyTorch's Adam without its hooks for torch.compile, which this project does not use. The first call of a hook
-    imports the compiler, which takes about a second."""
+    """PyTorch's Adam without the hooks for torch.compile, which this project does not use. The first call to a hook
+    would import the compiler, which takes about a second."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised if a number is NaN or infinite, before any weight changes. An update also sets `minibatch` and `sums`."""
+    """Raised before any weight changes if a number is NaN or infinite. An update also sets `minibatch` and `sums`."""
 
     def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
-    """Return one Adam over all parameters, or one for the policy and one for the critic if `optim.joint` is false."""
+    """Return one Adam for all parameters or, if `optim.joint` is false, one for the policy and one for the critic."""
 
     def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
         betas = (optim.betas[0], optim.betas[1])
@@ -55,7 +55,7 @@ def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
 
 
 def set_learning_rates(optimizers: list[Adam], scale: float) -> None:
-    """Set the learning rate of every parameter group to its initial value times `scale`."""
+    """Set the learning rate of each parameter group to its initial learning rate multiplied by `scale`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
@@ -67,7 +67,7 @@ def step(
     minibatch: Batch | None = None,
     sums: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
-    """Clip the gradients of each optimizer, take a step, and return the norm of all gradients before clipping.
+    """Clip each optimizer's gradients, take a step, and return the norm of all gradients before clipping.
 
     If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight changes. Depending on
     `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
@@ -75,11 +75,11 @@ def step(
     norms, clipped = [], []
     for optimizer in optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if parameters:  # during the critic's warm-up the policy's optimizer has no gradients
+        if parameters:  # during the critic's warm-up, the policy's optimizer has no gradients
             norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             clipped.append(parameters)
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
-    # one test of the sum instead of one per number: each test waits for the device
+    # test the sum, not each number, because every test waits for the device
     if not torch.isfinite(norm + sum(sums[name] for name in TERMS if name in sums)):
         if optim.on_nonfinite == "skip":
             return torch.full_like(norm, torch.nan)
@@ -87,7 +87,7 @@ def step(
         raise NonFiniteError(
             f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {terms})", minibatch, sums
         )
-    for parameters, own_norm in zip(clipped, norms, strict=True):  # after the check: NaN would spread to all
+    for parameters, own_norm in zip(clipped, norms, strict=True):  # a NaN norm, rejected above, would spread
         nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm or torch.inf, own_norm)
     for optimizer in optimizers:
         optimizer.step()

@@ -1,8 +1,8 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for rollouts from any adapter.
 
-`train` is the loop, `gae` and `make_batch` compute advantages and value targets, `ppo_loss` computes the loss, and
-`update` steps the optimizers. Each loss is a sum over steps and is divided once by the minibatch's total weight, so the
-gradient does not depend on the size of the micro-batches.
+`train` is the training loop, `gae` and `make_batch` compute advantages and value targets, `ppo_loss` computes the loss,
+and `update` runs the optimizers. Losses are summed over steps, and the sum is divided once by the minibatch's total
+weight. The gradient therefore does not depend on the size of the micro-batches.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Progress:
 
     total_steps: int = 0
     total_iterations: int = 0
-    steps: int = 0  # valid steps so far
-    iteration: int = 0  # completed iterations
-    penalty_coef: float = 1.0  # current weight of KL in the penalty objective
+    steps: int = 0  # number of valid steps so far
+    iteration: int = 0  # number of completed iterations
+    penalty_coef: float = 1.0  # current weight of the KL term in the penalty objective
 
     @property
     def remaining(self) -> float:
-        """The remaining fraction of the run, from 1 down to 0; annealed options are multiplied by it."""
+        """The fraction of the run that remains, from 1 down to 0. Annealed options are multiplied by it."""
         limits = ((self.steps, self.total_steps), (self.iteration, self.total_iterations))
         return max(0.0, 1.0 - max((done / total for done, total in limits if total), default=0.0))
 
@@ -61,7 +61,7 @@ class Learner:
 
     @property
     def clip_scale(self) -> float:
-        """The factor in (0, 1] that anneals the clip range."""
+        """The factor in (0, 1] by which the clip range is multiplied."""
         return self.progress.remaining if self.ppo.anneal_clip else 1.0
 
     @property
@@ -73,7 +73,7 @@ class Learner:
 def make_learner(
     policy: ActorCritic, ppo: PPO, optim: Optim, total_steps: int = 0, total_iterations: int = 0, seed: int = 0
 ) -> Learner:
-    """Return a learner at step 0; `seed` determines the shuffling of the minibatches."""
+    """Return a learner at step 0. The minibatches are shuffled with `seed`."""
     progress = Progress(total_steps, total_iterations, penalty_coef=ppo.penalty_coef)
     generator = torch.Generator().manual_seed(seed)
     return Learner(policy, make_optimizers(policy, optim), ppo, optim, progress, generator)
@@ -84,12 +84,12 @@ class Iteration(NamedTuple):
 
     metrics: dict[str, float]
     rollout: Rollout
-    batch: Batch  # advantages are not normalized here if that is done per minibatch
+    batch: Batch  # before normalization per minibatch, if that is enabled
 
 
 def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
-    """Run one PPO iteration (collect, then update) per `next()` until the learner's progress is complete. The caller
-    logs and writes checkpoints between iterations; to stop early, it does not call `next()` again."""
+    """Run one PPO iteration (collect, then update) for each call of `next()` until `learner.progress` reaches a limit.
+    Between iterations, the caller can write logs and checkpoints. To stop early, it stops calling `next()`."""
     ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
         set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
@@ -112,7 +112,7 @@ def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
 
 
 def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
-    """Return advantages [N, T] by generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, eq. 16).
+    """Compute generalized advantage estimates [N, T] (GAE; Schulman et al. 2015, arXiv:1506.02438, eq. 16).
 
         delta_t = r_t + gamma * V(next state) - V(s_t)
         A_t     = delta_t + gamma * lam * A_(next valid column of the same episode)
@@ -129,15 +129,15 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
 
 
 def reward_to_go(rollout: Rollout, gamma: float) -> Tensor:
-    """Return the discounted sum of rewards from each step to the end of its episode, [N, T]. If the rollout ends first,
-    the value of the next state replaces the missing rewards."""
-    # with lambda = 1 the values in GAE's deltas cancel, except V(s_t)
+    """Return the discounted sum of rewards from each step to the end of its episode, [N, T]. If the rollout ends before
+    the episode, V_old of the next state replaces the missing rewards."""
+    # with lambda = 1, all value estimates in GAE's deltas cancel except V(s_t)
     return torch.where(rollout.mask, gae(rollout, gamma, 1.0) + rollout.values, 0.0)
 
 
 def episode_return(rollout: Rollout, gamma: float) -> Tensor:
-    """Return, for each step, the discounted return of its episode, [N, T]. It is summed from the episode's first step
-    in this rollout, so it includes rewards from before the action."""
+    """Return the discounted return of each step's episode, [N, T]. The sum starts at the episode's first step in this
+    rollout, so it includes rewards received before the step."""
     returns = reward_to_go(rollout, gamma)
     running, starts = torch.zeros_like(returns[:, 0]), torch.ones_like(rollout.mask[:, 0])
     for t in range(returns.shape[1]):
@@ -149,7 +149,7 @@ def episode_return(rollout: Rollout, gamma: float) -> Tensor:
 
 
 def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
-    """Compute advantages, value targets and step weights as rows [R, L]; rows without a valid step are dropped."""
+    """Return the update batch with advantages, value targets and step weights. Drop rows without a valid step."""
     estimate = gae(rollout, ppo.gamma, ppo.lam)
     match ppo.advantage:
         case "gae":
@@ -173,27 +173,27 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
 
 
 class Loss(NamedTuple):
-    """The terms of the loss; each is a scalar, the sum over steps of weight * term."""
+    """The terms of the loss. Each is a scalar: the weighted sum of the term over all steps."""
 
     policy: Tensor
     value: Tensor
-    entropy: Tensor  # entropy of the policy, which `total` subtracts
-    totals: Totals  # the same terms and diagnostics, detached
+    entropy: Tensor  # `total` subtracts it
+    totals: Totals  # the same terms, detached, and diagnostics
 
     def total(self, value_coef: float, entropy_coef: float) -> Tensor:
         return self.policy + value_coef * self.value - entropy_coef * self.entropy
 
 
 def clip_range(ppo: PPO, clip_scale: float) -> tuple[float, float]:
-    """Return the clip range of the ratio below 1 and its clip range above 1."""
+    """Return `below` and `above`: the ratio is clipped to [1 - below, 1 + above]."""
     return clip_scale * ppo.clip, clip_scale * (ppo.clip_high or ppo.clip)
 
 
 def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Tensor:
-    """Return the policy loss of every step, [R, L]; `clip_scale` in (0, 1] anneals the clip range.
+    """Return the policy loss at every step, [R, L]. The clip range is multiplied by `clip_scale`, a factor in (0, 1].
 
-    Sources: clip, arXiv:1707.06347 eq. 7; penalty, eq. 8 with KL(old || new) estimated on the old policy's samples;
-    dual clip, arXiv:1912.09729 eq. 5; `clip_high`, arXiv:2503.14476.
+    Sources: arXiv:1707.06347 for the clip (eq. 7) and the penalty (eq. 8, with KL(old || new) estimated from the old
+    policy's samples), arXiv:1912.09729 for the dual clip (eq. 5), and arXiv:2503.14476 for `clip_high`.
     """
     advantages = batch.advantages
     if ppo.objective == "policy-gradient":
@@ -213,8 +213,8 @@ def policy_loss(logprobs: Tensor, batch: Batch, ppo: PPO, clip_scale: float = 1.
 
 
 def value_loss(values: Tensor, batch: Batch, value_clip: float = 0.0) -> Tensor:
-    """Return half the squared error between value and target at every step, [R, L]. If `value_clip` > 0, return the
-    larger of this error and the error of the value clipped to V_old +- `value_clip`."""
+    """Return half the squared error of the value estimate at every step, [R, L]. If `value_clip` > 0, return the larger
+    of two errors: with the original estimate, and with the estimate clipped to V_old +- `value_clip`."""
     loss = (values - batch.returns).square()
     if value_clip:
         clipped = batch.values + (values - batch.values).clamp(-value_clip, value_clip)
@@ -223,7 +223,7 @@ def value_loss(values: Tensor, batch: Batch, value_clip: float = 0.0) -> Tensor:
 
 
 def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Loss:
-    """Return all terms of PPO's loss, summed over the [R, L] steps with the batch's weights. Masked entries contribute
+    """Return the terms of PPO's loss, each summed over all steps with the batch's weights. Masked entries contribute
     neither to the loss nor to the gradient, even if they are NaN or infinite."""
 
     def weighted_sum(x: Tensor) -> Tensor:
@@ -250,8 +250,8 @@ def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, p
 
 
 def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, float]:
-    """Train on one batch for `ppo.epochs` epochs, or until KL exceeds `ppo.target_kl`. Return metrics; the loss terms
-    and diagnostics are means over the last epoch."""
+    """Train on one batch for `ppo.epochs` epochs, or until the KL exceeds `ppo.target_kl`. Return the update's metrics;
+    loss terms and diagnostics are means over the last epoch."""
     ppo, critic_only = learner.ppo, learner.trains_critic_only
     norms: list[Tensor] = []
     extras: list[Mapping[str, float]] = []
@@ -285,15 +285,15 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
 
 
 def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
-    """Return the KL penalty's new coefficient after an update that ended at `kl` (arXiv:1707.06347, section 4)."""
+    """Return the KL penalty's new coefficient, given the mean KL of the last epoch (arXiv:1707.06347, section 4)."""
     relative_kl = kl / ppo.penalty_target
     return penalty_coef * (2.0 if relative_kl > 1.5 else 0.5 if relative_kl < 1 / 1.5 else 1.0)
 
 
 def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
-    """Compute the gradients of one minibatch, accumulated over its micro-batches, and return its loss totals.
+    """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
-    With `critic_only`, only the critic's own parameters get gradients, from the value loss; a shared trunk gets none.
+    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:

@@ -1,7 +1,7 @@
 """The interface between the engine and an adapter: the policy, the rollout, and the adapter's methods.
 
-A rollout has N rows and T columns; an update has R rows of L columns. Each column is one decision. A row of an update
-contains the L = `row_len` consecutive columns that the policy must evaluate together.
+A rollout has N rows and T columns; each entry is one step. An update batch has R rows and L columns: each row contains
+L = `row_len` consecutive steps that the policy must evaluate together.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ Observations: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 def map_obs(function: Callable[[Tensor], Tensor], obs: Observations) -> Observations:
-    """Apply `function` to a tensor, or to every tensor of a mapping."""
+    """Apply `function` to the observation tensor or, for a mapping, to each of its tensors."""
     if isinstance(obs, Tensor):
         return function(obs)
     return {key: function(x) for key, x in obs.items()}
 
 
 class Evaluation(NamedTuple):
-    """The current policy's outputs for actions that were already taken; each tensor is [R, L]."""
+    """The current policy's outputs for actions that were taken earlier. Each tensor has the shape [R, L]."""
 
     logprobs: Tensor  # log pi(action | obs)
     entropy: Tensor  # entropy of the action distribution, in nats
-    values: Tensor  # V(obs), the value before the action
+    values: Tensor  # V(obs), the value estimate before the action
 
 
 class ActorCritic(nn.Module):
     """A policy and its critic. The outputs at column t of a row must depend only on columns <= t of the same row."""
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Return the log-probs, entropy and values for `actions` [R, L, ...] taken at `obs` [R, L, ...]."""
+        """Return log-probs, entropies and value estimates for `actions` [R, L, ...] taken at `obs` [R, L, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(obs, actions)")
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
-        """Return the parameters that only the value depends on: a separate critic, or the head on a shared trunk."""
+        """Return the parameters that affect only value estimates: a separate critic, or the head on a shared trunk."""
         raise NotImplementedError(f"{type(self).__name__} must define critic_parameters()")
 
 
@@ -47,9 +47,9 @@ class ActorCritic(nn.Module):
 class Rollout:
     """The experience that one call of `Adapter.collect` returns. The first two axes of every tensor are [N, T].
 
-    There is no "done" flag. `next_values` contains V_old of the next state: 0 if the episode terminated, V_old of the
-    final state if it was truncated. `continues` is False where an episode ended in either way. Entries where `mask` is
-    False are ignored. Raises ValueError if a shape, a dtype or `row_len` does not match `mask`.
+    There is no "done" flag. `next_values` is V_old of the state after the step, or 0 if the episode terminated.
+    `continues` is False at the last step of an episode, whether it terminated or was truncated. Steps with `mask` False
+    are ignored. Raises ValueError for an unexpected shape or dtype, an invalid `row_len`, or a mask that is all False.
     """
 
     obs: Observations  # [N, T, ...]
@@ -57,10 +57,10 @@ class Rollout:
     logprobs: Tensor  # log pi_old(action | obs)
     values: Tensor  # V_old(obs)
     rewards: Tensor
-    next_values: Tensor  # V_old of the state after the step; 0 if the episode terminated there
-    continues: Tensor  # bool: the next valid column belongs to the same episode
-    mask: Tensor  # bool: the policy chose this action (False: padding, prompt, tool output, reset)
-    row_len: int  # columns that the policy must evaluate together: 1 if it is Markov, T if it reads sequences
+    next_values: Tensor  # V_old of the state after the step; 0 if the episode terminated
+    continues: Tensor  # bool: True if the next valid column belongs to the same episode
+    mask: Tensor  # bool: True if the policy chose the action; False for padding, prompts, tool output and resets
+    row_len: int  # columns that must be evaluated together: 1 for a Markov policy, T for a sequence model
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # per-step data for `inspect`; the engine ignores it
 
@@ -92,32 +92,32 @@ class RolloutSource(Protocol):
     """The part of an adapter that the engine needs."""
 
     def collect(self) -> Rollout:
-        """Act with the current policy and return the experience, including its log-probs and values."""
+        """Act with the current policy and return the experience, including log-probs and value estimates."""
         ...
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
-        """Return None, or a loss to add to an optimizer step (InstructGPT's pretraining term) and its metrics. It must
-        draw all random numbers from `generator` and must not change the state that `state_dict` returns."""
+        """Return a loss to add to an optimizer step (such as InstructGPT's pretraining term) and its metrics, or None.
+        Use only `generator` for random numbers, and do not change the state that `state_dict` returns."""
         ...
 
 
 class Adapter(RolloutSource, Protocol):
-    """An environment or a text task together with the policy that acts in it; a run needs all of these methods."""
+    """An environment or a text task, together with the policy that acts in it. A run requires all of these methods."""
 
     @property
     def policy(self) -> ActorCritic: ...
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        """Return one score per episode for `episodes` new episodes, without changing the training state."""
+        """Run `episodes` new episodes and return one score for each, without changing the training state."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that `load_state_dict` needs, except the policy's weights: tensors, numbers, strings, lists
-        and dicts. They must be copies, which later calls of `collect` do not change."""
+        """Return the state that `load_state_dict` needs, without the policy's weights. It may contain tensors, numbers,
+        strings, lists and dicts, and must be a copy, so that later calls of `collect` do not change it."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore the state. Return None, or a message that names the parts that cannot be restored and the reason."""
+        """Restore a saved state. If a part cannot be restored, return a message that names it and the reason."""
         ...
 
     def close(self) -> None: ...

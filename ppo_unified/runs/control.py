@@ -1,7 +1,7 @@
 """Start, resume, rename, delete and annotate runs, and list their events, from other processes.
 
-The command line and the terminal UI both call these functions. Each run is trained in a separate process.
-This module does not import torch.
+The command line and the terminal UI both call these functions. Each run is trained in a separate process. To keep
+startup fast, this module avoids torch.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from ppo_unified.runs.folder import (
 )
 from ppo_unified.text import format_number
 
-LAST_BYTES, LAST_LINES = 8192, 20  # size of the part of a crashed run's log that is shown
-LONGEST_NOTE = 1 << 16  # characters; longer notes are cut when read
+LAST_BYTES, LAST_LINES = 8192, 20  # how much is shown of the end of a crashed run's log
+LONGEST_NOTE = 1 << 16  # maximum characters; longer notes are truncated when read
 
 
 class Event(NamedTuple):
-    """An event in a run's history. `time` is in seconds since the epoch. Values missing in run.json are None."""
+    """An event in a run's history. `time` is in seconds since the epoch. Values missing from run.json are None."""
 
     time: float | None
     step: int | None
@@ -48,17 +48,17 @@ class Event(NamedTuple):
 def start(arguments: Sequence[str], runs: Path, on_created: Callable[[Run], object] | None = None) -> Run:
     """Start `ppo-unified train ARGUMENTS` in the background and wait until training has started.
 
-    `on_created` is called with the run as soon as its folder exists. Raises UsageError with the error message of the
-    process if it ends before training starts.
+    `on_created` is called with the run as soon as its folder exists. If the process ends before training starts, raises
+    UsageError with the process's error message.
     """
     run, _ = processes.detach(["train", *arguments, "--runs", str(runs)], on_created=on_created)
     return run
 
 
 def resume(run: Run, *flags: str) -> Run:
-    """Resume a run in the background and wait until training has started; `flags` are those of the command `resume`.
+    """Resume a run in the background and wait until training has started. `flags` are passed to the command `resume`.
 
-    Raises UsageError with the error message of the process if it ends before training starts.
+    If the process ends before training starts, raises UsageError with the process's error message.
     """
     processes.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
     return run
@@ -106,12 +106,12 @@ def delete(run: Run) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Hide a run's folder, then remove it, so that nobody finds a partial run. On OSError, make it visible again."""
+    """Hide a run's folder before removing it, so that no partial run is visible. On OSError, make it visible again."""
     aside = path.with_name(hidden_name())
     path.rename(aside)
     try:
         for entry in list(os.scandir(aside)):
-            if entry.name not in ("run.json", LOCK):  # removed last, so that the rest of a failed deletion is a run
+            if entry.name not in ("run.json", LOCK):  # these come last: if deletion fails, a run remains
                 shutil.rmtree(entry) if entry.is_dir(follow_symlinks=False) else Path(entry).unlink()
         shutil.rmtree(aside)
     except OSError as error:
@@ -123,7 +123,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _exclude_trainers(run: Run, what: str) -> Iterator[None]:
-    """Keep others from starting to train the run inside the block. Raises UsageError if the run is training."""
+    """Prevent other processes from training the run inside the block. Raises UsageError if the run is training."""
     _check_idle(run, what)
     held = Run(run.path)
     if not (run.path / LOCK).is_symlink():  # a run whose lock is a link cannot be trained
@@ -135,7 +135,7 @@ def _exclude_trainers(run: Run, what: str) -> Iterator[None]:
 
 
 def _check_idle(run: Run, what: str) -> None:
-    """Raise UsageError if a trainer is alive on this machine, or on another one according to its heartbeat."""
+    """Raise UsageError if the run's trainer is alive on this machine or, according to its heartbeat, on another one."""
     status = Status()
     with suppress(UsageError):
         status = run.read_status()
@@ -156,7 +156,7 @@ def read_note(run: Run) -> str:
 
 
 def write_note(run: Run, text: str) -> None:
-    """Write the run's note; an empty `text` removes it. Raises UsageError if the note cannot be written."""
+    """Write the run's note, or remove it if `text` is empty. Raises UsageError if the note cannot be written."""
     try:
         if text.strip():
             write_atomically(run.note, text.strip() + "\n")
@@ -169,7 +169,7 @@ def write_note(run: Run, text: str) -> None:
 
 
 def list_events(run: Run, status: Status) -> list[Event]:
-    """List a run's events from run.json, by step. The last event of a crashed run contains the end of its log."""
+    """List a run's events from run.json in the order of their steps. A crashed run's last event quotes its log."""
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
@@ -185,13 +185,13 @@ def list_events(run: Run, status: Status) -> list[Event]:
 
 
 def _warning_events(status: Status) -> Iterator[Event]:
-    """Yield an event for each health warning, at the step at which the warning started."""
+    """Yield an event for each health warning. Its step is the one at which the warning started."""
     for warning in read_warnings(status):
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
 def _resume_event(entry: dict[str, object]) -> Event:
-    """Convert an entry of run.json's `resumes` to an event. The entry's values may have any type."""
+    """Convert an entry of `resumes` in run.json to an event. The entry's values may have any type."""
     when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
     known = isinstance(when, int | float), isinstance(step, int)
     text = "after a crash" if before in ACTIVE else f"previous state: {before}" if before else ""
@@ -205,7 +205,7 @@ def _resume_event(entry: dict[str, object]) -> Event:
 
 
 def _end_events(run: Run, status: Status) -> list[Event]:
-    """Return the event that describes how the run ended, or no event if the run is active."""
+    """Return a list with the event that describes how the run ended, or an empty list if the run is active."""
     state, text = run.state(status), status.reason
     if state in ACTIVE:
         return []

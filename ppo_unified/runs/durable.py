@@ -1,6 +1,6 @@
 """Write files that survive a crash, and verify them with checksums.
 
-Every operation is a system call made through `os`, so that a test can count the calls and make each one fail.
+Every operation is a system call made through the module `os`, so that tests can count the calls and make any one fail.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import google_crc32c
 
-_BLOCK = 1 << 22  # bytes written or read at once
+_BLOCK = 1 << 22  # number of bytes to write or read at once
 
 
 class Checksum(NamedTuple):
-    """Size and CRC-32C of a file. They detect damage, not tampering; CRC-32C runs at 12 GB/s, SHA-256 at 1 GB/s."""
+    """A file's size and CRC-32C. They detect damage but not tampering. CRC-32C runs at 12 GB/s, SHA-256 at 1 GB/s."""
 
     size: int  # bytes
     crc32c: int
 
 
 def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Checksum:
-    """Create a file and flush it to the disk. Raises OSError, also if the file exists; may leave an incomplete file."""
+    """Create a file and flush it to disk. Raises OSError if the file exists or cannot be written completely."""
     size, crc = 0, 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -42,7 +42,7 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> Checksum:
 
 
 def _write_all(descriptor: int, block: bytes) -> None:
-    """Write a complete block, since one system call may write only a part of it."""
+    """Write a complete block. A single system call may write only part of it."""
     view = memoryview(block)
     while view:
         written = os.write(descriptor, view)
@@ -64,7 +64,7 @@ def checksum(path: Path) -> Checksum:
 
 
 def read_prefix(path: Path, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a file; the extra byte shows that the file is longer. Raises OSError."""
+    """Read at most `most` + 1 bytes of a file. The extra byte reveals whether the file is longer. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer reads as empty
     try:
         read = b""
@@ -76,7 +76,7 @@ def read_prefix(path: Path, most: int) -> bytes:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to the disk; otherwise a crash may undo a completed rename."""
+    """Flush a folder's entries to disk. Otherwise, a crash could undo a completed rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,7 +85,7 @@ def sync_folder(path: Path) -> None:
 
 
 def rename(path: Path, to: Path) -> None:
-    """Rename a folder and flush the new name to the disk. Raises OSError."""
+    """Rename a folder and flush the new name to disk. Raises OSError."""
     path.rename(to)
     sync_folder(to.parent)
 

@@ -1,4 +1,4 @@
-"""Decode the payloads of event records into points of curves. Records with the same layout are decoded together."""
+"""Decode the payloads of event records into points of curves. Records with equal byte layouts are decoded together."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Chunk, Curves
 
 _FLOAT = struct.Struct("<f")
-_MOST_LAYOUTS = 64  # layouts that are cached per payload length
-_LONGEST_LAYOUT = 1 << 16  # bytes; longer records are decoded one by one
+_MOST_LAYOUTS = 64  # maximum number of layouts to cache for each payload length
+_LONGEST_LAYOUT = 1 << 16  # maximum bytes of a record with a layout; longer ones are decoded one by one
 
 
 class Block:
@@ -72,7 +72,7 @@ class Block:
                 self._single.setdefault(value.tag, []).append((row, event.step, event.wall_time, number))
 
     def add_to(self, curves: Curves) -> None:
-        """Append all points to `curves` in file order. Each START removes earlier points at or after its step."""
+        """Append all points to `curves` in file order. Each START event removes earlier points at or after its step."""
         chunks = [*self._chunks, *self._singles()]
         first = 0
         for row, step in sorted(self._starts):
@@ -82,7 +82,7 @@ class Block:
         curves.add([chunk.between(first, 1 << 62) for chunk in chunks] if first else chunks)
 
     def _singles(self) -> Iterator[Chunk]:
-        """Yield the points that were decoded one by one, grouped by tags that share their events."""
+        """Yield the points that were decoded one by one, in one chunk per group of tags that were logged together."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for tag, points in self._single.items():
             points.sort(key=lambda point: point[0])

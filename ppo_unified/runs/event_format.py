@@ -1,7 +1,7 @@
-"""The format of TensorBoard's event files: https://www.tensorflow.org/tutorials/load_data/tfrecord.
+"""The format of TensorBoard's event files, described at https://www.tensorflow.org/tutorials/load_data/tfrecord.
 
-Each record consists of the payload's length (8 bytes), the length's masked checksum, the payload and the payload's
-masked checksum.
+Each record consists of the payload's length (8 bytes), the masked checksum of the length, the payload, and the masked
+checksum of the payload.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Read the event files of a folder, written by this or any other program, while they grow.
+"""Read the event files of a folder while they grow. They may have been written by this program or another one.
 
-This module does not import torch.
+To keep startup fast, this module avoids torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ppo_unified.runs.event_format import CRC, HEADER, PREFIX, masked_crc
 from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Curves, Series
 
-_LONGEST = 1 << 28  # bytes; a record that claims to be longer is damaged
-_BLOCK = 1 << 18  # bytes read at once, unless one record is longer
-_HEAD = 1 << 10  # bytes at the start of a file that identify its content
-_MOST_HEADERS = 4096  # headers with a valid checksum that are cached
-_MOST_LENGTHS = 512  # payload lengths whose layouts are cached
+_LONGEST = 1 << 28  # maximum bytes of a record; if its length field is larger, the record is damaged
+_BLOCK = 1 << 18  # number of bytes to read at once; a longer record is still read completely
+_HEAD = 1 << 10  # number of bytes at the start of a file that identify its content
+_MOST_HEADERS = 4096  # maximum number of valid record headers to cache
+_MOST_LENGTHS = 512  # maximum number of payload lengths whose layouts are cached
 
 
 class _Records(NamedTuple):
@@ -34,28 +34,28 @@ class _Records(NamedTuple):
 
     payloads: list[bytes]
     lengths: np.ndarray  # [K] int64, lengths of the payloads
-    starts: np.ndarray  # [K] int64, where each record starts in the block
-    intact: np.ndarray  # [K] bool: the checksum of the payload is correct
-    end: int  # where the last record ends
+    starts: np.ndarray  # [K] int64, offset of each record in the block
+    intact: np.ndarray  # [K] bool: True if the payload's checksum is correct
+    end: int  # offset at which the last record ends
     needed: int  # size of the next record in bytes; 0 if its length is damaged
 
 
 @dataclass
 class _File:
-    """The read position in a file, and the data that identifies the file."""
+    """The read position in a file, and data that identifies the file."""
 
     identity: tuple[int, int]  # device and inode
     head: bytes = b""
     offset: int = 0
-    ended: bool = False  # a damaged length hides all later records
+    ended: bool = False  # True after a damaged length, which hides all later records
 
 
 class EventReader:
-    """Reads the event files of a folder, written by this or any other program; `poll` reads only new records.
+    """Reads the event files of a folder. `poll` reads only new records.
 
-    An incomplete record at the end of a file is left for the next poll. A record with a damaged payload is skipped. A
-    record with a damaged length ends its file. `damage` contains the file name and position of such records. If a file
-    shrinks or is replaced, all files are read again.
+    An incomplete record at the end of a file is left for the next poll. A record with a damaged payload is skipped.
+    After a record with a damaged length, the rest of the file is ignored. `damage` contains the file name and position
+    of damaged records. If a file shrinks or is replaced, all files are read again.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,8 +65,8 @@ class EventReader:
         self._curves = Curves()
         self._files: dict[str, _File] = {}
         self._unreadable: set[str] = set()  # files that could not be opened
-        self._frames: dict[bytes, int] = {}  # valid header -> size of payload and its checksum
-        self._layouts: dict[int, list[Layout]] = {}  # by length of the payload
+        self._frames: dict[bytes, int] = {}  # valid header -> size of the payload with its checksum
+        self._layouts: dict[int, list[Layout]] = {}  # layouts by payload length
 
     @property
     def series(self) -> dict[str, Series]:
@@ -80,7 +80,8 @@ class EventReader:
     def poll(self, budget_s: float | None = None) -> bool:
         """Read the records appended since the last call. Return True if the curves changed.
 
-        With `budget_s`, return after about that time and leave the rest for the next call; at least one block is read.
+        If `budget_s` is given, return after about that many seconds and leave the rest for the next call. At least one
+        block is read.
         """
         deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
         self.pending = False
@@ -103,7 +104,7 @@ class EventReader:
         return found
 
     def _grown_files(self) -> list[str] | None:
-        """Return the names of files with unread bytes, or None if a file was replaced since it was read."""
+        """Return the names of files with unread bytes, or None if a file that was read has since been replaced."""
         names: list[str] = []
         with suppress(OSError):
             names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
@@ -123,7 +124,7 @@ class EventReader:
         return grown
 
     def _is_replaced(self, name: str, file: _File, found: os.stat_result) -> bool:
-        """Return True if a file shrank or its first bytes changed. A longer copy counts as the same file."""
+        """Return True if a file shrank or its first bytes changed. A longer copy of a file counts as the same file."""
         if found.st_size < file.offset:
             return True
         identity = (found.st_dev, found.st_ino)
@@ -138,7 +139,7 @@ class EventReader:
         self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
 
     def _read(self, name: str) -> Iterator[bool]:
-        """Read a file block by block to its current end; yield True for each block that contains events."""
+        """Read a file block by block to its current end. For each block, yield True if it contains events."""
         file, size = self._files[name], _BLOCK
         with open(self.folder / name, "rb", buffering=0) as opened:
             if name in self._unreadable:
@@ -155,7 +156,7 @@ class EventReader:
                     file.offset, size = file.offset + records.end, _BLOCK
                     yield has_events
                 elif not records.needed:
-                    # zeros up to the end: the file was extended before its data was written, which may still happen
+                    # only zeros follow: the file was extended before its data was written, so the data may still come
                     if not _is_blank(opened, file.offset):
                         file.ended = True
                         where = f"damaged at byte {file.offset}; the rest of this file is not shown"
@@ -194,7 +195,7 @@ class EventReader:
         return _Records(payloads, lengths, ends - lengths - (HEADER.size + CRC.size), intact, position, needed)
 
     def _add_block(self, name: str, offset: int, records: _Records) -> bool:
-        """Add the events of a block that starts at `offset` of its file. Return True if there were any."""
+        """Add the events of the block at `offset` in a file. Return True if the block contains events."""
         if len(self._layouts) > _MOST_LENGTHS:
             self._layouts.clear()
         block = Block(self._layouts)

@@ -1,8 +1,8 @@
-"""Write a run's metrics to TensorBoard event files, the only place where they are stored.
+"""Write a run's metrics to TensorBoard event files. The metrics are stored nowhere else.
 
-Each iteration is one Event with all its metrics. Every file begins with a SessionLog.START; readers discard points of
-earlier files at or after its step, so that a resumed run has a single curve. Step counts are stored in `event.step`,
-because scalars are float32. This module does not import torch.
+Each iteration is one Event with all its metrics. Every file begins with a SessionLog.START event, for which readers
+discard all earlier points at or after its step. A resumed run therefore has a single curve. Step counts are stored in
+`event.step` because scalars are float32. To keep startup fast, this module avoids torch.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, Summar
 from ppo_unified.runs.event_format import CRC, PREFIX, masked_crc
 from ppo_unified.runs.metrics import describe
 
-_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # names of files written by EventWriter
-_MOST_WAITING = 1 << 24  # bytes of unwritten records kept while the disk is full; later records are lost
-_LONGEST_CELL = 2000  # characters in a table cell; longer text is cut
+_STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # matches the names of files written by EventWriter
+_MOST_WAITING = 1 << 24  # maximum bytes of records to keep while the disk is full; later ones are lost
+_LONGEST_CELL = 2000  # maximum characters in a table cell; longer text is truncated
 _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; all others become U+FFFD
 
 
 class EventWriter:
-    """Appends records to one event file in `folder`. When a call returns, the kernel has its data.
+    """Appends records to one event file in `folder`. When a method returns, the kernel has received its data.
 
-    A call that cannot write raises OSError. The next call retries its record, and the file ends with a complete record.
+    A method that cannot write raises OSError. The incomplete record is removed, and the next call writes it again.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        """`first_step` is 0 for a new run, or the step after the restored checkpoint for a resumed one."""
+        """Create an event file. For a resumed run, `first_step` is the step after the restored checkpoint, else 0."""
         name = f"{PREFIX}.{_stamp(folder):.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file: IO[bytes] = open(folder / name, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self.folder = folder
@@ -50,7 +50,7 @@ class EventWriter:
     def scalars(
         self, step: int, values: Mapping[str, float], histograms: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Write all metrics of an iteration as one Event; `histograms` contains arrays of raw samples."""
+        """Write all metrics of an iteration as one Event. `histograms` contains arrays of raw values."""
         summary = Summary()
         for tag, value in values.items():
             summary.value.add(tag=tag, simple_value=value, metadata=self._metadata(tag))
@@ -60,7 +60,7 @@ class EventWriter:
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
-        """Write a text for TensorBoard's TEXT tab, which renders Markdown; escape untrusted data (`markdown_table`)."""
+        """Write text for TensorBoard's TEXT tab, which renders Markdown. `markdown_table` escapes untrusted data."""
         from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.compat.proto.types_pb2 import DT_STRING
         from tensorboard.plugins.text.metadata import create_summary_metadata
@@ -83,7 +83,7 @@ class EventWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Write waiting records and close the file. Records that still cannot be written are lost without an error."""
+        """Write waiting records and close the file. Records that still cannot be written are silently lost."""
         with suppress(OSError):
             self._append()
         self._file.close()
@@ -103,9 +103,9 @@ class EventWriter:
         self._append()
 
     def _append(self) -> None:
-        """Write the waiting records, or restore the file, because readers find no records after an incomplete one."""
+        """Write the waiting records. If this fails, restore the file: an incomplete record would hide all later ones."""
         if os.fstat(self._file.fileno()).st_size > self._size:
-            self._file.truncate(self._size)  # incomplete record that could not be truncated earlier
+            self._file.truncate(self._size)  # removes an incomplete record that could not be removed earlier
         rest = memoryview(self._waiting)
         try:
             while rest:
@@ -118,13 +118,16 @@ class EventWriter:
 
 
 def _stamp(folder: Path) -> float:
-    """Return the time, but later than all existing files. Readers sort files by name, and the clock may be set back."""
+    """Return the current time or, if the clock was set back, a time after that of all existing event files.
+
+    Readers sort the files by name, which contains the time.
+    """
     found = [_STAMPED.match(name) for name in os.listdir(folder)]
     return max([time.time(), *(float(match[1]) + 1e-6 for match in found if match)])
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table with a column per key. All cells are escaped, so that no data is rendered as markup."""
+    """Return a Markdown table with one column per key. All cells are escaped, so that no data is rendered as markup."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([row.get(key, "") for key in columns] for row in rows)]
     cells = [[cell if number == 1 else _escape(cell) for cell in line] for number, line in enumerate(lines)]
@@ -132,7 +135,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _escape(value: Any) -> str:
-    """Convert a value to text without markup by replacing special characters with character references."""
+    """Convert a value to text in which character references replace all characters with a meaning in Markdown."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if len(text) > _LONGEST_CELL:
         text = text[:_LONGEST_CELL] + " ..."

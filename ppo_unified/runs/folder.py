@@ -1,9 +1,9 @@
 """The run folder is the only interface between the trainer, the CLI, the terminal UI, TensorBoard and scripts.
 
-This module does not import torch.
+To keep startup fast, this module avoids torch.
 
 A trainer locks `run.lock` until its process ends. The lock shows reliably whether the trainer is alive, even after
-kill -9 and if process IDs are reused. `run.json` is replaced atomically, so it is never incomplete.
+kill -9 and even if process IDs are reused. `run.json` is replaced atomically, so it is never incomplete.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
 LOCK = "run.lock"
-LATEST = "latest"  # can be used instead of a run name, for the newest run
-STALLED_S = 60.0  # heartbeat age at which a living trainer is stalled
+LATEST = "latest"  # refers to the newest run if it is used in place of a run name
+STALLED_S = 60.0  # heartbeat age after which a living trainer counts as stalled
 _WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # must not be symbolic links
-_ABANDONED_S = 86400.0  # age at which a hidden folder is removed
-_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names returned by `hidden_name`
+_ABANDONED_S = 86400.0  # age after which a hidden folder is removed
+_ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # matches names returned by `hidden_name`
 CHECKPOINT = re.compile(r"(\d{12,18})(?:\.(\d{1,9}))?")  # folder name: step, and number of the write at that step
 _NAME = re.compile(r"[^\W_][\w.+=@ -]{0,99}", re.UNICODE)
 
@@ -66,7 +66,7 @@ class Status:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     seed: int = 0
-    health: list[dict[str, Any]] = field(default_factory=list)  # per health warning: name, since, severe, text
+    health: list[dict[str, Any]] = field(default_factory=list)  # for each health warning: name, since, severe, text
 
 
 class HealthWarning(NamedTuple):
@@ -87,7 +87,7 @@ def read_warnings(status: Status) -> list[HealthWarning]:
 
 
 def format_percent(status: Status) -> str:
-    """Return a run's progress, such as '61%', rounded down; '-' if the total number of steps is unknown."""
+    """Return a run's progress rounded down, such as '61%', or '-' if the total number of steps is unknown."""
     return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
 
 
@@ -108,10 +108,10 @@ class Run:
         self._lock: IO[str] | None = None
 
     def checkpoint_folders(self) -> list[tuple[int, int, Path]]:
-        """List (step, write number, folder) of all checkpoints, oldest first. The last write of a step is valid."""
+        """List (step, write number, folder) of all checkpoints, oldest first. For each step, the last write counts."""
         try:
             named = [(CHECKPOINT.fullmatch(path.name), path) for path in self.checkpoints.iterdir()]
-        except FileNotFoundError:  # other errors must be raised: the run would restart from step 0
+        except FileNotFoundError:  # other errors are raised; otherwise, the run would restart at step 0
             return []
         return sorted((int(found[1]), int(found[2] or 0), path) for found, path in named if found)
 
@@ -119,7 +119,7 @@ class Run:
         write_atomically(self.path / "run.json", to_json(asdict(status)))
 
     def read_status(self) -> Status:
-        """Read run.json. Unknown keys are ignored, missing keys get defaults. Raises UsageError if it is unreadable."""
+        """Read run.json. Ignore unknown keys and use defaults for missing keys. Raises UsageError if it is unreadable."""
         path = self.path / "run.json"
         try:
             return Status(**parse_fields(read_json(path), Status))
@@ -127,7 +127,7 @@ class Run:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 
     def state(self, status: Status) -> str:
-        """Return the state in run.json, but 'crashed' if the trainer is dead and 'stalled' if its heartbeat is old."""
+        """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, and otherwise run.json's state."""
         if status.state not in ACTIVE:
             return status.state
         if not self.is_locked():
@@ -135,10 +135,10 @@ class Run:
         return "stalled" if time.time() - status.heartbeat > STALLED_S else status.state
 
     def acquire(self) -> None:
-        """Lock the folder until the process ends. Raises UsageError if another process trains in it.
+        """Lock the folder until this process ends. Raises UsageError if another process trains in the folder.
 
-        Does nothing if this object already has the lock. Uses lockf because a forked environment worker would keep a
-        flock after the trainer has ended.
+        Does nothing if this object already has the lock. The lock is taken with lockf, because a lock taken with flock
+        would remain as long as any forked environment worker is alive.
         """
         if self._lock is not None:
             return
@@ -151,7 +151,7 @@ class Run:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # for example, a file system without locks
+            if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a file system without locks
                 raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
             raise UsageError(
                 f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
@@ -159,9 +159,9 @@ class Run:
         self._lock = file
 
     def mark_stopping(self) -> None:
-        """Show other processes that this trainer is stopping. Safe in a signal handler and on a full disk.
+        """Show other processes that this trainer is stopping. This is safe in a signal handler and on a full disk.
 
-        The lock covers all possible bytes of the file; from now on it covers only the first byte.
+        It reduces the lock from all possible bytes of the file to the first byte.
         """
         if self._lock is not None:
             fcntl.lockf(self._lock, fcntl.LOCK_UN, 0, 1)
@@ -171,8 +171,8 @@ class Run:
         return self.holder() is not None and self._holder_from(1) is None
 
     def check_no_links(self) -> None:
-        """Raise UsageError if a trainer would write through a symbolic link, since a folder from somebody else may
-        contain links to any place."""
+        """Raise UsageError if a trainer would write through a symbolic link. A folder from another person may contain
+        links to any path."""
         for name in _WRITTEN:
             path = self.path / name
             if path.is_symlink():
@@ -182,7 +182,7 @@ class Run:
                 )
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -195,7 +195,7 @@ class Run:
         return run
 
     def holds_lock(self) -> bool:
-        """Return True if this object has locked the folder and the folder was not removed or replaced since."""
+        """Return True if this object has locked the folder and the folder has not been removed or replaced since."""
         try:
             there = (self.path / "run.lock").stat()
         except OSError:
@@ -203,15 +203,15 @@ class Run:
         return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
     def is_locked(self) -> bool:
-        """Return True if another process has the lock. Does not take it, because that could disturb a new trainer."""
+        """Return True if another process has the lock. The check does not acquire the lock, so it blocks no trainer."""
         return self.holder() is not None
 
     def holder(self) -> int | None:
-        """Return the ID of the process that has the lock, from the kernel; None if no other process has it."""
+        """Return the ID of the other process that has the lock, as reported by the kernel, or None if there is none."""
         return self._holder_from(0)
 
     def _holder_from(self, byte: int) -> int | None:
-        """Return the ID of another process that has locked the file at offset `byte` or later, or None."""
+        """Return the ID of another process that has locked byte `byte` of the file or any later one, or None."""
         try:
             with open(self.path / LOCK, "rb") as file:
                 kind, pid = _kind_and_pid(fcntl.fcntl(file, fcntl.F_GETLK, _flock(fcntl.F_WRLCK, byte)))
@@ -221,7 +221,7 @@ class Run:
 
 
 def _flock(kind: int, first: int) -> bytes:
-    """Pack a struct flock for all bytes from offset `first` on, in this system's layout."""
+    """Pack a `struct flock`, in this system's layout, for all bytes from offset `first` on."""
     if sys.platform == "darwin":
         return struct.pack("qqihh", first, 0, 0, kind, 0)
     return struct.pack("hhqqi", kind, 0, first, 0, 0)
@@ -236,7 +236,7 @@ def _kind_and_pid(packed: bytes) -> tuple[int, int]:
 
 
 def to_json(document: Any, indent: int | None = 1) -> str:
-    """Convert to JSON text. NaN and infinities, which JSON cannot represent, become null."""
+    """Convert a document to JSON. NaN and infinities, which JSON cannot represent, become null."""
     return json.dumps(_replace_nonfinite(document), indent=indent, allow_nan=False)
 
 
@@ -260,10 +260,10 @@ def check_name(name: str) -> None:
 
 
 def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], object] | None = None) -> Run:
-    """Create a run folder named `name` or, if `name` is empty, the first unused of default, default-2, ...
+    """Create a run folder named `name`. If `name` is empty, use the first unused name of default, default-2, ...
 
-    `fill` is called with the hidden folder and its final name, and writes the files of the run. Only then is the folder
-    renamed. A process killed before that leaves a hidden folder, not an incomplete run that occupies the name.
+    The folder is created under a hidden name and renamed after `fill`, which is called with the folder and its final
+    name, has written the run's files. A process that is killed earlier leaves a hidden folder, not an incomplete run.
     Raises UsageError if the name is invalid or taken, or if the folder cannot be created.
     """
     try:
@@ -275,7 +275,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
     aside = Run(runs / hidden_name())
     try:
         aside.path.mkdir(parents=True)
-        (aside.path / LOCK).touch()  # run folders are never empty: a rename could replace an empty folder
+        (aside.path / LOCK).touch()  # run folders must never be empty, because a rename can replace an empty folder
         while True:
             path = runs / (name or free_name(runs, default))
             if not os.path.lexists(path):
@@ -298,12 +298,12 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
 
 
 def hidden_name() -> str:
-    """Return a random name for a run folder during creation or deletion. Abandoned folders are removed after a day."""
+    """Return a random name for a folder that is being created or deleted. Abandoned folders are removed after a day."""
     return f".{secrets.token_hex(8)}.tmp"
 
 
 def _remove_abandoned(runs: Path) -> None:
-    """Remove hidden folders that killed processes left behind, if they are old and not locked."""
+    """Remove old, unlocked hidden folders that killed processes left behind."""
     for path in runs.glob(".*.tmp"):
         with suppress(OSError):
             old = time.time() - path.stat().st_mtime > _ABANDONED_S
@@ -312,7 +312,7 @@ def _remove_abandoned(runs: Path) -> None:
 
 
 def _move_into_place(aside: Run, path: Path) -> Run | None:
-    """Rename a new run to its final path and return it, or None if another process has taken the path.
+    """Rename a new run to its final path and return it. Return None if another process has already taken the path.
 
     Raises UsageError if the name has too many bytes for the file system.
     """
@@ -330,7 +330,7 @@ def _move_into_place(aside: Run, path: Path) -> Run | None:
 
 
 def free_name(runs: Path, default: str) -> str:
-    """Return the first unused name of default, default-2, ... Another process may take this name at any time."""
+    """Return the first unused name of default, default-2, ... Another process may use the name at any time."""
     number = 1
     while os.path.lexists(runs / (name := default if number == 1 else f"{default}-{number}")):
         number += 1
@@ -364,7 +364,7 @@ def find(reference: str, runs: Path) -> Run:
             raise UsageError(f"{runs}: no runs yet; start one with: ppo-unified train cartpole")
         return newest[0]
     for path in (runs / reference, Path(reference)):
-        with suppress(OSError):  # for example, a name too long for the file system
+        with suppress(OSError):  # for example, if the name is too long for the file system
             if (path / "run.json").is_file():
                 return Run(path if path.name else path.resolve())  # the path '.' has an empty name
     names = [run.name for run, _ in all_runs(runs)]
@@ -374,10 +374,10 @@ def find(reference: str, runs: Path) -> Run:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`. The file written to it replaces `path` at the end of the block.
+    """Yield a temporary path next to `path`. At the end of the block, the file written to it replaces `path`.
 
-    If the block raises, `path` keeps its content and the temporary file is removed. A killed process may leave the
-    temporary file, .NAME.PID.tmp, behind.
+    If the block raises, `path` keeps its content and the temporary file is removed. A process that is killed may leave
+    the temporary file (.NAME.PID.tmp) behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -396,11 +396,11 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class FolderLostError(Exception):
-    """The run folder was removed or replaced, so the run cannot write to it any more."""
+    """Raised if the run folder was removed or replaced, so that the run can no longer write to it."""
 
 
 def check_folder(run: Run) -> None:
-    """Raise FolderLostError if the folder is no longer the one that this process locked."""
+    """Raise FolderLostError if the run's folder is no longer the one that this process locked."""
     if not run.holds_lock():
         raise FolderLostError(
             f"{run.path} was removed or replaced during training; its contents are lost, and nothing was written to a "

@@ -1,4 +1,4 @@
-"""Copy everything that a run prints to log.txt."""
+"""Copy a run's output to log.txt."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class _LossyFile(FileIO):
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a text file for appending, flushed after each line. Text that cannot be written is lost without an error."""
+    """Open a text file for appending. It is flushed after each line. Text that cannot be written is silently lost."""
     file = BufferedWriter(_LossyFile(path, "a"))
     return TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Tee:
-    """A text stream that writes to the screen and to a log."""
+    """A text stream that writes to both the screen and a log."""
 
     def __init__(self, screen: TextIO, log: IO[str]) -> None:
         self.screen, self._log = screen, log
@@ -54,9 +54,9 @@ class Tee:
 
 @contextmanager
 def log_output(run: Run) -> Iterator[TextIO]:
-    """Inside the block, copy stdout and stderr to log.txt. Yields the log file for lines that belong only there.
+    """Inside the block, copy stdout and stderr to log.txt. Yield the log file, for text that is not printed.
 
-    The output of a detached process and its child processes goes only to log.txt.
+    The output of a detached process and of its child processes is written only to log.txt.
     """
     before = sys.stdout, sys.stderr
     with open_log(run.log) as log:

@@ -195,7 +195,7 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
-USUAL = (  # shown first, in this order
+USUAL = (  # metrics that are shown first, in this order
     "eval/score",
     "episode/return",
     "policy/kl",
@@ -204,7 +204,7 @@ USUAL = (  # shown first, in this order
     "loss/value",
 )
 
-AWAITED = (  # logged in every iteration by every adapter, so empty charts appear before the first point
+AWAITED = (  # every adapter logs these in every iteration, so their charts are shown before they have points
     "policy/kl",
     "policy/entropy",
     "value/explained_variance",

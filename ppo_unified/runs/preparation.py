@@ -1,4 +1,4 @@
-"""Create, reopen or discard a run folder, before torch is imported.
+"""Create, reopen or discard a run folder. This happens before torch is imported, so that errors appear quickly.
 
 A detached trainer also reports its folder to the process that started it.
 """
@@ -25,14 +25,14 @@ from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 
-LEAVING_S = 10.0  # longest wait for an ended trainer to release its lock
+LEAVING_S = 10.0  # maximum seconds to wait for an ending trainer to release its lock
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
 def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str] = ()) -> Run:
-    """Create a run folder with config.toml, command.txt and run.json, locked by this process.
+    """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
-    Raises UsageError and leaves no folder behind if the adapter rejects the options or the folder cannot be created.
+    If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no folder behind.
     """
     report_descriptor()  # called first, so that child processes of the checks do not inherit the variable
     presets.check(config)
@@ -51,15 +51,15 @@ def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str
 
 
 def default_name(config: RunConfig) -> str:
-    """Return the name of a run without --name, such as 'cartpole-s1'."""
+    """Return the default name of a run, such as 'cartpole-s1'. It is used if --name is not given."""
     return f"{config.origin}-s{config.seed}"
 
 
 def reopen(run: Run) -> Status:
     """Lock an existing run to resume it, and return its status.
 
-    Raises UsageError if another process trains it, or if training would write through a symbolic link. An ending
-    trainer writes its final state shortly before it releases the lock; in that case, this function waits.
+    Raises UsageError if another process trains the run, or if training would write through a symbolic link. If the
+    trainer has written its final state but not yet released the lock, this function waits for it.
     """
     deadline = time.monotonic() + LEAVING_S
     while run.read_status().state not in ACTIVE and run.is_locked() and time.monotonic() < deadline:
@@ -95,24 +95,24 @@ def _versions() -> dict[str, str]:
 def discard(run: Run) -> None:
     """Remove the folder of a run that failed before training, unless it contains checkpoints.
 
-    A detached process leaves the removal to the process that started it, which reads the error first.
+    A detached process does not remove it. The process that started it does so after reading the error.
     """
     if not run.checkpoints.exists() and not is_detached():
         shutil.rmtree(run.path, ignore_errors=True)
     run.release()
 
 
-# A detached process reports its folder to `processes.detach`, which passes an open file to the new process and puts
-# its descriptor into the environment. It is a file and not a pipe, because the starting process may end earlier.
+# A detached process reports its folder to `processes.detach`, which passes it an open file and puts the file's
+# descriptor into its environment. A pipe would break if the starting process ended first.
 
-DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # contains the number of the file descriptor
+DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # contains the file descriptor's number
 
 
 @cache
 def report_descriptor() -> int | None:
     """Return the file descriptor to which a detached process reports its folder, or None if it is not detached.
 
-    Removes the variable from the environment; otherwise child processes would consider themselves detached.
+    This also removes the variable from the environment, because child processes would otherwise seem detached.
     """
     text = os.environ.pop(DETACHED_VARIABLE, "")
     with suppress(OSError, ValueError, OverflowError):
@@ -127,7 +127,7 @@ def is_detached() -> bool:
 
 
 def report_folder(folder: Path) -> None:
-    """Report the folder of this run to the process that started it, if this process is detached."""
+    """Report this run's folder to the process that started this one, if this process is detached."""
     descriptor = report_descriptor()
     if descriptor is not None:
         os.write(descriptor, os.fsencode(folder) + b"\0")

@@ -29,14 +29,14 @@ def detach(
 ) -> tuple[Run, Status]:
     """Start `ppo-unified ARGUMENTS` in a new session and wait until training has started.
 
-    `resumed` is the run to resume. If it is None, the process creates a new run, and `on_created` is called with it
-    as soon as its folder exists. Raises UsageError with the error message of a process that ends too early.
+    `resumed` is the run to resume. If it is None, the process creates a new run, and `on_created` is called with that
+    run as soon as its folder exists. If the process ends too early, raises UsageError with its error message.
     """
     run, deadline = resumed, time.monotonic() + patience_s
-    # files and not pipes, because the child may outlive this process and still write
+    # use files, not pipes, because the child may still write after this process has ended
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as report:
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P: ignore modules in the current folder
+            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P ignores modules in the current folder
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -44,10 +44,10 @@ def detach(
             pass_fds=[report.fileno()],
             env=os.environ | {DETACHED_VARIABLE: str(report.fileno())},
         )
-        # reap the child, so that a long-lived terminal UI does not collect zombies
+        # reap the child, so that a long-running terminal UI does not accumulate zombies
         threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
         while time.monotonic() < deadline:
-            ended = child.returncode is not None  # checked before reading, so that its last output is not missed
+            ended = child.returncode is not None  # check this before reading, so that no output is missed
             if run is None and (folder := read_reported_folder(report)):
                 run = Run(folder)
                 if on_created is not None:
@@ -82,9 +82,9 @@ def _last_line(path: Path) -> str:
 
 
 def trainer_process(run: Run, status: Status) -> psutil.Process:
-    """Return the run's trainer, which must run on this host, be the process in run.json, and have the lock.
+    """Return the run's trainer. It must run on this host, have the process ID in run.json, and have the run's lock.
 
-    Raises UsageError if it is not. Start times are not compared, because the system clock may have been changed.
+    Raises UsageError if there is no such process. Start times are not compared, because the clock may have been set.
     """
     if status.host != socket.gethostname():
         raise UsageError(f"{run.name} runs on {status.host!r}, not on this machine; stop it there")
@@ -100,10 +100,10 @@ def trainer_process(run: Run, status: Status) -> psutil.Process:
 
 
 def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
-    """Stop a run's trainer and return its final state. `kill` ends it immediately, without a checkpoint.
+    """Stop a run's trainer and return the run's final state. If `kill` is true, end it at once, without a checkpoint.
 
-    A trainer that is already stopping gets no second signal, which would end it before it writes its checkpoint.
-    Raises UsageError if the run has no trainer on this machine or the trainer does not stop in time.
+    A trainer that is already stopping gets no second signal, because that would end it before it writes a checkpoint.
+    Raises UsageError if the run has no trainer on this machine, or if the trainer does not stop in time.
     """
     status = run.read_status()
     process = trainer_process(run, status)

@@ -1,14 +1,14 @@
-"""Filter runs by words, `key:value` and comparisons with run.json and config.toml.
+"""Filter runs by words, by `key:value`, and by comparisons with values in run.json and config.toml.
 
     failed|crashed preset:cartpole        runs that failed or crashed and whose preset contains "cartpole"
     score>=475 !ppo.lr=0.001              runs with a score of at least 475 and a learning rate other than 0.001
     reason:"out of memory"                quotes allow spaces in a value
 
 Terms are separated by spaces, and a run must match all of them. `|` separates alternatives; `!` negates the next term.
-A word matches part of the name, preset or displayed state. `:` matches part of a text, or equal numbers. Case is
-ignored. A comparison is false if the run has no value for the key, for example no score yet.
+A word matches any part of the name, preset or displayed state. `:` matches any part of a text value, or an equal
+number. Case is ignored. A comparison is false if the run has no value for the key, for example no score yet.
 
-This module imports neither numpy nor torch.
+To keep startup fast, this module avoids numpy and torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WORD_KEYS = ("name", "preset", "state")
 
 @dataclass(frozen=True)
 class Term:
-    """One condition. A bare word has an empty key."""
+    """One condition of a query. The key is empty for a bare word."""
 
     key: str
     operator: str
@@ -59,11 +59,11 @@ class Query:
 
 
 def parse(text: str) -> Query:
-    """Parse a query. Raises UsageError with the invalid term and, for an unknown key, the nearest valid key."""
+    """Parse a query. Raises UsageError with the invalid term and, for an unknown key, the most similar valid key."""
     if text.count('"') % 2:
         raise UsageError(f"query {text!r}: missing closing quote")
     groups: list[list[Term]] = []
-    joined = True  # True after a '|', and at the start, where '|' is invalid
+    joined = True  # True after a '|' and at the start, because another '|' is invalid there
     for token in _TOKEN.findall(text):
         if token == "|":
             if joined:
@@ -83,10 +83,10 @@ def parse(text: str) -> Query:
 
 
 def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
-    """Return a function that looks up the values of one run; `state` is the displayed state.
+    """Return a function that looks up values of one run by key. `state` is the run's displayed state.
 
-    `options`, such as `read_options` for the run, is called at most once, when a query first uses an option. The
-    returned function raises the same errors as `options`.
+    The function `options`, such as `read_options` for the run, is called at most once, when an option is first looked
+    up. The returned function raises the same errors as `options`.
     """
     read = cache(options)
 
@@ -99,7 +99,7 @@ def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]])
 
 
 def read_options(run: Run) -> dict[str, Any]:
-    """Read a run's config.toml as dotted keys. Raises UsageError if it cannot be read."""
+    """Read a run's config.toml into a flat dict with dotted keys. Raises UsageError if the file cannot be read."""
     from ppo_unified.config.schema import read_toml
 
     return flatten(read_toml(run.config))
@@ -138,7 +138,7 @@ def _term(token: str) -> Term:
 
 
 def _resolve_key(word: str, token: str) -> str:
-    """Convert '-', as in flags, to '_' and check the key. Raises UsageError if it is unknown."""
+    """Replace '-' (which flags use) by '_' and return the full key. Raises UsageError if the key is unknown."""
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():
         return key
@@ -159,7 +159,7 @@ def _status_kinds() -> dict[str, Any]:
 
 @cache
 def _option_kinds() -> dict[str, Any]:
-    """Return the options of all adapters and their types. Imports the schema, so it is called only if necessary."""
+    """Return the options of all adapters and their types. Call this only if necessary, since it imports the schema."""
     from ppo_unified.config.registry import all_adapters, config_model
     from ppo_unified.config.schema import known_options
 

@@ -1,7 +1,7 @@
-"""Store every quantity of PPO at every step of some iterations, and the responses of evaluations.
+"""Store all PPO quantities at every step of selected iterations, and the responses of evaluations.
 
-`samples/<iteration>.npz` contains arrays [N, T] and a few single values; `samples/responses.jsonl` contains one line
-per evaluation. Loading either file executes no code. This module does not import torch.
+`samples/<iteration>.npz` contains arrays [N, T] and a few single values. `samples/responses.jsonl` contains one line
+per evaluation. Loading either file executes no code. To keep startup fast, this module avoids torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppo_unified.parsing import open_file, parse_fields, parse_json, read_lines
 from ppo_unified.runs.folder import Run, replace_file, to_json, write_atomically
 from ppo_unified.text import clean
 
-LARGEST = 65_536  # valid steps in one file; later rows are not stored
+LARGEST = 65_536  # maximum number of valid steps in one file; later rows are not stored
 RESPONSES = "responses.jsonl"
 
 
@@ -30,7 +30,7 @@ class Quantity(NamedTuple):
 
     header: str  # short enough for a narrow table
     meaning: str
-    adds_up: bool = False  # True if the table shows its sum over a sample
+    adds_up: bool = False  # True if the table shows the quantity's sum over a sample
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -69,7 +69,7 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 class Sample(NamedTuple):
-    """The part of an episode that is in a rollout, as a row and the episode's valid columns in ascending order."""
+    """The part of an episode that is in a rollout, given by its row and its valid columns in ascending order."""
 
     row: int
     columns: np.ndarray
@@ -80,19 +80,19 @@ class StoredIteration:
     """The samples of one iteration."""
 
     iteration: int
-    step: int  # step of the run after the iteration
-    steps: int  # valid steps of the iteration; the file may contain fewer
+    step: int  # the run's step after the iteration
+    steps: int  # number of valid steps in the iteration; the file may contain fewer
     gamma: float
     lam: float
-    clip: float  # after annealing
+    clip: float  # ppo.clip after annealing
     clip_high: float
     advantage_kind: str  # ppo.advantage
     value_target: str  # ppo.value_target
-    metrics: dict[str, float | None]  # as logged; None if not finite
+    metrics: dict[str, float | None]  # the logged metrics; None if not finite
     columns: dict[str, np.ndarray]  # [N, T] each; entries are undefined if "mask" is False
 
     def samples(self) -> list[Sample]:
-        """Split each row after every valid step whose `continues` is False."""
+        """Split each row into samples. A sample ends at each valid step for which `continues` is False."""
         found = []
         for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
             own = np.flatnonzero(valid)
@@ -101,7 +101,7 @@ class StoredIteration:
         return found
 
     def text_before(self, sample: Sample) -> str:
-        """Return the text, such as a prompt, between the previous sample of the row and the first step of `sample`."""
+        """Return the text, such as a prompt, between the row's previous sample and the first step of `sample`."""
         if "text" not in self.columns:
             return ""
         row, first = sample.row, int(sample.columns[0])
@@ -109,7 +109,7 @@ class StoredIteration:
         return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
 
     def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
-        """Return all quantities at each step of a sample, in the order of QUANTITIES, then those of the adapter."""
+        """Return all quantities at each step of a sample: first those in QUANTITIES, then the adapter's own."""
         names = [name for name in QUANTITIES if name in self.columns]
         names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
         parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
@@ -119,12 +119,12 @@ class StoredIteration:
         ]
 
     def document(self, number: int, sample: Sample) -> dict[str, Any]:
-        """Return a sample as `inspect --json` prints it; `number` is its index among all samples."""
+        """Return a sample in the form that `inspect --json` prints. `number` is its index among all samples."""
         before = {"before": self.text_before(sample)} if "text" in self.columns else {}
         return {"sample": number, "row": sample.row, **before, "steps": self.sample_steps(sample)}
 
     def quantities(self) -> dict[str, Quantity]:
-        """Return the declaration of each column. The adapter's own columns have only a name."""
+        """Return the declaration of each column. For the adapter's own columns, it contains only a name."""
         headers = {known.header for known in QUANTITIES.values()}
         return {
             name: QUANTITIES.get(
@@ -161,7 +161,7 @@ class StoredIteration:
 
 
 SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # values that are not arrays [N, T]
-MOST_BYTES = 1 << 27  # uncompressed size of a file; a small file can decompress to a huge one
+MOST_BYTES = 1 << 27  # maximum uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
     **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
@@ -175,18 +175,18 @@ def sample_path(run: Run, iteration: int) -> Path:
 
 
 def iterations(run: Run) -> list[int]:
-    """List the iterations whose samples are stored, ascending."""
+    """List the iterations whose samples are stored, in ascending order."""
     folder = run.samples
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
 def rows_to_keep(mask: np.ndarray) -> int:
-    """Return how many leading rows of a mask [N, T] contain at most LARGEST valid steps together; at least 1."""
+    """Return the number of leading rows of a mask [N, T] that have at most LARGEST valid steps in total, at least 1."""
     return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
 
 
 def write(run: Run, stored: StoredIteration) -> None:
-    """Write the samples of an iteration atomically: readers find a complete file or none."""
+    """Write an iteration's samples atomically, so that readers find either a complete file or none."""
     run.samples.mkdir(exist_ok=True)
     single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
     arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
@@ -219,7 +219,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # numpy and zipfile raise many kinds of errors for a damaged file
+    except Exception as error:  # numpy and zipfile raise many kinds of exceptions for a damaged file
         raise ValueError(error) from None
 
 
@@ -255,7 +255,7 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
 def truncate(run: Run, iteration: int, evaluated: int) -> None:
     """Remove the samples of iterations after `iteration`, and the responses of evaluations after the step `evaluated`.
 
-    A resumed run writes them again.
+    A resumed run writes these samples and responses again.
     """
     for later in iterations(run):
         if later > iteration:
@@ -285,7 +285,7 @@ class _Evaluation:
 
 
 def append_responses(run: Run, step: int, iteration: int, responses: list[dict[str, Any]]) -> None:
-    """Append an evaluation's responses as one line of JSON, on a new line even if a crash left an incomplete line."""
+    """Append an evaluation's responses as one line of JSON. If a crash left an incomplete line, start a new line."""
     run.samples.mkdir(exist_ok=True)
     line = to_json({"step": step, "iteration": iteration, "responses": responses}, indent=None) + "\n"
     with open(run.samples / RESPONSES, "a+b") as file:
@@ -296,7 +296,7 @@ def append_responses(run: Run, step: int, iteration: int, responses: list[dict[s
 
 
 def read_responses(run: Run) -> dict[int, list[dict[str, Any]]]:
-    """Return the responses of all evaluations by step, ascending. The last complete line of a step is used."""
+    """Return the responses of all evaluations, sorted by step. If several lines have the same step, the last counts."""
     found: dict[int, list[dict[str, Any]]] = {}
     try:
         for line in read_lines(run.samples / RESPONSES):

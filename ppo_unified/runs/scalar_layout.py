@@ -1,5 +1,5 @@
-"""Decode many events with the same byte layout at once. A trainer writes the same tags in every event, and only the
-numbers change. The wire format is described at https://protobuf.dev/programming-guides/encoding."""
+"""Decode many events with the same byte layout at once. A trainer's events all contain the same tags, and only the
+numbers differ. The wire format is described at https://protobuf.dev/programming-guides/encoding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # wire types
 
 
 class Layout:
-    """The byte offsets of the wall time, step and floats in records that are equal in all other bytes."""
+    """The byte offsets of the wall time, step and floats in a group of records whose other bytes are all equal."""
 
     def __init__(self, payload: bytes) -> None:
-        """Raises ValueError unless `payload` is an event with scalars only, each with a tag and a float but no more."""
+        """Parse the layout of `payload`. Raises ValueError if it is not an event, or if it contains more than scalars."""
         self._wall: int | None = None
         self._step: slice | None = None
         self._floats: dict[str, int] = {}  # tag -> offset
@@ -63,7 +63,7 @@ class Layout:
         return hits
 
     def decode(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Return the steps, wall times and each tag's values, [K] each, of records [K, size] with this layout."""
+        """Decode records [K, size] with this layout. Return the steps, wall times and each tag's values, each [K]."""
         steps = np.zeros(len(records), np.int64)
         if self._step is not None:
             for place, column in enumerate(range(self._step.start, self._step.stop)):
@@ -79,7 +79,7 @@ def _numbers(records: np.ndarray, offset: int, kind: str) -> np.ndarray:
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (key, start, end) of the content of each field of a message. Raises ValueError for unsupported fields."""
+    """Yield each field's key and the start and end of its content. Raises ValueError for unsupported fields."""
     while start < end:
         key, start = data[start], start + 1
         kind = key & 7
@@ -101,7 +101,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-    """Decode the varint at `start`. Return the number and its end."""
+    """Decode the varint at `start`. Return the number and the offset after it."""
     number = 0
     for place, byte in enumerate(data[start : start + 10]):
         number |= (byte & 0x7F) << (7 * place)

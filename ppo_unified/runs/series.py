@@ -1,4 +1,4 @@
-"""Growing curves in numpy columns. Tags that are logged together share columns, and views of them never change."""
+"""Curves that grow, stored in numpy columns. Tags that are logged together share columns. Views never change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_LEAST = 64  # rows of the smallest table
+_LEAST = 64  # number of rows in the smallest table
 
 
 class Chunk(NamedTuple):
@@ -37,14 +37,14 @@ class _Table:
         self.steps, self.walls = np.empty(0, np.int64), np.empty(0, np.float64)
         self.values = {tag: np.empty(0, np.float32) for tag in tags}
         self.size = 0
-        self.viewed = 0  # rows that views may show
+        self.viewed = 0  # number of rows that views may show
 
     @property
     def nbytes(self) -> int:
         return self.steps.nbytes + self.walls.nbytes + sum(column.nbytes for column in self.values.values())
 
     def append(self, steps: np.ndarray, walls: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """Append [K] points of each tag. If the step decreases, earlier points at or after the new step are dropped."""
+        """Append [K] points of each tag. If the step decreases, drop earlier points at or after the new step."""
         edges = [0, *(np.flatnonzero(np.diff(steps) < 0) + 1).tolist(), len(steps)]
         for first, end in pairwise(edges):
             if first == end:
@@ -59,7 +59,7 @@ class _Table:
             self.size = rows.stop
 
     def truncate(self, step: int | None) -> None:
-        """Drop every point at or after `step`; None drops nothing."""
+        """Drop every point at or after `step`. If `step` is None, drop nothing."""
         if step is None:
             return
         self.size = int(np.searchsorted(self.steps[: self.size], step))
@@ -67,7 +67,7 @@ class _Table:
             self._move(len(self.steps))
 
     def split(self, tags: Sequence[str]) -> _Table:
-        """Move some of the tags, with their points, to a new table and return it."""
+        """Move the given tags and their points to a new table, and return it."""
         other = _Table()
         other.steps, other.walls = self.steps.copy(), self.walls.copy()
         other.values = {tag: self.values.pop(tag) for tag in tags}
@@ -109,7 +109,7 @@ class Series:
         return self.numpy()[2]
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the current steps, wall times and values as read-only views, which later points do not change."""
+        """Return the current steps, wall times and values as read-only views. Later points do not change the views."""
         table = self.table
         table.viewed = table.size
         columns = table.steps[: table.size], table.walls[: table.size], table.values[self.tag][: table.size]
@@ -129,7 +129,7 @@ class Curves:
         return sum(table.nbytes for table in self._tables())
 
     def add(self, chunks: Sequence[Chunk]) -> None:
-        """Append chunks, whose events may alternate in the file. The points of each tag are added in file order."""
+        """Append chunks, whose events may alternate in the file. Each tag's points are added in file order."""
         sources: dict[str, list[int]] = {}
         for number, chunk in enumerate(chunks):
             for tag in chunk.values if len(chunk.order) else ():
@@ -139,7 +139,7 @@ class Curves:
             groups.setdefault(tuple(numbers), []).append(tag)
         for numbers_key, tags in groups.items():
             steps, walls, values = _merge([chunks[number] for number in numbers_key], tags)
-            if not np.isfinite(walls).all():  # a damaged or foreign file may contain such times
+            if not np.isfinite(walls).all():  # a damaged file, or one from another program, may contain such times
                 walls = np.nan_to_num(walls, nan=0.0, posinf=0.0, neginf=0.0)
             for table in self._find_tables(tags):
                 table.append(steps, walls, values)
@@ -153,7 +153,7 @@ class Curves:
         return list({id(series.table): series.table for series in self.series.values()}.values())
 
     def _find_tables(self, tags: Sequence[str]) -> list[_Table]:
-        """Return tables that contain exactly `tags`. Creates a table for new tags and splits tables with other tags."""
+        """Return tables that together contain exactly `tags`. Create and split tables if necessary."""
         new = [tag for tag in tags if tag not in self.series]
         if new:
             table = _Table(new)
@@ -174,7 +174,7 @@ class Curves:
 
 
 def _merge(chunks: Sequence[Chunk], tags: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Merge the points of tags that all of the chunks contain, in file order; return steps, walls and values."""
+    """Merge, in file order, the points of tags that every chunk contains. Return steps, wall times and values."""
     if len(chunks) == 1:
         return chunks[0].steps, chunks[0].walls, {tag: chunks[0].values[tag] for tag in tags}
     order = np.argsort(np.concatenate([chunk.order for chunk in chunks]), kind="stable")

@@ -1,4 +1,4 @@
-"""Handle requests to stop (SIGINT, SIGTERM and SIGHUP) and define which work they may interrupt."""
+"""Handle stop requests (SIGINT, SIGTERM and SIGHUP) and define which work they may interrupt."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is 
 
 
 class Interrupted(BaseException):
-    """A request to stop arrived during work that may be abandoned. It is a BaseException, so that the code of an
-    environment or a reward function does not catch it by accident."""
+    """Raised if a stop request arrives during work that may be abandoned. It is a BaseException, so that code of
+    environments or reward functions does not catch it accidentally."""
 
 
 class StopRequest:
-    """Set by SIGINT, SIGTERM or SIGHUP; checked between iterations, and raised in blocks that may be interrupted.
+    """A stop request, set by SIGINT, SIGTERM or SIGHUP. It is checked between iterations and interrupts some blocks.
 
-    A second signal ends the process immediately, except a SIGTERM or SIGHUP within SAME_REQUEST_S of the first.
-    Two programs may stop a run at the same moment, and a closing session sends both signals.
+    A second signal ends the process immediately, unless it is a SIGTERM or SIGHUP within SAME_REQUEST_S of the first
+    signal. Two programs may stop a run at the same time, and a closing session sends both signals.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class StopRequest:
         return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
 
     def show_in(self, run: Run) -> None:
-        """From now on, mark the run's folder as stopping after a signal, so that other programs send no second one."""
+        """After a signal, mark the run's folder as stopping, so that other programs do not send a second signal."""
         self._run = run
         if self:
             run.mark_stopping()
@@ -53,14 +53,14 @@ class StopRequest:
         elif number == signal.SIGINT or time.monotonic() - self._first >= SAME_REQUEST_S:
             os._exit(128 + number)
         if self._interruptible:
-            self._interruptible = False  # only once, so that the cleanup is not interrupted
+            self._interruptible = False  # raise only once, so that the cleanup is not interrupted
             raise Interrupted
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside the block, a request to stop raises Interrupted, even if it arrived before the block.
+        """Inside the block, a stop request raises Interrupted, even if it arrived before the block.
 
-        An error after the request also raises Interrupted, because the signal may have ended a child process.
+        After a request, any error also raises Interrupted, because the signal may have ended a child process.
         """
         self._interruptible = True
         try:
@@ -76,7 +76,7 @@ class StopRequest:
 
     @contextmanager
     def handle_signals(self) -> Iterator[StopRequest]:
-        """Handle the signals inside the block; SIGHUP stays ignored under nohup. Works only in the main thread."""
+        """Handle the signals inside the block. SIGHUP remains ignored under nohup. Works only in the main thread."""
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         numbers = (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,)))
         before = [signal.signal(number, self.handle) for number in numbers]

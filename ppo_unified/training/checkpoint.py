@@ -1,9 +1,9 @@
-"""Read and write checkpoints, one folder per step.
+"""Read and write checkpoints. Each checkpoint is a folder with these files:
 
-    policy.safetensors     only the policy's weights, for any device and process
+    policy.safetensors     the policy's weights only; can be loaded on any device
     trainer.safetensors    all other tensors
     trainer.json           all other values that resuming needs
-    meta.json              step, score, versions, the other files' sizes and checksums, and its own checksum
+    meta.json              the step, score and versions, the size and checksum of each other file, and its own checksum
 
 A checkpoint is written under a temporary name, synced, verified and renamed, so a crash cannot leave a partial one.
 Loading executes no code. If a checkpoint is damaged, the next older one is loaded instead.
@@ -66,10 +66,10 @@ class LoadedCheckpoint:
 
 
 def save(run: Run, policy: Mapping[str, Any], trainer: Mapping[str, Any], meta: Meta) -> Path:
-    """Write a new checkpoint and return its folder. Existing checkpoints, even of the same step, stay unchanged.
+    """Write a new checkpoint and return its folder. Existing checkpoints remain unchanged, even those of the same step.
 
-    Raises OSError if it cannot be written, DamagedCheckpointError if verification fails, and TypeError if the state
-    contains unsupported types.
+    Raises OSError if the checkpoint cannot be written, DamagedCheckpointError if its verification fails, and TypeError
+    if the state contains unsupported types.
     """
     if not run.checkpoints.is_dir():
         run.checkpoints.mkdir()
@@ -103,7 +103,7 @@ def _write(folder: Path, policy: Mapping[str, Any], trainer: Mapping[str, Any], 
 def _encode_meta(meta: Meta, files: Mapping[str, Checksum]) -> bytes:
     named = {name: {"size": size, "crc32c": f"{crc:08x}"} for name, (size, crc) in files.items()}
     table = {"format": FORMAT} | vars(meta) | {"versions": dict(meta.versions), "files": named}
-    table = json.loads(to_json(table))  # the checksum must match the values as they are read back
+    table = json.loads(to_json(table))  # the checksum must match the values that will be read
     return to_json(table | {"crc32c": _checksum(table)}).encode("ascii")
 
 
@@ -112,7 +112,7 @@ def _checksum(table: Mapping[str, Any]) -> str:
 
 
 def read_meta(folder: Path) -> Meta:
-    """Read and validate a checkpoint's meta.json. Raises DamagedCheckpointError."""
+    """Read and validate a checkpoint's meta.json. Raises DamagedCheckpointError if it is invalid."""
     path = folder / META
     try:
         text = durable.read_prefix(path, MAX_META_BYTES)
@@ -135,7 +135,7 @@ class _Header(NamedTuple):
     """The fields of meta.json that are not in Meta."""
 
     format: int
-    crc32c: str  # checksum of all other fields, hexadecimal
+    crc32c: str  # hexadecimal checksum of all other fields
 
 
 class _FileEntry(NamedTuple):
@@ -144,7 +144,7 @@ class _FileEntry(NamedTuple):
 
 
 def _parse_meta(table: Any) -> Meta:
-    """Validate the content of meta.json. Raises ValueError for anything that `save` cannot have written."""
+    """Validate the content of meta.json. Raises ValueError for content that `save` cannot have written."""
     header = read_table(table, _Header)
     if header.crc32c != _checksum({key: value for key, value in table.items() if key != "crc32c"}):
         raise ValueError("wrong checksum")
@@ -156,7 +156,7 @@ def _parse_meta(table: Any) -> Meta:
 
 
 def read_table(table: Any, cls: type[T]) -> T:
-    """Create an instance of `cls` from a table of its fields. Raises ValueError for a missing field or a wrong type."""
+    """Create an instance of `cls` from a table of its fields. Raises ValueError for missing fields and wrong types."""
     known = parse_fields(table, cls)
     missing = [name for name in get_type_hints(cls) if name not in known]
     if missing:
@@ -165,7 +165,7 @@ def read_table(table: Any, cls: type[T]) -> T:
 
 
 def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta:
-    """Verify meta.json and the named files, and return meta.json's content. Raises DamagedCheckpointError."""
+    """Verify meta.json and the files in `names`, and return the content of meta.json. Raises DamagedCheckpointError."""
     meta = read_meta(folder)
     for name in names:
         path, expected = folder / name, meta.files.get(name)
@@ -193,18 +193,18 @@ def steps(run: Run) -> list[int]:
 
 
 def checkpoint_folder(run: Run, step: int) -> Path:
-    """Return the folder of a step's checkpoint. The folder may not exist."""
+    """Return the folder of the checkpoint at `step`. The folder might not exist."""
     own = [path for number, _, path in run.checkpoint_folders() if number == step]
     return own[-1] if own else run.checkpoints / f"{step:012d}"
 
 
 def find_best(run: Run) -> tuple[int, float] | None:
-    """Return step and score of the best checkpoint, or None if no checkpoint has a score. Skips damaged checkpoints."""
+    """Return the best undamaged checkpoint's step and score, or None if no checkpoint has a score."""
     return _find_best(_read_metas({step: path for step, _, path in run.checkpoint_folders()}))
 
 
 def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
-    """Read the meta.json of each folder. Skip damaged files."""
+    """Read the meta.json of each folder, skipping damaged files."""
     metas = {}
     for step, folder in folders.items():
         with suppress(DamagedCheckpointError):
@@ -213,7 +213,7 @@ def _read_metas(folders: Mapping[int, Path]) -> dict[int, Meta]:
 
 
 def _find_best(metas: Mapping[int, Meta]) -> tuple[int, float] | None:
-    """Return step and score of the latest checkpoint that was the best when it was written, or None."""
+    """Return the step and score of the latest checkpoint that was the best when it was written, or None."""
     found = [(step, meta.score) for step, meta in metas.items() if meta.best and meta.score is not None]
     return max(found, default=None)
 
@@ -225,11 +225,11 @@ def best_step(run: Run) -> int | None:
 
 
 def choose(run: Run, which: str) -> int:
-    """Return the step for 'best', 'latest' or a step number. 'best' means the latest if no checkpoint has a score.
+    """Return the step for 'best', 'latest' or a step number. If no checkpoint has a score, 'best' means 'latest'.
 
-    If the policy of 'best' or 'latest' is damaged, choose the newest checkpoint with an intact policy and print a
-    warning. Raises UsageError for an unknown checkpoint, and DamagedCheckpointError if a numbered checkpoint or all
-    checkpoints are damaged.
+    If the policy of 'best' or 'latest' is damaged, print a warning and choose the newest checkpoint with an intact
+    policy. Raises UsageError for an unknown checkpoint, and DamagedCheckpointError if the numbered checkpoint or every
+    checkpoint is damaged.
     """
     there = steps(run)
     if not there:
@@ -249,7 +249,7 @@ def choose(run: Run, which: str) -> int:
 
 
 def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T]) -> T:
-    """Return the result of `load` for the first undamaged checkpoint. Print one warning if checkpoints were skipped."""
+    """Return the result of `load` for the first undamaged checkpoint. If any were skipped, print a single warning."""
     damage: list[str] = []
     for step in order:
         try:
@@ -270,7 +270,7 @@ def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T])
 
 
 def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
-    """Load only the policy's weights of a checkpoint. Raises DamagedCheckpointError."""
+    """Load only the policy's weights from a checkpoint. Raises DamagedCheckpointError."""
     folder = checkpoint_folder(run, step)
     check(folder, [POLICY])
     return _load_tensors(folder / POLICY, device)
@@ -279,8 +279,8 @@ def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
 def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
     """Load the newest undamaged checkpoint, or return None if the run has no checkpoint.
 
-    The policy's weights are loaded to `device`, everything else to the CPU. Newer, damaged checkpoints are reported on
-    stderr and renamed; `prune` removes them later. Raises DamagedCheckpointError if all are damaged.
+    The policy's weights are loaded to `device`, and everything else to the CPU. Damaged checkpoints that are newer are
+    reported on stderr and renamed; `prune` removes them later. Raises DamagedCheckpointError if all are damaged.
     """
     there = steps(run)
     if not there:
@@ -323,7 +323,7 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def prune(run: Run, keep: int) -> None:
-    """Remove all checkpoints except the newest `keep` and the best one. Also remove older damaged checkpoints.
+    """Remove all checkpoints except the `keep` newest and the best one. Also remove older damaged checkpoints.
 
     A checkpoint with an unreadable meta.json is kept because it may be the best. Raises OSError.
     """
@@ -348,7 +348,7 @@ def _remove(folder: Path) -> None:
 
 
 def find_leftovers(run: Run) -> Iterator[Path]:
-    """Yield the temporary files that killed processes have left in a run folder. Only its trainer may remove them."""
+    """Yield the temporary files that killed processes left in a run folder. Only the run's trainer may remove them."""
     for name in ("run.json", "config.toml", "config.begun.toml"):
         yield from run.path.glob(f".{name}.*{TEMPORARY}")
     yield from (run.path / "samples").glob(f".*{TEMPORARY}")

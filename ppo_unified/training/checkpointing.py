@@ -1,7 +1,7 @@
-"""Save and restore a run: the content of a checkpoint, when to write one, and how to continue from it.
+"""Write a run's checkpoints when they are due, and restore the run from one.
 
-On resume, options come from config.toml, which may have changed. The run's state comes from the checkpoint and not
-from run.json, which may already describe a later step.
+A resumed run reads its options from config.toml, which may have changed. It restores its state from the checkpoint and
+not from run.json, which may already describe a later step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EVALUATION = ("step", "score", "best_score", "best_step", "solved_step")  # fiel
 
 @dataclass(frozen=True)
 class Contents:
-    """The content of a checkpoint, except for the policy's weights."""
+    """The content of a checkpoint without the policy's weights."""
 
     optimizers: list[dict[str, Any]]
     progress: dict[str, Any]
@@ -39,7 +39,7 @@ class Contents:
     adapter: dict[str, Any]
     elapsed_s: float
     evaluation_owed: bool
-    evaluation: dict[str, Any]  # the fields in EVALUATION, and the threshold for solved_step
+    evaluation: dict[str, Any]  # the fields in EVALUATION, and the threshold that solved_step refers to
     health: dict[str, Any]
 
 
@@ -51,16 +51,16 @@ class Checkpointer:
     ) -> None:
         self.run, self.config, self.status, self.state, self.events = run, config, status, state, events
         self.saved = self._position() if resumed else None  # position of the newest checkpoint
-        self.failure = ""  # the error of the last attempt, "" if it succeeded
+        self.failure = ""  # the last attempt's error, or "" if it succeeded
         self._attempted = time.monotonic()
 
     def is_due(self) -> bool:
-        """Return True if `checkpoint.every_s` seconds have passed or the current step has the best score so far."""
+        """Return True if `checkpoint.every_s` seconds have passed, or if the current step has the best score so far."""
         is_best = self.state.evaluations.is_best_at(self.state.learner.progress.steps)
         return is_best or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
 
     def save(self, adapter_state: dict[str, Any]) -> None:
-        """Write a checkpoint, unless the newest one already has the current state. Raises FolderLostError."""
+        """Write a checkpoint unless the newest one already contains the current state. Raises FolderLostError."""
         check_folder(self.run)
         self._attempted, self.failure, position = time.monotonic(), "", self._position()
         if position == self.saved:
@@ -159,9 +159,9 @@ def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any
 
 
 def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[str, Any]]) -> None:
-    """Restore moments and step counts, but keep the current options (see OPTIONS).
+    """Restore the optimizers' moments and step counts, but keep their current options (see OPTIONS).
 
-    Raises ValueError if the number of optimizers or their parameter groups differ.
+    Raises ValueError if the number of optimizers or their parameter groups differ from the saved ones.
     """
     for optimizer, state in zip(optimizers, saved, strict=True):
         made = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
@@ -171,7 +171,7 @@ def _restore_optimizers(optimizers: Sequence[Optimizer], saved: Sequence[dict[st
 
 
 def _apply_options(progress: Progress, config: RunConfig) -> Progress:
-    """Set the totals in `progress` from the configuration, and also the penalty coefficient unless it is adaptive."""
+    """Set the totals in `progress` from the configuration. Also set the penalty coefficient if it is not adaptive."""
     progress.total_steps, progress.total_iterations = config.total_steps, config.total_iterations
     if not config.ppo.penalty_target:
         progress.penalty_coef = config.ppo.penalty_coef
@@ -179,7 +179,7 @@ def _apply_options(progress: Progress, config: RunConfig) -> Progress:
 
 
 def _read_evaluations(contents: Contents, config: RunConfig) -> Evaluations:
-    """Read the evaluation results. If the threshold has changed, the run no longer counts as solved.
+    """Read the evaluation results from a checkpoint. If the threshold has changed, the run no longer counts as solved.
 
     Raises ValueError if a field is missing or is not a number.
     """

@@ -14,21 +14,21 @@ from ppo_unified.runs.signals import Interrupted, StopRequest
 
 
 class Collector:
-    """Lets a stop request interrupt an adapter's `collect`, and rejects rollouts that contain NaN or infinity.
+    """Calls an adapter's `collect`, which a stop request can interrupt, and rejects rollouts with NaN or infinity.
 
-    `state` is the adapter's state after the last complete rollout. It is stored after each rollout, because it cannot
-    be read later: a stop may interrupt the next rollout half-way and end the worker processes.
+    `state` is the adapter's state after the last complete rollout. It is stored after each rollout because it cannot be
+    read later: a stop request can interrupt the next rollout before its end and terminate the worker processes.
     """
 
     def __init__(self, adapter: Adapter, stop: StopRequest) -> None:
         self.adapter, self.stop = adapter, stop
         self.state = adapter.state_dict()
-        self.rollout: Rollout | None = None  # the current rollout; None during collection
+        self.rollout: Rollout | None = None  # the last rollout; None during collection
 
     def collect(self) -> Rollout:
         """Return the adapter's next rollout. Raises NonFiniteError or Interrupted.
 
-        Before raising Interrupted, restore the policy's buffers (such as observation statistics).
+        Before it raises Interrupted, it restores the policy's buffers (such as observation statistics).
         """
         self.rollout, policy = None, self.adapter.policy
         buffers = [buffer.clone() for buffer in policy.buffers()]
@@ -49,7 +49,7 @@ class Collector:
 
 
 class Place(NamedTuple):
-    """A quantity that is not finite, and where it first occurs. Quantities such as gradients have no row and column."""
+    """The place of the first NaN or infinity. Quantities such as gradients have no row and no column."""
 
     quantity: str
     row: int | None = None
@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 def check_rollout(rollout: Rollout) -> None:
-    """Raise NonFiniteError with the quantity, row and column of the first NaN or infinity at a valid step, if any."""
+    """Raise NonFiniteError if a valid step contains NaN or infinity. The error names the quantity, row and column."""
     names = ("rewards", "logprobs", "values", "next_values")
     total = sum((torch.where(rollout.mask, getattr(rollout, name), 0.0).sum() for name in names), torch.zeros(()))
     observations = name_observations(rollout.obs)
@@ -79,7 +79,7 @@ def find_nonfinite(quantities: Mapping[str, Tensor], mask: Tensor) -> Place | No
     for name, x in quantities.items():
         if x.is_floating_point():
             bad = ~torch.isfinite(x).flatten(2).all(2) if x.ndim > 2 else ~torch.isfinite(x)
-            if (bad & mask).any():  # the only device synchronization if all values are finite
+            if (bad & mask).any():  # if all values are finite, this is the only synchronization with the device
                 row, column = (bad & mask).nonzero()[0].tolist()
                 return Place(name, row, column)
     return None

@@ -1,4 +1,4 @@
-"""Evaluate the policy: decide when an evaluation is due, compute the score, and decide if the task is solved."""
+"""Evaluate the policy: decide when an evaluation is due, compute the score, and check whether the task is solved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.text import print_err
 
-CONFIRMATION_EPISODES = 100  # a task is solved if two evaluations of this size both reach the threshold
+CONFIRMATION_EPISODES = 100  # number of episodes in each of the two evaluations that confirm a solved task
 
 
 class Outcome(NamedTuple):
@@ -22,15 +22,15 @@ class Outcome(NamedTuple):
 
     score: float
     solved: bool
-    metrics: dict[str, float]  # for the event file: the score and the adapter's own metrics
-    responses: list[dict[str, Any]]  # texts to log, for example a language model's responses
+    metrics: dict[str, float]  # the score and the adapter's own metrics, for the event file
+    responses: list[dict[str, Any]]  # responses to log, for example those of a language model
 
 
 def is_due(every_steps: int, progress: Progress, learned: int) -> bool:
     """Return True if an evaluation is due after an iteration of `learned` steps.
 
-    It is due after the last iteration and whenever the total step count passes a multiple of `every_steps`. Resuming
-    does not shift these points.
+    An evaluation is due after the last iteration and whenever the total step count passes a multiple of `every_steps`.
+    Resuming a run does not change the steps at which evaluations are due.
     """
     steps = progress.steps
     passed = bool(every_steps) and steps // every_steps > (steps - learned) // every_steps
@@ -38,7 +38,7 @@ def is_due(every_steps: int, progress: Progress, learned: int) -> bool:
 
 
 def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str) -> Outcome:
-    """Score the greedy policy. With `confirm`, run two more evaluations if the score reaches the threshold.
+    """Evaluate the greedy policy. If `confirm` is true and the score reaches the threshold, run two more evaluations.
 
     `where` is the prefix of warnings on stderr.
     """
@@ -55,7 +55,7 @@ def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str)
 
 
 def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int, where: str) -> float:
-    """Return the mean score over fresh episodes, seeded by `config.seed + number`. Warn if a score is not finite."""
+    """Return the mean score over new episodes with seed `config.seed + number`. Warn if a score is not finite."""
     scores = np.array(adapter.score(episodes, config.seed + number, True), dtype=float)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
@@ -67,6 +67,6 @@ def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int,
 
 
 def evaluate(adapter: Adapter, episodes: int, seed: int, greedy: bool) -> dict[str, Any]:
-    """Return the mean score over fresh episodes, the standard deviation and the number of episodes."""
+    """Return the mean score over new episodes, its standard deviation and the number of episodes."""
     scores = np.array(adapter.score(episodes, seed, greedy))
     return {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}

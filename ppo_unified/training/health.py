@@ -1,7 +1,7 @@
-"""Health checks: detect common problems from a run's metrics, explain them and suggest changes. Does not import torch.
+"""Health checks detect common problems from a run's metrics, explain them and suggest changes.
 
-The result of a check depends only on the metrics so far: on those of the first iterations and of the latest ones. A
-check begins to warn after PERSIST consecutive iterations beyond its limit, and recovers after PERSIST within it.
+The result of a check depends only on the metrics of the first and the latest iterations. A check starts to warn after
+PERSIST consecutive iterations beyond its limit, and it recovers after PERSIST consecutive iterations within the limit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-START = 10  # first iterations: the baseline for later ones
-WINDOW = 10  # latest iterations: most checks use their mean
-LONG = 50  # latest iterations: those before the window define the usual size of a gradient
-PERSIST = 5  # consecutive iterations until a check warns or recovers
-SETTLED = 30  # iterations after which a critic should have learned something
+START = 10  # number of first iterations, which are the baseline for later ones
+WINDOW = 10  # number of latest iterations over which most checks average
+LONG = 50  # number of latest iterations to store; those before the window define the usual gradient norm
+PERSIST = 5  # number of consecutive iterations until a check warns or recovers
+SETTLED = 30  # number of iterations after which a critic should have learned something
 SPIKES = 3  # number of spikes within the window that count as a problem
 EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
 
@@ -31,7 +31,7 @@ class Track:
     count: int = 0
     start: list[float] = field(default_factory=list)  # the first START values
     recent: list[float] = field(default_factory=list)  # the last LONG values
-    peak: float = 0.0  # largest mean of WINDOW consecutive values so far; 0 before the first WINDOW values
+    peak: float = 0.0  # largest mean of WINDOW consecutive values so far; 0 until there are WINDOW values
 
     def add(self, value: float) -> None:
         self.count += 1
@@ -58,7 +58,7 @@ class Check(NamedTuple):
     """A health check for one kind of problem."""
 
     name: str
-    reads: tuple[str, ...]  # metrics; `measure` is called with their tracks
+    reads: tuple[str, ...]  # names of metrics; `measure` is called with their tracks
     measure: Measure
     limit: float
     is_high: bool  # True if values above the limit are a problem, False if values below it are
@@ -88,7 +88,7 @@ def _mean(track: Track) -> float:
 
 
 def _smallest_magnitude(track: Track) -> float:
-    """Return the smallest absolute value in the window, which is above the limit only if all values are."""
+    """Return the smallest absolute value in the window. It exceeds a limit only if every value does."""
     return min(map(abs, islice(reversed(track.recent), WINDOW)))
 
 
@@ -97,7 +97,7 @@ def _largest(track: Track) -> float:
 
 
 def _share_of_peak(track: Track) -> float | None:
-    """Return the recent mean as a share of the peak. Return None for negative entropies (of continuous actions)."""
+    """Return the recent mean divided by the peak, or None if the metric is negative, like some continuous entropies."""
     return track.recent_mean / track.peak if min(track.recent) >= 0 and track.peak > 0 else None
 
 
@@ -106,13 +106,13 @@ def _share_of_start(track: Track) -> float | None:
 
 
 def _log_share_of_start(track: Track) -> float | None:
-    """Return the absolute base-2 logarithm of the factor between the start mean and the recent mean."""
+    """Return the absolute base-2 logarithm of the recent mean divided by the start mean."""
     share = _share_of_start(track)
     return abs(math.log2(share)) if share else None
 
 
 def _eos_share_of_start(track: Track) -> float | None:
-    """Return the share of the start mean, or None if responses rarely ended by themselves at the start."""
+    """Return the recent mean divided by the start mean, or None if few responses had an end token at the start."""
     return _share_of_start(track) if track.start_mean >= 0.1 else None
 
 
@@ -121,9 +121,9 @@ def _increase(track: Track) -> float:
 
 
 def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
-    """Return the share of the gold score's improvement that has been lost while the proxy score is near its best.
+    """Return the lost fraction of the gold score's improvement, or None unless the proxy score is near its best.
 
-    The improvement is taken to be at least 3 standard deviations of the gold score.
+    An improvement below 3 standard deviations of the gold score counts as 3 standard deviations.
     """
     risen = proxy.peak - proxy.start_mean
     if risen <= 0 or proxy.recent_mean < proxy.start_mean + 0.8 * risen:
@@ -133,7 +133,7 @@ def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
 
 
 def _spike_ratio(track: Track) -> float | None:
-    """Return the SPIKES-th largest value in the window, divided by the median of the values before the window."""
+    """Return the SPIKES-th largest value in the window divided by the median of the values before the window."""
     before = track.recent[:-WINDOW]
     usual = median(before) if len(before) >= WINDOW else 0.0
     return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
@@ -142,8 +142,8 @@ def _spike_ratio(track: Track) -> float | None:
 def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> float | None:
     """Return the mean explained variance over the iterations in which the critic is not accurate.
 
-    If all returns are equal, as on a solved task, only rounding errors remain to be explained. Return None if the
-    critic is accurate in at least half of the window.
+    An accurate critic is ignored because explained variance is meaningless if all returns are equal, as in a solved
+    task. Return None if the critic is accurate in at least half of the window.
     """
     recent = (track.recent[-WINDOW:] for track in (explained, loss, values))
     wrong = [
@@ -153,13 +153,13 @@ def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> fl
 
 
 def _largest_explained_variance(explained: Track, loss: Track) -> float | None:
-    """Return the largest absolute explained variance in the window, or None if the value loss falls or was always 0."""
+    """Return the largest absolute explained variance in the window, or None if the value loss fell or started at 0."""
     is_stuck = loss.start_mean > 1e-6 and loss.recent_mean > 0.9 * loss.start_mean
     return _largest(explained) if is_stuck else None
 
 
 def _relative_error(error: Track, loss: Track) -> float:
-    """Return the smallest error in the window relative to the size of the advantages, about sqrt(2 * value loss)."""
+    """Return the window's smallest error divided by the typical advantage, which is about sqrt(2 * value loss)."""
     return _smallest_magnitude(error) / max(1.0, math.sqrt(2 * max(0.0, loss.recent_mean)))
 
 
@@ -376,7 +376,7 @@ class Health:
         self._read = {tag for check in self.checks for tag in check.reads}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Add an iteration's metrics. Return a message for each check that begins to warn or recovers.
+        """Add an iteration's metrics. Return a message for each check that starts to warn or recovers.
 
         Values are rounded to float32, as in the event file. NaN and infinity are ignored.
         """
@@ -396,7 +396,7 @@ class Health:
         return f"{check.name}: {warning_text(check)}" if beyond else f"{check.name} recovered."
 
     def active_warnings(self) -> list[dict[str, Any]]:
-        """Return the active warnings as run.json stores them, in the order of CHECKS."""
+        """Return the active warnings in the format of run.json and in the order of CHECKS."""
         return [
             {"name": check.name, "since": since, "severe": check.severe, "text": warning_text(check)}
             for check in self.checks
@@ -411,7 +411,7 @@ class Health:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state. A check that is missing in it keeps its initial state."""
+        """Restore a saved state. Checks that are missing from it keep their initial state."""
         self.tracks = {tag: Track(**saved) for tag, saved in state["tracks"].items()}
         known = {name: _Verdict(**saved) for name, saved in state["verdicts"].items() if name in self._verdicts}
         self._verdicts |= known

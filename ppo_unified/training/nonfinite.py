@@ -1,4 +1,4 @@
-"""Explain NaN or infinity in an update: find the quantity and the step, and save the minibatch to disk."""
+"""Explain why an update produced NaN or infinity: find the quantity and the step, and save the minibatch to disk."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ppo_unified.training.collection import Place, find_nonfinite, name_observat
 
 
 def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
-    """Find the first quantity that is not finite: a weight, a minibatch tensor, a policy output or a gradient.
+    """Find the first weight, minibatch tensor, policy output or gradient that is not finite.
 
-    `columns` is the number of columns per micro-batch. The parameters' `.grad` must still be that of this minibatch.
+    `columns` is the number of columns per micro-batch. Each parameter's `.grad` must still belong to this minibatch.
     """
     held = ("logprobs", "values", "advantages", "returns")
     batch = name_observations(minibatch.obs) | {name: getattr(minibatch, name) for name in held}
@@ -48,9 +48,9 @@ def diagnose(policy: ActorCritic, minibatch: Batch, columns: int) -> Place:
 
 
 def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] | None:
-    """Return the rollout row and column of a place in a minibatch, or None if the place has no row.
+    """Return the rollout's row and column for a place in a minibatch, or None if the place has no row.
 
-    Rows are matched by their old log-probs and values, which are almost certainly different in any two rows.
+    Rows are identified by their old log-probs and values, which almost certainly differ between any two rows.
     """
     if place.row is None or place.column is None:
         return None
@@ -64,13 +64,13 @@ def locate(rollout: Rollout, minibatch: Batch, place: Place) -> tuple[int, int] 
 
 
 def _find_matching_rows(batch: Batch, row: int, logprobs: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Return the indices of the rows [R, L] that are equal to the given row of `batch`."""
+    """Return the indices of the rows of `logprobs`, `values` and `mask` [R, L] that equal the given row of `batch`."""
     same = (logprobs == batch.logprobs[row]) & (values == batch.values[row]) & mask | ~mask & ~batch.mask[row]
     return same.all(1).nonzero().flatten()
 
 
 def dump(run: Run, iteration: int, minibatch: Batch, about: Mapping[str, Any]) -> Path:
-    """Save a minibatch as `nonfinite/ITERATION.safetensors`, and `about` as a JSON file next to it."""
+    """Save a minibatch to `nonfinite/ITERATION.safetensors` and `about` to a JSON file next to it."""
     folder = run.path / "nonfinite"
     folder.mkdir(exist_ok=True)
     names = ("actions", "logprobs", "values", "advantages", "returns", "mask", "weights")
@@ -82,7 +82,7 @@ def dump(run: Run, iteration: int, minibatch: Batch, about: Mapping[str, Any]) -
 
 
 def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout: Rollout | None) -> NonFiniteError:
-    """Return `error` with iteration and step added and, if it has a minibatch, the place and the saved file."""
+    """Add the iteration and step to an error and, if it has a minibatch, the place and the saved file's path."""
     iteration, step = learner.progress.iteration + 1, learner.progress.steps
     where = f"in iteration {iteration}, after {step:,} steps"
     if error.minibatch is None:

@@ -1,4 +1,4 @@
-"""Turn out-of-memory errors into advice: which option to lower, and to which value."""
+"""Turn out-of-memory errors into advice that names the options to change and recommends values."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OPTIONS = {  # the options that memory depends on in each phase, most effective 
     "evaluating": ("llm.rollout_batch", "eval.episodes"),
     "creating the models": ("llm.lora_rank", "gym.num_envs"),
 }
-CHEAPER = {  # options without an order: (most expensive value, recommended value)
+CHEAPER = {  # options that are not numbers: (most expensive value, recommended value)
     "llm.gradient_checkpointing": (False, "true"),
     "llm.lora_rank": (0, "8"),
 }
 
 
 class OutOfMemory(Exception):
-    """Memory ran out. The message recommends options to lower."""
+    """Raised if memory runs out. The message recommends options to change."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:
-    """Return an error that recommends options to lower.
+    """Return an error that recommends options to change.
 
     `doing` is a key of OPTIONS. `columns` is the number of columns of the minibatch that was too large, or 0.
     """
@@ -42,7 +42,7 @@ def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, c
             costly, cheaper = CHEAPER[name]
             advice += [f"set {name} = {cheaper}"] if value == costly else []
         elif value is not None and value > 1:
-            # if the limit is larger than the minibatch, halving the limit might have no effect
+            # halving a limit that is larger than the minibatch might have no effect
             present = min(value, columns) if name == "ppo.microbatch_columns" and columns else value
             advice.append(f"lower {name} from {value} to {max(1, present // 2)}")
     first, *others = advice or ["use a smaller model"]

@@ -1,4 +1,4 @@
-"""Report a run during training: metrics, samples and health checks of its iterations, and progress in run.json."""
+"""Report on a run during training: write its metrics, samples and health warnings, and its progress in run.json."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ppo_unified.training.state import TrainingState
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
 
 HEARTBEAT_S = 1.0
-RESPONSES = "eval/responses"  # tag of an evaluation's responses
-HEALTH = "health/events"  # tag of the messages about health checks that begin to warn or recover
+RESPONSES = "eval/responses"  # tag of the responses of evaluations
+HEALTH = "health/events"  # tag of the messages from health checks that start to warn or recover
 
 
 class BestEffort:
-    """Lets writes fail without ending the run. A failure is reported once, and the next write tries again."""
+    """Lets writes fail without ending the run. A failure is reported once, and writing is retried the next time."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.failing = run, set[str]()
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Run the block that writes `what`; report an OSError. Raises FolderLostError if the run folder is gone."""
+        """Run the block, which writes `what`, and report OSErrors. Raises FolderLostError if the run folder is gone."""
         check_folder(self.run)
         try:
             yield
@@ -51,7 +51,7 @@ class BestEffort:
 
 
 class Reporter:
-    """Writes metrics, samples and status to a run folder. A full disk delays the writes but does not stop training."""
+    """Writes a run's metrics, samples and status to its folder. A full disk delays the writes but not the training."""
 
     def __init__(
         self, run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device, resumed: bool
@@ -71,7 +71,7 @@ class Reporter:
         status.device, status.health = str(device), state.health.active_warnings()
 
     def log_iteration(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> None:
-        """Run the health checks, then log and sample the iteration as often as configured. Adds to `metrics`."""
+        """Run the health checks, then log and sample the iteration if this is due. Adds entries to `metrics`."""
         self._update_status()
         self._check_health(metrics)
         number, log, histograms = self.state.learner.progress.iteration, self.config.log, None
@@ -112,9 +112,9 @@ class Reporter:
         self.run.write_status(self.status)
 
     def measure(self) -> dict[str, float]:
-        """Return the speed and, at most once per HEARTBEAT_S, the system metrics.
+        """Return the speed and, at most once in HEARTBEAT_S seconds, the system metrics.
 
-        Reading the system metrics can take longer than a small iteration.
+        System metrics are not read in every iteration, because reading them can take longer than a small iteration.
         """
         now = time.monotonic()
         steps = self.state.learner.progress.steps - self._steps_before
@@ -139,7 +139,7 @@ class Reporter:
         status.elapsed_s = self._elapsed_before + time.monotonic() - self._began
 
     def _check_health(self, metrics: dict[str, float]) -> None:
-        """Run the health checks. Write their changes to the event file and active warnings to the status."""
+        """Run the health checks. Write changes of their states to the event file, and active warnings to the status."""
         for line in self.state.health.update(self.state.learner.progress.steps, metrics):
             with self.best_effort.attempt("the event file"):
                 self.events.text(self.state.learner.progress.steps, HEALTH, line)
@@ -147,7 +147,7 @@ class Reporter:
         metrics["health/warnings"] = float(len(self.status.health))
 
     def _write_sample(self, iteration: Iteration, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-        """Store the step table of the iteration, add its metrics to `metrics` and return its histograms."""
+        """Store the iteration's step table, add its metrics to `metrics` and return its histograms."""
         learner, progress = self.state.learner, self.state.learner.progress
         table = make_step_table(learner, iteration)
         metrics.update(table.metrics)

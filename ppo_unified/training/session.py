@@ -1,4 +1,4 @@
-"""Train a run in its folder, or load the policy of a trained run."""
+"""Train a run in its folder, or load a trained run's policy."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def train_in(
     listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
 ) -> Status:
-    """Train in a run folder whose lock this process holds. Continue from the newest checkpoint, if any.
+    """Train in a run folder that this process has locked. Continue from the newest checkpoint if there is one.
 
-    When this returns or raises, run.json and log.txt contain the reason for the end. Raises StartError if training
-    cannot begin; in that case `undo` is called first, before the lock is released.
+    When this function returns or raises, run.json and log.txt contain the reason why the run ended. Raises StartError
+    if training cannot start. In that case, `undo` is called while the folder is still locked.
     """
     status = run.read_status()
     stop.show_in(run)
@@ -95,7 +95,10 @@ def train_in(
 
 
 def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
-    """Create the trainer and its models. Raises StartError, OutOfMemory or, since loading may be slow, Interrupted."""
+    """Create the trainer and its models. Loading them may be slow, so a stop request interrupts it.
+
+    Raises StartError, OutOfMemory or Interrupted.
+    """
     try:
         with stop.interruptible():
             return _assemble(run, config, status, stop, listener)
@@ -121,7 +124,7 @@ def _assemble(run: Run, config: RunConfig, status: Status, stop: StopRequest, li
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
-    """Create the adapter of a configuration, in its initial state."""
+    """Create the adapter for a configuration, in its initial state."""
     torch.set_num_threads(config.threads)
     adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
     return adapter
@@ -139,7 +142,7 @@ def resolve_device(config: RunConfig) -> torch.device:
 def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]:
     """Load the policy of a checkpoint ('best', 'latest' or a step) into a new adapter.
 
-    Return the adapter and the checkpoint's step.
+    Returns the adapter and the checkpoint's step.
     """
     step, device = checkpoint.choose(run, which), resolve_device(config)
     adapter = build_adapter(config, device)

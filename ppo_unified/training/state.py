@@ -1,4 +1,4 @@
-"""The state of a run that changes during training. A checkpoint contains all of it."""
+"""The part of a run's state that changes during training. A checkpoint contains all of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Evaluations:
     pending: bool = False  # True if a stop interrupted the evaluation at the current step; resuming repeats it
 
     def add(self, step: int, score: float, solved: bool) -> None:
-        """Record an evaluation. A score that is not finite never becomes the best, since no score could beat a NaN."""
+        """Record an evaluation. A score that is not finite never becomes the best: no later score could exceed NaN."""
         self.step, self.score, self.pending = step, score, False
         if solved or (math.isfinite(score) and (self.best_score is None or score > self.best_score)):
             self.best_score, self.best_step = score, step
@@ -36,7 +36,7 @@ class Evaluations:
 
 @dataclass
 class TrainingState:
-    """Everything that a run needs to continue training."""
+    """The complete state that a run needs to continue training."""
 
     adapter: Adapter
     learner: Learner

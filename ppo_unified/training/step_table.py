@@ -1,4 +1,4 @@
-"""The step table: every PPO quantity at every step of an iteration, before and after its updates."""
+"""The step table contains every PPO quantity at every step of an iteration, before and after the update."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}
 
 
 class StepTable(NamedTuple):
-    """Every PPO quantity at every step of an iteration."""
+    """All PPO quantities at every step of an iteration."""
 
-    columns: dict[str, Tensor]  # [N, T] each; 0 at masked steps
+    columns: dict[str, Tensor]  # each [N, T], with 0 at masked steps
     metrics: dict[str, float]  # means over all valid steps
     histograms: dict[str, np.ndarray]  # raw values at all valid steps
     clip: float  # the lower end of the clip range in this iteration is 1 - clip
@@ -30,10 +30,10 @@ class StepTable(NamedTuple):
 
 @torch.no_grad()
 def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
-    """Create the step table of the iteration that the learner has just completed. Evaluates the policy once.
+    """Create the step table for the iteration that the learner has just completed. Evaluates the policy once.
 
-    As in policy/clip_fraction, `clipped` is True wherever the ratio is outside the clip range. The gradient of such a
-    step is zero only if the objective clips and the advantage would push the ratio further out.
+    As in policy/clip_fraction, `clipped` is True if the ratio is outside the clip range. Such a step has no gradient
+    only if the objective uses clipping and the advantage would move the ratio further out of the range.
     """
     rollout, batch, ppo = iteration.rollout, iteration.batch, learner.ppo
     low, high = _used_clip_range(learner, int(batch.mask.sum()))
@@ -75,14 +75,15 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
 
 
 def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
-    """Return the annealed clip range that was used in the completed iteration, which had `learned` steps."""
+    """Return the annealed clip range that was used in the last iteration, which had `learned` valid steps."""
     progress = learner.progress
     before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
     return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
 def _flat_indices(rollout: Rollout) -> Tensor:
-    """Return the index of each batch step in the flattened rollout, int64 [R, L]. A batch omits rows without steps."""
+    """Return the index of each batch step in the flattened rollout, int64 [R, L]. A batch omits rows without valid
+    steps."""
     numbers = torch.arange(rollout.mask.numel(), device=rollout.mask.device).view(rollout.mask.shape)
     return rollout.rows(numbers)[rollout.rows(rollout.mask).any(1)]
 
@@ -95,10 +96,10 @@ def _scatter(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tenso
 
 
 def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
-    """Convert the columns to arrays, limited to the first rows that samples keep.
+    """Convert the first rows of each column to arrays, as many rows as a sample file stores.
 
-    `own` are additional columns from the adapter's `hook`. Raises ValueError unless each has an unused name and
-    contains numbers or strings of shape [N, T].
+    `own` contains additional columns from the adapter's function `hook`. Raises ValueError unless each of them has an
+    unused name and contains numbers or strings of shape [N, T].
     """
     mask = columns["mask"]
     checked = {}

@@ -1,7 +1,7 @@
 """Convert a trainer's nested state to safetensors and JSON, two formats that execute no code when loaded.
 
 Tensors are stored in the safetensors format. The JSON document contains everything else, with each tensor replaced by
-its name. Types that JSON lacks are encoded as an object with one key that begins with '$'.
+its name. A value whose type JSON lacks is encoded as an object with a single key that begins with '$'.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _NAMES = {  # type names in a safetensors header
 
 
 def split(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Split `state` into a document for JSON and its tensors by name.
+    """Split `state` into a JSON document and a dict of its tensors by name.
 
-    Raises TypeError, with the location, for anything except tensors, numbers, strings, booleans, None, lists, tuples
-    and dicts.
+    Raises TypeError with the location of a value that is not a tensor, number, string, boolean, None, list, tuple or
+    dict.
     """
     tensors: dict[str, Tensor] = {}
     return _split(state, "", tensors), tensors
@@ -75,7 +75,7 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Restore the state that `split` was called with. Raises ValueError for a document that `split` cannot return."""
+    """Restore the state that `split` received. Raises ValueError for a document that `split` cannot have returned."""
     if isinstance(document, list):
         return [join(x, tensors) for x in document]
     if not isinstance(document, dict):
@@ -109,14 +109,14 @@ def _is_key(value: Any) -> bool:
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """Yield a safetensors file in chunks, with at most one tensor in memory twice.
+    """Yield a safetensors file in chunks. At any time, at most one tensor is copied in memory.
 
-    The safetensors library is not used here: it either builds the complete file in memory or does not report short
-    writes. A tensor with several names (tied weights) is stored once, and the other names are listed in the header's
-    metadata, as in `safetensors.torch.save_model`. Overlapping tensors of different shapes are stored separately.
+    The safetensors library is not used here, because it either builds the complete file in memory or does not report
+    incomplete writes. A tensor with several names (tied weights) is stored once, and the header's metadata lists the
+    other names, as in `safetensors.torch.save_model`. Overlapping tensors of different shapes are stored separately.
     """
     kept, aliases = _find_aliases(tensors)
-    order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # aligns each tensor to its element size
+    order = sorted(kept, key=lambda name: (-kept[name].element_size(), name))  # aligns tensors to their element size
     header: dict[str, Any] = {_METADATA: aliases}
     end = 0
     for name in order:
@@ -130,17 +130,17 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
     yield len(text).to_bytes(8, "little") + text
     for name in order:
         flat = kept[name].detach().cpu().contiguous().reshape(-1)
-        yield _view_bytes(flat.as_strided(flat.shape, (1,)))  # a tensor of one element may have any stride
+        yield _view_bytes(flat.as_strided(flat.shape, (1,)))  # a tensor with one element may have any stride
 
 
 def _view_bytes(numbers: Tensor) -> memoryview:
-    """Return the memory of a contiguous tensor [n]."""
+    """Return a view of the memory of a contiguous tensor [n]."""
     array: Any = numbers.view(torch.uint8).numpy()
     return memoryview(array)
 
 
 def _find_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the distinct tensors, and for each additional name of a tensor the name under which it is stored."""
+    """Return the distinct tensors, and a dict that maps each additional name of a tensor to its stored name."""
     seen: dict[Any, str] = {}
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The training loop of a run: collect, update, evaluate, report and save, until the run ends or a stop is requested."""
+"""The training loop: collect, update, evaluate, report and save until the run ends or a stop is requested."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trainer:
     listener: Listener
 
     def train(self) -> None:
-        """Train until the run ends or a stop is requested, then save a checkpoint and the final state in run.json."""
+        """Train until the run ends or a stop is requested. Then save a checkpoint and the final state of run.json."""
         self.status.state = "running"
         self.reporter.write_status()
         end = self._train_until_stopped()
@@ -51,7 +51,7 @@ class Trainer:
         self.reporter.finish("stopped" if end is None else "finished")
 
     def _train_until_stopped(self) -> str | None:
-        """Return why the run ended, or None if a stop was requested first. Raises OutOfMemory and NonFiniteError."""
+        """Return why the run ended, or None if a stop was requested. Raises OutOfMemory or NonFiniteError."""
         try:
             return self._train()
         except Interrupted:
@@ -62,8 +62,8 @@ class Trainer:
             raise
 
     def _train(self) -> str | None:
-        """Return what `_train_until_stopped` returns. Raises Interrupted if a stop request interrupts a rollout or an
-        evaluation."""
+        """Return why the run ended, or None if a stop was requested. Raises Interrupted if a stop request interrupts a
+        rollout or an evaluation."""
         if self.state.evaluations.pending or (self.config.eval.at_start and self._progress.steps == 0):
             self._evaluate_between_iterations()
         if not self._is_over:
@@ -80,16 +80,16 @@ class Trainer:
         return "total_steps reached" if reached else "total_iterations reached"
 
     def _iterate(self) -> Iterator[Iteration]:
-        """Yield the engine's iterations. Raises NonFiniteError that names the quantity, the step and the saved file."""
+        """Yield the engine's iterations. If it raises NonFiniteError, the message names the quantity, step and file."""
         try:
             yield from train(self.collector, self.state.learner)
         except NonFiniteError as error:
             raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
 
     def _finish_iteration(self, iteration: Iteration) -> None:
-        """Evaluate, log and save as often as configured.
+        """Evaluate the policy, log the iteration and save a checkpoint if these are due.
 
-        The checkpoint is written last, so the logs up to its step are complete. Resuming discards all later entries.
+        The checkpoint is written last, so the logs are complete up to its step. A resumed run discards later entries.
         """
         metrics = iteration.metrics | self.reporter.measure()
         try:
@@ -104,7 +104,7 @@ class Trainer:
         self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate at the current step and return the metrics. Raises Interrupted, which leaves it pending."""
+        """Evaluate at the current step and return the metrics. If this is interrupted, the evaluation stays pending."""
         evaluations, step = self.state.evaluations, self._progress.steps
         evaluations.pending = True
         with self.stop.interruptible():
@@ -164,7 +164,7 @@ class Trainer:
         return bool(self.stop) or self._has_ended
 
     def close(self) -> None:
-        """Close the adapter and the event file. An error of the adapter is printed; the run's result stays the same."""
+        """Close the adapter and the event file. The adapter's errors are printed but do not change the run's result."""
         try:
             self.state.adapter.close()
         except Exception as error:
