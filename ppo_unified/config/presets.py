@@ -38,7 +38,7 @@ def list_presets() -> Iterator[PresetSummary]:
 
 
 def is_file(path: str | Path) -> bool:
-    """Return True if `path` is a file. Return False, not an error, if the name is too long for the file system."""
+    """Return True if `path` is a file. A name that is too long for the file system is not an error."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -102,14 +102,14 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
     """Return the configuration of a preset, TOML file or environment id, with the given changes.
 
     Example: `load_preset("cartpole", seed=1, ppo={"clip": 0.1})`. A recipe is applied on top of the preset, and the
-    changes on top of both. Raises UsageError for unknown names and options and for invalid values.
+    changes are applied last. Raises UsageError for unknown names, unknown options and invalid values.
     """
     config = load_target(name)
     return apply_changes(apply_recipe(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
 
 
 def check(config: RunConfig) -> None:
-    """Run the adapter's checks of a configuration. Raises UsageError if the configuration is invalid.
+    """Run the checks that the configuration's adapter defines. Raises UsageError if the configuration is invalid.
 
     Call this before a run folder is created.
     """

@@ -1,4 +1,4 @@
-"""Recipes are TOML files with the PPO options of published systems. They are applied on top of a target's options.
+"""Recipes are TOML files with the PPO options of published systems. A recipe is applied on top of a target's options.
 
 The comment next to each option cites the part of the source that defines it. Command-line flags override the recipe.
 """
@@ -115,14 +115,14 @@ def _recipe_config(recipe: Recipe) -> RunConfig:
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
-    """Return the settings of all options by full name. An option that the recipe does not set has its default value."""
+    """Return every option's setting by full name. An option that the recipe does not set has its default value."""
     options = _recipe_config(recipe).flatten().items()
     return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
 
 
 def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:
-    """Return the options whose values differ between two recipes, in the schema's order. Unset options count as
-    defaults."""
+    """Return the options whose values differ between two recipes, in the schema's order. If a recipe does not set an
+    option, its default value is compared."""
     left, right, absent = settings(first), settings(second), Setting(None, None)
     pairs = {option: (left.get(option, absent), right.get(option, absent)) for option in left | right}
     return {option: pair for option, pair in pairs.items() if pair[0].value != pair[1].value}

@@ -1,4 +1,4 @@
-"""The registry of adapters. It refers to adapter modules by name and imports them only when they are needed."""
+"""The registry of adapters. The modules of adapters are imported only when they are needed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the adapter entry points of all packages on `sys.path`. Cached because the search takes 10 ms."""
+    """Return the adapter entry points of all packages on `sys.path`. Results are cached: the search takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
@@ -86,7 +86,7 @@ def find_adapter(kind: str) -> AdapterSpec:
 
 
 def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
-    """Return the paths of all adapters' presets or recipes by name, in the order of the names."""
+    """Return the files of all adapters' presets or recipes by name, sorted by name."""
     packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
     paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
     return dict(sorted((path.stem, path) for path in paths))

@@ -1,7 +1,7 @@
-"""The schema of all options. TOML keys, command-line flags, form fields, bounds and help texts are derived from it.
+"""The schema of all options. TOML keys, command-line flags, form fields, bounds and help texts come from here.
 
 Sections are frozen pydantic models. An adapter adds its own sections by subclassing `RunConfig`. Optional numbers use 0
-for "off", because TOML has no null. Setting an option that has no effect together with the other options is an error.
+for "off", because TOML has no null. It is an error to set an option that has no effect because of the other options.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Checkpoint(Section):
 
 
 class Eval(Section):
-    """Options for the greedy evaluations during training. Their scores determine the best checkpoint."""
+    """Options for the greedy evaluations during training, whose scores determine the best checkpoint."""
 
     every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end of the run")
     episodes: int = Field(20, ge=1, description="episodes per evaluation, with fixed seeds that training does not use")
@@ -165,7 +165,7 @@ class RunConfig(Section):
     log: Log = Log()
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
-        """Yield (option, ignored, reason) for each option that may have no effect; `ignored` is True if it has none.
+        """Yield (option, ignored, reason) for each option that other options can make ineffective.
 
         It is an error to change an ignored option from its default value. The reason completes the message "has no
         effect because ...". Adapters override this method to add their own options.
@@ -190,7 +190,7 @@ class RunConfig(Section):
 
     @property
     def ratio_tolerance(self) -> float:
-        """A run fails if its invariant/first_ratio_error exceeds this limit. In float32, the error is below 1e-5."""
+        """A run fails if its invariant/first_ratio_error exceeds this limit. The error is below 1e-5 in float32."""
         return 1e-2
 
     @model_validator(mode="after")

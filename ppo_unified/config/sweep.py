@@ -72,7 +72,7 @@ def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
 
 
 def _key(text: str, declared: FieldInfo) -> Any:
-    """Return the parsed value, by which duplicates such as 0.1 and 1e-1 are found, or `text` if it is invalid."""
+    """Return the parsed value or, if `text` is invalid, `text`. Equal values such as 0.1 and 1e-1 have equal keys."""
     try:
         return read_value(text, declared)
     except ValueError:
@@ -93,9 +93,9 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def run_name(combination: Combination, name: str, config: RunConfig) -> str:
-    """Return the name of a run: `name` (or the target's name, if empty) and the values that differ between runs.
+    """Return a run's name: `name` (or, if it is empty, the target's name) and the values that differ between runs.
 
-    A single run keeps `name`. If only the seed varies and `name` is empty, return '': `train` then generates a name.
+    For a single run, return `name`. If only the seed varies and `name` is empty, return '': `train` then makes a name.
     """
     varied = combination.varied
     if not varied or (not name and list(varied) == [SEED]):

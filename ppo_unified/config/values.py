@@ -43,7 +43,7 @@ def is_optional(option: FieldInfo) -> bool:
 
 
 def _strip_optional(annotation: Any) -> Any:
-    """Return `float` for `float | None`; other types are unchanged."""
+    """Remove None from an optional type: `float | None` becomes `float`. Other types are returned unchanged."""
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not NoneType)
     return annotation
@@ -83,8 +83,8 @@ def format_mismatch(option: FieldInfo, value: object) -> str:
 def read_value(text: str, option: FieldInfo) -> Any:
     """Parse the value of an option and check its type and bounds.
 
-    Integers may be written as 1e6 or 600_000; lists as `64 64`, `64,64` or `[64, 64]`; tables as JSON. Raises
-    ValueError with the expected and the actual value.
+    Integers may be written as 1e6 or 600_000, lists as `64 64`, `64,64` or `[64, 64]`, and tables as JSON. Raises
+    ValueError with a message that contains the expected and the actual value.
     """
     try:
         if is_optional(option) and text.strip() in ("", "None"):

@@ -13,7 +13,7 @@ from ppo_unified.engine.rollout import Rollout
 
 
 class Totals(NamedTuple):
-    """Loss terms and diagnostics summed over steps. They remain tensors because float() would wait for the device."""
+    """Loss terms and diagnostics summed over steps. They remain tensors, as float() would wait for the device."""
 
     sums: dict[str, Tensor]  # weighted sums over steps; "weight" is the sum of the weights
     maxima: dict[str, Tensor]  # maxima over steps
@@ -40,7 +40,7 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
 
 
 def step_metrics(norms: list[Tensor]) -> dict[str, float]:
-    """Return the mean gradient norm and the counts of optimizer steps. A step with a NaN norm counts as skipped."""
+    """Return the mean gradient norm and the numbers of completed and skipped steps. Skipped steps have the norm NaN."""
     skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
     return {
         "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,
@@ -62,7 +62,7 @@ def explained_variance(batch: Batch) -> float:
 
 
 def gae_error(advantages: Tensor, rollout: Rollout, gamma: float, lam: float) -> float:
-    """Return the largest error in row 0 of `advantages` [N, T], compared with the explicit sum that defines GAE."""
+    """Return the largest difference in row 0 between `advantages` [N, T] and GAE computed from its definition."""
     valid = rollout.mask[0]
     if not valid.any():
         return 0.0

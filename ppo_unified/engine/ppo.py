@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def remaining(self) -> float:
-        """The fraction of the run that remains, from 1 down to 0. Annealed options are multiplied by it."""
+        """The fraction of the run that remains, from 1 down to 0. Annealed options are multiplied by this fraction."""
         limits = ((self.steps, self.total_steps), (self.iteration, self.total_iterations))
         return max(0.0, 1.0 - max((done / total for done, total in limits if total), default=0.0))
 
@@ -73,7 +73,7 @@ class Learner:
 def make_learner(
     policy: ActorCritic, ppo: PPO, optim: Optim, total_steps: int = 0, total_iterations: int = 0, seed: int = 0
 ) -> Learner:
-    """Return a learner at step 0. The minibatches are shuffled with `seed`."""
+    """Return a learner at step 0. `seed` initializes the generator that shuffles the minibatches."""
     progress = Progress(total_steps, total_iterations, penalty_coef=ppo.penalty_coef)
     generator = torch.Generator().manual_seed(seed)
     return Learner(policy, make_optimizers(policy, optim), ppo, optim, progress, generator)
@@ -89,7 +89,7 @@ class Iteration(NamedTuple):
 
 def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
     """Run one PPO iteration (collect, then update) for each call of `next()` until `learner.progress` reaches a limit.
-    Between iterations, the caller can write logs and checkpoints. To stop early, it stops calling `next()`."""
+    Between iterations, the caller can write logs and checkpoints. It can end training early by not calling `next()`."""
     ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
         set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
@@ -173,7 +173,7 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
 
 
 class Loss(NamedTuple):
-    """The terms of the loss. Each is a scalar: the weighted sum of the term over all steps."""
+    """The terms of the loss. Each term is a scalar, summed over all steps with the batch's weights."""
 
     policy: Tensor
     value: Tensor

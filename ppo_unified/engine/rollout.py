@@ -112,8 +112,8 @@ class Adapter(RolloutSource, Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that `load_state_dict` needs, without the policy's weights. It may contain tensors, numbers,
-        strings, lists and dicts, and must be a copy, so that later calls of `collect` do not change it."""
+        """Return the state that `load_state_dict` needs, without the policy's weights. The state may contain tensors,
+        numbers, strings, lists and dicts. It must be a copy that later calls of `collect` do not change."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:

@@ -103,7 +103,7 @@ class EventWriter:
         self._append()
 
     def _append(self) -> None:
-        """Write the waiting records. If this fails, restore the file: an incomplete record would hide all later ones."""
+        """Write the waiting records. If this fails, restore the file, since a partial record would hide later ones."""
         if os.fstat(self._file.fileno()).st_size > self._size:
             self._file.truncate(self._size)  # removes an incomplete record that could not be removed earlier
         rest = memoryview(self._waiting)

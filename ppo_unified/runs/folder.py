@@ -119,7 +119,7 @@ class Run:
         write_atomically(self.path / "run.json", to_json(asdict(status)))
 
     def read_status(self) -> Status:
-        """Read run.json. Ignore unknown keys and use defaults for missing keys. Raises UsageError if it is unreadable."""
+        """Read run.json. Ignore unknown keys and use defaults for missing keys. Raises UsageError if it is damaged."""
         path = self.path / "run.json"
         try:
             return Status(**parse_fields(read_json(path), Status))
@@ -127,7 +127,7 @@ class Run:
             raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
 
     def state(self, status: Status) -> str:
-        """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, and otherwise run.json's state."""
+        """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, or else the state in run.json."""
         if status.state not in ACTIVE:
             return status.state
         if not self.is_locked():

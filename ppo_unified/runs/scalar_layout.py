@@ -18,7 +18,7 @@ class Layout:
     """The byte offsets of the wall time, step and floats in a group of records whose other bytes are all equal."""
 
     def __init__(self, payload: bytes) -> None:
-        """Parse the layout of `payload`. Raises ValueError if it is not an event, or if it contains more than scalars."""
+        """Parse the layout of `payload`. Raises ValueError if it is not an event or contains more than scalars."""
         self._wall: int | None = None
         self._step: slice | None = None
         self._floats: dict[str, int] = {}  # tag -> offset
