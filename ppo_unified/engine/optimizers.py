@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised before any weight changes if a number is NaN or infinite. Updates add `minibatch` and `sums`."""
+    """Raised before any weight changes if a number is NaN or infinite. An update also sets `minibatch` and `sums`."""
 
     def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Write a run's metrics to TensorBoard event files. The metrics are stored nowhere else.
 
-Each iteration is one Event with all its metrics. Every file begins with a SessionLog.START event, for which readers
-discard all earlier points at or after its step. A resumed run therefore has a single curve. Step counts are stored in
+Each iteration is one Event with all its metrics. Every file starts with a SessionLog.START event. Readers discard
+earlier points at or after the step of this event, so that a resumed run has a single curve. Step counts are stored in
 `event.step` because scalars are float32. To keep startup fast, this module avoids torch.
 """
 
