@@ -136,7 +136,7 @@ def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
 
 
 def check_none(quantity: str, count: int, wrong: int) -> Check:
-    """Return a check of `count` items. It passes if `wrong`, the number of wrong items, is 0."""
+    """Return a check that passes if none of `count` items is wrong. `wrong` is the number of wrong items."""
     return Check(quantity, float(count), float(wrong), wrong == 0)
 
 
@@ -152,8 +152,8 @@ def token_adapter(
     critic: Literal["independent", "shared"],
     count: int = 0,
 ) -> LLMAdapter:
-    """Create an LLM adapter whose tokens are letters. It collects `count` responses (0: one per prompt). Noise is added
-    to its reference model and critic, so that the KL and the value estimates are not 0."""
+    """Create an LLM adapter whose tokens are letters. Its rollout has `count` responses, or one per prompt if `count`
+    is 0. Noise is added to its reference model and critic, so that the KL and the value estimates are not 0."""
     save_model(folder, letters, seed)
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts), encoding="utf-8")
@@ -279,7 +279,7 @@ class PrefixPolicy(ActorCritic):
         return obs
 
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the next token of each response, [N, 1]. In a reset column the response is complete: return 0."""
+        """Return the next token of each response, [N, 1]. In a reset column, return token 0."""
         chosen = []
         for prompt, response in map(decode_obs, obs.tolist()):
             whole = self.written[tuple(prompt)]
@@ -287,7 +287,7 @@ class PrefixPolicy(ActorCritic):
         return torch.tensor(chosen)[:, None]
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Evaluate actions [R, 1, 1] taken at obs [R, 1, size]. Return tensors [R, 1]."""
+        """Evaluate actions [R, 1, 1] at obs [R, 1, size], and return tensors [R, 1]."""
         assert isinstance(obs, Tensor)
         states = map(decode_obs, obs[:, 0].tolist())
         answers = [self._evaluate([*x, *y], token) for (x, y), token in zip(states, actions.flatten(), strict=True)]
@@ -408,7 +408,7 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
     """Compare PPO's gradient before any update, averaged over all responses, with that of the expected return.
 
     With two letters, an end token and at most two tokens per response, there are seven responses. The expected return
-    (score minus kl_coef * KL) is a finite sum that autograd can differentiate. The KL's own derivative has mean 0.
+    (score - kl_coef * KL) is a finite sum that autograd can differentiate. The gradient of the KL rewards has mean 0.
     """
     end, prompt = 2, [0, 1]
     responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]

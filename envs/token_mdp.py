@@ -21,10 +21,10 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
     """An environment in which an episode is one response to a prompt.
 
     Prompts are drawn in random order, and every prompt is used once before any is repeated. An observation is an int64
-    vector [1 + longest prefix]. It contains the number of response tokens, the prompt, the response so far, and NOTHING
-    as padding. The reward for each token is -kl_coef * (log pi - log pi_ref); the score is added at the last token. An
-    episode terminates after an end token or after `max_new_tokens` tokens. It is never truncated, so bootstrapping is
-    not needed.
+    vector [1 + longest prefix] with the number of response tokens, the prompt, the response so far, and NOTHING as
+    padding. The reward for each token is -kl_coef * (log pi - log pi_ref); the score is added at the last token. An
+    episode terminates after an end token or after `max_new_tokens` tokens. Episodes are never truncated, so
+    bootstrapping is not needed.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gym.Env declares it this way
@@ -40,8 +40,7 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
         score: Score,
         kl_coef: float,
     ) -> None:
-        """Create the environment. It calls `policy` at every step, so training the policy changes the rewards of later
-        steps."""
+        """Create the environment. `policy` is called at every step, so training it changes later rewards."""
         self.prompts, self.end_tokens, self.max_new_tokens = prompts, frozenset(end_tokens), max_new_tokens
         self.policy, self.reference, self.score, self.kl_coef = policy, reference, score, kl_coef
         size = 1 + max(map(len, prompts)) + max_new_tokens
@@ -77,7 +76,7 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
 
 
 def decode_obs(obs: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Return the prompt and the response so far from an observation. The observation's numbers may have any type."""
+    """Return the prompt and the response so far from an observation, whose numbers may have any type."""
     written, *prefix = (int(x) for x in obs if x != NOTHING)
     return prefix[: len(prefix) - written], prefix[len(prefix) - written :]
 

@@ -44,7 +44,7 @@ class Player:
         device: torch.device,
         generator: torch.Generator | None,
     ) -> None:
-        """Create a player. It samples actions, or takes the most likely ones if `generator` is None."""
+        """Create a player. If `generator` is None, it takes the most likely actions; otherwise it samples actions."""
         self.policy, self.observations, self.actions = policy, observations, actions
         self.device, self.generator = device, generator
 
@@ -52,7 +52,8 @@ class Player:
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
         """Return actions for observations [N, ...] and a vector environment's info.
 
-        `ended` [N] marks the environments that the next step resets. Their action masks are ignored.
+        `ended` [N] marks the environments that the next step resets. The action masks of these environments are
+        ignored.
         """
         encoded = encode(raw, self.observations)
         obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
@@ -65,9 +66,10 @@ class Player:
 def play_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
 ) -> list[float]:
-    """Play fresh episodes and return the total reward of each. If `greedy`, take the most likely actions.
+    """Play fresh episodes and return the total reward of each.
 
-    The results are the same for the same seed and weights.
+    If `greedy` is true, the policy takes the most likely actions; otherwise it samples actions. The same seed and
+    weights always give the same results.
     """
     env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)

@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 class GreedyPolicy(nn.Module):
     """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
-    This module normalises observations and clips actions. It does not include the critic.
+    This module normalises observations and clips actions, but does not include the critic.
     """
 
     low: Tensor

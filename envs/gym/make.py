@@ -63,7 +63,8 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Restorer]:
-    """Create a vector environment with autoreset mode NEXT_STEP. Also return its observation layout and its restorer.
+    """Create a vector environment with autoreset mode NEXT_STEP, and return (environment, observation layout,
+    restorer).
 
     Raises UsageError if `gym.vectorization` requires the environment's own vector version, but this version uses
     another autoreset mode or its observations need flattening.
@@ -94,8 +95,8 @@ def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
 def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
     """Create the environment's own vector version, and return it with its observation layout.
 
-    Return None if the environment has no vector version or the options exclude it. If the vector version exists but
-    cannot be used, return None if another vectorization is possible; otherwise raise UsageError.
+    Return None if the environment has no vector version or the configuration does not allow it. If the vector version
+    exists but cannot be used, return None if another vectorization is possible; otherwise raise UsageError.
     """
     spec = resolve(config.env_id)
     wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
@@ -117,7 +118,7 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
     """Create one environment in a worker process, and make the process ignore Ctrl-C and the closing of the terminal.
 
     The training process handles these signals. AsyncVectorEnv also calls this function once in the training process, to
-    read the spaces. There, the signal handlers are not changed.
+    read the spaces. The signal handlers of the training process are not changed.
     """
     if multiprocessing.parent_process() is not None:
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -127,7 +128,7 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:
-    """Return the time in seconds that one environment needs for a step: the minimum over `steps` random steps."""
+    """Return the time in seconds that a random step of one environment takes: the minimum over `steps` steps."""
     env = make_env(config)
     actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
     _, info = env.reset(seed=0)

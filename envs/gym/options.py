@@ -98,10 +98,10 @@ def from_target(word: str) -> dict[str, Any] | None:
 
 
 def resolve(env_id: str) -> Any:
-    """Return the registered specification of an environment id. If the id contains a module, import the module first.
+    """Return the registered specification of an environment id.
 
-    Raises UsageError if the id is unknown or the module cannot be imported. For an unknown id, the error message
-    suggests a similar one.
+    If the id contains a module, the module is imported first. Raises UsageError if the id is unknown or the module
+    cannot be imported. For an unknown id, the error message suggests a similar one.
     """
     import gymnasium
 
@@ -161,14 +161,17 @@ def load_wrappers(config: Gym) -> list[Any]:
 def _remedy(message: str) -> str:
     """Return the pip command that installs the missing package, or `message` if no extra of ppo-unified includes it.
 
-    `message` is Gymnasium's error message. It names the Gymnasium extra that contains the package.
+    `message` is Gymnasium's error message, which may name the Gymnasium extra that includes the package.
     """
     extra = re.search(r"gymnasium\[([\w-]+)\]", message)
     return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco") else message
 
 
 def check(config: GymConfig) -> None:
-    """Create one environment and check its spaces. Raises UsageError if training with them is impossible."""
+    """Create one environment and check its spaces.
+
+    Raises UsageError if the environment cannot be created or its spaces cannot be used with this configuration.
+    """
     from envs.gym.spaces import describe_actions, describe_observations
 
     spec = resolve(config.gym.env_id)

@@ -40,7 +40,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
 
 
 def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
-    """Create the environment with the first supported render mode. Also return its number of frames per second."""
+    """Create the environment with the first supported render mode. Return the environment and its frame rate."""
     if resolve(options.env_id).entry_point is None:
         raise UsageError(f"{options.env_id}: cannot play this environment because it only has a vector version")
     env = make_env(options)

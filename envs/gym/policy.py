@@ -1,4 +1,4 @@
-"""The actor-critic for observations that are vectors. For speed, it does not use torch.distributions."""
+"""The actor-critic for vector observations. For speed, this module does not use torch.distributions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CLIP = 10.0  # normalised observations are clipped to +-CLIP
 class ObservationScaler(nn.Module):
     """Normalises observations by their running mean and variance.
 
-    The statistics are buffers, so they are saved with the policy's weights. They are updated with the parallel
-    algorithm of Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
+    The statistics are buffers, so they are saved with the policy's weights. Each update uses the parallel algorithm of
+    Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
     """
 
     mean: Tensor
@@ -97,7 +97,7 @@ class GymPolicy(ActorCritic):
             initialize(module, gain, generator)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Evaluate actions [R, L, components] at obs [R, L, size], which may be a mapping. Return tensors [R, L]."""
+        """Evaluate actions [R, L, components] at obs [R, L, size], and return tensors [R, L]."""
         x, mask = split_mask(obs)
         features = self.actor_torso(x)
         logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
@@ -111,7 +111,7 @@ class GymPolicy(ActorCritic):
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
         """Return actions [N, components] for normalised obs [N, size].
 
-        With a generator, sample the actions. Without one, return the most likely actions.
+        If `generator` is None, return the most likely actions; otherwise sample actions.
         """
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)

@@ -4,8 +4,8 @@ A vector environment is restored by setting its arrays, if they are known, or by
 environments are restored by replaying their unfinished episodes. The results of the replay are compared with the saved
 record.
 
-Environments are not pickled, because loading a pickle can execute code. Besides, a pickled Box2D world loads without an
-error but does not work.
+Environments are not pickled, because loading a pickle can execute code, and because a pickled Box2D world does not work
+after loading.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INITIAL_CAPACITY = 64  # number of actions that fit in the array of a new episod
 
 
 class RestoreError(Exception):
-    """Raised if the environments cannot be restored. The message contains the reason."""
+    """Raised if the environments cannot be restored. The error message contains the reason."""
 
 
 class Restorer(Protocol):
@@ -38,7 +38,10 @@ class Restorer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Restore the environments and return their last observations and info. Raises RestoreError if this fails."""
+        """Restore the environments and return their last observations and info.
+
+        Raises RestoreError if the environments cannot be restored.
+        """
         ...
 
 
@@ -70,10 +73,10 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Records the unfinished episode and the previous one, and can replay both in a new environment.
 
     The previous episode is also replayed, because this makes the check stricter. If an environment depends on earlier
-    episodes or has its own random generator, the replays of both episodes rarely match the record.
+    episodes or has its own random generator, replaying two episodes rarely reproduces the recorded results.
 
-    The enclosing vector environment also stores which environments it resets in the next step. This state may be in a
-    worker process, so it cannot be set directly. Instead, the first `step` after a replay returns the last result of
+    The enclosing vector environment also stores which environments it resets in the next step. This state cannot be set
+    directly, because it may be in a worker process. Instead, the first `step` after a replay returns the last result of
     the replay again, which restores this state.
     """
 
@@ -143,7 +146,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _random_state(self) -> str:
-        """Return the random generator's state as JSON text. JSON is used because it can store 128-bit integers."""
+        """Return the random generator's state as JSON text, because JSON can store its 128-bit integers."""
         return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
 
 
@@ -162,7 +165,7 @@ class ReplayRestorer:
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
         records = [{**record, "episodes": [_with_array(x) for x in record["episodes"]]} for record in state["records"]]
-        self.envs.reset()  # so that the vector environment does not reset any environment in the next step
+        self.envs.reset()  # so that the vector environment will not reset any environment in the next step
         self.envs.set_attr("to_replay", records)
         failed = [why for why in self.envs.call("replay") if why]
         if failed:
@@ -224,7 +227,7 @@ class StateDictRestorer:
 
 
 class NoRestorer:
-    """The restorer for a vector environment that cannot be restored. `load_state_dict` always raises RestoreError."""
+    """The restorer for a vector environment that cannot be restored. Its `load_state_dict` raises RestoreError."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -246,9 +249,9 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
     """Creates a new Box2D world for each episode of BipedalWalker, as LunarLander does itself.
 
-    Otherwise, leftovers of earlier episodes in the world affect the next episode, even if the random state and the
-    actions are the same (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5
-    replays differed from the recorded episode.
+    In a reused world, leftovers of earlier episodes affect the next episode, even if the random state and the actions
+    are the same (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5 replays
+    differed from the recorded episode.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:

@@ -152,7 +152,7 @@ def to_step_argument(action: np.ndarray, layout: ActionLayout) -> Any:
 
 
 def sample_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
-    """Return a random allowed action for one environment. `masks` is [1, sum of sizes] or None.
+    """Return a random allowed action for one environment. The argument `masks` is [1, sum of sizes] or None.
 
     Discrete actions are drawn uniformly, and continuous actions from a standard normal distribution.
     """

@@ -1,9 +1,9 @@
 """Collects rollouts from a Gymnasium vector environment.
 
 The autoreset mode is NEXT_STEP: after the end of an episode, the next step ignores the action and resets the
-environment. The rollout masks the column of this step, because the policy's action had no effect. The observation in
-this reset column is the final observation of the ended episode. Therefore the value estimate in the reset column is
-used to bootstrap a truncated episode.
+environment. The rollout masks this step, because the policy's action had no effect. In the column of this step (the
+reset column), the observation is the final observation of the ended episode. Therefore the value estimate in the reset
+column is used to bootstrap a truncated episode.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHUNK = 1 << 16  # number of observations per forward pass when the old log-prob
 
 
 class GymAdapter:
-    """A policy and the vector environment in which it acts. Implements `ppo_unified.engine.rollout.Adapter`."""
+    """A policy and the vector environment in which it acts. This class implements the engine's `Adapter` protocol."""
 
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -119,7 +119,7 @@ class GymAdapter:
     ) -> Rollout:
         """Build the rollout.
 
-        `seen` has one column more than the other arguments, which contains the observations after the last step.
+        `seen` has one column more than the other arguments: the observations after the last step.
         """
         steps = actions.shape[1]
         logprobs, values = self._evaluate_columns(seen, torch.cat([actions, actions[:, :1]], 1))
@@ -144,8 +144,8 @@ class GymAdapter:
     def _evaluate_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the policy's log-probs and value estimates before the update, each [N, columns].
 
-        Both come from `policy.evaluate`, which the update also calls. Therefore all probability ratios start at 1, up
-        to rounding.
+        Both are computed by `policy.evaluate`, which the update also calls. Therefore all probability ratios start at
+        1, up to rounding.
         """
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
@@ -169,7 +169,7 @@ class GymAdapter:
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
         """Check that all observations and rewards are finite.
 
-        Raises FloatingPointError that names the environment, the step and the quantity (observation or reward).
+        Raises FloatingPointError naming the environment, the step and the quantity (observation or reward).
         """
         for what, x, first in (("observation", raws, 0), ("reward", rewards, 1)):
             if not np.isfinite(x).all():
@@ -186,8 +186,10 @@ class GymAdapter:
         return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that `load_state_dict` needs to continue the same episodes. It excludes the policy's
-        weights."""
+        """Return the state that `load_state_dict` needs to continue the same episodes.
+
+        The state does not include the policy's weights.
+        """
         state: dict[str, Any] = {
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
@@ -202,7 +204,7 @@ class GymAdapter:
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
         """Restore a saved state. Return None, or the reason if the unfinished episodes could not be restored.
 
-        In the latter case, new episodes begin. Their seed depends on the number of steps taken.
+        If they could not be restored, new episodes begin, with a seed that depends on the number of steps taken.
         """
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
@@ -222,7 +224,8 @@ class GymAdapter:
     def _restore(self, state: dict[str, Any]) -> None:
         """Restore the environments.
 
-        Raises RestoreError if this fails, or if the current observations or action masks differ from the saved ones.
+        Raises RestoreError if they cannot be restored, or if their observations or action masks differ from the saved
+        ones.
         """
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
@@ -238,7 +241,7 @@ class GymAdapter:
     def close(self) -> None:
         """Close the environments. If a worker process has died or a step has not returned, kill all worker processes.
 
-        In these cases, waiting for the workers to exit could block forever.
+        Workers are killed in these cases because waiting for them to exit could block forever.
         """
         if isinstance(self.envs, AsyncVectorEnv) and (
             self.stepping or not all(process.is_alive() for process in self.envs.processes)

@@ -93,8 +93,8 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
 def read_pairs(path: Path) -> list[Pair]:
     """Read preference pairs from a .jsonl or .json file.
 
-    The keys are `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored. Raises UsageError
-    if the file cannot be read or its content is invalid.
+    Each record needs the keys `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored.
+    Raises UsageError if the file cannot be read or its content is invalid.
     """
     if _suffix(path) == ".txt":
         raise UsageError(f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl or .json")
@@ -107,7 +107,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read the non-blank lines of a .txt file, or the key `text` of each record of a .jsonl or .json file.
+    """Read the non-blank lines of a .txt file, or the values of the key `text` in a .jsonl or .json file.
 
     Raises UsageError if the file cannot be read or its content is invalid.
     """
@@ -164,7 +164,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
-    """Return the objects in a JSON array or JSON Lines file, and the unit of their numbers ("record" or "line").
+    """Return the objects in a JSON array or JSON Lines file, and what their numbers refer to ("record" or "line").
 
     The format is detected from the content, not from the file extension.
     """
@@ -199,7 +199,8 @@ def _is_json(text: str) -> bool:
 def _parse(text: str, where: str, line: int = 0) -> Any:
     """Parse a JSON value.
 
-    `line` is the value's line number in a JSON Lines file, or 0 if the value is the entire file.
+    In a JSON Lines file, `line` is the line number of the value. Otherwise, the value is the entire file and `line` is
+    0.
     """
     try:
         return parse_json(text)

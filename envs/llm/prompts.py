@@ -23,7 +23,7 @@ HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # with 100 or more prompts in a file, e
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as they are in the file, as text, and as tokens."""
+    """Prompts in three forms: as records from the file, as text, and as tokens."""
 
     data: PromptData
     texts: list[str]  # the prompts after applying a chat template, as passed to rewards
@@ -103,7 +103,7 @@ def end_tokens(tokenizer: Any, model: Any) -> list[int]:
 
 
 class PtxTexts:
-    """Samples texts for the pretraining loss. An end token is appended to each text if the tokenizer has one."""
+    """Samples texts for the pretraining loss. If the tokenizer has an end token, it is appended to each text."""
 
     def __init__(self, llm: LLM, tokenizer: Any, context: int) -> None:
         texts = read_texts(Path(llm.ptx_data)) if llm.ptx_data else tasks.task_texts()
@@ -117,7 +117,7 @@ class PtxTexts:
     def draw(self, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return random texts as tokens [count, S], padded on the right, and a mask [count, S - 1].
 
-        The mask is True at t if token t + 1 belongs to the text and is not padding.
+        The mask is True at t if token t + 1 is not padding.
         """
         numbers = torch.randint(len(self.rows), (self.count,), generator=generator).tolist()
         rows = [self.rows[i] for i in numbers]

@@ -99,11 +99,11 @@ def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Create a tokenizer whose tokens are the 256 bytes and three special tokens. Decoding is lossless.
+    """Create a tokenizer whose tokens are the 256 bytes and three special tokens.
 
-    The id of a byte is its value.
+    The id of a byte is its value. Decoding is lossless.
     """
-    # ByteLevel encodes printable bytes as themselves and all other bytes as characters from U+0100 on
+    # ByteLevel represents printable bytes by themselves and all other bytes by characters from U+0100 on
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -315,9 +315,9 @@ def _orthogonalize(matrices: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[Callable[[int, float], None]]:
-    """Yield a function that shows progress on stderr. Its arguments are the number of completed steps and the loss.
+    """Yield a function that shows progress on stderr, given the number of completed steps and the loss.
 
-    On a terminal, the progress is a live bar. Otherwise, it is four plain lines.
+    On a terminal, it shows a live bar; otherwise it prints four lines in total.
     """
     screen = screen or sys.stderr
     live = screen.isatty() and os.environ.get("TERM", "dumb") != "dumb"
@@ -346,7 +346,7 @@ def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[
 def cache_folder() -> Path:
     """Return the cache folder for built-in models.
 
-    This is $PPO_UNIFIED_CACHE if set, otherwise the folder ppo-unified in the user's cache folder.
+    The folder is $PPO_UNIFIED_CACHE if set; otherwise it is `ppo-unified` in the user's cache folder.
     """
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
@@ -354,11 +354,11 @@ def cache_folder() -> Path:
 
 
 def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
-    """Return the cached folder. If it does not exist, call `make` to fill a temporary folder, and then rename that
-    folder.
+    """Return the cached folder of the model `name`. If it does not exist, create it with `make`.
 
-    If another process is creating the same folder, wait until it is done. The folder's name contains a hash of the
-    recipe and of sample texts, so a new model is built if the recipe or the texts change.
+    `make` fills a temporary folder, which is then renamed. If another process is creating the same folder, wait until
+    it is done. The folder's name contains a hash of the recipe and of sample texts, so a new model is built if the
+    recipe or the texts change.
     """
     cache = cache_folder()
     digest = hashlib.sha256(f"{recipe} {_sample_of_texts()}".encode())
@@ -399,7 +399,7 @@ def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _hold_lock(lock: Path) -> Iterator[None]:
-    """Hold a file lock during the context.
+    """Hold a file lock inside the `with` block.
 
     If another process holds the lock, print a message and wait.
     """

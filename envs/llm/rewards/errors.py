@@ -1,4 +1,4 @@
-"""Defines the exception that rewards raise. It has its own module to avoid import cycles."""
+"""Defines the exception that rewards raise. The exception has its own module to avoid import cycles."""
 
 
 class RewardError(RuntimeError):

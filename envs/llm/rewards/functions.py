@@ -32,7 +32,7 @@ _NUMBER = re.compile(
 
 
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
-    """Load the reward that `reference` names. If it is a reward model, load it onto `device`.
+    """Load the reward that `reference` names. A reward model is loaded onto `device`.
 
     A reference is the name of a built-in task, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or
     the folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if the
@@ -66,7 +66,8 @@ def reward_model_source(reference: str) -> str:
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
     """Return the function that `reference` names, or None if it can only name a reward model.
 
-    Raises UsageError if `reference` cannot name a reward. This function does not check the reward model itself.
+    Raises UsageError if `reference` cannot name a reward. The function does not check whether a reward model can be
+    loaded.
     """
     if not reference:
         raise UsageError(f"{option} is required: use {', '.join(VERIFIERS)}, module:function or a reward model")
@@ -93,7 +94,7 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
 
 
 def _import(reference: str, option: str) -> Reward:
-    """Import the function `module:name`. The module may be in the current folder. Raises UsageError if this fails."""
+    """Import `module:function`; the module may be in the current folder. Raises UsageError if the import fails."""
     module, _, name = reference.rpartition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -116,7 +117,7 @@ def _import(reference: str, option: str) -> Reward:
 
 
 def exact(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
-    """Score each response 1 if it equals its value of `answer`, ignoring surrounding whitespace, and 0 otherwise."""
+    """Score each response 1 if it equals its `answer`, ignoring surrounding whitespace, and 0 otherwise."""
     return [float(response.strip() == str(a).strip()) for response, a in zip(responses, answer, strict=True)]
 
 
@@ -155,10 +156,10 @@ class Regex:
 
 
 class Length:
-    """Scores a response 0 if it has `target` characters. At length 0 and at twice the target, the score is -1.
+    """Scores a response 0 if it has `target` characters, and down to -1 if it is shorter or longer.
 
-    The score is linear between these lengths, and it is never below -1. Length is measured in characters, because words
-    are hard to count in Chinese and the number of tokens depends on the model.
+    The score falls linearly and reaches -1 at length 0 and at twice the target. Length is measured in characters,
+    because words are hard to count in Chinese and the number of tokens depends on the model.
     """
 
     def __init__(self, target: str, option: str) -> None:
@@ -194,13 +195,13 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
-    """Return the columns that a reward's signature requires. A reward with `**columns` may need other columns too."""
+    """Return the columns that a reward's signature requires. A reward with `**columns` may need additional columns."""
     parameters = _parameters(find_function(reference, option)) or []
     return [p.name for p in parameters[2:] if _is_required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
-    """Raise UsageError if no response can match one of the answers, because the score would always be 0."""
+    """Raise UsageError if an answer cannot match any response, because its scores would always be 0."""
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(
@@ -284,7 +285,7 @@ def score(
 def _to_list(given: Any, count: int) -> list[Any] | None:
     """Convert a reward's result to a list of at most `count` + 1 values.
 
-    Return None if the result is not an ordered collection.
+    Return None if the result is not a collection with a defined order.
     """
     if hasattr(given, "tolist"):  # a tensor or an array
         given = given.tolist()
@@ -294,7 +295,7 @@ def _to_list(given: Any, count: int) -> list[Any] | None:
 
 
 def _to_float(value: Any) -> float | None:
-    """Convert a Python number or a one-element tensor or array to a float. Return None for any other value."""
+    """Convert a number, a one-element tensor or a one-element array to a float. Return None for any other value."""
     with suppress(ValueError, RuntimeError, TypeError):  # item() raises these if there are several elements
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):

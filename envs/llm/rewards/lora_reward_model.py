@@ -1,4 +1,4 @@
-"""Reads the folders of LoRA reward models. Such a folder contains LoRA weights and a score head in peft's format."""
+"""Reads the folders of LoRA reward models, which contain LoRA weights and a score head in peft's format."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class LoRAFolder(NamedTuple):
     base: str  # the folder or hub id of the base model
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return (LoRA weights, head weights). The names of the weights are those of peft and of the head layer.
+        """Return (LoRA weights, head weights).
 
-        Raises UsageError if the weights cannot be read or the head is missing.
+        LoRA weights have the names that peft uses, and head weights have the parameter names of the head layer. Raises
+        UsageError if the weights cannot be read or the head is missing.
         """
         path = self.path / WEIGHTS
         try:
@@ -76,7 +77,7 @@ def read_lora_folder(source: str) -> LoRAFolder | None:
 
 @torch.no_grad()
 def trunk_fingerprint(model: Any) -> float:
-    """Return the sum of the absolute values of a model's weights, without its head and LoRA weights.
+    """Return the sum of the absolute values of a model's weights, excluding its head and LoRA weights.
 
     This fingerprint shows whether a base model has changed.
     """

@@ -18,11 +18,11 @@ BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including 
 
 
 class RewardModel:
-    """Scores a prompt and its response at their last token, using the reward model's own tokenizer.
+    """Scores a prompt and its response at the response's last token, using the reward model's own tokenizer.
 
     The position of the last token is computed from the number of tokens. In contrast, transformers searches for the
-    last id that is not the pad id. This finds the wrong token if the response ends with an end token that is also the
-    pad token.
+    last id that is not the pad id. This search finds the wrong token if the response ends with an end token that is
+    also the pad token.
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
@@ -43,7 +43,7 @@ class RewardModel:
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
         """Return one score per response.
 
-        Raises RewardError if a prompt and its response have too many tokens or none. They are never truncated.
+        Raises RewardError if a prompt and its response have no tokens or too many. Inputs are never truncated.
         """
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         scores = [0.0] * len(rows)
@@ -64,7 +64,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _forward(self, rows: list[list[int]]) -> Tensor:
-        """Return the score of each row of token ids, [n]."""
+        """Return the scores [n] of `rows`, which contain token ids."""
         device = self.model.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = max(map(len, rows))
@@ -87,7 +87,7 @@ class SharedRewardModel(RewardModel):
     """A LoRA reward model that shares its base with the policy, so that the base is in memory only once."""
 
     def __init__(self, source: str, network: Network, name: str, option: str) -> None:
-        """Add the LoRA to `network` under `name`. Raises UsageError if the LoRA weights do not fit the network."""
+        """Add the LoRA weights to `network` under `name`. Raises UsageError if they do not fit the network."""
         self._read(source, option)
         folder = read_lora_folder(source)
         assert folder is not None
@@ -147,7 +147,7 @@ def max_tokens(config: Any, tokenizer: Any) -> int:
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Yield batches of row indices. The rows in a batch have similar lengths.
 
-    A batch contains at most BATCH_COLUMNS tokens including padding, unless a single row is longer.
+    A batch has at most BATCH_COLUMNS tokens including padding, except when it consists of a single longer row.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -13,8 +13,8 @@ SMALLEST_STD = 1e-8  # relative to the mean; a smaller std is treated as roundin
 class ScoreTransforms:
     """Normalizes and clips scores and subtracts the missing-EOS penalty, in this order.
 
-    Normalization computes (score - mean) / std. The mean and std are those of the reference model's responses
-    (arXiv:1909.08593, section 2.1) or of all raw scores so far. They are saved in checkpoints.
+    Normalization computes (score - mean) / std. The mean and std are those of the scores of the reference model's
+    responses (arXiv:1909.08593, section 2.1), or of all raw scores so far. The statistics are saved in checkpoints.
     """
 
     def __init__(self, config: LLM) -> None:

@@ -1,8 +1,8 @@
 """Trains a reward model for `llm.reward` from preference pairs, using TRL's RewardTrainer.
 
 This module requires the `trl` extra. TRL implements the Bradley-Terry loss and the training loop. This module prepares
-the data, selects the padding token and saves the model. It ensures that `llm.reward` computes the same scores as
-training. A prompt and its response form one text, which is scored at its last token.
+the data, selects the padding token and saves the model, such that `llm.reward` computes the same scores as training. A
+prompt and its response form one text, which is scored at its last token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FEWEST_HELD_OUT = 5  # the accuracy on fewer pairs is meaningless
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `ppo-unified reward-model`. If `lr` or `max_length` is 0, the model determines its default."""
+    """The options of `ppo-unified reward-model`. If `lr` or `max_length` is 0, its default depends on the model."""
 
     model: str  # a folder, a hub id, or 'tiny'
     epochs: int = 1
@@ -197,10 +197,7 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
 
 
 def _initialize(head: nn.Module) -> None:
-    """Initialize a score head with weights of standard deviation 1 / sqrt(width + 1).
-
-    This follows appendix B of arXiv:2009.01325.
-    """
+    """Initialize a score head with standard deviation 1 / sqrt(width + 1) (arXiv:2009.01325, appendix B)."""
     assert isinstance(head, nn.Linear)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
@@ -370,7 +367,7 @@ def _save_tokenizer(tokenizer: Any, fill: int, folder: Path) -> None:
 
 
 def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
-    """Score `pairs`. Return (accuracy, margin, mean score, standard deviation of the scores)."""
+    """Score the responses of `pairs` and return (accuracy, margin, mean score, standard deviation of the scores)."""
     prompts, better, worse = ([pair[part] for pair in pairs] for part in range(3))
     chosen, rejected = (
         torch.tensor(score(reward, "--out", prompts, responses, {}), dtype=torch.float64)
