@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 class GreedyPolicy(nn.Module):
     """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
-    This module normalises observations and clips actions, but does not include the critic.
+    This module normalizes observations and clips actions, but does not include the critic.
     """
 
     low: Tensor
@@ -229,7 +229,7 @@ PAGE = """\
 Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
 
 `policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. It
-returns actions {dtype} [batch{shape}] in the environment's units. The program normalises observations and clips
+returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes observations and clips
 actions. `policy.json` contains this information for other programs. Loading the policy requires only torch. This
 script runs the policy in Gymnasium:
 

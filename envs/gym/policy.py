@@ -14,11 +14,11 @@ from envs.gym.spaces import ActionLayout
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-CLIP = 10.0  # normalised observations are clipped to +-CLIP
+CLIP = 10.0  # normalized observations are clipped to +-CLIP
 
 
 class ObservationScaler(nn.Module):
-    """Normalises observations by their running mean and variance.
+    """Normalizes observations by their running mean and variance.
 
     The statistics are buffers, so they are saved with the policy's weights. Each update uses the parallel algorithm of
     Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
@@ -69,7 +69,7 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
-    All methods except `scale` expect normalised observations. Observations are a tensor [.., size], or a mapping with
+    All methods except `scale` expect normalized observations. Observations are a tensor [.., size], or a mapping with
     the keys "obs" and "action_mask" (bool, [.., sum of sizes]).
     """
 
@@ -105,11 +105,11 @@ class GymPolicy(ActorCritic):
         return Evaluation(logprobs, entropy, values)
 
     def scale(self, obs: Tensor) -> Tensor:
-        """Normalise observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
+        """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
         return obs if self.scaler is None else self.scaler(obs)
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
-        """Return actions [N, components] for normalised obs [N, size].
+        """Return actions [N, components] for normalized obs [N, size].
 
         If `generator` is None, return the most likely actions; otherwise sample actions.
         """

@@ -66,8 +66,7 @@ class GymAdapter:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
     def _observe(self) -> Observations:
-        """Return the current observations, normalised and on the policy's device, with the action masks if there are
-        any."""
+        """Return the normalized observations on the policy's device, and the action masks if there are any."""
         obs = self.policy.scale(torch.from_numpy(self.raw).to(self.device))
         if self.masks is None:
             return obs
@@ -261,8 +260,7 @@ def build(config: GymConfig, device: torch.device) -> GymAdapter:
 
 
 def _stack(seen: list[Observations]) -> Observations:
-    """Stack a list of T observations [N, ...] to [N, T, ...]. If the observations are mappings, stack each of their
-    entries."""
+    """Stack a list of T observations [N, ...] into a tensor [N, T, ...]. For mappings, stack each entry."""
     if isinstance(seen[0], Mapping):
         return {key: torch.stack([step[key] for step in seen], 1) for key in seen[0]}  # type: ignore[index]
     return torch.stack(seen, 1)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class LoRAFolder(NamedTuple):
         path = self.path / WEIGHTS
         try:
             with safe_open(path, framework="pt") as file:
-                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a mapping
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except Exception as error:  # a missing or damaged file
             raise UsageError(f"{path}: cannot read LoRA weights ({error})".splitlines()[0]) from None
         head = {key.removeprefix(HEAD): x.float() for key, x in weights.items() if key.startswith(HEAD)}

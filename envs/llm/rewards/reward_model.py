@@ -109,7 +109,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     """Tokenize text for a reward model. Training and scoring both use this function."""
     ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
-    # If a chat template has added a start token, the tokenizer adds a second one
+    # A chat template may already have added a start token; if so, remove the tokenizer's
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 

@@ -316,7 +316,7 @@ def _trainer(
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # TRL raises an error if it could use several GPUs
         padded = load_tokenizer(settings.model, "--model")
-        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL copies its id into the model's configuration
+        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL copies the id of this token to the model
         trainer = _Trainer(
             model=_add_lora(model, settings.lora_rank) if settings.lora_rank else model,
             args=arguments,
@@ -325,7 +325,7 @@ def _trainer(
             processing_class=padded,
             callbacks=[_Reporter(report)],
         )
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout
+    trainer.remove_callback(PrinterCallback)  # this callback prints to stdout
     return trainer
 
 
