@@ -1,1 +1,1 @@
-"""The adapters that connect the engine in `ppo_unified` to Gymnasium and to language models, with their presets."""
+"""The adapters that connect the engine in `ppo_unified` to Gymnasium and to language models, and their presets."""

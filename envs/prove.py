@@ -1,8 +1,8 @@
-"""Verify that the LLM adapter and the Gymnasium adapter pass equal numbers to the engine, on one token MDP.
+"""Verifies that the LLM adapter and the Gymnasium adapter pass the same numbers to the engine for one token MDP.
 
-Both real adapters collect a rollout. `LLMAdapter` evaluates complete, padded sequences. `GymAdapter` steps `TokenMDP`.
-There, rewards and policy call the model with one unpadded prefix at a time and share no code with envs/llm. The
-Gymnasium side replays the responses that the LLM side has sampled, so that both rollouts contain the same steps.
+Each adapter collects a rollout. `LLMAdapter` evaluates complete, padded sequences. `GymAdapter` steps `TokenMDP`, whose
+rewards and policy call the model with one unpadded prefix at a time and share no code with envs/llm. The Gymnasium side
+replays the responses that the LLM side has sampled, so that both rollouts contain the same steps.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ppo_unified.engine.batch import Batch, minibatches
 from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations, Rollout
 
-TOLERANCE = 1e-5  # absolute up to 1; above that, relative to the largest number of the compared tensor
+TOLERANCE = 1e-5  # relative to the largest absolute value in the tensor, or absolute if that is below 1
 CPU = torch.device("cpu")
 SEED = 4  # with this seed, half of the responses end with an end token
 LETTERS = "abcdefgh"  # the vocabulary without the end token
-PROMPTS = ("a", "bc", "cab", "dd", "ehfga", "fb", "gcaheb", "hd")  # the first letters differ, which Steps relies on
+PROMPTS = ("a", "bc", "cab", "dd", "ehfga", "fb", "gcaheb", "hd")  # Steps requires different first letters
 LIMIT = 8  # maximum number of tokens per response
-ENVIRONMENTS = 2  # each uses all prompts in a different order
+ENVIRONMENTS = 2  # each environment uses all prompts, in its own order
 OPTIONS = TokenPPO(
     gamma=0.97,
     lam=0.9,
@@ -50,16 +50,16 @@ OPTIONS = TokenPPO(
     value_clip=0.1,
     value_coef=0.5,
     entropy_coef=0.01,
-    microbatch_columns=40,  # so that there are several micro-batches
+    microbatch_columns=40,  # small enough for several micro-batches
 )
 
-# Maps prefix and action of a step to its row and column. Keys are unique, because there is one response per prompt and
+# Maps a step's prefix and action to its row and column. Keys are unique, because there is one response per prompt and
 # no prompt is a prefix of another.
 Steps = dict[tuple[int, ...], tuple[int, int]]
 
 
 class Check(NamedTuple):
-    """One comparison: the largest absolute value and the largest absolute difference of the compared numbers."""
+    """The result of one comparison: the largest absolute value of the numbers and their largest absolute difference."""
 
     quantity: str
     largest: float
@@ -68,16 +68,16 @@ class Check(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """All comparisons, and how often each relevant case occurred in the compared steps."""
+    """The results of all comparisons, and the number of times that each relevant case occurred in the steps."""
 
     checks: list[Check]
     cases: dict[str, int]
 
 
 def prove(seed: int = SEED, critic: Literal["independent", "shared"] = "independent") -> Proof:
-    """Compare the adapters on one token MDP, and the engine's policy gradient with the exact gradient.
+    """Compare the two adapters on one token MDP, and compare the engine's policy gradient with the exact gradient.
 
-    If the adapters collect different steps, no other comparison is made.
+    If the adapters collect different steps, the remaining comparisons are skipped.
     """
     with tempfile.TemporaryDirectory(prefix="ppo-unified-prove-") as name, _use_one_quiet_thread():
         proof = compare_adapters(Path(name) / "adapters", seed, critic)
@@ -99,7 +99,7 @@ def _use_one_quiet_thread() -> Iterator[None]:
 
 
 def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Proof:
-    """Compare both adapters on the same responses, from the log-probs to the gradient of every parameter."""
+    """Compare the two adapters on the same responses, from the log-probs to the gradients of all parameters."""
     tokens = token_adapter(folder, LETTERS, PROMPTS, LIMIT, seed, critic)
     rollout = tokens.collect()
     stepped = gym_adapter(tokens, rollout)
@@ -114,14 +114,14 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
     for name in ("logprobs", "values", "rewards", "next_values", "continues"):
         checks.append(compare(name, getattr(rollout, name)[own], getattr(gym_rollout, name)[other]))
     batch = make_batch(rollout, OPTIONS)
-    number = gym_rollout.mask.flatten().cumsum(0).view_as(gym_rollout.mask) - 1  # index of a step in its batch
+    number = gym_rollout.mask.flatten().cumsum(0).view_as(gym_rollout.mask) - 1  # index of each step in the batch
     gym_batch = make_batch(gym_rollout, OPTIONS)[number[other]]
     for name in ("advantages", "returns"):
         checks.append(compare(name, getattr(batch, name)[own], getattr(gym_batch, name)[:, 0]))
     rewards, values = gym_rollout.rewards[other].tolist(), gym_batch.values[:, 0].tolist()
     defined = advantages_by_definition(own[0].tolist(), rewards, values)
     checks.append(compare("advantages by definition", batch.advantages[own], defined))
-    add_noise(tokens.policy, 0.01, seed)  # changes the ratios, so that some are clipped
+    add_noise(tokens.policy, 0.01, seed)  # so that some ratios are clipped
     updates = compute_update(tokens.policy, batch), compute_update(PrefixPolicy(tokens.policy), gym_batch)
     checks += compare_updates(*updates)
     cases = count_cases(tokens, batch, gym_rollout)
@@ -129,14 +129,14 @@ def compare_adapters(folder: Path, seed: int, critic: Literal["independent", "sh
 
 
 def compare(quantity: str, ours: Tensor, theirs: Tensor) -> Check:
-    """Compare two tensors of equal shape. The check fails if one contains NaN."""
+    """Compare two tensors of equal shape. The check fails if either tensor contains NaN."""
     ours, theirs = ours.double(), theirs.double()
     largest, difference = float(ours.abs().max()), float((ours - theirs).abs().max())
     return Check(quantity, largest, difference, difference <= TOLERANCE * max(1.0, largest))
 
 
 def check_none(quantity: str, count: int, wrong: int) -> Check:
-    """Return a check that passes if `wrong`, the number of faulty items among `count`, is 0."""
+    """Return a check that passes if none of `count` items is wrong. `wrong` is the number of wrong items."""
     return Check(quantity, float(count), float(wrong), wrong == 0)
 
 
@@ -152,8 +152,8 @@ def token_adapter(
     critic: Literal["independent", "shared"],
     count: int = 0,
 ) -> LLMAdapter:
-    """Create an LLM adapter whose tokens are letters, with `count` responses (0 = one per prompt). Add noise to its
-    reference model and critic, so that the KL and the values are not trivial."""
+    """Create an LLM adapter whose tokens are letters. Its rollout has `count` responses, or one per prompt if `count`
+    is 0. Noise is added to its reference model and critic, so that the KL and the value estimates are not 0."""
     save_model(folder, letters, seed)
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts), encoding="utf-8")
@@ -176,7 +176,7 @@ def token_adapter(
 
 
 def save_model(folder: Path, letters: str, seed: int) -> None:
-    """Save a causal language model with random weights. Its vocabulary is one token per letter and an end token."""
+    """Save a causal language model with random weights. Its vocabulary has one token per letter and an end token."""
     end = len(letters)
     config = LlamaConfig(
         vocab_size=end + 1,
@@ -200,17 +200,17 @@ def save_model(folder: Path, letters: str, seed: int) -> None:
 
 
 def response_score(prompt: str, response: str) -> float:
-    """Return 0.25 for each distinct letter in the response, and 0.75 if it also occurs in the prompt."""
+    """Return the sum over the response's distinct letters: 0.75 if a letter is also in the prompt, otherwise 0.25."""
     return 0.25 * len(set(response)) + 0.5 * len(set(response) & set(prompt))
 
 
 def reward(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """Apply `response_score` to a batch, as the LLM adapter calls a reward function."""
+    """Return the `response_score` of each response in a batch. The LLM adapter uses this function as its reward."""
     return [response_score(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
 def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
-    """Create a Gymnasium adapter on the same MDP, with the same parameters. It replays the rollout's responses."""
+    """Create a Gymnasium adapter for the same MDP and parameters. It replays the responses in the rollout."""
     llm, config = tokens.config.llm, tokens.policy.network.model.config
     end = config.eos_token_id
 
@@ -241,7 +241,7 @@ def gym_adapter(tokens: LLMAdapter, rollout: Rollout) -> GymAdapter:
 
 
 def responses_by_prompt(tokens: LLMAdapter, rollout: Rollout) -> dict[tuple[int, ...], list[int]]:
-    """Return the response to each prompt, up to the end token or the limit. Does not use the mask, which is tested."""
+    """Return each prompt's response, up to the end token or the limit. The mask is not used, since it is under test."""
     assert isinstance(rollout.obs, Tensor)
     end, found = tokens.policy.network.model.config.eos_token_id, {}
     for states, last in zip(rollout.obs.tolist(), rollout.actions[:, -1].tolist(), strict=True):
@@ -252,7 +252,7 @@ def responses_by_prompt(tokens: LLMAdapter, rollout: Rollout) -> dict[tuple[int,
 
 
 def next_logprobs(model: nn.Module, prefix: list[int], temperature: float) -> Tensor:
-    """Return the log-probs [V] of the token after one prefix, by a direct call of the model."""
+    """Call the model directly and return the log-probs [V] of the token that follows a prefix."""
     logits: Tensor = model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0, -1]
     return (logits / temperature).log_softmax(-1)
 
@@ -266,7 +266,7 @@ def plain_logprobs(model: nn.Module, temperature: float) -> Logprobs:
 
 
 class PrefixPolicy(ActorCritic):
-    """Replays given responses, and evaluates the token policy's parameters on one observation at a time."""
+    """Replays given responses, and evaluates one observation at a time with the token policy's parameters."""
 
     scaler = None  # GymAdapter reads this attribute
 
@@ -279,7 +279,7 @@ class PrefixPolicy(ActorCritic):
         return obs
 
     def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the next tokens [N, 1] of the responses, or 0 if a response is complete (in a reset column)."""
+        """Return the next token of each response, [N, 1]. In a reset column, return token 0."""
         chosen = []
         for prompt, response in map(decode_obs, obs.tolist()):
             whole = self.written[tuple(prompt)]
@@ -287,7 +287,7 @@ class PrefixPolicy(ActorCritic):
         return torch.tensor(chosen)[:, None]
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Evaluate actions [R, 1, 1] at obs [R, 1, size]. Return tensors [R, 1]."""
+        """Evaluate actions [R, 1, 1] at obs [R, 1, size], and return tensors [R, 1]."""
         assert isinstance(obs, Tensor)
         states = map(decode_obs, obs[:, 0].tolist())
         answers = [self._evaluate([*x, *y], token) for (x, y), token in zip(states, actions.flatten(), strict=True)]
@@ -315,8 +315,8 @@ def token_steps(rollout: Rollout) -> Steps:
 
 
 def gym_steps(rollout: Rollout) -> Steps:
-    """Map each step to its place. For a response that was replayed several times, use the first replay: the last one
-    may be incomplete."""
+    """Map each step to its row and column. If a response was replayed several times, use the first replay, because only
+    the last one can be incomplete."""
     assert isinstance(rollout.obs, Tensor)
     steps: Steps = {}
     for t, row in rollout.mask.T.nonzero().tolist():
@@ -326,7 +326,7 @@ def gym_steps(rollout: Rollout) -> Steps:
 
 
 def advantages_by_definition(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
-    """Compute GAE by its defining double sum over the steps of each response.
+    """Compute GAE advantages from their definition, a double sum over the steps of each response.
 
     `episodes` contains the response number of each step. The state after the last step of a response has value 0.
     """
@@ -351,14 +351,14 @@ def add_noise(module: nn.Module, size: float, seed: int) -> None:
 
 
 class Update(NamedTuple):
-    """The mean loss terms and the gradients of one minibatch with all steps."""
+    """The mean loss terms and the gradients of a minibatch that contains all steps."""
 
     terms: dict[str, float]
     gradients: dict[str, Tensor]
 
 
 def compute_update(policy: ActorCritic, batch: Batch) -> Update:
-    """Compute loss terms and gradients with the engine's `minibatches` and `backward`."""
+    """Compute the loss terms and the gradients with the engine's functions `minibatches` and `backward`."""
     policy.zero_grad()
     (minibatch,) = minibatches(batch, 1, True, torch.Generator().manual_seed(0))
     learner = make_learner(policy, OPTIONS, Optim(), total_iterations=1)
@@ -371,7 +371,7 @@ def compute_update(policy: ActorCritic, batch: Batch) -> Update:
 
 
 def collect_gradients(policy: ActorCritic) -> dict[str, Tensor]:
-    """Return the flattened gradients of the critic's own parameters and of all others."""
+    """Return the flattened gradients of the critic's own parameters and, separately, of all other parameters."""
     own = {id(p) for p in policy.critic_parameters()}
     sides: dict[str, list[Tensor]] = {"policy": [], "critic": []}
     for p in policy.parameters():
@@ -387,7 +387,7 @@ def compare_updates(ours: Update, theirs: Update) -> list[Check]:
 
 @torch.no_grad()
 def count_cases(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
-    """Count how often each relevant case occurs. A case that never occurs is not tested by the comparison."""
+    """Count how often each relevant case occurs. If a case never occurs, the comparison does not test it."""
     new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
     outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
     ended = (batch.actions == tokens.policy.network.model.config.eos_token_id).any(1)
@@ -407,8 +407,8 @@ def count_cases(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[
 def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["independent", "shared"]) -> Check:
     """Compare PPO's gradient before any update, averaged over all responses, with that of the expected return.
 
-    With two letters, an end token and at most two tokens, there are seven responses. The expected return (score minus
-    kl_coef * KL) is a finite sum that autograd can differentiate. The KL term's own derivative has mean 0.
+    With two letters, an end token and at most two tokens per response, there are seven responses. The expected return
+    (score - kl_coef * KL) is a finite sum that autograd can differentiate. The gradient of the KL rewards has mean 0.
     """
     end, prompt = 2, [0, 1]
     responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]
@@ -434,7 +434,7 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
 
 
 def _make_responses(prompt: list[int], responses: list[list[int]], end: int) -> Responses:
-    """Return given responses in the format of sampled ones."""
+    """Return the given responses in the format of sampled responses."""
     longest = len(prompt) + max(map(len, responses))
     rows = [[*prompt, *y] + [0] * (longest - len(prompt) - len(y)) for y in responses]
     lengths = torch.tensor([len(prompt) + len(y) for y in responses])

@@ -1,7 +1,7 @@
 """Text generation as a Gymnasium environment: state = prefix, action = next token, episode = one response.
 
 The LLM adapter trains on the same decision process, but computes all steps of a response at once. This environment
-computes them token by token with independent code. `ppo-unified prove` compares both.
+computes them token by token with independent code. `ppo-unified prove` compares the two.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ NOTHING = -1  # padding at the end of an observation
 class TokenMDP(gym.Env[np.ndarray, np.int64]):
     """An environment in which an episode is one response to a prompt.
 
-    Prompts are used in random order, each one once before any is repeated. The observation is int64
-    [1 + longest prefix]: the number of response tokens, the prompt, the response so far, and NOTHING as padding. The
-    reward is -kl_coef * (log pi - log pi_ref) for each token; the last token also gets the score. An episode terminates
-    after an end token or `max_new_tokens` tokens. It is never truncated, so values are not bootstrapped.
+    Prompts are drawn in random order, and every prompt is used once before any is repeated. An observation is an int64
+    vector [1 + longest prefix] with the number of response tokens, the prompt, the response so far, and NOTHING as
+    padding. The reward for each token is -kl_coef * (log pi - log pi_ref); the score is added at the last token. An
+    episode terminates after an end token or after `max_new_tokens` tokens. Episodes are never truncated, so
+    bootstrapping is not needed.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - declared so by gym.Env
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gym.Env declares it this way
 
     def __init__(
         self,
@@ -39,13 +40,13 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
         score: Score,
         kl_coef: float,
     ) -> None:
-        """Create the environment. `policy` is called at every step, so the rewards change while it is trained."""
+        """Create the environment. `policy` is called at every step, so training it changes later rewards."""
         self.prompts, self.end_tokens, self.max_new_tokens = prompts, frozenset(end_tokens), max_new_tokens
         self.policy, self.reference, self.score, self.kl_coef = policy, reference, score, kl_coef
         size = 1 + max(map(len, prompts)) + max_new_tokens
         self.observation_space = gym.spaces.Box(NOTHING, max(vocabulary - 1, max_new_tokens), (size,), np.int64)
         self.action_space = gym.spaces.Discrete(vocabulary)
-        self.queue: list[int] = []  # indices of the prompts that were not used yet
+        self.queue: list[int] = []  # indices of the prompts that have not been used yet
         self.prompt: list[int] = []
         self.response: list[int] = []
 
@@ -75,7 +76,7 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
 
 
 def decode_obs(obs: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Return prompt and response of an observation. Its numbers may have any type."""
+    """Return the prompt and the response so far from an observation, whose numbers may have any type."""
     written, *prefix = (int(x) for x in obs if x != NOTHING)
     return prefix[: len(prefix) - written], prefix[len(prefix) - written :]
 

@@ -1,7 +1,7 @@
-"""Score a policy on fresh episodes.
+"""Scores a policy on fresh episodes.
 
-A fixed set of episodes is played to the end, one per environment or seed. Otherwise, short episodes would be
-overrepresented, because they finish first.
+The episodes are fixed in advance, one per environment or seed, and each of them is played to its end. If the first
+episodes to finish were scored instead, short episodes would be overrepresented.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from envs.gym.spaces import (
 from ppo_unified.engine.rollout import Observations
 
 MAX_PARALLEL = 16  # maximum number of single environments in parallel
-MAX_STEPS = 10_000  # maximum number of steps of an episode without a time limit
+MAX_STEPS = 10_000  # maximum number of steps in an episode of an environment without a time limit
 
 
 class Player:
-    """Applies a policy to raw observations of an environment and returns actions in the environment's format."""
+    """Applies a policy to an environment's raw observations and returns actions in the environment's format."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Player:
         device: torch.device,
         generator: torch.Generator | None,
     ) -> None:
-        """Create a player that samples actions, or chooses the most likely ones if `generator` is None."""
+        """Create a player. If `generator` is None, it takes the most likely actions; otherwise it samples actions."""
         self.policy, self.observations, self.actions = policy, observations, actions
         self.device, self.generator = device, generator
 
@@ -52,7 +52,8 @@ class Player:
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
         """Return actions for observations [N, ...] and a vector environment's info.
 
-        `ended` [N] marks environments whose next step is a reset. Their action masks are ignored.
+        `ended` [N] marks the environments that the next step resets. The action masks of these environments are
+        ignored.
         """
         encoded = encode(raw, self.observations)
         obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
@@ -65,7 +66,11 @@ class Player:
 def play_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
 ) -> list[float]:
-    """Play fresh episodes, greedy or sampled, and return their returns. Equal seeds and weights give equal results."""
+    """Play fresh episodes and return the total reward of each.
+
+    If `greedy` is true, the policy takes the most likely actions; otherwise it samples actions. The same seed and
+    weights always give the same results.
+    """
     env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
     own = make_own_vector(config, episodes)
@@ -81,9 +86,9 @@ def play_episodes(
 
 
 def max_episode_length(config: Gym) -> int:
-    """Return the maximum number of steps of a scored episode.
+    """Return the maximum number of steps in a scored episode.
 
-    The limit is MAX_STEPS if the environment has no time limit of its own, because an episode might never end.
+    If the environment has no time limit, the maximum is MAX_STEPS, because an episode might otherwise never end.
     """
     limited = resolve(config.env_id).max_episode_steps is not None or "max_episode_steps" in config.env_kwargs
     return sys.maxsize if limited else MAX_STEPS
@@ -92,7 +97,7 @@ def max_episode_length(config: Gym) -> int:
 def _play_first_episodes(
     envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int
 ) -> list[float]:
-    """Return the return of the first episode of every environment in the vector environment."""
+    """Play the first episode of every environment in the vector environment. Return each episode's total reward."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
@@ -109,7 +114,7 @@ def _play_first_episodes(
 def _play_single_episodes(
     policy: GymPolicy, config: Gym, episodes: int, seed: int, device: torch.device, generator: torch.Generator | None
 ) -> list[float]:
-    """Play episode k with seed + k, in up to MAX_PARALLEL environments that share the forward passes."""
+    """Play each episode k with the seed `seed` + k. Up to MAX_PARALLEL environments share the forward passes."""
     envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
     max_steps = max_episode_length(config)
     plays = [_play(env, range(seed + i, seed + episodes, len(envs)), max_steps) for i, env in enumerate(envs)]
@@ -138,7 +143,8 @@ def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLa
 
 
 def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int) -> Any:
-    """A generator that yields (observation, info), receives actions by `send`, and returns {seed: return}."""
+    """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: total
+    reward}."""
     returns = {}
     for seed in seeds:
         raw, info = env.reset(seed=seed)

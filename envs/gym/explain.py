@@ -1,4 +1,4 @@
-"""Columns that the Gymnasium adapter adds to the step table."""
+"""Computes the columns that the Gymnasium adapter adds to the step table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ppo_unified.engine.rollout import Rollout
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the actions [N, T] as numbers, or as strings if an action has several components.
 
-    Discrete actions are numbered as in the environment. Continuous actions are the unclipped samples that the log-probs
-    refer to.
+    Discrete actions are numbered as in the environment. Continuous actions are not clipped, because the log-probs refer
+    to the unclipped samples.
     """
     actions, layout = rollout.actions.cpu().numpy(), adapter.actions
     if not layout.continuous:

@@ -1,4 +1,4 @@
-"""Export a Gymnasium policy with `torch.export`. The exported program requires only torch."""
+"""Exports a Gymnasium policy with `torch.export`. The exported program requires only torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
 from envs.gym.vector import GymAdapter
 
 PROGRAM, README = "policy.pt2", "README.md"
-BATCHES = (1, 17)  # batch sizes with which the exported program is compared to the policy
+BATCHES = (1, 17)  # batch sizes for comparing the exported program with the policy
 TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 
 
 class GreedyPolicy(nn.Module):
     """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
-    It normalises observations and clips actions. It does not include the critic.
+    This module normalizes observations and clips actions, but does not include the critic.
     """
 
     low: Tensor
@@ -44,7 +44,7 @@ class GreedyPolicy(nn.Module):
             self.register_buffer("start", torch.tensor(actions.start))
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """Return actions for obs [batch, size] float32 and action_mask [batch, options] bool (True = allowed)."""
+        """Return actions for obs [batch, size] float32 and action_mask [batch, sum of sizes] bool (True = allowed)."""
         chosen = self.head.act(self.torso(self.scaler(obs)), action_mask, None)
         if self.actions.continuous:
             # Convert before clipping: a bound rounded to float32 could be outside a float64 space.
@@ -55,9 +55,9 @@ class GreedyPolicy(nn.Module):
 
 
 def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write policy.pt2 and README.md to `folder` and return the content of policy.json.
+    """Write policy.pt2 and README.md to `folder`, and return the adapter's entries for policy.json.
 
-    Raises RuntimeError if the exported program, after loading, returns other actions than the policy.
+    Raises RuntimeError if the saved program does not return the same actions as the policy.
     """
     policy = copy.deepcopy(adapter.policy).cpu().eval()
     masked = adapter.masks is not None
@@ -102,7 +102,7 @@ def write_program(
         program = torch.export.export(
             GreedyPolicy(copy.deepcopy(policy), actions)
             .eval()
-            .requires_grad_(False),  # so that .numpy() needs no detach
+            .requires_grad_(False),  # so that users can call .numpy() without .detach()
             tuple(arguments.values()),
             dynamic_shapes={name: {0: batch} for name in arguments},
         )
@@ -112,7 +112,10 @@ def write_program(
 def check_program(
     policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
 ) -> None:
-    """Compare the program in `path` with the policy on random observations. Raises RuntimeError if actions differ."""
+    """Compare the program in `path` with the policy on random observations.
+
+    Raises RuntimeError if the program and the policy return different actions.
+    """
     program = torch.export.load(path).module()
     player = Player(policy, observations, actions, torch.device("cpu"), None)
     rng = np.random.default_rng(0)
@@ -122,7 +125,7 @@ def check_program(
         arguments, info = [torch.from_numpy(encode(raw, observations))], {}
         if masked:
             masks = rng.random((count, sum(actions.sizes))) < 0.5
-            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one option per component
+            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one action per component
             arguments, info = [*arguments, torch.from_numpy(masks)], {MASK_KEY: masks}
         expected, written = player(raw, info), program(*arguments).numpy()
         same = expected.shape == written.shape and expected.dtype == written.dtype
@@ -145,7 +148,7 @@ def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]
 
 
 def _describe_action(layout: ActionLayout) -> dict[str, Any]:
-    """Describe the action format for policy.json. An infinite bound becomes null."""
+    """Describe the action format for policy.json. Infinite bounds become null."""
     facts: dict[str, Any] = {"dtype": layout.dtype, "shape": ["batch", *layout.shape]}
     if layout.continuous:
         bounds = {"low": layout.low, "high": layout.high}
@@ -154,7 +157,7 @@ def _describe_action(layout: ActionLayout) -> dict[str, Any]:
 
 
 def example(options: Gym, observations: ObservationLayout, actions: ActionLayout, masked: bool) -> str:
-    """Return a script that runs the exported program in Gymnasium. It requires only Gymnasium and torch."""
+    """Return a script that runs the exported program in Gymnasium. The script requires only Gymnasium and torch."""
     discrete = not actions.shape and not actions.continuous
     arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
     lines = [f"env = gym.make({options.env_id!r}{''.join(f', {k}={v!r}' for k, v in options.env_kwargs.items())})"]
@@ -225,10 +228,10 @@ PAGE = """\
 
 Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
 
-`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. Its
-output is actions {dtype} [batch{shape}] in the environment's units. The program includes the normalisation of
-observations and the clipping of actions. `policy.json` contains this information for other programs. To load the
-policy, only torch is required. This script runs it in Gymnasium:
+`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. It
+returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes observations and clips
+actions. `policy.json` contains this information for other programs. Loading the policy requires only torch. This
+script runs the policy in Gymnasium:
 
 ```python
 {code}```

@@ -1,4 +1,4 @@
-"""Create single environments and vector environments."""
+"""Creates single environments and vector environments."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from envs.gym.spaces import (
 )
 from ppo_unified.errors import UsageError
 
-SLOW_STEP_S = 250e-6  # use processes if a step takes longer; the communication costs about half of this time
+SLOW_STEP_S = 250e-6  # if a step takes longer, use processes; their communication costs about half of this time
 
 
 class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
-    """Moves the action mask from a Dict observation to the info, as in Gymnasium's own environments."""
+    """Moves the action mask from a Dict observation to the info, where Gymnasium's own environments return it."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -51,7 +51,10 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Create one environment. Its observations are arrays or integers: Dict and similar spaces are flattened."""
+    """Create one environment whose observations are arrays or integers.
+
+    Dict, MultiDiscrete and MultiBinary observations are flattened to arrays.
+    """
     env: gym.Env[Any, Any] = make_single(config, **kwargs)
     layout = describe_observations(env.observation_space, config.env_id)
     if layout.has_mask:
@@ -60,10 +63,11 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Restorer]:
-    """Create a vector environment with autoreset mode NEXT_STEP, its observation layout and its restorer.
+    """Create a vector environment with autoreset mode NEXT_STEP, and return (environment, observation layout,
+    restorer).
 
-    Raises UsageError if `gym.vectorization` requires the environment's own vector version and that version has another
-    autoreset mode or observations that need flattening.
+    Raises UsageError if `gym.vectorization` requires the environment's own vector version, but this version uses
+    another autoreset mode or its observations need flattening.
     """
     own = make_own_vector(config, num_envs)
     if own is not None:
@@ -89,9 +93,10 @@ def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
 
 
 def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
-    """Create the environment's own vector version. Return None if it has none or the options exclude it.
+    """Create the environment's own vector version, and return it with its observation layout.
 
-    If this version is unsuitable, return None if another vectorization is possible; otherwise raise UsageError.
+    Return None if the environment has no vector version or the configuration does not allow it. If the vector version
+    exists but cannot be used, return None if another vectorization is possible; otherwise raise UsageError.
     """
     spec = resolve(config.env_id)
     wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
@@ -110,10 +115,10 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
 
 
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
-    """Create one environment in a worker process and let that process ignore Ctrl-C and a closed terminal.
+    """Create one environment in a worker process, and make the process ignore Ctrl-C and the closing of the terminal.
 
-    The trainer handles these signals. AsyncVectorEnv also calls this function once in the trainer's process, to read
-    the spaces; signal handlers stay unchanged there.
+    The training process handles these signals. AsyncVectorEnv also calls this function once in the training process, to
+    read the spaces. The signal handlers of the training process are not changed.
     """
     if multiprocessing.parent_process() is not None:
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -123,7 +128,7 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
 
 
 def step_seconds(config: Gym, steps: int = 50) -> float:
-    """Return the time of a random step in seconds: the minimum over `steps` steps."""
+    """Return the time in seconds that a random step of one environment takes: the minimum over `steps` steps."""
     env = make_env(config)
     actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
     _, info = env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""The options of the Gymnasium adapter, and the checks that run before a run is created. Does not import torch."""
+"""The Gymnasium adapter's options, and the checks made before a run is created. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppo_unified.errors import UsageError, did_you_mean
 
 
 class Gym(Section):
-    """The environment, the number of copies, and the scaling of observations and rewards."""
+    """Options for the environment, the number of its parallel copies, and the scaling of observations and rewards."""
 
     env_id: str = Field(
         "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import the module first"
@@ -42,7 +42,7 @@ class Gym(Section):
 
 
 class Policy(Section):
-    """The networks of policy and critic."""
+    """Options for the networks of the policy and the critic."""
 
     torso: Literal["mlp"] = Field("mlp", description="type of the network that computes features from observations")
     hidden: list[int] = Field([64, 64], description="width of each hidden layer")
@@ -86,7 +86,10 @@ class GymConfig(RunConfig):
 
 
 def from_target(word: str) -> dict[str, Any] | None:
-    """Return the options for a Gymnasium id ('Name-v0', 'namespace/Name-v0' or 'module:Name-v0'), or None."""
+    """Return the options that select the Gymnasium id `word`, or None if `word` is not a Gymnasium id.
+
+    An id usually has the form 'Name-v0', 'namespace/Name-v0' or 'module:Name-v0'.
+    """
     if ":" in word or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word):
         return {"gym": {"env_id": word}}
     import gymnasium
@@ -95,9 +98,10 @@ def from_target(word: str) -> dict[str, Any] | None:
 
 
 def resolve(env_id: str) -> Any:
-    """Return the registered spec of an id. If the id names a module, import it first.
+    """Return the registered specification of an environment id.
 
-    Raises UsageError for an unknown id (with the most similar one) or a module that cannot be imported.
+    If the id contains a module, the module is imported first. Raises UsageError if the id is unknown or the module
+    cannot be imported. For an unknown id, the error message suggests a similar one.
     """
     import gymnasium
 
@@ -119,7 +123,7 @@ def resolve(env_id: str) -> Any:
 
 
 def make_single(config: Gym, **kwargs: Any) -> Any:
-    """Create one environment with its wrappers. Raises UsageError for a missing package or wrong arguments."""
+    """Create one environment with its wrappers. Raises UsageError if a package is missing or an argument is wrong."""
     import gymnasium
 
     spec = resolve(config.env_id)
@@ -140,7 +144,7 @@ def make_single(config: Gym, **kwargs: Any) -> Any:
 
 
 def load_wrappers(config: Gym) -> list[Any]:
-    """Load the wrapper classes in gym.wrappers. Raises UsageError for an unknown wrapper."""
+    """Load the wrapper classes listed in `gym.wrappers`. Raises UsageError if a wrapper is unknown."""
     import gymnasium
 
     found = []
@@ -155,13 +159,19 @@ def load_wrappers(config: Gym) -> list[Any]:
 
 
 def _remedy(message: str) -> str:
-    """Return the command to install our extra if the message names the corresponding Gymnasium extra."""
+    """Return the pip command that installs the missing package, or `message` if no extra of ppo-unified includes it.
+
+    `message` is Gymnasium's error message, which may name the Gymnasium extra that includes the package.
+    """
     extra = re.search(r"gymnasium\[([\w-]+)\]", message)
     return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco") else message
 
 
 def check(config: GymConfig) -> None:
-    """Create one environment and check its spaces. Raises UsageError if the configuration cannot be trained."""
+    """Create one environment and check its spaces.
+
+    Raises UsageError if the environment cannot be created or its spaces cannot be used with this configuration.
+    """
     from envs.gym.spaces import describe_actions, describe_observations
 
     spec = resolve(config.gym.env_id)

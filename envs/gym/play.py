@@ -1,4 +1,4 @@
-"""Play a policy in one environment and render it."""
+"""Plays a policy in one environment and renders it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ FPS = 30.0  # frames per second if the environment does not specify it
 
 
 def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Sequence[str]) -> Iterator[Frame]:
-    """Play episodes and yield their frames. Episode k = 1, 2, ... is reset with seed + k - 1.
+    """Play episodes and yield their frames. Episode k (1, 2, ...) is reset with the seed `seed` + k - 1.
 
-    Frames are rendered as the first of `shows` ('picture', 'text') that the environment supports. If `shows` is empty,
-    nothing is rendered. Raises UsageError, before the first frame, if the environment supports none of them.
+    `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the
+    environment supports is rendered; if `shows` is empty, nothing is rendered. Raises UsageError before the first frame
+    if the environment supports none of these kinds.
     """
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)
@@ -39,7 +40,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
 
 
 def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
-    """Create the environment in the first supported render mode. Also return its frames per second."""
+    """Create the environment with the first supported render mode. Return the environment and its frame rate."""
     if resolve(options.env_id).entry_point is None:
         raise UsageError(f"{options.env_id}: cannot play this environment because it only has a vector version")
     env = make_env(options)
@@ -61,7 +62,7 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
 
 
 def _use_offscreen_drivers() -> None:
-    """Make SDL and MuJoCo render to memory. Without a display, SDL would print warnings on the terminal."""
+    """Make SDL and MuJoCo render to memory. Without a display, SDL would print warnings to the terminal."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
@@ -97,9 +98,10 @@ def _to_text(action: np.ndarray) -> str:
 
 
 def _render(env: gym.Env[Any, Any], env_id: str) -> np.ndarray | str:
-    """Render the environment and return a picture [height, width, 3] uint8 or text, or "" without a render mode.
+    """Render the environment and return a picture [height, width, 3] (uint8) or text.
 
-    Raises UsageError if `render` returns anything else or needs a package that is not installed.
+    Return "" if the environment has no render mode. Raises UsageError if `render` returns anything else or needs a
+    package that is not installed.
     """
     if env.render_mode is None:
         return ""

@@ -1,4 +1,4 @@
-"""The actor-critic for flat observations. For speed, it does not use torch.distributions."""
+"""The actor-critic for vector observations. For speed, this module does not use torch.distributions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from envs.gym.spaces import ActionLayout
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-CLIP = 10.0  # normalised observations are clipped to +-CLIP
+CLIP = 10.0  # normalized observations are clipped to +-CLIP
 
 
 class ObservationScaler(nn.Module):
-    """Normalises observations by their running mean and variance.
+    """Normalizes observations by their running mean and variance.
 
-    The statistics are buffers, so they are saved with the policy's weights. They are updated by Chan et al.'s parallel
-    algorithm (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
+    The statistics are buffers, so they are saved with the policy's weights. Each update uses the parallel algorithm of
+    Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
     """
 
     mean: Tensor
@@ -69,8 +69,8 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
-    Observations are already normalised. They are a tensor [.., size], or a mapping with the keys "obs" and
-    "action_mask" (bool, [.., sum of sizes]).
+    All methods except `scale` expect normalized observations. Observations are a tensor [.., size], or a mapping with
+    the keys "obs" and "action_mask" (bool, [.., sum of sizes]).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class GymPolicy(ActorCritic):
             initialize(module, gain, generator)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        """Evaluate actions [R, L, components] at obs [R, L, size] (or a mapping). Return tensors [R, L]."""
+        """Evaluate actions [R, L, components] at obs [R, L, size], and return tensors [R, L]."""
         x, mask = split_mask(obs)
         features = self.actor_torso(x)
         logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
@@ -105,13 +105,13 @@ class GymPolicy(ActorCritic):
         return Evaluation(logprobs, entropy, values)
 
     def scale(self, obs: Tensor) -> Tensor:
-        """Normalise observations [.., size] if `gym.normalize_obs` is on; otherwise return them unchanged."""
+        """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
         return obs if self.scaler is None else self.scaler(obs)
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
-        """Return actions [N, components] for normalised obs [N, size].
+        """Return actions [N, components] for normalized obs [N, size].
 
-        With a generator, sample the actions. Without one, return the most likely actions.
+        If `generator` is None, return the most likely actions; otherwise sample actions.
         """
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
@@ -122,7 +122,7 @@ class GymPolicy(ActorCritic):
 
 
 def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
-    """Split observations into the tensor of observations and the action mask, which may be None."""
+    """Return the observation tensor and the action mask. The mask is None if the observations have no mask."""
     return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
 
 
@@ -132,7 +132,8 @@ class Head(nn.Module):
     linear: nn.Linear
 
     def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-prob and entropy, each [..], summed over the components, which are independent."""
+        """Return the log-prob and the entropy, each [..]. Both are sums over the action's components, which are
+        independent."""
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -140,13 +141,13 @@ class Head(nn.Module):
 
 
 class Categorical(Head):
-    """Independent categorical distributions, one per component.
+    """Independent categorical distributions, one per action component.
 
-    They are computed together, with logits [.., components, largest size]. Masked options have a log-prob so low that
-    their probability is 0 (arXiv:2006.14171).
+    All components are computed together, with logits [.., components, largest size]. Masked actions have a log-prob so
+    low that their probability is 0 (arXiv:2006.14171).
     """
 
-    padding: Tensor  # [components, largest size]: True for existing options, False for padding
+    padding: Tensor  # [components, largest size]: True for existing actions, False for padding
 
     def __init__(self, features: int, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -156,7 +157,7 @@ class Categorical(Head):
         self.register_buffer("padding", torch.arange(max(sizes)) < torch.tensor(sizes)[:, None], persistent=False)
 
     def _logprobs(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Return log-probs [.., components, largest size]. Those of padding and masked options are about -1e9."""
+        """Return log-probs [.., components, largest size]. Padding and masked actions have log-probs of about -1e9."""
         logits = self.linear(features)
         if mask is not None:
             logits = torch.where(mask, logits, -1e9)
@@ -179,7 +180,7 @@ class Categorical(Head):
         logprobs = self._logprobs(features, mask)
         if generator is None:
             return logprobs.argmax(-1)
-        # Of exponential clocks with rates p_i, clock i rings first with probability p_i.
+        # Among exponential random variables with rates p_i, variable i is the smallest with probability p_i.
         race = torch.empty_like(logprobs).exponential_(generator=generator)
         return (logprobs - race.log()).argmax(-1)
 
@@ -187,7 +188,7 @@ class Categorical(Head):
 class Gaussian(Head):
     """A diagonal Gaussian with a learned log standard deviation that does not depend on the observation.
 
-    Samples are unbounded. The environment receives the clipped action, but the update uses the unclipped sample.
+    Samples are unbounded. The environment receives the clipped sample, but the update uses the unclipped one.
     """
 
     def __init__(self, features: int, size: int, log_std: float) -> None:

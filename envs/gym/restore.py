@@ -1,10 +1,11 @@
-"""Save and restore the state of environments, so that a resumed run continues the same episodes.
+"""Saves and restores the state of environments, so that a resumed run continues the same episodes.
 
-A vector environment is restored from its arrays if these are known, or by its own `load_state_dict`. Other environments
-are restored by replaying their unfinished episodes. The result is compared with the saved record.
+A vector environment is restored by setting its arrays, if they are known, or by its own `load_state_dict`. Single
+environments are restored by replaying their unfinished episodes. The results of the replay are compared with the saved
+record.
 
-Environments are not pickled: loading a pickle can execute code, and a pickled Box2D world loads without an error but
-does not work.
+Environments are not pickled, because loading a pickle can execute code, and because a pickled Box2D world does not work
+after loading.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
 
-MAX_RECORDED_STEPS = 100_000  # per episode; with four floats per step, these take 1.6 MB
-INITIAL_CAPACITY = 64  # number of actions that the array of a new episode has room for
+MAX_RECORDED_STEPS = 100_000  # per episode; 100,000 actions of four floats take 1.6 MB
+INITIAL_CAPACITY = 64  # number of actions that fit in the array of a new episode
 
 
 class RestoreError(Exception):
-    """The environments cannot be restored. The message contains the reason."""
+    """Raised if the environments cannot be restored. The error message contains the reason."""
 
 
 class Restorer(Protocol):
@@ -37,12 +38,15 @@ class Restorer(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Restore the environments and return their last observations and info. Raises RestoreError."""
+        """Restore the environments and return their last observations and info.
+
+        Raises RestoreError if the environments cannot be restored.
+        """
         ...
 
 
 class Episode:
-    """The record of an episode: its start, its actions, and a checksum of its observations and rewards."""
+    """The record of an episode: its start, its actions, a checksum of its observations, and its total reward."""
 
     def __init__(self, start: dict[str, Any], space: gym.Space[Any]) -> None:
         self.start = start  # {"seed": the argument of reset} or {"random": the generator's state before reset}
@@ -68,12 +72,12 @@ class Episode:
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Records the unfinished episode and the previous one, and can replay both in a new environment.
 
-    Replaying the previous episode too makes the check stricter: an environment that depends on earlier episodes, or has
-    its own random generator, rarely gives the same results in both.
+    The previous episode is also replayed, because this makes the check stricter. If an environment depends on earlier
+    episodes or has its own random generator, replaying two episodes rarely reproduces the recorded results.
 
-    A vector environment also stores which environments it resets in the next step. That state may be in a worker
-    process and cannot be set directly. Therefore the first `step` after a replay returns the last result again, which
-    restores that state.
+    The enclosing vector environment also stores which environments it resets in the next step. This state cannot be set
+    directly, because it may be in a worker process. Instead, the first `step` after a replay returns the last result of
+    the replay again, which restores this state.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -101,20 +105,26 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def make_record(self) -> dict[str, Any]:
-        """Return the record for `replay`: {"episodes", "random"}. No episodes if the unfinished one is too long."""
+        """Return the record that `replay` needs, a dict with the keys "episodes" and "random".
+
+        If the unfinished episode is too long, "episodes" is empty.
+        """
         kept = [episode.as_record() for episode in self.episodes if episode.steps <= MAX_RECORDED_STEPS]
         kept = kept if self.episodes[-1].steps <= MAX_RECORDED_STEPS else []
         return {"episodes": kept, "random": self._random_state()}
 
     def replay(self) -> str:
-        """Replay the episodes in `to_replay`. Return "" if all results match the record, otherwise the problem."""
+        """Replay the episodes in `to_replay`.
+
+        Return "" if all results match the record; otherwise return a description of the problem.
+        """
         wanted, self.to_replay = self.to_replay, {}
         if not wanted["episodes"]:
             return f"an episode is longer than {MAX_RECORDED_STEPS:,} steps"
         self.episodes.clear()
         try:
             last = [self._replay_episode(episode) for episode in wanted["episodes"]][-1]
-        except Exception as error:  # environments may raise anything; in each case the episode cannot be replayed
+        except Exception as error:  # whatever the environment raises, the episode cannot be replayed
             return f"{type(error).__name__} in a replayed episode: {error}"
         found = self.make_record()
         for then, now in zip(wanted["episodes"], found["episodes"], strict=True):
@@ -136,12 +146,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _random_state(self) -> str:
-        """Return the generator's state as JSON text, because its integers have 128 bits."""
+        """Return the random generator's state as JSON text, because JSON can store its 128-bit integers."""
         return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
 
 
 class ReplayRestorer:
-    """Restores a vector of Recorders by replaying their episodes."""
+    """Restores a vector environment whose environments are Recorders, by replaying their episodes."""
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self.envs: Any = envs  # a SyncVectorEnv or AsyncVectorEnv: both have `call` and `set_attr`
@@ -155,7 +165,7 @@ class ReplayRestorer:
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
         records = [{**record, "episodes": [_with_array(x) for x in record["episodes"]]} for record in state["records"]]
-        self.envs.reset()  # so that the vector environment does not reset any environment in the next step
+        self.envs.reset()  # so that the vector environment will not reset any environment in the next step
         self.envs.set_attr("to_replay", records)
         failed = [why for why in self.envs.call("replay") if why]
         if failed:
@@ -173,7 +183,7 @@ def _with_array(episode: dict[str, Any]) -> dict[str, Any]:
 
 
 class KnownArrays(NamedTuple):
-    """The arrays that, together with the random generator, are the complete state of a vector environment."""
+    """The arrays that, together with the random generator, form the complete state of a vector environment."""
 
     names: tuple[str, ...]
     observe: Callable[[Any], Any]  # computes the observations from the environment's arrays
@@ -217,7 +227,7 @@ class StateDictRestorer:
 
 
 class NoRestorer:
-    """Represents a vector environment that cannot be restored."""
+    """The restorer for a vector environment that cannot be restored. Its `load_state_dict` raises RestoreError."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -239,8 +249,9 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
     """Creates a new Box2D world for each episode of BipedalWalker, as LunarLander does itself.
 
-    Otherwise, remains of earlier episodes in the world change the next episode, despite equal random states and actions
-    (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5 replays were different.
+    In a reused world, leftovers of earlier episodes affect the next episode, even if the random state and the actions
+    are the same (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5 replays
+    differed from the recorded episode.
     """
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -251,5 +262,5 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Wrap `env` so that its steps are recorded and it can be restored."""
+    """Wrap `env` so that its steps are recorded and its state can be restored."""
     return Recorder(FreshBox2DWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)

@@ -1,4 +1,7 @@
-"""Convert between Gymnasium spaces and the arrays that a network reads and writes. Does not import torch."""
+"""Converts observations and actions between Gymnasium's format and the arrays that the networks use.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from gymnasium import spaces
 
 from ppo_unified.errors import UsageError
 
-MASK_KEY = "action_mask"  # key of an action mask in a Dict observation or in the info of a step
-MAX_SIZE = 20_000  # maximum size of an observation for an MLP; a raw image is larger
+MASK_KEY = "action_mask"  # key of the action mask in a Dict observation or in a step's info
+MAX_SIZE = 20_000  # maximum number of values in an observation for an MLP; raw images are larger
 
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """How to convert an observation to a vector of `size` floats."""
+    """Describes how to convert an observation to a vector of `size` floats."""
 
     size: int
     one_hot: bool = False  # True for Discrete spaces: encode as one-hot
@@ -27,11 +30,11 @@ class ObservationLayout:
 
 @dataclass(frozen=True)
 class ActionLayout:
-    """The format of an environment's actions: discrete (`sizes`, `start`) or continuous (`low`, `high`)."""
+    """Describes an environment's actions, which are discrete (`sizes`, `start`) or continuous (`low`, `high`)."""
 
     continuous: bool
-    sizes: tuple[int, ...] = ()  # number of options per component; a Discrete space has one component
-    start: tuple[int, ...] = ()  # the environment's number for the first option of each component
+    sizes: tuple[int, ...] = ()  # number of possible actions per component; a Discrete space has one component
+    start: tuple[int, ...] = ()  # the environment's number for the first action of each component
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
@@ -92,7 +95,10 @@ def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
 
 
 def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
-    """Convert policy actions [N, components] to environment actions [N, *shape]. Clip continuous ones to the bounds."""
+    """Convert policy actions [N, components] to environment actions [N, *shape].
+
+    Continuous actions are clipped to the bounds of the action space.
+    """
     actions = np.clip(actions, layout.low, layout.high) if layout.continuous else actions + np.asarray(layout.start)
     return actions.reshape(len(actions), *layout.shape).astype(layout.dtype)
 
@@ -109,11 +115,12 @@ def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
 def read_masks(
     info: dict[str, Any], count: int, layout: ActionLayout, ended: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """Return the allowed options [N, sum of sizes] (bool) from a vector environment's info, or None without masks.
+    """Return the action masks [N, sum of sizes] (bool, True = allowed) from a vector environment's info.
 
-    A mask is one array over all options, or one array per component. All options are allowed in environments without a
-    mask in this step and in those whose episode has `ended` [N]. Raises ValueError if a mask has the wrong length or
-    allows no option.
+    Return None if there are no masks or the actions are continuous. The mask of an environment is a single array, or a
+    sequence with one array per action component. All actions are allowed in environments that return no mask at this
+    step, and in environments whose episode has ended (`ended` [N]). Raises ValueError if a mask has the wrong length or
+    allows no action.
     """
     if MASK_KEY not in info or layout.continuous:
         return None
@@ -132,21 +139,22 @@ def read_masks(
 
 
 def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Combine the action masks of single infos in the format of a vector environment, for `read_masks`."""
+    """Combine the action masks of several environments into one info in a vector environment's format, for
+    `read_masks`."""
     if not any(MASK_KEY in info for info in infos):
         return {}
     return {MASK_KEY: [info.get(MASK_KEY) for info in infos], f"_{MASK_KEY}": [MASK_KEY in info for info in infos]}
 
 
 def to_step_argument(action: np.ndarray, layout: ActionLayout) -> Any:
-    """Convert one row of environment actions to an argument for `step`: an integer if the space is Discrete."""
+    """Convert one environment action to the argument that `step` expects: an integer if the space is Discrete."""
     return action if layout.shape or layout.continuous else action.item()
 
 
 def sample_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:
-    """Return a random allowed action for one environment; `masks` is [1, sum of sizes] or None.
+    """Return a random allowed action for one environment. The argument `masks` is [1, sum of sizes] or None.
 
-    Discrete actions are drawn uniformly, continuous ones from a standard normal distribution.
+    Discrete actions are drawn uniformly, and continuous actions from a standard normal distribution.
     """
     if layout.continuous:
         chosen = generator.normal(size=(1, len(layout.low)))

@@ -1,8 +1,9 @@
-"""Collect rollouts from a Gymnasium vector environment.
+"""Collects rollouts from a Gymnasium vector environment.
 
-The autoreset mode is NEXT_STEP: when an episode has ended, the next step ignores the action and resets the environment.
-The column of that step is masked, because the policy's action had no effect. Its observation is the final observation
-of the ended episode. To bootstrap a truncated episode, the adapter therefore uses the value of the next column.
+The autoreset mode is NEXT_STEP: after the end of an episode, the next step ignores the action and resets the
+environment. The rollout masks this step, because the policy's action had no effect. In the column of this step (the
+reset column), the observation is the final observation of the ended episode. Therefore the value estimate in the reset
+column is used to bootstrap a truncated episode.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CHUNK = 1 << 16  # number of observations per forward pass when the old log-prob
 
 
 class GymAdapter:
-    """A policy and the vector environment in which it acts. See `ppo_unified.engine.rollout.Adapter`."""
+    """A policy and the vector environment in which it acts. This class implements the engine's `Adapter` protocol."""
 
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -49,7 +50,7 @@ class GymAdapter:
 
     def _reset(self, seed: int) -> None:
         raw, info = self.envs.reset(seed=seed)
-        self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets the environment
+        self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets that environment
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
         self._store_obs(raw, info)
 
@@ -65,16 +66,17 @@ class GymAdapter:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
     def _observe(self) -> Observations:
-        """Return the current observations for the policy: [N, ...], normalised, on the policy's device."""
+        """Return the normalized observations on the policy's device, and the action masks if there are any."""
         obs = self.policy.scale(torch.from_numpy(self.raw).to(self.device))
         if self.masks is None:
             return obs
         return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
 
     def collect(self) -> Rollout:
-        """Take `gym.num_steps` steps in every environment. Raises FloatingPointError for NaN or infinity.
+        """Take `gym.num_steps` steps in every environment and return the rollout.
 
-        The observation statistics are updated after the rollout, so that all its observations are scaled equally.
+        Raises FloatingPointError if an observation or a reward is NaN or infinite. The observation statistics are
+        updated after the rollout, so that all observations in a rollout are scaled in the same way.
         """
         seen: list[Observations] = []
         raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
@@ -114,7 +116,10 @@ class GymAdapter:
         ended: np.ndarray,
         mask: np.ndarray,
     ) -> Rollout:
-        """Build the rollout. `seen` has one extra column: the observations after the last step."""
+        """Build the rollout.
+
+        `seen` has one column more than the other arguments: the observations after the last step.
+        """
         steps = actions.shape[1]
         logprobs, values = self._evaluate_columns(seen, torch.cat([actions, actions[:, :1]], 1))
         if self.rewards is not None:
@@ -136,9 +141,10 @@ class GymAdapter:
 
     @torch.no_grad()
     def _evaluate_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log pi_old and V_old, each [N, columns].
+        """Return the policy's log-probs and value estimates before the update, each [N, columns].
 
-        Both come from `policy.evaluate`, which the update also calls. The ratio therefore starts at 1 (up to rounding).
+        Both are computed by `policy.evaluate`, which the update also calls. Therefore all probability ratios start at
+        1, up to rounding.
         """
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
@@ -150,7 +156,7 @@ class GymAdapter:
         self.stepping = True
         try:
             stepped = self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
-        except (Exception, SystemExit) as error:  # without SystemExit, an environment could end training silently
+        except (Exception, SystemExit) as error:  # an environment that calls sys.exit() must not end training silently
             where = f"{self.config.gym.env_id}: step() raised {type(error).__name__} {self._describe_time(number)}"
             raise RuntimeError(f"{where}: {error}") from error
         self.stepping = False
@@ -160,7 +166,10 @@ class GymAdapter:
         return f"at step {number} of the rollout, which began after {self.steps_taken} environment steps"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
-        """Raise FloatingPointError that names the environment, step and quantity if a number is NaN or infinite."""
+        """Check that all observations and rewards are finite.
+
+        Raises FloatingPointError naming the environment, the step and the quantity (observation or reward).
+        """
         for what, x, first in (("observation", raws, 0), ("reward", rewards, 1)):
             if not np.isfinite(x).all():
                 env, step = np.argwhere(~np.isfinite(x))[0][:2]
@@ -172,11 +181,14 @@ class GymAdapter:
         """Return None, because this adapter adds no loss."""
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        """Return the returns of fresh episodes, played in separate environments."""
+        """Play fresh episodes in separate environments. Return the total reward of each episode."""
         return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything except the policy's weights that `load_state_dict` needs to continue the same episodes."""
+        """Return the state that `load_state_dict` needs to continue the same episodes.
+
+        The state does not include the policy's weights.
+        """
         state: dict[str, Any] = {
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
@@ -189,9 +201,9 @@ class GymAdapter:
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore a saved state. Return None, or the reason why the episodes could not be continued.
+        """Restore a saved state. Return None, or the reason if the unfinished episodes could not be restored.
 
-        In that case new episodes begin, with a seed that depends on the number of steps taken.
+        If they could not be restored, new episodes begin, with a seed that depends on the number of steps taken.
         """
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]
@@ -209,7 +221,11 @@ class GymAdapter:
         return None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Restore the environments. Raises RestoreError if they then return other observations or action masks."""
+        """Restore the environments.
+
+        Raises RestoreError if they cannot be restored, or if their observations or action masks differ from the saved
+        ones.
+        """
         before, now = len(state["ended"]), self.config.gym.num_envs
         if before != now:
             raise RestoreError(f"gym.num_envs changed from {before} to {now}")
@@ -222,9 +238,9 @@ class GymAdapter:
             raise RestoreError("the restored environments returned other action masks")
 
     def close(self) -> None:
-        """Close the environments. Kill the worker processes if one has died or a step has not returned.
+        """Close the environments. If a worker process has died or a step has not returned, kill all worker processes.
 
-        In these cases, waiting for the workers could block forever.
+        Workers are killed in these cases because waiting for them to exit could block forever.
         """
         if isinstance(self.envs, AsyncVectorEnv) and (
             self.stepping or not all(process.is_alive() for process in self.envs.processes)
@@ -244,14 +260,14 @@ def build(config: GymConfig, device: torch.device) -> GymAdapter:
 
 
 def _stack(seen: list[Observations]) -> Observations:
-    """Stack a list of T observations [N, ...] to [N, T, ...]. For mappings, stack each entry."""
+    """Stack a list of T observations [N, ...] into a tensor [N, T, ...]. For mappings, stack each entry."""
     if isinstance(seen[0], Mapping):
         return {key: torch.stack([step[key] for step in seen], 1) for key in seen[0]}  # type: ignore[index]
     return torch.stack(seen, 1)  # type: ignore[arg-type]
 
 
 class EpisodeLog:
-    """Returns and lengths of the last 100 finished training episodes."""
+    """Stores the returns and lengths of the last 100 finished training episodes."""
 
     def __init__(self, num_envs: int) -> None:
         self.reset_unfinished(num_envs)
@@ -259,7 +275,8 @@ class EpisodeLog:
         self.lengths: deque[int] = deque(maxlen=100)
 
     def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
-        """Add a rollout's rewards, episode ends and valid steps, each [N, T]. Masked rewards must be 0."""
+        """Add the rewards, episode ends and valid steps of a rollout, each [N, T]. The rewards of masked steps must be
+        0."""
         for t in range(rewards.shape[1]):
             self.running += rewards[:, t]
             self.length += mask[:, t]
@@ -290,7 +307,7 @@ class EpisodeLog:
 class RewardScaler:
     """Divides rewards by the running standard deviation of the discounted return.
 
-    The method is described by Engstrom et al. 2020, arXiv:2005.12729.
+    The method is described in Engstrom et al. 2020 (arXiv:2005.12729).
     """
 
     def __init__(self, num_envs: int, gamma: float) -> None:
@@ -299,9 +316,9 @@ class RewardScaler:
         self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # statistics of discounted returns; variance = m2 / count
 
     def scale(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Update the statistics with rewards [N, T] at valid steps, then return all rewards scaled and clipped.
+        """Update the statistics with the rewards [N, T] of valid steps, then return all rewards scaled and clipped.
 
-        `ended` [N, T] marks the last steps of episodes.
+        `ended` [N, T] is True at the last step of each episode. `mask` [N, T] is True at valid steps.
         """
         discounted = np.empty_like(rewards, dtype=np.float64)
         for t in range(rewards.shape[1]):

@@ -1,6 +1,6 @@
 """Reads prompts, preference pairs and texts from files. Error messages name the file and the line.
 
-Does not import torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
 
-Prompt = str | list[dict[str, str]]  # a text, or a chat: messages with "role" and "content"
+Prompt = str | list[dict[str, str]]  # plain text, or a chat: messages with "role" and "content"
 
 PROMPT_KEYS = ("prompt", "query", "question", "messages")
 PAIR_KEYS = ("prompt", "question", "query")
@@ -26,7 +26,7 @@ ENDINGS = (".jsonl", ".json", ".txt")
 
 @dataclass(frozen=True)
 class PromptData:
-    """Prompts and the other columns of their records. An entry is None if the record lacks the key."""
+    """Prompts and the other columns of their records. A column's entry is None if the record lacks the key."""
 
     prompts: list[Prompt]
     columns: dict[str, list[Any]]
@@ -41,7 +41,7 @@ class PromptData:
             raise ValueError(f"{self.where}: expected {len(self.prompts)} values per column, got {', '.join(wrong)}")
 
     def location(self, index: int) -> str:
-        """Return the location of a prompt for messages, such as 'prompts.jsonl, line 3'."""
+        """Return a prompt's location for use in error messages, such as 'prompts.jsonl, line 3'."""
         return f"{self.where}, {self.unit} {self.lines[index]}"
 
     def take(self, indices: Sequence[int]) -> PromptData:
@@ -52,7 +52,7 @@ class PromptData:
 
 
 class Pair(NamedTuple):
-    """A prompt with two responses, of which `chosen` is preferred to `rejected`."""
+    """A prompt with two responses: `chosen` is preferred to `rejected`."""
 
     prompt: str
     chosen: str
@@ -66,10 +66,10 @@ class _Record(NamedTuple):
 
 
 def read_prompts(path: Path, key: str = "") -> PromptData:
-    """Read the prompts of a .jsonl, .json or .txt file. A prompt is a text or a list of messages.
+    """Read the prompts in a .jsonl, .json or .txt file. A prompt is plain text or a list of chat messages.
 
-    If `key` is empty, the key of the prompt is the first key in PROMPT_KEYS that the first record has.
-    Raises UsageError.
+    If `key` is empty, use the first key in PROMPT_KEYS that the first record contains. Raises UsageError if the file
+    cannot be read or its content is invalid.
     """
     where = clean(path)
     if _suffix(path) == ".txt":
@@ -93,8 +93,8 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
 def read_pairs(path: Path) -> list[Pair]:
     """Read preference pairs from a .jsonl or .json file.
 
-    The keys are `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored.
-    Raises UsageError.
+    Each record needs the keys `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored.
+    Raises UsageError if the file cannot be read or its content is invalid.
     """
     if _suffix(path) == ".txt":
         raise UsageError(f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl or .json")
@@ -107,9 +107,9 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read the non-blank lines of a .txt file, or the key `text` of each record of a .jsonl or .json file.
+    """Read the non-blank lines of a .txt file, or the values of the key `text` in a .jsonl or .json file.
 
-    Raises UsageError.
+    Raises UsageError if the file cannot be read or its content is invalid.
     """
     if _suffix(path) == ".txt":
         return [line for _, line in _read_lines(path)]
@@ -148,7 +148,10 @@ def _read(path: Path) -> str:
 
 
 def _split_lines(text: str) -> list[tuple[int, str]]:
-    """Split a text at newlines only, unlike `str.splitlines`, and return the non-blank lines with their numbers."""
+    """Return the non-blank lines of `text` with their line numbers.
+
+    Unlike `str.splitlines`, this function splits at newlines only.
+    """
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -161,7 +164,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
-    """Return the objects of a JSON array or JSON Lines file, and the unit that numbers them ("record" or "line").
+    """Return the objects in a JSON array or JSON Lines file, and what their numbers refer to ("record" or "line").
 
     The format is detected from the content, not from the file extension.
     """
@@ -194,7 +197,11 @@ def _is_json(text: str) -> bool:
 
 
 def _parse(text: str, where: str, line: int = 0) -> Any:
-    """Parse a JSON value; `line` is its line number in a JSON Lines file, or 0 if it is the entire file."""
+    """Parse a JSON value.
+
+    In a JSON Lines file, `line` is the line number of the value. Otherwise, the value is the entire file and `line` is
+    0.
+    """
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
@@ -207,7 +214,7 @@ def _parse(text: str, where: str, line: int = 0) -> Any:
 
 
 def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
-    """Return the first of `keys` that a record has. Raises UsageError if the record has none of them."""
+    """Return the first of `keys` that a record contains. Raises UsageError if the record contains none of them."""
     for key in keys:
         if key in record.values:
             return key
@@ -223,7 +230,10 @@ def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "")
 
 
 def _prompt(record: _Record, key: str) -> Prompt:
-    """Return a record's prompt (a text or a list of messages). Raises UsageError for an empty or invalid prompt."""
+    """Return a record's prompt, which is plain text or a list of chat messages.
+
+    Raises UsageError if the prompt is empty or invalid.
+    """
     value = record.values.get(key)
     if not isinstance(value, list):
         return _nonempty_text(record, key)
@@ -267,7 +277,7 @@ def _check_text(value: object, at: str) -> str:
 
 
 def _describe_value(value: object) -> str:
-    """Describe a JSON value of the wrong type in a few words."""
+    """Describe a JSON value of the wrong type for an error message."""
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
     if isinstance(value, (list, dict)):
@@ -277,6 +287,6 @@ def _describe_value(value: object) -> str:
 
 
 def shorten(text: str, length: int = 40) -> str:
-    """Return a text as one printable line of at most `length` characters."""
+    """Return `text` as one printable line of at most `length` characters."""
     text = clean(text)
     return text if len(text) <= length else text[: length - 3] + "..."

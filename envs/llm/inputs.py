@@ -24,9 +24,10 @@ class Inputs(NamedTuple):
 
 
 def load_inputs(llm: LLM) -> Inputs:
-    """Load the inputs of a run. A second call in the same process returns the same objects unless a file has changed.
+    """Load the inputs of a run.
 
-    Raises UsageError if the tokenizer, prompts, critic and texts cannot be used together.
+    A second call with the same options in the same process returns the same objects, unless a file has changed. Raises
+    UsageError if the tokenizer, prompts, critic and texts cannot be used together.
     """
     return _load(llm.model_dump_json(), _file_states(llm))
 
@@ -36,7 +37,7 @@ def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
     names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init, llm.reward_name]
     states = []
     for name in filter(None, names):
-        with suppress(OSError, ValueError):  # the name is not a path, or it cannot be read
+        with suppress(OSError, ValueError):  # skip names that are not paths or cannot be read
             path = Path(name).resolve(strict=True)
             files = [(file, file.stat()) for file in (path.iterdir() if path.is_dir() else [path])]
             states += [(str(file), state.st_mtime_ns, state.st_size) for file, state in files]
@@ -45,7 +46,7 @@ def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
 
 @lru_cache(maxsize=1)
 def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
-    """Load the inputs; `options` is the [llm] section as JSON, which makes it usable as a cache key."""
+    """Load the inputs. `options` is the [llm] section as JSON, because a cache key must be hashable."""
     llm = LLM.model_validate_json(options)
     tokenizer, model = load_tokenizer(llm.model), load_config(llm.model)
     check_vocabulary(tokenizer, model.get_text_config(), llm.model)
@@ -58,7 +59,7 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
-    """Raises UsageError if the tokenizer has ids for which the model has no embedding. Embeddings are never resized."""
+    """Raise UsageError if the tokenizer has ids for which the model has no embedding. Embeddings are never resized."""
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= config.vocab_size:
         raise UsageError(
@@ -68,7 +69,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
-    """Raises UsageError if the critic's model has another tokenizer or reads fewer than `longest` tokens."""
+    """Raise UsageError if the critic's model has a different tokenizer or reads fewer than `longest` tokens."""
     source = critic_source(llm)
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(source, "llm.critic_init").get_vocab()
     if ours != theirs:

@@ -1,4 +1,7 @@
-"""Loads prompts, splits off held-out ones, tokenizes them, and checks that they fit into the model's context."""
+"""Loads and tokenizes prompts, and checks that they fit into the model's context.
+
+This module also divides prompts into training prompts and held-out prompts.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # with 100 or more prompts in a file, e
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts with their texts and tokens."""
+    """Prompts in three forms: as records from the file, as text, and as tokens."""
 
     data: PromptData
-    texts: list[str]  # the prompts after applying a chat template, as rewards get them
+    texts: list[str]  # the prompts after applying a chat template, as passed to rewards
     tokens: list[list[int]]
 
     def columns_at(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
@@ -46,14 +49,14 @@ def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Promp
 
 
 def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
-    """Return (training, held-out) prompts of a built-in task, or (prompts, None) of a file."""
+    """Return (training prompts, held-out prompts) of a built-in task, or (prompts, None) from a file."""
     if name in TASKS:
         return tasks.task_prompts(name)
     return read_prompts(Path(name), key), None
 
 
 def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
-    """Tokenize prompts. Raises UsageError if a prompt has no tokens or more than `longest`."""
+    """Tokenize prompts. Raises UsageError if a prompt has no tokens or more than `longest` tokens."""
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
@@ -72,7 +75,10 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
-    """Tokenize a text that the model will continue. Start tokens are kept, and an added end token is removed."""
+    """Tokenize text that the model will continue.
+
+    Start tokens that the tokenizer adds are kept, but an added end token is removed.
+    """
     ids: list[int] = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     end = tokenizer.eos_token_id
     if special and end is not None and len(ids) > 1 and ids[-1] == end and not text.endswith(tokenizer.eos_token):
@@ -90,14 +96,14 @@ def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
 
 
 def end_tokens(tokenizer: Any, model: Any) -> list[int]:
-    """Return all tokens that end a response, from the tokenizer and from the model's generation settings."""
+    """Return all tokens that end a response, according to the tokenizer and the model's generation settings."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
     return sorted({int(i) for i in ids if i is not None})
 
 
 class PtxTexts:
-    """Samples texts for the pretraining loss. Each text ends with the end token, if the tokenizer has one."""
+    """Samples texts for the pretraining loss. If the tokenizer has an end token, it is appended to each text."""
 
     def __init__(self, llm: LLM, tokenizer: Any, context: int) -> None:
         texts = read_texts(Path(llm.ptx_data)) if llm.ptx_data else tasks.task_texts()
@@ -109,7 +115,10 @@ class PtxTexts:
         self.count = llm.ptx_batch
 
     def draw(self, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return tokens [count, S], padded on the right, and a mask [count, S - 1] of the tokens t + 1 in the texts."""
+        """Return random texts as tokens [count, S], padded on the right, and a mask [count, S - 1].
+
+        The mask is True at t if token t + 1 is not padding.
+        """
         numbers = torch.randint(len(self.rows), (self.count,), generator=generator).tolist()
         rows = [self.rows[i] for i in numbers]
         longest = max(map(len, rows))

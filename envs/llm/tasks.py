@@ -1,7 +1,8 @@
 """Prompts, rewards and training texts of the two built-in language-model tasks.
 
-The tasks are small enough to understand completely. The task `arithmetic` has one right answer per prompt. The task
-`sentiment` has a known rule, which a learned reward model only approximates. Does not import torch.
+The tasks are small enough to understand completely. In the task `arithmetic`, each prompt has one right answer. In the
+task `sentiment`, the true score follows a known rule, which a learned reward model only approximates. This module does
+not import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def task_prompts(name: str) -> tuple[PromptData, PromptData]:
-    """Return the training and the held-out prompts of a built-in task. Raises UsageError for an unknown task."""
+    """Return a built-in task's training prompts and held-out prompts. Raises UsageError if the task is unknown."""
     known = {"arithmetic": _arithmetic_prompts, "sentiment": _sentiment_prompts}
     if name not in known:
         raise UsageError(
@@ -62,12 +63,13 @@ def question(a: int, b: int) -> str:
 
 
 def supervised_answers(a: int, b: int) -> dict[int, float]:
-    """Return the answers to a + b in the supervised training of the tiny model, with their probabilities.
+    """Return the answers to a + b that the tiny model is trained on, with their probabilities.
 
-    The answers are noisy on purpose, so that PPO can improve on them. Half of the answers are the sum, and the others
-    are close to it. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), a forgotten carry is more
-    likely than the sum. A model that matches these probabilities exactly is right for 85 % of the pairs with greedy
-    decoding, and for 50 % of them with sampling. The tiny model, trained for half a minute, reaches 87 % and 43 %.
+    The answers are noisy on purpose, so that PPO can improve the model. Half of the answers are correct, and the others
+    are close to the sum. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), the answer without the
+    carry is more likely than the correct sum. A model that matches these probabilities exactly answers 85 % of the
+    pairs correctly with greedy decoding, and 50 % with sampling. The tiny model, trained for half a minute, reaches 87
+    % with greedy decoding and 43 % with sampling.
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY
@@ -80,7 +82,7 @@ def supervised_answers(a: int, b: int) -> dict[int, float]:
 
 
 def arithmetic(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """Return 1 for each response that is exactly the sum in its prompt, else 0."""
+    """Score each response 1 if it is exactly the sum of the numbers in its prompt, and 0 otherwise."""
     sums = [str(sum(int(number) for number in re.findall("[0-9]+", prompt))) for prompt in prompts]
     return [float(response == answer) for response, answer in zip(responses, sums, strict=True)]
 
@@ -131,17 +133,17 @@ _OPINIONS = POSITIVE | NEGATIVE | frozenset(_PLAIN)
 _WORDS = _OPINIONS | frozenset(
     re.findall("[a-z]+", " ".join([*_OPENERS, *_NOUNS, *_GRADES, *_TAILS, "and but"]).lower())
 )
-LONGEST = 75  # characters that prompt and response may have without a penalty; texts of the grammar rarely exceed it
+LONGEST = 75  # maximum characters of prompt and response without a penalty; the grammar's texts are rarely longer
 
 # Frequencies of good, plain and bad adjectives
-_HABITS = (1, 4, 4)  # in the texts of the tiny model: rarely positive, so that PPO can raise the score
+_HABITS = (1, 4, 4)  # in the tiny model's training texts: rarely positive, so that PPO can raise the score
 _EXAMPLES = (3, 2, 3)  # in the preference pairs: more positive, so that the reward model learns to judge praise
 
 
 def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
-    """Draw a remark that continues a prompt, such as " rather cold and dull.", from the grammar.
+    """Return a random remark that continues a prompt, such as " rather cold and dull.".
 
-    The argument `moods` contains the frequencies of good, plain and bad adjectives.
+    The argument `moods` contains the relative frequencies of good, plain and bad adjectives.
     """
     count = rng.choices((1, 2, 3), (4, 4, 2))[0]
     # A dict removes duplicates such as "cold and cold" and keeps the order
@@ -153,12 +155,13 @@ def draw_remark(rng: random.Random, moods: Sequence[int] = _HABITS) -> str:
 
 
 def sentiment_gold(prompts: Sequence[str], responses: Sequence[str], **columns: Any) -> list[float]:
-    """Score how positive each text is by a fixed rule.
+    """Score how positive each response is, using a fixed rule.
 
-    Texts of the grammar score from about -2.5 to 2.5, and nonsense scores down to -7. Each opinion word counts once,
-    with diminishing returns (1, 1.7, 2.19, ...). There are penalties for a repeated opinion word, adjacent opinion
-    words, unknown words, an unfinished last sentence, a text without an opinion, and more than `LONGEST` characters.
-    The reward model cannot learn these penalties, because no text in its training pairs has these faults.
+    Responses that follow the grammar score from about -2.5 to 2.5. Nonsense can score as low as -7. Each distinct
+    opinion word counts once, with diminishing returns: the total for one, two and three words is 1, 1.7 and 2.19. A
+    response is penalized for repeated opinion words, adjacent opinion words, unknown words, an unfinished last
+    sentence, the lack of an opinion, and more than `LONGEST` characters. The reward model cannot learn these penalties,
+    because its training pairs do not contain such responses.
     """
     return [_gold(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
 
@@ -180,10 +183,11 @@ def _weight(opinions: frozenset[str]) -> float:
 
 
 def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
-    """Draw preferences between two remarks on the same training prompt, based on the gold score with noise.
+    """Return random preference pairs. Each pair consists of two remarks on the same training prompt.
 
-    Following the Bradley-Terry model, the first remark is preferred with probability sigmoid(2 * difference of the gold
-    scores). An ideal reward model therefore learns twice the gold score.
+    Which remark is preferred depends on the gold score and on chance. Following the Bradley-Terry model, the first
+    remark is preferred with probability sigmoid(2 * difference of the gold scores). An ideal reward model therefore
+    learns twice the gold score.
     """
     rng, pairs = random.Random(seed), []
     prompts = sentiment_openings()[0]
@@ -198,7 +202,7 @@ def sentiment_pairs(count: int = 4000, seed: int = 0) -> list[Pair]:
 
 
 def sentiment_openings() -> tuple[list[str], list[str]]:
-    """Return the openings of remarks, split into 240 for training and 60 held out."""
+    """Return all prompts of the sentiment task, split into 240 training prompts and 60 held-out prompts."""
     return _split([opener.format(noun) for opener in _OPENERS for noun in _NOUNS])
 
 
@@ -208,7 +212,10 @@ def _sentiment_prompts() -> tuple[PromptData, PromptData]:
 
 
 def task_texts(count: int = 2000, seed: int = 0) -> list[str]:
-    """Draw sums with noisy answers alternating with remarks, like the texts that the tiny model was trained on."""
+    """Return random texts like those that the tiny model was trained on.
+
+    Sums with noisy answers alternate with remarks.
+    """
     rng, pairs, openings = random.Random(seed), arithmetic_pairs()[0], sentiment_openings()[0]
     texts = []
     for number in range(count):

@@ -1,7 +1,8 @@
-"""Trains and caches the two built-in models, which are `tiny` and the reward model of the `sentiment` task.
+"""Trains and caches the two built-in models: `tiny` and the reward model of the `sentiment` task.
 
-Both are very small Llama models over bytes, saved in the format of `transformers` and loaded like any other model. The
-models are trained on first use instead of being downloaded, so that you can see and change their training data.
+Both are very small Llama models whose tokens are bytes. They are saved in the format of `transformers` and loaded like
+any other model. The models are trained on first use instead of being downloaded, so that you can see and change their
+training data.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from ppo_unified.errors import UsageError
 
 CACHE_VARIABLE = "PPO_UNIFIED_CACHE"
 CONTEXT = 1024
-BOS, EOS, PAD = 256, 257, 258  # after the 256 bytes, whose ids are their values
+BOS, EOS, PAD = 256, 257, 258  # the ids 0 to 255 are the bytes
 _IGNORED = -100  # the target that cross_entropy ignores
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that, with the texts in tasks.py, determine the weights of `tiny`."""
+    """The settings that determine the weights of `tiny`, together with the texts in tasks.py."""
 
     version: int = 2  # increase it if a code change alters the weights for the same settings
     seed: int = 0
@@ -54,7 +55,7 @@ class Recipe:
     heads: int = 8
     inner: int = 192
     clean_steps: int = 400  # steps on correct sums, to teach the network addition
-    noisy_steps: int = 220  # steps after these on answers sampled from `tasks.supervised_answers`
+    noisy_steps: int = 220  # subsequent steps on answers sampled from `tasks.supervised_answers`
     sums: int = 128  # sums per batch
     remarks: int = 32  # remarks per batch, in every second step, because they are longer and easier to learn
     matrix_lr: float = 0.02
@@ -63,7 +64,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RewardModelRecipe:
-    """The settings that, with `tiny` and the pairs in tasks.py, determine the weights of the reward model."""
+    """The settings that determine the reward model's weights, together with `tiny` and the pairs in tasks.py."""
 
     version: int = 1
     seed: int = 0
@@ -75,7 +76,7 @@ class RewardModelRecipe:
 
 
 def tiny_model(recipe: Recipe | None = None) -> Path:
-    """Return the folder of the tiny causal language model and its tokenizer; train the model if it is not cached.
+    """Return the folder of the tiny causal language model and its tokenizer. Train the model if it is not cached.
 
     Raises UsageError if the cache folder cannot be written.
     """
@@ -84,21 +85,25 @@ def tiny_model(recipe: Recipe | None = None) -> Path:
 
 
 def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe | None = None) -> Path:
-    """Return the folder of the reward model and its tokenizer; train it on `tasks.sentiment_pairs` if it is not cached.
+    """Return the folder of the reward model and its tokenizer. If it is not cached, train it on
+    `tasks.sentiment_pairs`.
 
     The reward model approximates `sentiment_gold`, but it is accurate only for texts that resemble its training pairs.
     Raises UsageError if the cache folder cannot be written.
     """
     recipe, base = recipe or RewardModelRecipe(), tiny or Recipe()
-    start = tiny_model(base)  # before this folder's lock is held, since each folder has its own lock
+    start = tiny_model(base)  # called first, so that no process holds two locks
     return _find_or_make(
         "sentiment-reward-model", (recipe, base), lambda folder: _make_reward_model(recipe, start, folder)
     )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Create a tokenizer with one id per byte, equal to the byte, and three special tokens; decoding is lossless."""
-    # ByteLevel encodes printable bytes as themselves and all other bytes as characters from U+0100 on
+    """Create a tokenizer whose tokens are the 256 bytes and three special tokens.
+
+    The id of a byte is its value. Decoding is lossless.
+    """
+    # ByteLevel represents printable bytes by themselves and all other bytes by characters from U+0100 on
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -137,7 +142,7 @@ def _make_tiny(recipe: Recipe, folder: Path) -> None:
 
 def _make_reward_model(recipe: RewardModelRecipe, start: Path, folder: Path) -> None:
     generator = torch.Generator().manual_seed(recipe.seed)
-    # from_pretrained draws the new head from the global generator; it is set to zero below
+    # from_pretrained uses the global generator for the new head, which is set to zero below
     with silence_transformers(), torch.random.fork_rng(devices=[]):
         model = LlamaForSequenceClassification.from_pretrained(start, num_labels=1)
     nn.init.zeros_(model.score.weight)
@@ -187,7 +192,10 @@ def _new_model(recipe: Recipe, generator: torch.Generator) -> LlamaForCausalLM:
 
 
 def _loss(model: LlamaForCausalLM, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross entropy over the targets [R, L] that are not ignored. Right padding needs no attention mask."""
+    """Return the cross entropy over the targets [R, L] that are not ignored.
+
+    Padding on the right needs no attention mask, because attention is causal.
+    """
     hidden = model.model(tokens).last_hidden_state
     used = targets != _IGNORED
     return F.cross_entropy(model.lm_head(hidden[used]), targets[used])
@@ -199,7 +207,7 @@ def _pad(texts: Sequence[bytes]) -> Tensor:
 
 
 class _ArithmeticBatches:
-    """Samples batches of sums from the training pairs. The loss covers only the answer and its EOS."""
+    """Samples batches of sums from the training pairs. The loss covers only the answer and its end token."""
 
     def __init__(self) -> None:
         pairs = tasks.arithmetic_pairs()[0]
@@ -251,8 +259,8 @@ class _RemarkBatches:
 def _fit(model: nn.Module, losses: Iterator[Tensor], steps: int, matrix_lr: float, lr: float, title: str) -> None:
     """Take one optimizer step per loss, with Muon for the layers' matrices and Adam for all other weights.
 
-    Both learning rates warm up and then decay to 0. Muon makes training fast. In the same time,
-    the model learns to answer 99 % of held-out sums with Muon, but only 8 % with Adam for all weights.
+    Both learning rates warm up and then decay to 0. Muon makes training fast: in the same time, the model learns to
+    answer 99 % of held-out sums with Muon, but only 8 % with Adam for all weights.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]
@@ -307,7 +315,10 @@ def _orthogonalize(matrices: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[Callable[[int, float], None]]:
-    """Yield a function of (completed steps, loss) that shows progress on stderr as a live bar or four plain lines."""
+    """Yield a function that shows progress on stderr, given the number of completed steps and the loss.
+
+    On a terminal, it shows a live bar; otherwise it prints four lines in total.
+    """
     screen = screen or sys.stderr
     live = screen.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     started = time.perf_counter()
@@ -333,17 +344,21 @@ def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[
 
 
 def cache_folder() -> Path:
-    """Return the folder for built-in models, $PPO_UNIFIED_CACHE or ppo-unified in the user's cache folder."""
+    """Return the cache folder for built-in models.
+
+    The folder is $PPO_UNIFIED_CACHE if set; otherwise it is `ppo-unified` in the user's cache folder.
+    """
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-unified"
 
 
 def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
-    """Return the cached folder, or call `make` to create it in a temporary folder that is then renamed.
+    """Return the cached folder of the model `name`. If it does not exist, create it with `make`.
 
-    A second process waits until the first one is done. The folder's name contains a hash of the recipe and of sample
-    texts, so a new model is built if the recipe or the texts change.
+    `make` fills a temporary folder, which is then renamed. If another process is creating the same folder, wait until
+    it is done. The folder's name contains a hash of the recipe and of sample texts, so a new model is built if the
+    recipe or the texts change.
     """
     cache = cache_folder()
     digest = hashlib.sha256(f"{recipe} {_sample_of_texts()}".encode())
@@ -384,7 +399,10 @@ def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def _hold_lock(lock: Path) -> Iterator[None]:
-    """Hold a file lock during the context; print a message if another process has it, and wait."""
+    """Hold a file lock inside the `with` block.
+
+    If another process holds the lock, print a message and wait.
+    """
     with lock.open("a") as handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

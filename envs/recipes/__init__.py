@@ -1,1 +1,1 @@
-"""How known systems set PPO up: TOML overlays for `train --recipe NAME`."""
+"""Recipes: TOML files with the PPO options of published systems, for `ppo-unified train --recipe NAME`."""

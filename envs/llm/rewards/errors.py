@@ -1,4 +1,4 @@
-"""The exception that rewards raise, in its own module to avoid import cycles."""
+"""Defines the exception that rewards raise. The exception has its own module to avoid import cycles."""
 
 
 class RewardError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Finds the reward that an option names, calls it, and validates its scores. Does not import torch."""
+"""Finds the reward that an option names, calls it, and validates its scores. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _NUMBER = re.compile(
 
 
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
-    """Load the reward that `reference` names; a reward model is loaded onto `device`. Raises UsageError.
+    """Load the reward that `reference` names. A reward model is loaded onto `device`.
 
-    A reference is a built-in task, exact, numeric, regex:PATTERN, length:N, module:function, or the folder or hub id of
-    a reward model (a sequence-classification model with one label).
+    A reference is the name of a built-in task, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or
+    the folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if the
+    reference is invalid or the reward cannot be loaded.
     """
     function = find_function(reference, option)
     if function is not None:
@@ -46,7 +47,7 @@ def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", opt
 
 
 def check_reward(reference: str, option: str = "llm.reward") -> None:
-    """Raises the UsageError that `load_reward` would raise, without reading a reward model's weights."""
+    """Raise the UsageError that `load_reward` would raise, but do not read the weights of a reward model."""
     if find_function(reference, option) is None:
         from envs.llm.rewards.reward_model import load_reward_model_parts
 
@@ -65,7 +66,8 @@ def reward_model_source(reference: str) -> str:
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
     """Return the function that `reference` names, or None if it can only name a reward model.
 
-    Raises UsageError if `reference` cannot name a reward. The reward model itself is not checked.
+    Raises UsageError if `reference` cannot name a reward. The function does not check whether a reward model can be
+    loaded.
     """
     if not reference:
         raise UsageError(f"{option} is required: use {', '.join(VERIFIERS)}, module:function or a reward model")
@@ -92,7 +94,7 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
 
 
 def _import(reference: str, option: str) -> Reward:
-    """Import the function `module:name`; the module may be in the current folder. Raises UsageError."""
+    """Import `module:function`; the module may be in the current folder. Raises UsageError if the import fails."""
     module, _, name = reference.rpartition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -115,12 +117,15 @@ def _import(reference: str, option: str) -> Reward:
 
 
 def exact(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
-    """Score 1 if the response equals the column `answer`, ignoring surrounding whitespace, else 0."""
+    """Score each response 1 if it equals its `answer`, ignoring surrounding whitespace, and 0 otherwise."""
     return [float(response.strip() == str(a).strip()) for response, a in zip(responses, answer, strict=True)]
 
 
 def numeric(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
-    """Score 1 if the last number in the response equals the last one in `answer` (relative tolerance 1e-6), else 0."""
+    """Score each response 1 if its last number equals the last number in its `answer`, and 0 otherwise.
+
+    The numbers are compared with a relative tolerance of 1e-6.
+    """
     scores = []
     for response, a in zip(responses, answer, strict=True):
         given, expected = last_number(response), last_number(str(a))
@@ -130,13 +135,13 @@ def numeric(prompts: list[str], responses: list[str], *, answer: list[Any], **co
 
 
 def last_number(text: str) -> float | None:
-    """Return the last finite number in a text ('1,234.5', '-3', '.5', '2e3'), or None if there is none."""
+    """Return the last finite number in `text` ('1,234.5', '-3', '.5', '2e3'), or None if there is no number."""
     numbers = (float(found.replace(",", "").replace("\u2212", "-")) for found in _NUMBER.findall(text))
     return next((number for number in reversed(list(numbers)) if math.isfinite(number)), None)
 
 
 class Regex:
-    """Scores 1 if a regular expression matches anywhere in the response, else 0."""
+    """Scores each response 1 if a regular expression matches anywhere in it, and 0 otherwise."""
 
     def __init__(self, pattern: str, option: str) -> None:
         if not pattern:
@@ -151,9 +156,10 @@ class Regex:
 
 
 class Length:
-    """Scores 0 for a response of `target` characters, falling linearly to -1 at length 0 and at twice the target.
+    """Scores a response 0 if it has `target` characters, and down to -1 if it is shorter or longer.
 
-    The length is in characters, because words are hard to count in Chinese and tokens depend on the model.
+    The score falls linearly and reaches -1 at length 0 and at twice the target. Length is measured in characters,
+    because words are hard to count in Chinese and the number of tokens depends on the model.
     """
 
     def __init__(self, target: str, option: str) -> None:
@@ -166,7 +172,7 @@ class Length:
 
 
 def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: str, option: str = "llm.reward") -> None:
-    """Raises UsageError if the records of `where` lack a key that the reward needs or contain an invalid answer."""
+    """Raise UsageError if the records of `where` lack a key that the reward needs, or contain an invalid answer."""
     function = find_function(reference, option)
     parameters = _parameters(function)
     if function is None or parameters is None:
@@ -189,13 +195,13 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
-    """Return the columns that a reward's signature requires. A reward with `**columns` may need more columns."""
+    """Return the columns that a reward's signature requires. A reward with `**columns` may need additional columns."""
     parameters = _parameters(find_function(reference, option)) or []
     return [p.name for p in parameters[2:] if _is_required(p)]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
-    """Raises UsageError for an answer that no response can match, since every score would be 0."""
+    """Raise UsageError if an answer cannot match any response, because its scores would always be 0."""
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(
@@ -206,7 +212,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
 
 
 def _parameters(function: Any) -> list[inspect.Parameter] | None:
-    """Return a reward's parameters, or None if it has no signature, as with some functions written in C."""
+    """Return a reward's parameters, or None if its signature is unknown, as for some functions written in C."""
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -219,7 +225,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that a reward accepts, which are all columns if it has `**columns`."""
+    """Return the columns that a reward accepts: all of them if it has `**columns`, otherwise those that it names."""
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(columns)
     names = {p.name for p in parameters}
@@ -241,9 +247,10 @@ def _limit_columns(function: Reward) -> Reward:
 def score(
     reward: Reward, name: str, prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[float]:
-    """Call a reward and return one finite number per response. Raises RewardError if the reward does anything else.
+    """Call a reward and return one finite number per response.
 
-    The reward may return a list, tuple, generator, tensor or array. Error messages start with `name`.
+    The reward may return a list, tuple, generator, tensor or array. Raises RewardError if the reward fails or returns
+    anything else. Error messages start with `name`.
     """
     if not responses:
         return []
@@ -276,7 +283,10 @@ def score(
 
 
 def _to_list(given: Any, count: int) -> list[Any] | None:
-    """Convert a reward's result to a list of at most `count` + 1 values, or None if it is not an ordered collection."""
+    """Convert a reward's result to a list of at most `count` + 1 values.
+
+    Return None if the result is not a collection with a defined order.
+    """
     if hasattr(given, "tolist"):  # a tensor or an array
         given = given.tolist()
     if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not isinstance(given, Iterable):
@@ -285,7 +295,7 @@ def _to_list(given: Any, count: int) -> list[Any] | None:
 
 
 def _to_float(value: Any) -> float | None:
-    """Convert a Python number or a one-element tensor or array to a float; return None for any other value."""
+    """Convert a number, a one-element tensor or a one-element array to a float. Return None for any other value."""
     with suppress(ValueError, RuntimeError, TypeError):  # item() raises these if there are several elements
         value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, (int, float)):

@@ -1,4 +1,4 @@
-"""Reads the folder of a LoRA reward model, which contains LoRA weights and a score head in peft's format."""
+"""Reads the folders of LoRA reward models, which contain LoRA weights and a score head in peft's format."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from ppo_unified.parsing import read_json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "base_model.model.score."
 FINGERPRINT = "base_fingerprint"  # a key in the metadata of the weights file
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}  # relative tolerance of a fingerprint, by dtype of the base
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}  # relative tolerance for fingerprints, by the base's dtype
 
 
 class LoRAFolder(NamedTuple):
-    """The folder of a LoRA reward model and the base model that it needs."""
+    """The folder of a LoRA reward model, and the base model that it needs."""
 
     path: Path
     base: str  # the folder or hub id of the base model
 
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Read (LoRA weights, head weights), keyed as in peft and as in the head layer. Raises UsageError."""
+        """Return (LoRA weights, head weights).
+
+        LoRA weights have the names that peft uses, and head weights have the parameter names of the head layer. Raises
+        UsageError if the weights cannot be read or the head is missing.
+        """
         path = self.path / WEIGHTS
         try:
             with safe_open(path, framework="pt") as file:
-                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not a mapping
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except Exception as error:  # a missing or damaged file
             raise UsageError(f"{path}: cannot read LoRA weights ({error})".splitlines()[0]) from None
         head = {key.removeprefix(HEAD): x.float() for key, x in weights.items() if key.startswith(HEAD)}
@@ -41,7 +45,7 @@ class LoRAFolder(NamedTuple):
         return {key: x for key, x in weights.items() if not key.startswith(HEAD)}, head
 
     def check_base(self, fingerprint: float, dtype: torch.dtype) -> None:
-        """Raises UsageError if the base has other weights than the one that the LoRA was trained on.
+        """Raise UsageError if the base model's weights differ from those that the LoRA was trained on.
 
         Folders written by other programs have no fingerprint and are not checked.
         """
@@ -58,7 +62,7 @@ class LoRAFolder(NamedTuple):
 
 
 def read_lora_folder(source: str) -> LoRAFolder | None:
-    """Return the LoRA folder of a reward model, or None if `source` is anything else, such as LoRA of another model."""
+    """Return the LoRA reward model in the folder `source`, or None if `source` is not such a folder."""
     path = Path(source) / CONFIG
     try:
         options: Any = read_json(path)
@@ -73,6 +77,9 @@ def read_lora_folder(source: str) -> LoRAFolder | None:
 
 @torch.no_grad()
 def trunk_fingerprint(model: Any) -> float:
-    """Return the sum of the absolute weights of a model without its head and LoRA, to recognize a base model."""
+    """Return the sum of the absolute values of a model's weights, excluding its head and LoRA weights.
+
+    This fingerprint shows whether a base model has changed.
+    """
     sums = [x.abs().sum(dtype=torch.float64) for name, x in model.base_model.named_parameters() if "lora_" not in name]
     return float(torch.stack([x.cpu() for x in sums]).sum())

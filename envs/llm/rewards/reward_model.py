@@ -1,4 +1,4 @@
-"""Reward models, which are sequence-classification models that return one score for a prompt and its response."""
+"""Reward models: sequence-classification models that return one score for a prompt and its response."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including 
 
 
 class RewardModel:
-    """Scores prompt + response at its last token, using the reward model's own tokenizer.
+    """Scores a prompt and its response at the response's last token, using the reward model's own tokenizer.
 
-    The position of the last token is computed from the text's length. In contrast, transformers searches for the last
-    id that is not the pad id, which is wrong if the text ends with an end token that is also the pad token.
+    The position of the last token is computed from the number of tokens. In contrast, transformers searches for the
+    last id that is not the pad id. This search finds the wrong token if the response ends with an end token that is
+    also the pad token.
     """
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
-        """Load a reward model. Raises UsageError if `source` is not a reward model or lacks weights."""
+        """Load a reward model. Raises UsageError if `source` is not a reward model or lacks some of its weights."""
         self._read(source, option)
         self.model = load_reward_model(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
         self.head = getattr(self.model, "score", None)  # None for encoders, which pool by the attention mask
@@ -37,10 +38,13 @@ class RewardModel:
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = max_tokens(config, self.tokenizer)
-        self.fill = config.get_text_config().pad_token_id or 0  # masked, but some models derive positions from it
+        self.fill = config.get_text_config().pad_token_id or 0  # is masked, but some models derive positions from it
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
-        """Return one score per response. Raises RewardError for a text that is too long; texts are never truncated."""
+        """Return one score per response.
+
+        Raises RewardError if a prompt and its response have no tokens or too many. Inputs are never truncated.
+        """
         rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         scores = [0.0] * len(rows)
         for numbers in _batches([len(row) for row in rows]):
@@ -60,7 +64,7 @@ class RewardModel:
 
     @torch.no_grad()
     def _forward(self, rows: list[list[int]]) -> Tensor:
-        """Return the scores [n] of the rows of token ids."""
+        """Return the scores [n] of `rows`, which contain token ids."""
         device = self.model.device
         lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = max(map(len, rows))
@@ -74,16 +78,16 @@ class RewardModel:
         return scores
 
     def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the hidden states [n, L, H] after the last norm."""
+        """Return the hidden states [n, L, H] after the last normalization layer."""
         hidden: Tensor = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return hidden
 
 
 class SharedRewardModel(RewardModel):
-    """A LoRA reward model that shares the policy's base, so that the base is in memory only once."""
+    """A LoRA reward model that shares its base with the policy, so that the base is in memory only once."""
 
     def __init__(self, source: str, network: Network, name: str, option: str) -> None:
-        """Add the LoRA to `network` under `name`. Raises UsageError if the LoRA weights do not fit."""
+        """Add the LoRA weights to `network` under `name`. Raises UsageError if they do not fit the network."""
         self._read(source, option)
         folder = read_lora_folder(source)
         assert folder is not None
@@ -102,15 +106,15 @@ def shares_base(source: str, model: str) -> bool:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize a text for a reward model, in the same way for training and scoring."""
+    """Tokenize text for a reward model. Training and scoring both use this function."""
     ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
-    # Remove a second start token: a chat template has already added one
+    # A chat template may already have added a start token; if so, remove the tokenizer's
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids
 
 
 def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
-    """Load (configuration, tokenizer) of a reward model. Raises UsageError if `source` is not a reward model."""
+    """Load a reward model's configuration and tokenizer. Raises UsageError if `source` is not a reward model."""
     config = load_config(source, option)
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
@@ -132,7 +136,7 @@ def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[An
 
 
 def max_tokens(config: Any, tokenizer: Any) -> int:
-    """Return the maximum number of tokens that a reward model reads.
+    """Return the maximum number of tokens that a reward model can read.
 
     The tokenizer's limit can be lower than the model's, because some models reserve positions that no token can use.
     """
@@ -141,7 +145,10 @@ def max_tokens(config: Any, tokenizer: Any) -> int:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the indices of rows of similar length, in batches of one row or at most BATCH_COLUMNS padded tokens."""
+    """Yield batches of row indices. The rows in a batch have similar lengths.
+
+    A batch has at most BATCH_COLUMNS tokens including padding, except when it consists of a single longer row.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[i] > BATCH_COLUMNS:

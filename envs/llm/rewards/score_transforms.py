@@ -1,4 +1,4 @@
-"""Normalizes, clips and penalizes raw scores before PPO uses them. Does not import torch."""
+"""Normalizes, clips and penalizes raw scores before PPO uses them. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SMALLEST_STD = 1e-8  # relative to the mean; a smaller std is treated as roundin
 class ScoreTransforms:
     """Normalizes and clips scores and subtracts the missing-EOS penalty, in this order.
 
-    Normalization computes (score - mean) / std with the statistics of the reference's responses (arXiv:1909.08593,
-    section 2.1) or of all raw scores so far. The statistics are part of a checkpoint.
+    Normalization computes (score - mean) / std. The mean and std are those of the scores of the reference model's
+    responses (arXiv:1909.08593, section 2.1), or of all raw scores so far. The statistics are saved in checkpoints.
     """
 
     def __init__(self, config: LLM) -> None:
@@ -42,22 +42,22 @@ class ScoreTransforms:
 
     @property
     def is_calibrated(self) -> bool:
-        """True if there are statistics to normalize with."""
+        """True if the statistics for normalization are available."""
         return self.count > 0
 
     @property
     def std(self) -> float:
-        """Population standard deviation of the scores so far, or 1 if all scores are equal."""
+        """The population standard deviation of the scores so far, or 1 if all scores are equal."""
         std = math.sqrt(self.squares / self.count) if self.count else 0.0
         return std if std > SMALLEST_STD * max(1.0, abs(self.mean)) else 1.0
 
     def calibrate(self, raw: Sequence[float]) -> None:
-        """Set the statistics to those of `raw`, the scores of the reference's responses."""
+        """Set the statistics to those of `raw`, the scores of the reference model's responses."""
         self.count, self.mean, self.squares = 0, 0.0, 0.0
         self._add(raw)
 
     def _add(self, raw: Sequence[float]) -> None:
-        """Update the statistics with Welford's algorithm, which avoids cancellation if the mean is large."""
+        """Update the statistics with Welford's algorithm, which stays accurate if the mean is large."""
         for score in raw:
             self.count += 1
             deviation = score - self.mean

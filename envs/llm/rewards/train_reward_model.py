@@ -1,8 +1,8 @@
 """Trains a reward model for `llm.reward` from preference pairs, using TRL's RewardTrainer.
 
-Requires the extra `trl`. TRL implements the Bradley-Terry loss and the training loop. This module prepares the texts,
-chooses the padding and saves the model, so that a text gets the same score in training and from `llm.reward`. Prompt
-and response form one text, which is scored at its last token.
+This module requires the `trl` extra. TRL implements the Bradley-Terry loss and the training loop. This module prepares
+the data, selects the padding token and saves the model, such that `llm.reward` computes the same scores as training. A
+prompt and its response form one text, which is scored at its last token.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_lora_f
 from envs.llm.rewards.reward_model import encode, max_tokens
 from ppo_unified.errors import UsageError
 
-LORA_ALPHA = 16  # as llm.lora_alpha
+LORA_ALPHA = 16  # same as the default of llm.lora_alpha
 LONGEST = 1024  # default of --max-length in tokens, unless the model reads fewer
 FEWEST_HELD_OUT = 5  # the accuracy on fewer pairs is meaningless
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `reward-model`; if `lr` or `max_length` is 0, its default depends on the model."""
+    """The options of `ppo-unified reward-model`. If `lr` or `max_length` is 0, its default depends on the model."""
 
     model: str  # a folder, a hub id, or 'tiny'
     epochs: int = 1
@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """The loss (in nats) and the accuracy of an optimizer step, computed on its batch before the update."""
+    """The loss (in nats) and the accuracy on one optimizer step's batch, computed before the update."""
 
     step: int
     steps: int
@@ -88,7 +88,10 @@ class Progress:
 
 
 def train(pairs: Sequence[Pair], settings: Settings, folder: Path, report: Callable[[Progress], None]) -> Outcome:
-    """Train a reward model on `pairs` and save it with its tokenizer into `folder`. Raises UsageError."""
+    """Train a reward model on `pairs`, save it with its tokenizer in `folder`, and evaluate the saved model.
+
+    Raises UsageError if the settings or the model cannot be used.
+    """
     device = _device(settings.device)
     with silence_transformers():
         tokenizer = load_tokenizer(settings.model, "--model")
@@ -128,7 +131,7 @@ def _train_and_save(
     report: Callable[[Progress], None],
 ) -> _Training:
     """Train the model and save it with its tokenizer, but do not evaluate it."""
-    transformers.set_seed(settings.seed)  # determines the new score head and LoRA weights
+    transformers.set_seed(settings.seed)  # determines the initial score head and LoRA weights
     model = _load(settings, tokenizer)
     limit = _limit(settings, max_tokens(model.config, tokenizer))
     kept, rows = _drop_long_pairs(pairs, tokenizer, limit)
@@ -157,12 +160,15 @@ def _device(name: str) -> torch.device:
 
 
 def _learning_rate(settings: Settings) -> float:
-    """Return the learning rate, by default a common one for full training, for LoRA, or for `tiny`."""
+    """Return the learning rate.
+
+    The default depends on whether `tiny`, only LoRA weights, or all weights of another model are trained.
+    """
     return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
-    """Load the base model with a score head. Raises UsageError if weights other than the head's are missing."""
+    """Load the base model with a score head. Raises UsageError if any weights except the head's are missing."""
     name = settings.model
     if folder := read_lora_folder(resolve(name)):
         raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
@@ -191,7 +197,7 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
 
 
 def _initialize(head: nn.Module) -> None:
-    """Initialize a score head with std 1 / sqrt(width + 1), as in appendix B of arXiv:2009.01325."""
+    """Initialize a score head with standard deviation 1 / sqrt(width + 1) (arXiv:2009.01325, appendix B)."""
     assert isinstance(head, nn.Linear)
     nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
     if head.bias is not None:
@@ -219,9 +225,9 @@ def _drop_long_pairs(
 
 
 def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]:
-    """Return the indices of the held-out pairs, or an empty set if `share` gives fewer than FEWEST_HELD_OUT.
+    """Return the indices of the pairs to hold out, or an empty set if there would be fewer than FEWEST_HELD_OUT.
 
-    All pairs of a prompt are held out together if possible, so that the accuracy is measured on new prompts.
+    If possible, all pairs with the same prompt are held out together, so that the accuracy is measured on new prompts.
     """
     wanted = min(round(share * len(pairs)), len(pairs) - 1)
     if wanted < FEWEST_HELD_OUT:
@@ -241,9 +247,9 @@ def _choose_held_out(pairs: Sequence[Pair], share: float, seed: int) -> set[int]
 
 
 def _padding_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
-    """Choose a padding id that no text ends with.
+    """Return a padding id that is not the last id of any tokenized text.
 
-    The models of transformers read the score at the last id that is not `config.pad_token_id`. If texts end with the
+    Models from transformers read the score at the last id that is not `config.pad_token_id`. If texts ended with the
     padding id, for example because the tokenizer appends EOS, the score would be read one token too early.
     """
     ends = {ids[-1] for ids in rows}
@@ -272,7 +278,7 @@ class _Trainer(RewardTrainer):
     """A RewardTrainer without telemetry."""
 
     def _send_telemetry(self) -> None:
-        """Send nothing."""
+        """Do nothing, so that no usage data is sent."""
 
 
 def _trainer(
@@ -310,7 +316,7 @@ def _trainer(
         )
         arguments._n_gpu = min(1, arguments.n_gpu)  # TRL raises an error if it could use several GPUs
         padded = load_tokenizer(settings.model, "--model")
-        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL copies its id into the model's configuration
+        padded.pad_token = padded.convert_ids_to_tokens(fill)  # TRL copies the id of this token to the model
         trainer = _Trainer(
             model=_add_lora(model, settings.lora_rank) if settings.lora_rank else model,
             args=arguments,
@@ -319,12 +325,12 @@ def _trainer(
             processing_class=padded,
             callbacks=[_Reporter(report)],
         )
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout
+    trainer.remove_callback(PrinterCallback)  # this callback prints to stdout
     return trainer
 
 
 def _add_lora(model: Any, rank: int) -> Any:
-    """Freeze the model and add LoRA; the score head is trained in full."""
+    """Freeze the model's weights and add LoRA weights. All weights of the score head remain trainable."""
     options = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
@@ -342,7 +348,7 @@ def _check_finite(model: Any) -> None:
 
 
 def _save_lora(model: Any, base: str, fingerprint: float, folder: Path) -> None:
-    """Save LoRA and head in peft's format, with the fingerprint of the base."""
+    """Save the LoRA weights and the score head in peft's format, together with the base model's fingerprint."""
     options = copy.deepcopy(model.peft_config["default"])
     options.base_model_name_or_path, options.inference_mode = base, True
     options.target_modules = sorted(options.target_modules)
@@ -361,7 +367,7 @@ def _save_tokenizer(tokenizer: Any, fill: int, folder: Path) -> None:
 
 
 def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
-    """Return (accuracy, margin, mean, standard deviation) of the scores of `pairs`."""
+    """Score the responses of `pairs` and return (accuracy, margin, mean score, standard deviation of the scores)."""
     prompts, better, worse = ([pair[part] for pair in pairs] for part in range(3))
     chosen, rejected = (
         torch.tensor(score(reward, "--out", prompts, responses, {}), dtype=torch.float64)
@@ -373,5 +379,5 @@ def _evaluate(reward: Reward, pairs: Sequence[Pair]) -> tuple[float, float, floa
 
 
 def describe(settings: Settings, outcome: Outcome) -> dict[str, Any]:
-    """Return the settings and the outcome as one dictionary for JSON."""
+    """Return the settings and the outcome in one dictionary that can be written as JSON."""
     return asdict(settings) | asdict(outcome)

@@ -1,4 +1,4 @@
-"""Rollouts from Gymnasium vector environments: episode ends, masks, spaces, normalisation and faulty environments."""
+"""Rollouts from Gymnasium vector environments: episode ends, masks, spaces, normalization and faulty environments."""
 
 from __future__ import annotations
 
