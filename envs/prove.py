@@ -59,7 +59,7 @@ Steps = dict[tuple[int, ...], tuple[int, int]]
 
 
 class Check(NamedTuple):
-    """The result of one comparison: the largest absolute value of the numbers and their largest absolute difference."""
+    """The result of comparing two tensors: their largest absolute value and their largest absolute difference."""
 
     quantity: str
     largest: float

@@ -240,7 +240,7 @@ class NoRestorer:
 
 
 def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
-    """Return the restorer for an environment's own vector version."""
+    """Return the restorer for an environment that has its own vectorized implementation."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
     return StateDictRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)

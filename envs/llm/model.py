@@ -207,7 +207,8 @@ class Network(nn.Module):
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
         """Return float32 logits [n, V] for the hidden states [n, H].
 
-        This runs the full model with a trunk that returns `hidden`, so any scaling or soft cap after the head applies.
+        This calls the full model, but replaces its trunk with a stub that returns `hidden`. Scaling and soft caps after
+        the head are therefore included.
         """
         self.use_lora(lora)
         output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])

@@ -1,4 +1,4 @@
-"""The registry of adapters. The modules of adapters are imported only when they are needed."""
+"""The registry of adapters. Adapter modules are imported only when they are needed."""
 
 from __future__ import annotations
 
