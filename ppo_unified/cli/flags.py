@@ -115,7 +115,7 @@ def _make_parser(config: RunConfig, prog: str, about: str) -> Parser:
 
 def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, value: Any) -> None:
     kind, bounds = kind_of(declared), bounds_of(declared)
-    text = f"{declared.description} (default: {format_value(value) or 'none'})".replace("%", "%%")
+    text = f"{declared.description} (default: {format_value(value) or 'not set'})".replace("%", "%%")
     if kind == "bool":
         flags = (flag_name(option), negative_flag(option))
         group.add_argument(*flags, dest=option, nargs="?", const="", action=_Switch, help=text)

@@ -272,7 +272,7 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         app.screen.query_one(Input).value = "nothing-of-that-name"
         await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "No run matches the filter (total: 3)." in screen_text(app)
+        assert "None of the 3 runs matches the filter." in screen_text(app)
 
     drive(runs, act)
 

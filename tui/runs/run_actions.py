@@ -44,7 +44,7 @@ class RunActions(Screen[None]):
         if entry is None:
             self.notify("No run is selected.", severity="warning", markup=False)
         elif entry.foreign:
-            self.notify(f"Cannot {what} {clean(entry.key)}: it is a log of another program.", markup=False)
+            self.notify(f"Cannot {what} {clean(entry.key)}: it was written by another program.", markup=False)
         else:
             return entry
         return None
