@@ -25,8 +25,8 @@ class Gym(Section):
     num_steps: int = Field(128, ge=2, description="number of steps in each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
-        description="how to run the environments: vector_entry_point = in the environment's own vector version, "
-        "async = in one process each, sync = in a loop, auto = in the fastest of these ways",
+        description="how to run the environments: vector_entry_point = with the environment's own vectorized "
+        "version, async = each in its own process, sync = in a loop in one process, auto = the fastest of these",
     )
     normalize_obs: bool = Field(
         False,

@@ -88,7 +88,7 @@ class LLM(Section):
     kl_horizon: int = Field(
         10_000,
         ge=1,
-        description="number of responses that determines how fast llm.kl_coef is adapted; larger = slower",
+        description="time scale for adapting llm.kl_coef, in responses; larger = slower",
     )
     score_clip: float = Field(0.0, ge=0, description="clip scores to [-score_clip, score_clip]; 0 = do not clip")
     score_normalize: Literal["none", "reference", "running"] = Field(
@@ -103,7 +103,7 @@ class LLM(Section):
         0.0, ge=0, description="amount subtracted from the score of a response without an end token"
     )
     lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
-    lora_alpha: int = Field(16, gt=0, description="the output of LoRA weights is multiplied by lora_alpha / lora_rank")
+    lora_alpha: int = Field(16, gt=0, description="multiply the output of the LoRA weights by lora_alpha / lora_rank")
     lora_targets: list[str] = Field(
         [], description="names of the layers that get LoRA weights; if not set, all linear layers"
     )

@@ -13,7 +13,7 @@ from ppo_unified.text import is_drawable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--readonly", action="store_true", help="show runs, but do not allow starting, stopping or changing them"
+        "--readonly", action="store_true", help="only show runs; disable starting, stopping and changing them"
     )
     add_runs_folder(parser)
 

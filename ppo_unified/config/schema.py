@@ -66,7 +66,7 @@ class PPO(Section):
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
     anneal_clip: bool = Field(False, description="decrease the clip range linearly to 0 during the run")
     clip_high: float = Field(
-        0.0, ge=0, description="upper limit of the ratio is 1 + clip_high instead of 1 + clip; 0 = use clip"
+        0.0, ge=0, description="upper limit of the ratio: 1 + clip_high instead of 1 + clip; 0 = use 1 + clip"
     )
     dual_clip: float = Field(
         0.0,
@@ -74,7 +74,7 @@ class PPO(Section):
         description="if the advantage is negative, limit the loss to this factor (> 1) times |advantage|; 0 = off",
     )
     value_clip: float = Field(
-        0.0, ge=0, description="clip the value to V_old +- value_clip in the value loss; 0 = do not clip"
+        0.0, ge=0, description="clip value estimates to V_old +- value_clip in the value loss; 0 = do not clip"
     )
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the total loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
