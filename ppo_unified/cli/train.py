@@ -21,7 +21,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
-    "These are the options of {} and their defaults. --name NAME, --runs DIR and --detach are also "
+    "These are the options of {} and their defaults. The flags --name NAME, --runs DIR and --detach are also "
     "accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a separate run is "
     "trained for each value. The runs are trained one after the other, or all at the same time with --detach."
 )
