@@ -412,7 +412,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         run_list(app).move_to("CartPole-v1__ppo__1")
         await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
-        assert "it is a log of another program" in notifications(app)
+        assert "it was written by another program" in notifications(app)
 
     drive(runs, act)
 
