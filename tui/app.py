@@ -213,7 +213,7 @@ class Terminal(App[None]):
 
     def action_help_quit(self) -> None:
         """Explain how to quit. Textual calls this on Ctrl-C."""
-        self.notify("Press q in the list of runs, or Ctrl-Q anywhere, to quit. Runs continue.", markup=False)
+        self.notify("Press q in the list of runs, or Ctrl-Q anywhere, to quit. Active runs continue.", markup=False)
 
     def action_command_palette(self) -> None:
         """Open Textual's command palette with a placeholder text in ASCII."""

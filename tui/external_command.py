@@ -31,7 +31,7 @@ def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
             _run_command(arguments)  # must not raise: the UI would not resume
     except SuspendNotSupported:
         command = clean(shlex.join(["ppo-unified", *arguments]))
-        app.notify(f"Can't suspend the UI here. Run in another shell: {command}", timeout=20, markup=False)
+        app.notify(f"Can't suspend the UI here. Run this in another shell: {command}", timeout=20, markup=False)
 
 
 def _run_command(arguments: Sequence[str]) -> None:

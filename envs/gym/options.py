@@ -19,26 +19,30 @@ class Gym(Section):
     """Options for the environment, the number of its parallel copies, and the scaling of observations and rewards."""
 
     env_id: str = Field(
-        "CartPole-v1", min_length=1, description="Gymnasium id, or module:EnvId to import the module first"
+        "CartPole-v1", min_length=1, description="id of a Gymnasium environment; module:EnvId imports the module first"
     )
     num_envs: int = Field(8, ge=1, description="number of parallel environments")
-    num_steps: int = Field(128, ge=2, description="steps in each environment per iteration")
+    num_steps: int = Field(128, ge=2, description="number of steps in each environment per iteration")
     vectorization: Literal["auto", "vector_entry_point", "sync", "async"] = Field(
         "auto",
-        description="vector_entry_point: the environment's own vector version; async: processes; sync: a loop; "
-        "auto: the fastest of these",
+        description="how to run the environments: vector_entry_point = with the environment's own vectorized "
+        "version, async = each in its own process, sync = in a loop in one process, auto = the fastest of these",
     )
     normalize_obs: bool = Field(
-        False, description="normalise observations by their running mean and variance, then clip to +-10"
+        False,
+        description="normalize observations with their running mean and variance, then clip them to [-10, 10]",
     )
     normalize_reward: bool = Field(
         False,
-        description="divide rewards by the running standard deviation of the discounted return, then clip to +-10",
+        description="divide rewards by the running standard deviation of the discounted return, then clip them to "
+        "[-10, 10]",
     )
     wrappers: list[str] = Field(
-        [], description="wrappers of each environment, innermost first: names in gymnasium.wrappers, or module:Class"
+        [],
+        description="wrappers to apply to each environment, innermost first: names in gymnasium.wrappers, or "
+        "module:Class",
     )
-    env_kwargs: dict[str, Any] = Field({}, description="arguments of the environment (on the command line: JSON)")
+    env_kwargs: dict[str, Any] = Field({}, description="keyword arguments for the environment, as a JSON object")
 
 
 class Policy(Section):
@@ -46,10 +50,12 @@ class Policy(Section):
 
     torso: Literal["mlp"] = Field("mlp", description="type of the network that computes features from observations")
     hidden: list[int] = Field([64, 64], description="width of each hidden layer")
-    activation: Literal["tanh", "relu", "elu", "silu"] = Field("tanh", description="activation after each hidden layer")
-    shared: bool = Field(False, description="policy and critic share all hidden layers")
+    activation: Literal["tanh", "relu", "elu", "silu"] = Field(
+        "tanh", description="activation function after each hidden layer"
+    )
+    shared: bool = Field(False, description="share all hidden layers between policy and critic")
     log_std_init: float = Field(
-        0.0, ge=-10, le=5, description="log of the initial standard deviation of continuous actions"
+        0.0, ge=-10, le=5, description="logarithm of the initial standard deviation of continuous actions"
     )
 
     @model_validator(mode="after")

@@ -18,26 +18,34 @@ TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
 class LLM(Section):
     """The options in the [llm] section."""
 
-    model: str = Field("", description="folder or hub id of a causal language model, or 'tiny' (built in, no download)")
+    model: str = Field(
+        "", description="folder or hub id of a causal language model, or 'tiny' (a built-in model, no download)"
+    )
     prompts: str = Field(
-        "", description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment)"
+        "",
+        description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); if not set, "
+        "'tiny' uses sentiment",
     )
     eval_prompts: str = Field(
-        "", description="file of held-out prompts; by default, every 10th prompt is held out if there are 100 or more"
+        "",
+        description="file of held-out prompts; if not set, every 10th prompt is held out, provided that there are at "
+        "least 100",
     )
     prompt_key: str = Field(
-        "", description="key of the prompt in each record; by default prompt, query, question or messages"
+        "",
+        description="key of the prompt in each record; if not set, the first of prompt, query, question and messages "
+        "that is present",
     )
     chat_template: bool = Field(
-        False, description="apply the chat template to plain-text prompts; message lists always use it"
+        False, description="apply the model's chat template to plain-text prompts; lists of messages always use it"
     )
     reward: str = Field(
         "",
-        description="module:function, a reward model (folder or hub id), exact, numeric, regex:PATTERN, "
-        "length:CHARACTERS or a built-in task",
+        description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
+        "regex:PATTERN, length:CHARACTERS or a built-in task; if not set, 'tiny' uses sentiment",
     )
     proxy_of: str = Field(
-        "", description="true reward that llm.reward approximates; only logged as reward/gold, not used in training"
+        "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"
     )
     max_new_tokens: int = Field(64, ge=1, description="maximum number of tokens in a response")
     temperature: float = Field(
@@ -47,17 +55,22 @@ class LLM(Section):
     group_size: int = Field(1, ge=1, description="number of responses to each prompt")
     critic: Literal["independent", "shared"] = Field(
         "independent",
-        description="a separate model, or a value head on the policy's hidden states (shared)",
+        description="a separate model as critic (independent), or a value head on the policy's hidden states (shared)",
     )
     critic_init: str = Field(
-        "policy", description="initial weights of an independent critic: policy, reward, or a model's folder or hub id"
+        "policy",
+        description="model whose weights initialize an independent critic: policy, reward (the reward model), or a "
+        "folder or hub id",
     )
     baseline: Literal["critic", "rloo", "grpo"] = Field(
-        "critic", description="baseline of the advantages: the critic, or the returns of other responses to the prompt"
+        "critic",
+        description="baseline of the advantages: the critic's values, or the returns of the responses to the same "
+        "prompt (rloo, grpo)",
     )
     reference: Literal["auto", "copy", "lora-off"] = Field(
         "auto",
-        description="reference model: a frozen copy or the policy without LoRA; auto = lora-off with LoRA, else copy",
+        description="reference model: a frozen copy, or the policy with LoRA turned off; "
+        "auto = lora-off if LoRA is used, otherwise copy",
     )
     reference_dtype: Literal["same", "float32", "bfloat16"] = Field(
         "same", description="precision of the reference copy's weights; same = llm.dtype"
@@ -66,21 +79,22 @@ class LLM(Section):
         "same", description="device of the reference copy; same = the policy's device"
     )
     kl: Literal["k1", "abs", "k2", "k3", "full"] = Field(
-        "k1", description="KL estimate used in the reward; k1, k2, k3 and full are always logged"
+        "k1", description="KL estimator used in the reward; k1, k2, k3 and full are always logged"
     )
     kl_coef: float = Field(0.05, ge=0, description="weight of the KL penalty at every token; 0 = off")
     kl_target: float = Field(
-        0.0, ge=0, description="target KL per response; llm.kl_coef is adapted to reach it; 0 = llm.kl_coef is constant"
+        0.0, ge=0, description="adapt llm.kl_coef to keep the KL per response near this value; 0 = do not adapt it"
     )
     kl_horizon: int = Field(
         10_000,
         ge=1,
-        description="horizon of the adaptation of llm.kl_coef, in responses; larger = slower adaptation",
+        description="time scale for adapting llm.kl_coef, in responses; larger = slower",
     )
-    score_clip: float = Field(0.0, ge=0, description="clip scores to the range from -score_clip to score_clip; 0 = off")
+    score_clip: float = Field(0.0, ge=0, description="clip scores to [-score_clip, score_clip]; 0 = do not clip")
     score_normalize: Literal["none", "reference", "running"] = Field(
         "none",
-        description="normalize scores with the mean and std of the reference's scores or of all scores so far",
+        description="normalize scores with the mean and standard deviation of the reference model's scores (reference) "
+        "or of all scores so far (running)",
     )
     whiten_rewards: bool = Field(
         False, description="scale the rewards of each rollout to variance 1 without changing their mean"
@@ -89,10 +103,12 @@ class LLM(Section):
         0.0, ge=0, description="amount subtracted from the score of a response without an end token"
     )
     lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
-    lora_alpha: int = Field(16, gt=0, description="LoRA outputs are multiplied by lora_alpha / lora_rank")
-    lora_targets: list[str] = Field([], description="names of the layers with LoRA weights; [] = all linear layers")
+    lora_alpha: int = Field(16, gt=0, description="multiply the output of the LoRA weights by lora_alpha / lora_rank")
+    lora_targets: list[str] = Field(
+        [], description="names of the layers that get LoRA weights; if not set, all linear layers"
+    )
     quantize: Literal["none", "4bit"] = Field(
-        "none", description="store the frozen base model in 4 bits, which needs a GPU"
+        "none", description="quantization of the frozen base model; 4bit requires a GPU"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of matrix products and frozen weights; trained weights stay float32"
@@ -100,9 +116,9 @@ class LLM(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, which takes longer but needs less memory"
     )
-    ptx_data: str = Field("", description="file of texts for InstructGPT's pretraining loss")
-    ptx_coef: float = Field(0.0, ge=0, description="weight of the pretraining loss; 0 = off")
-    ptx_batch: int = Field(8, ge=1, description="number of pretraining texts per optimizer step")
+    ptx_data: str = Field("", description="file of examples for InstructGPT's pretraining loss")
+    ptx_coef: float = Field(0.0, ge=0, description="weight of InstructGPT's pretraining loss; 0 = off")
+    ptx_batch: int = Field(8, ge=1, description="number of pretraining examples per optimizer step")
 
     @property
     def prompts_name(self) -> str:
@@ -150,7 +166,10 @@ class LLMConfig(RunConfig):
 
     kind: Literal["llm"] = Field("llm", description="name of the adapter")
     threads: int = Field(
-        default_factory=lambda: min(16, os.cpu_count() or 1), ge=1, le=256, description="CPU threads for torch"
+        default_factory=lambda: min(16, os.cpu_count() or 1),
+        ge=1,
+        le=256,
+        description="number of CPU threads for PyTorch",
     )
     llm: LLM = LLM()
     ppo: TokenPPO = TokenPPO()

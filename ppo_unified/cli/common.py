@@ -52,9 +52,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def add_run(parser: argparse.ArgumentParser, many: str = "") -> None:
-    about = "run name, path of a run folder, or 'latest'"
+    about = "name of a run, path of its folder, or 'latest'"
     if many == "*":
-        about = "run name, path, or 'latest' (default: all runs)"
+        about = "name of a run, path of its folder, or 'latest' (default: all runs)"
     if many:
         parser.add_argument("run", nargs=many, metavar="RUN", help=about)
     else:
@@ -85,7 +85,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="checkpoint: best, latest, or a step (default: best)",
+        help="checkpoint to load: best, latest, or a step number (default: best)",
     )
 
 

@@ -19,11 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
     parser.add_argument(
-        "--episodes", type=integer, default=100, metavar="N", help="number of episodes or prompts (default: 100)"
+        "--episodes",
+        type=integer,
+        default=100,
+        metavar="N",
+        help="number of episodes or held-out prompts (default: 100)",
     )
-    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the evaluation (default: 0)")
+    parser.add_argument(
+        "--seed", type=integer, default=0, metavar="N", help="random seed of the evaluation (default: 0)"
+    )
     parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
-    parser.add_argument("--video", action="store_true", help="save one episode as a GIF in the export folder")
+    parser.add_argument("--video", action="store_true", help="save one episode as a GIF in the run's export folder")
     add_json(parser)
     add_runs_folder(parser)
 

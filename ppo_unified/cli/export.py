@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
-    parser.add_argument("--merged", action="store_true", help="merge the LoRA weights into the model's weights")
+    parser.add_argument("--merged", action="store_true", help="export the model with its LoRA weights merged into it")
     add_runs_folder(parser)
 
 

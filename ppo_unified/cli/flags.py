@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ppo_unified.cli.common import Parser
 from ppo_unified.config.registry import all_adapters, config_model
-from ppo_unified.config.schema import RunConfig, typed_options, validate
+from ppo_unified.config.schema import LARGEST_WHOLE, RunConfig, typed_options, validate
 from ppo_unified.config.suggestions import suggest
 from ppo_unified.config.values import (
     bounds_of,
@@ -114,8 +114,8 @@ def _make_parser(config: RunConfig, prog: str, about: str) -> Parser:
 
 
 def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, value: Any) -> None:
-    kind, bounds = kind_of(declared), bounds_of(declared)
-    text = f"{declared.description} (default: {format_value(value) or 'none'})".replace("%", "%%")
+    kind, bounds = kind_of(declared), bounds_of(declared).removesuffix(f" and <= {LARGEST_WHOLE}")
+    text = f"{declared.description} (default: {format_value(value) or 'not set'})".replace("%", "%%")
     if kind == "bool":
         flags = (flag_name(option), negative_flag(option))
         group.add_argument(*flags, dest=option, nargs="?", const="", action=_Switch, help=text)

@@ -19,12 +19,14 @@ from ppo_unified.text import can_color, clean, print_out
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--iteration", type=integer, metavar="N", help="stored iteration (default: the newest)")
+    parser.add_argument(
+        "--iteration", type=integer, metavar="N", help="stored iteration to print (default: the newest)"
+    )
     parser.add_argument(
         "--sample",
         default="0",
         metavar="N",
-        help="sample number, counted from 0, or all (default: 0)",
+        help="number of the sample to print, counted from 0, or 'all' (default: 0)",
     )
     add_json(parser)
     add_runs_folder(parser)

@@ -20,24 +20,24 @@ from ppo_unified.text import print_err
 
 COMMANDS = {  # name -> help; each command's module has the functions `add_arguments` and `run`
     "tui": "Open the terminal UI to start and watch runs",
-    "envs": "List the presets with their expected scores and times",
+    "envs": "List the presets with their expected scores and training times",
     "recipes": "List, show or compare the settings of published systems",
-    "train": "Train a preset, a TOML file or a Gymnasium environment",
-    "resume": "Resume a run in its folder, optionally with new options",
-    "stop": "Save a checkpoint and stop a run",
+    "train": "Start a training run from a preset, a TOML file or an environment id",
+    "resume": "Resume a run in its folder, optionally with changed options",
+    "stop": "Stop a run after saving a checkpoint",
     "rename": "Rename a run",
-    "note": "Print, write or remove the note of a run",
+    "note": "Print, write or remove a run's note",
     "delete": "Delete runs permanently",
     "runs": "List runs, optionally filtered by a query",
-    "show": "Draw the curves of runs as text, or print CSV or JSON",
+    "show": "Draw the curves of runs in the terminal, or print them as CSV or JSON",
     "eval": "Evaluate a run's policy on new episodes or held-out prompts",
     "play": "Watch a run's policy act, or talk to a language model",
-    "inspect": "Print every quantity of PPO at every step of a sample",
+    "inspect": "Print every PPO quantity at every step of a stored sample",
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model for llm.reward on preference pairs",
-    "prove": "Verify that both adapters give the engine the same numbers",
-    "regress": "Compare this checkout's engine with the committed baseline",
+    "prove": "Verify that both adapters pass identical numbers to the engine",
+    "regress": "Check that this checkout solves a preset as fast as the baseline",
     "tensorboard": "Start TensorBoard on 127.0.0.1",
     "doctor": "Check the installation and suggest fixes",
 }
@@ -48,7 +48,9 @@ WITH_FLAGS = {"train": "TARGET", "resume": "RUN"}
 def make_parser() -> Parser:
     """Return the parser for arguments before the command. Its help lists the commands."""
     about = "Train Gymnasium environments and language models with the same PPO engine."
-    more = "Without a command, ppo-unified opens the terminal UI.\nThe help of a command: ppo-unified COMMAND --help"
+    more = (
+        "Without a command, ppo-unified opens the terminal UI.\nFor help on a command, run: ppo-unified COMMAND --help"
+    )
     parser = Parser(prog="ppo-unified", description=about, epilog=more)
     parser.add_argument("--version", action="version", version=f"ppo-unified {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)

@@ -13,7 +13,7 @@ from ppo_unified.text import clean_lines, print_out
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument(
-        "text", nargs="?", metavar="TEXT", help="new note; '' removes the note (default: print the note)"
+        "text", nargs="?", metavar="TEXT", help="text of the new note; '' removes the note (default: print the note)"
     )
     add_runs_folder(parser)
 

@@ -34,15 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of episodes or held-out prompts (default: 1)",
     )
-    parser.epilog = "A language model answers the prompts on stdin unless --episodes is given."
-    parser.add_argument("--seed", type=integer, default=0, metavar="N", help="seed of the first episode (default: 0)")
+    parser.epilog = "If the run trained a language model, it answers prompts from stdin unless --episodes is given."
+    parser.add_argument(
+        "--seed", type=integer, default=0, metavar="N", help="random seed of the first episode (default: 0)"
+    )
     parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
     parser.add_argument(
         "--fps",
         type=number,
         default=0.0,
         metavar="RATE",
-        help="frames per second (default: the environment's)",
+        help="frames per second (default: the environment's rate)",
     )
     add_runs_folder(parser)
 

@@ -20,7 +20,7 @@ _WIDEST = 120  # columns of a note if stdout is not a terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    about = "recipe to show, or two to compare (default: list all)"
+    about = "one recipe to show, or two to compare (default: list all recipes)"
     parser.add_argument("names", nargs="*", metavar="NAME", help=about)
     add_json(parser)
 

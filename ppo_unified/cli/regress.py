@@ -25,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="cartpole",
         metavar="PRESET",
-        help="preset with a baseline (default: cartpole)",
+        help="preset to train (default: cartpole)",
     )
-    parser.add_argument("--seeds", type=integer, default=3, metavar="N", help="number of seeds to train (default: 3)")
+    parser.add_argument(
+        "--seeds", type=integer, default=3, metavar="N", help="number of seeds to train with (default: 3)"
+    )
     parser.add_argument(
         "--baseline",
         type=Path,

@@ -23,11 +23,11 @@ TOTALS = ("total_steps", "total_iterations")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "To change an option, add --section.key VALUE, such as --optim.lr 1e-4.\n"
-        "List all options with their defaults: ppo-unified train PRESET --help"
+        "To list all options with their defaults, run: ppo-unified train PRESET --help"
     )
     add_run(parser)
-    parser.add_argument("--total-steps", metavar="N", help="new limit on the steps (default: unchanged)")
-    parser.add_argument("--total-iterations", metavar="N", help="new limit on the iterations (default: unchanged)")
+    parser.add_argument("--total-steps", metavar="N", help="new total number of steps (default: unchanged)")
+    parser.add_argument("--total-iterations", metavar="N", help="new total number of iterations (default: unchanged)")
     add_detach(parser)
     add_runs_folder(parser)
 

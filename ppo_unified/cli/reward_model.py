@@ -30,23 +30,35 @@ PACKAGES = ("torch", "transformers", "trl", "peft")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, help="base model: folder, Hub id, or 'tiny'")
-    add("--data", required=True, type=Path, metavar="FILE", help="JSON file with prompt, chosen and rejected")
+    add("--model", required=True, help="base model: a folder, a hub id, or 'tiny'")
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".jsonl or .json file with the keys prompt, chosen and rejected",
+    )
     add("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
     numbers = (  # flag, type, default, metavar, help
         ("--epochs", integer, 1, "N", "number of passes over the pairs (default: 1)"),
-        ("--lr", number, 0.0, "RATE", "learning rate (default: 1e-5, LoRA 1e-4, tiny 1e-3)"),
+        ("--lr", number, 0.0, "RATE", "learning rate (default: 1e-5; with LoRA 1e-4; for tiny 1e-3)"),
         ("--batch", integer, 8, "N", "number of pairs per optimizer step (default: 8)"),
-        ("--max-length", integer, 0, "TOKENS", "maximum tokens per pair (default: 1024)"),
-        ("--lora-rank", integer, 0, "RANK", "LoRA rank, or 0 to train all weights (default: 0)"),
-        ("--eval-share", number, 0.1, "SHARE", "fraction of held-out pairs (default: 0.1)"),
-        ("--seed", integer, 0, "N", "seed of new weights and data order (default: 0)"),
+        ("--max-length", integer, 0, "TOKENS", "skip pairs with more tokens than this (default: 1024)"),
+        ("--lora-rank", integer, 0, "RANK", "rank of the LoRA weights; 0 = train all weights (default: 0)"),
+        ("--eval-share", number, 0.1, "SHARE", "fraction of the pairs to hold out for evaluation (default: 0.1)"),
+        ("--seed", integer, 0, "N", "random seed for new weights and the order of the pairs (default: 0)"),
     )
     for flag, kind, default, metavar, about in numbers:
         add(flag, type=kind, default=default, metavar=metavar, help=about)
     add("--lora-only", action="store_true", help="save only the LoRA weights and the score head")
     devices = ("auto", "cpu", "cuda")
-    add("--device", choices=devices, default="auto", metavar="DEVICE", help="auto, cpu, or cuda (default: auto)")
+    add(
+        "--device",
+        choices=devices,
+        default="auto",
+        metavar="DEVICE",
+        help="device for training: auto, cpu or cuda (default: auto)",
+    )
     add_json(parser)
 
 

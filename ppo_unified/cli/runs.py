@@ -16,11 +16,13 @@ from ppo_unified.text import can_color, clean, print_err, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("query", nargs="*", metavar="QUERY", help="terms that must all match (default: list all runs)")
+    parser.add_argument(
+        "query", nargs="*", metavar="QUERY", help="list only runs that match all terms (default: all runs)"
+    )
     parser.epilog = (
         "A term is a word, key:value, or a comparison (> >= < <= =) such as score>400.\n"
         "The term !x excludes the runs that match x. The term x|y matches x or y.\n"
-        "Double quotes keep spaces in a term: ppo-unified runs 'reason:\"no GPU\"'"
+        "Put double quotes around a value with spaces: ppo-unified runs 'reason:\"no GPU\"'"
     )
     add_json(parser)
     add_runs_folder(parser)

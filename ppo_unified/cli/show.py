@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help="metric to draw, can be repeated (default: the main ones)",
+        help="metric to draw; repeat the flag to draw several (default: the main metrics)",
     )
     parser.add_argument("--csv", action="store_true", help="print all points as CSV")
     add_json(parser)

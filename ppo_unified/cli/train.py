@@ -21,9 +21,9 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
-    "Options of {} with their defaults. --name NAME, --runs DIR and --detach are also accepted. If an option has "
-    "several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, each value is trained in a separate run: one after "
-    "the other, or all at the same time with --detach."
+    "These are the options of {} and their defaults. The flags --name NAME, --runs DIR and --detach are also "
+    "accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a separate run is "
+    "trained for each value. The runs are trained one after the other, or all at the same time with --detach."
 )
 
 
@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target",
         nargs="?",
         metavar="TARGET",
-        help="preset, TOML file, Gymnasium id, or module:EnvId",
+        help="preset, TOML file, Gymnasium environment id, or module:EnvId",
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this help, or all options of the target")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="show this help; with TARGET, list all of its options"
+    )
     parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
-    parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
+    parser.add_argument("--name", default="", help="name of the run folder (default: made from preset and seed)")
     add_detach(parser)
     add_runs_folder(parser)
 
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Validate the options, create the run folders and train, in this process or in the background."""
     if options.target is None and options.help:
         options.parser.print_help()
-        print("\nList all options of a preset with their defaults: ppo-unified train cartpole --help")
+        print("\nTo list all options of a preset with their defaults, run: ppo-unified train cartpole --help")
         return 0
     if options.target is None:
         raise UsageError(

@@ -12,7 +12,9 @@ from ppo_unified.text import is_drawable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--readonly", action="store_true", help="only show runs; do not start, stop or change them")
+    parser.add_argument(
+        "--readonly", action="store_true", help="only show runs; disable starting, stopping and changing them"
+    )
     add_runs_folder(parser)
 
 

@@ -36,24 +36,28 @@ class PPO(Section):
     """Options of the PPO update."""
 
     epochs: int = Field(10, ge=1, description="number of passes over each rollout")
-    minibatches: int = Field(4, ge=1, description="minibatches per epoch; each is one optimizer step")
+    minibatches: int = Field(4, ge=1, description="number of minibatches per epoch; each takes one optimizer step")
     microbatch_columns: int = Field(
-        65536, ge=1, description="maximum columns per forward pass, including padding; a lower number saves memory"
+        65536,
+        ge=1,
+        description="maximum number of steps per forward pass, including padding; a lower number saves memory",
     )
     gamma: float = Field(0.99, ge=0, le=1, description="discount factor per step")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 0 = rely on the critic, 1 = rely on the rewards")
     advantage: Literal["gae", "td", "reward-to-go", "return"] = Field(
-        "gae", description="advantage estimator: GAE, one-step TD error, reward-to-go, or the return of the episode"
+        "gae", description="advantage estimator: GAE, one-step TD error, reward-to-go, or the episode's return"
     )
     value_target: Literal["lambda", "monte-carlo"] = Field(
         "lambda",
-        description="training target of the value: lambda = GAE + V_old, monte-carlo = discounted sum of rewards",
+        description="target for the critic: lambda = GAE + V_old, monte-carlo = discounted sum of rewards",
     )
     normalize_advantages: Literal["batch", "minibatch", "none"] = Field(
-        "minibatch", description="scale advantages to mean 0, variance 1 over the batch, each minibatch, or not at all"
+        "minibatch",
+        description="normalize advantages to mean 0 and variance 1 over the batch or over each minibatch; "
+        "none = do not normalize",
     )
     loss_mean: Literal["token", "sequence"] = Field(
-        "token", description="averaging of the loss: equal weight for every token, or for every sequence"
+        "token", description="how the loss is averaged: with equal weight for every token, or for every sequence"
     )
     objective: Literal["clip", "penalty", "ratio", "policy-gradient"] = Field(
         "clip",
@@ -61,21 +65,25 @@ class PPO(Section):
     )
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
     anneal_clip: bool = Field(False, description="decrease the clip range linearly to 0 during the run")
-    clip_high: float = Field(0.0, ge=0, description="clip the ratio to 1 + clip_high instead of 1 + clip; 0 = off")
+    clip_high: float = Field(
+        0.0, ge=0, description="upper limit of the ratio: 1 + clip_high instead of 1 + clip; 0 = use 1 + clip"
+    )
     dual_clip: float = Field(
         0.0,
         ge=0,
         description="if the advantage is negative, limit the loss to this factor (> 1) times |advantage|; 0 = off",
     )
-    value_clip: float = Field(0.0, ge=0, description="clip the value to V_old +- this in the value loss; 0 = off")
+    value_clip: float = Field(
+        0.0, ge=0, description="clip value estimates to V_old +- value_clip in the value loss; 0 = do not clip"
+    )
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the total loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     penalty_coef: float = Field(1.0, gt=0, description="weight of KL(old || new) in the penalty objective")
     penalty_target: float = Field(
-        0.0, ge=0, description="adapt penalty_coef to keep KL near this value; 0 = fixed coefficient"
+        0.0, ge=0, description="adapt ppo.penalty_coef to keep the KL near this value; 0 = do not adapt it"
     )
     target_kl: float = Field(
-        0.0, ge=0, description="end the update early once the KL of a minibatch exceeds this; 0 = off"
+        0.0, ge=0, description="end the update early once the KL of a minibatch exceeds this value; 0 = off"
     )
     critic_warmup: int = Field(0, ge=0, description="number of initial iterations that train only the critic")
 
@@ -87,7 +95,7 @@ class Optim(Section):
     anneal: bool = Field(True, description="decrease the learning rates linearly to 0 during the run")
     joint: bool = Field(True, description="train policy and critic with one Adam optimizer instead of two")
     critic_lr: float = Field(
-        0.0, ge=0, le=1, description="learning rate of the critic if joint is false; 0 = same as lr"
+        0.0, ge=0, le=1, description="learning rate of the critic if optim.joint is false; 0 = same as optim.lr"
     )
     eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
     betas: list[float] = Field(
@@ -95,7 +103,7 @@ class Optim(Section):
     )
     max_grad_norm: float = Field(0.5, ge=0, description="maximum gradient norm; larger gradients are clipped; 0 = off")
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="action if a loss or gradient is NaN or infinite: stop the run, or skip the minibatch"
+        "stop", description="what to do if a loss or gradient is NaN or infinite: stop the run, or skip the minibatch"
     )
 
     @model_validator(mode="after")
@@ -108,17 +116,22 @@ class Optim(Section):
 class Checkpoint(Section):
     """Options for checkpoints."""
 
-    every_s: float = Field(60.0, gt=0, description="seconds between checkpoints")
-    keep: int = Field(2, ge=1, description="number of latest checkpoints to keep, in addition to the best one")
+    every_s: float = Field(60.0, gt=0, description="number of seconds between checkpoints")
+    keep: int = Field(2, ge=1, description="number of recent checkpoints to keep, in addition to the best one")
 
 
 class Eval(Section):
     """Options for the greedy evaluations during training, whose scores determine the best checkpoint."""
 
-    every_steps: int = Field(20_000, ge=0, description="steps between evaluations; 0 = only at the end of the run")
-    episodes: int = Field(20, ge=1, description="episodes per evaluation, with fixed seeds that training does not use")
+    every_steps: int = Field(
+        20_000, ge=0, description="number of steps between evaluations; 0 = evaluate only at the end of the run"
+    )
+    episodes: int = Field(
+        20, ge=1, description="number of episodes per evaluation; their seeds are fixed and not used in training"
+    )
     threshold: float | None = Field(
-        None, description="score that solves the task, confirmed by two evaluations of 100 new episodes"
+        None,
+        description="score at which the task counts as solved, once two evaluations of 100 new episodes confirm it",
     )
     at_start: bool = Field(False, description="also evaluate before the first iteration")
 
@@ -126,9 +139,9 @@ class Eval(Section):
 class Log(Section):
     """Options for the event file and stored samples."""
 
-    every: int = Field(1, ge=1, description="iterations between entries in the event file")
+    every: int = Field(1, ge=1, description="number of iterations between entries in the event file")
     samples_every: int = Field(
-        20, ge=0, description="iterations between stored samples (for `inspect`) and histograms; 0 = never"
+        20, ge=0, description="number of iterations between stored samples (for `inspect`) and histograms; 0 = never"
     )
 
 
@@ -154,7 +167,7 @@ class RunConfig(Section):
         0, ge=0, le=LARGEST_WHOLE, description="length of the run in iterations; 0 = no limit"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="device for training; auto = selected by the adapter"
+        "auto", description="device for training; auto = a GPU for language models if there is one, otherwise the CPU"
     )
     threads: int = Field(1, ge=1, le=256, description="number of CPU threads for PyTorch; 1 is best for small networks")
     stop_when_solved: bool = Field(False, description="end the run once the task is solved (see eval.threshold)")

@@ -141,10 +141,10 @@ class StoredIteration:
         advantages = {
             "gae": "A = delta + gamma*lam*A'",
             "td": "A = delta",
-            "reward-to-go": "A = r + gamma*A' (V' instead of A' if the rollout cuts the episode)",
+            "reward-to-go": "A = r + gamma*A' (V' instead of A' if the rollout ends before the episode)",
             "return": "A = sum of the episode's discounted rewards from its first step in the rollout",
         }
-        to_go = "return = r + gamma*return' (V' instead of return' if the rollout cuts the episode)"
+        to_go = "return = r + gamma*return' (V' instead of return' if the rollout ends before the episode)"
         returns = f"return = {'A' if self.advantage_kind == 'gae' else 'GAE'} + V"
         formulas = (
             "delta = r + gamma*V' - V",

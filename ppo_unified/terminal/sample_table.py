@@ -72,7 +72,7 @@ def _title(sample: Mapping[str, Any], count: int) -> str:
     steps = sample["steps"]
     end = "continues" if steps[-1]["continues"] else "ends"
     length = f"{len(steps)} step{'s' if len(steps) > 1 else ''}, then the episode {end}"
-    return f"Sample {sample['sample']} (of 0 to {count - 1}), row {sample['row']} of the rollout: {length}"
+    return f"Sample {sample['sample']} (available: 0 to {count - 1}), row {sample['row']} of the rollout: {length}"
 
 
 def _format_columns(steps: Steps) -> dict[str, list[str]]:

@@ -272,7 +272,7 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
         app.screen.query_one(Input).value = "nothing-of-that-name"
         await wait_until(pilot, lambda: not listed_keys(app))
         await pilot.press("enter")
-        assert "No run matches the filter (total: 3)." in screen_text(app)
+        assert "None of the 3 runs matches the filter." in screen_text(app)
 
     drive(runs, act)
 
@@ -412,7 +412,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         run_list(app).move_to("CartPole-v1__ppo__1")
         await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
-        assert "it is a log of another program" in notifications(app)
+        assert "it was written by another program" in notifications(app)
 
     drive(runs, act)
 

@@ -632,7 +632,7 @@ def test_keys_zoom_and_pan_the_window(size: tuple[int, int]) -> None:
         window = shown_window(plots)
         assert window.right == 3000
         assert plots.settings.follow
-        assert "zoomed, following" in page_line(plots)
+        assert "zoomed, following new data" in page_line(plots)
         app.source.grow("eval/score", 400)
         app.show()
         await pilot.pause()

@@ -450,7 +450,7 @@ def test_stored_samples_are_shown_without_responses(tmp_path: Path) -> None:
         write_samples(run, 1)
         write_samples(run, 7)
         await wait_until(pilot, lambda: "iteration 7" in widget_text(page, "#samples Static"))
-        assert "Sample 1 (of 0 to 1)" in widget_text(page, "#samples Static")
+        assert "Sample 1 (available: 0 to 1)" in widget_text(page, "#samples Static")
         await pilot.press("left_curly_bracket")
         await wait_until(pilot, lambda: "iteration 1" in widget_text(page, "#samples Static"))
 

@@ -199,7 +199,7 @@ class Plots(Widget):
             self._arrange()
 
         ask = PromptDialog(
-            "Show only metrics whose name contains one of these words",
+            "Show only metrics whose name contains any of these words",
             self.settings.words,
             "kl loss return",
             preview=preview,

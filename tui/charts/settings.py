@@ -46,7 +46,7 @@ class Settings:
         parts += [f"group {clean(self.group)}/"] if self.group else []
         parts += [f"words: {clean(self.words)}"] if self.words else []
         if self.window is not None:
-            parts.append("zoomed, following" if self.follow else "zoomed")
+            parts.append("zoomed, following new data" if self.follow else "zoomed")
         return parts
 
     def to_dict(self) -> dict[str, Any]:

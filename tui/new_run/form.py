@@ -32,14 +32,14 @@ NAME_FIELD = Field(
     NAME,
     "",
     "text",
-    "name of the run folder; if empty, the preset and the seed form the name",
+    "name of the run folder; if empty, it is made from the preset and the seed",
     "text",
     (),
     "",
     True,
 )
-SEVERAL = "; several seeds, such as 1-5 or 1,2,7, start one run each"
-MANY = "  several values, separated by commas, start one run each"
+SEVERAL = "; with several seeds, such as 1-5 or 1,2,7, one run is started for each"
+MANY = "  with several values, separated by commas, one run is started for each"
 
 
 class Form(Screen[None]):
@@ -153,8 +153,8 @@ class Form(Screen[None]):
             return Content.styled("\n".join(clean(line) for text in errors for line in text.split("\n")), "$text-error")
         target = clean(self.target) + (f" with recipe {clean(self.recipe)}" if self.recipe else "")
         runs = f"{verdict.runs} runs" if verdict.runs > 1 else "1 run"
-        changes = [f"{d.option} {clean(d.before) or 'none'} -> {clean(d.after) or 'none'}" for d in verdict.differences]
-        return Content(f"{runs} of {target}" + (": " + ", ".join(changes) if changes else ", default options"))
+        changes = [f"{d.option} {_shown(d.before)} -> {_shown(d.after)}" for d in verdict.differences]
+        return Content(f"{runs} of {target}" + (": " + ", ".join(changes) if changes else ", with default options"))
 
     def show_start_error(self, text: str) -> None:
         """Show why the started process failed, until the input changes."""
@@ -272,15 +272,19 @@ def _expectation(about: form_model.TargetChoice) -> str:
     return "; ".join(clean(part) for part in (about.title, score, time) if part)
 
 
+def _shown(value: str) -> str:
+    return clean(value) or "not set"
+
+
 def _short_help(field: Field) -> str:
     expected = f" ({field.expected})" if field.kind in ("int", "float", "list", "table") else ""
-    return f"{field.name}: {field.description}{expected}. Default: {clean(field.default) or 'none'}"
+    return f"{field.name}: {field.description}{expected}. Default: {_shown(field.default)}"
 
 
 def _full_help(field: Field) -> str:
     many = [MANY] if field.kind in ("int", "float") else []
     lines = [field.name, f"  {field.description}", f"  {field.expected}", *many]
-    return "\n".join([*lines, f"  default: {clean(field.default) or 'none'}"])
+    return "\n".join([*lines, f"  default: {_shown(field.default)}"])
 
 
 class Recipes(ModalScreen[str | None]):
@@ -290,7 +294,7 @@ class Recipes(ModalScreen[str | None]):
 
     def __init__(self, known: Sequence[tuple[str, str]], current: str) -> None:
         super().__init__()
-        self.recipes = [("", "No recipe: the target's own options"), *known]
+        self.recipes = [("", "No recipe: use the target's own options"), *known]
         self.current = current
 
     def compose(self) -> ComposeResult:

@@ -147,7 +147,7 @@ class LogView(ScrollView, can_focus=True):
         style = self.rich_style
         if self._heading() and row == 0:
             style = self.get_component_rich_style("log-view--dim")
-            text = f"(earlier lines: {clean(self.tail.path)})" if self.tail.skipped else "The log is empty."
+            text = f"(earlier lines are in {clean(self.tail.path)})" if self.tail.skipped else "The log is empty."
         else:
             rows = row - self._heading()
             after = self._tail_rows() if rows >= len(self._rows) else []

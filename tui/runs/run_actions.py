@@ -44,7 +44,7 @@ class RunActions(Screen[None]):
         if entry is None:
             self.notify("No run is selected.", severity="warning", markup=False)
         elif entry.foreign:
-            self.notify(f"Cannot {what} {clean(entry.key)}: it is a log of another program.", markup=False)
+            self.notify(f"Cannot {what} {clean(entry.key)}: it was written by another program.", markup=False)
         else:
             return entry
         return None
@@ -103,7 +103,7 @@ class RunActions(Screen[None]):
             if text:
                 self._resume(Run(entry.path), f"--total-steps={text}")
 
-        title = f"{clean(entry.key)} finished after {step:,} steps. New step total:"
+        title = f"{clean(entry.key)} finished after {step:,} steps. New total number of steps:"
         self.app.push_screen(PromptDialog(title, str(2 * step), check=check), on_answer)
 
     def action_rerun(self) -> None:

@@ -16,8 +16,8 @@ GAP = 2  # columns between two facts
 SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cut to one line
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 UNEXPLAINED = {  # states for which run.json contains no reason
-    "crashed": "The process ended without recording a reason. Press 6 for the end of its log.",
-    "stalled": "The process is alive but has not updated its heartbeat. Press 3 for its log.",
+    "crashed": "The process ended without recording a reason. Press 6 to see the end of its log.",
+    "stalled": "The process is alive but has not updated its heartbeat. Press 3 to see its log.",
 }
 
 

@@ -189,7 +189,7 @@ class RunPage(RunActions):
             return
         self._seeds_grouped = grouped
         if grouped and not self._siblings():
-            self.notify(f"No other run has the same options as {clean(self.key)} with another seed.", markup=False)
+            self.notify(f"No other run differs from {clean(self.key)} only in the seed.", markup=False)
         self._draw_curves()
 
     def _draw_curves(self) -> None:

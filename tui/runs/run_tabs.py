@@ -168,7 +168,7 @@ class System(TextTab):
         if curves:
             lines += ["", *format_table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
-            lines += ["", "No system metrics yet. A running run logs them every second."]
+            lines += ["", "No system metrics yet. An active run logs them every second."]
         for tag, curve in curves.items():
             if tag.startswith("system/") and len(curve.steps) > 1:
                 line = Line(tag, curve.steps, curve.values)
@@ -315,5 +315,5 @@ def _stored_lines(run: Run, iteration: int, width: int) -> list[str]:
     each, width = [stored.document(number, there[number]) for number in range(chosen)], max(40, width)
     meanings, tables = format_samples(each, len(there), stored.quantities(), width)
     if chosen < len(there):
-        tables += ["", f"{len(there) - chosen} more samples: ppo-unified inspect {clean(run.name)} --sample all"]
+        tables += ["", f"To see all {len(there)} samples: ppo-unified inspect {clean(run.name)} --sample all"]
     return [*wrap_text(stored.summary(run.name), width), "", *tables, "", *meanings]

@@ -96,7 +96,7 @@ class RunsScreen(RunActions):
             chosen, self._query_error = everything, str(error)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
-        runs.empty = f"No run matches the filter (total: {len(everything)})." if everything else NO_RUNS
+        runs.empty = f"None of the {len(everything)} runs matches the filter." if everything else NO_RUNS
         chosen = sort_entries(chosen, state.sorted_by, state.reverse)
         runs.show(chosen, self._marks())
         self._resize_list()
