@@ -20,7 +20,7 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status
+from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status, steps_left
 from ppo_unified.runs.metrics import AWAITED, sort_tags
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry
@@ -264,8 +264,8 @@ class _RunRecord:
 
     def _update_entry(self, state: str) -> None:
         speed, status = self._speed(state), self.status
-        left = status.total_steps - status.step
-        eta_s = left / speed if speed and left > 0 and state in ("starting", "running") else None
+        left = steps_left(status)
+        eta_s = left / speed if speed and left and state in ("starting", "running") else None
         entry = Entry(self._key, self._run.path, False, status, state, self._note, speed, eta_s, self._problem)
         if entry != self.entry:
             self.entry = entry

@@ -27,16 +27,16 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     """Play episodes and yield their frames. Episode k (1, 2, ...) is reset with the seed `seed` + k - 1.
 
     `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the
-    environment supports is rendered; if `shows` is empty, nothing is rendered. Raises UsageError before the first frame
-    if the environment supports none of these kinds.
+    environment supports is rendered. If it supports none of them, a text frame contains the observation; if `shows` is
+    empty, nothing is rendered. Raises UsageError before the first frame if only a picture is accepted, but the
+    environment cannot render one.
     """
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
     player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator)
-    return _play_episodes(
-        env, player, adapter.actions, options.env_id, range(seed, seed + episodes), 1 / fps, max_episode_length(options)
-    )
+    seeds, longest = range(seed, seed + episodes), max_episode_length(options)
+    return _play_episodes(env, player, adapter.actions, options.env_id, seeds, 1 / fps, longest, "text" in shows)
 
 
 def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any], float]:
@@ -46,11 +46,11 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
     env = make_env(options)
     modes = env.metadata.get("render_modes") or []
     fps = float(env.metadata.get("render_fps") or FPS)
-    if not shows:
-        return env, fps
-    env.close()
     wanted = [RENDER_MODES[kind] for kind in shows]
     mode = next((mode for mode in wanted if mode in modes), None)
+    if mode is None and (not shows or "text" in shows):
+        return env, fps
+    env.close()
     if mode is None:
         raise UsageError(
             f"{options.env_id}: cannot render this environment: expected a render mode {' or '.join(wanted)}, got "
@@ -77,18 +77,27 @@ def _play_episodes(
     seeds: range,
     seconds: float,
     max_steps: int,
+    describe: bool,
 ) -> Iterator[Frame]:
+    """Yield the frames of each episode. With `describe`, a frame that is not rendered contains the observation."""
+
+    def draw(raw: Any) -> np.ndarray | str:
+        drawn = _render(env, env_id)
+        return (
+            f"observation {_to_text(np.asarray(raw))}" if describe and isinstance(drawn, str) and not drawn else drawn
+        )
+
     try:
         for episode, seed in enumerate(seeds, start=1):
             raw, info = env.reset(seed=seed)
             total, step, ended = 0.0, 0, False
-            yield Frame(_render(env, env_id), seconds, episode, step, total, "", ended)
+            yield Frame(draw(raw), seconds, episode, step, total, "", ended)
             while not ended:
                 action = player(np.asarray(raw)[None], join_infos([info]))[0]
                 raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
                 total, step = total + float(reward), step + 1
                 ended = terminated or truncated or step >= max_steps
-                yield Frame(_render(env, env_id), seconds, episode, step, total, _to_text(action), ended)
+                yield Frame(draw(raw), seconds, episode, step, total, _to_text(action), ended)
     finally:
         env.close()
 

@@ -16,7 +16,7 @@ from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
-from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings
+from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings, steps_left
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import can_unicode, clean, clean_lines, format_duration, is_drawable, print_err, print_out
 
@@ -113,11 +113,11 @@ class Progress:
 
     def _line(self, status: Status, metrics: dict[str, float]) -> str:
         parts = [f"{status.step:,} steps"]
-        if status.total_steps:
+        left, speed = steps_left(status), metrics["time/steps_per_second"]
+        if left is not None:
             parts[0] += f" ({format_percent(status)})"
-        speed = metrics["time/steps_per_second"]
-        if status.total_steps and speed > 0:
-            parts.append(f"ETA {format_duration((status.total_steps - status.step) / speed)}")
+        if left is not None and speed > 0:
+            parts.append(f"ETA {format_duration(left / speed)}")
         if "episode/return" in metrics:
             parts.append(f"return {metrics['episode/return']:.4g}")
         if status.score is not None:

@@ -50,6 +50,7 @@ class Status:
     step: int = 0
     total_steps: int = 0
     iteration: int = 0
+    total_iterations: int = 0
     score: float | None = None
     best_score: float | None = None
     best_step: int | None = None
@@ -86,9 +87,18 @@ def read_warnings(status: Status) -> list[HealthWarning]:
     return found
 
 
+def steps_left(status: Status) -> float | None:
+    """Return the estimated number of steps until the first limit of a run is reached, or None if it has no limit."""
+    left: list[float] = [status.total_steps - status.step] if status.total_steps else []
+    if status.total_iterations and status.iteration:
+        left.append((status.total_iterations - status.iteration) * status.step / status.iteration)
+    return max(0, min(left)) if left else None
+
+
 def format_percent(status: Status) -> str:
-    """Return a run's progress rounded down, such as '61%', or '-' if the total number of steps is unknown."""
-    return f"{min(100, 100 * status.step // status.total_steps)}%" if status.total_steps else "-"
+    """Return a run's progress towards its limit, rounded down, such as '61%', or '-' if it has no limit."""
+    left = steps_left(status)
+    return "-" if left is None else f"{100 * status.step // (status.step + left or 1):.0f}%"
 
 
 class Run:

@@ -74,7 +74,8 @@ def reopen(run: Run) -> Status:
 def claim(status: Status, config: RunConfig) -> Status:
     """Set the fields of `status` for a run that starts in this process, and return it."""
     status.state, status.reason, status.traceback = "starting", "", ""
-    status.total_steps, status.host, status.pid = config.total_steps, socket.gethostname(), os.getpid()
+    status.total_steps, status.total_iterations = config.total_steps, config.total_iterations
+    status.host, status.pid = socket.gethostname(), os.getpid()
     status.pid_started = psutil.Process().create_time()
     status.started = status.started or time.time()
     status.heartbeat = time.time()

@@ -326,7 +326,7 @@ CHECKS: tuple[Check, ...] = (
         False,
         f"The fraction of responses with an end token in the last {WINDOW} iterations, divided by the fraction in the "
         f"first {START},",
-        "Far fewer responses end with an end token than at the start of training; the others are cut off at the length limit.",
+        "Far fewer responses end with an end token than at the start of training; the others are cut off at the limit.",
         "Set `llm.missing_eos_penalty`, or raise `llm.max_new_tokens`.",
         "Huang et al. 2024 (arXiv:2403.17031) penalize missing end tokens; the limit is based on our measurements.",
         after=START + WINDOW,

@@ -354,11 +354,11 @@ def test_dumb_terminal_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPa
     assert shown == (0, "episode 1: return 12 in 12 steps\r\n")
 
 
-def test_play_reports_environment_without_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, text = run_on_terminal(monkeypatch, "play", "unseen", "--runs", str(runs))
-    assert code == 2
-    assert "expected a render mode rgb_array or ansi, got none" in text
-    assert "\x1b" not in text
+def test_play_shows_observations_without_a_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, text = run_on_terminal(monkeypatch, "play", "unseen", "--fps", "1000", "--runs", str(runs))
+    assert code == 0
+    assert "observation [0.]" in text
+    assert "observation [0.5]" in text  # after 6 of 12 steps
 
 
 def test_environment_output_appears_below_the_frame(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,18 @@ import pytest
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import processes
-from ppo_unified.runs.folder import STALLED_S, Run, Status, all_runs, check_name, create, find, free_name
+from ppo_unified.runs.folder import (
+    STALLED_S,
+    Run,
+    Status,
+    all_runs,
+    check_name,
+    create,
+    find,
+    format_percent,
+    free_name,
+    steps_left,
+)
 
 HOLD = """
 import sys
@@ -377,3 +388,20 @@ def test_runs_are_found_by_name_path_and_latest(tmp_path: Path, monkeypatch: pyt
 def test_unknown_run_is_a_one_line_error(tmp_path: Path, reference: str) -> None:
     with pytest.raises(UsageError, match="no run"):
         find(reference, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "percent", "left"),
+    [
+        (Status(step=250, total_steps=1000), "25%", 750),
+        (Status(step=1024, total_steps=1000), "100%", 0),
+        (Status(step=949, iteration=1, total_steps=500_000, total_iterations=5), "20%", 4 * 949),
+        (Status(step=4000, iteration=5, total_iterations=5), "100%", 0),
+        (Status(step=0, iteration=0, total_iterations=5), "-", None),
+        (Status(step=900, iteration=9, total_steps=1000, total_iterations=100), "90%", 100),
+        (Status(step=0, total_steps=1000), "0%", 1000),
+        (Status(step=10), "-", None),
+    ],
+)
+def test_progress_is_towards_the_limit_that_is_reached_first(status: Status, percent: str, left: float | None) -> None:
+    assert (format_percent(status), steps_left(status)) == (percent, left)
