@@ -23,7 +23,7 @@ def closest_match(word: str, known: Iterable[str]) -> str:
     names = list(known)
     parts = re.split(r"[\W_]+", word)
     inside = [name for name in names if name in parts]
-    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.6)), "")
+    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.64)), "")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -16,11 +16,21 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 DEEPEST = 64  # maximum nesting depth; code that processes deeper data could exceed Python's recursion limit
 LARGEST = 4 << 20  # maximum bytes to read from a file at once; the parsed data can take twenty times as much memory
+
+_TYPE_NAMES = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    NoneType: "null",
+    list: "a list of tables",
+    dict: "a table",
+}
 
 # a dotted key with more than DEEPEST parts; tomllib's parsing time grows with the square of the number of parts
 _PART = r"""(?:[\w-]+|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
@@ -94,7 +104,7 @@ def parse_fields(table: Any, cls: type) -> dict[str, Any]:
     known = {key: value for key, value in table.items() if key in kinds}
     for key, value in known.items():
         if not _has_type(value, kinds[key]):
-            raise ValueError(f"{key}: expected {_type_name(kinds[key])}, got {str(value)[:80]!r}")
+            raise ValueError(f"{key}: expected {_type_name(kinds[key])}, got {repr(value)[:80]}")
     return known
 
 
@@ -105,7 +115,9 @@ def _field_types(cls: type) -> dict[str, Any]:
 
 
 def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+    """Return a description of a type for error messages, such as 'a number or null'."""
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return " or ".join(_TYPE_NAMES.get(get_origin(option) or option, str(option)) for option in options)
 
 
 def _has_type(value: object, kind: Any) -> bool:

@@ -75,7 +75,7 @@ class FolderScanner:
         except FileNotFoundError:
             return
         except OSError as error:
-            problem = f"{path}: cannot be read ({error.strerror})"
+            problem = f"{path}: cannot read the folder ({error.strerror})"
             if key:
                 yield Folder(key, path, None, problem=problem)
             else:

@@ -130,7 +130,7 @@ def check_program(
         expected, written = player(raw, info), program(*arguments).numpy()
         same = expected.shape == written.shape and expected.dtype == written.dtype
         if not same or not np.allclose(expected, written, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RuntimeError(f"{path.name}: the exported program returns other actions than the policy")
+            raise RuntimeError(f"{path.name}: the exported program returns different actions from the policy")
 
 
 def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]:

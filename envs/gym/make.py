@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -114,6 +116,15 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
     raise UsageError(f"{config.env_id}: the vector version has {found}; set gym.vectorization to sync or async")
 
 
+@contextmanager
+def name_reset(env_id: str) -> Iterator[None]:
+    """Raise RuntimeError that names the environment if `reset` raises an exception inside the block."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{env_id}: reset() raised {type(error).__name__}: {error}") from error
+
+
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
     """Create one environment in a worker process, and make the process ignore Ctrl-C and the closing of the terminal.
 
@@ -131,10 +142,11 @@ def step_seconds(config: Gym, steps: int = 50) -> float:
     """Return the time in seconds that a random step of one environment takes: the minimum over `steps` steps."""
     env = make_env(config)
     actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
-    _, info = env.reset(seed=0)
+    with name_reset(config.env_id):
+        _, info = env.reset(seed=0)
     fastest = float("inf")
     for number in range(1, steps + 1):
-        action = sample_action(read_masks(join_infos([info]), 1, actions), actions, generator)
+        action = sample_action(read_masks(join_infos([info]), 1, actions, env_id=config.env_id), actions, generator)
         started = time.perf_counter()
         try:
             _, _, terminated, truncated, info = env.step(action)

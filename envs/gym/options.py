@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from ppo_unified.config.schema import RunConfig, Section
-from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.errors import UsageError, closest_match, did_you_mean
+
+MOST_LISTED = 8  # environments of a module that an error message lists
 
 
 class Gym(Section):
@@ -87,7 +90,9 @@ class GymConfig(RunConfig):
                 f"ppo.minibatches: expected at most gym.num_envs x gym.num_steps = {steps}, got {self.ppo.minibatches}"
             )
         if self.policy.shared and not self.optim.joint:
-            raise ValueError("policy.shared = true requires optim.joint = true: two optimizers cannot share layers")
+            raise ValueError(
+                "policy.shared = true requires optim.joint = true, because two optimizers cannot share layers"
+            )
         return self
 
 
@@ -123,44 +128,85 @@ def resolve(env_id: str) -> Any:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
+        if module:
+            raise UsageError(f"gym.env_id = {env_id!r}: {_explain_unregistered(module, name)}") from None
         known = did_you_mean(name, gymnasium.registry)
-        own = "" if module else " (for your own environment, use module:EnvId)"
+        own = " (for your own environment, use module:EnvId)"
         raise UsageError(f"gym.env_id = {env_id!r}: unknown Gymnasium environment{known}{own}") from None
 
 
-def make_single(config: Gym, **kwargs: Any) -> Any:
-    """Create one environment with its wrappers. Raises UsageError if a package is missing or an argument is wrong."""
+def _explain_unregistered(module: str, name: str) -> str:
+    """Explain that importing `module` did not register `name`; suggest an id with an entry point in its package."""
     import gymnasium
 
-    spec = resolve(config.env_id)
+    package, registered = module.partition(".")[0], []
+    for env_id, spec in gymnasium.registry.items():
+        point = spec.entry_point or spec.vector_entry_point
+        origin = point.partition(":")[0] if isinstance(point, str) else getattr(point, "__module__", "")
+        registered += [env_id] if origin.partition(".")[0] == package else []
+    text = f"module {module!r} does not register the environment {name!r}"
+    if not registered:
+        return f"{text}; call gymnasium.register() in the module"
+    if len(registered) <= MOST_LISTED:
+        return f"{text}; it registers {', '.join(sorted(registered))}"
+    names = {env_id.rpartition("-v")[0] or env_id: env_id for env_id in registered}  # versions would seem similar
+    match = closest_match(name.rpartition("-v")[0] or name, names)
+    return f"{text}; did you mean {names[match]!r}?" if match else text
+
+
+def make_single(config: Gym, **kwargs: Any) -> Any:
+    """Create one environment with its wrappers. Raises UsageError if this fails."""
+    import gymnasium
+
+    spec, wrappers = resolve(config.env_id), load_wrappers(config)
     try:
         env = gymnasium.make(spec, **config.env_kwargs, **kwargs)
-        for wrapper in load_wrappers(config):
-            env = wrapper(env)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(
             f"gym.env_id = {config.env_id!r} requires a package that is not installed: {_remedy(str(error))}"
         ) from None
-    except (TypeError, gymnasium.error.Error) as error:
+    except (Exception, SystemExit) as error:
+        given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
         raise UsageError(
-            f"gym.env_id = {config.env_id!r}: cannot create the environment with gym.env_kwargs = {config.env_kwargs}: "
-            f"{error}"
-        ) from None
+            f"gym.env_id = {config.env_id!r}: cannot create the environment{given} ({_describe(error)})"
+        ) from error
+    for name, wrapper in zip(config.wrappers, wrappers, strict=True):
+        try:
+            env = wrapper(env)
+        except (Exception, SystemExit) as error:
+            raise UsageError(
+                f"gym.wrappers: cannot apply {name!r} to {config.env_id} ({_describe(error)}); to pass arguments to a "
+                "wrapper, write a subclass and use module:Class"
+            ) from error
     return env
+
+
+def _describe(error: BaseException) -> str:
+    """Return the type, text and place of an error, without the text that Gymnasium appends."""
+    text = str(error).partition(" was raised from the environment creator")[0]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    is_own = frame.filename != __file__ and "gymnasium" not in frame.filename
+    place = f", in {Path(frame.filename).name}, line {frame.lineno}" if is_own else ""
+    return f"{type(error).__name__}: {text}{place}"
 
 
 def load_wrappers(config: Gym) -> list[Any]:
     """Load the wrapper classes listed in `gym.wrappers`. Raises UsageError if a wrapper is unknown."""
-    import gymnasium
 
     found = []
     for reference in config.wrappers:
         module, _, name = reference.rpartition(":")
         try:
-            found.append(getattr(importlib.import_module(module or "gymnasium.wrappers"), name))
-        except (ImportError, AttributeError):
-            known = did_you_mean(name, dir(gymnasium.wrappers)) if not module else ""
-            raise UsageError(f"gym.wrappers: unknown wrapper {reference!r}{known}") from None
+            source = importlib.import_module(module or "gymnasium.wrappers")
+        except (Exception, SystemExit) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UsageError(f"gym.wrappers = {reference!r}: cannot import module {module!r} ({why})") from None
+        wrapper = getattr(source, name, None)
+        if not callable(wrapper):
+            names = [other for other in dir(source) if callable(getattr(source, other, None))]
+            known = did_you_mean(name, names) or ("" if module else "; for your own wrapper, use module:Class")
+            raise UsageError(f"gym.wrappers: no wrapper {name!r} in {source.__name__}{known}")
+        found.append(wrapper)
     return found
 
 

@@ -129,9 +129,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         found = self.make_record()
         for then, now in zip(wanted["episodes"], found["episodes"], strict=True):
             if any(then[key] != now[key] for key in then if key != "actions"):
-                return "a replayed episode returned other observations or rewards"
+                return "a replayed episode returned different observations or rewards"
         if found["random"] != wanted["random"]:
-            return "a replayed episode used other random numbers"
+            return "a replayed episode used different random numbers"
         self.last = last
         return ""
 

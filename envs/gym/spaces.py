@@ -113,14 +113,14 @@ def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
 
 
 def read_masks(
-    info: dict[str, Any], count: int, layout: ActionLayout, ended: np.ndarray | None = None
+    info: dict[str, Any], count: int, layout: ActionLayout, ended: np.ndarray | None = None, env_id: str = ""
 ) -> np.ndarray | None:
     """Return the action masks [N, sum of sizes] (bool, True = allowed) from a vector environment's info.
 
     Return None if there are no masks or the actions are continuous. The mask of an environment is a single array, or a
     sequence with one array per action component. All actions are allowed in environments that return no mask at this
-    step, and in environments whose episode has ended (`ended` [N]). Raises ValueError if a mask has the wrong length or
-    allows no action.
+    step, and in environments whose episode has ended (`ended` [N]). Raises ValueError, with `env_id` in the message, if
+    a mask has the wrong length or allows no action.
     """
     if MASK_KEY not in info or layout.continuous:
         return None
@@ -130,11 +130,14 @@ def read_masks(
         mask = info[MASK_KEY][i]
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
         if flat.shape != masks[i].shape:
-            raise ValueError(f"environment {i}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
+            where = f"{env_id}: environment {i}" if env_id else f"environment {i}"
+            raise ValueError(f"{where}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
         masks[i] = flat.astype(bool)
     allowed = np.logical_or.reduceat(masks, np.cumsum((0, *layout.sizes[:-1])), axis=1)
     if not allowed.all():
-        raise ValueError(f"environment {int(np.flatnonzero(~allowed.all(1))[0])}: its action mask allows no action")
+        first = int(np.flatnonzero(~allowed.all(1))[0])
+        where = f"{env_id}: environment {first}" if env_id else f"environment {first}"
+        raise ValueError(f"{where}: the action mask allows no action; set at least one element to 1")
     return masks
 
 

@@ -19,7 +19,7 @@ from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from envs.gym.eval import play_episodes
-from envs.gym.make import make_vector
+from envs.gym.make import make_vector, name_reset
 from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
@@ -49,7 +49,8 @@ class GymAdapter:
         self._reset(env_seed)
 
     def _reset(self, seed: int) -> None:
-        raw, info = self.envs.reset(seed=seed)
+        with name_reset(self.config.gym.env_id):
+            raw, info = self.envs.reset(seed=seed)
         self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets that environment
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
         self._store_obs(raw, info)
@@ -57,10 +58,10 @@ class GymAdapter:
     def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
         """Store the current observations and action masks. In a reset column, every action is allowed."""
         self.raw = encode(raw, self.observations)
-        self.masks = read_masks(info, len(self.raw), self.actions, self.ended)
+        self.masks = read_masks(info, len(self.raw), self.actions, self.ended, self.config.gym.env_id)
         if self.masks is not None and not self.reports_masks:
             raise ValueError(
-                f"{self.config.gym.env_id}: step() returned an action mask but reset() did not; return one from both"
+                f"{self.config.gym.env_id}: step() returned an action mask, but reset() did not; return it from both"
             )
         if self.masks is None and self.reports_masks:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
@@ -163,7 +164,7 @@ class GymAdapter:
         return stepped
 
     def _describe_time(self, number: int) -> str:
-        return f"at step {number} of the rollout, which began after {self.steps_taken} environment steps"
+        return f"at step {number} of the rollout that began after {self.steps_taken:,} environment steps"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
         """Check that all observations and rewards are finite.
@@ -233,9 +234,9 @@ class GymAdapter:
         self.ended = state["ended"].cpu().numpy().copy()
         self._store_obs(raw, info)
         if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
-            raise RestoreError("the restored environments returned other observations")
+            raise RestoreError("the restored environments returned different observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
-            raise RestoreError("the restored environments returned other action masks")
+            raise RestoreError("the restored environments returned different action masks")
 
     def close(self) -> None:
         """Close the environments. If a worker process has died or a step has not returned, kill all worker processes.

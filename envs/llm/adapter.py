@@ -254,8 +254,8 @@ class LLMAdapter:
             )
         if len(state["generator"]) != len(self.generator.get_state()):
             raise UsageError(
-                f"this run cannot resume on {self.device}: it sampled on another kind of device, whose random state "
-                "does not fit; resume it on that device, or start a new run from an export"
+                f"this run cannot resume on {self.device}, because its random state comes from another kind of device; "
+                "resume it on that kind of device, or start a new run from an export"
             )
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])

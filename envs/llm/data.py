@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.errors import UsageError, closest_match, did_you_mean
 from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
 
@@ -78,13 +78,14 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
         numbered = _read_lines(path)
         return PromptData([line for _, line in numbered], {}, where, [number for number, _ in numbered])
     records, unit = _read_records(path)
-    remedy = "" if key else "set llm.prompt_key to the key of the prompts"
+    remedy = "set llm.prompt_key to the key that contains the prompt"
     key = _find_key(records[0], (key,) if key else PROMPT_KEYS, remedy)
     names = dict.fromkeys(name for record in records for name in record.values if name != key)
     for record in records:
         for name in RESERVED:
             if name in names and name in record.values:
-                raise UsageError(f"{record.where}: the key {name!r} is reserved for an argument of rewards; rename it")
+                why = "because reward functions have a parameter of that name"
+                raise UsageError(f"{record.where}: the key {name!r} is reserved, {why}; rename the key")
     prompts = [_prompt(record, key) for record in records]
     columns = {name: [record.values.get(name) for record in records] for name in names}
     return PromptData(prompts, columns, where, [record.number for record in records], unit)
@@ -159,7 +160,7 @@ def _split_lines(text: str) -> list[tuple[int, str]]:
 def _read_lines(path: Path) -> list[tuple[int, str]]:
     lines = _split_lines(_read(path))
     if not lines:
-        raise UsageError(f"{clean(path)}: the file is empty; write one text per line")
+        raise UsageError(f"{clean(path)}: the file is empty; write at least one line of text")
     return lines
 
 
@@ -222,11 +223,13 @@ def _find_key(record: _Record, keys: Sequence[str], remedy: str) -> str:
 
 
 def _missing_key_message(record: _Record, keys: Sequence[str], remedy: str = "") -> str:
-    found = shorten(", ".join(map(repr, record.values)), 200) or "no keys"
-    similar = next(filter(None, (did_you_mean(key, record.values) for key in keys)), "")
-    then = f"; {remedy}" if remedy else similar
-    wanted = f"{', '.join(keys[:-1])}{' or ' * (len(keys) > 1)}{keys[-1]}"
-    return f"{record.where}: expected the key {wanted}, got {found}{then}"
+    found = shorten(", ".join(map(repr, record.values)), 200) or "none"
+    matches = [(closest_match(key, record.values), key) for key in keys]
+    renamed = next((f"; rename {match!r} to {key!r}" for match, key in matches if match), "")
+    then = f"; {remedy}" if remedy else renamed
+    *others, last = map(repr, keys)
+    wanted = f"{', '.join(others)}{' or ' if others else ''}{last}"
+    return f"{record.where}: missing key {wanted} (keys found: {found}){then}"
 
 
 def _prompt(record: _Record, key: str) -> Prompt:
@@ -255,7 +258,7 @@ def _prompt(record: _Record, key: str) -> Prompt:
 def _nonempty_text(record: _Record, key: str) -> str:
     text = _text(record, key)
     if not text.strip():
-        raise UsageError(f"{record.where}: {key!r} is empty; add a text or remove the record")
+        raise UsageError(f"{record.where}: {key!r} is empty; add text or remove the record")
     return text
 
 
@@ -267,7 +270,7 @@ def _text(record: _Record, key: str) -> str:
 
 def _check_text(value: object, at: str) -> str:
     if not isinstance(value, str):
-        raise UsageError(f"{at}: expected a text, got {_describe_value(value)}")
+        raise UsageError(f"{at}: expected text, got {_describe_value(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON, but no tokenizer accepts it

@@ -83,7 +83,10 @@ class Network(nn.Module):
                 for name in names[1:]:
                     self._peft_model.add_adapter(name, copy.deepcopy(lora))
             except ValueError as error:
-                raise UsageError(f"llm.lora_targets = {options.lora_targets}: {error}".splitlines()[0]) from None
+                why = (str(error).splitlines() or [""])[0]
+                raise UsageError(
+                    f"llm.lora_targets = {options.lora_targets}: cannot add LoRA weights ({why})"
+                ) from None
         self.eval()
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
         self._restore_requires_grad()
@@ -338,7 +341,7 @@ def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
     load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype, output_loading_info=True)
     model, loading = _load(load, name, option, "reward model")
     if missing := sorted(loading["missing_keys"]):
-        raise UsageError(f"{option} = {name!r} is not a reward model: its weights lack {', '.join(missing[:3])}")
+        raise UsageError(f"{option} = {name!r}: expected a reward model, but its weights lack {', '.join(missing[:3])}")
     return model
 
 
@@ -380,7 +383,9 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     except Exception as error:  # damaged files raise many kinds of exceptions
         why = shorten(f"{type(error).__name__}: {error}", 200)
         if is_local:
-            raise UsageError(f"{option} = {name!r}: cannot load a {what} from this folder ({why})") from None
+            raise UsageError(
+                f"{option} = {name!r}: cannot load a {what} from this folder ({why}); check if files are missing"
+            ) from None
         raise UsageError(
             f"{option} = {name!r}: {what} not found as a local folder, on the hub or in the hub's cache; check the "
             f"name and the network ({why})"

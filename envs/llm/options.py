@@ -221,7 +221,9 @@ class LLMConfig(RunConfig):
         if llm.quantize != "none" and self.reference == "copy":
             raise ValueError("llm.quantize = '4bit' requires llm.reference = 'lora-off', got 'copy'")
         if llm.critic == "shared" and llm.baseline == "critic" and not self.optim.joint:
-            raise ValueError("llm.critic = 'shared' requires optim.joint = true: two optimizers cannot share a trunk")
+            raise ValueError(
+                "llm.critic = 'shared' requires optim.joint = true, because two optimizers cannot share a trunk"
+            )
         if llm.rollout_batch % llm.group_size:
             raise ValueError(
                 f"llm.rollout_batch = {llm.rollout_batch} is not a multiple of llm.group_size = {llm.group_size}"

@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.llm import tasks
 from envs.llm.data import PromptData, read_prompts, read_texts
 from envs.llm.options import LLM, TASKS
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import UsageError, did_you_mean
 
 HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # with 100 or more prompts in a file, every 10th is held out
 
@@ -43,6 +43,11 @@ def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Promp
         held_out = training.take([i for i in numbers if i % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1])
         training = training.take([i for i in numbers if i % HOLD_OUT_EVERY != HOLD_OUT_EVERY - 1])
     longest = context - llm.max_new_tokens
+    if longest < 1:
+        raise UsageError(
+            f"llm.max_new_tokens = {llm.max_new_tokens} leaves no room for a prompt in the model's context of "
+            f"{context} tokens; lower llm.max_new_tokens"
+        )
     return tokenize(training, tokenizer, llm.chat_template, longest), tokenize(
         held_out or training, tokenizer, llm.chat_template, longest
     )
@@ -52,6 +57,9 @@ def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
     """Return (training prompts, held-out prompts) of a built-in task, or (prompts, None) from a file."""
     if name in TASKS:
         return tasks.task_prompts(name)
+    if not Path(name).suffix and (known := did_you_mean(name, TASKS)) and not Path(name).exists():
+        needs = "a file needs the extension .jsonl, .json or .txt"
+        raise UsageError(f"prompts {name!r}: unknown built-in task{known} ({needs})")
     return read_prompts(Path(name), key), None
 
 
@@ -66,8 +74,8 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
             raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove it")
         if len(ids) > longest:
             raise UsageError(
-                f"{data.location(number)}: the prompt has {len(ids)} tokens, but only {longest} fit into the model's "
-                "context next to llm.max_new_tokens; shorten the prompt or lower llm.max_new_tokens"
+                f"{data.location(number)}: expected a prompt of at most {longest} tokens (the model's context minus "
+                f"llm.max_new_tokens), got {len(ids)}; shorten the prompt or lower llm.max_new_tokens"
             )
         texts.append(text)
         tokens.append(ids)

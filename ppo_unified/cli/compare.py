@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             print_out("\n".join(format_table([_group_cells(group) for group in groups], can_color(sys.stdout))))
         return 0
     if len(chosen) < 2:
-        raise UsageError("ppo-unified compare: expected at least two different runs (--seeds accepts one)")
+        raise UsageError("ppo-unified compare: expected at least two different runs (with --seeds, one run is enough)")
     chosen_options = find_differences(list(tables.values()))
     if options.json:
         by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}

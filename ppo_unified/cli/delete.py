@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     for run in [find(name, options.folder) for name in options.run]:
         if not options.yes:
             if not sys.stdin.isatty():
-                raise UsageError(f"{run.path}: --yes is required when stdin is not a terminal")
+                raise UsageError(f"{run.path}: cannot ask for confirmation, because stdin is not a terminal; add --yes")
             print(f"Delete {clean(run.path)} permanently? [y/N] ", end="", file=sys.stderr, flush=True)
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 continue

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, explain_unusable
 from ppo_unified.cli.policy import LoadedPolicy, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError
@@ -85,15 +85,17 @@ def _check_target(folder: Path, run: str, aside: str = "") -> None:
     try:
         str(folder).encode("utf-8")
     except UnicodeEncodeError:  # safetensors accepts only UTF-8, and a failure there ends the process
-        raise UsageError(f"--to {folder}: the path is not UTF-8; choose another folder") from None
+        raise UsageError(f"--to {folder}: expected a path in UTF-8; choose another folder") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(_find_others(folder, _find_exported(folder, run) | {aside}))
     except OSError as error:
-        raise UsageError(f"--to {folder}: cannot create folder ({error.strerror}); choose another") from None
+        raise UsageError(f"--to {folder}: {explain_unusable(folder, error)}; choose another path") from None
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UsageError(f"--to {folder}: the folder contains other files ({named}); choose an empty or a new folder")
+        raise UsageError(
+            f"--to {folder}: the folder contains other files ({named}); choose an empty folder or a new one"
+        )
 
 
 def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[str]:

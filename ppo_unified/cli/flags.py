@@ -177,9 +177,12 @@ def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[
     for option, reason in model.refused.items():
         if name in (option, option.rpartition(".")[2]):
             return f"{flag} is not supported: {reason}"
+    declared = typed_options(model)
+    if (option := name.removeprefix("no_")) != name and option in declared and kind_of(declared[option]) == "bool":
+        return f"unknown option {flag}; did you mean {negative_flag(option)}?"
     if match := closest_match(flag[2:], [known[2:] for known in command_flags]):
         return f"unknown option {flag}; did you mean --{match}?"
-    found = suggest(name, typed_options(model))
+    found = suggest(name, declared)
     if found is None:
         return f"unknown option {flag}; --help lists all options"
     note = f" ({found.note})" if found.note else ""

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     baseline = _read_baseline(path)
     if options.target not in baseline and not options.update:
         raise UsageError(
-            f"{path}: no baseline for {options.target!r}; it has baselines for {', '.join(baseline) or 'no preset'}; "
+            f"{path}: no baseline for {options.target!r} (available: {', '.join(baseline) or 'none'}); "
             "add one with --update"
         )
     if options.seeds < 1:
@@ -81,11 +81,11 @@ def _read_baseline(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UsageError(f"{path}: not a baseline file ({error})") from None
+        raise UsageError(f"{path}: invalid baseline file ({error})") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot read the file ({error.strerror})") from None
     if not isinstance(table, dict) or not all(_has_figures(known) for known in table.values()):
-        raise UsageError(f"{path}: not a baseline file; expected the numbers {', '.join(FIGURES)} for each preset")
+        raise UsageError(f"{path}: invalid baseline file; expected the numbers {', '.join(FIGURES)} for each preset")
     return table
 
 

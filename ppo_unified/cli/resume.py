@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,7 @@ from ppo_unified.cli.common import add_detach, add_run, add_runs_folder
 from ppo_unified.cli.run_training import EXIT, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.values import format_flag, show_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
 from ppo_unified.runs.folder import Run, Status, find, to_json, write_atomically
@@ -113,6 +115,7 @@ def _change(run: Run, flags: Sequence[str], command_flags: Sequence[str]) -> tup
     """
     original, status = presets.from_file(run.config), run.read_status()
     config = _configure(original, flags, run.name, command_flags) if flags else original
+    changes = _find_changes(run, original, config)
     extended = any(getattr(config, name) != getattr(original, name) for name in TOTALS)
     solved = original.stop_when_solved and status.solved_step is not None
     if status.state == "finished" and not extended:
@@ -120,20 +123,27 @@ def _change(run: Run, flags: Sequence[str], command_flags: Sequence[str]) -> tup
         raise UsageError(f"{run.name} {how}; to train it further, add --total-steps N (above {status.step})")
     if extended and solved and config.eval.threshold == original.eval.threshold:
         config = presets.apply_changes(config, {"stop_when_solved": False}, "resume")
+        changes["stop_when_solved"] = [True, False]
     if extended and config.total_steps and status.step >= config.total_steps:
         raise UsageError(
             f"--total-steps: expected an integer above {status.step}, the current step of {run.name}, "
             f"got {config.total_steps}"
         )
+    return config, changes
+
+
+def _find_changes(run: Run, original: RunConfig, config: RunConfig) -> dict[str, list[Any]]:
+    """Return the changed options as {option: [old, new]}. Raises UsageError for an option that cannot change."""
     old, new = original.flatten(), config.flatten()
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
-    for option, (was, _) in changes.items():
+    for option, (was, wanted) in changes.items():
         if why := original.why_fixed(option):
+            setting = f"{option} = {show_value(was)}"
+            command = shlex.join(["ppo-unified", "train", str(run.config), *format_flag(option, wanted)])
             raise UsageError(
-                f"{run.name}: {option} = {was!r} cannot change on resume: {why}; start a new run with: ppo-unified "
-                f"train {run.config} --{option.replace('_', '-')} ..."
+                f"{run.name}: {setting} cannot change on resume, because {why}; start a new run: {command}"
             )
-    return config, changes
+    return changes
 
 
 def _configure(config: RunConfig, flags: Sequence[str], name: str, command_flags: Sequence[str]) -> RunConfig:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_json, integer, number
+from ppo_unified.cli.common import add_json, explain_unusable, integer, number
 from ppo_unified.cli.run_training import LIVE_S, PLAIN_S
 from ppo_unified.config.registry import load
 from ppo_unified.errors import UsageError
@@ -120,10 +120,12 @@ def _check_out(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         others = sorted(set(os.listdir(folder)) - _list_earlier(folder))
     except OSError as error:
-        raise UsageError(f"--out {folder}: cannot create folder ({error.strerror}); choose another") from None
+        raise UsageError(f"--out {folder}: {explain_unusable(folder, error)}; choose another path") from None
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UsageError(f"--out {folder}: the folder contains other files ({named}); choose an empty or a new folder")
+        raise UsageError(
+            f"--out {folder}: the folder contains other files ({named}); choose an empty folder or a new one"
+        )
 
 
 def _list_earlier(folder: Path) -> set[str]:

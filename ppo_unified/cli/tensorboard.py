@@ -66,8 +66,8 @@ def _find_port(port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            why = f"cannot listen on it ({error.strerror})"
-            raise UsageError(f"--port {port}: {why}; choose another port, or 0 for any free one") from None
+            why = f"cannot listen on this port ({error.strerror})"
+            raise UsageError(f"--port {port}: {why}; choose another port, or 0 for any free port") from None
         free: int = probe.getsockname()[1]
     return free
 

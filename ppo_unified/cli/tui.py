@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and is_drawable(sys.stdout)):
         found = f"TERM={os.environ.get('TERM', '')}" if sys.stdout.isatty() else "stdin or stdout is not a terminal"
         raise UsageError(
-            f"ppo-unified tui: requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
+            f"ppo-unified tui requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
         )
     code: int = preload("tui.app").run(options.folder, options.readonly)
     return code

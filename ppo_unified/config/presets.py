@@ -86,8 +86,9 @@ def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
     options = {key: value for key, value in table.items() if key != "about"}
     kind = options.get("kind", "")
     if not isinstance(kind, str) or not kind:
-        raise UsageError(f'{where}: needs the name of an adapter; add a line such as: kind = "gym"')
-    return validate(config_model(kind), options, where)
+        found = f"kind: expected the name of an adapter, got {kind!r}" if kind else "missing option 'kind'"
+        raise UsageError(f'{where}: {found}; name the adapter with a line such as: kind = "gym"')
+    return validate(config_model(kind, where), options, where)
 
 
 C = TypeVar("C", bound=RunConfig)

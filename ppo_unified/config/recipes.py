@@ -62,11 +62,13 @@ def _read(name: str, path: Path) -> Recipe:
     table = read_toml(path)
     about, kind = table.pop("about", {}), table.pop("kind", "")
     if not kind or not isinstance(kind, str):
-        raise UsageError(f'{path}: needs the name of an adapter; add a line such as: kind = "llm"')
+        raise UsageError(f"{path}: missing option 'kind'; name the adapter with a line such as: kind = \"llm\"")
     about = about if isinstance(about, dict) else {"title": about}
     title, source, differs = about.get("title", ""), about.get("source", ""), about.get("differs", [])
     if not isinstance(differs, list) or not all(isinstance(x, str) for x in (title, source, *differs)):
-        raise UsageError(f"{path}: [about] needs title and source as strings and differs as a list of strings")
+        raise UsageError(
+            f"{path}: [about]: expected title and source to be strings, and differs to be a list of strings"
+        )
     text = path.read_text(encoding="utf-8")
     return Recipe(name, kind, title, source, tuple(differs), table, parse_comments(text), text)
 
@@ -100,7 +102,7 @@ def apply_recipe(config: C, name: str) -> C:
     recipe = load_recipe(name)
     if recipe.kind != config.kind:
         raise UsageError(
-            f"--recipe {name}: needs a target of kind {recipe.kind!r}, but {config.origin} is of kind "
+            f"--recipe {name} requires a target of kind {recipe.kind!r}, but {config.origin} is of kind "
             f"{config.kind!r}; choose another target or recipe (list: ppo-unified recipes)"
         )
     own, changes = _recipe_config(recipe), dict[str, Any](recipe=name)

@@ -59,7 +59,7 @@ def all_adapters() -> dict[str, AdapterSpec]:
             spec = point.load()
         except Exception as error:
             raise UsageError(
-                f"entry point {point.name} = {point.value!r} in {ENTRY_POINT_GROUP} cannot be loaded: {error}"
+                f"entry point {point.name} = {point.value!r} in {ENTRY_POINT_GROUP}: cannot load it ({error})"
             ) from error
         if not isinstance(spec, AdapterSpec):
             raise UsageError(
@@ -75,13 +75,17 @@ def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
-def find_adapter(kind: str) -> AdapterSpec:
-    """Return an adapter by its kind. Raises UsageError for an unknown kind and suggests the most similar one."""
+def find_adapter(kind: str, where: str = "") -> AdapterSpec:
+    """Return an adapter by its kind. Raises UsageError for an unknown kind and suggests the most similar one.
+
+    `where` is the location of the kind in error messages, such as a file.
+    """
     if kind in BUILT_IN:
         return BUILT_IN[kind]
     found = all_adapters()
     if kind not in found:
-        raise UsageError(f"unknown adapter {kind!r}{did_you_mean(kind, found)}; installed: {', '.join(found)}")
+        at, installed = f"{where}: kind: " if where else "", ", ".join(found)
+        raise UsageError(f"{at}unknown adapter {kind!r}{did_you_mean(kind, found)} (installed: {installed})")
     return found[kind]
 
 
@@ -92,9 +96,9 @@ def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
     return dict(sorted((path.stem, path) for path in paths))
 
 
-def config_model(kind: str) -> type[RunConfig]:
-    """Return an adapter's configuration class."""
-    model: type[RunConfig] = load(find_adapter(kind).config)
+def config_model(kind: str, where: str = "") -> type[RunConfig]:
+    """Return an adapter's configuration class. `where` is the location of the kind in error messages."""
+    model: type[RunConfig] = load(find_adapter(kind, where).config)
     return model
 
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from ppo_unified.config.suggestions import suggest
-from ppo_unified.config.values import format_mismatch
-from ppo_unified.errors import UsageError
+from ppo_unified.config.values import format_mismatch, show_value
+from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_toml, read_bytes
 
 RECORDS = ("kind", "preset", "recipe")  # set by the target and the recipe, not by flags
@@ -215,9 +215,9 @@ class RunConfig(Section):
         for option, ignored, why in self.ignored_options():
             owner, name = self.owner(option)
             if ignored and not owner.is_default(name):
-                value = getattr(owner, name)
+                value = show_value(getattr(owner, name))
                 raise ValueError(
-                    f"{option} = {value!r} has no effect because {why}; remove {option} or change the other setting"
+                    f"{option} = {value} has no effect because {why}; remove {option} or change the other setting"
                 )
         return self
 
@@ -296,10 +296,13 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     if problem["type"] == "extra_forbidden" and option in model.refused:
         return f"{where}: {option} is not supported: {model.refused[option]}"
     if problem["type"] == "extra_forbidden":
+        if len(location) == 1 and isinstance(problem["input"], Mapping):
+            sections = {name.partition(".")[0] for name in known_options(model) if "." in name}
+            return f"{where}: unknown section [{option}]{did_you_mean(option, sorted(sections))}"
         subject = f"[{location[0]}] has no" if len(location) > 1 else "unknown"
         return f"{where}: {subject} option {location[-1]!r}{_suggest_key(model, option)}"
     if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{where}: [{option}]: expected a table of options, got {problem['input']!r}"
+        return f"{where}: {option}: expected a table of options, got {problem['input']!r}"
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}"
     declared = typed_options(model)
@@ -326,14 +329,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Return the contents of a TOML file. Raises UsageError if the file cannot be read or is not valid TOML."""
     try:
         return parse_toml(read_bytes(path).decode("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: file not found") from None
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UsageError(f"{path}: cannot read the file ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UsageError(
-            f"{path}: expected a TOML configuration, got a file that is not UTF-8 text (byte {error.start})"
+            f"{path}: expected a TOML file in UTF-8, got an invalid byte at offset {error.start}"
         ) from None
     except ValueError as error:
-        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+        raise UsageError(f"{path}: invalid TOML: {error}") from None
 
 
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
     if not all(parts):
         raise UsageError(f"{option}: expected values separated by commas, got {text!r}")
     if any(re.fullmatch(r"0\d+", part) for part in parts):
-        raise UsageError(f"{option}: {text!r} is a list of values; write one number without commas, such as 1e6")
+        number = text.replace(",", "")
+        raise UsageError(f"{option}: {text!r} is a list of values; to give one number, write {number} without commas")
     return list({_key(part, declared): part for part in reversed(parts)}.values())[::-1]
 
 

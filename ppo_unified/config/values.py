@@ -23,6 +23,7 @@ Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "tab
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 NOUNS = {"bool": "true or false", "int": "an integer", "float": "a number", "table": "a JSON object"}
 ELEMENTS = {int: "integers", float: "numbers"}  # names for a list's elements; elements of other types are called words
+OTHER_NAMES = {"gpu": "cuda"}  # other name of a choice -> the choice
 LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an error message shows
 
 
@@ -60,7 +61,7 @@ def describe(option: FieldInfo) -> str:
         return f"{count}{ELEMENTS.get(get_args(option.annotation)[0], 'words')} separated by spaces"
     if kind == "text":
         return "non-empty text" if _limit(option, "min_length") else "text"
-    suffix = ", or None" if is_optional(option) else ""
+    suffix = " or None" if is_optional(option) else ""
     return f"{NOUNS[kind]} {bounds_of(option)}".strip() + suffix
 
 
@@ -77,7 +78,8 @@ def _limit(option: FieldInfo, name: str) -> Any:
 def format_mismatch(option: FieldInfo, value: object) -> str:
     """Return an error message with the expected value, the actual value, and the most similar choice, if any."""
     found = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
-    return f"expected {describe(option)}, got {found}{did_you_mean(str(value), choices_of(option))}"
+    word = str(value).lower()
+    return f"expected {describe(option)}, got {found}{did_you_mean(OTHER_NAMES.get(word, word), choices_of(option))}"
 
 
 def read_value(text: str, option: FieldInfo) -> Any:
@@ -175,6 +177,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_quote(str(element)) for element in value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def show_value(value: Any) -> str:
+    """Return the text of a value in an error message: true and false as in TOML, all others as in Python."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def format_flag(option: str, value: Any) -> list[str]:

@@ -78,7 +78,7 @@ def rename(run: Run, name: str) -> Run:
         try:
             run.path.rename(path)
         except OSError as error:
-            raise UsageError(f"{run.path}: cannot be renamed ({error.strerror})") from None
+            raise UsageError(f"{run.path}: cannot rename the folder ({error.strerror})") from None
         renamed = Run(path)
         if not linked:
             with suppress(UsageError):  # a damaged run.json is left unchanged
@@ -102,7 +102,7 @@ def delete(run: Run) -> None:
             else:
                 _remove(run.path)
         except OSError as error:
-            raise UsageError(f"{error.filename or run.path}: cannot be deleted ({error.strerror})") from None
+            raise UsageError(f"{error.filename or run.path}: deletion failed ({error.strerror})") from None
 
 
 def _remove(path: Path) -> None:
@@ -165,7 +165,7 @@ def write_note(run: Run, text: str) -> None:
     except UnicodeEncodeError:
         raise UsageError(f"{run.name}: the note is not valid UTF-8; nothing was written") from None
     except OSError as error:
-        raise UsageError(f"{run.note}: cannot be written ({error.strerror})") from None
+        raise UsageError(f"{run.note}: cannot write the note ({error.strerror})") from None
 
 
 def list_events(run: Run, status: Status) -> list[Event]:

@@ -136,7 +136,7 @@ class EventReader:
 
     def _report_unreadable(self, name: str, error: OSError) -> None:
         self._unreadable.add(name)
-        self.damage[name] = f"{self.folder / name}: cannot be read ({error.strerror})"
+        self.damage[name] = f"{self.folder / name}: cannot read the file ({error.strerror})"
 
     def _read(self, name: str) -> Iterator[bool]:
         """Read a file block by block to its current end. For each block, yield True if it contains events."""
@@ -159,7 +159,7 @@ class EventReader:
                     # only zeros follow: the file was extended before its data was written, so the data may still come
                     if not _is_blank(opened, file.offset):
                         file.ended = True
-                        where = f"damaged at byte {file.offset}; the rest of this file is not shown"
+                        where = f"the file is damaged at byte {file.offset}; the rest of this file is not shown"
                         self.damage[name] = f"{self.folder / name}: {where}"
                     return
                 elif len(data) < size:

@@ -133,8 +133,11 @@ class Run:
         path = self.path / "run.json"
         try:
             return Status(**parse_fields(read_json(path), Status))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: cannot be read as a run's status ({error})") from None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot read the file ({error.strerror})") from None
+        except ValueError as error:
+            fix = "restore the file from a backup, or delete the run folder"
+            raise UsageError(f"{path}: invalid run status ({error}); {fix}") from None
 
     def state(self, status: Status) -> str:
         """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, or else the state in run.json."""
@@ -156,13 +159,13 @@ class Run:
         try:
             file = open(path, "a+")  # noqa: SIM115 - any close of the file in this process releases the lock
         except OSError as error:
-            raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
+            raise UsageError(f"{path}: cannot lock the file ({error.strerror})") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):  # such as a file system without locks
-                raise UsageError(f"{path}: cannot be locked ({error.strerror})") from None
+                raise UsageError(f"{path}: cannot lock the file ({error.strerror})") from None
             raise UsageError(
                 f"{self.path}: another process is training in this folder; stop it first: ppo-unified stop {self.name}"
             ) from None
@@ -261,11 +264,11 @@ def _replace_nonfinite(value: Any) -> Any:
 def check_name(name: str) -> None:
     """Raise UsageError unless `name` is a valid name for a run folder and is not reserved."""
     if name == LATEST:
-        raise UsageError(f"run name {name!r} is reserved for the newest run; choose another --name")
+        raise UsageError(f"run name {name!r} is reserved for the newest run; choose another name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: use letters, digits, spaces and . _ + = @ - (at most 100, starting with a letter or "
-            "digit, not ending with a space or '.'); it names a folder inside the runs folder"
+            f"run name {name!r}: expected at most 100 letters, digits, spaces and . _ + = @ -, starting with a letter "
+            "or digit and not ending with a space or '.'"
         )
 
 
@@ -299,7 +302,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
                 )
     except OSError as error:
         raise UsageError(
-            f"{runs}: the runs folder cannot be written ({error.strerror}); choose another with --runs DIR"
+            f"{runs}: cannot write to the runs folder ({error.strerror}); choose another one with --runs DIR"
         ) from None
     finally:
         if aside.path.exists():

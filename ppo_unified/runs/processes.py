@@ -95,7 +95,7 @@ def trainer_process(run: Run, status: Status) -> psutil.Process:
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(holder)
     raise UsageError(
-        f"{run.name}: run.json contains process {status.pid}, but process {holder} has the lock; no signal was sent"
+        f"{run.name}: run.json names process {status.pid}, but process {holder} has the lock; no signal was sent"
     )
 
 

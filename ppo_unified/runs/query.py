@@ -143,7 +143,8 @@ def _resolve_key(word: str, token: str) -> str:
     if key in _status_kinds() or key in _option_kinds():
         return key
     known = did_you_mean(key, _status_kinds()) or did_you_mean(key, _option_kinds())
-    raise UsageError(f"query: {token!r}: unknown key {word!r}{known or '; known: ' + ', '.join(_status_kinds())}")
+    all_keys = f"known keys: options such as optim.lr, and {', '.join(_status_kinds())}"
+    raise UsageError(f"query: {token!r}: unknown key {word!r}{known or f'; {all_keys}'}")
 
 
 def _is_number(key: str) -> bool:

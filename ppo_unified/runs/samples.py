@@ -204,7 +204,7 @@ def read(run: Run, iteration: int) -> StoredIteration:
         single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
         _check_columns(found)
     except ValueError as error:
-        raise UsageError(f"{path}: not a valid sample file ({clean(error)[:200]}); delete it") from None
+        raise UsageError(f"{path}: invalid sample file ({clean(error)[:200]}); delete the file") from None
     return StoredIteration(**single, columns=found)
 
 

@@ -126,9 +126,9 @@ def read_meta(folder: Path) -> Meta:
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{path}: file not found") from None
     except OSError as error:
-        raise DamagedCheckpointError(f"{path}: cannot read file ({error.strerror})") from None
+        raise DamagedCheckpointError(f"{path}: cannot read the file ({error.strerror})") from None
     except ValueError as error:
-        raise DamagedCheckpointError(f"{path}: file is damaged ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: the file is damaged ({_describe(error)})") from None
 
 
 class _Header(NamedTuple):
@@ -172,15 +172,19 @@ def check(folder: Path, names: Iterable[str] = (POLICY, TENSORS, STATE)) -> Meta
         try:
             found = path.stat().st_size
             if expected is None:
-                raise DamagedCheckpointError(f"{path}: file is not listed in {META}")
+                raise DamagedCheckpointError(f"{path}: the file is not listed in {META}")
             if found != expected.size:
-                raise DamagedCheckpointError(f"{path}: expected {expected.size:,} bytes, got {found:,}")
+                raise DamagedCheckpointError(
+                    f"{path}: the file is damaged (expected {expected.size:,} bytes, got {found:,})"
+                )
             if durable.checksum(path) != expected:
-                raise DamagedCheckpointError(f"{path}: file is damaged (its checksum differs from the one in {META})")
+                raise DamagedCheckpointError(
+                    f"{path}: the file is damaged (its checksum differs from the one in {META})"
+                )
         except FileNotFoundError:
             raise DamagedCheckpointError(f"{path}: file not found") from None
         except OSError as error:
-            raise DamagedCheckpointError(f"{path}: cannot read file ({error.strerror})") from None
+            raise DamagedCheckpointError(f"{path}: cannot read the file ({error.strerror})") from None
     return meta
 
 
@@ -239,7 +243,7 @@ def choose(run: Run, which: str) -> int:
         return int(which)
     if which not in ("best", "latest"):
         raise UsageError(
-            f"{run.path}: checkpoint {which[:40]!r} not found; use best, latest or a step: {', '.join(map(str, there))}"
+            f"{run.path}: checkpoint {which[:40]!r} not found; available: best, latest, {', '.join(map(str, there))}"
         )
     order = there[::-1]
     wanted = best_step(run) if which == "best" else None
@@ -261,8 +265,8 @@ def _load_first_undamaged(run: Run, order: list[int], load: Callable[[Path], T])
             print_err(f"{'; '.join(damage)}; using the checkpoint of step {step} instead")
         return loaded
     raise DamagedCheckpointError(
-        f"{run.checkpoints}: none of the {len(order)} checkpoints can be loaded: {'; '.join(damage)}; restore one "
-        "from a backup, or delete the folder to start at step 0"
+        f"{run.checkpoints}: every checkpoint is damaged; restore one from a backup, or delete this folder and resume "
+        f"from step 0 ({'; '.join(damage)})"
     )
 
 
@@ -308,7 +312,7 @@ def _load(folder: Path, device: torch.device) -> LoadedCheckpoint:
         if not isinstance(trainer, dict):
             raise ValueError(f"expected a JSON object, got a {type(trainer).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{folder / STATE}: cannot load file ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{folder / STATE}: cannot load the file ({_describe(error)})") from None
     return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
 
 
@@ -316,7 +320,7 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
     try:
         return read_tensors(path, device)
     except (OSError, ValueError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{path}: cannot load file ({_describe(error)})") from None
+        raise DamagedCheckpointError(f"{path}: cannot load the file ({_describe(error)})") from None
 
 
 # Remove checkpoints.

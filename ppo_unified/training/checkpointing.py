@@ -129,8 +129,8 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
         _restore_optimizers(state.learner.optimizers, contents.optimizers)
     except ValueError as error:
         raise checkpoint.DamagedCheckpointError(
-            f"{folder}: written by an incompatible version ({error}); resume with the versions listed in its "
-            f"{checkpoint.META}, or move the folder away to resume from the previous checkpoint"
+            f"{folder}: the checkpoint is from an incompatible version ({error}); resume with the versions listed "
+            f"in its {checkpoint.META}, or move the folder away to resume from the previous checkpoint"
         ) from None
     restore_policy(state.adapter, run, found.meta.step, found.policy)
     restarted = state.adapter.load_state_dict(contents.adapter)
@@ -154,7 +154,7 @@ def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise UsageError(
-            f"{run.config} does not match the checkpoint of step {step}; undo edits to the network options ({first})"
+            f"{run.config}: the network options do not match the checkpoint of step {step}; undo your changes ({first})"
         ) from None
 
 

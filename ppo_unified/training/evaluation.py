@@ -59,8 +59,8 @@ def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int,
     scores = np.array(adapter.score(episodes, config.seed + number, True), dtype=float)
     wrong = np.flatnonzero(~np.isfinite(scores))
     if wrong.size:
-        first = f"{wrong.size} of {len(scores)} episode scores are not finite, first in episode {wrong[0]}"
-        effect = "this evaluation cannot become the best or solve the task; training continues"
+        first = f"{wrong.size} of {len(scores)} episode scores are not finite; the first is in episode {wrong[0]}"
+        effect = "this evaluation counts neither as the best nor as solved; training continues"
         print_err(f"{where}: {first} ({scores[wrong[0]]}); {effect}")
     with np.errstate(invalid="ignore"):  # the mean of inf and -inf is NaN
         return float(np.mean(scores))

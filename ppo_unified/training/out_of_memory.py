@@ -9,8 +9,13 @@ from ppo_unified.config.schema import RunConfig
 _CPU = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError with one of these
 OPTIONS = {  # the options that memory depends on in each phase, most effective first
     "collecting a rollout": ("llm.rollout_batch", "llm.max_new_tokens", "gym.num_steps", "gym.num_envs"),
-    "updating": ("ppo.microbatch_columns", "llm.gradient_checkpointing", "gym.num_steps", "llm.rollout_batch"),
-    "evaluating": ("llm.rollout_batch", "eval.episodes"),
+    "updating the policy": (
+        "ppo.microbatch_columns",
+        "llm.gradient_checkpointing",
+        "gym.num_steps",
+        "llm.rollout_batch",
+    ),
+    "evaluating the policy": ("llm.rollout_batch", "eval.episodes"),
     "creating the models": ("llm.lora_rank", "gym.num_envs"),
 }
 CHEAPER = {  # options that are not numbers: (most expensive value, recommended value)

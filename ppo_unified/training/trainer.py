@@ -140,10 +140,10 @@ class Trainer:
     def _explain_out_of_memory(self, error: BaseException) -> OutOfMemory:
         rollout, minibatches = self.collector.rollout, self.config.ppo.minibatches
         if self.state.evaluations.pending:
-            return explain_out_of_memory(error, "evaluating", self.config)
+            return explain_out_of_memory(error, "evaluating the policy", self.config)
         if rollout is None:
             return explain_out_of_memory(error, "collecting a rollout", self.config)
-        return explain_out_of_memory(error, "updating", self.config, rollout.mask.numel() // minibatches)
+        return explain_out_of_memory(error, "updating the policy", self.config, rollout.mask.numel() // minibatches)
 
     @property
     def _progress(self) -> Progress:

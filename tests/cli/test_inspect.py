@@ -241,7 +241,7 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
 
 MISTAKES = {
     ("none",): r"none has no stored samples yet; .*log\.samples_every = 0",
-    ("pole", "--iteration", "7"): r"--iteration: pole has no stored samples of iteration 7; expected one of 1, 2$",
+    ("pole", "--iteration", "7"): r"--iteration: expected an iteration of pole with stored samples \(1, 2\), got 7$",
     ("pole", "--sample", "99"): r"--sample: expected a number from 0 to \d+ or 'all' for iteration 2, got '99'$",
     ("pole", "--sample", "-1"): r"--sample: expected a number from 0 to \d+ .*, got '-1'$",
     ("pole", "--sample", "x"): r"--sample: expected a number from 0 to \d+ .*, got 'x'$",
@@ -262,7 +262,7 @@ def test_damaged_sample_file_is_a_one_line_error(tmp_path: Path, capsys: pytest.
     samples.sample_path(Run(tmp_path / "run"), 2).write_bytes(b"PK")
     code, out, err = command(tmp_path, capsys, "inspect", "run", "--json")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "00000002.npz: not a valid sample file" in err
+    assert "00000002.npz: invalid sample file" in err
     assert document(tmp_path, capsys, "run", "--iteration", "1")["iteration"] == 1
 
 

@@ -197,7 +197,7 @@ def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Pat
     assert set(rows(out)) >= {"base-s1", "base-s2", "gone"}
     assert "fast" not in rows(out)
     assert "skipped: " in err
-    assert "config.toml: expected a TOML configuration, got a file that is not UTF-8 text (byte 0)" in err
+    assert "config.toml: expected a TOML file in UTF-8, got an invalid byte at offset 0" in err
 
 
 # --- show
@@ -385,7 +385,7 @@ def test_compare_reports_equal_runs_and_needs_two(run_command: Any, folder: Path
     for names in (["base-s1"], ["base-s1", "base-s1"]):
         code, out, err = run_command("compare", *names)
         assert (code, out) == (2, "")
-        assert "expected at least two different runs (--seeds accepts one)" in err
+        assert "expected at least two different runs (with --seeds, one run is enough)" in err
 
 
 def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:

@@ -138,7 +138,7 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
         (("eval", "pole", "--episodes", "0"), "--episodes: expected an integer >= 1, got 0"),
         (("eval", "pole", "--episodes", "x"), "eval: --episodes: expected an integer, got 'x'; see ppo-unified eval"),
         (("eval", "pole", "--seed", "-1"), "--seed: expected an integer >= 0, got -1"),
-        (("eval", "pole", "--checkpoint", "first"), "checkpoint 'first' not found; use best, latest or a step: "),
+        (("eval", "pole", "--checkpoint", "first"), "checkpoint 'first' not found; available: best, latest, "),
         (("eval", "pole", "--checkpoint", "17"), "checkpoint '17' not found"),
         (("eval", "poel"), "did you mean 'pole'?"),
         (("eval", "words", "--video"), "expected a render mode rgb_array, got ansi"),
@@ -152,7 +152,18 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
         (("play", "pole", "--fps", "-1"), "--fps: expected a number > 0, or 0 for the environment's rate, got -1"),
         (("play", "pole", "--fps", "x"), "play: --fps: expected a number, got 'x'; see ppo-unified play --help"),
         (("export", "poel", "--to", "never-made"), "did you mean 'pole'?"),
-        (("export", "pole", "--to", "/dev/null/x"), "--to /dev/null/x: cannot create folder (Not a directory)"),
+        (
+            ("export", "pole", "--to", "/etc/passwd"),
+            "--to /etc/passwd: expected a folder, got a file; choose",
+        ),
+        (
+            ("export", "pole", "--to", "/etc/passwd/x"),
+            "passwd/x: the path contains a file, /etc/passwd; choose",
+        ),
+        (
+            ("export", "pole", "--to", "/dev/null/x"),
+            "--to /dev/null/x: cannot create or read the folder (Not a directory)",
+        ),
     ],
 )
 def test_usage_errors_are_one_line(
@@ -493,7 +504,7 @@ def test_export_rejects_program_with_different_actions(tmp_path: Path) -> None:
         list(other.policy.head.parameters())[-1].add_(0.01)
     gym_export.write_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
     gym_export.check_program(other.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
-    with pytest.raises(RuntimeError, match=r"returns other actions than the policy"):
+    with pytest.raises(RuntimeError, match=r"returns different actions from the policy"):
         gym_export.check_program(ours.policy, ours.observations, ours.actions, False, tmp_path / "policy.pt2")
 
 
@@ -522,7 +533,7 @@ def test_export_replaces_only_an_earlier_export(
     (export_folder / "notes.txt").touch()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, out) == (2, "")
-    assert "the folder contains other files (notes.txt); choose an empty or a new folder" in err
+    assert "the folder contains other files (notes.txt); choose an empty folder or a new one" in err
     assert modified_at() == second
     (export_folder / "notes.txt").unlink()
 

@@ -17,7 +17,7 @@ def test_invalid_baseline_is_a_one_line_error(tmp_path: Path, text: str, capsys:
     path.write_text(text)
     assert main(["regress", "--baseline", str(path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"{path}: not a baseline file")
+    assert error.startswith(f"{path}: invalid baseline file")
     assert error.count("\n") == 1
 
 

@@ -88,14 +88,29 @@ def test_rejected_resume_leaves_run_unchanged(tmp_path: Path, call: Call) -> Non
         path.write_bytes(b"torn")
     code, _, error = call("resume", "a", "--total-steps", "9000")
     assert code == 2
-    assert re.search(r"trainer\.json: expected [0-9,]+ bytes, got 4", error)
+    assert re.search(r"trainer\.json: the file is damaged \(expected [0-9,]+ bytes, got 4\)", error)
     assert run.read_status() == before
     assert "total_steps = 1500" in run.config.read_text()
     assert not run.original_config.exists()
     code, _, error = call("resume", "a", "--total-steps", "9000", "--detach")
     assert code == 2
-    assert re.search(r"trainer\.json: expected [0-9,]+ bytes, got 4", error)
+    assert re.search(r"trainer\.json: the file is damaged \(expected [0-9,]+ bytes, got 4\)", error)
     assert run.read_status() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "option"), [(("--policy.hidden", "8"), "policy.hidden = [64, 64]"), (("--seed", "4"), "seed = 1")]
+)
+def test_finished_run_reports_an_option_that_cannot_change(
+    stopped: Run, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], option: str
+) -> None:
+    status = stopped.read_status()
+    status.state, status.reason = "finished", "total_steps reached"
+    stopped.write_status(status)
+    assert main(["resume", "a", *flags, "--runs", str(stopped.path.parent)]) == 2
+    why = "because it defines the policy or its training data"
+    command = f"ppo-unified train {stopped.config} {' '.join(flags)}"
+    assert capsys.readouterr().err == f"a: {option} cannot change on resume, {why}; start a new run: {command}\n"
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ def test_tensorboard_reports_port_in_use(runs: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        f"--port {port}: cannot listen on it (Address already in use); choose another port, or 0 for any free one\n"
+        f"--port {port}: cannot listen on this port (Address already in use); choose another port, or 0 for any free "
+        "port\n"
     )
 
 

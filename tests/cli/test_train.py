@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,28 @@ if "Broken-v0" not in gym.registry: gym.register("Broken-v0", entry_point="broke
 """
 
 
+def test_unregistered_environment_lists_those_of_its_module(
+    call: Call, write_module: Callable[[str, str], None]
+) -> None:
+    write_module("broken", BROKEN_ENVIRONMENT)
+    text = "gym.env_id = 'broken:Nope-v0': module 'broken' does not register the environment 'Nope-v0'; it registers "
+    assert call("train", "broken:Nope-v0")[::2] == (2, f"{text}Broken-v0\n")
+    assert call("train", "gymnasium:Nope-v0")[2].endswith("does not register the environment 'Nope-v0'\n")
+    assert call("train", "gymnasium:Acrobat-v1")[2].endswith("'Acrobat-v1'; did you mean 'Acrobot-v1'?\n")
+    write_module("bare", "")
+    code, _, error = call("train", "bare:Nope-v0")
+    assert code == 2
+    assert error.endswith("does not register the environment 'Nope-v0'; call gymnasium.register() in the module\n")
+
+
+def test_failing_reset_names_the_environment(call: Call, write_module: Callable[[str, str], None]) -> None:
+    source = BROKEN_ENVIRONMENT.replace("super().reset(seed=seed)", "raise ValueError('no map')")
+    write_module("lost", source.replace("Broken-v0", "Lost-v0").replace("broken:", "lost:"))
+    code, _, error = call("train", "lost:Lost-v0", "--gym.env-kwargs", '{"how": ""}', "--gym.vectorization", "sync")
+    assert code == 1
+    assert "failed: RuntimeError: lost:Lost-v0: reset() raised ValueError: no map" in error
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -103,6 +126,7 @@ def test_environment_error_fails_run_and_keeps_folder(
     code, _, error = call("train", "broken:Broken-v0", "--name", "a", *options)
     assert code == 1
     assert message in error
+    assert re.search(r" at step \d+ of the rollout that began after [\d,]+ environment steps", error)
     assert "Traceback" not in error
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()
@@ -140,14 +164,32 @@ USAGE_ERRORS = {
     ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
     ("train", "cartpole", "--optim.lr", "nan"): "expected a number > 0 and <= 1, got 'nan'",
-    ("train", "cartpole", "--name", "../out"): "it names a folder inside the runs folder",
-    ("train", "cartpole", "--name", "/tmp/out"): "it names a folder inside the runs folder",
+    ("train", "cartpole", "--name", "../out"): "starting with a letter or digit",
+    ("train", "cartpole", "--name", "/tmp/out"): "starting with a letter or digit",
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
     ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",
-    ("train", "cartpole", "--runs", "/proc/nowhere"): "the runs folder cannot be written",
+    ("train", "cartpole", "--runs", "/proc/nowhere"): "cannot write to the runs folder",
     ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",
-    ("train", "cartpole", "--gym.env-kwargs", '{"moon": 1}'): "the environment with gym.env_kwargs = {'moon': 1}: ",
+    (
+        "train",
+        "cartpole",
+        "--gym.wrappers",
+        "Nope",
+    ): "no wrapper 'Nope' in gymnasium.wrappers; for your own wrapper",
+    (
+        "train",
+        "cartpole",
+        "--gym.wrappers",
+        "TransformReward",
+    ): "cannot apply 'TransformReward' to CartPole-v1 (Type",
+    ("train", "cartpole", "--gym.wrappers", "nomodule:X"): "gym.wrappers = 'nomodule:X': cannot import module 'nomodul",
+    (
+        "train",
+        "cartpole",
+        "--gym.env-kwargs",
+        '{"moon": 1}',
+    ): "the environment with gym.env_kwargs = {'moon': 1} (",
     ("train", "cartpole", "--policy.log-std-init", "1"): "has discrete actions",
     ("train", "Acrobot-v1", "--gym.vectorization", "vector_entry_point"): "has no vector version",
     ("resume", "nothing"): "no run 'nothing'",

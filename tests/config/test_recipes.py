@@ -133,7 +133,7 @@ MISTAKES = {
         "cartpole",
         "--recipe",
         "tldr",
-    ): "--recipe tldr: needs a target of kind 'llm', but cartpole is of kind 'gym'; choose another target or recipe",
+    ): "--recipe tldr requires a target of kind 'llm', but cartpole is of kind 'gym'; choose another target or recipe",
     ("train", "llm", "--recipe", "tldr"): "llm.model is required: use a folder, a hub id",
     (
         "train",
@@ -373,7 +373,7 @@ def test_detached_run_uses_the_recipe(package_folder: Path) -> None:
     ("name", "message"),
     [
         ("wrong", "recipe wrong: [ppo] has no option 'epoch'; did you mean 'epochs'?"),
-        ("odd", "needs the name of an adapter"),
+        ("odd", "missing option 'kind'; name the adapter"),
     ],
 )
 def test_broken_recipe_file_is_reported(

@@ -163,8 +163,8 @@ def test_entry_point_presets_targets_and_check_are_used(tmp_path: Path, arms: Pa
 @pytest.mark.parametrize(
     ("entry_point", "message"),
     [
-        ("arms = their_options:MISSING", r"entry point arms = 'their_options:MISSING' .* cannot be loaded"),
-        ("arms = not_there:SPEC", r"entry point arms = 'not_there:SPEC' .* cannot be loaded: No module named"),
+        ("arms = their_options:MISSING", r"entry point arms = 'their_options:MISSING' .* cannot load it"),
+        ("arms = not_there:SPEC", r"entry point arms = 'not_there:SPEC' .* cannot load it \(No module named"),
         ("arms = their_options:Arms", r"expected an AdapterSpec, got ModelMetaclass"),
     ],
 )
@@ -176,5 +176,5 @@ def test_broken_entry_point_is_reported(arms: Path, entry_point: str, message: s
 
 def test_unknown_kind_suggests_the_nearest(tmp_path: Path, arms: Path) -> None:
     write(tmp_path / "mine.toml", 'kind = "arm"')
-    with pytest.raises(UsageError, match=r"unknown adapter 'arm'; did you mean 'arms'\?; installed: gym, llm, arms"):
+    with pytest.raises(UsageError, match=r"unknown adapter 'arm'; did you mean 'arms'\? \(installed: gym, llm, arms\)"):
         load_target(str(tmp_path / "mine.toml"))

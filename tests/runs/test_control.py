@@ -98,7 +98,7 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
     [
         (["cartpol"], "did you mean 'cartpole'"),
         (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
-        (["cartpole", "--name", "../out"], "it names a folder inside the runs folder"),
+        (["cartpole", "--name", "../out"], "starting with a letter or digit"),
         (["cartpole", "--device", "cuda"], "torch finds no GPU"),  # rejected after the folder was created
     ],
 )
@@ -154,7 +154,7 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../b", "it names a folder"),
+        ("../b", "starting with a letter or digit"),
         ("latest", "the newest run"),
         ("taken", "already exists"),
         ("link", "already exists"),
@@ -229,7 +229,7 @@ def test_failed_delete_can_be_repeated(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", fail)
-        with pytest.raises(UsageError, match="checkpoints: cannot be deleted"):
+        with pytest.raises(UsageError, match="checkpoints: deletion failed"):
             control.delete(run)
     control.delete(run)
     assert not run.path.exists()
@@ -352,7 +352,7 @@ def test_run_management_commands_work(
     assert capsys.readouterr().out == "good\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     assert main(["delete", "b", *where]) == 2
-    assert "--yes is required when stdin is not a terminal" in capsys.readouterr().err
+    assert "cannot ask for confirmation, because stdin is not a terminal; add --yes" in capsys.readouterr().err
     assert main(["delete", "b", "--yes", *where]) == 0
     assert not (tmp_path / "b").exists()
 

@@ -347,7 +347,7 @@ def test_vanished_file_keeps_points_and_unreadable_is_reported(tmp_path: Path) -
     assert not reader.damage
     path.symlink_to(tmp_path / "gone")  # listed, but missing when it is opened
     assert not reader.poll()
-    assert "cannot be read (No such file or directory)" in reader.damage[path.name]
+    assert "cannot read the file (No such file or directory)" in reader.damage[path.name]
 
 
 def frame_record(event: Event) -> bytes:

@@ -136,7 +136,7 @@ def test_signals_reach_only_the_lock_holder(run: Run) -> None:
         named = Status(name="a", state="running", host=socket.gethostname(), pid=bystander.pid, heartbeat=time.time())
         for pid in (bystander.pid, -1, 1 << 40):
             run.write_status(replace(named, pid=pid))
-            with pytest.raises(UsageError, match=f"contains process {pid}, but process {child.pid} has the lock"):
+            with pytest.raises(UsageError, match=f"names process {pid}, but process {child.pid} has the lock"):
                 processes.stop(run, kill=True)
         assert (child.poll(), bystander.poll()) == (None, None)
         run.write_status(replace(named, pid=child.pid, pid_started=time.time() + 3600))
@@ -173,7 +173,7 @@ def test_querying_the_lock_never_acquires_it(run: Run) -> None:
 def test_unreadable_lock_file_is_a_usage_error(run: Run) -> None:
     (run.path / "run.lock").unlink()
     (run.path / "run.lock").mkdir()
-    with pytest.raises(UsageError, match=r"run\.lock: cannot be locked \(Is a directory\)"):
+    with pytest.raises(UsageError, match=r"run\.lock: cannot lock the file \(Is a directory\)"):
         run.acquire()
 
 
@@ -226,7 +226,7 @@ def test_unknown_status_keys_are_ignored(run: Run) -> None:
 )  # fmt: skip
 def test_invalid_status_is_one_line_and_hides_no_other_run(run: Run, text: str) -> None:
     (run.path / "run.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(UsageError, match=r"run\.json: cannot be read as a run's status") as caught:
+    with pytest.raises(UsageError, match=r"run\.json: invalid run status \(.*; restore the file") as caught:
         run.read_status()
     assert "\n" not in str(caught.value)
     other = create(run.path.parent, "other", "")
@@ -336,7 +336,7 @@ def test_failed_creation_leaves_no_files(tmp_path: Path) -> None:
     def fill(run: Run, name: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot write to the runs folder"):
         create(tmp_path, "a", "", fill)
     assert not list(tmp_path.iterdir())
 
@@ -362,7 +362,7 @@ def test_dangling_link_reserves_its_name(tmp_path: Path) -> None:
 
 def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(UsageError, match=r"the runs folder cannot be written \(.*\); choose another with --runs DIR"):
+    with pytest.raises(UsageError, match=r"cannot write to the runs folder \(.*\); choose another one with --runs DIR"):
         create(tmp_path / "runs", "", "a")
     assert list(all_runs(tmp_path / "runs")) == []
 

@@ -93,7 +93,7 @@ def test_damaged_sample_file_is_reported_and_runs_no_code(tmp_path: Path, damage
     samples.write(a_run, make_samples(np.ones((1, 2), bool), np.ones((1, 2), bool), value=np.zeros((1, 2))))
     path = samples.sample_path(a_run, 3)
     DAMAGES[damage](path)
-    with pytest.raises(UsageError, match=r"00000003\.npz: not a valid sample file") as caught:
+    with pytest.raises(UsageError, match=r"00000003\.npz: invalid sample file") as caught:
         samples.read(a_run, 3)
     assert "\n" not in str(caught.value)
 

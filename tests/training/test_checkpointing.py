@@ -32,7 +32,7 @@ def test_best_and_newest_checkpoints_are_kept(tmp_path: Path, monkeypatch: pytes
     assert len(checkpoint.steps(kept)) == 3
     assert best == checkpoint.steps(kept)[0] == checkpoint.choose(kept, "best")
     assert checkpoint.choose(kept, "latest") == checkpoint.steps(kept)[-1]
-    with pytest.raises(UsageError, match="checkpoint '7' not found; use best, latest or a step: "):
+    with pytest.raises(UsageError, match="checkpoint '7' not found; available: best, latest, "):
         checkpoint.choose(kept, "7")
 
 

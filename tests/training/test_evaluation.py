@@ -62,8 +62,8 @@ def test_nonfinite_score_is_neither_best_nor_solved(
     assert checkpoint.find_best(kept) == (result.best_step, 30.0)
     assert json.loads((kept.path / "run.json").read_text(), parse_constant=pytest.fail)["score"] is None
     output = capsys.readouterr().err
-    assert "1 of 2 episode scores are not finite, first in episode 1" in output
-    assert f"step {result.step}: 2 of 2 episode scores are not finite, first in episode 0 ({wrong})" in output
+    assert "1 of 2 episode scores are not finite; the first is in episode 1" in output
+    assert f"step {result.step}: 2 of 2 episode scores are not finite; the first is in episode 0 ({wrong})" in output
 
 
 @pytest.mark.usefixtures("sequences")

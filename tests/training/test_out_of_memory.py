@@ -32,8 +32,8 @@ def test_allocator_errors_are_recognized() -> None:
     ("owner", "method", "says"),
     [
         (SequenceAdapter, "collect", "while collecting a rollout"),
-        (SequencePolicy, "evaluate", "while updating: lower ppo.microbatch_columns from 65536 to 18"),
-        (SequenceAdapter, "score", "while evaluating: lower eval.episodes from 5 to 2"),
+        (SequencePolicy, "evaluate", "while updating the policy: lower ppo.microbatch_columns from 65536 to 18"),
+        (SequenceAdapter, "score", "while evaluating the policy: lower eval.episodes from 5 to 2"),
     ],
 )
 def test_out_of_memory_run_names_options_to_lower(
@@ -51,7 +51,7 @@ def test_out_of_memory_run_names_options_to_lower(
 
 
 def test_memory_advice_names_only_relevant_options() -> None:
-    output = str(explain_out_of_memory(MemoryError("out\nof"), "updating", load_preset("arithmetic"), 5000))
+    output = str(explain_out_of_memory(MemoryError("out\nof"), "updating the policy", load_preset("arithmetic"), 5000))
     assert "lower ppo.microbatch_columns from" in output
     assert "set llm.gradient_checkpointing = true" in output
     assert "gym" not in output
@@ -72,4 +72,6 @@ def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_error_without_message_shows_its_type() -> None:
-    assert str(explain_out_of_memory(MemoryError(), "updating", load_preset("cartpole"), 0)).endswith("(MemoryError)")
+    assert str(explain_out_of_memory(MemoryError(), "updating the policy", load_preset("cartpole"), 0)).endswith(
+        "(MemoryError)"
+    )

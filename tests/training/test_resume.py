@@ -199,7 +199,7 @@ def test_checkpoint_of_another_structure_is_a_one_line_error(
     assert main(["resume", "odd", "--runs", str(tmp_path)]) == 2
     output = capfd.readouterr().err
     assert "Traceback" not in output
-    assert f"{written}: written by an incompatible version (" in output
+    assert f"{written}: the checkpoint is from an incompatible version (" in output
     assert run.read_status() == before
 
 

@@ -28,5 +28,5 @@ def test_checkpoint_reproduces_its_training_score(tmp_path: Path) -> None:
 
 def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> None:
     kept = Run(run(short_config(), tmp_path).path)
-    with pytest.raises(UsageError, match="does not match the checkpoint of step"):
+    with pytest.raises(UsageError, match="the network options do not match the checkpoint of step"):
         load_adapter(kept, short_config(policy={"hidden": [32]}), "latest")

@@ -149,7 +149,7 @@ def test_picker_accepts_file_and_reports_a_bad_one(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.open_picker()
         await pilot.pause()
-        for path, complaint in ((bad, "did you mean 'clip'"), (tmp_path / "no.toml", "cannot be read"), (good, "")):
+        for path, complaint in ((bad, "did you mean 'clip'"), (tmp_path / "no.toml", "file not found"), (good, "")):
             app.screen.query_one(Input).value = str(path)
             await pilot.pause()
             await pilot.press("enter")
@@ -430,7 +430,7 @@ def test_unreadable_target_starts_nothing(tmp_path: Path) -> None:
         screen = await app.open_form("nowhere.toml")
         await pilot.press("down", "down", "down", "ctrl+z", "ctrl+r", "ctrl+s", "slash", *"x", "enter")
         assert app.started == []
-        assert "nowhere.toml: cannot be read" in static_text(screen, "verdict")
+        assert "nowhere.toml: file not found" in static_text(screen, "verdict")
         assert screen.explain() is None
 
     drive(work, tmp_path)

@@ -292,7 +292,7 @@ def test_unreadable_options_are_reported(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("2")
-        await wait_until(pilot, lambda: "is not valid TOML" in widget_text(page, "#options Static"))
+        await wait_until(pilot, lambda: "invalid TOML" in widget_text(page, "#options Static"))
 
     drive(Host(tmp_path), act)
 

@@ -156,7 +156,8 @@ def test_run_with_unreadable_status_is_listed_with_reason(tmp_path: Path, clock:
     assert set(broken) == {"torn", "wrong", "list", "binary", "folder"}
     for key, entry in broken.items():
         assert entry.state == "unreadable"
-        assert entry.problem.startswith(f"{tmp_path / key / 'run.json'}: cannot be read")
+        expected = "cannot read the file" if key == "folder" else "invalid run status"
+        assert entry.problem.startswith(f"{tmp_path / key / 'run.json'}: {expected} (")
         assert entry.status.started
     assert not it.entries["good"].problem
     make(tmp_path, "torn", step=7)
@@ -281,19 +282,19 @@ def test_unreadable_folder_is_reported(tmp_path: Path, clock: Clock, monkeypatch
     monkeypatch.setattr(folder_scanner, "_read_folder", refuse)
     it = Store(tmp_path, clock)
     it.update()
-    assert it.entries["closed"].problem == f"{tmp_path / 'closed'}: cannot be read (Permission denied)"
+    assert it.entries["closed"].problem == f"{tmp_path / 'closed'}: cannot read the folder (Permission denied)"
     assert it.entries["a"].state == "finished"
     closed.add(str(tmp_path))
     clock.now += 1
     it.update()
-    assert it.problem == f"{tmp_path}: cannot be read (Permission denied)"
+    assert it.problem == f"{tmp_path}: cannot read the folder (Permission denied)"
 
 
 def test_runs_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     it = Store(tmp_path / "file")
     it.update()
-    assert it.problem == f"{tmp_path / 'file'}: cannot be read (Not a directory)"
+    assert it.problem == f"{tmp_path / 'file'}: cannot read the folder (Not a directory)"
     assert not it.entries
 
 

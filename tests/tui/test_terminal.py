@@ -240,7 +240,7 @@ def test_play_suspends_and_restores_the_ui(terminal: Open) -> None:
 def test_missing_terminal_is_a_one_line_error(terminal: Open) -> None:
     one = terminal(TERM="dumb")
     one.type(f"{PROGRAM} tui")
-    message = "ppo-unified tui: requires a terminal (TERM=dumb); without one, use ppo-unified runs and ppo-unified show"
+    message = "ppo-unified tui requires a terminal (TERM=dumb); without one, use ppo-unified runs and ppo-unified show"
     one.shows(message)
     command = [*PROGRAM.split(), "tui"]
     result = subprocess.run(command, env=one.environment, cwd=one.folder, capture_output=True, check=False)

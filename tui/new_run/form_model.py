@@ -337,7 +337,7 @@ def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
                 continue
             if type(base.config) is type(config):
                 return target, recipe, {d.option: d.after for d in _differences(base, config, {})}
-    raise UsageError(f"{run.config}: cannot be loaded as the configuration of a new run")
+    raise UsageError(f"{run.config}: cannot start a new run from these options, because no target matches them")
 
 
 def _possible_targets(run: Run, config: RunConfig) -> Iterator[str]:

@@ -167,7 +167,7 @@ class RunActions(Screen[None]):
             try:
                 command = path.read_text(encoding="utf-8", errors="replace").strip()
             except OSError as error:
-                self.services.show_error(f"{path}: cannot be read ({error.strerror})")
+                self.services.show_error(f"{path}: cannot read the file ({error.strerror})")
                 return
             self.app.copy_to_clipboard(clean(command))  # one line, so that pasting into a shell runs nothing
             self.notify(f"Copied: {clean(command)}", markup=False)

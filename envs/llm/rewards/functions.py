@@ -15,7 +15,7 @@ from typing import Any
 
 from envs.llm.data import shorten
 from envs.llm.rewards.errors import RewardError
-from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.errors import UsageError, closest_match, did_you_mean
 from ppo_unified.text import clean
 
 VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
@@ -102,7 +102,8 @@ def _import(reference: str, option: str) -> Reward:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         why = clean(f"{type(error).__name__}: {error}")
-        raise UsageError(f"{option} = {reference!r}: cannot import module {module!r} ({why})") from None
+        known = did_you_mean(module, ("regex", "length"))
+        raise UsageError(f"{option} = {reference!r}: cannot import module {module!r} ({why}){known}") from None
     if not hasattr(found, name):
         known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))))
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
@@ -179,10 +180,11 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         return
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
-        found = ", ".join(map(repr, columns)) or "no keys"
-        known = did_you_mean(missing[0], columns)
+        found = ", ".join(map(repr, columns)) or "none"
+        similar = closest_match(missing[0], columns)
+        known = f"; rename {similar!r} to {missing[0]!r}" if similar else ""
         raise UsageError(
-            f"{where}: {option} = {reference!r} needs the key {missing[0]!r}, got {found} besides the prompt{known}"
+            f"{where}: {option} = {reference!r} needs the key {missing[0]!r} (keys besides the prompt: {found}){known}"
         )
     try:
         inspect.signature(function).bind([], [], **_select_columns(parameters, columns))
@@ -205,7 +207,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(
-                f"{where}: 'answer' of prompt {number}: expected a text or a number, got {_describe_value(answer)}"
+                f"{where}: 'answer' of prompt {number}: expected text or a number, got {_describe_value(answer)}"
             )
         if reference == "numeric" and last_number(str(answer)) is None:
             raise UsageError(f"{where}: 'answer' of prompt {number}: expected a number, got {shorten(str(answer))!r}")
@@ -278,7 +280,7 @@ def score(
         if number is None or not math.isfinite(number):
             found = _describe_value(value) if number is None else str(number)
             where = _describe(prompts, responses, index)
-            raise RewardError(f"{name}: expected a finite number for each response, got {found}; {where}")
+            raise RewardError(f"{name}: expected a finite number for each response, got {found} for {where}")
     return [number for number in numbers if number is not None]
 
 

@@ -207,7 +207,8 @@ def _initialize(head: nn.Module) -> None:
 def _limit(settings: Settings, readable: int) -> int:
     """Return the maximum number of tokens in a pair. Raises UsageError if --max-length exceeds the model's limit."""
     if settings.max_length > readable:
-        raise UsageError(f"--max-length {settings.max_length}: {settings.model} reads at most {readable} tokens")
+        limit = f"{readable}, the context of {settings.model}"
+        raise UsageError(f"--max-length: expected at most {limit}, got {settings.max_length}")
     return settings.max_length or min(LONGEST, readable)
 
 
@@ -220,7 +221,7 @@ def _drop_long_pairs(
     sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
     kept = [index for index, size in enumerate(sizes) if size <= limit]
     if not kept:
-        raise UsageError(f"--max-length {limit}: all pairs are longer; the shortest one has {min(sizes)} tokens")
+        raise UsageError(f"--max-length: expected at least {min(sizes)}, the tokens of the shortest pair, got {limit}")
     return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
 
 
@@ -256,7 +257,7 @@ def _padding_id(rows: Sequence[list[int]], tokenizer: Any) -> int:
     special = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     fill = next((id for id in [*special, *range(len(tokenizer))] if id is not None and id not in ends), None)
     if fill is None:
-        raise UsageError("--model: every token id is the last id of some text; add a pad token to the tokenizer")
+        raise UsageError("--model: no token id can be used for padding; add a pad token to the tokenizer")
     return int(fill)
 
 

@@ -158,7 +158,7 @@ def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
     stopped, restored = (make_adapter("tests.gym_envs:Unrepeatable-v0", num_steps=55, **options) for _ in range(2))
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    reason = "a replayed episode returned other observations or rewards"
+    reason = "a replayed episode returned different observations or rewards"
     assert why == f"episodes restarted: tests.gym_envs:Unrepeatable-v0: {reason}"
     assert not restored.episodes.length.any(), "the length of a new episode starts at 0"
     assert restored.collect().mask[:, 0].all()
@@ -171,7 +171,7 @@ def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     )
     stopped.collect()
     why = load_state(restored, save_and_load(stopped))
-    assert why == "episodes restarted: FrozenLake-v1: a replayed episode returned other observations or rewards"
+    assert why == "episodes restarted: FrozenLake-v1: a replayed episode returned different observations or rewards"
 
 
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
@@ -188,7 +188,7 @@ def test_modified_state_arrays_restart_episodes() -> None:
     state = save_and_load(stopped)
     state[0]["envs"]["arrays"]["state"][0, 0] += 1
     why = load_state(restored, state)
-    assert why == "episodes restarted: CartPole-v1: the restored environments returned other observations"
+    assert why == "episodes restarted: CartPole-v1: the restored environments returned different observations"
 
 
 def test_overlong_episode_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

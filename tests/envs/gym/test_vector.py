@@ -164,7 +164,7 @@ def test_mask_missing_from_step_info_allows_every_action() -> None:
 
 def test_mask_missing_from_reset_info_is_rejected() -> None:
     adapter = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
-    with pytest.raises(ValueError, match=r"step\(\) returned an action mask but reset\(\) did not"):
+    with pytest.raises(ValueError, match=r"step\(\) returned an action mask, but reset\(\) did not"):
         adapter.collect()
 
 

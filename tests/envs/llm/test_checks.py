@@ -70,10 +70,16 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     "missing file": ({"prompts": "okay.jsonl"}, "okay.jsonl: file not found; did you mean 'ok.jsonl'?"),
     "missing key": (
         {"prompts": "key.jsonl"},
-        "key.jsonl, line 1: expected the key prompt, query, question or messages, got 'text'",
+        "key.jsonl, line 1: missing key 'prompt', 'query', 'question' or 'messages' (keys found: 'text', 'id')",
     ),
     "empty prompt": ({"prompts": "empty.jsonl"}, "empty.jsonl, line 2: 'prompt' is empty"),
-    "prompt longer than the context": ({"prompts": "long.jsonl"}, "long.jsonl, line 1: the prompt has 200 tokens"),
+    "prompt longer than the context": ({"prompts": "long.jsonl"}, "long.jsonl, line 1: expected a prompt of at most"),
+    "no room for a prompt": (
+        {"max_new_tokens": "9999"},
+        "llm.max_new_tokens = 9999 leaves no room for a prompt",
+    ),
+    "misspelled task": ({"prompts": "arithmetics"}, "unknown built-in task; did you mean 'arithmetic'?"),
+    "misspelled verifier": ({"reward": "lenght:4"}, "No module named 'lenght'); did you mean 'length'?"),
     "chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: a chat needs a chat template, but"),
     "tokenizer larger than the model": (
         {"model": "larger-tokenizer"},
@@ -135,6 +141,6 @@ def test_late_reward_error_keeps_progress(tmp_path: Path, capfd: pytest.CaptureF
     status = run.read_status()
     assert status.state == "failed"
     assert status.iteration == 2
-    assert "expected a finite number for each response, got nan; prompt" in status.reason
+    assert "expected a finite number for each response, got nan for prompt" in status.reason
     assert len(list(run.checkpoints.glob("0*"))) == 2
     assert "ppo-unified resume late" in capfd.readouterr().err

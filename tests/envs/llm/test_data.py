@@ -125,7 +125,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "unknown extension": ("a.csv", P, "a.csv: expected the file extension .jsonl, .json or .txt, got '.csv'"),
     "no extension": ("a", P, "a: expected the file extension .jsonl, .json or .txt, got none"),
     "empty file": ("a.jsonl", "\n \n", "a.jsonl: the file is empty; write one JSON object per line or an array"),
-    "empty text": ("a.txt", " \n", "a.txt: the file is empty; write one text per line"),
+    "empty text": ("a.txt", " \n", "a.txt: the file is empty; write at least one line of text"),
     "empty array": ("a.json", " [ ]", "a.json: the array is empty"),
     "latin-1": ("a.txt", "ok\ncafé\n".encode("latin-1"), "a.txt, line 2: expected UTF-8, got byte 0xe9;"),
     "utf-16": ("a.jsonl", P.encode("utf-16"), "a.jsonl, line 1: expected UTF-8, got byte 0xff;"),
@@ -153,21 +153,22 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "no known key": (
         "a.jsonl",
         '{"instruction": "a", "n": 1}',
-        "a.jsonl, line 1: expected the key prompt, query, question or messages, got 'instruction', 'n'; set llm.prompt",
+        "a.jsonl, line 1: missing key 'prompt', 'query', 'question' or 'messages' (keys found: 'instruction', 'n'); "
+        "set llm.prompt_key",
     ),
     "no key at all": (
         "a.jsonl",
         "{}",
-        "a.jsonl, line 1: expected the key prompt, query, question or messages, got no keys",
+        "a.jsonl, line 1: missing key 'prompt', 'query', 'question' or 'messages' (keys found: none)",
     ),
     "missing later": (
         "a.jsonl",
         P + '{"promt": "b"}',
-        "a.jsonl, line 2: expected the key prompt, got 'promt'; did you mean",
+        "a.jsonl, line 2: missing key 'prompt' (keys found: 'promt'); rename 'promt' to 'prompt'",
     ),
     "empty prompt": ("a.jsonl", P + '{"prompt": " \\n"}', "a.jsonl, line 2: 'prompt' is empty"),
-    "number": ("a.jsonl", '{"prompt": 3}', "a.jsonl, line 1: 'prompt': expected a text, got the number 3"),
-    "null prompt": ("a.jsonl", '{"prompt": null}', "a.jsonl, line 1: 'prompt': expected a text, got null"),
+    "number": ("a.jsonl", '{"prompt": 3}', "a.jsonl, line 1: 'prompt': expected text, got the number 3"),
+    "null prompt": ("a.jsonl", '{"prompt": null}', "a.jsonl, line 1: 'prompt': expected text, got null"),
     "lone surrogate": (
         "a.jsonl",
         '{"prompt": "\\ud800"}',
@@ -191,7 +192,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "content in parts": (
         "a.jsonl",
         '{"messages": [{"role": "user", "content": ["x"]}]}',
-        "a.jsonl, line 1: message 1 of 'messages': 'content': expected a text, got a list ([\"x\"])",
+        "a.jsonl, line 1: message 1 of 'messages': 'content': expected text, got a list ([\"x\"])",
     ),
     "no message": ("a.jsonl", '{"messages": []}', "a.jsonl, line 1: 'messages' is empty"),
     "empty message": ("a.jsonl", lines([{"messages": CHAT[:1]}]), "a.jsonl, line 1: 'messages' is empty"),
@@ -203,7 +204,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "escapes": (
         "a.jsonl",
         '{"\\u001b[31mx": 1}',
-        "a.jsonl, line 1: expected the key prompt, query, question or messages, got",
+        "a.jsonl, line 1: missing key 'prompt', 'query', 'question' or 'messages' (keys found: ",
     ),
 }
 
@@ -217,24 +218,24 @@ def test_invalid_prompts_are_a_one_line_error(tmp_path: Path, case: str) -> None
 WRONG_PAIRS = {
     "no prompt": (
         lines([{"chosen": "a", "rejected": "b"}]),
-        "a.json, line 1: expected the key prompt, question or query, got",
+        "a.json, line 1: missing key 'prompt', 'question' or 'query' (keys found: ",
     ),
     "no chosen": (
         lines([{"prompt": "a", "choosen": "b"}]),
-        "a.json, line 1: expected the key chosen, got 'prompt', 'choosen';",
+        "a.json, line 1: missing key 'chosen' (keys found: 'prompt', 'choosen');",
     ),
     "no rejected": (
         P.strip()[:-1] + ', "chosen": "a"}',
-        "a.json, line 1: expected the key rejected, got 'prompt', 'chosen'",
+        "a.json, line 1: missing key 'rejected' (keys found: 'prompt', 'chosen'",
     ),
     "empty prompt": (lines([{"prompt": "", "chosen": "a", "rejected": "b"}]), "a.json, line 1: 'prompt' is empty"),
     "chat": (
         lines([{"prompt": CHAT, "chosen": "a", "rejected": "b"}]),
-        "a.json, line 1: 'prompt': expected a text, got a list (",
+        "a.json, line 1: 'prompt': expected text, got a list (",
     ),
     "number": (
         lines([{"prompt": "a", "chosen": "a", "rejected": 1}]),
-        "a.json, line 1: 'rejected': expected a text, got the number 1",
+        "a.json, line 1: 'rejected': expected text, got the number 1",
     ),
 }
 
@@ -254,16 +255,17 @@ def test_plain_text_has_neither_pairs_nor_keys(tmp_path: Path) -> None:
 
 def test_invalid_texts_are_a_one_line_error(tmp_path: Path) -> None:
     error = message(read_texts, write_file(tmp_path, "a.jsonl", P))
-    assert error == "a.jsonl, line 1: expected the key text, got 'prompt'"
+    assert error == "a.jsonl, line 1: missing key 'text' (keys found: 'prompt')"
     error = message(read_texts, write_file(tmp_path, "a.jsonl", '{"text": "a"}\n{"text": ""}'))
-    assert error == "a.jsonl, line 2: 'text' is empty; add a text or remove the record"
+    assert error == "a.jsonl, line 2: 'text' is empty; add text or remove the record"
 
 
-def test_missing_key_suggests_the_closest_one(tmp_path: Path) -> None:
+def test_missing_prompt_key_names_the_keys_found(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.jsonl", '{"instruction": "a", "prompt": "b"}')
     error = message(lambda path: read_prompts(path, "instructions"), path)
     assert error == (
-        "a.jsonl, line 1: expected the key instructions, got 'instruction', 'prompt'; did you mean 'instruction'?"
+        "a.jsonl, line 1: missing key 'instructions' (keys found: 'instruction', 'prompt'); set "
+        "llm.prompt_key to the key that contains the prompt"
     )
 
 

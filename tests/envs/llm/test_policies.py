@@ -355,7 +355,7 @@ def test_export_into_foreign_folder_is_rejected(
     code, printed, err = run_on(folder, capsys, "export", "shared", "--to", str(out))
     assert (code, printed) == (2, "")
     named = stranger.rstrip("/").removesuffix("/file")
-    assert f"the folder contains other files ({named}); choose an empty or a new folder" in err
+    assert f"the folder contains other files ({named}); choose an empty folder or a new one" in err
     assert entries(out) == before
     assert path.exists()
 
@@ -489,7 +489,7 @@ def test_play_reads_prompts_from_a_pipe(
     assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
     assert len(re.findall(r"^reference ", out, re.MULTILINE)) == 2
     assert err.count("\n") == 1
-    assert "stdin, prompt 2: the prompt has 121 tokens, but only 120 fit into the model's context" in err
+    assert "stdin, prompt 2: expected a prompt of at most 120 tokens (the model's context minus " in err
 
 
 @pytest.mark.parametrize(("stdin", "flags"), [(None, ["2"]), (b"", ["2"]), (b"unread\n", ["2"]), (b"\n", [])])

@@ -207,13 +207,15 @@ def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Pa
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
     error = error_message(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert error == (
-        "a.jsonl: llm.reward = 'exact' needs the key 'answer', got 'answers', 'level' besides the prompt; "
-        "did you mean 'answers'?"
+        "a.jsonl: llm.reward = 'exact' needs the key 'answer' (keys besides the prompt: 'answers', 'level'); "
+        "rename 'answers' to 'answer'"
     )
     error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
-    assert error.startswith(f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level', got")
+    assert error.startswith(
+        f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level' (keys besides the prompt: "
+    )
     for reference in ("numeric", "exact"):
-        assert "got no keys besides the prompt" in error_message(check_columns, reference, {}, "a.txt")
+        assert "(keys besides the prompt: none)" in error_message(check_columns, reference, {}, "a.txt")
     for reference in ("regex:x", "length:3", f"{module_name}:plain", f"{module_name}:open_", "sentiment-gold"):
         check_columns(reference, {"anything": [1]}, "a.jsonl")
     check_columns(f"{module_name}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
@@ -232,7 +234,7 @@ def test_unmatchable_answers_are_rejected() -> None:
         for name, values in wrong.items()
     }
     assert errors == {
-        "exact": "a.jsonl: 'answer' of prompt 2: expected a text or a number, got None",
+        "exact": "a.jsonl: 'answer' of prompt 2: expected text or a number, got None",
         "numeric": "a.jsonl: 'answer' of prompt 2: expected a number, got 'x'",
     }
 
@@ -291,7 +293,7 @@ BAD_VALUES = {
 def test_nonfinite_score_names_prompt_and_response(case: str) -> None:
     value, shown = BAD_VALUES[case]
     error = failure(lambda prompts, responses: [0.0, value, 0.0])
-    found = f"got {shown}; prompt 'two', response ''"
+    found = f"got {shown} for prompt 'two', response ''"
     assert error == f"llm.reward: expected a finite number for each response, {found}"
 
 
@@ -517,7 +519,7 @@ def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest
     logging.add_handler(caplog.handler)
     error = error_message(load_reward, str(folder))
     logging.remove_handler(caplog.handler)
-    assert error == f"llm.reward = {str(folder)!r} is not a reward model: its weights lack score.weight"
+    assert error == f"llm.reward = {str(folder)!r}: expected a reward model, but its weights lack score.weight"
     assert not caplog.records
 
 
