@@ -17,7 +17,7 @@ from envs.gym.policy import GymPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
 from envs.gym.vector import GymAdapter
 
-PROGRAM, README = "policy.pt2", "README.md"
+PROGRAM, README, EXAMPLE = "policy.pt2", "README.md", "play.py"
 BATCHES = (1, 17)  # batch sizes for comparing the exported program with the policy
 TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 
@@ -55,7 +55,7 @@ class GreedyPolicy(nn.Module):
 
 
 def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Write policy.pt2 and README.md to `folder`, and return the adapter's entries for policy.json.
+    """Write policy.pt2, play.py and README.md to `folder`, and return the adapter's entries for policy.json.
 
     Raises RuntimeError if the saved program does not return the same actions as the policy.
     """
@@ -73,7 +73,8 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
         "action_mask": {"dtype": "bool", "shape": ["batch", sum(adapter.actions.sizes)]} if masked else None,
         "usage": USAGE.format(arguments="obs, action_mask" if masked else "obs"),
     }
-    code = example(options, adapter.observations, adapter.actions, masked)
+    script = example(options, adapter.observations, adapter.actions, masked)
+    (folder / EXAMPLE).write_text(script, encoding="utf-8")
     score = "not evaluated" if about["score"] is None else f"{about['score']:.6g}"
     (folder / README).write_text(
         PAGE.format(
@@ -83,7 +84,6 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
             mask=f", `action_mask` bool [batch, {sum(adapter.actions.sizes)}]" if masked else "",
             dtype=adapter.actions.dtype,
             shape="".join(f", {n}" for n in adapter.actions.shape),
-            code=code,
         ),
         encoding="utf-8",
     )
@@ -202,11 +202,15 @@ def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
 USAGE = "policy = torch.export.load('policy.pt2').module(); actions = policy({arguments})"
 
 SCRIPT = """\
+import sys
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import torch
 
-policy = torch.export.load("policy.pt2").module()
+sys.path.append("")  # also import environments from the current folder
+policy = torch.export.load(Path(__file__).with_name("policy.pt2")).module()
 {environment}
 
 
@@ -230,9 +234,14 @@ Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
 
 `policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. It
 returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes observations and clips
-actions. `policy.json` contains this information for other programs. Loading the policy requires only torch. This
-script runs the policy in Gymnasium:
+actions. `policy.json` contains this information for other programs. Loading the policy requires only torch:
 
 ```python
-{code}```
+import torch
+
+policy = torch.export.load("policy.pt2").module()
+```
+
+`python play.py` runs the policy in Gymnasium for 10 episodes. If the environment is defined in your own module, run
+`play.py` in the folder that contains this module.
 """

@@ -111,9 +111,9 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
-        "best score": _format_spread(best, format_number),
+        "mean best score (range)": _format_spread(best, format_number),
         "solved": f"{solved['runs']} of {len(group['runs'])}",
-        "solved at step": _format_spread(solved, "{:,.0f}".format),
+        "mean solved step (range)": _format_spread(solved, "{:,.0f}".format),
     }
 
 

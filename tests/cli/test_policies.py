@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import runpy
 import shutil
 import signal
 import struct
@@ -418,6 +419,7 @@ def test_environment_error_restores_the_terminal(runs: Path) -> None:
 
 # export
 
+EXPORTED = ["README.md", "play.py", "policy.json", "policy.pt2"]
 WITHOUT_PROJECT = """
 import sys
 import numpy as np, torch
@@ -434,14 +436,10 @@ def export_folder(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python_blocks(page: Path) -> str:
-    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
-
-
 def test_exported_policy_describes_itself(runs: Path, export_folder: Path) -> None:
     description = json.loads((export_folder / "policy.json").read_text(encoding="utf-8"))
     status = Run(runs / "pole").read_status()
-    assert sorted(os.listdir(export_folder)) == description["files"] == ["README.md", "policy.json", "policy.pt2"]
+    assert sorted(os.listdir(export_folder)) == description["files"] == EXPORTED
     assert (description["env_id"], description["score"]) == ("CartPole-v1", status.best_score)
     assert (description["step"], description["run"]) == (status.best_step, "pole")
     assert (description["obs"]["shape"], description["obs"]["dtype"]) == (["batch", 4], "float32")
@@ -461,11 +459,10 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
     player = Player(adapter.policy, adapter.observations, adapter.actions, torch.device("cpu"), None)
     obs = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     np.save(tmp_path / "obs.npy", obs)
-    code = WITHOUT_PROJECT + python_blocks(export_folder / "README.md")
     files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
-    ended = subprocess.run(
-        [sys.executable, "-c", code, *files], capture_output=True, text=True, cwd=export_folder, check=True
-    )
+    subprocess.run([sys.executable, "-c", WITHOUT_PROJECT, *files], cwd=export_folder, check=True)
+    script = [sys.executable, str(export_folder / "play.py")]
+    ended = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(files[1]), player(obs, {}))
     assert set(np.load(files[1])) == {0, 1}
     found = re.fullmatch(r"mean return ([\d.]+) over 10 episodes\n", ended.stdout)
@@ -489,10 +486,10 @@ def test_exported_example_plays_as_play_does(
     about = {"run": "a", "kind": "gym", "step": 1, "score": None, "versions": {}}
     facts = gym_export.export(adapter, tmp_path, about)
     totals = [frame.total for frame in gym_play.play(adapter, 10, 0, True, ()) if frame.ended]
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(python_blocks(tmp_path / "README.md"), "README.md", "exec"), {})
+        runpy.run_path(str(tmp_path / "play.py"))
     assert printed.getvalue() == f"mean return {np.mean(totals):.6g} over 10 episodes\n"
     assert (facts["action_mask"] is not None) == (env_id in ("tests.gym_envs:Locks-v0", "Taxi-v4"))
     assert json.dumps(facts, allow_nan=False)
@@ -526,8 +523,8 @@ def test_export_replaces_only_an_earlier_export(
     first = modified_at()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, err) == (0, "")
-    assert out.splitlines() == [str(export_folder / name) for name in ("README.md", "policy.json", "policy.pt2")]
-    assert sorted(os.listdir(export_folder)) == ["README.md", "policy.json", "policy.pt2"]
+    assert out.splitlines() == [str(export_folder / name) for name in EXPORTED]
+    assert sorted(os.listdir(export_folder)) == EXPORTED
     second = modified_at()
     assert second > first
     (export_folder / "notes.txt").touch()
