@@ -397,7 +397,7 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
     assert (fast["runs"], fast["solved_step"]["runs"]) == (["fast"], 0)
     out = run_command("compare", "--seeds", "base-s1", "fast", "base-s2")[1].splitlines()
     assert out[1].split("  ")[0] == "cartpole optim.lr=0.002"
-    assert "490 (480 .. 500)  2 of 2  350 (300 .. 400)" in out[1]
+    assert "490 (480 .. 500) 2 of 2 350 (300 .. 400)" in " ".join(out[1].split())
     assert "0 of 1" in out[2]
     assert run_command("compare", "--seeds", "base-s1")[0] == 0
 
