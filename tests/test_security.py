@@ -208,7 +208,7 @@ def test_export_beside_malformed_description_is_rejected(tmp_path: Path, files: 
 
 def test_export_to_non_utf8_path_is_rejected_early(tmp_path: Path) -> None:
     """torch would abort the process for such a path."""
-    with pytest.raises(UsageError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="expected a path in UTF-8"):
         _check_target(tmp_path / os.fsdecode(b"ex\xff"), "a")
     assert not contents(tmp_path)
 
