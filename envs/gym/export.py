@@ -242,6 +242,7 @@ import torch
 policy = torch.export.load("policy.pt2").module()
 ```
 
-`python play.py` runs the policy in Gymnasium for 10 episodes. If the environment is defined in your own module, run
-`play.py` in the folder that contains this module.
+`play.py` contains an example: it converts the environment's observations to `obs` and runs the policy for 10 episodes.
+If the environment is defined in your own module, start the example from the folder that contains this module, for
+example with `python policy/play.py`.
 """

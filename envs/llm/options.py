@@ -23,8 +23,8 @@ class LLM(Section):
     )
     prompts: str = Field(
         "",
-        description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); if not set, "
-        "'tiny' uses sentiment",
+        description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); required "
+        "unless llm.model is 'tiny', which then uses sentiment",
     )
     eval_prompts: str = Field(
         "",
@@ -42,7 +42,8 @@ class LLM(Section):
     reward: str = Field(
         "",
         description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
-        "regex:PATTERN, length:CHARACTERS or a built-in task; if not set, 'tiny' uses sentiment",
+        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', which then uses "
+        "sentiment",
     )
     proxy_of: str = Field(
         "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"

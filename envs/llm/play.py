@@ -35,7 +35,14 @@ class LLMChat:
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
         data = PromptData([prompt], {}, "stdin", [self.prompt_count], unit="prompt")
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
-        return self._exchange(prompt, read.texts[0], read.tokens[0], {})
+        return self._exchange(prompt, read.texts[0], read.tokens[0], self._find_columns(read.texts[0]))
+
+    def _find_columns(self, prompt: str) -> Mapping[str, Sequence[Any]]:
+        """Return the columns of a prompt from the run's prompt files, or {} for any other prompt."""
+        for prompts in (self.adapter.held_out, self.adapter.prompts):
+            if prompt in prompts.texts:
+                return prompts.columns_at([prompts.texts.index(prompt)])
+        return {}
 
     def examples(self, count: int) -> Iterator[Exchange]:
         prompts = self.adapter.held_out
@@ -58,7 +65,10 @@ class LLMChat:
         """Return (scores, remark) for two responses. If they cannot be scored, the remark contains the reason."""
         missing = [name for name in self.needed if name not in columns]
         if missing:
-            return (None, None), f"no score: the reward needs {', '.join(f'`{name}`' for name in missing)}"
+            return (
+                None,
+                None,
+            ), f"no score: the reward needs a prompt with {', '.join(f'`{name}`' for name in missing)}"
         twice = {name: [*values, *values] for name, values in columns.items()}
         try:
             return score(self.adapter.reward, "llm.reward", [prompt, prompt], texts, twice), ""

@@ -112,7 +112,7 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
         "mean best score (range)": _format_spread(best, format_number),
-        "solved": f"{solved['runs']} of {len(group['runs'])}",
+        "solved runs": f"{solved['runs']} of {len(group['runs'])}",
         "mean solved step (range)": _format_spread(solved, "{:,.0f}".format),
     }
 

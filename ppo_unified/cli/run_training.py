@@ -30,7 +30,10 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
     """
     stop.show_in(run)
     with log_tee.log_output(run) as log:
-        print_err(f"training in {run.path}")
+        checkpoints = run.checkpoint_folders()
+        print_err(
+            f"training in {run.path}" + (f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else "")
+        )
         preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
         from ppo_unified.training.session import train_in
 
@@ -144,7 +147,9 @@ def summary(run: Run, status: Status) -> str:
             break
     score = "" if status.score is None else f", score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
-    reason = f" ({status.reason})" if status.reason else ""
+    ended = status.state
+    if status.reason:  # "stopped by SIGTERM" or "finished (solved)"
+        ended = status.reason if status.reason.startswith(status.state) else f"{status.state} ({status.reason})"
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
-    lines.append(f"{run.name}: {status.state}{reason} {took}{score}{best}")
+    lines.append(f"{run.name}: {ended} {took}{score}{best}")
     return "\n".join(lines)

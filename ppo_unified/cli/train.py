@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-h", "--help", action="store_true", help="show this help; with TARGET, list all of its options"
     )
     parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
-    parser.add_argument("--name", default="", help="name of the run folder (default: made from preset and seed)")
+    parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
     add_detach(parser)
     add_runs_folder(parser)
 

@@ -167,7 +167,7 @@ class RunConfig(Section):
         0, ge=0, le=LARGEST_WHOLE, description="length of the run in iterations; 0 = no limit"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="device for training; auto = a GPU for language models if there is one, otherwise the CPU"
+        "auto", description="device for training; auto = the CPU, or a GPU for language models if one is available"
     )
     threads: int = Field(1, ge=1, le=256, description="number of CPU threads for PyTorch; 1 is best for small networks")
     stop_when_solved: bool = Field(False, description="end the run once the task is solved (see eval.threshold)")

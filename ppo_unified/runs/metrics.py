@@ -22,7 +22,7 @@ METRICS: dict[str, Metric] = {
     ),
     "eval/score": Metric(
         "score",
-        "headline metric: the mean return (Gymnasium) or mean score (language models) of an evaluation",
+        "mean return (Gymnasium) or mean score (language models) of an evaluation; the headline metric",
         "should rise",
     ),
     "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "should rise"),

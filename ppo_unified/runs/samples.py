@@ -35,11 +35,11 @@ class Quantity(NamedTuple):
 
 QUANTITIES: dict[str, Quantity] = {
     "action": Quantity(
-        "action", "action that the policy chose; a continuous action is shown before it is clipped to its bounds"
+        "action", "action that the policy chose; for a continuous action, the value before clipping to the bounds"
     ),
     "token": Quantity("token", "ID of the token that the policy chose"),
     "text": Quantity(
-        "text", "the token as text, in quotes if it starts or ends with a space or contains control characters"
+        "text", "the token as text; `inspect` quotes text that starts or ends with a space or has control characters"
     ),
     "reward": Quantity("r", "reward of the step, including penalties", True),
     "value": Quantity("V", "value estimate for the state before the step, computed during collection"),
@@ -153,7 +153,7 @@ class StoredIteration:
         )
         return "\n".join(
             (
-                f"{clean(name)}, iteration {self.iteration}, ending at step {self.step:,}: {self.steps:,} steps{kept}",
+                f"{clean(name)}, iteration {self.iteration} (up to step {self.step:,}), {self.steps:,} steps{kept}",
                 f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
                 "; ".join(formulas),
             )

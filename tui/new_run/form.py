@@ -32,7 +32,7 @@ NAME_FIELD = Field(
     NAME,
     "",
     "text",
-    "name of the run folder; if empty, it is made from the preset and the seed",
+    "name of the run folder; if left empty, the name consists of preset and seed",
     "text",
     (),
     "",

@@ -272,7 +272,7 @@ class Samples(TextTab):
             return
         turned = self.page is not None and self.page.number != message.page.number
         self.page = page = message.page
-        head = f"{page.unit} {page.number:,}, {page.place + 1} of {page.of}"
+        head = f"{page.unit} {page.number:,} (stored: {page.place + 1} of {page.of})"
         head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
         self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in page.lines)).rstrip())
         if turned:
@@ -296,7 +296,7 @@ def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
         facts = [
             f"{name.replace('_', ' ')} {format_number(x)}" for name, x in fields.items() if isinstance(x, int | float)
         ]
-        lines += ["", clean("   ".join([f"{number} of {len(responses)}", *facts]))]
+        lines += ["", clean("   ".join([f"response {number} of {len(responses)}", *facts]))]
         for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:
             value = texts[name] if isinstance(texts[name], str) else json.dumps(texts[name], ensure_ascii=False)
             rows = wrap_text(value, max(20, width - LABEL))

@@ -508,21 +508,24 @@ def test_play_defaults_to_held_out_prompts(
     assert all(re.fullmatch(r"(\d+)\+\1=", prompt) for prompt in prompts)
 
 
-def test_reward_with_columns_scores_only_held_out_prompts(
+def test_reward_with_columns_scores_only_known_prompts(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A typed prompt has no columns, so a reward that needs one reports the missing column instead of a score."""
+    """A new prompt has no columns, so a reward that needs one reports the missing column instead of a score."""
     for name, reward, message in (
-        ("needs", "exact", "no score: the reward needs `answer`"),
+        ("needs", "exact", "no score: the reward needs a prompt with `answer`"),
         ("reads", f"{__name__}:exact_match", "no score: llm.reward failed on 2 responses (KeyError: 'answer')"),
     ):
         changed = config(folder, folder / "llama", {"reward": reward})
         train(changed, folder / "needy", name)
-        pipe_stdin(monkeypatch, b"1+1=\n")
+        pipe_stdin(monkeypatch, b"1+2=\n")
         code, out, _ = command(folder / "needy", capsys, "play", name)
         assert code == 0
         assert message in out
         assert "score 0" not in out
+        pipe_stdin(monkeypatch, b"1+1=\n")
+        out = command(folder / "needy", capsys, "play", name)[1]
+        assert out.count("score 0, ") == 2
         out = command(folder / "needy", capsys, "play", name, "--episodes", "1")[1]
         assert out.count("score 0, ") == 2
         assert "no score" not in out
