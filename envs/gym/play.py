@@ -28,8 +28,8 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
 
     `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the
     environment supports is rendered. If it supports none of them, a text frame contains the observation; if `shows` is
-    empty, nothing is rendered. Raises UsageError before the first frame if only a picture is accepted, but the
-    environment cannot render one.
+    empty, nothing is rendered. Raises UsageError before the first frame if `shows` contains only 'picture' and
+    the environment cannot render pictures.
     """
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)

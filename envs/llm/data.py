@@ -250,7 +250,7 @@ def _prompt(record: _Record, key: str) -> Prompt:
         raise UsageError(f"{record.where}: {key!r} is empty; the last message of a prompt needs text")
     if value[-1]["role"] == "assistant":
         raise UsageError(
-            f"{record.where}: {key!r} ends with an assistant message; remove it, so that the model generates it"
+            f"{record.where}: {key!r} ends with an assistant message; remove that message, because the model writes it"
         )
     return value
 

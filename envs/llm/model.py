@@ -273,8 +273,9 @@ def load_tokenizer(name: str, option: str = "llm.model") -> Any:
 
 
 def load_config(name: str, option: str = "llm.model") -> Any:
-    """Load a model's configuration. For a LoRA reward model, load its base's configuration and set one label.
+    """Load a model's configuration.
 
+    For a LoRA reward model, load the configuration of its base model and set the number of labels to 1.
     Raises UsageError if the configuration cannot be loaded.
     """
     folder = read_lora_folder(resolve(name))
@@ -384,11 +385,11 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
         why = shorten(f"{type(error).__name__}: {error}", 200)
         if is_local:
             raise UsageError(
-                f"{option} = {name!r}: cannot load a {what} from this folder ({why}); check if files are missing"
+                f"{option} = {name!r}: cannot load a {what} from this folder ({why}); is a file missing or damaged?"
             ) from None
         raise UsageError(
-            f"{option} = {name!r}: {what} not found as a local folder, on the hub or in the hub's cache; check the "
-            f"name and the network ({why})"
+            f"{option} = {name!r}: found neither a local folder nor a {what} on the hub; check the name and the "
+            f"network ({why})"
         ) from None
 
 

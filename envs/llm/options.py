@@ -24,7 +24,7 @@ class LLM(Section):
     prompts: str = Field(
         "",
         description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); required "
-        "unless llm.model is 'tiny', which then uses sentiment",
+        "unless llm.model is 'tiny', whose default is sentiment",
     )
     eval_prompts: str = Field(
         "",
@@ -42,8 +42,8 @@ class LLM(Section):
     reward: str = Field(
         "",
         description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
-        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', which then uses "
-        "sentiment",
+        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', whose default "
+        "is sentiment",
     )
     proxy_of: str = Field(
         "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"
@@ -65,8 +65,8 @@ class LLM(Section):
     )
     baseline: Literal["critic", "rloo", "grpo"] = Field(
         "critic",
-        description="baseline of the advantages: the critic's values, or the returns of the responses to the same "
-        "prompt (rloo, grpo)",
+        description="baseline of the advantages: the critic's values, or the mean return of the responses to the "
+        "same prompt (rloo, grpo)",
     )
     reference: Literal["auto", "copy", "lora-off"] = Field(
         "auto",
@@ -199,7 +199,7 @@ class LLMConfig(RunConfig):
         for name in ("llm.reference_dtype", "llm.reference_device"):
             yield name, self.reference == "lora-off", "llm.reference = 'lora-off'"
         yield "llm.ptx_data", not llm.ptx_coef, "llm.ptx_coef = 0"
-        yield "llm.ptx_coef", not llm.ptx_data and llm.model not in ("", TINY), "llm.ptx_data = ''"
+        yield "llm.ptx_coef", not llm.ptx_data and llm.model not in ("", TINY), "llm.ptx_data is not set"
         yield "llm.ptx_batch", not llm.ptx_coef, "llm.ptx_coef = 0"
 
     @property

@@ -25,7 +25,7 @@ class Critic(nn.Module):
     """Estimates V of each state with a linear head. The head is copied from a reward model or starts at zero."""
 
     def __init__(self, width: int, trunk: Network | None = None) -> None:
-        """Create a critic. If `trunk`, the critic's own model, is None, it uses the policy's hidden states."""
+        """Create a critic. If `trunk` (the critic's own model) is None, the critic uses the policy's hidden states."""
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(width, 1)

@@ -171,7 +171,7 @@ def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> 
 
 def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[str]) -> str:
     if not flag.startswith("--"):
-        return f"unexpected argument {flag!r}; write options as --section.key VALUE and several values as 1,2,3"
+        return f"unexpected argument {flag!r}; write options as --section.key VALUE, and several values as 1,2,3"
     flag = flag.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
     for option, reason in model.refused.items():
@@ -184,6 +184,9 @@ def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[
         return f"unknown option {flag}; did you mean --{match}?"
     found = suggest(name, declared)
     if found is None:
-        return f"unknown option {flag}; --help lists all options"
+        kind = model.model_fields["kind"].default
+        others = [other for other in all_adapters() if other != kind and name in typed_options(config_model(other))]
+        where = f" for targets of kind {kind!r} (it is an option of kind {others[0]!r})" if others else ""
+        return f"unknown option {flag}{where}; --help lists all options"
     note = f" ({found.note})" if found.note else ""
     return f"unknown option {flag}; did you mean {flag_name(found.option)}?{note}"

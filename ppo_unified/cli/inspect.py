@@ -60,8 +60,8 @@ def _choose_iteration(run: Run, wanted: int | None) -> int:
         )
     if wanted is not None and wanted not in stored:
         raise UsageError(
-            f"--iteration: expected an iteration of {run.name} with stored samples ({', '.join(map(str, stored))}), "
-            f"got {wanted}"
+            f"--iteration: {run.name} has no stored samples of iteration {wanted}; available: "
+            f"{', '.join(map(str, stored))}"
         )
     return stored[-1] if wanted is None else wanted
 

@@ -36,7 +36,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model on preference pairs, for llm.reward",
-    "prove": "Verify that the Gymnasium and LLM adapters give equal results",
+    "prove": "Compare the Gymnasium and LLM adapters on the same small task",
     "regress": "Check that PPO solves a task as fast as the recorded baseline",
     "tensorboard": "Start TensorBoard on 127.0.0.1",
     "doctor": "Check the installation and suggest fixes",

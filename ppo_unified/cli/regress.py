@@ -46,10 +46,8 @@ def run(options: argparse.Namespace) -> int:
     path = options.baseline or Path(__file__).parents[2] / "benchmarks" / "baseline.json"
     baseline = _read_baseline(path)
     if options.target not in baseline and not options.update:
-        raise UsageError(
-            f"{path}: no baseline for {options.target!r} (available: {', '.join(baseline) or 'none'}); "
-            "add one with --update"
-        )
+        others = f", only for {', '.join(baseline)}" if baseline else ""
+        raise UsageError(f"{path}: no baseline for {options.target!r}{others}; record one with --update")
     if options.seeds < 1:
         raise UsageError(f"--seeds: expected an integer >= 1, got {options.seeds}")
     measured = _measure(options.target, options.seeds)

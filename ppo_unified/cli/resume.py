@@ -138,11 +138,9 @@ def _find_changes(run: Run, original: RunConfig, config: RunConfig) -> dict[str,
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, wanted) in changes.items():
         if why := original.why_fixed(option):
-            setting = f"{option} = {show_value(was)}"
+            change = f"{option} cannot be changed from {show_value(was)} to {show_value(wanted)} on resume"
             command = shlex.join(["ppo-unified", "train", str(run.config), *format_flag(option, wanted)])
-            raise UsageError(
-                f"{run.name}: {setting} cannot change on resume, because {why}; start a new run: {command}"
-            )
+            raise UsageError(f"{run.name}: {change}, because {why}; start a new run: {command}")
     return changes
 
 

@@ -6,6 +6,7 @@ for "off", because TOML has no null. It is an error to set an option that has no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -216,9 +217,8 @@ class RunConfig(Section):
             owner, name = self.owner(option)
             if ignored and not owner.is_default(name):
                 value = show_value(getattr(owner, name))
-                raise ValueError(
-                    f"{option} = {value} has no effect because {why}; remove {option} or change the other setting"
-                )
+                others = " or ".join(re.findall(r"[a-z]+\.[a-z_]+", why))
+                raise ValueError(f"{option} = {value} has no effect because {why}; remove {option} or change {others}")
         return self
 
     def why_fixed(self, option: str) -> str:
@@ -230,7 +230,7 @@ class RunConfig(Section):
             return "ppo.penalty_target has adapted it during training"
         if (section or name) in CHANGEABLE:
             return ""
-        return "it defines the policy or its training data"
+        return "it determines the policy or its training data"
 
     @property
     def origin(self) -> str:

@@ -87,7 +87,8 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise UsageError(f"{SEED}: expected one seed, or several such as 1-5 or 1,2,7, got {text!r}")
+            hint = f"; write the smaller number first: {last}-{first}" if match else ""
+            raise UsageError(f"{SEED}: expected one seed, or several such as 1-5 or 1,2,7, got {text!r}{hint}")
         check_count(len(seeds) + last - first + 1)
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
@@ -96,7 +97,8 @@ def parse_seeds(text: str) -> list[int]:
 def run_name(combination: Combination, name: str, config: RunConfig) -> str:
     """Return a run's name: `name` (or, if it is empty, the target's name) and the values that differ between runs.
 
-    For a single run, return `name`. If only the seed varies and `name` is empty, return '': `train` then makes a name.
+    For a single run, return `name`. If only the seed varies and `name` is empty, return an empty string, so that
+    `train` generates a name.
     """
     varied = combination.varied
     if not varied or (not name and list(varied) == [SEED]):

@@ -69,7 +69,7 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Group rows of similar length into micro-batches of at most `columns` columns. A longer row is not grouped.
+    """Group rows of similar length into micro-batches of at most `columns` columns, or of one row if it is longer.
 
     Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column.
     """

@@ -382,7 +382,9 @@ def find(reference: str, runs: Path) -> Run:
                 return Run(path if path.name else path.resolve())  # the path '.' has an empty name
     names = [run.name for run, _ in all_runs(runs)]
     listing = "ppo-unified runs" + ("" if runs == Path("runs") else f" --runs {runs}")
-    raise UsageError(f"no run {reference!r} in {runs}{did_you_mean(reference, names)} (list: {listing})")
+    raise UsageError(
+        f"no run {reference!r} in the folder {str(runs)!r}{did_you_mean(reference, names)} (list: {listing})"
+    )
 
 
 @contextmanager

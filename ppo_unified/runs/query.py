@@ -76,9 +76,7 @@ def parse(text: str) -> Query:
             groups.append([_term(token)])
             joined = False
     if groups and joined:
-        raise UsageError(
-            f"query {text!r}: no term after the last '|'; write it between two terms, as in failed|crashed"
-        )
+        raise UsageError(f"query {text!r}: '|' must be between two terms, as in failed|crashed")
     return Query(tuple(map(tuple, groups)))
 
 

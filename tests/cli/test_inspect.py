@@ -241,7 +241,7 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
 
 MISTAKES = {
     ("none",): r"none has no stored samples yet; .*log\.samples_every = 0",
-    ("pole", "--iteration", "7"): r"--iteration: expected an iteration of pole with stored samples \(1, 2\), got 7$",
+    ("pole", "--iteration", "7"): r"--iteration: pole has no stored samples of iteration 7; available: 1, 2$",
     ("pole", "--sample", "99"): r"--sample: expected a number from 0 to \d+ or 'all' for iteration 2, got '99'$",
     ("pole", "--sample", "-1"): r"--sample: expected a number from 0 to \d+ .*, got '-1'$",
     ("pole", "--sample", "x"): r"--sample: expected a number from 0 to \d+ .*, got 'x'$",

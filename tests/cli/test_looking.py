@@ -406,7 +406,7 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
 def test_unknown_run_suggests_the_nearest(run_command: Any, command: str) -> None:
     code, out, err = run_command(command, "base-s3", "fast")
     assert (code, out) == (2, "")
-    assert "no run 'base-s3' in" in err
+    assert "no run 'base-s3' in the folder" in err
     assert "did you mean 'base-s" in err
 
 

@@ -99,18 +99,20 @@ def test_rejected_resume_leaves_run_unchanged(tmp_path: Path, call: Call) -> Non
 
 
 @pytest.mark.parametrize(
-    ("flags", "option"), [(("--policy.hidden", "8"), "policy.hidden = [64, 64]"), (("--seed", "4"), "seed = 1")]
+    ("flags", "change"),
+    [(("--policy.hidden", "8"), "policy.hidden cannot be changed from [64, 64] to [8]")]
+    + [(("--seed", "4"), "seed cannot be changed from 1 to 4")],
 )
 def test_finished_run_reports_an_option_that_cannot_change(
-    stopped: Run, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], option: str
+    stopped: Run, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], change: str
 ) -> None:
     status = stopped.read_status()
     status.state, status.reason = "finished", "total_steps reached"
     stopped.write_status(status)
     assert main(["resume", "a", *flags, "--runs", str(stopped.path.parent)]) == 2
-    why = "because it defines the policy or its training data"
+    why = "because it determines the policy or its training data"
     command = f"ppo-unified train {stopped.config} {' '.join(flags)}"
-    assert capsys.readouterr().err == f"a: {option} cannot change on resume, {why}; start a new run: {command}\n"
+    assert capsys.readouterr().err == f"a: {change} on resume, {why}; start a new run: {command}\n"
 
 
 @pytest.fixture

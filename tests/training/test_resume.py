@@ -233,8 +233,8 @@ def test_changed_options_are_applied_or_rejected(
         return main(["resume", "changed", "--runs", str(tmp_path), *flags])
 
     refused = {
-        "--seed": ("2", "it defines the policy or its training data"),
-        "--llm.kl-coef": ("1", "it defines the policy or its training data"),
+        "--seed": ("2", "it determines the policy or its training data"),
+        "--llm.kl-coef": ("1", "it determines the policy or its training data"),
         "--optim.no-joint": ("", "the checkpoint's optimizer state fits only the old value"),
         "--ppo.clp": ("1", "did you mean --ppo.clip"),
     }

@@ -874,7 +874,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
         screen = app.screen
         assert isinstance(screen, MetricScreen)
         assert [plot.tag for plot in screen.plots.plots] == ["eval/score"]
-        assert "the mean return (Gymnasium) or mean score" in str(screen.query_one("#meaning", Static).render())
+        assert "mean return (Gymnasium) or mean score" in str(screen.query_one("#meaning", Static).render())
         assert screen.explain() == explanation("eval/score")
         table = str(screen.query_one("#table", Static).render())
         assert table.split("\n")[0].split() == ["run", "last", "smoothed", "min", "max", "max", "at"]

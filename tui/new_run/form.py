@@ -32,7 +32,7 @@ NAME_FIELD = Field(
     NAME,
     "",
     "text",
-    "name of the run folder; if left empty, the name consists of preset and seed",
+    "name of the run folder; if left empty, preset and seed are used as the name",
     "text",
     (),
     "",

@@ -162,7 +162,7 @@ def _device(name: str) -> torch.device:
 def _learning_rate(settings: Settings) -> float:
     """Return the learning rate.
 
-    The default depends on whether `tiny`, only LoRA weights, or all weights of another model are trained.
+    The default depends on what is trained: `tiny`, only LoRA weights, or all weights of another model.
     """
     return settings.lr or (1e-3 if settings.model == TINY else 1e-4 if settings.lora_rank else 1e-5)
 

@@ -88,7 +88,7 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     "4 bits without a GPU": ({"quantize": "4bit", "lora_rank": "2"}, "llm.quantize = '4bit' needs a GPU"),
     "hub id without network": (
         {"model": "nobody/nothing"},
-        "llm.model = 'nobody/nothing': tokenizer not found as a local folder",
+        "llm.model = 'nobody/nothing': found neither a local folder nor a tokenizer on the hub",
     ),
     "file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': expected a Hugging Face model folder or a hub"),
     "missing column": ({"reward": "exact"}, "llm.reward = 'exact' needs the key 'answer'"),
