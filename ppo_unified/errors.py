@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UsageError(Exception):
@@ -30,3 +31,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean 'x'?' if a known name is similar to `word`, or '' if none is."""
     match = closest_match(word, known)
     return f"; did you mean {match!r}?" if match else ""
+
+
+def explain_unusable(folder: Path, error: OSError) -> str:
+    """Return the reason why `error` occurred when an output folder was created or read."""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
+        if file is not None:
+            return "expected a folder, got a file" if file == folder else f"{file} is a file, not a folder"
+    return f"cannot create or read the folder ({error.strerror})"

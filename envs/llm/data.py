@@ -242,8 +242,11 @@ def _prompt(record: _Record, key: str) -> Prompt:
         return _nonempty_text(record, key)
     for position, message in enumerate(value, 1):
         at = f"{record.where}: message {position} of {key!r}"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, dict):
             raise UsageError(f"{at}: expected an object with 'role' and 'content', got {_describe_value(message)}")
+        for name in ("role", "content"):
+            if name not in message:
+                raise UsageError(f"{at}: missing key {name!r} in {_describe_value(message)}")
         for name, part in message.items():
             _check_text(part, f"{at}: {name!r}")
     if not value or not value[-1]["content"].strip():

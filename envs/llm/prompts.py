@@ -96,7 +96,7 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
 
 def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
     if not tokenizer.chat_template:
-        raise UsageError(f"{where}: a chat needs a chat template, but the tokenizer has none; use plain-text prompts")
+        raise UsageError(f"{where}: the tokenizer has no chat template; use plain text without --llm.chat-template")
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program and can raise any exception

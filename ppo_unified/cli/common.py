@@ -128,12 +128,3 @@ def preload(name: str) -> ModuleType:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def explain_unusable(folder: Path, error: OSError) -> str:
-    """Return the reason why `error` occurred when an output folder was created or read."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-        if file is not None:
-            return "expected a folder, got a file" if file == folder else f"the path contains a file, {file}"
-    return f"cannot create or read the folder ({error.strerror})"

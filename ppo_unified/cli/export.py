@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, explain_unusable
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
 from ppo_unified.cli.policy import LoadedPolicy, load_policy
 from ppo_unified.config.registry import find_adapter, load
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import UsageError, explain_unusable
 from ppo_unified.parsing import read_json
 from ppo_unified.text import clean, print_out
 
@@ -27,7 +27,9 @@ FORMAT = "ppo-unified policy 1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
+    parser.add_argument(
+        "--to", required=True, type=Path, metavar="DIR", help="output folder: new, empty, or with an earlier export"
+    )
     parser.add_argument("--merged", action="store_true", help="export the model with its LoRA weights merged into it")
     add_runs_folder(parser)
 
@@ -91,6 +93,10 @@ def _check_target(folder: Path, run: str, aside: str = "") -> None:
         others = sorted(_find_others(folder, _find_exported(folder, run) | {aside}))
     except OSError as error:
         raise UsageError(f"--to {folder}: {explain_unusable(folder, error)}; choose another path") from None
+    if others and (other := _exported_run(folder)) not in ("", run):
+        raise UsageError(
+            f"--to {folder}: the folder contains an export of {clean(other)}; choose another folder or delete it"
+        )
     if others:
         named = ", ".join(clean(name) for name in others[:5]) + (", ..." if len(others) > 5 else "")
         raise UsageError(
@@ -114,11 +120,19 @@ def _find_others(folder: Path, known: set[str], within: str = "") -> Iterator[st
 def _find_exported(folder: Path, run: str) -> set[str]:
     """Return the files of an earlier export of the same run, which may be replaced."""
     try:
-        description = read_json(folder / DESCRIPTION)
-        ours = (description["format"], description["run"]) == (FORMAT, run)
-        return {name for name in description["files"] if isinstance(name, str)} if ours else set()
+        names = read_json(folder / DESCRIPTION)["files"] if _exported_run(folder) == run else []
+        return {name for name in names if isinstance(name, str)}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
+
+
+def _exported_run(folder: Path) -> str:
+    """Return the name of the run whose export the folder contains, or '' if it contains no export."""
+    try:
+        description = read_json(folder / DESCRIPTION)
+        return str(description["run"]) if description["format"] == FORMAT else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _describe(loaded: LoadedPolicy) -> dict[str, Any]:

@@ -23,7 +23,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "envs": "List the presets with their expected scores and training times",
     "recipes": "List, show or compare the settings of published systems",
     "train": "Start a training run from a preset, a TOML file or an environment id",
-    "resume": "Resume a run in its folder, optionally with changed options",
+    "resume": "Continue a run, optionally with changed options",
     "stop": "Stop a run after saving a checkpoint",
     "rename": "Rename a run",
     "note": "Print, write or remove a run's note",

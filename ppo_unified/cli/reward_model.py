@@ -16,10 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_json, explain_unusable, integer, number
+from ppo_unified.cli.common import add_json, integer, number
 from ppo_unified.cli.run_training import LIVE_S, PLAIN_S
 from ppo_unified.config.registry import load
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import UsageError, explain_unusable
 from ppo_unified.parsing import read_json
 from ppo_unified.text import clean, format_duration, is_drawable, print_out
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--epochs", integer, 1, "N", "number of passes over the pairs (default: 1)"),
         ("--lr", number, 0.0, "RATE", "learning rate (default: 1e-5; with LoRA 1e-4; for tiny 1e-3)"),
         ("--batch", integer, 8, "N", "number of pairs per optimizer step (default: 8)"),
-        ("--max-length", integer, 0, "TOKENS", "skip pairs whose prompt and response are longer (default: 1024)"),
+        ("--max-length", integer, 0, "TOKENS", "maximum tokens of prompt plus response (default: 1024)"),
         ("--lora-rank", integer, 0, "RANK", "rank of the LoRA weights; 0 = train all weights (default: 0)"),
         ("--eval-share", number, 0.1, "SHARE", "fraction of the pairs to hold out for evaluation (default: 0.1)"),
         ("--seed", integer, 0, "N", "random seed for new weights and the order of the pairs (default: 0)"),

@@ -42,7 +42,7 @@ BUILT_IN = {
         report="envs.llm.evaluation:report",
         explain="envs.llm.explain:explain",
         chat="envs.llm.play:chat",
-        episodes="prompts",
+        episodes="responses",
         prefers_gpu=True,
     ),
 }

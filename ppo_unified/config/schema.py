@@ -142,7 +142,7 @@ class Log(Section):
 
     every: int = Field(1, ge=1, description="number of iterations between entries in the event file")
     samples_every: int = Field(
-        20, ge=0, description="number of iterations between stored samples (for `inspect`) and histograms; 0 = never"
+        20, ge=0, description="store samples for `inspect` and histograms every this many iterations; 0 = never"
     )
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.errors import UsageError, did_you_mean, explain_unusable
 from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
@@ -267,8 +267,8 @@ def check_name(name: str) -> None:
         raise UsageError(f"run name {name!r} is reserved for the newest run; choose another name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: expected at most 100 letters, digits, spaces and . _ + = @ -, starting with a letter "
-            "or digit and not ending with a space or '.'"
+            f"run name {name!r}: use at most 100 letters, digits, spaces and the characters ._+=@-; start with a "
+            "letter or digit, and do not end with a space or '.'"
         )
 
 
@@ -302,7 +302,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
                 )
     except OSError as error:
         raise UsageError(
-            f"{runs}: cannot write to the runs folder ({error.strerror}); choose another one with --runs DIR"
+            f"{runs}: cannot write to the runs folder: {explain_unusable(runs, error)}; choose another with --runs DIR"
         ) from None
     finally:
         if aside.path.exists():

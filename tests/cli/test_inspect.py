@@ -242,9 +242,13 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
 MISTAKES = {
     ("none",): r"none has no stored samples yet; .*log\.samples_every = 0",
     ("pole", "--iteration", "7"): r"--iteration: pole has no stored samples of iteration 7; available: 1, 2$",
-    ("pole", "--sample", "99"): r"--sample: expected a number from 0 to \d+ or 'all' for iteration 2, got '99'$",
-    ("pole", "--sample", "-1"): r"--sample: expected a number from 0 to \d+ .*, got '-1'$",
-    ("pole", "--sample", "x"): r"--sample: expected a number from 0 to \d+ .*, got 'x'$",
+    (
+        "pole",
+        "--sample",
+        "99",
+    ): r"--sample: iteration 2 has the samples 0 to \d+; expected one of them or 'all', got '99'$",
+    ("pole", "--sample", "-1"): r"--sample: iteration 2 has the samples 0 to \d+; .*, got '-1'$",
+    ("pole", "--sample", "x"): r"--sample: iteration 2 has the samples 0 to \d+; .*, got 'x'$",
     ("pole", "--iteration", "x"): r"inspect: --iteration: expected an integer, got 'x'; see ppo-unified inspect --help",
     ("poel",): r"no run 'poel'.*did you mean 'pole'",
 }

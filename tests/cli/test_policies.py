@@ -159,7 +159,7 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
         ),
         (
             ("export", "pole", "--to", "/etc/passwd/x"),
-            "passwd/x: the path contains a file, /etc/passwd; choose",
+            "passwd/x: /etc/passwd is a file, not a folder; choose",
         ),
         (
             ("export", "pole", "--to", "/dev/null/x"),
@@ -527,6 +527,9 @@ def test_export_replaces_only_an_earlier_export(
     assert sorted(os.listdir(export_folder)) == EXPORTED
     second = modified_at()
     assert second > first
+    code, out, err = command(runs, capsys, "export", "fallen", "--to", str(export_folder))
+    assert (code, out) == (2, "")
+    assert "the folder contains an export of pole; choose another folder or delete it" in err
     (export_folder / "notes.txt").touch()
     code, out, err = command(runs, capsys, "export", "pole", "--to", str(export_folder))
     assert (code, out) == (2, "")

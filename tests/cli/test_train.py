@@ -164,8 +164,8 @@ USAGE_ERRORS = {
     ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
     ("train", "cartpole", "--optim.lr", "nan"): "expected a number > 0 and <= 1, got 'nan'",
-    ("train", "cartpole", "--name", "../out"): "starting with a letter or digit",
-    ("train", "cartpole", "--name", "/tmp/out"): "starting with a letter or digit",
+    ("train", "cartpole", "--name", "../out"): "start with a letter or digit",
+    ("train", "cartpole", "--name", "/tmp/out"): "start with a letter or digit",
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
     ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",

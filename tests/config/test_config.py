@@ -254,7 +254,7 @@ def test_non_configuration_file_is_rejected(content: bytes, message: str, tmp_pa
 def test_preset_file_cannot_name_runs_outside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text('kind = "gym"\npreset = "../../out"', encoding="utf-8")
     config = from_file(tmp_path / "x.toml")
-    with pytest.raises(UsageError, match="starting with a letter or digit"):
+    with pytest.raises(UsageError, match="start with a letter or digit"):
         prepare(config, tmp_path / "runs")
     assert load_target(str(tmp_path / "x.toml")).preset == "out"
 

@@ -98,7 +98,7 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
     [
         (["cartpol"], "did you mean 'cartpole'"),
         (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
-        (["cartpole", "--name", "../out"], "starting with a letter or digit"),
+        (["cartpole", "--name", "../out"], "start with a letter or digit"),
         (["cartpole", "--device", "cuda"], "torch finds no GPU"),  # rejected after the folder was created
     ],
 )
@@ -154,7 +154,7 @@ def test_rename_moves_folder_and_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("../b", "starting with a letter or digit"),
+        ("../b", "start with a letter or digit"),
         ("latest", "the newest run"),
         ("taken", "already exists"),
         ("link", "already exists"),

@@ -362,7 +362,7 @@ def test_dangling_link_reserves_its_name(tmp_path: Path) -> None:
 
 def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(UsageError, match=r"cannot write to the runs folder \(.*\); choose another one with --runs DIR"):
+    with pytest.raises(UsageError, match=r"cannot write to the runs folder: .*; choose another with --runs DIR"):
         create(tmp_path / "runs", "", "a")
     assert list(all_runs(tmp_path / "runs")) == []
 

@@ -583,7 +583,7 @@ def test_eval_reports_prompts_not_episodes(folder: Path, capsys: pytest.CaptureF
     code, out, err = run_on(folder, capsys, "eval", "shared", "--episodes", "5")
     assert (code, err) == (0, "")
     assert re.fullmatch(
-        r"shared: score \S+ \+- \S+ over 5 prompts \(greedy, seed 0, best checkpoint, step \d+\)\n", out
+        r"shared: score \S+ \+- \S+ over 5 responses \(greedy, seed 0, best checkpoint, step \d+\)\n", out
     )
     document = json.loads(run_on(folder, capsys, "eval", "shared", "--episodes", "5", "--json")[1])
     assert document["score"] == document["mean_score"]
