@@ -1,8 +1,8 @@
 """Verifies that the LLM adapter and the Gymnasium adapter pass the same numbers to the engine for one token MDP.
 
-Each adapter collects a rollout. `LLMAdapter` evaluates complete, padded sequences. `GymAdapter` steps `TokenMDP`, whose
-rewards and policy call the model with one unpadded prefix at a time and share no code with envs/llm. The Gymnasium side
-replays the responses that the LLM side has sampled, so that both rollouts contain the same steps.
+Each adapter collects a rollout. `LLMAdapter` evaluates complete, padded sequences. `GymAdapter` steps `TokenMDP`. To
+compute rewards and log-probs, this side calls the model with one unpadded prefix at a time, without code from envs/llm.
+It replays the responses that `LLMAdapter` has sampled, so that both rollouts contain the same steps.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Check(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """The results of all comparisons, and the number of times that each relevant case occurred in the steps."""
+    """The results of all comparisons, and the number of occurrences of each case that they should cover."""
 
     checks: list[Check]
     cases: dict[str, int]
@@ -328,7 +328,7 @@ def gym_steps(rollout: Rollout) -> Steps:
 def advantages_by_definition(episodes: list[int], rewards: list[float], values: list[float]) -> Tensor:
     """Compute GAE advantages from their definition, a double sum over the steps of each response.
 
-    `episodes` contains the response number of each step. The state after the last step of a response has value 0.
+    `episodes` contains the index of each step's response. The state after the last step of a response has value 0.
     """
     advantages = []
     for start, episode in enumerate(episodes):
@@ -387,7 +387,7 @@ def compare_updates(ours: Update, theirs: Update) -> list[Check]:
 
 @torch.no_grad()
 def count_cases(tokens: LLMAdapter, batch: Batch, gym_rollout: Rollout) -> dict[str, int]:
-    """Count how often each relevant case occurs. If a case never occurs, the comparison does not test it."""
+    """Count the occurrences of each case that the comparisons should cover. A case with none is not tested."""
     new, mask = tokens.policy.evaluate(batch.obs, batch.actions), batch.mask
     outside = ((new.logprobs - batch.logprobs).exp() - 1).abs()[mask] > OPTIONS.clip
     ended = (batch.actions == tokens.policy.network.model.config.eos_token_id).any(1)

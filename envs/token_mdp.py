@@ -76,7 +76,7 @@ class TokenMDP(gym.Env[np.ndarray, np.int64]):
 
 
 def decode_obs(obs: Sequence[float]) -> tuple[list[int], list[int]]:
-    """Return the prompt and the response so far from an observation, whose numbers may have any type."""
+    """Return the prompt and the response so far from an observation, which may contain integers or floats."""
     written, *prefix = (int(x) for x in obs if x != NOTHING)
     return prefix[: len(prefix) - written], prefix[len(prefix) - written :]
 

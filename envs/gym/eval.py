@@ -44,7 +44,7 @@ class Player:
         device: torch.device,
         generator: torch.Generator | None,
     ) -> None:
-        """Create a player. If `generator` is None, it takes the most likely actions; otherwise it samples actions."""
+        """Create a player. If `generator` is None, the player takes the most likely actions; otherwise, it samples."""
         self.policy, self.observations, self.actions = policy, observations, actions
         self.device, self.generator = device, generator
 

@@ -118,7 +118,7 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
 
 @contextmanager
 def name_reset(env_id: str) -> Iterator[None]:
-    """Raise RuntimeError that names the environment if `reset` raises an exception inside the block."""
+    """Raise a RuntimeError that names the environment if `reset` raises an exception inside the `with` block."""
     try:
         yield
     except Exception as error:

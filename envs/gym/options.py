@@ -136,7 +136,7 @@ def resolve(env_id: str) -> Any:
 
 
 def _explain_unregistered(module: str, name: str) -> str:
-    """Explain that importing `module` did not register `name`; suggest an id with an entry point in its package."""
+    """Explain that importing `module` did not register `name`. Suggest ids of environments in the module's package."""
     import gymnasium
 
     package, registered = module.partition(".")[0], []
@@ -182,7 +182,7 @@ def make_single(config: Gym, **kwargs: Any) -> Any:
 
 
 def _describe(error: BaseException) -> str:
-    """Return the type, text and place of an error, without the text that Gymnasium appends."""
+    """Return the type, message and location of an error, without the text that Gymnasium appends."""
     text = str(error).partition(" was raised from the environment creator")[0]
     frame = traceback.extract_tb(error.__traceback__)[-1]
     is_own = frame.filename != __file__ and "gymnasium" not in frame.filename

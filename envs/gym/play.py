@@ -27,9 +27,9 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     """Play episodes and yield their frames. Episode k (1, 2, ...) is reset with the seed `seed` + k - 1.
 
     `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the
-    environment supports is rendered. If it supports none of them, a text frame contains the observation; if `shows` is
-    empty, nothing is rendered. Raises UsageError before the first frame if `shows` contains only 'picture' and
-    the environment cannot render pictures.
+    environment supports is rendered. If the environment supports none of them, the frames contain the observation as
+    text. If `shows` is empty, nothing is rendered. Raises UsageError before the first frame if `shows` contains only
+    'picture' and the environment cannot render pictures.
     """
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)
@@ -79,7 +79,10 @@ def _play_episodes(
     max_steps: int,
     describe: bool,
 ) -> Iterator[Frame]:
-    """Yield the frames of each episode. With `describe`, a frame that is not rendered contains the observation."""
+    """Yield the frames of each episode.
+
+    If `describe` is True and the environment renders nothing, the frames contain the observation as text.
+    """
 
     def draw(raw: Any) -> np.ndarray | str:
         drawn = _render(env, env_id)

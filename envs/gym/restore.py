@@ -73,7 +73,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Records the unfinished episode and the previous one, and can replay both in a new environment.
 
     The previous episode is also replayed, because this makes the check stricter. If an environment depends on earlier
-    episodes or has its own random generator, replaying two episodes rarely reproduces the recorded results.
+    episodes or has its own random generator, replaying only these two episodes rarely reproduces the recorded results.
 
     The enclosing vector environment also stores which environments it resets in the next step. This state cannot be set
     directly, because it may be in a worker process. Instead, the first `step` after a replay returns the last result of
@@ -247,7 +247,7 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
 
 
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
-    """Creates a new Box2D world for each episode of BipedalWalker, as LunarLander does itself.
+    """Creates a new Box2D world for each episode of BipedalWalker, as LunarLander already does.
 
     In a reused world, leftovers of earlier episodes affect the next episode, even if the random state and the actions
     are the same (https://github.com/Farama-Foundation/Gymnasium/issues/728). Without this wrapper, 2 of 5 replays

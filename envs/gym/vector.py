@@ -202,9 +202,10 @@ class GymAdapter:
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore a saved state. Return None, or the reason if the unfinished episodes could not be restored.
+        """Restore a saved state. Return None if the unfinished episodes were restored.
 
-        If they could not be restored, new episodes begin, with a seed that depends on the number of steps taken.
+        Otherwise, start new episodes with a seed that depends on the number of steps taken, and return a message with
+        the reason.
         """
         self.generator.set_state(state["generator"].cpu())
         self.steps_taken = state["steps_taken"]

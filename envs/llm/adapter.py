@@ -66,7 +66,11 @@ class LLMAdapter:
         self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
 
     def _load_reward(self, name: str, option: str, lora: str) -> Reward:
-        """Load a reward. A LoRA reward model whose base is also the policy's is added to that base as `lora`."""
+        """Load a reward function or a reward model.
+
+        If the policy and the reward model are LoRA weights for the same base model, the reward model's LoRA weights are
+        added to the policy's network under the name `lora`.
+        """
         network = self.policy.network
         if network.has_lora and find_function(name, option) is None and shares_base(name, self.config.llm.model):
             return SharedRewardModel(name, network, lora, option)

@@ -20,7 +20,7 @@ Prompt = str | list[dict[str, str]]  # plain text, or a chat: messages with "rol
 
 PROMPT_KEYS = ("prompt", "query", "question", "messages")
 PAIR_KEYS = ("prompt", "question", "query")
-RESERVED = ("prompts", "responses")  # names of a reward's positional arguments
+RESERVED = ("prompts", "responses")  # names of a reward function's positional arguments
 ENDINGS = (".jsonl", ".json", ".txt")
 
 
@@ -165,7 +165,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
-    """Return the objects in a JSON array or JSON Lines file, and what their numbers refer to ("record" or "line").
+    """Return the objects in a JSON array or JSON Lines file, and the unit that numbers them ("record" or "line").
 
     The format is detected from the content, not from the file extension.
     """

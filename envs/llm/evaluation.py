@@ -44,12 +44,12 @@ class Answers:
 
     prompts: list[str]
     texts: list[str]
-    scores: list[float]  # as returned by the reward, before any normalization
+    scores: list[float]  # as returned by the reward function or model, before any normalization
     responses: Responses
 
 
 def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
-    """Return `wanted` indices from 0 to `count` - 1 in random order. No index repeats until all indices were used."""
+    """Return `wanted` indices below `count` in random order. No index repeats until all indices have been used."""
     generator, numbers = torch.Generator().manual_seed(seed), list[int]()
     while len(numbers) < wanted:
         numbers += torch.randperm(count, generator=generator).tolist()
@@ -63,7 +63,7 @@ def answer(
     generator: torch.Generator | None,
     reference: Reference | None = None,
 ) -> Answers:
-    """Generate responses to the prompts with the indices `numbers`, and score them.
+    """Generate responses to the prompts at the indices `numbers`, and score the responses.
 
     Responses come from `reference` if it is given, otherwise from the policy. If `generator` is None, decoding is
     greedy.

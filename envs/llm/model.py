@@ -143,7 +143,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def fingerprint(self) -> float:
-        """Return the sum of the absolute values of all frozen weights except LoRA, to identify the model."""
+        """Return a number that identifies the model: the sum of the absolute values of all frozen non-LoRA weights."""
         named = self.model.named_parameters()
         frozen = [p for name, p in named if not p.requires_grad and "lora_" not in name]  # not those of reward models
         sums = [p.abs().sum(dtype=torch.float64) for p in frozen]
@@ -182,7 +182,7 @@ class Network(nn.Module):
         return checkpoint(forward, *arguments, use_reentrant=False, context_fn=contexts, **options)
 
     def _recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Return context managers with which the forward pass and its recomputation use the same LoRA weights."""
+        """Return context managers that make the forward pass and its recomputation use the same LoRA weights."""
         return nullcontext(), self._with_lora(self._active)
 
     @contextmanager
@@ -225,7 +225,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def check_head(self, name: str) -> None:
-        """Raises UsageError if separate calls of trunk and head do not return the same logits as the full model."""
+        """Raise UsageError if calling the trunk and the head separately gives other logits than the full model."""
         tokens = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
         with self.precision():
             expected = self.model(input_ids=tokens, use_cache=False).logits[0].float()

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from envs.llm.model import CRITIC, Network
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
-NOT_CHOSEN = -1  # the action in columns whose next token the policy does not choose, for example in the prompt
+NOT_CHOSEN = -1  # the action in columns where the policy does not choose the next token, for example in the prompt
 CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # maximum number of logits in memory at a time
 
 
@@ -64,7 +64,7 @@ class Reference(NamedTuple):
 class Comparison(NamedTuple):
     """Outputs of the policy, critic and reference model at the same steps, each [R, L].
 
-    The outputs are 0 in columns whose next token the policy did not choose.
+    The outputs are 0 in columns where the policy did not choose the next token.
     """
 
     logprobs: Tensor
@@ -111,7 +111,7 @@ class TokenPolicy(ActorCritic):
         return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
-        """Return log pi(action) [n], at temperature 1, for the n steps whose `chosen` is True."""
+        """Return log pi(action) [n], at temperature 1, for the n steps at which `chosen` is True."""
         hidden = self.network.trunk(tokens)[chosen]
         return self._logprobs_and_entropy(hidden, actions[chosen], 1.0)[0]
 

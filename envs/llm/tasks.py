@@ -66,10 +66,10 @@ def supervised_answers(a: int, b: int) -> dict[int, float]:
     """Return the answers to a + b that the tiny model is trained on, with their probabilities.
 
     The answers are noisy on purpose, so that PPO can improve the model. Half of the answers are correct, and the others
-    are close to the sum. If the last digits add up to `HARD_CARRY` or more (15 % of all pairs), the answer without the
-    carry is more likely than the correct sum. A model that matches these probabilities exactly answers 85 % of the
-    pairs correctly with greedy decoding, and 50 % with sampling. The tiny model, trained for half a minute, reaches 87
-    % with greedy decoding and 43 % with sampling.
+    are close to the sum. If the last digits add up to `HARD_CARRY` or more (15% of all pairs), the answer without the
+    carry is more likely than the correct sum. A model that matches these probabilities exactly answers 85% of the pairs
+    correctly with greedy decoding, and 50% with sampling. After half a minute of training, the tiny model answers 87%
+    correctly with greedy decoding, and 43% with sampling.
     """
     total = a + b
     hard = a % 10 + b % 10 >= HARD_CARRY

@@ -46,7 +46,7 @@ _IGNORED = -100  # the target that cross_entropy ignores
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that determine the weights of `tiny`, together with the texts in tasks.py."""
+    """The settings that, together with the texts in tasks.py, determine the weights of `tiny`."""
 
     version: int = 2  # increase it if a code change alters the weights for the same settings
     seed: int = 0
@@ -64,7 +64,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RewardModelRecipe:
-    """The settings that determine the reward model's weights, together with `tiny` and the pairs in tasks.py."""
+    """The settings that, together with `tiny` and the pairs in tasks.py, determine the reward model's weights."""
 
     version: int = 1
     seed: int = 0
@@ -260,7 +260,7 @@ def _fit(model: nn.Module, losses: Iterator[Tensor], steps: int, matrix_lr: floa
     """Take one optimizer step per loss, with Muon for the layers' matrices and Adam for all other weights.
 
     Both learning rates warm up and then decay to 0. Muon makes training fast: in the same time, the model learns to
-    answer 99 % of held-out sums with Muon, but only 8 % with Adam for all weights.
+    answer 99% of held-out sums with Muon, but only 8% with Adam for all weights.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and ".layers." in name)]

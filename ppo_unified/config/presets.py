@@ -82,7 +82,10 @@ def from_file(path: Path) -> RunConfig:
 
 
 def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the configuration in a table of options; `where` is its location in error messages."""
+    """Return the configuration in a table of options.
+
+    `where` says where the table comes from, for example from which file. Error messages start with it.
+    """
     options = {key: value for key, value in table.items() if key != "about"}
     kind = options.get("kind", "")
     if not isinstance(kind, str) or not kind:
@@ -95,7 +98,7 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def apply_changes(config: C, changes: Mapping[str, Any], where: str) -> C:
-    """Apply `changes` (nested tables) on top of `config` and validate the result."""
+    """Apply `changes` (nested tables) on top of `config` and validate the result. Error messages start with `where`."""
     return validate(type(config), overlay(config.model_dump(), changes), where)
 
 

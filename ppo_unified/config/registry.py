@@ -71,14 +71,14 @@ def all_adapters() -> dict[str, AdapterSpec]:
 
 @cache
 def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the adapter entry points of all packages on `sys.path`. Results are cached: the search takes 10 ms."""
+    """Return the adapter entry points of all packages on `sys.path`. They are cached because the search takes 10 ms."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 
 def find_adapter(kind: str, where: str = "") -> AdapterSpec:
     """Return an adapter by its kind. Raises UsageError for an unknown kind and suggests the most similar one.
 
-    `where` is the location of the kind in error messages, such as a file.
+    `where` says where the kind was specified, for example in which file. Error messages start with it.
     """
     if kind in BUILT_IN:
         return BUILT_IN[kind]
@@ -97,7 +97,7 @@ def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
 
 
 def config_model(kind: str, where: str = "") -> type[RunConfig]:
-    """Return an adapter's configuration class. `where` is the location of the kind in error messages."""
+    """Return an adapter's configuration class. `where` has the same meaning as in `find_adapter`."""
     model: type[RunConfig] = load(find_adapter(kind, where).config)
     return model
 

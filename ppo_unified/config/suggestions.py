@@ -60,8 +60,8 @@ class Suggestion(NamedTuple):
 def suggest(unknown: str, options: Collection[str]) -> Suggestion | None:
     """Return the option that `unknown`, such as 'lr' or 'ppo.clip_range', most likely means, or None.
 
-    Names from other libraries take precedence over similar names. Options in the same section take precedence over
-    options in other sections.
+    If `unknown` is the name of an option in another PPO library, return the corresponding option. Otherwise return the
+    option with the most similar name. Options in the same section take precedence over options in other sections.
     """
     section, _, key = unknown.rpartition(".")
     if (option := OTHER_NAMES.get(key, "")) in options:

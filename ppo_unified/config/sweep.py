@@ -28,7 +28,7 @@ class Combination(NamedTuple):
 
 
 def expand(typed: Mapping[str, str], options: Mapping[str, FieldInfo]) -> list[Combination]:
-    """Return one combination of values for each run that the typed options describe.
+    """Return one combination per run. `typed` contains the text that the user typed for each option.
 
     Raises UsageError if a list has an empty element, or if there are more than MOST_RUNS runs.
     """

@@ -157,7 +157,7 @@ def split_list(text: str) -> list[str]:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Join the command-line words of a list, such as `[64,` and `64]`, into text that `split_list` can parse."""
+    """Join a list's command-line arguments, such as `[64,` and `64]`, into text that `split_list` can parse."""
     if len(words) == 1 or (words and words[0].startswith("[") and words[-1].endswith("]")):
         return " ".join(words)
     return " ".join(map(_quote, words))
@@ -180,12 +180,12 @@ def format_value(value: Any) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Return the text of a value in an error message: true and false as in TOML, all others as in Python."""
+    """Format a value for an error message: true and false as in TOML, all other values as in Python."""
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def format_flag(option: str, value: Any) -> list[str]:
-    """Return the command-line words that set an option to a value."""
+    """Return the command-line arguments that set an option to a value."""
     name = flag_name(option)
     if isinstance(value, bool):
         return [name if value else negative_flag(option)]

@@ -69,7 +69,7 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Group rows of similar length into micro-batches of at most `columns` columns, or of one row if it is longer.
+    """Group rows of similar length into micro-batches of at most `columns` columns, or of a single longer row.
 
     Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column.
     """
@@ -84,7 +84,7 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
 def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     """Group row indices by similar `lengths` [R], and yield each group with its longest length.
 
-    In each group, the number of rows times the longest length is at most `columns`, unless it has only one row.
+    In each group, the number of rows times the longest length is at most `columns`, unless the group has only one row.
     """
     order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):

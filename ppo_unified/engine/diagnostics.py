@@ -40,7 +40,7 @@ def loss_metrics(totals: Totals) -> dict[str, float]:
 
 
 def step_metrics(norms: list[Tensor]) -> dict[str, float]:
-    """Return the mean gradient norm and the numbers of completed and skipped steps. Skipped steps have the norm NaN."""
+    """Return the mean gradient norm and the numbers of completed and skipped steps. A skipped step's norm is NaN."""
     skipped = int((~torch.stack(norms).isfinite()).sum()) if norms else 0
     return {
         "optim/grad_norm": float(torch.stack(norms).nanmean()) if norms else 0.0,

@@ -29,7 +29,7 @@ class Adam(torch.optim.Adam):
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised before any weight changes if a number is NaN or infinite. An update also sets `minibatch` and `sums`."""
+    """Raised if a rollout, loss or gradient is not finite. No weight changed. `step` sets `minibatch` and `sums`."""
 
     def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ def step(
 ) -> Tensor:
     """Clip each optimizer's gradients, take a step, and return the norm of all gradients before clipping.
 
-    If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight changes. Depending on
+    If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight is changed. Depending on
     `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
     """
     norms, clipped = [], []

@@ -89,7 +89,7 @@ class Iteration(NamedTuple):
 
 def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
     """Run one PPO iteration (collect, then update) for each call of `next()` until `learner.progress` reaches a limit.
-    Between iterations, the caller can write logs and checkpoints. It can end training early by not calling `next()`."""
+    Between iterations, the caller can write logs and checkpoints, or end training early by not calling `next()`."""
     ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
         set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
@@ -173,7 +173,7 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
 
 
 class Loss(NamedTuple):
-    """The terms of the loss. Each term is a scalar, summed over all steps with the batch's weights."""
+    """The terms of the loss. Each term is a scalar: the sum over all steps, weighted by `Batch.weights`."""
 
     policy: Tensor
     value: Tensor
@@ -223,8 +223,8 @@ def value_loss(values: Tensor, batch: Batch, value_clip: float = 0.0) -> Tensor:
 
 
 def ppo_loss(new: Evaluation, batch: Batch, ppo: PPO, clip_scale: float = 1.0, penalty_coef: float = 1.0) -> Loss:
-    """Return the terms of PPO's loss, each summed over all steps with the batch's weights. Masked entries contribute
-    neither to the loss nor to the gradient, even if they are NaN or infinite."""
+    """Return the terms of PPO's loss, each as a sum over all steps, weighted by `batch.weights`. Masked entries
+    contribute neither to the loss nor to the gradient, even if they are NaN or infinite."""
 
     def weighted_sum(x: Tensor) -> Tensor:
         return (torch.where(batch.mask, x, 0.0) * batch.weights).sum()

@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """The experience that one call of `Adapter.collect` returns. The first two axes of every tensor are [N, T].
+    """The experience that one call to `Adapter.collect` returns. The first two axes of every tensor are [N, T].
 
     There is no "done" flag. `next_values` is V_old of the state after the step, or 0 if the episode terminated.
     `continues` is False at the last step of an episode, whether it terminated or was truncated. Steps with `mask` False
@@ -113,11 +113,11 @@ class Adapter(RolloutSource, Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that `load_state_dict` needs, without the policy's weights. The state may contain tensors,
-        numbers, strings, lists and dicts. It must be a copy that later calls of `collect` do not change."""
+        numbers, strings, lists and dicts. It must be a copy that later calls to `collect` do not change."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore a saved state. If a part cannot be restored, return a message that names it and the reason."""
+        """Restore a saved state. If a part cannot be restored, return a message that names the part and the reason."""
         ...
 
     def close(self) -> None: ...

@@ -2,4 +2,4 @@
 
 
 class RewardError(RuntimeError):
-    """Raised if a reward fails or does not return one finite number per response."""
+    """Raised if a reward function fails or does not return one finite number per response."""

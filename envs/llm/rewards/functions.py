@@ -1,4 +1,7 @@
-"""Finds the reward that an option names, calls it, and validates its scores. This module does not import torch."""
+"""Loads the reward function or model that an option names, calls it, and validates its scores.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ _NUMBER = re.compile(
 
 
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
-    """Load the reward that `reference` names. A reward model is loaded onto `device`.
+    """Load the reward function or reward model that `reference` names. A reward model is loaded onto `device`.
 
-    A reference is the name of a built-in task, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or
-    the folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if the
-    reference is invalid or the reward cannot be loaded.
+    A reference is a name in TASK_REWARDS, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or the
+    folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if the
+    reference is invalid or the function or model cannot be loaded.
     """
     function = find_function(reference, option)
     if function is not None:
@@ -64,10 +67,10 @@ def reward_model_source(reference: str) -> str:
 
 
 def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
-    """Return the function that `reference` names, or None if it can only name a reward model.
+    """Return the function that `reference` names, or None if `reference` has the form of a reward model's name.
 
-    Raises UsageError if `reference` cannot name a reward. The function does not check whether a reward model can be
-    loaded.
+    Raises UsageError if `reference` is invalid or its function cannot be imported. Whether a reward model can be loaded
+    is not checked.
     """
     if not reference:
         raise UsageError(f"{option} is required: use {', '.join(VERIFIERS)}, module:function or a reward model")
@@ -157,9 +160,9 @@ class Regex:
 
 
 class Length:
-    """Scores a response 0 if it has `target` characters, and down to -1 if it is shorter or longer.
+    """Scores each response by its length. The score is 0 for exactly `target` characters, and otherwise negative.
 
-    The score falls linearly and reaches -1 at length 0 and at twice the target. Length is measured in characters,
+    The score falls linearly to its minimum of -1 at length 0 and at twice the target. Length is measured in characters,
     because words are hard to count in Chinese and the number of tokens depends on the model.
     """
 
@@ -173,7 +176,10 @@ class Length:
 
 
 def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: str, option: str = "llm.reward") -> None:
-    """Raise UsageError if the records of `where` lack a key that the reward needs, or contain an invalid answer."""
+    """Raise UsageError if `columns` lacks a key that the reward function needs, or contains an invalid answer.
+
+    `where` is the file or built-in task that contains the prompts. Error messages start with it.
+    """
     function = find_function(reference, option)
     parameters = _parameters(function)
     if function is None or parameters is None:
@@ -197,7 +203,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
-    """Return the columns that a reward's signature requires. A reward with `**columns` may need additional columns."""
+    """Return the columns that a reward function's signature requires. A function with `**columns` may need more."""
     parameters = _parameters(find_function(reference, option)) or []
     return [p.name for p in parameters[2:] if _is_required(p)]
 
@@ -214,7 +220,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
 
 
 def _parameters(function: Any) -> list[inspect.Parameter] | None:
-    """Return a reward's parameters, or None if its signature is unknown, as for some functions written in C."""
+    """Return a reward function's parameters, or None if they are unknown, as for some functions written in C."""
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -227,7 +233,7 @@ def _is_required(parameter: inspect.Parameter) -> bool:
 
 
 def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that a reward accepts: all of them if it has `**columns`, otherwise those that it names."""
+    """Return the columns that a function accepts: all of them if it has `**columns`, otherwise those that it names."""
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return dict(columns)
     names = {p.name for p in parameters}
@@ -235,7 +241,7 @@ def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, A
 
 
 def _limit_columns(function: Reward) -> Reward:
-    """Wrap a reward without `**columns` so that it receives only the columns that it names."""
+    """Wrap a reward function that does not accept `**columns`, so that it receives only the columns that it names."""
     parameters = _parameters(function)
     if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return function
@@ -249,9 +255,9 @@ def _limit_columns(function: Reward) -> Reward:
 def score(
     reward: Reward, name: str, prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[float]:
-    """Call a reward and return one finite number per response.
+    """Call a reward function and return one finite number per response.
 
-    The reward may return a list, tuple, generator, tensor or array. Raises RewardError if the reward fails or returns
+    The function may return a list, tuple, generator, tensor or array. Raises RewardError if it fails or returns
     anything else. Error messages start with `name`.
     """
     if not responses:
@@ -261,7 +267,7 @@ def score(
         values = _to_list(given, len(responses))
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:  # sys.exit in a reward must not end the process
+    except (Exception, SystemExit) as error:  # sys.exit in a reward function must not end the process
         why, first = shorten(f"{type(error).__name__}: {error}", 200), _describe(prompts, responses, 0)
         raise RewardError(f"{name} failed on {len(responses)} responses ({why}); first response: {first}") from error
     if values is None:
@@ -285,7 +291,7 @@ def score(
 
 
 def _to_list(given: Any, count: int) -> list[Any] | None:
-    """Convert a reward's result to a list of at most `count` + 1 values.
+    """Convert a reward function's result to a list of at most `count` + 1 values.
 
     Return None if the result is not a collection with a defined order.
     """

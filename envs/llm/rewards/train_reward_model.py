@@ -1,8 +1,8 @@
 """Trains a reward model for `llm.reward` from preference pairs, using TRL's RewardTrainer.
 
 This module requires the `trl` extra. TRL implements the Bradley-Terry loss and the training loop. This module prepares
-the data, selects the padding token and saves the model, such that `llm.reward` computes the same scores as training. A
-prompt and its response form one text, which is scored at its last token.
+the data, selects the padding token and saves the model so that `llm.reward` computes the same scores as TRL during
+training. A prompt and its response form one text, which is scored at its last token.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def _limit(settings: Settings, readable: int) -> int:
 def _drop_long_pairs(
     pairs: Sequence[Pair], tokenizer: Any, limit: int
 ) -> tuple[list[Pair], list[dict[str, list[int]]]]:
-    """Return the pairs of at most `limit` tokens, and their token ids under the names that TRL expects."""
+    """Drop pairs longer than `limit` tokens. Return the others, and their token ids under the keys that TRL expects."""
     chosen = [encode(tokenizer, pair.prompt + pair.chosen) for pair in pairs]
     rejected = [encode(tokenizer, pair.prompt + pair.rejected) for pair in pairs]
     sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
