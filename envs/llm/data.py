@@ -165,7 +165,7 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
-    """Return the objects in a JSON array or JSON Lines file, and the unit that numbers them ("record" or "line").
+    """Return the objects in a JSON array or JSON Lines file, and the word for their positions ("record" or "line").
 
     The format is detected from the content, not from the file extension.
     """

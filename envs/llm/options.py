@@ -24,7 +24,7 @@ class LLM(Section):
     prompts: str = Field(
         "",
         description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); required "
-        "unless llm.model is 'tiny', whose default is sentiment",
+        "unless llm.model is 'tiny', which implies sentiment",
     )
     eval_prompts: str = Field(
         "",
@@ -42,8 +42,8 @@ class LLM(Section):
     reward: str = Field(
         "",
         description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
-        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', whose default "
-        "is sentiment",
+        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', which "
+        "implies sentiment",
     )
     proxy_of: str = Field(
         "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"
@@ -65,8 +65,8 @@ class LLM(Section):
     )
     baseline: Literal["critic", "rloo", "grpo"] = Field(
         "critic",
-        description="baseline of the advantages: the critic's values, or the mean return of the responses to the "
-        "same prompt (rloo, grpo)",
+        description="baseline for the advantages: critic = V, rloo = mean score of the other responses to the prompt, "
+        "grpo = mean score of all responses to the prompt",
     )
     reference: Literal["auto", "copy", "lora-off"] = Field(
         "auto",

@@ -21,7 +21,7 @@ from ppo_unified.text import print_err
 COMMANDS = {  # name -> help; each command's module has the functions `add_arguments` and `run`
     "tui": "Open the terminal UI to start and watch runs",
     "envs": "List the presets with their expected scores and training times",
-    "recipes": "List, show or compare the settings of published systems",
+    "recipes": "List, show or compare PPO settings from papers and codebases",
     "train": "Start a training run from a preset, a TOML file or an environment id",
     "resume": "Continue a run, optionally with changed options",
     "stop": "Stop a run after saving a checkpoint",
@@ -36,8 +36,8 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model on preference pairs, for llm.reward",
-    "prove": "Compare the Gymnasium and LLM adapters on the same small task",
-    "regress": "Check that PPO solves a task as fast as the recorded baseline",
+    "prove": "Check that Gymnasium and LLM adapter agree on a small task",
+    "regress": "Check that PPO solves a task in as few steps as the baseline",
     "tensorboard": "Start TensorBoard on 127.0.0.1",
     "doctor": "Check the installation and suggest fixes",
 }

@@ -82,7 +82,7 @@ def from_file(path: Path) -> RunConfig:
 
 
 def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the configuration in a table of options.
+    """Build a configuration from a table of options.
 
     `where` says where the table comes from, for example from which file. Error messages start with it.
     """

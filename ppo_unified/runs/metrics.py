@@ -173,7 +173,7 @@ METRICS: dict[str, Metric] = {
         "",
         "largest difference between the computed advantages and the sum that defines GAE, in the first "
         "row of the rollout",
-        "should stay below 1e-4 times the size of the advantages",
+        "should stay below 1e-4 times the magnitude of the advantages",
     ),
     "invariant/optimizer_steps_error": Metric(
         "",

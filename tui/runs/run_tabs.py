@@ -272,7 +272,7 @@ class Samples(TextTab):
             return
         turned = self.page is not None and self.page.number != message.page.number
         self.page = page = message.page
-        head = f"{page.unit} {page.number:,} (stored: {page.place + 1} of {page.of})"
+        head = f"{page.unit} {page.number:,} ({page.place + 1} of {page.of} stored)"
         head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
         self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in page.lines)).rstrip())
         if turned:
