@@ -408,7 +408,7 @@ def compare_with_exact_gradient(folder: Path, seed: int, critic: Literal["indepe
     """Compare PPO's gradient before any update, averaged over all responses, with that of the expected return.
 
     With two letters, an end token and at most two tokens per response, there are seven responses. The expected return
-    (score - kl_coef * KL) is a finite sum that autograd can differentiate. The expected gradient of the KL rewards is 0.
+    (score - kl_coef * KL) is a finite sum that autograd can differentiate. The KL rewards add 0 to it.
     """
     end, prompt = 2, [0, 1]
     responses = [[end], *([a, b] for a, b in product((0, 1), (0, 1, end)))]

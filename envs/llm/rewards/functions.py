@@ -38,7 +38,8 @@ def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", opt
     """Load the reward function or reward model that `reference` names. A reward model is loaded onto `device`.
 
     A reference is a name in TASK_REWARDS, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or the
-    folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if `llm.reward` is malformed, or if the function or model cannot be loaded.
+    folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if
+    `llm.reward` is malformed, or if the function or model cannot be loaded.
     """
     function = find_function(reference, option)
     if function is not None:
