@@ -65,7 +65,9 @@ def make_run(folder: Path, points: int, events: Path | None = None) -> None:
         for path in events.glob("events*"):
             shutil.copy(path, folder)
     now = time.time()
-    status = Status(folder.name, "cartpole", "gym", "finished", 256 * points, 256 * points, points, 480.0, 500.0)
+    status = Status(
+        folder.name, "cartpole", "gym", "finished", 256 * points, 256 * points, points, score=480.0, best_score=500.0
+    )
     status.started, status.heartbeat, status.elapsed_s = now - 0.05 * points, now, 0.05 * points
     Run(folder).write_status(status)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,9 +23,12 @@ def closest_match(word: str, known: Iterable[str]) -> str:
     A name that is a part of `word`, such as 'clip' in 'clip_range', takes precedence over similar names.
     """
     names = list(known)
+    cutoff = 0.64  # the default of 0.6 finds unrelated words, such as 'Hopper' for 'Nope'
     parts = re.split(r"[\W_]+", word)
     inside = [name for name in names if name in parts]
-    return max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=0.64)), "")
+    return (
+        max(inside, key=len) if inside else next(iter(difflib.get_close_matches(word, names, n=1, cutoff=cutoff)), "")
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -34,9 +38,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def explain_unusable(folder: Path, error: OSError) -> str:
-    """Return the reason why `error` occurred when an output folder was created or read."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
-        if file is not None:
-            return "expected a folder, got a file" if file == folder else f"{file} is a file, not a folder"
-    return f"cannot create or read the folder ({error.strerror})"
+    """Return the reason why `error` occurred when an output folder was created or used."""
+    file = next((path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir()), None)
+    if file is not None:
+        return "expected a folder, got a file" if file == folder else f"{file} is not a folder"
+    return f"cannot {'use' if folder.is_dir() else 'create'} the folder ({error.strerror})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +38,15 @@ def test_custom_adapter_satisfies_the_contract_and_learns(tmp_path: Path) -> Non
 
 def test_custom_environment_is_trained_and_exported(tmp_path: Path) -> None:
     output = run_example("custom_env.py", tmp_path, {})
-    assert last_number(output) > -12  # a heater that is always off or always high scores below -40
+    assert last_number(output) > -8  # the best constant action scores about -10 on this episode
 
 
 def test_custom_reward_is_applied_to_each_prompt(tmp_path: Path) -> None:
     output = run_example("custom_reward.py", tmp_path, {"ITERATIONS = 40": "ITERATIONS = 1"})
-    assert "score 0." in output
+    assert re.search(r"score [01]\.\d\d;", output)
     assert len((tmp_path / "prompts.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+    score = runpy.run_path(str(EXAMPLES / "custom_reward.py"))["score"]
+    assert score(["a", "b"], [" was warm.", " was warm."], words=[["warm", "fresh"], ["funny"]]) == [1.0, 0.0]
 
 
 @pytest.mark.exhaustive

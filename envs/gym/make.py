@@ -121,7 +121,7 @@ def name_reset(env_id: str) -> Iterator[None]:
     """Raise a RuntimeError that names the environment if `reset` raises an exception inside the `with` block."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RuntimeError(f"{env_id}: reset() raised {type(error).__name__}: {error}") from error
 
 
@@ -157,6 +157,7 @@ def step_seconds(config: Gym, steps: int = 50) -> float:
             raise RuntimeError(f"{where}: {error}") from error
         fastest = min(fastest, time.perf_counter() - started)
         if terminated or truncated:
-            _, info = env.reset()
+            with name_reset(config.env_id):
+                _, info = env.reset()
     env.close()
     return fastest

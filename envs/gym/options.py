@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -184,9 +185,9 @@ def make_single(config: Gym, **kwargs: Any) -> Any:
 def _describe(error: BaseException) -> str:
     """Return the type, message and location of an error, without the text that Gymnasium appends."""
     text = str(error).partition(" was raised from the environment creator")[0]
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    is_own = frame.filename != __file__ and "gymnasium" not in frame.filename
-    place = f", in {Path(frame.filename).name}, line {frame.lineno}" if is_own else ""
+    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), __file__, "<")
+    frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(libraries)]
+    place = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {text}{place}"
 
 
@@ -242,5 +243,5 @@ def check(config: GymConfig) -> None:
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
             f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
-            "discrete actions; remove it"
+            "discrete actions; remove policy.log_std_init"
         )

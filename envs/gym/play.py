@@ -43,6 +43,8 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
     """Create the environment with the first supported render mode. Return the environment and its frame rate."""
     if resolve(options.env_id).entry_point is None:
         raise UsageError(f"{options.env_id}: cannot play this environment because it only has a vector version")
+    kwargs = {key: value for key, value in options.env_kwargs.items() if key != "render_mode"}
+    options = options.model_copy(update={"env_kwargs": kwargs})
     env = make_env(options)
     modes = env.metadata.get("render_modes") or []
     fps = float(env.metadata.get("render_fps") or FPS)
@@ -57,8 +59,7 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
             f"{', '.join(map(str, modes)) or 'none'}"
         )
     _use_offscreen_drivers()
-    without_mode = {key: value for key, value in options.env_kwargs.items() if key != "render_mode"}
-    return make_env(options.model_copy(update={"env_kwargs": without_mode}), render_mode=mode), fps
+    return make_env(options, render_mode=mode), fps
 
 
 def _use_offscreen_drivers() -> None:
@@ -105,8 +106,8 @@ def _play_episodes(
         env.close()
 
 
-def _to_text(action: np.ndarray) -> str:
-    return np.array2string(action, precision=2, suppress_small=True).replace("\n", "")
+def _to_text(numbers: np.ndarray) -> str:
+    return np.array2string(numbers, precision=2, suppress_small=True).replace("\n", "")
 
 
 def _render(env: gym.Env[Any, Any], env_id: str) -> np.ndarray | str:

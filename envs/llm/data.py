@@ -74,7 +74,9 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
     where = clean(path)
     if _suffix(path) == ".txt":
         if key:
-            raise UsageError(f"llm.prompt_key = {key!r} has no effect, because {where} is plain text; remove it")
+            raise UsageError(
+                f"llm.prompt_key = {key!r} has no effect, because {where} is plain text; remove llm.prompt_key"
+            )
         numbered = _read_lines(path)
         return PromptData([line for _, line in numbered], {}, where, [number for number, _ in numbered])
     records, unit = _read_records(path)

@@ -250,7 +250,7 @@ class LLMConfig(RunConfig):
             raise ValueError(f"llm.baseline = {llm.baseline!r} has no critic, so it requires optim.joint = true")
         if llm.whiten_rewards:
             raise ValueError(
-                f"llm.whiten_rewards has no effect unless llm.baseline = 'critic', got {llm.baseline!r}; remove it"
+                f"llm.whiten_rewards has no effect because llm.baseline = {llm.baseline!r}; remove llm.whiten_rewards"
             )
 
 

@@ -71,7 +71,7 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
         text = _render(chat, tokenizer, data.location(number)) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)
         if not ids:
-            raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove it")
+            raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove the prompt")
         if len(ids) > longest:
             raise UsageError(
                 f"{data.location(number)}: expected a prompt of at most {longest} tokens (the model's context minus "
@@ -96,7 +96,9 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
 
 def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
     if not tokenizer.chat_template:
-        raise UsageError(f"{where}: the tokenizer has no chat template; use plain text without --llm.chat-template")
+        raise UsageError(
+            f"{where}: chat messages need a chat template, but the tokenizer has none; use plain-text prompts"
+        )
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program and can raise any exception

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import takewhile
 from shutil import get_terminal_size
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from pydantic.fields import FieldInfo
 from ppo_unified.cli.common import Parser
 from ppo_unified.config.registry import all_adapters, config_model
 from ppo_unified.config.schema import LARGEST_WHOLE, RunConfig, typed_options, validate
-from ppo_unified.config.suggestions import suggest
+from ppo_unified.config.suggestions import OTHER_NAMES, suggest
 from ppo_unified.config.values import (
     bounds_of,
     choices_of,
@@ -25,7 +26,7 @@ from ppo_unified.config.values import (
     negative_flag,
     read_value,
 )
-from ppo_unified.errors import UsageError, closest_match
+from ppo_unified.errors import UsageError, did_you_mean
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -49,7 +50,7 @@ def read_flags(
     if missing := [option for option, text in typed.items() if text is None]:
         raise UsageError(_explain_missing(missing[0], config, unknown))
     if unknown:
-        raise UsageError(_explain_unknown(unknown[0], type(config), command_flags))
+        raise UsageError(_explain_unknown(unknown[0], type(config), prog, command_flags))
     return {option: text for option, text in typed.items() if text is not None}
 
 
@@ -62,10 +63,13 @@ def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> lis
     declared = {option: field for kind in all_adapters() for option, field in typed_options(config_model(kind)).items()}
     kinds: dict[str, str] = dict.fromkeys(parser.switches, "switch")
     kinds |= {flag(option): kind_of(field) for option, field in declared.items() for flag in (negative_flag, flag_name)}
-    position, list_flag = 0, ""
+    known = {*parser.flags, *kinds}
+    position, list_flag, unknown = 0, "", ""
     while position < len(words) and words[position].startswith("-"):
         flag, equals, _ = _normalize_flag(words[position]).partition("=")
-        kind, position = kinds.get(flag), position + 1
+        kind, position, unknown = kinds.get(flag), position + 1, unknown or ("" if flag in known else flag)
+        if flag == "--":
+            continue
         following = takewhile(lambda word: not word.startswith("--"), words[position:])
         if equals or kind == "switch":
             continue
@@ -76,9 +80,12 @@ def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> lis
         else:
             position += len(list(following)[:1])
     if position < len(words):
-        return [words[position], *words[:position], *words[position + 1 :]]
+        before = [word for word in words[:position] if word != "--"]
+        return [words[position], *before, *words[position + 1 :]]
     if help_flags := [word for word in words if word in ("-h", "--help")]:
         return help_flags
+    if unknown.strip("-"):
+        raise UsageError(f"unknown option {unknown}{did_you_mean(unknown, known)}")
     if list_flag:
         raise UsageError(f"{parser.prog}: write {metavar} before {list_flag}, which accepts several values")
     return []
@@ -169,9 +176,9 @@ def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> 
     return text + (f"; for a value that starts with '-' write {flag}={unknown[0]}" if unknown else "")
 
 
-def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[str]) -> str:
+def _explain_unknown(flag: str, model: type[RunConfig], prog: str, command_flags: Sequence[str]) -> str:
     if not flag.startswith("--"):
-        return f"unexpected argument {flag!r}; write options as --section.key VALUE, and several values as 1,2,3"
+        return f"{prog}: unexpected argument {flag!r}; only options such as --ppo.clip 0.1 or --seed 1,2,3 can follow"
     flag = flag.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
     for option, reason in model.refused.items():
@@ -180,8 +187,9 @@ def _explain_unknown(flag: str, model: type[RunConfig], command_flags: Sequence[
     declared = typed_options(model)
     if (option := name.removeprefix("no_")) != name and option in declared and kind_of(declared[option]) == "bool":
         return f"unknown option {flag}; did you mean {negative_flag(option)}?"
-    if match := closest_match(flag[2:], [known[2:] for known in command_flags]):
-        return f"unknown option {flag}; did you mean --{match}?"
+    if "." not in name and OTHER_NAMES.get(name) not in declared:
+        for match in get_close_matches(flag, command_flags, n=1, cutoff=0.8):
+            return f"unknown option {flag}; did you mean {match}?"
     found = suggest(name, declared)
     if found is None:
         kind = model.model_fields["kind"].default

@@ -72,7 +72,7 @@ def _choose_samples(wanted: str, count: int, iteration: int) -> Sequence[int]:
         return range(count)
     if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= count:
         raise UsageError(
-            f"--sample: iteration {iteration} has the samples 0 to {count - 1}; expected one of them or 'all', "
+            f"--sample: expected 'all' or a number from 0 to {count - 1} (iteration {iteration}), "
             f"got '{clean(wanted)[:20]}'"
         )
     return [int(wanted)]

@@ -117,8 +117,7 @@ class Progress:
     def _line(self, status: Status, metrics: dict[str, float]) -> str:
         parts = [f"{status.step:,} steps"]
         left, speed = steps_left(status), metrics["time/steps_per_second"]
-        if left is not None:
-            parts[0] += f" ({format_percent(status)})"
+        parts[0] += f" ({format_percent(status)})"
         if left is not None and speed > 0:
             parts.append(f"ETA {format_duration(left / speed)}")
         if "episode/return" in metrics:

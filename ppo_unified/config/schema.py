@@ -217,8 +217,9 @@ class RunConfig(Section):
             owner, name = self.owner(option)
             if ignored and not owner.is_default(name):
                 value = show_value(getattr(owner, name))
-                others = " or ".join(re.findall(r"[a-z]+\.[a-z_]+", why))
-                raise ValueError(f"{option} = {value} has no effect because {why}; remove {option} or change {others}")
+                verb = "set" if why.endswith("is not set") else "change"
+                fix = f" or {verb} ".join([option, *re.findall(r"[a-z]+\.[a-z_]+", why)])
+                raise ValueError(f"{option} = {value} has no effect because {why}; remove {fix}")
         return self
 
     def why_fixed(self, option: str) -> str:
@@ -338,7 +339,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path}: expected a TOML file in UTF-8, got an invalid byte at offset {error.start}"
         ) from None
     except ValueError as error:
-        raise UsageError(f"{path}: invalid TOML: {error}") from None
+        why = str(error).replace("Cannot overwrite a value", "a key or table is defined twice")
+        raise UsageError(f"{path}: invalid TOML: {why}") from None
 
 
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

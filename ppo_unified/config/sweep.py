@@ -65,7 +65,7 @@ def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:
         return [text]
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
-        raise UsageError(f"{option}: expected values separated by commas, got {text!r}")
+        raise UsageError(f"{option}: expected a value before and after each comma, got {text!r}")
     if any(re.fullmatch(r"0\d+", part) for part in parts):
         number = text.replace(",", "")
         raise UsageError(f"{option}: {text!r} is a list of values; to give one number, write {number} without commas")

@@ -87,18 +87,37 @@ def read_warnings(status: Status) -> list[HealthWarning]:
     return found
 
 
+class Limit(NamedTuple):
+    """The limit that a run will reach first, `total_steps` or `total_iterations`."""
+
+    done: int  # at most `total`
+    total: int
+    unit: str  # "steps" or "iterations"
+
+    @property
+    def fraction(self) -> float:
+        return self.done / self.total
+
+
+def nearest_limit(status: Status) -> Limit | None:
+    """Return the limit that a run will reach first, or None if run.json contains no limit."""
+    counts = (status.step, status.total_steps, "steps"), (status.iteration, status.total_iterations, "iterations")
+    limits = [Limit(min(done, total), total, unit) for done, total, unit in counts if total > 0]
+    return max(limits, key=lambda limit: limit.fraction, default=None)
+
+
 def steps_left(status: Status) -> float | None:
-    """Return the estimated number of steps until the first limit of a run is reached, or None if it has no limit."""
-    left: list[float] = [status.total_steps - status.step] if status.total_steps else []
-    if status.total_iterations and status.iteration:
-        left.append((status.total_iterations - status.iteration) * status.step / status.iteration)
-    return max(0, min(left)) if left else None
+    """Return the estimated number of steps until a run reaches its limit, or None if this is unknown."""
+    limit = nearest_limit(status)
+    if limit is None or not limit.done:
+        return None if limit is None or limit.unit == "iterations" else limit.total
+    return status.step * (limit.total - limit.done) / limit.done
 
 
 def format_percent(status: Status) -> str:
     """Return a run's progress towards its limit, rounded down, such as '61%', or '-' if it has no limit."""
-    left = steps_left(status)
-    return "-" if left is None else f"{100 * status.step // (status.step + left or 1):.0f}%"
+    limit = nearest_limit(status)
+    return "-" if limit is None else f"{100 * limit.done // limit.total}%"
 
 
 class Run:
@@ -137,7 +156,7 @@ class Run:
             raise UsageError(f"{path}: cannot read the file ({error.strerror})") from None
         except ValueError as error:
             fix = "restore the file from a backup, or delete the run folder"
-            raise UsageError(f"{path}: invalid run status ({error}); {fix}") from None
+            raise UsageError(f"{path}: the file is damaged ({error}); {fix}") from None
 
     def state(self, status: Status) -> str:
         """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, or else the state in run.json."""
@@ -191,7 +210,7 @@ class Run:
             if path.is_symlink():
                 raise UsageError(
                     f"{path} is a symbolic link to {str(path.readlink())!r}, but a run does not write through links; "
-                    "replace the link with a copy of its target, or link the complete run folder instead"
+                    "replace the link with a copy of its target, or link the entire run folder instead"
                 )
 
     def release(self) -> None:
@@ -302,7 +321,7 @@ def create(runs: Path, name: str, default: str, fill: Callable[[Run, str], objec
                 )
     except OSError as error:
         raise UsageError(
-            f"{runs}: cannot write to the runs folder: {explain_unusable(runs, error)}; choose another with --runs DIR"
+            f"{runs}: {explain_unusable(runs, error)}; choose another runs folder with --runs DIR"
         ) from None
     finally:
         if aside.path.exists():

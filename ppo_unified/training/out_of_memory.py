@@ -28,11 +28,13 @@ class OutOfMemory(Exception):
     """Raised if memory runs out. The message recommends options to change."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for an out-of-memory error of the GPU, Python or torch's CPU allocator."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return True if `error` or its cause is an out-of-memory error of the GPU, Python or torch's CPU allocator."""
+    if error is None or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return error is not None
+    if isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CPU):
         return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CPU)
+    return is_out_of_memory(error.__cause__)
 
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:

@@ -102,11 +102,11 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest
     try:
         with stop.interruptible():
             return _assemble(run, config, status, stop, listener)
-    except UsageError as error:
-        raise StartError(*error.args) from error
-    except (MemoryError, RuntimeError) as error:
+    except (UsageError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise explain_out_of_memory(error, "creating the models", config) from error
+        if isinstance(error, UsageError):
+            raise StartError(*error.args) from error
         raise
 
 

@@ -246,9 +246,9 @@ MISTAKES = {
         "pole",
         "--sample",
         "99",
-    ): r"--sample: iteration 2 has the samples 0 to \d+; expected one of them or 'all', got '99'$",
-    ("pole", "--sample", "-1"): r"--sample: iteration 2 has the samples 0 to \d+; .*, got '-1'$",
-    ("pole", "--sample", "x"): r"--sample: iteration 2 has the samples 0 to \d+; .*, got 'x'$",
+    ): r"--sample: expected 'all' or a number from 0 to \d+ \(iteration 2\), got '99'$",
+    ("pole", "--sample", "-1"): r"--sample: expected 'all' or a number from 0 to \d+ .*, got '-1'$",
+    ("pole", "--sample", "x"): r"--sample: expected 'all' or a number from 0 to \d+ .*, got 'x'$",
     ("pole", "--iteration", "x"): r"inspect: --iteration: expected an integer, got 'x'; see ppo-unified inspect --help",
     ("poel",): r"no run 'poel'.*did you mean 'pole'",
 }

@@ -159,11 +159,11 @@ def test_eval_accepts_run_of_another_machine(runs: Path, tmp_path: Path, capsys:
         ),
         (
             ("export", "pole", "--to", "/etc/passwd/x"),
-            "passwd/x: /etc/passwd is a file, not a folder; choose",
+            "passwd/x: /etc/passwd is not a folder; choose",
         ),
         (
             ("export", "pole", "--to", "/dev/null/x"),
-            "--to /dev/null/x: cannot create or read the folder (Not a directory)",
+            "--to /dev/null/x: /dev/null is not a folder; choose",
         ),
     ],
 )

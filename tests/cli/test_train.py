@@ -158,8 +158,12 @@ USAGE_ERRORS = {
     ("train", "--seed", "3"): "ppo-unified train: missing target",
     ("train", "--policy.hidden", "64", "64", "cartpole"): "write TARGET before --policy.hidden",
     ("train", "--seed", "3", "cartpol"): "did you mean 'cartpole'",
-    ("train", "cartpole", "acrobot"): "unexpected argument 'acrobot'; write options as --section.key VALUE",
+    ("train", "cartpole", "acrobot"): "ppo-unified train cartpole: unexpected argument 'acrobot'; only options",
     ("train", "cartpole", "--detac"): "unknown option --detac; did you mean --detach?",
+    ("train", "--detac", "cartpole"): "unknown option --detac; did you mean '--detach'?",
+    ("train", "cartpole", "--net-arch", "8"): "unknown option --net-arch; did you mean --policy.hidden?",
+    ("train", "llm", "--model-name-or-path", "x"): "unknown option --model-name-or-path; did you mean --llm.model?",
+    ("train", "cartpole", "--ppo.loss-mean", "sequence"): "; remove ppo.loss_mean",
     ("train", "cartpole", "--ppo.clp", "1"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "--ppo.clp", "1", "cartpole"): "unknown option --ppo.clp; did you mean --ppo.clip?",
     ("train", "cartpole", "--runs"): "ppo-unified train: --runs: expected a value; see ppo-unified train --help",
@@ -169,7 +173,7 @@ USAGE_ERRORS = {
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
     ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",
-    ("train", "cartpole", "--runs", "/proc/nowhere"): "cannot write to the runs folder",
+    ("train", "cartpole", "--runs", "/proc/nowhere"): "/proc/nowhere: cannot create the folder",
     ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",
     (
         "train",

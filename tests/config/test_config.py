@@ -186,8 +186,10 @@ MISTAKES = {
     ("--optim.betas", "0.9"): r"^--optim.betas: expected 2 numbers separated by spaces, got '0.9'$",
     ("--gym.wrappers", "'a"): r"quotation",
     ("--seed", "1,2"): r"^--seed: expected an integer >= 0 and <= 2147483647, got '1,2'$",
-    ("stray",): r"^unexpected argument 'stray'; write options as --section.key VALUE, and several values as 1,2,3$",
-    ("--seed", "1", "2"): r"^unexpected argument '2'.*several values as 1,2,3$",
+    (
+        "stray",
+    ): r"^ppo-unified train x: unexpected argument 'stray'; only options such as --ppo.clip 0.1 or --seed 1,2,3",
+    ("--seed", "1", "2"): r"unexpected argument '2'; only options such as --ppo.clip 0.1 or --seed 1,2,3 can follow$",
     ("--clip", "0.1"): r"^unknown option --clip; did you mean --ppo.clip\?$",
     ("--ppo.cli", "0.1"): r"^unknown option --ppo.cli; did you mean --ppo.clip\?$",
     (

@@ -53,7 +53,7 @@ def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ({"optim.lr": "1e-3,"}, "optim.lr: expected values separated by commas, got '1e-3,'"),
+        ({"optim.lr": "1e-3,"}, "optim.lr: expected a value before and after each comma, got '1e-3,'"),
         ({"total_steps": "1,000,000"}, "to give one number, write 1000000 without commas"),
         ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"expected at most {MOST_RUNS} runs at once, got 80"),
         ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7, got '9-1'"),

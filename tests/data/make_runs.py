@@ -32,7 +32,14 @@ def main() -> None:
     (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     for arguments in (GYM, LLM):
         train = [sys.executable, "-m", "ppo_unified", "train", *arguments, *SHORT]
-        subprocess.run(train, cwd=folder, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(train, cwd=folder, check=True, env=environment)
+    scores = {}
+    for name in ("gym", "llm"):
+        evaluate = [sys.executable, "-m", "ppo_unified", "eval", name, "--episodes", "3", "--json"]
+        done = subprocess.run(evaluate, cwd=folder, check=True, env=environment, capture_output=True, text=True)
+        scores[name] = json.loads(done.stdout)["score"]
+    (folder / "scores.json").write_text(json.dumps(scores) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

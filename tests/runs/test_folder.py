@@ -226,7 +226,7 @@ def test_unknown_status_keys_are_ignored(run: Run) -> None:
 )  # fmt: skip
 def test_invalid_status_is_one_line_and_hides_no_other_run(run: Run, text: str) -> None:
     (run.path / "run.json").write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(UsageError, match=r"run\.json: invalid run status \(.*; restore the file") as caught:
+    with pytest.raises(UsageError, match=r"run\.json: the file is damaged \(.*; restore the file") as caught:
         run.read_status()
     assert "\n" not in str(caught.value)
     other = create(run.path.parent, "other", "")
@@ -336,7 +336,7 @@ def test_failed_creation_leaves_no_files(tmp_path: Path) -> None:
     def fill(run: Run, name: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UsageError, match="cannot write to the runs folder"):
+    with pytest.raises(UsageError, match="the folder"):
         create(tmp_path, "a", "", fill)
     assert not list(tmp_path.iterdir())
 
@@ -362,7 +362,7 @@ def test_dangling_link_reserves_its_name(tmp_path: Path) -> None:
 
 def test_runs_folder_that_is_a_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
-    with pytest.raises(UsageError, match=r"cannot write to the runs folder: .*; choose another with --runs DIR"):
+    with pytest.raises(UsageError, match=r"; choose another runs folder with --runs DIR"):
         create(tmp_path / "runs", "", "a")
     assert list(all_runs(tmp_path / "runs")) == []
 
@@ -397,7 +397,8 @@ def test_unknown_run_is_a_one_line_error(tmp_path: Path, reference: str) -> None
         (Status(step=1024, total_steps=1000), "100%", 0),
         (Status(step=949, iteration=1, total_steps=500_000, total_iterations=5), "20%", 4 * 949),
         (Status(step=4000, iteration=5, total_iterations=5), "100%", 0),
-        (Status(step=0, iteration=0, total_iterations=5), "-", None),
+        (Status(step=0, iteration=0, total_iterations=5), "0%", None),
+        (Status(step=2950, iteration=29, total_iterations=100), "29%", pytest.approx(7222.4, abs=0.1)),
         (Status(step=900, iteration=9, total_steps=1000, total_iterations=100), "90%", 100),
         (Status(step=0, total_steps=1000), "0%", 1000),
         (Status(step=10), "-", None),

@@ -25,6 +25,10 @@ def test_allocator_errors_are_recognized() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    wrapped = RuntimeError("env: reset() raised MemoryError")
+    assert not is_out_of_memory(wrapped)
+    wrapped.__cause__ = MemoryError()
+    assert is_out_of_memory(wrapped)
 
 
 @pytest.mark.usefixtures("sequences")

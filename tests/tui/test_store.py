@@ -156,7 +156,7 @@ def test_run_with_unreadable_status_is_listed_with_reason(tmp_path: Path, clock:
     assert set(broken) == {"torn", "wrong", "list", "binary", "folder"}
     for key, entry in broken.items():
         assert entry.state == "unreadable"
-        expected = "cannot read the file" if key == "folder" else "invalid run status"
+        expected = "cannot read the file" if key == "folder" else "the file is damaged"
         assert entry.problem.startswith(f"{tmp_path / key / 'run.json'}: {expected} (")
         assert entry.status.started
     assert not it.entries["good"].problem

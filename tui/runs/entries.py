@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import Run, Status, steps_left
+from ppo_unified.runs.folder import Run, Status, nearest_limit
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.terminal.option_diff import seedless_key
 from tui.folder_scanner import Stamp, stamp_if_any
@@ -78,8 +78,8 @@ def _read_options(path: Path, _stamp: Stamp | None) -> dict[str, Any]:
 
 
 def _percent(entry: Entry) -> float | None:
-    left = steps_left(entry.status)
-    return None if left is None else entry.status.step / (entry.status.step + left or 1)
+    limit = nearest_limit(entry.status)
+    return None if limit is None else limit.fraction
 
 
 def _natural_key(text: str) -> list[tuple[float, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from ppo_unified.runs.folder import ACTIVE, format_percent, read_warnings, steps_left
+from ppo_unified.runs.folder import ACTIVE, format_percent, nearest_limit, read_warnings
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
@@ -45,12 +45,12 @@ def _shorten(text: str, most: int) -> str:
 
 def _facts(entry: Entry) -> list[tuple[int, str]]:
     """Return the numbers in display order, each with a rank. If space is short, the highest rank is dropped first."""
-    status = entry.status
+    status, limit = entry.status, nearest_limit(entry.status)
     steps = f"{format_number(status.step)} steps"
-    if status.total_steps and steps_left(status) == max(0, status.total_steps - status.step):
-        steps = f"{format_number(status.step)} of {format_number(status.total_steps)} steps ({format_percent(status)})"
-    elif status.total_iterations:
-        steps += f", iteration {status.iteration} of {status.total_iterations} ({format_percent(status)})"
+    if limit is not None and limit.unit == "steps":
+        steps = f"{format_number(status.step)} of {format_number(limit.total)} steps ({format_percent(status)})"
+    elif limit is not None:
+        steps += f", {limit.done} of {limit.total} iterations ({format_percent(status)})"
     facts = [(0, steps)]
     facts += [(1, f"score {format_number(status.score)}")] if status.score is not None else []
     facts += [(3, f"best {format_number(status.best_score)}")] if status.best_score is not None else []
