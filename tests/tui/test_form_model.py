@@ -272,7 +272,7 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
         "expected at most gym.num_envs x gym.num_steps = 512, got 100000"
         in problems(ppo__minibatches="2,100000")["ppo.minibatches"]
     )
-    assert "values separated by commas" in problems(optim__lr="1e-3,")["optim.lr"]
+    assert "a value before and after each comma" in problems(optim__lr="1e-3,")["optim.lr"]
     many = form_model.check_typed("cartpole", "", {"seed": "1-40", "optim.lr": "1e-3,2e-3"})
     assert many.general == ("expected at most 64 runs at once, got 80; list fewer values",)
 

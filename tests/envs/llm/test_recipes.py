@@ -92,7 +92,7 @@ def test_missing_recipe_input_is_a_one_line_error(
     target = ["train", "llm", "--llm.model", "lm", "--llm.prompts", "prompts.jsonl", "--llm.max-new-tokens", "6"]
     for name, reward, message in (
         ("tldr", "length:5", "llm.critic_init = 'reward' needs a reward model"),
-        ("instructgpt-ptx", "reward-model", "llm.ptx_coef = 27.8 has no effect because llm.ptx_data = ''"),
+        ("instructgpt-ptx", "reward-model", "llm.ptx_coef = 27.8 has no effect because llm.ptx_data is not set"),
     ):
         assert main([*target, "--recipe", name, "--llm.reward", reward]) == 2
         printed = capsys.readouterr().err
