@@ -151,9 +151,7 @@ def step_seconds(config: Gym, steps: int = 50) -> float:
         try:
             _, _, terminated, truncated, info = env.step(action)
         except Exception as error:
-            where = (
-                f"{config.env_id}: step() raised {type(error).__name__} at step {number} of a test with random actions"
-            )
+            where = f"{config.env_id}: step() raised {type(error).__name__} at step {number} of the initial speed test"
             raise RuntimeError(f"{where}: {error}") from error
         fastest = min(fastest, time.perf_counter() - started)
         if terminated or truncated:

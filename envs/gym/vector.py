@@ -164,7 +164,7 @@ class GymAdapter:
         return stepped
 
     def _describe_time(self, number: int) -> str:
-        return f"at step {number} of the rollout that started at environment step {self.steps_taken:,}"
+        return f"at step {number} of the rollout (after {self.steps_taken:,} training steps)"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
         """Check that all observations and rewards are finite.

@@ -248,14 +248,14 @@ def _prompt(record: _Record, key: str) -> Prompt:
             raise UsageError(f"{at}: expected an object with 'role' and 'content', got {_describe_value(message)}")
         for name in ("role", "content"):
             if name not in message:
-                raise UsageError(f"{at}: missing key {name!r} in {_describe_value(message)}")
+                raise UsageError(f"{at} has no key {name!r} ({json.dumps(message)[:80]})")
         for name, part in message.items():
             _check_text(part, f"{at}: {name!r}")
     if not value or not value[-1]["content"].strip():
         raise UsageError(f"{record.where}: {key!r} is empty; the last message of a prompt needs text")
     if value[-1]["role"] == "assistant":
         raise UsageError(
-            f"{record.where}: {key!r} ends with an assistant message; remove that message, because the model writes it"
+            f"{record.where}: {key!r} ends with an assistant message; remove it, since the model generates the reply"
         )
     return value
 

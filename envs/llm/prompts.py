@@ -18,6 +18,8 @@ from envs.llm.data import PromptData, read_prompts, read_texts
 from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError, did_you_mean
 
+TEMPLATE_OPTION = "llm.chat_template = true"
+
 HOLD_OUT_FROM, HOLD_OUT_EVERY = 100, 10  # with 100 or more prompts in a file, every 10th is held out
 
 
@@ -68,7 +70,8 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
         chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
-        text = _render(chat, tokenizer, data.location(number)) if chat is not None else str(prompt)
+        where = data.location(number) if chat is prompt else TEMPLATE_OPTION
+        text = _render(chat, tokenizer, where) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)
         if not ids:
             raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove the prompt")
@@ -96,9 +99,8 @@ def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
 
 def _render(chat: list[dict[str, str]], tokenizer: Any, where: str) -> str:
     if not tokenizer.chat_template:
-        raise UsageError(
-            f"{where}: chat messages need a chat template, but the tokenizer has none; use plain-text prompts"
-        )
+        fix = "remove this option" if where == TEMPLATE_OPTION else "use plain-text prompts"
+        raise UsageError(f"{where}: the tokenizer has no chat template; {fix}")
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program and can raise any exception

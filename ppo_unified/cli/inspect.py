@@ -72,7 +72,7 @@ def _choose_samples(wanted: str, count: int, iteration: int) -> Sequence[int]:
         return range(count)
     if not wanted.isdecimal() or len(wanted) > 9 or int(wanted) >= count:
         raise UsageError(
-            f"--sample: expected 'all' or a number from 0 to {count - 1} (iteration {iteration}), "
+            f"--sample: expected 'all' or a sample of iteration {iteration} (0 to {count - 1}), "
             f"got '{clean(wanted)[:20]}'"
         )
     return [int(wanted)]

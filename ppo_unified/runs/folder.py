@@ -286,8 +286,8 @@ def check_name(name: str) -> None:
         raise UsageError(f"run name {name!r} is reserved for the newest run; choose another name")
     if not _NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise UsageError(
-            f"run name {name!r}: use at most 100 letters, digits, spaces and the characters ._+=@-; start with a "
-            "letter or digit, and do not end with a space or '.'"
+            f"run name {name!r}: use at most 100 characters: letters, digits, spaces or ._+=@-; start with a letter or "
+            "digit, and do not end with a space or '.'"
         )
 
 
@@ -393,7 +393,8 @@ def find(reference: str, runs: Path) -> Run:
     if reference == LATEST:
         newest = next(all_runs(runs), None)
         if newest is None:
-            raise UsageError(f"{runs}: no runs yet; start one with: ppo-unified train cartpole")
+            elsewhere = "" if runs == Path("runs") else f" --runs {runs}"
+            raise UsageError(f"{runs}: no runs yet; start one with: ppo-unified train cartpole{elsewhere}")
         return newest[0]
     for path in (runs / reference, Path(reference)):
         with suppress(OSError):  # for example, if the name is too long for the file system

@@ -131,7 +131,7 @@ def _term(token: str) -> Term:
     if _is_number(key) and not _is_numeric(value):
         raise UsageError(f"query: {token!r}: {key} expects a number, got {value!r}")
     if operator in ("<", ">", "<=", ">=") and not _is_number(key):
-        raise UsageError(f"query: {token!r}: {key} is not a number; write {key}:{value} to search its text")
+        raise UsageError(f"query: {token!r}: {key!r} is text, not a number; write {key}:{value} to search it")
     return Term(key, operator, value, negated)
 
 

@@ -246,9 +246,9 @@ MISTAKES = {
         "pole",
         "--sample",
         "99",
-    ): r"--sample: expected 'all' or a number from 0 to \d+ \(iteration 2\), got '99'$",
-    ("pole", "--sample", "-1"): r"--sample: expected 'all' or a number from 0 to \d+ .*, got '-1'$",
-    ("pole", "--sample", "x"): r"--sample: expected 'all' or a number from 0 to \d+ .*, got 'x'$",
+    ): r"--sample: expected 'all' or a sample of iteration 2 \(0 to \d+\), got '99'$",
+    ("pole", "--sample", "-1"): r"--sample: expected 'all' or a sample of iteration 2 .*, got '-1'$",
+    ("pole", "--sample", "x"): r"--sample: expected 'all' or a sample of iteration 2 .*, got 'x'$",
     ("pole", "--iteration", "x"): r"inspect: --iteration: expected an integer, got 'x'; see ppo-unified inspect --help",
     ("poel",): r"no run 'poel'.*did you mean 'pole'",
 }

@@ -281,7 +281,8 @@ def test_every_value_of_a_list_is_validated(tmp_path: Path) -> None:
 def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "old-s2").mkdir()
     assert (
-        "use at most 100 letters" in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
+        "use at most 100 characters"
+        in form_model.check_typed("cartpole", "", {"name": "a/b"}, tmp_path).problems["name"]
     )
     assert (
         "already exists; choose another name"

@@ -186,11 +186,11 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         return
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
-        found = ", ".join(map(repr, columns)) or "none"
+        others = f"only {', '.join(map(repr, columns))}" if columns else "no other keys"
         similar = closest_match(missing[0], columns)
         known = f"; rename {similar!r} to {missing[0]!r}" if similar else ""
         raise UsageError(
-            f"{where}: {option} = {reference!r} needs the key {missing[0]!r} (keys besides the prompt: {found}){known}"
+            f"{where}: {option} = {reference!r} needs the key {missing[0]!r}, but the prompts have {others}{known}"
         )
     try:
         inspect.signature(function).bind([], [], **_select_columns(parameters, columns))

@@ -221,7 +221,7 @@ def _drop_long_pairs(
     sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
     kept = [index for index, size in enumerate(sizes) if size <= limit]
     if not kept:
-        raise UsageError(f"--max-length: expected at least {min(sizes)} tokens (the shortest pair), got {limit}")
+        raise UsageError(f"--max-length: all pairs are longer than {limit} tokens; use at least {min(sizes)}")
     return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
 
 

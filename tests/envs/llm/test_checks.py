@@ -80,7 +80,7 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     ),
     "misspelled task": ({"prompts": "arithmetics"}, "unknown built-in task; did you mean 'arithmetic'?"),
     "misspelled verifier": ({"reward": "lenght:4"}, "No module named 'lenght'); did you mean 'length'?"),
-    "chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: chat messages need a chat template"),
+    "chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: the tokenizer has no chat template"),
     "tokenizer larger than the model": (
         {"model": "larger-tokenizer"},
         "the tokenizer has ids up to 699, but the model has only 260 embeddings",

@@ -187,7 +187,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "no content": (
         "a.jsonl",
         '{"messages": [{"role": "user"}]}',
-        "a.jsonl, line 1: message 1 of 'messages': missing key 'content' in an object",
+        "a.jsonl, line 1: message 1 of 'messages' has no key 'content' (",
     ),
     "content in parts": (
         "a.jsonl",

@@ -207,15 +207,15 @@ def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Pa
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
     error = error_message(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert error == (
-        "a.jsonl: llm.reward = 'exact' needs the key 'answer' (keys besides the prompt: 'answers', 'level'); "
+        "a.jsonl: llm.reward = 'exact' needs the key 'answer', but the prompts have only 'answers', 'level'; "
         "rename 'answers' to 'answer'"
     )
     error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
     assert error.startswith(
-        f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level' (keys besides the prompt: "
+        f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level', but the prompts have only 'answer'"
     )
     for reference in ("numeric", "exact"):
-        assert "(keys besides the prompt: none)" in error_message(check_columns, reference, {}, "a.txt")
+        assert "but the prompts have no other keys" in error_message(check_columns, reference, {}, "a.txt")
     for reference in ("regex:x", "length:3", f"{module_name}:plain", f"{module_name}:open_", "sentiment-gold"):
         check_columns(reference, {"anything": [1]}, "a.jsonl")
     check_columns(f"{module_name}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")
