@@ -50,8 +50,9 @@ class Player:
 
     @torch.inference_mode()
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
-        """Return actions for observations [N, ...] and a vector environment's info.
+        """Return the actions for observations [N, ...].
 
+        `info` is the vector environment's info, which can contain action masks.
         `ended` [N] marks the environments that the next step resets. The action masks of these environments are
         ignored.
         """

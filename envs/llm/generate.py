@@ -1,8 +1,8 @@
 """Generates responses token by token with a KV cache.
 
 Prompts are padded on the left, and finished rows are removed from the batch. The `generate` method of transformers is
-not used, because checkpoints must contain the state of the random generator. A test verifies that greedy responses are
-identical to those of `generate`.
+not used, because it accepts no random generator whose state could be saved in checkpoints. A test verifies that greedy
+responses are identical to those of `generate`.
 """
 
 from __future__ import annotations

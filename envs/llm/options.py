@@ -23,8 +23,8 @@ class LLM(Section):
     )
     prompts: str = Field(
         "",
-        description="file of prompts (.jsonl, .json or .txt) or a built-in task (arithmetic or sentiment); required "
-        "unless llm.model is 'tiny', which implies sentiment",
+        description="file of prompts (.jsonl, .json or .txt), or the built-in task arithmetic or sentiment; required unless "
+        "llm.model is 'tiny', for which sentiment is the default",
     )
     eval_prompts: str = Field(
         "",
@@ -42,8 +42,8 @@ class LLM(Section):
     reward: str = Field(
         "",
         description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
-        "regex:PATTERN, length:CHARACTERS or a built-in task; required unless llm.model is 'tiny', which "
-        "implies sentiment",
+        "regex:PATTERN, length:CHARACTERS, arithmetic or sentiment; required unless llm.model is 'tiny', for which "
+        "sentiment is the default",
     )
     proxy_of: str = Field(
         "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"

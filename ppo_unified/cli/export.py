@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_checkpoint(parser)
     parser.add_argument(
-        "--to", required=True, type=Path, metavar="DIR", help="output folder: new, empty, or with an earlier export"
+        "--to",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="output folder: a new or empty folder, or an earlier export",
     )
     parser.add_argument("--merged", action="store_true", help="export the model with its LoRA weights merged into it")
     add_runs_folder(parser)
