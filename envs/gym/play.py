@@ -26,9 +26,10 @@ FPS = 30.0  # frames per second if the environment does not specify it
 def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Sequence[str]) -> Iterator[Frame]:
     """Play episodes and yield their frames. Episode k (1, 2, ...) is reset with the seed `seed` + k - 1.
 
-    `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the environment supports is used. If the environment supports none of them, the frames contain the observation as
-    text. If `shows` is empty, nothing is rendered. Raises UsageError before the first frame if `shows` contains only
-    'picture' and the environment cannot render pictures.
+    `shows` lists the accepted kinds of frames ('picture', 'text') in order of preference. The first kind that the
+    environment supports is used. If the environment supports none of them, the frames contain the observation as
+    text. If `shows` is empty, nothing is rendered. Raises UsageError before the first frame if `shows` contains
+    only 'picture' and the environment cannot render pictures.
     """
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)

@@ -23,8 +23,8 @@ class LLM(Section):
     )
     prompts: str = Field(
         "",
-        description="file of prompts (.jsonl, .json or .txt), or the built-in task arithmetic or sentiment; required unless "
-        "llm.model is 'tiny', for which sentiment is the default",
+        description="file of prompts (.jsonl, .json or .txt), or the built-in task arithmetic or sentiment; required "
+        "unless llm.model is 'tiny', for which sentiment is the default",
     )
     eval_prompts: str = Field(
         "",

@@ -132,7 +132,8 @@ class Eval(Section):
     )
     threshold: float | None = Field(
         None,
-        description="score at which the task counts as solved; two evaluations of 100 new episodes each must confirm it",
+        description="score at which the task counts as solved; two evaluations of 100 new episodes each must confirm "
+        "it",
     )
     at_start: bool = Field(False, description="also evaluate before the first iteration")
 

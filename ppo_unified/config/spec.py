@@ -51,7 +51,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Frame:
-    """The state of an episode after `step` steps, with a picture or a text that shows it. Step 0 is the initial state."""
+    """The state of an episode after `step` steps, with a picture or text. Step 0 is the initial state."""
 
     picture: np.ndarray | str  # [height, width, 3] uint8, or text; "" if no picture was requested
     seconds: float  # the display time that the environment specifies
