@@ -32,7 +32,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "show": "Plot the metrics of runs in the terminal, or print CSV or JSON",
     "eval": "Evaluate a run's policy on new episodes or held-out prompts",
     "play": "Watch a run's policy act, or talk to a language model",
-    "inspect": "Print the advantage, ratio, ... of each step of a stored sample",
+    "inspect": "Print advantages, ratios and other quantities of stored steps",
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model on preference pairs, for llm.reward",

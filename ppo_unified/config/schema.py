@@ -67,7 +67,7 @@ class PPO(Section):
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
     anneal_clip: bool = Field(False, description="decrease the clip range linearly to 0 during the run")
     clip_high: float = Field(
-        0.0, ge=0, description="clip range above 1: the ratio is clipped at 1 + clip_high; 0 = same as clip"
+        0.0, ge=0, description="the ratio is clipped from above at 1 + clip_high; 0 = use 1 + clip"
     )
     dual_clip: float = Field(
         0.0,
