@@ -291,7 +291,7 @@ def _describe_value(value: object) -> str:
     if isinstance(value, (list, dict)):
         kind = "a list" if isinstance(value, list) else "an object"
         return f"{kind} ({shorten(json.dumps(value, ensure_ascii=False))})"
-    return f"the {'text' if isinstance(value, str) else 'number'} {shorten(repr(value))}"
+    return f"the {'string' if isinstance(value, str) else 'number'} {shorten(repr(value))}"
 
 
 def shorten(text: str, length: int = 40) -> str:

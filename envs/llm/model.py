@@ -388,8 +388,8 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
                 f"{option} = {name!r}: cannot load a {what} from this folder ({why}); is a file missing or damaged?"
             ) from None
         raise UsageError(
-            f"{option} = {name!r}: found neither a local folder nor a {what} on the hub; check the name and the "
-            f"network ({why})"
+            f"{option} = {name!r}: no local folder or hub model has this name, or the hub cannot be reached; check the "
+            f"name and the network ({why})"
         ) from None
 
 

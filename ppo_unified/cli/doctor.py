@@ -133,7 +133,7 @@ def check_torch() -> Check:
     if torch.version.cuda is None:
         remedy = "install a CUDA build of torch: pytorch.org/get-started"
         return Check("gpu", "warn", f"NVIDIA driver {driver}, but torch is {build}", remedy)
-    why = first_line(caught[0].message) if caught else "torch finds no GPU"
+    why = first_line(caught[0].message) if caught else "torch cannot find a GPU"
     remedy = "check nvidia-smi and CUDA_VISIBLE_DEVICES, or install a torch build that supports this driver"
     return Check("gpu", "warn", f"NVIDIA driver {driver}, torch {build}: {why}", remedy)
 

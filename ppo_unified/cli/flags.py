@@ -87,7 +87,9 @@ def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> lis
     if unknown.strip("-"):
         raise UsageError(f"unknown option {unknown}{did_you_mean(unknown, known)}")
     if list_flag:
-        raise UsageError(f"{parser.prog}: write {metavar} before {list_flag}, which accepts several values")
+        raise UsageError(
+            f"{parser.prog}: missing {metavar}; write it before {list_flag}, which takes all the words after it"
+        )
     return []
 
 
@@ -178,7 +180,7 @@ def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> 
 
 def _explain_unknown(flag: str, model: type[RunConfig], prog: str, command_flags: Sequence[str]) -> str:
     if not flag.startswith("--"):
-        return f"{prog}: unexpected argument {flag!r}; only options such as --ppo.clip 0.1 or --seed 1,2,3 can follow"
+        return f"{prog}: unexpected argument {flag!r}; expected only options here, such as --ppo.clip 0.1"
     flag = flag.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
     for option, reason in model.refused.items():

@@ -227,12 +227,12 @@ class RunConfig(Section):
         """Return why an option cannot be changed when a run is resumed, or '' if it can be changed."""
         section, _, name = option.rpartition(".")
         if option == "optim.joint":
-            return "the checkpoint's optimizer state fits only the old value"
+            return "the optimizer state in the checkpoint requires the old value"
         if option == "ppo.penalty_coef" and self.ppo.penalty_target:
             return "ppo.penalty_target has adapted it during training"
         if (section or name) in CHANGEABLE:
             return ""
-        return "it determines the policy or its training data"
+        return "a resumed run keeps its policy and training data"
 
     @property
     def origin(self) -> str:

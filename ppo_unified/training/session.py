@@ -131,9 +131,9 @@ def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch finds no GPU."""
+    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch cannot find a GPU."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device = 'cuda': torch finds no GPU; to find out why, run: ppo-unified doctor")
+        raise UsageError("device = 'cuda': torch cannot find a GPU; to find out why, run: ppo-unified doctor")
     if config.device == "auto":
         return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
     return torch.device(config.device)

@@ -110,7 +110,7 @@ def test_finished_run_reports_an_option_that_cannot_change(
     status.state, status.reason = "finished", "total_steps reached"
     stopped.write_status(status)
     assert main(["resume", "a", *flags, "--runs", str(stopped.path.parent)]) == 2
-    why = "because it determines the policy or its training data"
+    why = "because a resumed run keeps its policy and training data"
     command = f"ppo-unified train {stopped.config} {' '.join(flags)}"
     assert capsys.readouterr().err == f"a: {change} on resume, {why}; start a new run: {command}\n"
 

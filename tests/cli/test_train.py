@@ -156,9 +156,13 @@ USAGE_ERRORS = {
     ("train", "cartpol"): "did you mean 'cartpole'",
     ("train",): "ppo-unified train: missing target; expected a preset (see ppo-unified envs)",
     ("train", "--seed", "3"): "ppo-unified train: missing target",
-    ("train", "--policy.hidden", "64", "64", "cartpole"): "write TARGET before --policy.hidden",
+    ("train", "--policy.hidden", "64", "64", "cartpole"): "missing TARGET; write it before --policy.hidden",
     ("train", "--seed", "3", "cartpol"): "did you mean 'cartpole'",
-    ("train", "cartpole", "acrobot"): "ppo-unified train cartpole: unexpected argument 'acrobot'; only options",
+    (
+        "train",
+        "cartpole",
+        "acrobot",
+    ): "ppo-unified train cartpole: unexpected argument 'acrobot'; expected only options",
     ("train", "cartpole", "--detac"): "unknown option --detac; did you mean --detach?",
     ("train", "--detac", "cartpole"): "unknown option --detac; did you mean '--detach'?",
     ("train", "cartpole", "--net-arch", "8"): "unknown option --net-arch; did you mean --policy.hidden?",
@@ -255,7 +259,7 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
     assert code == 2
-    assert "torch finds no GPU" in error
+    assert "torch cannot find a GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -283,7 +287,7 @@ def test_detached_start_reports_rejection_and_leaves_nothing(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     code, _, error = call("train", "cartpole", "--detach", "--device", "cuda")
     assert code == 2
-    assert "torch finds no GPU" in error
+    assert "torch cannot find a GPU" in error
     assert not list(tmp_path.glob("runs/*"))
 
 

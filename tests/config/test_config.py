@@ -188,8 +188,8 @@ MISTAKES = {
     ("--seed", "1,2"): r"^--seed: expected an integer >= 0 and <= 2147483647, got '1,2'$",
     (
         "stray",
-    ): r"^ppo-unified train x: unexpected argument 'stray'; only options such as --ppo.clip 0.1 or --seed 1,2,3",
-    ("--seed", "1", "2"): r"unexpected argument '2'; only options such as --ppo.clip 0.1 or --seed 1,2,3 can follow$",
+    ): r"^ppo-unified train x: unexpected argument 'stray'; expected only options here, such as --ppo.clip 0.1",
+    ("--seed", "1", "2"): r"unexpected argument '2'; expected only options here, such as --ppo.clip 0.1$",
     ("--clip", "0.1"): r"^unknown option --clip; did you mean --ppo.clip\?$",
     ("--ppo.cli", "0.1"): r"^unknown option --ppo.cli; did you mean --ppo.clip\?$",
     (

@@ -99,7 +99,7 @@ def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
         (["cartpol"], "did you mean 'cartpole'"),
         (["cartpole", "--ppo.clp", "1"], "did you mean --ppo.clip"),
         (["cartpole", "--name", "../out"], "start with a letter or digit"),
-        (["cartpole", "--device", "cuda"], "torch finds no GPU"),  # rejected after the folder was created
+        (["cartpole", "--device", "cuda"], "torch cannot find a GPU"),  # rejected after the folder was created
     ],
 )
 def test_rejected_start_is_reported_and_leaves_no_folder(

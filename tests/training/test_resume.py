@@ -233,9 +233,9 @@ def test_changed_options_are_applied_or_rejected(
         return main(["resume", "changed", "--runs", str(tmp_path), *flags])
 
     refused = {
-        "--seed": ("2", "it determines the policy or its training data"),
-        "--llm.kl-coef": ("1", "it determines the policy or its training data"),
-        "--optim.no-joint": ("", "the checkpoint's optimizer state fits only the old value"),
+        "--seed": ("2", "a resumed run keeps its policy and training data"),
+        "--llm.kl-coef": ("1", "a resumed run keeps its policy and training data"),
+        "--optim.no-joint": ("", "the optimizer state in the checkpoint requires the old value"),
         "--ppo.clp": ("1", "did you mean --ppo.clip"),
     }
     for flag, (value, why) in refused.items():

@@ -186,12 +186,10 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         return
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
-        others = f"only {', '.join(map(repr, columns))}" if columns else "no other keys"
+        others = f" (found: {', '.join(map(repr, columns))})" if columns else ""
         similar = closest_match(missing[0], columns)
         known = f"; rename {similar!r} to {missing[0]!r}" if similar else ""
-        raise UsageError(
-            f"{where}: {option} = {reference!r} needs the key {missing[0]!r}, but the prompts have {others}{known}"
-        )
+        raise UsageError(f"{where}: missing key {missing[0]!r}, which {option} = {reference!r} needs{others}{known}")
     try:
         inspect.signature(function).bind([], [], **_select_columns(parameters, columns))
     except TypeError as error:

@@ -153,7 +153,7 @@ def _train_and_save(
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch finds no GPU; run ppo-unified doctor to find the cause")
+        raise UsageError("--device cuda: torch cannot find a GPU; run ppo-unified doctor to find the cause")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

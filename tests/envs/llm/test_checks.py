@@ -88,10 +88,10 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     "4 bits without a GPU": ({"quantize": "4bit", "lora_rank": "2"}, "llm.quantize = '4bit' needs a GPU"),
     "hub id without network": (
         {"model": "nobody/nothing"},
-        "llm.model = 'nobody/nothing': found neither a local folder nor a tokenizer on the hub",
+        "llm.model = 'nobody/nothing': no local folder or hub model has this name",
     ),
     "file as a model": ({"model": "ok.jsonl"}, "llm.model = 'ok.jsonl': expected a Hugging Face model folder or a hub"),
-    "missing column": ({"reward": "exact"}, "llm.reward = 'exact' needs the key 'answer'"),
+    "missing column": ({"reward": "exact"}, "missing key 'answer', which llm.reward = 'exact' needs"),
     "truncated sampling": ({"top_p": "0.9"}, "--llm.top-p is not supported: top_p changes the distribution"),
     "critic from a function": ({"critic_init": "reward"}, "llm.critic_init = 'reward' needs a reward model"),
     "LoRA off without LoRA": ({"reference": "lora-off"}, "requires LoRA; set llm.lora_rank above 0"),

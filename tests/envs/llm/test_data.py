@@ -148,7 +148,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
         "a.jsonl, line 2: cannot parse the JSON (",
     ),
     "list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: expected a JSON object, got a list ([1])"),
-    "text": ("a.json", '["x"]', "a.json, record 1: expected a JSON object, got the text 'x'"),
+    "text": ("a.json", '["x"]', "a.json, record 1: expected a JSON object, got the string 'x'"),
     "null": ("a.jsonl", P + "null", "a.jsonl, line 2: expected a JSON object, got null"),
     "no known key": (
         "a.jsonl",
@@ -182,7 +182,7 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
     "texts as messages": (
         "a.jsonl",
         '{"prompt": ["x"]}',
-        "a.jsonl, line 1: message 1 of 'prompt': expected an object with 'role' and 'content', got the text 'x'",
+        "a.jsonl, line 1: message 1 of 'prompt': expected an object with 'role' and 'content', got the string 'x'",
     ),
     "no content": (
         "a.jsonl",

@@ -225,7 +225,7 @@ def test_unusable_lora_folder_is_a_one_line_error(folder: Path, tmp_path: Path) 
     (lost / "adapter_config.json").write_text(json.dumps(options | {"base_model_name_or_path": str(tmp_path / "no")}))
     (odd / "adapter_config.json").write_text("[1]")
     cases = [(headless, "has no score head"), (torn, "cannot read LoRA weights (")]
-    cases += [(lost, "found neither a local folder"), (odd, "cannot read the LoRA configuration (")]
+    cases += [(lost, "no local folder or hub model has this name"), (odd, "cannot read the LoRA configuration (")]
     for path, message in cases:
         with pytest.raises(UsageError) as caught:
             load_reward(str(path))

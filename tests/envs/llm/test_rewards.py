@@ -207,15 +207,16 @@ def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Pa
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
     error = error_message(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert error == (
-        "a.jsonl: llm.reward = 'exact' needs the key 'answer', but the prompts have only 'answers', 'level'; "
+        "a.jsonl: missing key 'answer', which llm.reward = 'exact' needs (found: 'answers', 'level'); "
         "rename 'answers' to 'answer'"
     )
     error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
     assert error.startswith(
-        f"a.jsonl: llm.proxy_of = '{module_name}:picky' needs the key 'level', but the prompts have only 'answer'"
+        f"a.jsonl: missing key 'level', which llm.proxy_of = '{module_name}:picky' needs (found: 'answer')"
     )
     for reference in ("numeric", "exact"):
-        assert "but the prompts have no other keys" in error_message(check_columns, reference, {}, "a.txt")
+        error = error_message(check_columns, reference, {}, "a.txt")
+        assert error == f"a.txt: missing key 'answer', which llm.reward = {reference!r} needs"
     for reference in ("regex:x", "length:3", f"{module_name}:plain", f"{module_name}:open_", "sentiment-gold"):
         check_columns(reference, {"anything": [1]}, "a.jsonl")
     check_columns(f"{module_name}:picky", {"answer": [1], "level": [2], "other": [3]}, "a.jsonl")

@@ -280,7 +280,7 @@ def save_incomplete_model(folder: Path) -> Path:
         (two_labels, "expected a classifier with 1 label, got one with 2 labels"),
         (small_model, "ids up to 256, but the model has only 200 embeddings"),
         (save_incomplete_model, "weights are missing (model.layers.1.mlp.up_proj)"),
-        (lambda folder: folder / "nowhere", "found neither a local folder"),
+        (lambda folder: folder / "nowhere", "no local folder or hub model has this name"),
     ],
 )
 def test_unusable_model_is_a_one_line_error(tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
