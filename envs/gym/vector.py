@@ -164,7 +164,7 @@ class GymAdapter:
         return stepped
 
     def _describe_time(self, number: int) -> str:
-        return f"at step {number} of the rollout (after {self.steps_taken:,} training steps)"
+        return f"at step {number} of the rollout (after {self.steps_taken:,} environment steps)"
 
     def _check_finite(self, raws: np.ndarray, rewards: np.ndarray) -> None:
         """Check that all observations and rewards are finite.

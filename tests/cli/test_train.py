@@ -126,7 +126,7 @@ def test_environment_error_fails_run_and_keeps_folder(
     code, _, error = call("train", "broken:Broken-v0", "--name", "a", *options)
     assert code == 1
     assert message in error
-    assert re.search(r" at step \d+ of the rollout \(after [\d,]+ training steps\)", error)
+    assert re.search(r" at step \d+ of the rollout \(after [\d,]+ environment steps\)", error)
     assert "Traceback" not in error
     run = Run(tmp_path / "runs" / "a")
     status = run.read_status()

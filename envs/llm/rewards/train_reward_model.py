@@ -221,7 +221,7 @@ def _drop_long_pairs(
     sizes = [max(map(len, both)) for both in zip(chosen, rejected, strict=True)]
     kept = [index for index, size in enumerate(sizes) if size <= limit]
     if not kept:
-        raise UsageError(f"--max-length: all pairs are longer than {limit} tokens; use at least {min(sizes)}")
+        raise UsageError(f"--max-length {limit}: every pair is longer; the shortest one has {min(sizes)} tokens")
     return [pairs[i] for i in kept], [{"chosen_ids": chosen[i], "rejected_ids": rejected[i]} for i in kept]
 
 

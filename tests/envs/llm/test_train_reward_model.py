@@ -306,7 +306,7 @@ def test_diverging_training_is_stopped(base: Path, tmp_path: Path) -> None:
         (["--lr", "nan"], "--lr: expected a number > 0, or 0 for the default, got nan"),
         (["--lr", "-1"], "--lr: expected a number > 0, or 0 for the default, got -1"),
         (["--eval-share", "1"], "--eval-share: expected a number >= 0 and < 1, got 1"),
-        (["--max-length", "3"], "--max-length: all pairs are longer than 3 tokens; use at least "),
+        (["--max-length", "3"], "--max-length 3: every pair is longer; the shortest one has "),
         (["--max-length", "1000"], "--max-length: expected at most 128, the context of "),
         (["--data", "nowhere.json"], "nowhere.json: file not found"),
     ],
