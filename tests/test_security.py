@@ -25,8 +25,8 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create, to_json
+from ppo_unified.runs.heartbeat import BestEffort
 from ppo_unified.training import checkpoint
-from ppo_unified.training.reporting import BestEffort
 from tests.conftest import ROOT
 from tests.fuzz.readers import is_harmless
 

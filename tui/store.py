@@ -20,8 +20,9 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import ACTIVE, STALLED_S, Run, Status, steps_left
+from ppo_unified.runs.folder import ACTIVE, Run, Status, has_stalled
 from ppo_unified.runs.metrics import AWAITED, sort_tags
+from ppo_unified.runs.progress import steps_left
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry
 
@@ -231,7 +232,7 @@ class _RunRecord:
         self.status, self._problem, self._note = Status(name=self._run.name), "", ""
         self._stamp: Stamp | None = None
         self._note_stamp: Stamp | None = None
-        self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of each recent run.json
+        self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of recent changes of the step
         self._trainer: tuple[int, float] = (0, 0.0)
         self.entry = Entry(folder.key, self._run.path, False, self.status, self.status.state)
 
@@ -260,20 +261,22 @@ class _RunRecord:
             return UNREADABLE
         if self.status.state not in ACTIVE:
             return self.status.state
-        return "crashed" if crashed else "stalled" if now - self.status.heartbeat > STALLED_S else self.status.state
+        return "crashed" if crashed else "stalled" if has_stalled(self.status, now) else self.status.state
 
     def _update_entry(self, state: str) -> None:
         speed, status = self._speed(state), self.status
-        left = steps_left(status)
-        eta_s = left / speed if speed and left and state in ("starting", "running") else None
+        left, eta_s = steps_left(status), None
+        if speed and left and state in ("starting", "running"):
+            waited = status.heartbeat - self._pace[-1][0] if self._pace else 0.0  # time since the last iteration ended
+            eta_s = max(0.0, left / speed - waited)
         entry = Entry(self._key, self._run.path, False, status, state, self._note, speed, eta_s, self._problem)
         if entry != self.entry:
             self.entry = entry
 
     def _speed(self, state: str) -> float | None:
-        """Return the speed in steps/s over the last seconds.
+        """Return the speed in steps/s over the last iterations.
 
-        If the run has ended or has fewer than two heartbeats, return the overall speed.
+        If the run has ended, or if fewer than two iterations were seen, return the overall speed.
         """
         if state == "stalled":
             return None
@@ -305,7 +308,7 @@ class _RunRecord:
         if trainer != self._trainer or (pace and (status.heartbeat < pace[-1][0] or status.step < pace[-1][1])):
             pace.clear()  # a new process, or the clock was set back
         self._trainer = trainer
-        if not pace or status.heartbeat > pace[-1][0]:
+        if not pace or (status.heartbeat > pace[-1][0] and status.step > pace[-1][1]):
             pace.append((status.heartbeat, status.step))
         while len(pace) > 2 and pace[-1][0] - pace[1][0] >= PACE_S:
             pace.popleft()

@@ -27,6 +27,7 @@ from envs.gym.spaces import (
     to_env_actions,
     to_step_argument,
 )
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations
 
 MAX_PARALLEL = 16  # maximum number of single environments in parallel
@@ -65,23 +66,30 @@ class Player:
 
 
 def play_episodes(
-    policy: GymPolicy, config: Gym, episodes: int, seed: int, greedy: bool, device: torch.device
+    policy: GymPolicy,
+    config: Gym,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    device: torch.device,
+    counter: WorkCounter,
 ) -> list[float]:
-    """Play fresh episodes and return the total reward of each.
+    """Play fresh episodes and return the total reward of each. `counter` counts finished episodes, and ticks per step.
 
     If `greedy` is true, the policy takes the most likely actions; otherwise it samples actions. The same seed and
     weights always give the same results.
     """
+    counter.done, counter.total = 0, episodes
     env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
     generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
     own = make_own_vector(config, episodes)
     if own is None:
-        return _play_single_episodes(policy, config, episodes, env_seed, device, generator)
+        return _play_single_episodes(policy, config, episodes, env_seed, device, generator, counter)
     envs, observations = own
     actions = describe_actions(envs.single_action_space, config.env_id)
     player = Player(policy, observations, actions, device, generator)
     try:
-        return _play_first_episodes(envs, player, env_seed, max_episode_length(config))
+        return _play_first_episodes(envs, player, env_seed, max_episode_length(config), counter)
     finally:
         envs.close()
 
@@ -96,29 +104,38 @@ def max_episode_length(config: Gym) -> int:
 
 
 def _play_first_episodes(
-    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int
+    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int, counter: WorkCounter
 ) -> list[float]:
     """Play the first episode of every environment in the vector environment. Return each episode's total reward."""
     raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
-    steps = 0
-    while alive.any() and steps < max_steps:
+    steps, left = 0, envs.num_envs
+    while left and steps < max_steps:
         steps += 1
         raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
         returns += rewards * alive
         ended = terminated | truncated
         alive &= ~ended
+        left = int(np.count_nonzero(alive))
+        counter.done, counter.ticks = envs.num_envs - left, steps
     return [float(x) for x in returns]
 
 
 def _play_single_episodes(
-    policy: GymPolicy, config: Gym, episodes: int, seed: int, device: torch.device, generator: torch.Generator | None
+    policy: GymPolicy,
+    config: Gym,
+    episodes: int,
+    seed: int,
+    device: torch.device,
+    generator: torch.Generator | None,
+    counter: WorkCounter,
 ) -> list[float]:
     """Play each episode k with the seed `seed` + k. Up to MAX_PARALLEL environments share the forward passes."""
     envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
     max_steps = max_episode_length(config)
-    plays = [_play(env, range(seed + i, seed + episodes, len(envs)), max_steps) for i, env in enumerate(envs)]
+    seeds = [range(seed + i, seed + episodes, len(envs)) for i in range(len(envs))]
+    plays = [_play(env, own, max_steps, counter) for env, own in zip(envs, seeds, strict=True)]
     observations, actions = _describe_spaces(config, envs[0])
     player = Player(policy, observations, actions, device, generator)
     returns: dict[int, float] = {}
@@ -143,7 +160,7 @@ def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLa
     )
 
 
-def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int) -> Any:
+def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int, counter: WorkCounter) -> Any:
     """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: total
     reward}."""
     returns = {}
@@ -153,6 +170,8 @@ def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int) -> Any:
         while not ended:
             raw, reward, terminated, truncated, info = env.step((yield raw, info))
             total, steps = total + float(reward), steps + 1
+            counter.ticks += 1
             ended = terminated or truncated or steps >= max_steps
         returns[seed] = total
+        counter.done += 1
     return returns

@@ -24,6 +24,7 @@ from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 
 REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
@@ -44,6 +45,7 @@ class GymAdapter:
         self.generator = torch.Generator(device).manual_seed(action_seed)
         self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
         self.steps_taken = 0
+        self.counter = WorkCounter()
         self.episodes = EpisodeLog(config.gym.num_envs)
         self.stepping = False  # True during `envs.step`, and after a step that raised or was interrupted
         self._reset(env_seed)
@@ -81,6 +83,7 @@ class GymAdapter:
         """
         seen: list[Observations] = []
         raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
+        self.counter.done, self.counter.total = 0, self.config.gym.num_steps
         with torch.inference_mode():
             for number in range(self.config.gym.num_steps):
                 obs = self._observe()
@@ -95,6 +98,7 @@ class GymAdapter:
                 terminated.append(np.array(died))
                 ended.append(self.ended)
                 self._store_obs(raw, info)
+                self.counter.done += 1
             seen.append(self._observe())
         mask = np.stack(valid, 1)
         reward = np.stack(rewards, 1).astype(np.float32) * mask
@@ -183,7 +187,7 @@ class GymAdapter:
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         """Play fresh episodes in separate environments. Return the total reward of each episode."""
-        return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device)
+        return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device, self.counter)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that `load_state_dict` needs to continue the same episodes.

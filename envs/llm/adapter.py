@@ -30,6 +30,7 @@ from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
 from envs.llm.rewards.reward_model import SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
@@ -63,6 +64,7 @@ class LLMAdapter:
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
+        self.counter = WorkCounter()
         self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
 
     def _load_reward(self, name: str, option: str, lora: str) -> Reward:
@@ -85,7 +87,8 @@ class LLMAdapter:
         """
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)
-        return generate(network, prompts, llm.max_new_tokens, self.end_tokens, llm.temperature, generator, lora)
+        sampling = llm.temperature, generator
+        return generate(network, prompts, llm.max_new_tokens, self.end_tokens, *sampling, lora, self.counter)
 
     def texts(self, responses: Responses) -> list[str]:
         """Return the decoded text of each response, without special tokens."""
@@ -102,6 +105,7 @@ class LLMAdapter:
             self._calibrate()
         started = time.perf_counter()
         chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
+        self.counter.done, self.counter.total = 0, llm.max_new_tokens
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
         prompts, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)

@@ -14,7 +14,7 @@ from envs.llm.options import LLMConfig
 from envs.llm.policy import Comparison, Reference
 from envs.llm.prompts import Prompts
 from envs.llm.rewards.functions import Reward, score
-from ppo_unified.config.spec import Report
+from ppo_unified.config.spec import Report, WorkCounter
 
 SHOWN = 8  # number of held-out prompts whose responses are logged; they are the same in every evaluation
 
@@ -28,6 +28,7 @@ class Respondent(Protocol):
     reference: Reference
     reward: Reward
     gold: Reward | None
+    counter: WorkCounter
 
     def respond(
         self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
@@ -69,6 +70,8 @@ def answer(
     greedy.
     """
     size, parts, texts = respondent.config.llm.rollout_batch, list[Responses](), list[str]()
+    counter, batches = respondent.counter, -(-len(numbers) // size)
+    counter.done, counter.total = 0, batches * respondent.config.llm.max_new_tokens
     for start in range(0, len(numbers), size):
         tokens = [prompts.tokens[i] for i in numbers[start : start + size]]
         parts.append(respondent.respond(tokens, generator, reference))

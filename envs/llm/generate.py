@@ -18,6 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm.model import POLICY, Network
+from ppo_unified.config.spec import WorkCounter
 
 ROOM = 64  # number of spare columns that a cache layer allocates when it grows
 NGRAM = 3  # length in tokens of the n-grams that the repetition metric compares
@@ -64,13 +65,16 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     lora: str | None = POLICY,
+    counter: WorkCounter | None = None,
 ) -> Responses:
-    """Generate one response to each prompt.
+    """Generate one response to each prompt. `counter` counts the tokens of a row: it increases by `max_new_tokens`.
 
     If `generator` is given, tokens are sampled from softmax(logits / temperature). The generator must be on the
     network's device. If `generator` is None, the most likely token is chosen at every step.
     """
     network.use_lora(lora)
+    counter = counter or WorkCounter()
+    end_count = counter.done + max_new_tokens
     device, count = network.device, len(prompts)
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -83,6 +87,7 @@ def generate(
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
         ended[rows] |= torch.isin(token, end)
+        counter.done += 1
         alive = ~ended[rows]
         left = int(alive.sum())
         if not left or column + 1 == max_new_tokens:
@@ -92,6 +97,7 @@ def generate(
             rows, token = rows[keep], token[keep]
             decoder.keep(keep)
         decoder.step(token)
+    counter.done = end_count
     return _join(prompts, prompt_lengths, responses, lengths, ended)
 
 

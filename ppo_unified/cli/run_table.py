@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ppo_unified.runs.folder import Run, Status, find, format_percent, read_warnings
+from ppo_unified.runs.folder import Run, Status, find, read_warnings
+from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.text import (
     GREEN,
     RED,
@@ -48,8 +49,13 @@ def label_runs(options: argparse.Namespace) -> dict[str, Run]:
 
 
 def run_table(chosen: Sequence[Snapshot], width: int, color: bool, marks: Sequence[str] = ()) -> list[str]:
-    """Format a header and one line per run, each with its mark. The preset column is omitted if it does not fit."""
+    """Format a header and one line per run, each with its mark.
+
+    The column of phases is omitted if it is empty, and the preset column if it does not fit.
+    """
     rows = [_run_cells(seen) for seen in chosen]
+    if not any(row["phase"] for row in rows):
+        rows = [{key: cell for key, cell in row.items() if key != "phase"} for row in rows]
     if marks:
         rows = [{"": mark} | row for mark, row in zip(marks, rows, strict=True)]
     if max_display_width(format_table(rows)) > width:
@@ -62,6 +68,7 @@ def _run_cells(seen: Snapshot) -> dict[str, str]:
     return {
         "run": clean(seen.run.name),
         "state": clean(seen.state),
+        "phase": clean(format_phase(status, seen.state)),
         "preset": clean(status.preset),
         "step": f"{status.step:,}",
         "done": format_percent(status),

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -16,7 +16,9 @@ from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
-from ppo_unified.runs.folder import Run, Status, format_percent, read_warnings, steps_left
+from ppo_unified.runs.folder import Run, Status, has_stalled, read_warnings
+from ppo_unified.runs.heartbeat import Heartbeat
+from ppo_unified.runs.progress import format_percent, format_phase, steps_left
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import can_unicode, clean, clean_lines, format_duration, is_drawable, print_err, print_out
 
@@ -34,12 +36,13 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
         print_err(
             f"training in {run.path}" + (f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else "")
         )
-        preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
-        from ppo_unified.training.session import train_in
-
         progress = Progress(log)
         try:
-            status = train_in(run, config, stop, progress, undo)
+            with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
+                preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
+                from ppo_unified.training.session import train_in
+
+                status = train_in(run, config, stop, progress, undo, heartbeat)
         except Exception as error:
             progress.finish()
             if isinstance(error, StartError):
@@ -52,14 +55,18 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
             return EXIT["failed"]
         progress.finish()
         print_out(clean_lines(summary(run, status)))
-        spec = find_adapter(config.kind)
-        verb, purpose = "eval", "evaluate the policy"
-        if status.state == "stopped":
-            verb, purpose = "resume", "resume"
-        elif spec.play or spec.chat:
-            verb, purpose = "play", "watch the agent" if spec.play else "talk to the model"
-        print_out(clean(f"To {purpose}: {format_command(verb, run)}"))
+        print_out(clean(_next_step(run, config, status)))
     return EXIT[status.state]
+
+
+def _next_step(run: Run, config: RunConfig, status: Status) -> str:
+    spec = find_adapter(config.kind)
+    verb, purpose = "eval", "evaluate the policy"
+    if status.state == "stopped":
+        verb, purpose = "resume", "resume"
+    elif spec.play or spec.chat:
+        verb, purpose = "play", "watch the agent" if spec.play else "talk to the model"
+    return f"To {purpose}: {format_command(verb, run)}"
 
 
 def format_command(verb: str, run: Run) -> str:
@@ -72,25 +79,33 @@ LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines on a terminal, 
 
 
 class Progress:
-    """Prints the progress of a run. The trainer calls it; `finish` clears the live line."""
+    """Prints the progress of a run. The trainer calls it after each iteration and `finish` at the end, which clears the
+    live line. The heartbeat's thread calls `show`, so that long iterations also print lines; it holds `lock`."""
 
     def __init__(self, log: TextIO) -> None:
         self.terminal = is_drawable(sys.stderr)
         self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which contains no live lines
         self.log = log
         self.last_live, self.last_plain = 0.0, time.monotonic()  # times of the last line of each kind
+        self.metrics: Mapping[str, float] = {}  # of the last iteration
+        self.iterated = time.monotonic()  # time of the last iteration's end
         self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
         self._print_health(status)
+        self.metrics, self.iterated = metrics, time.monotonic()
+        self.show(status)
+
+    def show(self, status: Status) -> None:
+        """Print a line if the last one is old enough."""
         now = time.monotonic()
         if self.terminal and now - self.last_live >= LIVE_S:
             self.last_live = now
             width = shutil.get_terminal_size().columns - 1
-            self._show("\r\x1b[K" + self._line(status, metrics)[:width])
+            self._show("\r\x1b[K" + self._line(status, now)[:width])
         if now - self.last_plain >= PLAIN_S:
             self.last_plain = now
-            line = self._line(status, metrics) + "\n"
+            line = self._line(status, now) + "\n"
             self.log.write(line)
             if not self.terminal and self.screen is not self.log:
                 self._show(line)
@@ -114,18 +129,23 @@ class Progress:
             self.screen.write(text)
             self.screen.flush()
 
-    def _line(self, status: Status, metrics: dict[str, float]) -> str:
-        parts = [f"{status.step:,} steps"]
-        left, speed = steps_left(status), metrics["time/steps_per_second"]
-        parts[0] += f" ({format_percent(status)})"
+    def _line(self, status: Status, now: float) -> str:
+        """Format the status and the metrics of the last iteration, if there is one."""
+        metrics, left = self.metrics, steps_left(status)
+        parts = [f"{status.step:,} steps ({format_percent(status)})"]
+        if phase := format_phase(status, status.state) or (status.phase if not metrics else ""):
+            parts.append(phase)
+        if has_stalled(status, time.time()):
+            parts.append(f"no progress for {format_duration(time.time() - status.progressed)}")
+        speed = metrics.get("time/steps_per_second", 0.0)
         if left is not None and speed > 0:
-            parts.append(f"ETA {format_duration(left / speed)}")
+            parts.append(f"ETA {format_duration(max(0.0, left / speed - (now - self.iterated)))}")
         if "episode/return" in metrics:
             parts.append(f"return {metrics['episode/return']:.4g}")
         if status.score is not None:
             parts.append(f"score {status.score:.4g}")
-        parts.append(f"KL {metrics['policy/kl']:.4f}")
-        parts.append(f"{speed:,.0f} steps/s")
+        if metrics:
+            parts += [f"KL {metrics['policy/kl']:.4f}", f"{speed:,.0f} steps/s"]
         return " · ".join(parts) if can_unicode(self.screen) else " | ".join(parts)
 
 

@@ -49,6 +49,19 @@ class Report:
     responses: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass
+class WorkCounter:
+    """Counts how much of a rollout, an evaluation or an update is done. Another thread reads it.
+
+    An adapter may have a WorkCounter as its attribute `counter`. Its `collect` and `score` then set `total` and
+    increase the other fields. A run counts as stalled if `done` is below `total` and no field changes for a minute.
+    """
+
+    done: int = 0  # completed units, such as steps of a rollout or episodes of an evaluation
+    total: int = 0  # 0 if unknown
+    ticks: int = 0  # increases with every small piece of work within a unit, such as a step of an episode
+
+
 @dataclass(frozen=True)
 class Frame:
     """The state of an episode after `step` steps, with a picture or text. Step 0 is the initial state."""

@@ -47,10 +47,8 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps.
-
-    If there are fewer than `count` rows, each row becomes its own minibatch.
-    """
+    """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps. If there are
+    fewer than `count` rows, each row becomes its own minibatch."""
     order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
     for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
         part = batch[rows]
@@ -70,9 +68,7 @@ def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
     """Group rows of similar length into micro-batches of at most `columns` columns, or of a single longer row.
-
-    Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column.
-    """
+    Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
         yield from (batch[start : start + columns] for start in range(0, len(batch), columns))

@@ -18,8 +18,7 @@ TERMS = ("policy", "value", "entropy")  # terms of the loss
 
 
 class Adam(torch.optim.Adam):
-    """PyTorch's Adam without the hooks for torch.compile, which this project does not use. The first call to a hook
-    would import the compiler, which takes about a second."""
+    """PyTorch's Adam without the hooks for torch.compile, whose first call would import the compiler (about 1 s)."""
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)

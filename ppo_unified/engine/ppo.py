@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import Batch, microbatches, minibatches, standardize
 from ppo_unified.engine.diagnostics import (
     Totals,
@@ -58,6 +59,7 @@ class Learner:
     optim: Optim
     progress: Progress
     generator: torch.Generator  # on the CPU; shuffles the minibatches
+    counter: WorkCounter = field(default_factory=WorkCounter)  # rows of the current update, in all epochs
 
     @property
     def clip_scale(self) -> float:
@@ -253,6 +255,7 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
     """Train on one batch for `ppo.epochs` epochs, or until the KL exceeds `ppo.target_kl`. Return the update's metrics;
     loss terms and diagnostics are means over the last epoch."""
     ppo, critic_only = learner.ppo, learner.trains_critic_only
+    learner.counter.done, learner.counter.total = 0, ppo.epochs * len(batch)
     norms: list[Tensor] = []
     extras: list[Mapping[str, float]] = []
     epoch_totals, first_ratio_error, stopped, epoch = Totals({}, {}), 0.0, False, 0
@@ -308,4 +311,5 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
         total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
         (total / weight).backward(inputs=critic)
         totals.add(loss.totals)
+        learner.counter.done += len(micro)
     return totals

@@ -215,7 +215,8 @@ def _end_events(run: Run, status: Status) -> list[Event]:
         text += "it was killed or ran out of memory, or the machine went down."
         text += f"\nLast lines of {run.log.name}:\n{tail}" if tail else ""
     elif state == "stalled":
-        text = "The process is alive, but it no longer updates run.json."
+        doing = f" (phase: {status.phase})" if status.phase else ""
+        text = f"The process is alive but has made no progress for a minute{doing}."
     elif status.traceback:
         text += f"\n{status.traceback.rstrip()}"
     return [Event(status.heartbeat or None, status.step, state, text)]

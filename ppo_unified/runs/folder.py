@@ -31,7 +31,7 @@ from ppo_unified.parsing import parse_fields, read_json
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
 LOCK = "run.lock"
 LATEST = "latest"  # refers to the newest run if it is used in place of a run name
-STALLED_S = 60.0  # heartbeat age after which a living trainer counts as stalled
+STALLED_S = 60.0  # time without progress or heartbeat after which a living trainer counts as stalled
 _WRITTEN = (LOCK, "log.txt", "checkpoints", "samples", "nonfinite", "export")  # must not be symbolic links
 _ABANDONED_S = 86400.0  # age after which a hidden folder is removed
 _ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")  # matches names returned by `hidden_name`
@@ -68,6 +68,9 @@ class Status:
     device: str = ""
     seed: int = 0
     health: list[dict[str, Any]] = field(default_factory=list)  # for each health warning: name, since, severe, text
+    phase: str = ""  # starting, collecting, updating, evaluating, saving
+    phase_done: float | None = None  # share of the phase that is done, 0 to 1; None if unknown
+    progressed: float = 0.0  # time of the last progress within the phase; 0 if unknown
 
 
 class HealthWarning(NamedTuple):
@@ -87,37 +90,11 @@ def read_warnings(status: Status) -> list[HealthWarning]:
     return found
 
 
-class Limit(NamedTuple):
-    """The limit that a run will reach first, `total_steps` or `total_iterations`."""
-
-    done: int  # at most `total`
-    total: int
-    unit: str  # "steps" or "iterations"
-
-    @property
-    def fraction(self) -> float:
-        return self.done / self.total
-
-
-def nearest_limit(status: Status) -> Limit | None:
-    """Return the limit that a run will reach first, or None if run.json contains no limit."""
-    counts = (status.step, status.total_steps, "steps"), (status.iteration, status.total_iterations, "iterations")
-    limits = [Limit(min(done, total), total, unit) for done, total, unit in counts if total > 0]
-    return max(limits, key=lambda limit: limit.fraction, default=None)
-
-
-def steps_left(status: Status) -> float | None:
-    """Return the estimated number of steps until a run reaches its limit, or None if this is unknown."""
-    limit = nearest_limit(status)
-    if limit is None or not limit.done:
-        return None if limit is None or limit.unit == "iterations" else limit.total
-    return status.step * (limit.total - limit.done) / limit.done
-
-
-def format_percent(status: Status) -> str:
-    """Return a run's progress towards its limit, rounded down, such as '61%', or '-' if it has no limit."""
-    limit = nearest_limit(status)
-    return "-" if limit is None else f"{100 * limit.done // limit.total}%"
+def has_stalled(status: Status, now: float) -> bool:
+    """Return True if a living trainer has made no progress for STALLED_S, as far as its run.json shows."""
+    silent_s = now - status.heartbeat  # the heartbeat also stops if compiled code keeps all threads from running
+    idle_s = status.heartbeat - status.progressed if status.progressed else 0.0  # older versions did not store this
+    return max(silent_s, idle_s) > STALLED_S
 
 
 class Run:
@@ -159,12 +136,12 @@ class Run:
             raise UsageError(f"{path}: the file is damaged ({error}); {fix}") from None
 
     def state(self, status: Status) -> str:
-        """Return 'crashed' if the trainer is dead, 'stalled' if its heartbeat is old, or else the state in run.json."""
+        """Return 'crashed' if the trainer is dead, 'stalled' if it makes no progress, or else the state in run.json."""
         if status.state not in ACTIVE:
             return status.state
         if not self.is_locked():
             return "crashed"
-        return "stalled" if time.time() - status.heartbeat > STALLED_S else status.state
+        return "stalled" if has_stalled(status, time.time()) else status.state
 
     def acquire(self) -> None:
         """Lock the folder until this process ends. Raises UsageError if another process trains in the folder.

@@ -78,7 +78,8 @@ def claim(status: Status, config: RunConfig) -> Status:
     status.host, status.pid = socket.gethostname(), os.getpid()
     status.pid_started = psutil.Process().create_time()
     status.started = status.started or time.time()
-    status.heartbeat = time.time()
+    status.heartbeat = status.progressed = time.time()
+    status.phase, status.phase_done = "starting", None
     status.versions = {"python": platform.python_version()} | _versions()
     return status
 

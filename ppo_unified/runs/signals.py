@@ -60,9 +60,10 @@ class StopRequest:
     def interruptible(self) -> Iterator[None]:
         """Inside the block, a stop request raises Interrupted, even if it arrived before the block.
 
-        After a request, any error also raises Interrupted, because the signal may have ended a child process.
+        After a request, any error also raises Interrupted, because the signal may have ended a child process. Blocks
+        can be nested.
         """
-        self._interruptible = True
+        outer, self._interruptible = self._interruptible, True
         try:
             if self:
                 raise Interrupted
@@ -72,7 +73,7 @@ class StopRequest:
                 raise Interrupted from error
             raise
         finally:
-            self._interruptible = False
+            self._interruptible = outer and not self  # a request raises only once
 
     @contextmanager
     def handle_signals(self) -> Iterator[StopRequest]:

@@ -25,6 +25,8 @@ from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.state import Evaluations, TrainingState
 
+SLOW_UPDATE_S = 20.0  # after a longer update, a checkpoint is due, so that a stop request may interrupt the next one
+SAVING_SHARE = 10  # checkpoints after slow updates take at most 1/10 of the time
 OPTIONS = ("initial_lr", "lr", "betas", "eps")  # options of optimizer groups that config.toml overrides on resume
 EVALUATION = ("step", "score", "best_score", "best_step", "solved_step")  # fields of Evaluations in a checkpoint
 
@@ -52,12 +54,20 @@ class Checkpointer:
         self.run, self.config, self.status, self.state, self.events = run, config, status, state, events
         self.saved = self._position() if resumed else None  # position of the newest checkpoint
         self.failure = ""  # the last attempt's error, or "" if it succeeded
-        self._attempted = time.monotonic()
+        self._attempted, self._save_s = time.monotonic(), 0.0  # time and duration of the last attempt
 
-    def is_due(self) -> bool:
-        """Return True if `checkpoint.every_s` seconds have passed, or if the current step has the best score so far."""
+    def is_due(self, update_s: float) -> bool:
+        """Return True if `checkpoint.every_s` seconds have passed, if the current step has the best score so far, or if
+        the last update was slow: it took `update_s` seconds."""
         is_best = self.state.evaluations.is_best_at(self.state.learner.progress.steps)
-        return is_best or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
+        is_slow = update_s > max(SLOW_UPDATE_S, SAVING_SHARE * self._save_s)
+        return is_best or is_slow or time.monotonic() - self._attempted >= self.config.checkpoint.every_s
+
+    def can_repeat_iteration(self) -> bool:
+        """Return True if resuming would repeat exactly the next iteration, either from the newest checkpoint or, if the
+        run has none yet, from step 0."""
+        first = self.saved is None and self.state.learner.progress.iteration == 0
+        return first or self.saved == self._position()
 
     def save(self, adapter_state: dict[str, Any]) -> None:
         """Write a checkpoint unless the newest one already contains the current state. Raises FolderLostError."""
@@ -77,6 +87,7 @@ class Checkpointer:
                 "remove older checkpoints" if self.saved == position else f"write the checkpoint of step {position[0]}"
             )
             print_err(f"{self.run.checkpoints}: cannot {what} ({error}); training continues")
+        self._save_s = time.monotonic() - self._attempted
 
     def _position(self) -> tuple[int, int]:
         """Return the current step and the step of the last evaluation, which identify a checkpoint's content."""
@@ -115,8 +126,10 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     Raises DamagedCheckpointError if the content has an unknown structure, and UsageError if the checkpoint does not
     match the configuration.
     """
-    checkpoint.remove_leftovers(run)
-    found = checkpoint.load_newest(run, device)
+    found = None
+    if run.checkpoints.exists():
+        checkpoint.remove_leftovers(run)
+        found = checkpoint.load_newest(run, device)
     if found is None:
         status.elapsed_s = 0.0
         status.score = status.best_score = status.best_step = status.solved_step = None
@@ -140,8 +153,9 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     state.health.load_state_dict(contents.health)
     state.evaluations = evaluations
     status.elapsed_s = contents.elapsed_s
-    for entry in status.resumes[-1:]:
-        entry |= {"restored": restarted or "exact", "checkpoint": found.meta.step}
+    if status.resumes:  # replaced as a whole, because the heartbeat's thread may read it
+        outcome = {"restored": restarted or "exact", "checkpoint": found.meta.step}
+        status.resumes = [*status.resumes[:-1], status.resumes[-1] | outcome]
     if restarted:
         print_err(f"resumed at step {found.meta.step}, but results may differ from an uninterrupted run: {restarted}")
     return True

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import Adapter, Observations, Rollout
+from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.signals import Interrupted, StopRequest
 
 
@@ -20,8 +22,9 @@ class Collector:
     read later: a stop request can interrupt the next rollout before its end and terminate the worker processes.
     """
 
-    def __init__(self, adapter: Adapter, stop: StopRequest) -> None:
-        self.adapter, self.stop = adapter, stop
+    def __init__(self, adapter: Adapter, stop: StopRequest, heartbeat: Heartbeat, updates: WorkCounter) -> None:
+        """Create a collector. `updates` counts the work of the update that follows each rollout."""
+        self.adapter, self.stop, self.heartbeat, self.updates = adapter, stop, heartbeat, updates
         self.state = adapter.state_dict()
         self.rollout: Rollout | None = None  # the last rollout; None during collection
 
@@ -31,21 +34,29 @@ class Collector:
         Before it raises Interrupted, it restores the policy's buffers (such as observation statistics).
         """
         self.rollout, policy = None, self.adapter.policy
+        self.heartbeat.enter("collecting", find_counter(self.adapter))
         buffers = [buffer.clone() for buffer in policy.buffers()]
         try:
             with self.stop.interruptible():
                 rollout, state = self.adapter.collect(), self.adapter.state_dict()
-        except Interrupted:
+            check_rollout(rollout)
+            self.rollout, self.state = rollout, state
+        except Interrupted:  # from the rollout, or from any line above if the caller's code is interruptible
             with torch.no_grad():
                 for buffer, before in zip(policy.buffers(), buffers, strict=True):
                     buffer.copy_(before)
             raise
-        check_rollout(rollout)
-        self.rollout, self.state = rollout, state
+        self.heartbeat.enter("updating", self.updates)
         return rollout
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
         return self.adapter.extra_loss(generator)
+
+
+def find_counter(adapter: Adapter) -> WorkCounter | None:
+    """Return the adapter's counter, or None if it does not count its work."""
+    counter = getattr(adapter, "counter", None)
+    return counter if isinstance(counter, WorkCounter) else None
 
 
 class Place(NamedTuple):

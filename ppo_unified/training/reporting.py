@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,54 +16,31 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Iteration
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter, markdown_table
-from ppo_unified.runs.folder import Run, Status, check_folder
-from ppo_unified.text import print_err
+from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.training.state import TrainingState
 from ppo_unified.training.step_table import convert_to_arrays, make_step_table
 
-HEARTBEAT_S = 1.0
+REPORT_S = 1.0  # minimum time between two reports after iterations
 RESPONSES = "eval/responses"  # tag of the responses of evaluations
 HEALTH = "health/events"  # tag of the messages from health checks that start to warn or recover
-
-
-class BestEffort:
-    """Lets writes fail without ending the run. A failure is reported once, and writing is retried the next time."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.failing = run, set[str]()
-
-    @contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
-        """Run the block, which writes `what`, and report OSErrors. Raises FolderLostError if the run folder is gone."""
-        check_folder(self.run)
-        try:
-            yield
-        except OSError as error:
-            check_folder(self.run)
-            if what not in self.failing:
-                self.failing.add(what)
-                why = error.strerror or error
-                print_err(f"{self.run.path}: cannot write {what} ({why}); training continues and will retry")
-        else:
-            if what in self.failing:
-                self.failing.discard(what)
-                print_err(f"{self.run.path}: writing {what} works again")
 
 
 class Reporter:
     """Writes a run's metrics, samples and status to its folder. A full disk delays the writes but not the training."""
 
     def __init__(
-        self, run: Run, config: RunConfig, status: Status, state: TrainingState, device: torch.device, resumed: bool
+        self, config: RunConfig, heartbeat: Heartbeat, state: TrainingState, device: torch.device, resumed: bool
     ) -> None:
-        self.run, self.config, self.status, self.state, self.device = run, config, status, state, device
+        self.run = run = heartbeat.run
+        self.status = status = heartbeat.status
+        self.config, self.heartbeat, self.state, self.device = config, heartbeat, state, device
         progress = state.learner.progress
         self.events = EventWriter(run.path, progress.steps + 1 if resumed else 0)
         if run.samples.is_dir():  # even without a checkpoint, an earlier trainer may have stored samples
             samples.truncate(run, progress.iteration, state.evaluations.step)
         if not resumed:
             self.events.hyperparameters(config.flatten())
-        self.best_effort = BestEffort(run)
+        self.best_effort = heartbeat.best_effort
         self._process = psutil.Process()
         self._began, self._elapsed_before = time.monotonic(), status.elapsed_s
         self._steps_before = progress.steps
@@ -95,31 +72,32 @@ class Reporter:
 
     def write_status(self) -> None:
         """Update run.json. A failed write is reported and retried later."""
-        self._update_status()
-        with self.best_effort.attempt("run.json"):
-            self.run.write_status(self.status)
+        with self.heartbeat.lock:
+            self._update_status()
+            self.heartbeat.write()
 
-    def write_heartbeat(self) -> None:
-        """Update run.json if at least HEARTBEAT_S seconds have passed since the last heartbeat."""
-        if time.monotonic() - self._beaten >= HEARTBEAT_S:
+    def write_status_if_due(self) -> None:
+        """Update run.json if at least REPORT_S seconds have passed since this method last did so."""
+        if time.monotonic() - self._beaten >= REPORT_S:
             self._beaten = time.monotonic()
             self.write_status()
 
     def finish(self, state: str) -> None:
         """Write the final status to run.json. Raises OSError."""
+        self.heartbeat.stop()
         self.status.state = state
         self._update_status()
         self.run.write_status(self.status)
 
     def measure(self) -> dict[str, float]:
-        """Return the speed and, at most once in HEARTBEAT_S seconds, the system metrics.
+        """Return the speed and, at most once in REPORT_S seconds, the system metrics.
 
         System metrics are not read in every iteration, because reading them can take longer than a small iteration.
         """
         now = time.monotonic()
         steps = self.state.learner.progress.steps - self._steps_before
         metrics = {"time/steps_per_second": steps / max(1e-9, now - self._began)}
-        if now - self._measured < HEARTBEAT_S:
+        if now - self._measured < REPORT_S:
             return metrics
         self._measured = now
         metrics["system/cpu"] = self._process.cpu_percent()

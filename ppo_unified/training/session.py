@@ -18,6 +18,7 @@ from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
@@ -60,20 +61,23 @@ def train_in(
     stop: StopRequest,
     listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
+    heartbeat: Heartbeat | None = None,
 ) -> Status:
     """Train in a run folder that this process has locked. Continue from the newest checkpoint if there is one.
 
     When this function returns or raises, run.json and log.txt contain the reason why the run ended. Raises StartError
     if training cannot start. In that case, `undo` is called while the folder is still locked.
     """
-    status = run.read_status()
+    heartbeat = heartbeat or Heartbeat(run, run.read_status())
+    status = heartbeat.status
     stop.show_in(run)
     try:
-        trainer = _make_trainer(run, config, status, stop, listener or (lambda status, metrics: None))
-        try:
-            trainer.train()
-        finally:
-            trainer.close()
+        with heartbeat:
+            trainer = _make_trainer(config, stop, heartbeat, listener or (lambda status, metrics: None))
+            try:
+                trainer.train()
+            finally:
+                trainer.close()
     except Interrupted:  # the stop came during startup, so there is nothing to save
         status.state, status.reason = "stopped", f"{stop.reason} before training began"
         run.write_status(status)
@@ -94,14 +98,14 @@ def train_in(
     return status
 
 
-def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
+def _make_trainer(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listener: Listener) -> Trainer:
     """Create the trainer and its models. Loading them may be slow, so a stop request interrupts it.
 
     Raises StartError, OutOfMemory or Interrupted.
     """
     try:
         with stop.interruptible():
-            return _assemble(run, config, status, stop, listener)
+            return _assemble(config, stop, heartbeat, listener)
     except (UsageError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise explain_out_of_memory(error, "creating the models", config) from error
@@ -110,7 +114,8 @@ def _make_trainer(run: Run, config: RunConfig, status: Status, stop: StopRequest
         raise
 
 
-def _assemble(run: Run, config: RunConfig, status: Status, stop: StopRequest, listener: Listener) -> Trainer:
+def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listener: Listener) -> Trainer:
+    run, status = heartbeat.run, heartbeat.status
     device = resolve_device(config)
     adapter = build_adapter(config, device)
     totals = config.total_steps, config.total_iterations
@@ -118,9 +123,10 @@ def _assemble(run: Run, config: RunConfig, status: Status, stop: StopRequest, li
     health = Health(has_critic=any(True for _ in adapter.policy.critic_parameters()))
     state = TrainingState(adapter, learner, health, Evaluations())
     resumed = restore(run, config, status, state, device)
-    reporter = Reporter(run, config, status, state, device, resumed)
+    reporter = Reporter(config, heartbeat, state, device, resumed)
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
-    return Trainer(run, config, status, state, stop, Collector(adapter, stop), reporter, checkpointer, listener)
+    collector = Collector(adapter, stop, heartbeat, learner.counter)
+    return Trainer(run, config, status, state, stop, collector, reporter, checkpointer, listener)
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:

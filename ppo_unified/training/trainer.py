@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.optimizers import NonFiniteError
@@ -12,7 +13,7 @@ from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import print_err
 from ppo_unified.training.checkpointing import Checkpointer
-from ppo_unified.training.collection import Collector
+from ppo_unified.training.collection import Collector, find_counter
 from ppo_unified.training.evaluation import evaluate_run, is_due
 from ppo_unified.training.nonfinite import explain_nonfinite
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
@@ -35,9 +36,13 @@ class Trainer:
     reporter: Reporter
     checkpointer: Checkpointer
     listener: Listener
+    discarded: bool = field(default=False, init=False)  # True if a stop request has interrupted an update
 
     def train(self) -> None:
-        """Train until the run ends or a stop is requested. Then save a checkpoint and the final state of run.json."""
+        """Train until the run ends or a stop is requested. Then save a checkpoint and the final state of run.json.
+
+        If a stop request has interrupted an update, no checkpoint is saved, because the weights are between two states.
+        """
         self.status.state = "running"
         self.reporter.write_status()
         end = self._train_until_stopped()
@@ -45,9 +50,10 @@ class Trainer:
             self.status.state = "stopping"
             self.reporter.write_status()
         self.status.reason = end or self.stop.reason
-        self._save()
-        if self.checkpointer.failure:
-            raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
+        if not self.discarded:
+            self._save()
+            if self.checkpointer.failure:
+                raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
         self.reporter.finish("stopped" if end is None else "finished")
 
     def _train_until_stopped(self) -> str | None:
@@ -63,7 +69,7 @@ class Trainer:
 
     def _train(self) -> str | None:
         """Return why the run ended, or None if a stop was requested. Raises Interrupted if a stop request interrupts a
-        rollout or an evaluation."""
+        rollout, an update or an evaluation."""
         if self.state.evaluations.pending or (self.config.eval.at_start and self._progress.steps == 0):
             self._evaluate_between_iterations()
         if not self._is_over:
@@ -80,11 +86,33 @@ class Trainer:
         return "total_steps reached" if reached else "total_iterations reached"
 
     def _iterate(self) -> Iterator[Iteration]:
-        """Yield the engine's iterations. If it raises NonFiniteError, the message names the quantity, step and file."""
-        try:
-            yield from train(self.collector, self.state.learner)
-        except NonFiniteError as error:
-            raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
+        """Yield the engine's iterations. If it raises NonFiniteError, the message names the quantity, step and file.
+
+        A stop request always interrupts a rollout. It also interrupts an update if resuming repeats the iteration.
+        """
+        iterations, stop = train(self.collector, self.state.learner), self.stop
+        while True:
+            before, self.collector.rollout = replace(self._progress), None
+            try:
+                with stop.interruptible() if self.checkpointer.can_repeat_iteration() else nullcontext():
+                    iteration = next(iterations, None)
+            except Interrupted:
+                if self.collector.rollout is not None:
+                    self._discard_iteration(before)
+                raise
+            except NonFiniteError as error:
+                raise explain_nonfinite(error, self.run, self.state.learner, self.collector.rollout) from error
+            if iteration is None:
+                return
+            yield iteration
+
+    def _discard_iteration(self, before: Progress) -> None:
+        """Restore the progress at the start of an iteration whose update was interrupted."""
+        self.state.learner.progress, self.discarded = before, True
+        print_err(
+            f"{self.run.name}: {self.stop.reason} during the update of iteration {before.iteration + 1}; the iteration "
+            f"is discarded, and resume repeats it from step {before.steps:,}"
+        )
 
     def _finish_iteration(self, iteration: Iteration) -> None:
         """Evaluate the policy, log the iteration and save a checkpoint if these are due.
@@ -92,21 +120,25 @@ class Trainer:
         The checkpoint is written last, so the logs are complete up to its step. A resumed run discards later entries.
         """
         metrics = iteration.metrics | self.reporter.measure()
+        self.reporter.heartbeat.enter("saving")
         try:
             if is_due(self.config.eval.every_steps, self._progress, int(iteration.batch.mask.sum())):
                 metrics |= self._evaluate()
         finally:  # log the iteration even if a stop interrupts its evaluation
             self.reporter.log_iteration(iteration, metrics, is_last=self._has_ended)
         self._check_first_ratio(metrics["invariant/first_ratio_error"])
-        if self.checkpointer.is_due():
+        if self.checkpointer.is_due(metrics["time/update_s"]):
             self._save()
-        self.reporter.write_heartbeat()
-        self.listener(self.status, metrics)
+        self.reporter.heartbeat.enter("collecting")  # the next iteration
+        self.reporter.write_status_if_due()
+        with self.reporter.heartbeat.lock:
+            self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate at the current step and return the metrics. If this is interrupted, the evaluation stays pending."""
         evaluations, step = self.state.evaluations, self._progress.steps
         evaluations.pending = True
+        self.reporter.heartbeat.enter("evaluating", find_counter(self.state.adapter))
         with self.stop.interruptible():
             outcome = evaluate_run(
                 self.state.adapter,
@@ -114,6 +146,7 @@ class Trainer:
                 confirm=evaluations.solved_step is None,
                 where=f"{self.run.path}: evaluation at step {step}",
             )
+        self.reporter.heartbeat.enter("saving")
         evaluations.add(step, outcome.score, outcome.solved)
         if outcome.responses:
             self.reporter.log_responses(outcome.responses)

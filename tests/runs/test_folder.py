@@ -27,10 +27,9 @@ from ppo_unified.runs.folder import (
     check_name,
     create,
     find,
-    format_percent,
     free_name,
-    steps_left,
 )
+from ppo_unified.runs.progress import format_percent, steps_left
 
 HOLD = """
 import sys

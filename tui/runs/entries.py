@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import Run, Status, nearest_limit
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.progress import fraction_done
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.terminal.option_diff import seedless_key
 from tui.folder_scanner import Stamp, stamp_if_any
@@ -77,11 +78,6 @@ def _read_options(path: Path, _stamp: Stamp | None) -> dict[str, Any]:
     return read_options(Run(path))
 
 
-def _percent(entry: Entry) -> float | None:
-    limit = nearest_limit(entry.status)
-    return None if limit is None else limit.fraction
-
-
 def _natural_key(text: str) -> list[tuple[float, str]]:
     """Return a sort key that compares digits as numbers ('run-10' after 'run-9') and puts them before words."""
     return [
@@ -96,7 +92,7 @@ _KEYS: dict[str, tuple[Key, bool]] = {  # column -> (value, True if the largest 
     "state": (lambda entry: _STATES.index(entry.state) if entry.state in _STATES else len(_STATES), False),
     "preset": (lambda entry: entry.status.preset.casefold() or None, False),
     "step": (lambda entry: entry.status.step, True),
-    "percent": (_percent, True),
+    "percent": (lambda entry: fraction_done(entry.status), True),
     "score": (lambda entry: entry.status.score, True),
     "best": (lambda entry: entry.status.best_score, True),
     "speed": (lambda entry: entry.speed, True),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from ppo_unified.runs.folder import ACTIVE, format_percent, nearest_limit, read_warnings
+from ppo_unified.runs.folder import ACTIVE, read_warnings
+from ppo_unified.runs.progress import format_percent, format_phase, fraction_done, nearest_limit
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
@@ -17,7 +18,7 @@ SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cu
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 UNEXPLAINED = {  # states for which run.json contains no reason
     "crashed": "The process ended without recording a reason. Press 6 to see the end of its log.",
-    "stalled": "The process is alive but has not updated its heartbeat. Press 3 to see its log.",
+    "stalled": "The process is alive but has made no progress for a minute. Press 3 to see its log.",
 }
 
 
@@ -47,11 +48,13 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
     """Return the numbers in display order, each with a rank. If space is short, the highest rank is dropped first."""
     status, limit = entry.status, nearest_limit(entry.status)
     steps = f"{format_number(status.step)} steps"
+    share = f" ({format_percent(status)})" if fraction_done(status) is not None else ""
     if limit is not None and limit.unit == "steps":
-        steps = f"{format_number(status.step)} of {format_number(limit.total)} steps ({format_percent(status)})"
+        steps = f"{format_number(status.step)} of {format_number(limit.total)} steps{share}"
     elif limit is not None:
-        steps += f", {limit.done} of {limit.total} iterations ({format_percent(status)})"
+        steps += f", {limit.done} of {limit.total} iterations{share}"
     facts = [(0, steps)]
+    facts += [(3, phase)] if (phase := clean(format_phase(status, entry.state))) else []
     facts += [(1, f"score {format_number(status.score)}")] if status.score is not None else []
     facts += [(3, f"best {format_number(status.best_score)}")] if status.best_score is not None else []
     facts += [(4, f"{format_number(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []

@@ -16,7 +16,8 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ppo_unified.runs.folder import format_percent, read_warnings
+from ppo_unified.runs.folder import read_warnings
+from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
 
@@ -39,9 +40,9 @@ class Column(NamedTuple):
 
 
 def _remark(entry: Entry) -> str:
-    """Return the text of the note column: the error if there is one, otherwise health warnings and the user's note."""
+    """Return the text of the note column: the error if there is one, otherwise the phase, health warnings and note."""
     note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
-    return entry.problem or "   ".join(filter(None, (_health(entry), note)))
+    return entry.problem or "   ".join(filter(None, (format_phase(entry.status, entry.state), _health(entry), note)))
 
 
 def _health(entry: Entry) -> str:
