@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,8 @@ def kill_at_call(where: str, number: int) -> Iterator[None]:
     real, calls = getattr(owner, name), [0]
 
     def call(*arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():  # a late heartbeat on a slow machine
+            return real(*arguments, **options)
         calls[0] += 1
         if calls[0] != number:
             return real(*arguments, **options)

@@ -268,7 +268,7 @@ class _RunRecord:
         left, eta_s = steps_left(status), None
         if speed and left and state in ("starting", "running"):
             waited = status.heartbeat - self._pace[-1][0] if self._pace else 0.0  # time since the last iteration ended
-            eta_s = max(0.0, left / speed - waited)
+            eta_s = left / speed - waited if left / speed > waited else None  # None if the iteration is overdue
         entry = Entry(self._key, self._run.path, False, status, state, self._note, speed, eta_s, self._problem)
         if entry != self.entry:
             self.entry = entry

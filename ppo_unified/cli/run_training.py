@@ -138,8 +138,8 @@ class Progress:
         if has_stalled(status, time.time()):
             parts.append(f"no progress for {format_duration(time.time() - status.progressed)}")
         speed = metrics.get("time/steps_per_second", 0.0)
-        if left is not None and speed > 0:
-            parts.append(f"ETA {format_duration(max(0.0, left / speed - (now - self.iterated)))}")
+        if left is not None and speed > 0 and (eta_s := left / speed - (now - self.iterated)) > 0:
+            parts.append(f"ETA {format_duration(eta_s)}")
         if "episode/return" in metrics:
             parts.append(f"return {metrics['episode/return']:.4g}")
         if status.score is not None:

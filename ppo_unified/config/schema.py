@@ -117,7 +117,11 @@ class Optim(Section):
 class Checkpoint(Section):
     """Options for checkpoints."""
 
-    every_s: float = Field(60.0, gt=0, description="number of seconds between checkpoints")
+    every_s: float = Field(
+        60.0,
+        gt=0,
+        description="number of seconds between checkpoints; updates that take longer than 20 s add checkpoints",
+    )
     keep: int = Field(2, ge=1, description="number of recent checkpoints to keep, in addition to the best one")
 
 

@@ -146,7 +146,6 @@ class Trainer:
                 confirm=evaluations.solved_step is None,
                 where=f"{self.run.path}: evaluation at step {step}",
             )
-        self.reporter.heartbeat.enter("saving")
         evaluations.add(step, outcome.score, outcome.solved)
         if outcome.responses:
             self.reporter.log_responses(outcome.responses)
@@ -160,6 +159,7 @@ class Trainer:
             self.reporter.write_status()
 
     def _save(self) -> None:
+        self.reporter.heartbeat.enter("saving")
         self.checkpointer.save(self.collector.state)
 
     def _check_first_ratio(self, error: float) -> None:

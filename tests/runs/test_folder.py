@@ -29,7 +29,7 @@ from ppo_unified.runs.folder import (
     find,
     free_name,
 )
-from ppo_unified.runs.progress import format_percent, steps_left
+from ppo_unified.runs.progress import format_percent, format_phase, steps_left
 
 HOLD = """
 import sys
@@ -401,7 +401,26 @@ def test_unknown_run_is_a_one_line_error(tmp_path: Path, reference: str) -> None
         (Status(step=900, iteration=9, total_steps=1000, total_iterations=100), "90%", 100),
         (Status(step=0, total_steps=1000), "0%", 1000),
         (Status(step=10), "-", None),
+        (Status(state="finished", reason="total_iterations reached", step=8, total_steps=10**6), "100%", 10**6 - 8),
+        (Status(state="finished", reason="total_steps reached", step=8), "100%", None),
+        (Status(state="finished", reason="solved", step=200, total_steps=1000), "-", 800),
+        (Status(state="stopped", reason="stopped by SIGTERM", step=200, total_steps=1000), "20%", 800),
     ],
 )
 def test_progress_is_towards_the_limit_that_is_reached_first(status: Status, percent: str, left: float | None) -> None:
     assert (format_percent(status), steps_left(status)) == (percent, left)
+
+
+@pytest.mark.parametrize(
+    ("state", "share", "text"),
+    [
+        ("running", 0.29, "updating 29%"),
+        ("stalled", 0.999, "updating 99%"),
+        ("stopping", 1.0, "updating 100%"),
+        ("running", None, ""),
+        ("crashed", 0.5, ""),
+        ("finished", 0.5, ""),
+    ],
+)
+def test_phase_is_shown_while_its_share_is_known(state: str, share: float | None, text: str) -> None:
+    assert format_phase(Status(state="running", phase="updating", phase_done=share), state) == text

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.rollout import Rollout
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.collection import Collector, check_rollout
@@ -47,10 +51,10 @@ class StoppingBandit(BanditAdapter):
         return rollout
 
 
-def test_interrupted_rollout_leaves_policy_and_state_unchanged() -> None:
+def test_interrupted_rollout_leaves_policy_and_state_unchanged(tmp_path: Path) -> None:
     stop = StopRequest()
     adapter = StoppingBandit(stop)
-    collector = Collector(adapter, stop)
+    collector = Collector(adapter, stop, Heartbeat(Run(tmp_path), Status()), WorkCounter())
     before = adapter.state_dict()["generator"].clone()
     with pytest.raises(Interrupted):
         collector.collect()

@@ -75,7 +75,7 @@ def test_run_survives_a_full_disk(
 
         return write
 
-    monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("ppo_unified.training.reporting.REPORT_S", 0.0)
     config = make_config(eval={"every_steps": 80, "episodes": 2})
     run = prepare(config, tmp_path, "a")
     for owner, name in ((Run, "write_status"), (samples, "write"), (samples, "append_responses")):
@@ -118,7 +118,7 @@ def allow_first_records(full: list[bool], write: Any) -> Any:
 def test_removed_folder_ends_run_and_is_not_recreated(
     replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppo_unified.training.reporting.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("ppo_unified.training.reporting.REPORT_S", 0.0)
     config = make_config(checkpoint={"every_s": 1e-6})
     run = prepare(config, tmp_path, "a")
 

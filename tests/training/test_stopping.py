@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +17,18 @@ import torch
 
 from ppo_unified import load_preset
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine import ppo
+from ppo_unified.engine.ppo import Progress
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.preparation import prepare, reopen
 from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest
 from ppo_unified.training import checkpoint
+from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.session import train_in
+from ppo_unified.training.state import Evaluations
 from tests.cli.commands import wait_for
-from tests.sequences import SequenceAdapter, make_config, sequences  # noqa: F401 - a fixture
+from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences  # noqa: F401 - a fixture
 
 
 def train_or_resume(run: Run, config: RunConfig, stop: StopRequest | None = None) -> str:
@@ -83,6 +88,71 @@ def test_run_stopped_mid_rollout_equals_uninterrupted(method: str, numbers: tupl
         assert checkpoint.steps(pieces)[-1] == pieces.read_status().step
     assert train_or_resume(pieces, config) == "finished"
     assert_same(pieces, whole)
+
+
+@pytest.mark.usefixtures("sequences")
+@pytest.mark.parametrize(
+    ("number", "slow_s", "kept", "saved"),
+    [(3, 20.0, 0, []), (15, 20.0, 4, [4]), (15, 0.0, 3, [2, 3])],
+    ids=["first iteration", "fast update", "slow update"],
+)
+def test_run_stopped_in_update_equals_uninterrupted(
+    number: int, slow_s: float, kept: int, saved: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An iteration has 4 optimizer steps. Call 3 is in the first iteration and call 15 in the fourth."""
+    config = make_config(log={"samples_every": 0}, ppo={"epochs": 2, "minibatches": 2, "objective": "penalty"})
+    whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
+    assert train_or_resume(whole, config) == "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppo_unified.training.checkpointing.SLOW_UPDATE_S", slow_s)
+        patch.setattr("ppo_unified.training.checkpointing.SAVING_SHARE", 0)
+        stop = StopRequest()
+        stop_in("evaluate", number, stop, patch, SequencePolicy)
+        assert train_or_resume(pieces, config, stop) == "stopped"
+    status = pieces.read_status()
+    assert (status.iteration, status.reason) == (kept, "stopped by SIGTERM")
+    steps = {0: 0} | dict(enumerate(curves(whole)["policy/kl"][0], 1))  # iteration -> step
+    assert status.step == steps[kept]
+    assert checkpoint.steps(pieces) == [steps[iteration] for iteration in saved]
+    discards = f"iteration {kept + 1}; the iteration is discarded, and resume repeats it from step {steps[kept]:,}"
+    assert (discards in capsys.readouterr().err) == (kept < 4)
+    assert train_or_resume(pieces, config) == "finished"
+    assert_same(pieces, whole)
+
+
+@pytest.mark.usefixtures("sequences")
+def test_interrupted_update_never_overwrites_the_checkpoint(tmp_path: Path) -> None:
+    """A stop can arrive at any line of an update, and even after its last line."""
+    config = make_config(log={"samples_every": 0}, eval={"every_steps": 0, "at_start": True, "episodes": 2})
+    whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
+    assert train_or_resume(whole, config) == "finished"
+    for place in ("make_batch", "gae", "update", "backward", "explained_variance", "gae_error"):
+        with pytest.MonkeyPatch.context() as patch:
+            stop, original = StopRequest(), getattr(ppo, place)
+
+            def stopping(*arguments: Any, stop: StopRequest = stop, original: Any = original) -> Any:
+                result = original(*arguments)
+                stop.handle(signal.SIGINT, None)
+                return result
+
+            patch.setattr(ppo, place, stopping)
+            assert train_or_resume(pieces, config, stop) == "stopped", place
+        assert (pieces.read_status().step, checkpoint.steps(pieces)) == (0, [0]), place
+    assert train_or_resume(pieces, config) == "finished"
+    assert_same(pieces, whole)
+
+
+def test_slow_update_makes_a_checkpoint_due_unless_saving_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = Checkpointer.__new__(Checkpointer)
+    checkpointer.state = SimpleNamespace(  # type: ignore[assignment]
+        evaluations=Evaluations(), learner=SimpleNamespace(progress=Progress(steps=5))
+    )
+    checkpointer.config = make_config()
+    monkeypatch.setattr("ppo_unified.training.checkpointing.time.monotonic", lambda: 100.0)
+    checkpointer._attempted = 100.0
+    for save_s, update_s, due in ((0.0, 19.0, False), (0.0, 21.0, True), (5.0, 49.0, False), (5.0, 51.0, True)):
+        checkpointer._save_s = save_s
+        assert checkpointer.is_due(update_s) == due
 
 
 def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> None:
@@ -196,6 +266,24 @@ def test_nohup_is_respected() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_interrupts_a_long_update(tmp_path: Path) -> None:
+    options = ["--name", "a", "--ppo.epochs", "1000000", "--eval.every-steps", "0"]
+    words = [sys.executable, "-m", "ppo_unified", "train", "cartpole", *options]
+    run = Run(tmp_path / "runs" / "a")
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(lambda: (run.path / "run.json").exists() and run.read_status().phase == "updating")
+            process.send_signal(signal.SIGINT)
+            output = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
+    assert process.returncode == 130, output
+    assert "a: stopped by SIGINT during the update of iteration 1; the iteration is discarded" in output
+    status = run.read_status()
+    assert (status.state, status.reason, status.step) == ("stopped", "stopped by SIGINT", 0)
+    assert checkpoint.steps(run) == []
 
 
 SLOW_ENVIRONMENT = """

@@ -730,7 +730,7 @@ COLUMNS: dict[str, Callable[[float | None], Entry]] = {
     "score": lambda x: entry(str(x), score=x),
     "best": lambda x: entry(str(x), best_score=x),
     "speed": lambda x: entry(str(x), speed=x),
-    "percent": lambda x: entry(str(x), step=25 * (x or 0), total_steps=100 if x else 0),
+    "percent": lambda x: entry(str(x), "stopped", step=25 * (x or 0), total_steps=100 if x else 0),
     "age": lambda x: entry(str(x), started=x or 0.0),
 }
 
