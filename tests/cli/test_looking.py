@@ -133,13 +133,35 @@ def test_envs_json_holds_presets_and_option_schemas(run_command: Any) -> None:
 # --- runs
 
 
+def test_runs_shows_phases_and_no_percentage_of_solved_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
+    now = time.time()
+    make(tmp_path, "solved", [1.0], reason="solved", started=1.0)
+    make(tmp_path, "ended", [1.0], reason="total_iterations reached", started=2.0)
+    assert main(["runs", "--runs", str(tmp_path)]) == 0
+    head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[:5] == ["run", "state", "preset", "step", "done"]
+    assert [line[:5] for line in lines] == [
+        ["ended", "finished", "cartpole", "100", "100%"],
+        ["solved", "finished", "cartpole", "100", "-"],
+    ]
+    beats = {"heartbeat": now, "progressed": now, "phase": "collecting", "phase_done": 0.345}
+    make(tmp_path, "busy", [1.0], state="running", started=3.0, **beats)
+    assert main(["runs", "--runs", str(tmp_path)]) == 0
+    head, line, *_ = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head[:6] == ["run", "state", "phase", "preset", "step", "done"]
+    assert line[:7] == ["busy", "running", "collecting", "34%", "cartpole", "100", "1%"]
+
+
 def test_runs_lists_newest_first_with_shown_state(run_command: Any) -> None:
     code, out, err = run_command("runs")
     assert (code, err) == (0, "")
     listed = rows(out)
     assert [name for name in listed if name != "run"][:3] == ["gone", "broken", "ValueError:"]
     assert listed["gone"][1] == "crashed"  # run.json has the state "running", but no process holds the lock
-    assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "4%", "450", "480", "200", *listed["base-s1"][8:]]
+    assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "100%", "450", "480", "200", *listed["base-s1"][8:]]
 
 
 def test_runs_strips_control_sequences(run_command: Any) -> None:

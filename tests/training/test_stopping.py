@@ -142,7 +142,7 @@ def test_interrupted_update_never_overwrites_the_checkpoint(tmp_path: Path) -> N
     assert_same(pieces, whole)
 
 
-def test_slow_update_makes_a_checkpoint_due_unless_saving_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_is_due_after_a_slow_update(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpointer = Checkpointer.__new__(Checkpointer)
     checkpointer.state = SimpleNamespace(  # type: ignore[assignment]
         evaluations=Evaluations(), learner=SimpleNamespace(progress=Progress(steps=5))
@@ -155,7 +155,11 @@ def test_slow_update_makes_a_checkpoint_due_unless_saving_is_slower(monkeypatch:
         assert checkpointer.is_due(update_s) == due
 
 
-def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "number", "iteration"),
+    [("_rollout", 3, 2), ("extra_loss", 2, 0)],  # after sampling and changing the KL coefficient; between minibatches
+)
+def test_stopped_llm_run_equals_uninterrupted(method: str, number: int, iteration: int, tmp_path: Path) -> None:
     from envs.llm.adapter import LLMAdapter
     from tests.models import save_model
 
@@ -178,9 +182,9 @@ def test_llm_run_stopped_in_generation_equals_uninterrupted(tmp_path: Path) -> N
     assert train_or_resume(whole, config) == "finished"
     stop = StopRequest()
     with pytest.MonkeyPatch.context() as patch:
-        stop_in("_rollout", 3, stop, patch, LLMAdapter)  # after sampling responses and changing the KL coefficient
+        stop_in(method, number, stop, patch, LLMAdapter)
         assert train_or_resume(pieces, config, stop) == "stopped"
-    assert pieces.read_status().iteration == 2
+    assert pieces.read_status().iteration == iteration
     assert train_or_resume(pieces, config) == "finished"
     assert_same(pieces, whole)
 
@@ -269,7 +273,7 @@ def test_nohup_is_respected() -> None:
 
 
 def test_ctrl_c_interrupts_a_long_update(tmp_path: Path) -> None:
-    options = ["--name", "a", "--ppo.epochs", "1000000", "--eval.every-steps", "0"]
+    options = ["--name", "a", "--ppo.epochs", "1000000"]
     words = [sys.executable, "-m", "ppo_unified", "train", "cartpole", *options]
     run = Run(tmp_path / "runs" / "a")
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -53,6 +53,21 @@ def test_head_fits_one_line_of_80_columns() -> None:
     assert lines_of(entry(), 78) == ["lunarlander-s1  running  368.6k of 600k steps (61%)  score 231.7  ETA 1.8 min"]
 
 
+def test_head_shows_phase_of_a_long_iteration() -> None:
+    busy = {"phase": "collecting", "phase_done": 0.345}
+    assert "collecting 34%" in lines_of(entry(**busy), 120)[0]
+    assert "collecting 34%" in lines_of(entry("stalled", **busy), 120)[0]
+    assert "collecting" not in "".join(lines_of(entry("crashed", **busy), 120))
+
+
+def test_head_shows_no_percentage_of_a_solved_run() -> None:
+    shown = entry("finished")
+    shown.status.state, shown.status.reason = "finished", "solved"
+    assert "368.6k of 600k steps  score" in lines_of(shown, 120)[0]
+    shown.status.reason = "total_steps reached"
+    assert "368.6k of 600k steps (100%)" in lines_of(shown, 120)[0]
+
+
 def test_head_shortens_health_warnings_to_names_if_needed() -> None:
     health = [{"name": name, "since": 1, "text": "what it means and what would help " * 5} for name in ("kl", "critic")]
     sick = entry(note="look at this again", health=health)

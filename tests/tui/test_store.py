@@ -432,6 +432,17 @@ def test_silent_locked_run_is_stalled(tmp_path: Path, clock: Clock, monkeypatch:
     assert (entry.state, entry.speed, entry.eta_s) == ("stalled", None, None)
 
 
+@pytest.mark.parametrize(("idle_s", "state"), [(STALLED_S - 1, "running"), (STALLED_S + 1, "stalled")])
+def test_beating_run_is_stalled_only_without_progress(
+    idle_s: float, state: str, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
+    make(tmp_path, "a", state="running", heartbeat=clock.now, progressed=clock.now - idle_s)
+    it = Store(tmp_path, clock)
+    it.update()
+    assert it.entries["a"].state == state
+
+
 @pytest.mark.parametrize("jump", [-1e6, -0.3, 1e6])
 def test_clock_jump_does_not_stop_updates(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: float
@@ -486,6 +497,21 @@ def test_slow_iterations_have_a_speed(tmp_path: Path, clock: Clock, monkeypatch:
         it.update()
         clock.now += 50
     assert it.entries["a"].speed == pytest.approx(180 / 50)
+
+
+def test_eta_counts_down_during_an_iteration(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An iteration takes 50 s and 100 steps. Heartbeats during an iteration change neither speed nor step."""
+    monkeypatch.setattr(Run, "is_locked", lambda run: True)
+    it = Store(tmp_path, clock)
+    etas = []
+    for second in range(0, 175, 25):
+        step = 100 * (min(second, 100) // 50)  # the third iteration takes longer than 50 s
+        make(tmp_path, "a", state="running", step=step, heartbeat=clock.now, total_steps=300)
+        it.update()
+        etas.append(it.entries["a"].eta_s)
+        clock.now += 25
+    assert etas == pytest.approx([None, None, 100.0, 75.0, 50.0, 25.0, None])
+    assert it.entries["a"].speed == pytest.approx(2.0)
 
 
 def test_resumed_run_discards_speed_before_its_pause(
