@@ -37,12 +37,12 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
             f"training in {run.path}" + (f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else "")
         )
         progress = Progress(log)
-        try:
-            with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
-                preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
-                from ppo_unified.training.session import train_in
+        with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
+            preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
+        from ppo_unified.training.session import train_in
 
-                status = train_in(run, config, stop, progress, undo, heartbeat)
+        try:
+            status = train_in(run, config, stop, progress, undo, heartbeat)
         except Exception as error:
             progress.finish()
             if isinstance(error, StartError):

@@ -43,10 +43,10 @@ class BestEffort:
 
 
 class Heartbeat:
-    """Writes a status to run.json. Inside a `with` block, a thread also writes it at least every HEARTBEAT_S seconds.
+    """Writes a status to run.json. Inside a `with` block, a thread also writes it every HEARTBEAT_S seconds.
 
-    Whoever changes several fields of `status` that belong together holds `lock`. The thread calls `listener` after each
-    of its writes. It ends when the run folder is lost; the main thread reports this error at its next write.
+    Whoever changes several fields of `status` that belong together holds `lock`. Every HEARTBEAT_S seconds, the thread
+    calls `listener`. It ends when the run folder is lost; the main thread reports this error at its next write.
     """
 
     def __init__(self, run: Run, status: Status, listener: Callable[[Status], None] | None = None) -> None:
@@ -57,11 +57,12 @@ class Heartbeat:
         self._seen: tuple[object, ...] = ()  # the phase and the counter's values when they last changed
         self._moved = self._written = time.monotonic()
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if not self._thread.ident:
-            self._thread.start()
+        self._ending.clear()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,7 +71,7 @@ class Heartbeat:
     def stop(self) -> None:
         """End the thread. After this, only the caller writes run.json."""
         self._ending.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         self.status.phase, self.status.phase_done = "", None
 

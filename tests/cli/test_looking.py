@@ -147,7 +147,7 @@ def test_runs_shows_phases_and_no_percentage_of_solved_runs(
         ["ended", "finished", "cartpole", "100", "100%"],
         ["solved", "finished", "cartpole", "100", "-"],
     ]
-    beats = {"heartbeat": now, "progressed": now, "phase": "collecting", "phase_done": 0.345}
+    beats: dict[str, Any] = {"heartbeat": now, "progressed": now, "phase": "collecting", "phase_done": 0.345}
     make(tmp_path, "busy", [1.0], state="running", started=3.0, **beats)
     assert main(["runs", "--runs", str(tmp_path)]) == 0
     head, line, *_ = [line.split() for line in capsys.readouterr().out.splitlines()]

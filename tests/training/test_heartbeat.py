@@ -165,8 +165,7 @@ def test_thread_does_not_write_into_a_replaced_folder(
     with heartbeat:
         wait_for((heartbeat.run.path / "run.json").exists)
         heartbeat.run.path.rename(tmp_path / "moved")
-        heartbeat._thread.join(10)
-        assert not heartbeat._thread.is_alive()
+        wait_for(lambda: not any(thread.name == "heartbeat" for thread in threading.enumerate()))
     assert not heartbeat.run.path.exists()
 
 

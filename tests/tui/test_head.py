@@ -54,7 +54,7 @@ def test_head_fits_one_line_of_80_columns() -> None:
 
 
 def test_head_shows_phase_of_a_long_iteration() -> None:
-    busy = {"phase": "collecting", "phase_done": 0.345}
+    busy: dict[str, Any] = {"phase": "collecting", "phase_done": 0.345}
     assert "collecting 34%" in lines_of(entry(**busy), 120)[0]
     assert "collecting 34%" in lines_of(entry("stalled", **busy), 120)[0]
     assert "collecting" not in "".join(lines_of(entry("crashed", **busy), 120))
