@@ -13,7 +13,8 @@ Concurrent runs: many runs with the same name and seed are started at the same t
 them are killed at random times, and all killed runs are resumed at the same time. All runs must have equal results.
 
 Stops: the benchmark measures the time from SIGTERM at a random moment until the run's folder is unlocked. The run must
-have the state stopped and a checkpoint that can be loaded. The same run is then resumed and stopped again.
+have the state stopped and, after its first iteration, a checkpoint that can be loaded. The same run is then resumed and
+stopped again.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def check_stopped(run: Run, code: int | None) -> list[str]:
     if code != 130 or status.state != "stopped" or run.is_locked():
         found.append(f"exit code {code}, state {status.state}")
     try:
-        if checkpoint.load_newest(run, torch.device("cpu")) is None:
+        if checkpoint.load_newest(run, torch.device("cpu")) is None and status.step:  # none before the first update
             found.append("no checkpoint")
     except UsageError as error:
         found.append(str(error))

@@ -119,7 +119,7 @@ with stop.handle_signals():
 
 
 def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trainer handles a stop only after its update; a second SIGTERM would end it without a checkpoint."""
+    """A trainer may handle a stop only after its update; a second SIGTERM would end it without a checkpoint."""
     run, waiting = Run(tmp_path / "a"), threading.Event()
     run.path.mkdir()
 
