@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant("bootstrap: truncation ends the value", VECTOR, "values[:, 1:] * ~died", "values[:, 1:] * ~end"),
     Mutant("continues: past truncation", VECTOR, "continues=~end", "continues=~died"),
     Mutant("autoreset: column not masked", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"),
-    Mutant("observations: statistics change in collect", VECTOR, "                self._store_obs(raw, info)\n            seen", "                self._store_obs(raw, info)\n                if self.policy.scaler is not None:\n                    self.policy.scaler.update(torch.from_numpy(self.raw))\n            seen"),
+    Mutant("observations: statistics change in collect", VECTOR, "                self._store_obs(raw, info)\n                self.counter", "                self._store_obs(raw, info)\n                if self.policy.scaler is not None:\n                    self.policy.scaler.update(torch.from_numpy(self.raw))\n                self.counter"),
     Mutant("observations: resets in the statistics", VECTOR, "np.stack(raws, 1)[mask]", "np.stack(raws, 1).reshape(-1, self.observations.size)"),
     Mutant("observations: variance without the change of the mean", POLICY, " + delta.square() * share * (1 - share)", ""),
     Mutant("rewards: variance without the change of the mean", VECTOR, " + delta**2 * self.count * seen.size / total", ""),
