@@ -19,7 +19,13 @@ from typing import IO, Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_SCALAR,
+    DATA_CLASS_TENSOR,
+    HistogramProto,
+    Summary,
+    SummaryMetadata,
+)
 
 from ppo_unified.runs.event_format import CRC, PREFIX, masked_crc
 from ppo_unified.runs.metrics import describe
@@ -53,10 +59,11 @@ class EventWriter:
         """Write all metrics of an iteration as one Event. `histograms` contains arrays of raw values."""
         summary = Summary()
         for tag, value in values.items():
-            summary.value.add(tag=tag, simple_value=value, metadata=self._metadata(tag))
+            summary.value.add(tag=tag, simple_value=value, metadata=self._metadata(tag, "scalars", DATA_CLASS_SCALAR))
         for tag, samples in (histograms or {}).items():
             if samples.size:
-                summary.value.add(tag=tag, histo=_histogram(samples), metadata=self._metadata(tag))
+                metadata = self._metadata(tag, "histograms", DATA_CLASS_TENSOR)
+                summary.value.add(tag=tag, histo=_histogram(samples), metadata=metadata)
         self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def text(self, step: int, tag: str, markdown: str) -> None:
@@ -88,11 +95,21 @@ class EventWriter:
             self._append()
         self._file.close()
 
-    def _metadata(self, tag: str) -> SummaryMetadata | None:
-        if tag in self._described:  # TensorBoard uses only the first description of a tag
+    def _metadata(self, tag: str, plugin: str, data_class: int) -> SummaryMetadata | None:
+        """Return the description of a tag for its first value, and None for later values.
+
+        TensorBoard ignores later metadata. Its default loader also ignores metadata without a data class, and
+        EventAccumulator warns about metadata without a plugin.
+        """
+        if tag in self._described:
             return None
         self._described.add(tag)
-        return SummaryMetadata(display_name=tag, summary_description=describe(tag))
+        return SummaryMetadata(
+            display_name=tag,
+            summary_description=describe(tag),
+            plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+            data_class=data_class,
+        )
 
     def _write(self, event: Any) -> None:
         data = event.SerializeToString()

@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from ppo_unified.cli.doctor import at_least, check_runs, lower_bound
 from ppo_unified.cli.main import main
 from ppo_unified.cli.shadowing import shadowed_packages
+from ppo_unified.cli.tensorboard import _find_port
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 
@@ -109,6 +112,56 @@ def test_tensorboard_serves_the_given_runs(runs: Path, tmp_path: Path) -> None:
             assert servers
             assert psutil.wait_procs(servers, PATIENCE_S)[1] == []
         assert not links[0].exists()
+
+
+def get_json(address: str, path: str, **query: str) -> Any:
+    """Return the answer of a server's HTTP API."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"{address}{path}?{urllib.parse.urlencode(query)}") as answer:
+        return json.load(answer)
+
+
+@pytest.mark.parametrize("loader", ["--load_fast=true", "--load_fast=false"])
+def test_tensorboard_shows_descriptions_of_a_resumed_run(tmp_path: Path, loader: str) -> None:
+    """Both loaders show each metric's description, no point twice, and no warnings."""
+    folder = tmp_path / "logs" / "one"
+    folder.mkdir(parents=True)
+    for first_step, steps in ((0, (5, 10)), (8, (8, 9))):
+        writer = EventWriter(folder, first_step)
+        if not first_step:
+            writer.hyperparameters({"ppo.clip": 0.2})
+        for step in steps:
+            writer.scalars(step, {"policy/kl": step / 8, "mine": 1.0}, {"histogram/ratios": np.arange(9.0)})
+        writer.text(steps[-1], "health/events", "kl: too high.")
+        writer.close()
+    logdir = ["--logdir", str(folder.parent), "--host", "127.0.0.1", "--port", str(_find_port(0)), loader]
+    with open(tmp_path / "errors.txt", "w+") as errors:
+        server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *logdir], stderr=errors)
+        try:
+            address = f"http://127.0.0.1:{logdir[5]}/data/"
+            wait_until(lambda: "one" in get_json(address, "plugin/scalars/tags"))
+            scalars = get_json(address, "plugin/scalars/tags")["one"]
+            points = get_json(address, "plugin/scalars/scalars", run="one", tag="policy/kl")
+            histograms = get_json(address, "plugin/histograms/tags")["one"]
+            bars = get_json(address, "plugin/histograms/histograms", run="one", tag="histogram/ratios")
+            texts = get_json(address, "plugin/text/text", run="one", tag="health/events")
+            plugins = get_json(address, "plugins_listing")
+        finally:
+            server.terminate()
+            server.wait(PATIENCE_S)
+        errors.seek(0)
+        log = errors.read()
+    assert scalars.keys() == {"policy/kl", "mine"}
+    assert "KL from the old policy to the new one" in scalars["policy/kl"]["description"]
+    assert scalars["mine"] == {"displayName": "mine", "description": ""}
+    assert [(step, value) for _, step, value in points] == [(5, 0.625), (8, 1.0), (9, 1.125)]
+    assert histograms.keys() == {"histogram/ratios"}
+    assert "ratio of new to old action probability" in histograms["histogram/ratios"]["description"]
+    assert [step for _, step, _ in bars] == [5, 8, 9]
+    assert [(text["step"], "too high" in text["text"]) for text in texts] == [(9, True)]
+    assert plugins["hparams"]["enabled"]
+    warnings = re.findall(r"(?m)^[WE]\d{4} .*", log)  # the slow loader reports the points that a resume discarded
+    assert [line for line in warnings if "Purging 4 expired" not in line] == []
 
 
 def test_tensorboard_reports_port_in_use(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,12 @@ def records(data: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def test_our_reader_agrees_with_tensorboards(tmp_path: Path) -> None:
+def _split(data: bytes) -> list[bytes]:
+    """Return the records of an event file."""
+    return [data[start:end] for start, end in records(data)]
+
+
+def test_our_reader_agrees_with_tensorboards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, make_entries())
     accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     reader = EventReader(tmp_path)
@@ -89,6 +94,28 @@ def test_our_reader_agrees_with_tensorboards(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.array([x.value for x in theirs], np.float32), values)
     expected = np.array([values["odd"] for _, values in make_entries()], np.float32)
     np.testing.assert_array_equal(reader.series["odd"].numpy()[2], expected)
+    assert not caplog.records  # it warns about metadata without a plugin
+
+
+def test_first_value_of_each_tag_and_file_names_its_plugin(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """TensorBoard's default loader discards a description without a plugin. Later values need no metadata."""
+    for first_step, steps in ((0, (5, 10)), (8, (8, 9))):  # the second file is that of a resumed run
+        writer = EventWriter(tmp_path, first_step)
+        for step in steps:
+            writer.scalars(step, {"policy/kl": 0.5}, {"histogram/ratio": np.arange(9.0)})
+        writer.text(steps[-1], "health/events", "kl recovered.")
+        writer.close()
+    for path in sorted(tmp_path.glob(f"{PREFIX}*")):
+        events = [Event.FromString(data[12:-4]) for data in _split(path.read_bytes())]
+        plugins = [
+            (value.tag, value.metadata.plugin_data.plugin_name) for event in events for value in event.summary.value
+        ]
+        first, later = [("policy/kl", "scalars"), ("histogram/ratio", "histograms")], [("policy/kl", "")]
+        assert plugins == [*first, *later, ("histogram/ratio", ""), ("health/events", "text")]
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    assert [(x.step, x.value) for x in accumulator.Scalars("policy/kl")] == [(5, 0.5), (8, 0.5), (9, 0.5)]
+    (purged,) = caplog.records  # a resume discards the points at or after its first step
+    assert "Removing 1 scalars, 1 histograms" in purged.getMessage()
 
 
 def test_tensorboard_reads_our_histograms_and_hyperparameters(tmp_path: Path) -> None:
