@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 from faulty_runs import BRIEF, FAULTY_RUNS
 
 from ppo_unified import load_preset, run
+from ppo_unified.config.presets import from_file
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
-from ppo_unified.training.health import CHECKS, Health
+from ppo_unified.training.health import CHECKS, EVALUATED, SCORES, Health
 
 HEALTHY = (
     "cartpole=11-20",
@@ -49,7 +50,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
     """Yield the metrics that the checks read, iteration by iteration."""
     reader = EventReader(folder)
     reader.poll()
-    read = {tag for check in CHECKS for tag in check.reads} & reader.series.keys()
+    read = {EVALUATED, *SCORES, *(tag for check in CHECKS for tag in check.reads)} & reader.series.keys()
     columns = {}
     for tag in read:
         steps, _, values = reader.series[tag].numpy()
@@ -60,11 +61,12 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
 
 def check_run(folder: Path) -> RunHealth:
     """Apply the health checks to the event file of a run."""
-    health, nearest, fired, number = Health(), dict[str, float](), dict[str, int](), 0
+    threshold = from_file(folder / "config.toml").eval.threshold
+    health, nearest, fired, number = Health(threshold=threshold), dict[str, float](), dict[str, int](), 0
     for number, metrics in enumerate(history(folder), 1):
         health.update(number, metrics)
         for check in health.checks:
-            value = check.value(health.tracks)
+            value = health.value(check)
             if value is not None:
                 worse = max if check.is_high else min
                 nearest[check.name] = worse(value, nearest.get(check.name, value))

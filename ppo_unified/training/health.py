@@ -22,6 +22,8 @@ PERSIST = 5  # number of consecutive iterations until a check warns or recovers
 SETTLED = 30  # number of iterations after which a critic should have learned something
 SPIKES = 3  # number of spikes within the window that count as a problem
 EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
+NEAR = 0.8  # a score is near its best if it has at least this share of its largest improvement
+EVALUATED, SCORES = "eval/score", ("episode/return", "reward/score")  # the scores of evaluations and of training
 
 
 @dataclass
@@ -69,14 +71,14 @@ class Check(NamedTuple):
     severe: bool = False
     after: int = WINDOW  # number of iterations before the check starts
     scope: str = ""  # a sentence on when the check applies, or which iterations it ignores
+    ignores_success: bool = False  # True if the check does not apply while the score is good
 
-    def is_beyond(self, tracks: Tracks) -> bool:
-        """Return True if the measure is now on the wrong side of the limit."""
-        value = self.value(tracks)
+    def is_beyond(self, value: float | None) -> bool:
+        """Return True if a value of the measure is on the wrong side of the limit."""
         return value is not None and (value > self.limit if self.is_high else value < self.limit)
 
     def value(self, tracks: Tracks) -> float | None:
-        """Return the measure, or None if there are too few iterations or the check does not apply."""
+        """Return the measure, or None if there are too few iterations or no meaningful value."""
         found = [tracks[tag] for tag in self.reads if tag in tracks]
         if len(found) < len(self.reads) or min(track.count for track in found) < max(self.after, WINDOW):
             return None
@@ -125,17 +127,32 @@ def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
 
     An improvement below 3 standard deviations of the gold score counts as 3 standard deviations.
     """
-    risen = proxy.peak - proxy.start_mean
-    if risen <= 0 or proxy.recent_mean < proxy.start_mean + 0.8 * risen:
+    if not _is_near_best(proxy):
         return None
     noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
     return (gold.peak - gold.recent_mean) / max(gold.peak - gold.start_mean, 3 * noise)
 
 
+def _is_near_best(score: Track) -> bool:
+    """Return True if a score has improved and has kept at least the share NEAR of its largest improvement."""
+    improvement = score.peak - score.start_mean
+    return improvement > 0 and score.recent_mean >= score.start_mean + NEAR * improvement
+
+
+def is_successful(tracks: Tracks, threshold: float | None) -> bool:
+    """Return True if the score of the last evaluation reaches the threshold or, without a threshold or an evaluation, if
+    the score during training is near its best and has improved by more than 3 standard deviations of its start."""
+    if threshold is not None and EVALUATED in tracks:
+        return tracks[EVALUATED].recent[-1] >= threshold
+    scores = [tracks[tag] for tag in SCORES if tag in tracks]
+    return any(_is_near_best(score) and score.peak - score.start_mean > 3 * np.std(score.start) for score in scores)
+
+
 def _spike_ratio(track: Track) -> float | None:
-    """Return the SPIKES-th largest value in the window divided by the median of the values before the window."""
+    """Return the SPIKES-th largest value in the window divided by the usual value before the window."""
     before = track.recent[:-WINDOW]
-    usual = median(before) if len(before) >= WINDOW else 0.0
+    # once a task is solved, gradients are tiny, so the first ones are the better baseline
+    usual = max(median(before), median(track.start)) if len(before) >= WINDOW else 0.0
     return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
 
 
@@ -165,6 +182,7 @@ def _relative_error(error: Track, loss: Track) -> float:
 
 CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
 OWN = "The limit is based on our measurements of healthy and faulty runs (benchmarks/health.md)."
+UNSOLVED = "The check applies only while the score is not good."
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -198,9 +216,11 @@ CHECKS: tuple[Check, ...] = (
         0.01,
         False,
         f"The mean entropy over the last {WINDOW} iterations, divided by the highest such mean so far,",
-        "The policy is almost deterministic and has stopped exploring. Ignore this if the score is already good.",
+        "The policy is almost deterministic and has stopped exploring, but its score is not good.",
         "Raise `ppo.entropy_coef` or lower `optim.lr`. For a language model, raise `llm.kl_coef`.",
         OWN,
+        scope=UNSOLVED,
+        ignores_success=True,
     ),
     Check(
         "explained_variance",
@@ -273,7 +293,7 @@ CHECKS: tuple[Check, ...] = (
         10.0,
         True,
         f"The third-largest gradient norm of the last {WINDOW} iterations, divided by the median norm of up to "
-        f"{LONG - WINDOW} earlier iterations,",
+        f"{LONG - WINDOW} earlier iterations or, if that is larger, of the first {START},",
         "Several recent gradients are many times larger than usual in this run.",
         "Lower `optim.lr` or `optim.max_grad_norm`. Check whether some rewards are rare but very large.",
         OWN,
@@ -354,6 +374,8 @@ CHECKS: tuple[Check, ...] = (
         "All responses get the same score, so the policy cannot learn from them.",
         "Use prompts that are neither too easy nor too hard, or a reward that distinguishes between responses.",
         "Equal scores do not show which response is better. The limit allows for rounding errors.",
+        scope=UNSOLVED,
+        ignores_success=True,
     ),
 )
 
@@ -367,13 +389,14 @@ class _Verdict:
 
 
 class Health:
-    """The health checks of one run. Its state is part of every checkpoint."""
+    """The health checks of one run. Its state is part of every checkpoint. `threshold` is the option eval.threshold."""
 
-    def __init__(self, has_critic: bool = True, checks: Iterable[Check] = CHECKS) -> None:
-        self.checks = [check for check in checks if has_critic or not set(check.reads) & set(CRITIC)]
+    def __init__(self, has_critic: bool = True, threshold: float | None = None) -> None:
+        self.threshold = threshold
+        self.checks = [check for check in CHECKS if has_critic or not set(check.reads) & set(CRITIC)]
         self.tracks: dict[str, Track] = {}
         self._verdicts = {check.name: _Verdict() for check in self.checks}
-        self._read = {tag for check in self.checks for tag in check.reads}
+        self._read = {EVALUATED, *SCORES, *(tag for check in self.checks for tag in check.reads)}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Add an iteration's metrics. Return a message for each check that starts to warn or recovers.
@@ -386,9 +409,14 @@ class Health:
                 self.tracks.setdefault(tag, Track()).add(value)
         return [line for check in self.checks if (line := self._update_verdict(check, step))]
 
+    def value(self, check: Check) -> float | None:
+        """Return the current value of a check's measure, or None if the check does not apply now."""
+        is_ignored = check.ignores_success and is_successful(self.tracks, self.threshold)
+        return None if is_ignored else check.value(self.tracks)
+
     def _update_verdict(self, check: Check, step: int) -> str:
         verdict = self._verdicts[check.name]
-        beyond = check.is_beyond(self.tracks)
+        beyond = check.is_beyond(self.value(check))
         verdict.run = verdict.run + 1 if beyond == (verdict.since is None) else 0
         if verdict.run < PERSIST:
             return ""
@@ -415,20 +443,6 @@ class Health:
         self.tracks = {tag: Track(**saved) for tag, saved in state["tracks"].items()}
         known = {name: _Verdict(**saved) for name, saved in state["verdicts"].items() if name in self._verdicts}
         self._verdicts |= known
-
-
-def checks_table(checks: Iterable[Check] = CHECKS) -> list[str]:
-    """Return the lines of the table in docs/health.md."""
-    lines = [
-        "| check | metrics | warning if | meaning | advice | reason for the limit |",
-        "|---|---|---|---|---|---|",
-    ]
-    for check in checks:
-        reads = " ".join(f"`{tag}`" for tag in check.reads)
-        rule = f"{check.rule} is {'above' if check.is_high else 'below'} {check.limit:g}. {check.scope}".rstrip()
-        name = f"**{check.name}**" if check.severe else check.name
-        lines.append(f"| {name} | {reads} | {rule} | {check.meaning} | {check.advice} | {check.source} |")
-    return lines
 
 
 def warning_text(check: Check) -> str:

@@ -120,7 +120,8 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     adapter = build_adapter(config, device)
     totals = config.total_steps, config.total_iterations
     learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
-    health = Health(has_critic=any(True for _ in adapter.policy.critic_parameters()))
+    has_critic = any(True for _ in adapter.policy.critic_parameters())
+    health = Health(has_critic, threshold=config.eval.threshold)
     state = TrainingState(adapter, learner, health, Evaluations())
     resumed = restore(run, config, status, state, device)
     reporter = Reporter(config, heartbeat, state, device, resumed)

@@ -90,6 +90,52 @@ def test_accurate_critic_raises_no_warning() -> None:
     assert find_fired_checks(history(solved | {"value/mean": 0.0})) == {"explained_variance"}
 
 
+SOLVED_METRICS = {  # check name -> metrics of a run whose policy is deterministic and always gets the best score
+    "entropy": {"policy/entropy": 1e-4},
+    "reward_spread": {"reward/score_std": 0.0},
+}
+
+
+def fired_with_score(
+    tag: str, scores: Mapping[int, float], bad: Mapping[str, float], threshold: float | None = None
+) -> set[str]:
+    """Return the checks that warn if a score has the given values from the given iterations on."""
+    health, fired, score = Health(threshold=threshold), set(), 0.0
+    for step, metrics in enumerate(history(bad)):
+        score = scores.get(step, score)
+        evaluation = step % 10 == 0 or tag != "eval/score"
+        health.update(step, {**metrics, "reward/score": 1.0, **({tag: score + step % 3 / 100} if evaluation else {})})
+        fired |= {warning["name"] for warning in health.active_warnings()}
+    return fired
+
+
+@pytest.mark.parametrize("name", SOLVED_METRICS)
+@pytest.mark.parametrize("tag", ["episode/return", "reward/score"])
+def test_deterministic_policy_is_healthy_if_score_is_good(name: str, tag: str) -> None:
+    """The score is good if it has risen and stays near its best."""
+    bad, best = SOLVED_METRICS[name], {20: 0.5, 30: 1.0}
+    assert not fired_with_score(tag, best, bad)
+    assert fired_with_score(tag, {}, bad) == {name}  # has never risen
+    assert fired_with_score(tag, {20: 0.01}, bad) == {name}  # has risen less than it varies
+    assert fired_with_score(tag, best | {50: 0.3}, bad) == {name}  # has fallen again
+
+
+@pytest.mark.parametrize("name", SOLVED_METRICS)
+def test_threshold_decides_whether_the_score_is_good(name: str) -> None:
+    bad, best = SOLVED_METRICS[name], {20: 0.5, 30: 1.0}
+    assert not fired_with_score("eval/score", best, bad, threshold=1.0)
+    assert not fired_with_score("eval/score", {0: 1.0}, bad, threshold=1.0)  # the first evaluation reached it
+    assert fired_with_score("eval/score", best, bad, threshold=1.1) == {name}
+    assert fired_with_score("episode/return", best, bad, threshold=1.1) == set()  # no evaluation yet
+
+
+def test_small_gradients_of_a_solved_task_are_no_spikes() -> None:
+    """Usual gradients are tiny once a task is solved, so ordinary ones are many times larger."""
+    norms = [0.5] * 20 + [1e-4] * 40 + [0.02, 1e-4] * 10
+    assert not find_fired_checks(HEALTHY_METRICS | {"optim/grad_norm": norm} for norm in norms)
+    assert find_fired_checks(HEALTHY_METRICS | {"optim/grad_norm": 400 * norm} for norm in norms[20:]) == {"grad_norm"}
+
+
 def test_warning_and_recovery_are_reported_once() -> None:
     health, events = Health(), []
     for step, metrics in enumerate(history(BAD_METRICS["clip_fraction"], healthy_again=60)):
