@@ -16,6 +16,7 @@ from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
+from ppo_unified.runs.control import describe_end
 from ppo_unified.runs.folder import Run, Status, has_stalled, read_warnings
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.progress import format_percent, format_phase, steps_left
@@ -166,9 +167,7 @@ def summary(run: Run, status: Status) -> str:
             break
     score = "" if status.score is None else f", score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
-    ended = status.state
-    if status.reason:  # "stopped by SIGTERM" or "finished (solved)"
-        ended = status.reason if status.reason.startswith(status.state) else f"{status.state} ({status.reason})"
+    ended = describe_end(status.state, status.reason)
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
     lines.append(f"{run.name}: {ended} {took}{score}{best}")
     return "\n".join(lines)

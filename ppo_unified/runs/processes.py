@@ -19,6 +19,7 @@ import psutil
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import ACTIVE, Run, Status
 from ppo_unified.runs.preparation import DETACHED_VARIABLE, discard, read_reported_folder
+from ppo_unified.runs.signals import record_user_stop
 
 
 def detach(
@@ -108,6 +109,8 @@ def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
     status = run.read_status()
     process = trainer_process(run, status)
     try:
+        if kill or not run.is_stopping():
+            record_user_stop(run, process.pid, kill)
         if kill:
             for child in process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):

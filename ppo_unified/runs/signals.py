@@ -6,12 +6,35 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-from ppo_unified.runs.folder import Run
+from ppo_unified.parsing import read_bytes
+from ppo_unified.runs.folder import Run, write_atomically
 
 SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is ignored
+USER_STOP = ".stopped-by-user"  # the file that records which trainer the user has stopped or killed
+REASONS = {
+    signal.SIGINT: "stopped by Ctrl-C",
+    signal.SIGTERM: "stopped by another program (SIGTERM)",
+    signal.SIGHUP: "stopped because the terminal was closed (SIGHUP)",
+}
+
+
+def record_user_stop(run: Run, pid: int, kill: bool = False) -> None:
+    """Record in a run's folder that the user stops or kills its trainer. Call this before sending the signal.
+
+    The record is never removed. It names the trainer's process, so it does not apply to a later trainer.
+    """
+    with suppress(OSError):  # on a full disk, the trainer reports the signal instead
+        write_atomically(run.path / USER_STOP, f"{'kill' if kill else 'stop'} {pid}\n")
+
+
+def is_stopped_by_user(run: Run, pid: int, kill: bool = False) -> bool:
+    """Return True if `ppo-unified stop` or the terminal UI has stopped or killed the run's trainer."""
+    with suppress(OSError, ValueError):
+        return read_bytes(run.path / USER_STOP).decode() == f"{'kill' if kill else 'stop'} {pid}\n"
+    return False
 
 
 class Interrupted(BaseException):
@@ -37,7 +60,9 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        return f"stopped by {self.signal.name}" if self.signal is not None else "stopped"
+        if self._run is not None and self.signal == signal.SIGTERM and is_stopped_by_user(self._run, os.getpid()):
+            return "stopped by the user"
+        return "stopped" if self.signal is None else REASONS[self.signal]
 
     def show_in(self, run: Run) -> None:
         """After a signal, mark the run's folder as stopping, so that other programs do not send a second signal."""

@@ -30,7 +30,7 @@ def test_stopped_run_resumes_with_one_continuous_curve(tmp_path: Path, call: Cal
     assert "another process is training in this folder" in error
     assert call("stop", "a")[0] == 0
     status = run.read_status()
-    assert (status.state, status.reason) == ("stopped", "stopped by SIGTERM")
+    assert (status.state, status.reason) == ("stopped", "stopped by the user")
     assert call("resume", "a", "--total-steps", str(status.step + 1000))[0] == 0
     after = run.read_status()
     assert after.state == "finished"

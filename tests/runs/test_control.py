@@ -332,6 +332,20 @@ def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
     assert last.text == "OverflowError: fell\n" + traceback.rstrip()
 
 
+def test_end_is_described_without_repetition(tmp_path: Path) -> None:
+    ends = {"stopped by the user": "stopped by the user", "solved": "finished (solved)", "": "failed", "x": "failed (x)"}
+    for reason, described in ends.items():
+        state = described.split()[0]
+        assert control.describe_end(state, reason) == described
+    run = make_run(tmp_path, state="stopped", reason="stopped by SIGTERM")  # a reason of version 0.2
+    assert control.list_events(run, run.read_status())[-1][2:] == ("stopped", "by SIGTERM")
+
+
+def test_kill_by_user_is_no_unexplained_crash(live_run: Run) -> None:
+    assert processes.stop(live_run, kill=True) == "crashed"
+    assert control.list_events(live_run, live_run.read_status())[-1][2:] == ("crashed", "The user killed the process.")
+
+
 def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:
     run = make_run(tmp_path, state="running", host=socket.gethostname())
     run.log.write_text("".join(f"line {i}\n" for i in range(5000)), encoding="utf-8")

@@ -22,7 +22,7 @@ from ppo_unified.engine.ppo import Progress
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.preparation import prepare, reopen
-from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest
+from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest, record_user_stop
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.session import train_in
@@ -84,7 +84,7 @@ def test_run_stopped_mid_rollout_equals_uninterrupted(method: str, numbers: tupl
         with pytest.MonkeyPatch.context() as patch:
             stop_in(method, number, stop, patch, SequenceAdapter)
             assert train_or_resume(pieces, config, stop) == "stopped"
-        assert pieces.read_status().reason == "stopped by SIGTERM"
+        assert pieces.read_status().reason == "stopped by another program (SIGTERM)"
         assert checkpoint.steps(pieces)[-1] == pieces.read_status().step
     assert train_or_resume(pieces, config) == "finished"
     assert_same(pieces, whole)
@@ -203,7 +203,7 @@ def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(vector, "build", build_slowly)
         assert train_or_resume(run, config, stop) == "stopped"
-    assert run.read_status().reason == "stopped by SIGHUP before training began"
+    assert run.read_status().reason == "stopped because the terminal was closed (SIGHUP) before training began"
     assert not run.is_locked()
     assert train_or_resume(run, config) == "finished"
 
@@ -257,6 +257,25 @@ def test_second_signal_exits_unless_it_is_a_repeat(
     stop.handle(second, None)
     assert codes == ([] if ends is None else [ends])
     assert stop.signal == first
+
+
+@pytest.mark.parametrize(
+    ("number", "by_user", "reason"),
+    [
+        (signal.SIGINT, None, "stopped by Ctrl-C"),
+        (signal.SIGTERM, None, "stopped by another program (SIGTERM)"),
+        (signal.SIGTERM, os.getpid(), "stopped by the user"),
+        (signal.SIGTERM, os.getpid() + 1, "stopped by another program (SIGTERM)"),  # an earlier trainer of the run
+        (signal.SIGHUP, None, "stopped because the terminal was closed (SIGHUP)"),
+    ],
+)
+def test_reason_names_who_stopped_the_run(number: int, by_user: int | None, reason: str, tmp_path: Path) -> None:
+    stop, run = StopRequest(), Run(tmp_path)
+    stop.show_in(run)
+    if by_user is not None:
+        record_user_stop(run, by_user)
+    stop.handle(number, None)
+    assert stop.reason == reason
 
 
 def test_nohup_is_respected() -> None:
