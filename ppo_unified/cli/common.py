@@ -85,7 +85,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="checkpoint to load: best, latest, or a step number (default: best)",
+        help="checkpoint to load: best, latest, or a step number (default: best, or latest if there is no score)",
     )
 
 

@@ -44,12 +44,12 @@ def run(options: argparse.Namespace) -> int:
         video = _video(loaded, options) if options.video else None
         scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
-        chosen = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": options.checkpoint}
+        chosen = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": loaded.checkpoint}
         named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # the adapter's name for the score
         document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **chosen, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
-    how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {describe_checkpoint(options, loaded)}"
+    how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {describe_checkpoint(loaded)}"
     episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")

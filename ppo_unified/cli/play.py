@@ -70,7 +70,7 @@ def _watch(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     draws = is_drawable(sys.stdout)
     frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
     if draws:
-        title = f"{clean(loaded.run.name)}, {describe_checkpoint(options, loaded)}"
+        title = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}"
         style = style_for(sys.stdout)
         with open_screen(sys.stdout) as shown:
             ends = [frame for frame in _show_frames(frames, shown, style, options.fps, title) if frame.ended]
@@ -86,7 +86,7 @@ def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
     typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
     if typed:
-        about = f"{clean(loaded.run.name)}, {describe_checkpoint(options, loaded)}"
+        about = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}"
         print(f"{about}: type a prompt; press Ctrl-D to quit", file=sys.stderr)
     answered = 0
     for prompt in () if options.episodes else _ask_prompts() if typed else _read_prompts():

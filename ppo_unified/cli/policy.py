@@ -27,6 +27,7 @@ class LoadedPolicy(NamedTuple):
     config: RunConfig
     adapter: Adapter
     step: int  # the checkpoint's step
+    checkpoint: str  # "best" or "latest" if the checkpoint was chosen by that property, else its step
 
 
 def load_policy(options: Namespace) -> LoadedPolicy:
@@ -47,11 +48,14 @@ def load_policy(options: Namespace) -> LoadedPolicy:
         if checkpoint.checkpoint_folder(run, step).exists():
             raise
         adapter, step = load_adapter(run, config, options.checkpoint)
-    return LoadedPolicy(run, config, adapter, step)
+    which = options.checkpoint
+    if which == "best" and step != checkpoint.best_step(run):  # the run has not been evaluated, or the best is damaged
+        which = "latest" if step == checkpoint.steps(run)[-1] else str(step)
+    return LoadedPolicy(run, config, adapter, step, which)
 
 
-def describe_checkpoint(options: Namespace, loaded: LoadedPolicy) -> str:
-    kind = f"{options.checkpoint} checkpoint, " if not options.checkpoint.isdigit() else ""
+def describe_checkpoint(loaded: LoadedPolicy) -> str:
+    kind = f"{loaded.checkpoint} checkpoint, " if not loaded.checkpoint.isdigit() else ""
     return f"{kind}step {loaded.step:,}"
 
 

@@ -7,7 +7,7 @@ PERSIST consecutive iterations beyond its limit, and it recovers after PERSIST c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from statistics import fmean, median
@@ -140,8 +140,8 @@ def _is_near_best(score: Track) -> bool:
 
 
 def is_successful(tracks: Tracks, threshold: float | None) -> bool:
-    """Return True if the score of the last evaluation reaches the threshold or, without a threshold or an evaluation, if
-    the score during training is near its best and has improved by more than 3 standard deviations of its start."""
+    """Return True if the last evaluation's score reaches the threshold or, without a threshold or an evaluation, if the
+    score during training is near its best and has improved by more than 3 standard deviations of its first values."""
     if threshold is not None and EVALUATED in tracks:
         return tracks[EVALUATED].recent[-1] >= threshold
     scores = [tracks[tag] for tag in SCORES if tag in tracks]

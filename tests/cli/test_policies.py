@@ -40,8 +40,11 @@ from ppo_unified.cli.play import describe_reply
 from ppo_unified.config.spec import Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
+from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.terminal.screen import ENTER, LEAVE
 from ppo_unified.training import checkpoint
+from ppo_unified.training.session import train_in
 from tests.fuzz.readers import is_harmless
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,20 @@ def test_eval_uses_best_checkpoint_and_greedy_actions(runs: Path, capsys: pytest
     assert document.pop("score") == document.pop("mean_return") >= 475
     assert document.pop("std") >= 0
     assert document == {"episodes": 30, "greedy": True, "seed": 7, "checkpoint": "best", "step": best}
+
+
+def test_checkpoint_without_evaluation_is_not_called_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was stopped before its first evaluation has no best checkpoint, so the latest one is used."""
+    stop, toy_config = StopRequest(), toy("tests.pictures:Dot-v0")
+    evaluation = toy_config.eval.model_copy(update={"every_steps": 0, "at_start": False})
+    config = toy_config.model_copy(update={"eval": evaluation, "total_steps": 80})
+    run = prepare(config, tmp_path, "pole")
+    train_in(run, config, stop, lambda status, metrics: stop.handle(signal.SIGTERM, None))
+    assert checkpoint.steps(run) == [8]
+    document = evaluate_json(tmp_path, capsys, "--episodes", "1")
+    assert (document["checkpoint"], document["step"]) == ("latest", 8)
+    _, out, _ = command(tmp_path, capsys, "eval", "pole", "--episodes", "1")
+    assert "(greedy, seed 0, latest checkpoint, step 8)" in out
 
 
 def test_eval_is_repeatable_and_depends_on_options(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -333,7 +333,12 @@ def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
 
 
 def test_end_is_described_without_repetition(tmp_path: Path) -> None:
-    ends = {"stopped by the user": "stopped by the user", "solved": "finished (solved)", "": "failed", "x": "failed (x)"}
+    ends = {
+        "stopped by the user": "stopped by the user",
+        "solved": "finished (solved)",
+        "": "failed",
+        "x": "failed (x)",
+    }
     for reason, described in ends.items():
         state = described.split()[0]
         assert control.describe_end(state, reason) == described
