@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from ppo_unified.cli.common import add_detach, add_run, add_runs_folder
-from ppo_unified.cli.run_training import EXIT, run_training
+from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.values import format_flag, show_value
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
     if options.detach:
         print_out(clean(control.resume(run, *flags, *rest).path))
+        print_err(describe_background(run))
         return 0
     config, changes = _change(run, [*flags, *rest], options.parser.flags)
     stop = StopRequest()

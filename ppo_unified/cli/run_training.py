@@ -17,7 +17,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import log_tee
 from ppo_unified.runs.control import describe_end
-from ppo_unified.runs.folder import Run, Status, has_stalled, read_warnings
+from ppo_unified.runs.folder import ACTIVE, Run, Status, has_stalled, read_warnings
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.progress import format_percent, format_phase, steps_left
 from ppo_unified.runs.signals import StopRequest
@@ -34,9 +34,8 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
     stop.show_in(run)
     with log_tee.log_output(run) as log:
         checkpoints = run.checkpoint_folders()
-        print_err(
-            f"training in {run.path}" + (f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else "")
-        )
+        newest = f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else ""
+        print_err(f"preparing {run.path}{newest}")  # training may still turn out to be impossible
         progress = Progress(log)
         with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
             preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
@@ -74,6 +73,14 @@ def format_command(verb: str, run: Run) -> str:
     """Format the command line that applies the command `verb` to a run, with --runs if necessary."""
     folder = run.path.parent
     return shlex.join(["ppo-unified", verb, run.name, *([] if folder == Path("runs") else ["--runs", str(folder)])])
+
+
+def describe_background(run: Run) -> str:
+    """Describe a run that was started in the background. A short run may already have ended."""
+    status = run.read_status()
+    if status.state not in ACTIVE:
+        return f"{run.name}: {describe_end(status.state, status.reason)}"
+    return f"training in the background as process {status.pid}; to stop it: {format_command('stop', run)}"
 
 
 LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines on a terminal, and in other output

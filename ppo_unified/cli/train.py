@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from ppo_unified.cli.common import add_detach, add_runs_folder
-from ppo_unified.cli.run_training import EXIT, format_command, run_training
+from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.schema import RunConfig, typed_options
@@ -105,7 +106,7 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[in
     for config, name, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
-            command = ["ppo-unified", "train", *_target_words(options), *flags]
+            command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
             run = preparation.prepare(config, options.folder, name, command)
             code = run_training(run, config, stop, lambda run=run: preparation.discard(run))  # type: ignore[misc]
         yield code
@@ -124,9 +125,13 @@ def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
                 raise UsageError(f"{error}; {_count_unstarted(number, len(jobs))}") from None
             raise
         print_out(clean(run.path))
-        process = run.read_status().pid
-        print_err(f"training in the background as process {process}; to stop it: {format_command('stop', run)}")
+        print_err(describe_background(run))
     return 0
+
+
+def _place_words(options: argparse.Namespace, name: str) -> list[str]:
+    folder = [] if options.folder == Path("runs") else ["--runs", str(options.folder)]
+    return [*(["--name", name] if name else []), *folder]
 
 
 def _target_words(options: argparse.Namespace) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +18,12 @@ from ppo_unified.cli import train
 from ppo_unified.cli.common import Parser
 from ppo_unified.cli.flags import move_target_first
 from ppo_unified.cli.main import main
+from ppo_unified.cli.run_training import describe_background
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import Run
+from ppo_unified.runs.folder import Run, Status
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
@@ -33,9 +36,9 @@ def test_train_writes_run_folder_and_prints_next_step(tmp_path: Path) -> None:
     assert (status.state, status.reason, run.state(status)) == ("finished", "total_steps reached", "finished")
     assert status.score is not None
     assert status.step >= 1500
-    assert run.command.read_text() == f"ppo-unified train cartpole --ppo.clip 0.1 {' '.join(QUICK)}\n"
+    assert run.command.read_text() == f"ppo-unified train cartpole --ppo.clip 0.1 {' '.join(QUICK)} --name a\n"
     assert "clip = 0.1" in run.config.read_text()
-    assert "training in" in run.log.read_text()
+    assert "preparing runs/a\n" in run.log.read_text()
     assert not run.is_locked()
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
@@ -250,7 +253,7 @@ def test_option_before_the_target_is_applied(call: Call, monkeypatch: pytest.Mon
     assert call("train", "--seed", "3", "cartpole", "--name", "a")[0] == 0
     run = Run(Path("runs", "a"))
     assert "seed = 3" in run.config.read_text()
-    assert run.command.read_text() == "ppo-unified train cartpole --seed 3\n"
+    assert run.command.read_text() == "ppo-unified train cartpole --seed 3 --name a\n"
 
 
 def test_missing_gpu_is_rejected_and_leaves_no_folder(
@@ -259,7 +262,8 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
     assert code == 2
-    assert "torch cannot find a GPU" in error
+    assert error.splitlines()[0] == "preparing runs/cartpole-s1"  # and not "training"
+    assert "torch cannot find a GPU" in error.splitlines()[1]
     assert not list(tmp_path.glob("runs/*"))
 
 
@@ -289,6 +293,21 @@ def test_detached_start_reports_rejection_and_leaves_nothing(
     assert code == 2
     assert "torch cannot find a GPU" in error
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "described"),
+    [
+        ("running", "", "training in the background as process 7; to stop it: ppo-unified stop a --runs {}"),
+        ("finished", "total_steps reached", "a: finished (total_steps reached)"),
+        ("failed", "the bridge fell down", "a: failed (the bridge fell down)"),
+    ],
+)
+def test_detach_describes_the_state_of_the_run(state: str, reason: str, described: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    run.path.mkdir()
+    run.write_status(Status(name="a", state=state, reason=reason, pid=7))
+    assert describe_background(run) == described.format(tmp_path)
 
 
 def test_trainer_ignores_modules_in_current_folder(tmp_path: Path) -> None:
@@ -385,6 +404,29 @@ def test_existing_name_among_several_starts_nothing(tmp_path: Path, call: Call) 
         code, _, err = call("train", "cartpole", "--seed", "1-3", "--name", "a", *extra)
         assert (code, err) == (2, "runs/a-s3 already exists; choose another --name\n")
         assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a-s3"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cartpole", "--policy.hidden", "8", "8", "--name", "b c", "--runs", "my runs"],
+        ["cartpole", "--optim.lr", "0.01", "--runs", "my runs"],
+    ],
+)
+def test_command_file_starts_the_same_run(
+    words: list[str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command contains the run's name and its runs folder."""
+    monkeypatch.setattr(train, "run_training", lambda run, *_: run.release() or 0)
+    assert call("train", *words)[0] == 0
+    (folder,) = (tmp_path / "my runs").iterdir()
+    first = Run(folder)
+    started = shlex.split(first.command.read_text())
+    assert started == ["ppo-unified", "train", *words]
+    config = first.config.read_text()
+    shutil.rmtree(folder)
+    assert call(*started[1:])[0] == 0
+    assert first.config.read_text() == config
 
 
 def test_default_names_of_several_runs_are_the_first_free_ones(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_start_reports_run_early_and_returns_it_training(tmp_path: Path) -> None
     assert seen[0][1] == "starting"
     assert run.read_status().state in ("running", "finished")
     wait_for(lambda: run.read_status().state == "finished")
-    assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)}\n"
+    assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)} --runs {run.path.parent}\n"
 
 
 def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
