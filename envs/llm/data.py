@@ -144,7 +144,8 @@ def _read(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")  # some Windows editors write a byte order mark
     except UnicodeDecodeError as error:
-        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        decoded = error.object  # the content without the byte order mark
+        line, byte = decoded.count(b"\n", 0, error.start) + 1, decoded[error.start]
         raise UsageError(
             f"{where}, line {line}: expected UTF-8, got byte 0x{byte:02x}; save the file as UTF-8"
         ) from None
@@ -175,8 +176,7 @@ def _read_records(path: Path) -> tuple[list[_Record], str]:
     lines = _split_lines(text)
     if not lines:
         raise UsageError(f"{where}: the file is empty; write one JSON object per line or an array of objects")
-    # If the first line is not a complete JSON value, a single value spans the file
-    if lines[0][1].lstrip().startswith("[") or not _is_json(lines[0][1]):
+    if not _is_json_lines(text, *(line for _, line in lines[:2])):
         value, unit = _parse(text, where), "record"
         values = list(enumerate(value if isinstance(value, list) else [value], 1))
     else:
@@ -189,6 +189,16 @@ def _read_records(path: Path) -> tuple[list[_Record], str]:
             raise UsageError(f"{where}, {unit} {number}: expected a JSON object, got {_describe_value(value)}")
         records.append(_Record(f"{where}, {unit} {number}", number, value))
     return records, unit
+
+
+def _is_json_lines(text: str, first: str, second: str = "") -> bool:
+    """Return True if `text` contains one JSON value per line, and False if a single value spans it.
+
+    `first` and `second` are its first lines that are not blank. The first line may be damaged.
+    """
+    if first.lstrip().startswith("["):
+        return _is_json(first) and _is_json(second)
+    return _is_json(first) or (second.lstrip().startswith("{") and _is_json(second) and not _is_json(text))
 
 
 def _is_json(text: str) -> bool:

@@ -147,6 +147,32 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
         P + '{"prompt": "b", "n": 1' + "0" * 5000 + "}",
         "a.jsonl, line 2: cannot parse the JSON (",
     ),
+    "first line cut off": (
+        "a.jsonl",
+        P[:-2] + "\n" + P,
+        "a.jsonl, line 1: invalid JSON (Expecting ',' delimiter at col",
+    ),
+    "first line after blank lines": (
+        "a.jsonl",
+        "\n\r\n" + P[:-3] + "\r\n" + P,
+        "a.jsonl, line 3: invalid JSON (Unterminat",
+    ),
+    "byte order mark": (
+        "a.jsonl",
+        "\ufeff" + P + P[:-2] + "\n" + P,
+        "a.jsonl, line 2: invalid JSON (Expecting ',' del",
+    ),
+    "latin-1 after byte order mark": (
+        "a.jsonl",
+        b"\xef\xbb\xbf" + P.encode() + b"\xe9" + P.encode(),
+        "a.jsonl, line 2: expected UTF-8, got byte 0xe9;",
+    ),
+    "array without comma": (
+        "a.jsonl",
+        f"[\n\n{P}{P}]",
+        "a.jsonl, line 4: invalid JSON (Expecting ',' delimiter at col",
+    ),
+    "array per line": ("a.jsonl", '["a"]\n["b"]\n', "a.jsonl, line 1: expected a JSON object, got a list"),
     "list": ("a.jsonl", P + "[1]\n", "a.jsonl, line 2: expected a JSON object, got a list ([1])"),
     "text": ("a.json", '["x"]', "a.json, record 1: expected a JSON object, got the string 'x'"),
     "null": ("a.jsonl", P + "null", "a.jsonl, line 2: expected a JSON object, got null"),
