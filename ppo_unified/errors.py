@@ -31,10 +31,13 @@ def closest_match(word: str, known: Iterable[str]) -> str:
     )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return '; did you mean 'x'?' if a known name is similar to `word`, or '' if none is."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return '; did you mean 'x'?' if a known name is similar to `word`, or '' if none is.
+
+    `prefix` is what the user must write before the name, such as 'module:'.
+    """
     match = closest_match(word, known)
-    return f"; did you mean {match!r}?" if match else ""
+    return f"; did you mean {prefix + match!r}?" if match else ""
 
 
 def explain_unusable(folder: Path, error: OSError) -> str:

@@ -149,10 +149,10 @@ def _explain_unregistered(module: str, name: str) -> str:
     if not registered:
         return f"{text}; call gymnasium.register() in the module"
     if len(registered) <= MOST_LISTED:
-        return f"{text}; it registers {', '.join(sorted(registered))}"
+        return f"{text}; use {' or '.join(f'{module}:{env_id}' for env_id in sorted(registered))}"
     names = {env_id.rpartition("-v")[0] or env_id: env_id for env_id in registered}  # versions would seem similar
     match = closest_match(name.rpartition("-v")[0] or name, names)
-    return f"{text}; did you mean {names[match]!r}?" if match else text
+    return f"{text}; did you mean '{module}:{names[match]}'?" if match else text
 
 
 def make_single(config: Gym, **kwargs: Any) -> Any:

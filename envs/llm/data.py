@@ -136,7 +136,8 @@ def _read(path: Path) -> str:
         folder = path.parent
         if not folder.is_dir():
             raise UsageError(f"{where}: folder {clean(folder)!r} not found") from None
-        known = did_you_mean(path.name, sorted(os.listdir(folder))) if os.access(folder, os.R_OK) else ""
+        prefix = "" if folder == Path() else f"{folder}/"
+        known = did_you_mean(path.name, sorted(os.listdir(folder)), prefix) if os.access(folder, os.R_OK) else ""
         raise UsageError(f"{where}: file not found{known}") from None
     except (OSError, ValueError) as error:  # a null character in the name raises ValueError
         reason = error.strerror if isinstance(error, OSError) else error

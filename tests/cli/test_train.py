@@ -95,10 +95,10 @@ def test_unregistered_environment_lists_those_of_its_module(
     call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("broken", BROKEN_ENVIRONMENT)
-    text = "gym.env_id = 'broken:Nope-v0': module 'broken' does not register the environment 'Nope-v0'; it registers "
-    assert call("train", "broken:Nope-v0")[::2] == (2, f"{text}Broken-v0\n")
+    text = "gym.env_id = 'broken:Nope-v0': module 'broken' does not register the environment 'Nope-v0'; use "
+    assert call("train", "broken:Nope-v0")[::2] == (2, f"{text}broken:Broken-v0\n")
     assert call("train", "gymnasium:Nope-v0")[2].endswith("does not register the environment 'Nope-v0'\n")
-    assert call("train", "gymnasium:Acrobat-v1")[2].endswith("'Acrobat-v1'; did you mean 'Acrobot-v1'?\n")
+    assert call("train", "gymnasium:Acrobat-v1")[2].endswith("'Acrobat-v1'; did you mean 'gymnasium:Acrobot-v1'?\n")
     write_module("bare", "")
     code, _, error = call("train", "bare:Nope-v0")
     assert code == 2

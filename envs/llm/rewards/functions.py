@@ -90,7 +90,9 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
         return _import(reference, option)
     if HUB_ID.fullmatch(reference):
         return None
-    known = did_you_mean(reference, (*TASK_REWARDS, "exact", "numeric", "regex", "length"))
+    names = {name.partition(":")[0]: name for name in (*TASK_REWARDS, *VERIFIERS)}
+    match = closest_match(reference, names)
+    known = f"; did you mean {names[match]!r}?" if match else ""
     raise UsageError(
         f"{option} = {reference!r}: expected a built-in reward, module:function, a folder or a hub id{known}"
     )
@@ -105,10 +107,12 @@ def _import(reference: str, option: str) -> Reward:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         why = clean(f"{type(error).__name__}: {error}")
-        known = did_you_mean(module, ("regex", "length"))
+        kind, _, argument = reference.partition(":")
+        match = closest_match(kind, ("regex", "length"))
+        known = f"; did you mean '{match}:{clean(argument)}'?" if match else ""
         raise UsageError(f"{option} = {reference!r}: cannot import module {module!r} ({why}){known}") from None
     if not hasattr(found, name):
-        known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))))
+        known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))), f"{module}:")
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
     function = getattr(found, name)
     if inspect.isclass(function) or not callable(function):

@@ -79,7 +79,9 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
         "llm.max_new_tokens = 9999 leaves no room for a prompt",
     ),
     "misspelled task": ({"prompts": "arithmetics"}, "unknown built-in task; did you mean 'arithmetic'?"),
-    "misspelled verifier": ({"reward": "lenght:4"}, "No module named 'lenght'); did you mean 'length'?"),
+    "misspelled verifier": ({"reward": "lenght:4"}, "No module named 'lenght'); did you mean 'length:4'?"),
+    "misspelled pattern": ({"reward": "regx:a:b"}, "did you mean 'regex:a:b'?"),
+    "misspelled verifier without argument": ({"reward": "regx"}, "or a hub id; did you mean 'regex:PATTERN'?"),
     "chat without a template": ({"prompts": "chat.jsonl"}, "chat.jsonl, line 1: the tokenizer has no chat template"),
     "tokenizer larger than the model": (
         {"model": "larger-tokenizer"},

@@ -299,7 +299,7 @@ def test_unreadable_file_is_a_one_line_error(tmp_path: Path) -> None:
     write_file(tmp_path, "prompts.jsonl", P)
     (tmp_path / "folder.jsonl").mkdir()
     error = message(read_prompts, tmp_path / "promts.jsonl")
-    assert error == "promts.jsonl: file not found; did you mean 'prompts.jsonl'?"
+    assert error == f"promts.jsonl: file not found; did you mean '{tmp_path}/prompts.jsonl'?"
     assert "a.jsonl: folder '" in message(read_prompts, tmp_path / "nowhere" / "a.jsonl")
     assert message(read_prompts, tmp_path / "folder.jsonl") == "folder.jsonl: cannot read the file (Is a directory)"
     assert "cannot read the file" in message(read_prompts, tmp_path / "prompts.jsonl" / "a.txt")

@@ -192,7 +192,7 @@ def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Pa
     (tmp_path / "broken.py").write_text("raise RuntimeError('first\\nsecond')")
     (tmp_path / "leaving.py").write_text("raise SystemExit(3)")
     expected = {
-        f"{name}:plan": f"llm.reward = '{name}:plan': module '{name}' has no 'plan'; did you mean 'plain'?",
+        f"{name}:plan": f"llm.reward = '{name}:plan': module '{name}' has no 'plan'; did you mean '{name}:plain'?",
         f"{name}:limit": f"llm.reward = '{name}:limit': expected a function, got a value of type int (3)",
         f"{name}:Judge": f"llm.reward = '{name}:Judge': expected a function, got a class",
         f"{name}:late": f"llm.reward = '{name}:late': expected a function that is not async; remove 'async'",
