@@ -12,8 +12,8 @@ from ppo_unified.text import clean, display_width, format_table, pad
 
 NUMBER = "#"  # the table's first column
 WANTED = (  # the columns after the text, most important first; those that do not fit are omitted
-    *("reward", "value", "advantage", "ratio", "clipped", "delta", "return", "kl", "next_value", "action"),
-    *("logprob_new", "logprob_old", "logprob_ref", "score", "kl_full", "token", "advantage_used"),
+    *("advantage_used", "reward", "value", "advantage", "ratio", "clipped", "score", "action", "return", "kl", "delta"),
+    *("next_value", "logprob_new", "logprob_old", "logprob_ref", "kl_full", "token"),
 )
 WIDEST_TEXT = 20
 DIGITS = 4  # significant digits of the largest number in a column

@@ -26,6 +26,7 @@ from ppo_unified.runs import samples
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.samples import QUANTITIES
+from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.text import display_width
 from tests.sequences import COLUMNS, ROWS, make_config, sequences
 
@@ -187,7 +188,58 @@ def test_table_fits_terminal_width(
             assert lines[-1].startswith("sum")
         assert (width >= 120) == ("Columns that do not fit" not in out)
         header = tables(out)[0][0]
-        assert (width >= 80) == all(word in header.split() for word in ("r", "V", "V'", "delta", "A", "ratio", "clip"))
+        assert (width >= 80) == all(word in header.split() for word in ("r", "V", "delta", "A", "ratio", "clip"))
+
+
+GYM_STEP = {
+    "action": 0.1234,
+    "reward": -0.0406,
+    "value": -12.95,
+    "next_value": -13.48,
+    "delta": 0.0410,
+    "advantage": -15.60,
+    "return": -18.55,
+    "logprob_old": -0.938,
+    "logprob_new": -0.933,
+    "ratio": 1.005,
+    "clipped": False,
+}
+LLM_STEP = {
+    "token": 50256,
+    "text": "something",
+    "score": -1.234,
+    "logprob_ref": -1.788,
+    "kl": 0.7182,
+    "kl_full": 0.7321,
+    **{name: x for name, x in GYM_STEP.items() if name != "action"},
+}
+DECISIVE = ("A used", "r", "V", "A", "ratio", "clip")  # the advantage that the loss uses comes first
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "shown"),
+    [
+        ("gym", 40, ("A used", "r", "V")),
+        ("gym", 80, (*DECISIVE, "action", "return")),
+        ("gym", 100, (*DECISIVE, "action", "return", "delta", "V'")),
+        ("gym", 120, (*DECISIVE, "action", "return", "delta", "V'", "logp new", "logp old")),
+        ("llm", 40, ("text", "A used", "r")),
+        ("llm", 80, ("text", *DECISIVE, "score")),
+        ("llm", 100, ("text", *DECISIVE, "score", "return", "kl")),
+        ("llm", 120, ("text", *DECISIVE, "score", "return", "kl", "delta", "V'")),
+        (
+            "llm",
+            200,
+            ("text", *DECISIVE, "score", "return", "kl", "delta", "logp old", "logp new", "logp ref", "kl full"),
+        ),
+    ],
+)
+def test_narrow_tables_keep_the_decisive_columns(kind: str, width: int, shown: tuple[str, ...]) -> None:
+    step = {"column": 0, "continues": True, **(GYM_STEP if kind == "gym" else LLM_STEP), "advantage_used": -1.234}
+    _, table = format_samples([{"sample": 0, "row": 0, "steps": [step]}], 1, QUANTITIES, width)
+    header = next(line for line in table if line.startswith("#"))
+    assert set(shown) <= set(re.split(r"\s{2,}", header))
+    assert len(header) <= width
 
 
 def test_narrowest_table_keeps_first_column(
