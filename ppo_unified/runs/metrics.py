@@ -198,6 +198,7 @@ METRICS: dict[str, Metric] = {
 USUAL = (  # metrics that are shown first, in this order
     "eval/score",
     "episode/return",
+    "reward/score",
     "policy/kl",
     "policy/entropy",
     "value/explained_variance",

@@ -108,6 +108,19 @@ def rows(text: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
 
 
+def test_show_draws_the_training_score_of_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The score during training is one of the charts that are shown by default, as episode/return is."""
+    run = make(tmp_path, "words", [])
+    writer = EventWriter(run.path)
+    for step in (1, 2):
+        writer.scalars(step, {"reward/score": 0.5, "reward/total": 0.4, "policy/kl": 0.01})
+    writer.close()
+    assert main(["show", "words", "--once", "--runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "reward/score [score]" in out
+    assert "reward/total" not in out
+
+
 # --- envs
 
 

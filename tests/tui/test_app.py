@@ -413,6 +413,12 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         await wait_until(pilot, lambda: curve_keys(app) == ["CartPole-v1__ppo__1"])
         await pilot.press("s")
         assert "it was written by another program" in notifications(app)
+        await pilot.press("space", "c")
+        assert "Logs of other programs have no options." in notifications(app)
+        await pilot.press("a", "c")  # compare the other runs
+        assert isinstance(app.screen, TextDialog)
+        assert re.search(r"optim\.lr .* 0\.0005", screen_text(app))
+        assert "cannot read the file" not in notifications(app)
 
     drive(runs, act)
 

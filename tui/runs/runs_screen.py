@@ -250,12 +250,15 @@ class RunsScreen(RunActions):
         self.call_after_refresh(self._relist)  # after the list has computed its columns
 
     def action_compare(self) -> None:
-        keys = self._drawn_keys()
-        if len(keys) < 2:
-            self.notify("Mark at least two runs (space) to compare their options.", severity="warning", markup=False)
+        drawn = [entry for key in self._drawn_keys() if (entry := self.store.entries.get(key))]
+        own = [entry for entry in drawn if not entry.foreign]
+        if len(own) < 2:
+            note = " Logs of other programs have no options." if len(own) < len(drawn) else ""
+            text = f"Mark at least two runs (space) to compare their options.{note}"
+            self.notify(text, severity="warning", markup=False)
             return
         try:
-            tables = {key: read_options(Run(entry.path)) for key in keys if (entry := self.store.entries.get(key))}
+            tables = {entry.key: read_options(Run(entry.path)) for entry in own}
         except UsageError as error:
             self.services.show_error(str(error))
             return
