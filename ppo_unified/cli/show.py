@@ -150,7 +150,10 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
     seen = [take_snapshot(one.run) for one in watched]
-    remarks = make_remarks(seen, canvas.color, health_lines)
+    remarks = [
+        [*([clean(one.status.reason)] if one.state == "stopped" and one.status.reason else []), *lines]
+        for one, lines in zip(seen, make_remarks(seen, canvas.color, health_lines), strict=True)
+    ]
     head = interleave(run_table(seen, canvas.columns, canvas.color, marks), remarks)
     if not tags:
         return [*head, "", "no metrics yet"]

@@ -248,6 +248,12 @@ def test_show_draws_default_metrics(run_command: Any) -> None:
     assert rows(out)["base-s1"][1] == "finished"
 
 
+def test_show_says_who_stopped_the_run(run_command: Any, folder: Path) -> None:
+    make(folder, "halted", [1.0], state="stopped", reason="stopped by another program (SIGTERM)")
+    _, out, _ = run_command("show", "halted", "--once")
+    assert out.splitlines()[2] == "  stopped by another program (SIGTERM)"
+
+
 def test_show_respects_width(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (30, 60, 120, 200):
         monkeypatch.setenv("COLUMNS", str(width))

@@ -68,6 +68,11 @@ def test_head_shows_no_percentage_of_a_solved_run() -> None:
     assert "368.6k of 600k steps (100%)" in lines_of(shown, 120)[0]
 
 
+def test_head_says_who_stopped_the_run() -> None:
+    assert lines_of(entry("stopped", reason="stopped by Ctrl-C"), 78)[1:] == ["stopped by Ctrl-C"]
+    assert len(lines_of(entry(reason="stopped by Ctrl-C"), 78)) == 1  # it is running again
+
+
 def test_head_shortens_health_warnings_to_names_if_needed() -> None:
     health = [{"name": name, "since": 1, "text": "what it means and what would help " * 5} for name in ("kl", "critic")]
     sick = entry(note="look at this again", health=health)

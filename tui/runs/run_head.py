@@ -84,6 +84,7 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
     warnings, note = read_warnings(status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
+    first += [(status.reason, "$text-muted")] if entry.state == "stopped" and status.reason else []
     first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
     texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
