@@ -411,8 +411,8 @@ class Health:
 
     def value(self, check: Check) -> float | None:
         """Return the current value of a check's measure, or None if the check does not apply now."""
-        is_ignored = check.ignores_success and is_successful(self.tracks, self.threshold)
-        return None if is_ignored else check.value(self.tracks)
+        value, ignores = check.value(self.tracks), check.ignores_success
+        return None if ignores and check.is_beyond(value) and is_successful(self.tracks, self.threshold) else value
 
     def _update_verdict(self, check: Check, step: int) -> str:
         verdict = self._verdicts[check.name]
