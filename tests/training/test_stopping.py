@@ -110,7 +110,7 @@ def test_run_stopped_in_update_equals_uninterrupted(
         stop_in("evaluate", number, stop, patch, SequencePolicy)
         assert train_or_resume(pieces, config, stop) == "stopped"
     status = pieces.read_status()
-    assert (status.iteration, status.reason) == (kept, "stopped by SIGTERM")
+    assert (status.iteration, status.reason) == (kept, "stopped by another program (SIGTERM)")
     steps = {0: 0} | dict(enumerate(curves(whole)["policy/kl"][0], 1))  # iteration -> step
     assert status.step == steps[kept]
     assert checkpoint.steps(pieces) == [steps[iteration] for iteration in saved]
@@ -303,9 +303,9 @@ def test_ctrl_c_interrupts_a_long_update(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130, output
-    assert "a: stopped by SIGINT during the update of iteration 1; the iteration is discarded" in output
+    assert "a: stopped by Ctrl-C during the update of iteration 1; the iteration is discarded" in output
     status = run.read_status()
-    assert (status.state, status.reason, status.step) == ("stopped", "stopped by SIGINT", 0)
+    assert (status.state, status.reason, status.step) == ("stopped", "stopped by Ctrl-C", 0)
     assert checkpoint.steps(run) == []
 
 
