@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from envs.llm.evaluation import answer, choose_prompts
+from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
@@ -46,9 +47,9 @@ class LLMAdapter:
         self.config, self.device = config, device
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
+        self.tokenizer, self.prompts, self.held_out, self.ptx, self.weights = load_inputs(llm)
         network, self.reference = _load_networks(config, device, model_seed)
-        network.check_head(llm.model)
+        check_policy(network, f"llm.model = {llm.model!r}")
         self.end_tokens = end_tokens(self.tokenizer, network.model)
         self.policy = TokenPolicy(
             network, _make_critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
@@ -318,6 +319,8 @@ def _make_critic(config: LLMConfig, network: Network, device: torch.device) -> C
         dtype = torch.bfloat16 if llm.lora_rank and network.bf16 else torch.float32
         trunk, head = load_trunk(name, "llm.critic_init", device, dtype)
     own = Network(trunk, network.bf16)
+    if llm.critic_init != "policy":
+        check_trunk(own, f"llm.critic_init = {llm.critic_init!r}")
     if llm.lora_rank:
         own.add_lora(llm, [POLICY], config.seed)
     critic = Critic(own.width, own)

@@ -81,7 +81,7 @@ def generate(
     responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
     rows = torch.arange(count, device=device)  # index of the response, 0 to N - 1, of each row in the cache
-    decoder = _Decoder(network, prompts, device)
+    decoder = Decoder(network, prompts, device)
     for column in range(max_new_tokens):
         token = _choose_tokens(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
@@ -101,7 +101,7 @@ def generate(
     return _join(prompts, prompt_lengths, responses, lengths, ended)
 
 
-class _Decoder:
+class Decoder:
     """Runs the network one token at a time. Stores the KV cache, attention mask, positions and logits between calls."""
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:

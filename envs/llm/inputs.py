@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from envs.llm.families import check_structure, check_trainable
 from envs.llm.model import config_context_length, load_config, load_tokenizer, resolve
 from envs.llm.options import LLM
 from envs.llm.prompts import Prompts, PtxTexts, load_prompts
@@ -21,6 +22,7 @@ class Inputs(NamedTuple):
     training: Prompts
     held_out: Prompts
     ptx: PtxTexts | None
+    weights: int  # number of weights of the policy's model
 
 
 def load_inputs(llm: LLM) -> Inputs:
@@ -48,14 +50,18 @@ def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
 def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
     """Load the inputs. `options` is the [llm] section as JSON, because a cache key must be hashable."""
     llm = LLM.model_validate_json(options)
-    tokenizer, model = load_tokenizer(llm.model), load_config(llm.model)
+    model, where = load_config(llm.model), f"llm.model = {llm.model!r}"
+    check_trainable(model, where, llm.quantize)
+    weights = check_structure(model, where)
+    tokenizer = load_tokenizer(llm.model)
     check_vocabulary(tokenizer, model.get_text_config(), llm.model)
     context = config_context_length(model)
     training, held_out = load_prompts(llm, tokenizer, context)
     if llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init != "policy":
         longest = max(len(ids) for prompts in (training, held_out) for ids in prompts.tokens) + llm.max_new_tokens
         check_critic(llm, tokenizer, longest)
-    return Inputs(tokenizer, training, held_out, PtxTexts(llm, tokenizer, context) if llm.ptx_coef else None)
+    ptx = PtxTexts(llm, tokenizer, context) if llm.ptx_coef else None
+    return Inputs(tokenizer, training, held_out, ptx, weights)
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
@@ -71,13 +77,15 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
     """Raise UsageError if the critic's model has a different tokenizer or reads fewer than `longest` tokens."""
     source = critic_source(llm)
+    config = load_config(source, "llm.critic_init")
+    check_trainable(config, f"llm.critic_init = {source!r}")
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(source, "llm.critic_init").get_vocab()
     if ours != theirs:
         raise UsageError(
             f"llm.critic_init = {source!r}: its tokenizer ({len(theirs)} tokens) differs from that of llm.model = "
             f"{llm.model!r} ({len(ours)} tokens); use a model with the same tokenizer"
         )
-    reads = config_context_length(load_config(source, "llm.critic_init"))
+    reads = config_context_length(config)
     if reads < longest:
         raise UsageError(
             f"llm.critic_init = {llm.critic_init!r}: the model reads up to {reads} tokens, but a prompt with its "

@@ -23,11 +23,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from envs.llm.data import shorten
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import silence_peft, silence_transformers
+from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
 POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
-HEAD_TOLERANCE = 1e-4  # allowed difference from the full model's logits, relative to the largest logit
+FULL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # files of a model without LoRA, and their indices
+LORA_FILES = "adapter_*"
+CAUSAL_LM = "causal language model"
+MERGING = "'Models with LoRA weights' in docs/llm.md"
 
 
 class Network(nn.Module):
@@ -54,9 +58,9 @@ class Network(nn.Module):
 
     @property
     def width(self) -> int:
-        """The size of a hidden state."""
-        config = self.model.config.get_text_config()
-        return int(config.hidden_size)
+        """The size of a hidden state. It is measured, because some models project it to another size than configured."""
+        with torch.no_grad():
+            return self.trunk(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
 
     @property
     def context_length(self) -> int:
@@ -195,7 +199,7 @@ class Network(nn.Module):
             self.use_lora(before)
 
     def precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def trunk(self, tokens: Tensor, lora: str | None = POLICY) -> Tensor:
         """Return the hidden states [R, L, H] after the last norm. `tokens` [R, L] is padded on the right.
@@ -222,20 +226,6 @@ class Network(nn.Module):
     def _trunks(self) -> list[nn.Module]:
         """Return the modules that can compute the hidden states: the base model and, for OPT, its decoder."""
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
-
-    @torch.no_grad()
-    def check_head(self, name: str) -> None:
-        """Raise UsageError if calling the trunk and the head separately gives other logits than the full model."""
-        tokens = torch.arange(4, device=self.device)[None] % self.model.config.get_text_config().vocab_size
-        with self.precision():
-            expected = self.model(input_ids=tokens, use_cache=False).logits[0].float()
-        logits = self.logits(self.trunk(tokens)[0])
-        error, scale = float((expected - logits).abs().max()), float(expected.abs().max())
-        if error > HEAD_TOLERANCE * max(1.0, scale):
-            raise UsageError(
-                f"llm.model = {name!r}: {type(self.model).__name__} is not supported: its logits depend on more than "
-                f"the last hidden state (difference {error:.3g}); use another model"
-            )
 
 
 def config_context_length(config: Any) -> int:
@@ -276,14 +266,36 @@ def load_config(name: str, option: str = "llm.model") -> Any:
     """Load a model's configuration.
 
     For a LoRA reward model, load the configuration of its base model and set the number of labels to 1.
-    Raises UsageError if the configuration cannot be loaded.
+    Raises UsageError if the configuration cannot be loaded, or if the folder contains other LoRA weights.
     """
     folder = read_lora_folder(resolve(name))
+    _check_lora_files(Path(resolve(name)), f"{option} = {name!r}", is_reward_model=folder is not None)
     if folder is None:
         return _load(AutoConfig.from_pretrained, name, option, "configuration")
     config = load_config(folder.base, f"{option} = {name!r}, base model")
     config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
     return config
+
+
+def _check_lora_files(folder: Path, where: str, is_reward_model: bool) -> None:
+    """Raise UsageError if transformers or peft would load other weights than the user expects.
+
+    A folder with full weights and LoRA weights is ambiguous: transformers would load both, and peft would load the
+    LoRA weights and another base. A folder with only LoRA weights is supported only for reward models.
+    """
+    if not (folder / LORA_CONFIG).exists():
+        return
+    full = [path.name for pattern in FULL_WEIGHTS for path in folder.glob(pattern)]
+    if full:
+        raise UsageError(
+            f"{where}: expected full weights or LoRA weights, got both ({min(full)} and {LORA_CONFIG}); move the files "
+            f"{LORA_FILES} to another folder or merge them into the full weights (see {MERGING})"
+        )
+    if not is_reward_model:
+        raise UsageError(
+            f"{where}: expected full weights, got only LoRA weights ({LORA_CONFIG}); merge them into their base model "
+            f"(see {MERGING}), or export a run with --merged"
+        )
 
 
 def location(name: str) -> str:
@@ -310,7 +322,9 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 bnb_4bit_compute_dtype=getattr(torch, options.dtype),
             ),
         }
-    model = _load_complete(partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model")
+    model = _load_complete(
+        partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model", CAUSAL_LM
+    )
     return model if more else model.to(device)
 
 
@@ -328,7 +342,7 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
         )
         return model.base_model, head
     load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
-    return _load_complete(load, name, option).to(device).base_model, None
+    return _load_complete(load, name, option, CAUSAL_LM).to(device).base_model, None
 
 
 def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
@@ -339,11 +353,8 @@ def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:
     folder = read_lora_folder(resolve(name))
     if folder is not None:
         return _merge(folder, option, dtype)
-    load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype, output_loading_info=True)
-    model, loading = _load(load, name, option, "reward model")
-    if missing := sorted(loading["missing_keys"]):
-        raise UsageError(f"{option} = {name!r}: expected a reward model, but its weights lack {', '.join(missing[:3])}")
-    return model
+    load = partial(AutoModelForSequenceClassification.from_pretrained, dtype=dtype)
+    return _load_complete(load, name, option, "reward model")
 
 
 def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
@@ -352,7 +363,7 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
     where = f"{option} = {str(folder.path)!r}, base model"
     folder.weights()  # rejects a folder without a head, which peft would initialize randomly
     load = partial(AutoModelForSequenceClassification.from_pretrained, num_labels=1, dtype=dtype)
-    base = _load(load, folder.base, where, "reward model")
+    base = _load_complete(load, folder.base, where, "reward model", head="score.")
     folder.check_base(trunk_fingerprint(base), dtype)
     try:
         with silence_peft():
@@ -363,12 +374,23 @@ def _merge(folder: LoRAFolder, option: str, dtype: torch.dtype) -> Any:
         raise UsageError(f"{source}: the LoRA weights do not fit {folder.base} ({why})") from None
 
 
-def _load_complete(load: Callable[..., Any], name: str, option: str) -> Any:
-    """Load a causal language model. Raises UsageError if weights are missing, instead of initializing them randomly."""
-    model, found = _load(partial(load, output_loading_info=True), name, option, "causal language model")
-    if found["missing_keys"]:
-        missing = ", ".join(sorted(found["missing_keys"])[:3])
-        raise UsageError(f"{option} = {name!r}: expected a complete causal language model, but {missing} is missing")
+def _load_complete(load: Callable[..., Any], name: str, option: str, what: str, head: str | None = None) -> Any:
+    """Load a model. Raises UsageError if its files and its configuration describe different weights.
+
+    transformers would initialize missing weights randomly and ignore additional ones. Weights whose names start with
+    `head` may be missing, and additional weights outside the trunk, such as another head, are ignored.
+    """
+    model, found = _load(partial(load, output_loading_info=True), name, option, what)
+    where = f"{option} = {name!r}"
+    if getattr(model, "_hf_peft_config_loaded", False):  # a hub model, because local folders are checked earlier
+        raise UsageError(f"{where}: expected full weights, got also {LORA_CONFIG}; merge the weights (see {MERGING})")
+    if missing := sorted(key for key in found["missing_keys"] if head is None or not key.startswith(head)):
+        raise UsageError(f"{where}: expected a complete {what}, but {', '.join(missing[:3])} is missing")
+    if unknown := sorted(key for key in found["unexpected_keys"] if key.startswith(f"{model.base_model_prefix}.")):
+        raise UsageError(
+            f"{where}: expected the weights that config.json describes, but the files also contain {unknown[0]}; copy "
+            "or download the folder again"
+        )
     return model
 
 

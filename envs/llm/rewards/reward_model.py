@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.llm.data import shorten
+from envs.llm.families import check_reward_structure, check_scores
 from envs.llm.model import Network, config_context_length, load_config, load_reward_model, load_tokenizer, location
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
@@ -32,6 +33,7 @@ class RewardModel:
         self.head = getattr(self.model, "score", None)  # None for encoders, which pool by the attention mask
         if isinstance(self.head, nn.Module):
             self.head.float()  # in bfloat16, which has only 128 values from 1 to 2, many scores would be equal
+        check_scores(self.model, self._forward, f"{option} = {source!r}")
 
     def _read(self, source: str, option: str) -> None:
         """Read the configuration and the tokenizer, but no weights."""
@@ -116,6 +118,7 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 def load_reward_model_parts(source: str, option: str = "llm.reward") -> tuple[Any, Any]:
     """Load a reward model's configuration and tokenizer. Raises UsageError if `source` is not a reward model."""
     config = load_config(source, option)
+    check_reward_structure(config, f"{option} = {source!r}")
     kinds = config.architectures or []
     if kinds and not any("SequenceClassification" in kind for kind in kinds):
         raise UsageError(

@@ -30,6 +30,7 @@ from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # trl
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from envs.llm.data import Pair
+from envs.llm.families import check_reward_structure
 from envs.llm.model import load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
 from envs.llm.quiet import silence_peft, silence_transformers
@@ -173,6 +174,7 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
     if folder := read_lora_folder(resolve(name)):
         raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
     config = load_config(name, "--model")
+    check_reward_structure(config, f"--model {name}")
     is_classifier = any("SequenceClassification" in kind for kind in config.architectures or [])
     if is_classifier and config.num_labels != 1:
         raise UsageError(f"--model {name}: expected a classifier with 1 label, got one with {config.num_labels} labels")
@@ -191,7 +193,11 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
     heads = {key for key, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1}
     for key in missing & heads:
         _initialize(model.get_submodule(key))
-    if lost := sorted(key for key in missing - heads if key.startswith(f"{model.base_model_prefix}.")):
+    trunk = f"{model.base_model_prefix}."
+    if unknown := sorted(key for key in loading["unexpected_keys"] if key.startswith(trunk)):
+        found = f"the files also contain {unknown[0]}, which config.json does not describe"
+        raise UsageError(f"--model {name}: {found}; copy or download the folder again")
+    if lost := sorted(key for key in missing - heads if key.startswith(trunk)):
         raise UsageError(f"--model {name}: weights are missing ({lost[0]}); copy or download the folder again")
     return model
 

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm import generate as decoding
-from envs.llm.generate import _choose_tokens, _Decoder, _PreallocatedLayer, generate
+from envs.llm.generate import Decoder, _choose_tokens, _PreallocatedLayer, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
@@ -60,7 +60,7 @@ def test_only_full_attention_caches_get_spare_room() -> None:
     kinds = {
         family: [
             type(layer)
-            for layer in _Decoder(Network(make_causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
+            for layer in Decoder(Network(make_causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
         ]
         for family in ("llama", "gemma2")
     }

@@ -520,7 +520,7 @@ def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest
     logging.add_handler(caplog.handler)
     error = error_message(load_reward, str(folder))
     logging.remove_handler(caplog.handler)
-    assert error == f"llm.reward = {str(folder)!r}: expected a reward model, but its weights lack score.weight"
+    assert error == f"llm.reward = {str(folder)!r}: expected a complete reward model, but score.weight is missing"
     assert not caplog.records
 
 

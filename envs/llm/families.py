@@ -1,0 +1,213 @@
+"""Rejects models whose outputs this project would compute wrongly.
+
+Policies run a model in three ways: trunk and head in separate calls, one token at a time with a cache, and on rows that
+are padded on the right without an attention mask. These are correct only for text-only decoders with a key-value cache.
+The checks do not use names of model families.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+
+from envs.llm.data import shorten
+from envs.llm.generate import Decoder
+from envs.llm.model import CAUSAL_LM, Network
+from envs.llm.quiet import silence_transformers
+from ppo_unified.errors import UsageError
+
+LENGTHS = (3, 1, 4, 2)  # lengths of the probe's prompts
+STEPS = 3  # number of tokens that the probe appends to each prompt
+# Allowed difference between two ways to compute logits or hidden states, relative to the largest value
+TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")  # reported elsewhere, with advice
+
+
+def check_structure(config: Any, where: str) -> int:
+    """Return the number of weights of the causal language model that `config` describes, without creating them.
+
+    Raises UsageError if policies cannot be trained from such a model. `where` is the option and its value.
+    """
+    if any("SequenceClassification" in name for name in config.architectures or []):
+        raise UsageError(f"{where}: expected a {CAUSAL_LM}, got a reward model ({config.architectures[0]})")
+    with _rejecting(config.model_type, where):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise _Unsupported("transformers has no causal language model of this type")
+        if getattr(config, "is_encoder_decoder", False):
+            raise _Unsupported("it is an encoder-decoder model")
+        if config.get_text_config(decoder=True) is not config:
+            raise _Unsupported("it combines a language model with other parts, for example for images")
+        layers = DynamicCache(config=config).layers
+        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+        if kinds:
+            raise _Unsupported(f"its cache does not contain only keys and values ({min(k.__name__ for k in kinds)})")
+        with torch.device("meta"), silence_transformers():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        if getattr(model, "_is_stateful", False):
+            raise _Unsupported("it has a recurrent state, from which finished rows cannot be removed")
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise _Unsupported("its output layer is not a single linear layer")
+        with _explaining("its head cannot run separately"):
+            _check_head(Network(model), torch.empty(1, head.in_features, device="meta"))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_trainable(config: Any, where: str, quantize: str = "none") -> None:
+    """Raise UsageError if a model's files contain quantized weights, which cannot be trained.
+
+    `quantize` is the value of llm.quantize. The frozen base of LoRA weights may be stored in the same 4-bit format.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return
+    settings = stored if isinstance(stored, dict) else stored.to_dict()
+    method = str(settings.get("quant_method", "an unknown method"))
+    if not (quantize == "4bit" and method == "bitsandbytes" and settings.get("load_in_4bit")):
+        raise UsageError(
+            f"{where}: expected weights that are not quantized, got weights quantized with {method}; use the original "
+            "model (for LoRA on a 4-bit base, also set llm.quantize = '4bit')"
+        )
+
+
+def check_reward_structure(config: Any, where: str) -> None:
+    """Raise UsageError if reward models of this type cannot be used. Encoders are supported."""
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        reason = "transformers has no sequence-classification model of this type"
+    elif getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder model, which has no score at the last token of the text"
+    else:
+        return
+    fix = "use a decoder such as Llama or an encoder such as BERT"
+    raise UsageError(f"{where}: reward models of type {kind!r} are not supported, because {reason}; {fix}")
+
+
+def _check_head(network: Network, hidden: Tensor) -> None:
+    try:
+        network.logits(hidden)
+    except AttributeError as error:  # for example, router_logits of a mixture of experts
+        raise _Unsupported(f"its head reads {error.name!r} in addition to the last hidden state") from None
+
+
+@torch.no_grad()
+def check_policy(network: Network, where: str) -> None:
+    """Raise UsageError if a model's logits differ from those that sampling and training compute.
+
+    A few rows of different lengths are decoded with a cache, and half of them are removed on the way. All logits are
+    compared with those of the full model for a single row without padding and without cache.
+    """
+    rows = _probe_rows(network.model.config)
+    with _rejecting(network.model.config.model_type, where):
+        expected = [_full_logits(network, row) for row in rows]
+        with _explaining("its head cannot run separately"):
+            padded = network.trunk(_pad(rows))
+            for row, hidden, correct in zip(rows, padded, expected, strict=True):
+                found = network.logits(hidden[: len(row)])
+                _compare(found, correct, network.bf16, "its logits depend on later tokens or earlier layers")
+        with _explaining("its cache cannot be used"):
+            _check_decoding(network, rows, expected)
+
+
+@torch.no_grad()
+def check_trunk(network: Network, where: str) -> None:
+    """Raise UsageError if a critic's hidden states depend on later tokens, because values must not know the future."""
+    rows = _probe_rows(network.model.config)
+    with _rejecting(network.model.config.model_type, where), _explaining("its trunk cannot run separately"):
+        for row, hidden in zip(rows, network.trunk(_pad(rows)), strict=True):
+            alone = network.trunk(_pad([row]))[0]
+            _compare(hidden[: len(row)], alone, network.bf16, "its hidden states depend on later tokens")
+
+
+@torch.no_grad()
+def check_scores(model: Any, forward: Callable[[list[list[int]]], Tensor], where: str) -> None:
+    """Raise UsageError if `forward`, which scores several rows at once, differs from the model's score of one row."""
+    rows, bf16 = _probe_rows(model.config), model.dtype == torch.bfloat16
+    precision = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)  # the head can be float32
+    with _rejecting(model.config.model_type, where), _explaining("its scores cannot be computed"), precision:
+        ids = [torch.tensor([row], device=model.device) for row in rows]
+        alone = torch.cat([model(input_ids=row, attention_mask=torch.ones_like(row)).logits[:, 0] for row in ids])
+        _compare(forward(rows), alone.float(), bf16, "its score of a text depends on padding")
+
+
+def _check_decoding(network: Network, rows: list[list[int]], expected: list[Tensor]) -> None:
+    kept = list(range(len(rows)))
+    decoder = Decoder(network, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)], network.device)
+    for step in range(STEPS + 1):
+        correct = torch.stack([expected[i][LENGTHS[i] - 1 + step] for i in kept])
+        _compare(decoder.logits, correct, network.bf16, "its logits with a cache differ from those without")
+        if step == STEPS:
+            return
+        token = torch.tensor([rows[i][LENGTHS[i] + step] for i in kept], device=network.device)
+        if step == 1:
+            keep = torch.tensor([0, 3], device=network.device)
+            kept, token = [0, 3], token[keep]
+            decoder.keep(keep)
+        decoder.step(token)
+
+
+def _probe_rows(config: Any) -> list[list[int]]:
+    """Return rows of ordinary tokens, with STEPS tokens after each prompt."""
+    text = config.get_text_config()
+    middle = range(text.vocab_size // 2, min(text.vocab_size, text.vocab_size // 2 + 50))
+    ids = [i for i in middle if i != text.pad_token_id]  # special tokens are usually first or last
+    return [[ids[(7 * i + 13 * row) % len(ids)] for i in range(n + STEPS)] for row, n in enumerate(LENGTHS)]
+
+
+def _pad(rows: list[list[int]]) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [row[0]] * (longest - len(row)) for row in rows])
+
+
+def _full_logits(network: Network, row: list[int]) -> Tensor:
+    """Return the full model's logits [L, V] for one row."""
+    with network.precision():
+        output = network.model(input_ids=torch.tensor([row], device=network.device), use_cache=False)
+    logits: Tensor = output.logits[0]
+    return logits.float()
+
+
+def _compare(found: Tensor, expected: Tensor, bf16: bool, reason: str) -> None:
+    """Raise _Unsupported if the tensors differ by more than rounding. NaN counts as a difference."""
+    error, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    if not error <= (TOLERANCE_BF16 if bf16 else TOLERANCE) * max(1.0, scale):
+        raise _Unsupported(f"{reason} (difference {error:.3g})")
+
+
+class _Unsupported(Exception):
+    """The reason why a model is not supported."""
+
+
+@contextmanager
+def _rejecting(kind: str, where: str) -> Iterator[None]:
+    """Turn the reason why a model is not supported, or an error of its configuration, into a UsageError."""
+    try:
+        with _explaining("its configuration cannot be used"):
+            yield
+    except _Unsupported as reason:
+        fix = "use another model, such as Llama, Qwen3 or Gemma2 (text-only, with a key-value cache)"
+        raise UsageError(f"{where}: models of type {kind!r} are not supported, because {reason}; {fix}") from None
+
+
+@contextmanager
+def _explaining(reason: str) -> Iterator[None]:
+    """Turn an exception of the model's code, which can be of any kind, into the reason why it is not supported."""
+    try:
+        yield
+    except (_Unsupported, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if any(phrase in str(error) for phrase in _OUT_OF_MEMORY):
+            raise
+        raise _Unsupported(f"{reason} ({shorten(f'{type(error).__name__}: {error}', 120)})") from None
