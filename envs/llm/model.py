@@ -58,7 +58,7 @@ class Network(nn.Module):
 
     @property
     def width(self) -> int:
-        """The size of a hidden state. It is measured, because some models project it to another size than configured."""
+        """The size of a hidden state. It is measured, because some models project it to a size of their own."""
         with torch.no_grad():
             return self.trunk(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
 
