@@ -19,22 +19,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from envs.llm.evaluation import answer, choose_prompts
+from envs.llm.evaluation import answer, choose_prompts, describe_prompts
 from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
+from envs.llm.model import CRITIC, POLICY, Network, choose_threads, load_causal_lm, load_trunk
 from envs.llm.options import LLMConfig
 from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy
 from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
-from envs.llm.rewards.reward_model import SharedRewardModel, shares_base
+from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
+from ppo_unified.text import print_err
 
 REWARD, GOLD = "reward", "gold"  # names of the reward models' LoRA weights, which are never trained here
 CALIBRATION = 256  # number of responses by the reference that are scored for llm.score_normalize = "reference"
@@ -47,7 +48,7 @@ class LLMAdapter:
         self.config, self.device = config, device
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.tokenizer, self.prompts, self.held_out, self.ptx, self.weights = load_inputs(llm)
+        self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
         network, self.reference = _load_networks(config, device, model_seed)
         check_policy(network, f"llm.model = {llm.model!r}")
         self.end_tokens = end_tokens(self.tokenizer, network.model)
@@ -61,12 +62,22 @@ class LLMAdapter:
                 self.policy.critic.trunk.checkpoint_activations()
         self.reward = self._load_reward(llm.reward_name, "llm.reward", REWARD)
         self.gold = self._load_reward(llm.proxy_of, "llm.proxy_of", GOLD) if llm.proxy_of else None
+        self.threads = config.threads or choose_threads(self._models())
+        torch.set_num_threads(self.threads)
+        self.notes_printed = False
         self.scores = ScoreTransforms(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
         self.generator = torch.Generator(device).manual_seed(token_seed)
         self.counter = WorkCounter()
         self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
+
+    def _models(self) -> Iterator[torch.nn.Module]:
+        """Yield the networks of policy, critic, reward and gold score. Some of them can be the same."""
+        critic = self.policy.critic
+        yield self.policy.network
+        yield from [critic.trunk] if critic is not None and critic.trunk is not None else []
+        yield from (reward.model for reward in (self.reward, self.gold) if isinstance(reward, RewardModel))
 
     def _load_reward(self, name: str, option: str, lora: str) -> Reward:
         """Load a reward function or a reward model.
@@ -101,6 +112,7 @@ class LLMAdapter:
 
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
+        self._print_notes()
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -232,9 +244,28 @@ class LLMAdapter:
         return self.config.llm.ptx_coef * loss, {"loss/ptx": float(loss.detach())}
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        numbers = choose_prompts(len(self.held_out.texts), episodes, seed)
+        """Return the scores of responses to `episodes` held-out prompts.
+
+        If there are fewer prompts, sampling uses prompts repeatedly. Greedy decoding uses each prompt once, because the
+        same prompt always gets the same response.
+        """
+        self._print_notes()
+        count = len(self.held_out.texts)
+        if episodes > count and not greedy:
+            print_err(f"{episodes} responses are sampled to {count} different prompts")
+        numbers = choose_prompts(count, min(episodes, count) if greedy else episodes, seed)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
         return answer(self, self.held_out, numbers, generator).scores
+
+    def _print_notes(self) -> None:
+        """Print once which settings this program chose."""
+        if self.notes_printed:
+            return
+        self.notes_printed = True
+        if not self.config.threads:
+            print_err(f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads")
+        if note := describe_prompts(self.prompts, self.held_out):
+            print_err(note)
 
     @cached_property
     def fingerprint(self) -> float:
@@ -249,6 +280,7 @@ class LLMAdapter:
             "kl_coef": self.kl.coef,
             "scores": self.scores.state_dict(),
             "reference": self.fingerprint,
+            "threads": 0 if self.config.threads else self.threads,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -266,6 +298,9 @@ class LLMAdapter:
                 f"this run cannot resume on {self.device}, because its random state comes from another kind of device; "
                 "resume it on that kind of device, or start a new run from an export"
             )
+        if not self.config.threads and state.get("threads"):  # another number would change the rounding of sums
+            self.threads = state["threads"]
+            torch.set_num_threads(self.threads)
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])
         self.queue = list(state["queue"])

@@ -12,7 +12,7 @@ import torch
 from envs.llm.generate import Responses
 from envs.llm.options import LLMConfig
 from envs.llm.policy import Comparison, Reference
-from envs.llm.prompts import Prompts
+from envs.llm.prompts import HOLD_OUT_FROM, Prompts
 from envs.llm.rewards.functions import Reward, score
 from ppo_unified.config.spec import Report, WorkCounter
 
@@ -55,6 +55,16 @@ def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
     while len(numbers) < wanted:
         numbers += torch.randperm(count, generator=generator).tolist()
     return numbers[:wanted]
+
+
+def describe_prompts(training: Prompts, evaluated: Prompts) -> str | None:
+    """Return a note that evaluations use the training prompts, or None if they use held-out prompts."""
+    if evaluated.data is not training.data:
+        return None
+    return (
+        f"evaluations use the {len(training.texts)} training prompts, because a file with fewer than {HOLD_OUT_FROM} "
+        "prompts is not divided; to use held-out prompts, set llm.eval_prompts"
+    )
 
 
 def answer(

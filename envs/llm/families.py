@@ -34,10 +34,10 @@ TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")  # reported elsewhere, with advice
 
 
-def check_structure(config: Any, where: str) -> int:
-    """Return the number of weights of the causal language model that `config` describes, without creating them.
+def check_structure(config: Any, where: str) -> None:
+    """Raise UsageError if policies cannot be trained from the causal language model that `config` describes.
 
-    Raises UsageError if policies cannot be trained from such a model. `where` is the option and its value.
+    The model is created without weights, so the check is fast. `where` is the option and its value.
     """
     if any("SequenceClassification" in name for name in config.architectures or []):
         raise UsageError(f"{where}: expected a {CAUSAL_LM}, got a reward model ({config.architectures[0]})")
@@ -61,7 +61,6 @@ def check_structure(config: Any, where: str) -> int:
             raise _Unsupported("its output layer is not a single linear layer")
         with _explaining("its head cannot run separately"):
             _check_head(Network(model), torch.empty(1, head.in_features, device="meta"))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def check_trainable(config: Any, where: str, quantize: str = "none") -> None:

@@ -22,7 +22,6 @@ class Inputs(NamedTuple):
     training: Prompts
     held_out: Prompts
     ptx: PtxTexts | None
-    weights: int  # number of weights of the policy's model
 
 
 def load_inputs(llm: LLM) -> Inputs:
@@ -52,7 +51,7 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
     llm = LLM.model_validate_json(options)
     model, where = load_config(llm.model), f"llm.model = {llm.model!r}"
     check_trainable(model, where, llm.quantize)
-    weights = check_structure(model, where)
+    check_structure(model, where)
     tokenizer = load_tokenizer(llm.model)
     check_vocabulary(tokenizer, model.get_text_config(), llm.model)
     context = config_context_length(model)
@@ -61,7 +60,7 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
         longest = max(len(ids) for prompts in (training, held_out) for ids in prompts.tokens) + llm.max_new_tokens
         check_critic(llm, tokenizer, longest)
     ptx = PtxTexts(llm, tokenizer, context) if llm.ptx_coef else None
-    return Inputs(tokenizer, training, held_out, ptx, weights)
+    return Inputs(tokenizer, training, held_out, ptx)
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:

@@ -7,7 +7,8 @@ weights, each with its own name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
+WEIGHTS_PER_THREAD, MOST_THREADS = 8_000_000, 16
 POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
 FULL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # files of a model without LoRA, and their indices
 LORA_FILES = "adapter_*"
@@ -226,6 +228,15 @@ class Network(nn.Module):
     def _trunks(self) -> list[nn.Module]:
         """Return the modules that can compute the hidden states: the base model and, for OPT, its decoder."""
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
+
+
+def choose_threads(models: Iterable[nn.Module]) -> int:
+    """Return the number of CPU threads for running these models, which depends on the largest one.
+
+    More threads make a small model slower, because they wait for each other after every operation.
+    """
+    weights = max(sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    return max(1, min(weights // WEIGHTS_PER_THREAD, MOST_THREADS, os.cpu_count() or 1))
 
 
 def config_context_length(config: Any) -> int:

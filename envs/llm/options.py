@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, Self
 
@@ -167,10 +166,11 @@ class LLMConfig(RunConfig):
 
     kind: Literal["llm"] = Field("llm", description="name of the adapter")
     threads: int = Field(
-        default_factory=lambda: min(16, os.cpu_count() or 1),
-        ge=1,
+        0,
+        ge=0,
         le=256,
-        description="number of CPU threads for PyTorch",
+        description="number of CPU threads for PyTorch; 0 = chosen from the number of weights: 1 for up to 16 million, "
+        "at most 16",
     )
     llm: LLM = LLM()
     ppo: TokenPPO = TokenPPO()

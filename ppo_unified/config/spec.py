@@ -38,7 +38,7 @@ class AdapterSpec:
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
-    episodes: str = "episodes"  # the word for episodes in printed text, such as "prompts"
+    episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ class Adapter(RolloutSource, Protocol):
     def policy(self) -> ActorCritic: ...
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        """Run `episodes` new episodes and return one score for each, without changing the training state."""
+        """Return the scores of `episodes` new episodes, or fewer if no others exist. Keep the training state as is."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

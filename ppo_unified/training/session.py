@@ -132,7 +132,8 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
     """Create the adapter for a configuration, in its initial state."""
-    torch.set_num_threads(config.threads)
+    if config.threads:  # otherwise, the adapter chooses the number
+        torch.set_num_threads(config.threads)
     adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
     return adapter
 

@@ -153,7 +153,7 @@ def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: st
 def save_classifier(folder: Path, family: str, options: dict[str, Any]) -> Path:
     """Save a reward model with random weights."""
     special = {"vocab_size": VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-    config = CONFIG_MAPPING[family](num_labels=1, **special, **options)
+    config = CONFIG_MAPPING[family](**{"num_labels": 1} | special | options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)

@@ -35,7 +35,7 @@ def save_lora(folder: Path, base: Path, task: str = "CAUSAL_LM") -> Path:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     make_tokenizer().save_pretrained(folder)
     return folder
 

@@ -581,7 +581,8 @@ def read_until(terminal: int, text: str, already: str = "") -> str:
 
 def test_eval_reports_prompts_not_episodes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run_on(folder, capsys, "eval", "shared", "--episodes", "5")
-    assert (code, err) == (0, "")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("evaluations use the 12 training prompts")
     assert re.fullmatch(
         r"shared: score \S+ \+- \S+ over 5 responses \(greedy, seed 0, best checkpoint, step \d+\)\n", out
     )
