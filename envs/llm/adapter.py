@@ -64,7 +64,7 @@ class LLMAdapter:
         self.gold = self._load_reward(llm.proxy_of, "llm.proxy_of", GOLD) if llm.proxy_of else None
         self.threads = config.threads or choose_threads(self._models())
         torch.set_num_threads(self.threads)
-        self.notes_printed = False
+        self.printed_notes: set[str] = set()
         self.scores = ScoreTransforms(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
@@ -112,7 +112,11 @@ class LLMAdapter:
 
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
-        self._print_notes()
+        if not self.config.threads:
+            self._print_once(
+                f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads"
+            )
+        self._print_once(describe_prompts(self.prompts, self.held_out))
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -249,22 +253,17 @@ class LLMAdapter:
         If there are fewer prompts, sampling uses prompts repeatedly. Greedy decoding uses each prompt once, because the
         same prompt always gets the same response.
         """
-        self._print_notes()
+        self._print_once(describe_prompts(self.prompts, self.held_out))
         count = len(self.held_out.texts)
         if episodes > count and not greedy:
-            print_err(f"{episodes} responses are sampled to {count} different prompts")
+            self._print_once(f"{episodes} responses are sampled, to {count} different prompts")
         numbers = choose_prompts(count, min(episodes, count) if greedy else episodes, seed)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
         return answer(self, self.held_out, numbers, generator).scores
 
-    def _print_notes(self) -> None:
-        """Print once which settings this program chose."""
-        if self.notes_printed:
-            return
-        self.notes_printed = True
-        if not self.config.threads:
-            print_err(f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads")
-        if note := describe_prompts(self.prompts, self.held_out):
+    def _print_once(self, note: str | None) -> None:
+        if note and note not in self.printed_notes:
+            self.printed_notes.add(note)
             print_err(note)
 
     @cached_property

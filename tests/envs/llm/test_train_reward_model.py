@@ -26,6 +26,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MambaConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
@@ -274,9 +275,36 @@ def save_incomplete_model(folder: Path) -> Path:
     return folder
 
 
+def save_extended_model(folder: Path) -> Path:
+    """Save a model with more layers than its configuration describes."""
+    tokenizer = byte_tokenizer()
+    save_model(folder, LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    extended = weights(folder)
+    extended["model.layers.9.mlp.up_proj.weight"] = extended["model.layers.1.mlp.up_proj.weight"].clone()
+    save_file(extended, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def add_lora_file(folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    save_model(folder, LlamaForCausalLM(llama(len(tokenizer))), tokenizer)
+    (folder / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    return folder
+
+
+def mamba(folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    MambaConfig(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (save_extended_model, "the files also contain model.layers.9.mlp.up_proj.weight"),
+        (add_lora_file, "expected full weights or LoRA weights, got both"),
+        (mamba, "reward models of type 'mamba' are not supported"),
         (two_labels, "expected a classifier with 1 label, got one with 2 labels"),
         (small_model, "ids up to 256, but the model has only 200 embeddings"),
         (save_incomplete_model, "weights are missing (model.layers.1.mlp.up_proj)"),
