@@ -76,7 +76,7 @@ def check_trainable(config: Any, where: str, quantize: str = "none") -> None:
     if not (quantize == "4bit" and method == "bitsandbytes" and settings.get("load_in_4bit")):
         raise UsageError(
             f"{where}: expected weights that are not quantized, got weights quantized with {method}; use the original "
-            "model (for LoRA on a 4-bit base, also set llm.quantize = '4bit')"
+            "model, and for LoRA on a base in 4 bits, set llm.quantize = '4bit'"
         )
 
 
@@ -90,7 +90,7 @@ def check_reward_structure(config: Any, where: str) -> None:
     else:
         return
     fix = "use a decoder such as Llama or an encoder such as BERT"
-    raise UsageError(f"{where}: reward models of type {kind!r} are not supported, because {reason}; {fix}")
+    raise UsageError(f"{where}: a reward model of type {kind!r} is not supported, because {reason}; {fix}")
 
 
 def _check_head(network: Network, hidden: Tensor) -> None:
@@ -196,7 +196,7 @@ def _rejecting(kind: str, where: str) -> Iterator[None]:
             yield
     except _Unsupported as reason:
         fix = "use another model, such as Llama, Qwen3 or Gemma2 (text-only, with a key-value cache)"
-        raise UsageError(f"{where}: models of type {kind!r} are not supported, because {reason}; {fix}") from None
+        raise UsageError(f"{where}: a model of type {kind!r} is not supported, because {reason}; {fix}") from None
 
 
 @contextmanager

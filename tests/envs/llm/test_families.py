@@ -115,7 +115,7 @@ def test_unsupported_family_leaves_no_run_folder(tmp_path: Path, capfd: pytest.C
     options, reason = REJECTED[name]
     CONFIG_MAPPING[name](**options).save_pretrained(tmp_path / "lm")
     make_tokenizer().save_pretrained(tmp_path / "lm")
-    assert_rejected(tmp_path, capfd, f"models of type '{name}' are not supported, because {reason}")
+    assert_rejected(tmp_path, capfd, f"model of type '{name}' is not supported, because {reason}")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_wrong_outputs_leave_no_run_folder(
 ) -> None:
     """These models can be loaded, and their configurations show nothing unusual."""
     save_model(tmp_path / "lm", family)
-    assert_rejected(tmp_path, capfd, f"models of type '{family}' are not supported, because {reason}")
+    assert_rejected(tmp_path, capfd, f"model of type '{family}' is not supported, because {reason}")
 
 
 def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: str, **llm: Any) -> None:
@@ -200,7 +200,7 @@ def test_unsupported_reward_model_leaves_no_run_folder(
     else:
         save_classifier(tmp_path / "rm", family, options)
     assert_rejected(
-        tmp_path, capfd, f"models of type '{family}' are not supported, because {reason}", reward=tmp_path / "rm"
+        tmp_path, capfd, f"model of type '{family}' is not supported, because {reason}", reward=tmp_path / "rm"
     )
 
 
@@ -208,7 +208,7 @@ def test_critic_that_sees_later_tokens_leaves_no_run_folder(tmp_path: Path, capf
     save_model(tmp_path / "lm")
     critic = save_classifier(tmp_path / "rm", "bert", OTHERS["bert"])
     reason = "its hidden states depend on later tokens"
-    message = f"models of type 'bert' are not supported, because {reason}"
+    message = f"model of type 'bert' is not supported, because {reason}"
     assert_rejected(tmp_path, capfd, message, reward=critic, critic_init="reward")
 
 

@@ -304,7 +304,7 @@ def mamba(folder: Path) -> Path:
     [
         (save_extended_model, "the files also contain model.layers.9.mlp.up_proj.weight"),
         (add_lora_file, "expected full weights or LoRA weights, got both"),
-        (mamba, "reward models of type 'mamba' are not supported"),
+        (mamba, "reward model of type 'mamba' is not supported"),
         (two_labels, "expected a classifier with 1 label, got one with 2 labels"),
         (small_model, "ids up to 256, but the model has only 200 embeddings"),
         (save_incomplete_model, "weights are missing (model.layers.1.mlp.up_proj)"),
