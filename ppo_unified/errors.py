@@ -1,4 +1,4 @@
-"""Exceptions for mistakes that the user can fix. The command line prints the message and exits with code 2."""
+"""Exceptions whose message the command line prints: mistakes that the user can fix, and errors in foreign code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class UsageError(Exception):
 
 class StartError(UsageError):
     """Raised if a run cannot start; nothing was trained."""
+
+
+class ForeignCodeError(Exception):
+    """Raised if code of an environment fails. The message names the environment, the call and the cause in one line."""
 
 
 def closest_match(word: str, known: Iterable[str]) -> str:

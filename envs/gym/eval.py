@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from envs.gym.make import make_env, make_own_vector
-from envs.gym.options import Gym, resolve
+from envs.gym.options import Gym, close_env, guard, make_failure, resolve
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import (
     ActionLayout,
@@ -24,6 +24,7 @@ from envs.gym.spaces import (
     encode,
     join_infos,
     read_masks,
+    read_reward,
     to_env_actions,
     to_step_argument,
 )
@@ -44,10 +45,13 @@ class Player:
         actions: ActionLayout,
         device: torch.device,
         generator: torch.Generator | None,
+        env_id: str = "",
     ) -> None:
-        """Create a player. If `generator` is None, the player takes the most likely actions; otherwise, it samples."""
+        """Create a player for the environment `env_id`.
+
+        If `generator` is None, the player takes the most likely actions; otherwise, it samples."""
         self.policy, self.observations, self.actions = policy, observations, actions
-        self.device, self.generator = device, generator
+        self.device, self.generator, self.env_id = device, generator, env_id
 
     @torch.inference_mode()
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
@@ -57,9 +61,9 @@ class Player:
         `ended` [N] marks the environments that the next step resets. The action masks of these environments are
         ignored.
         """
-        encoded = encode(raw, self.observations)
+        encoded = encode(raw, self.observations, self.env_id)
         obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
-        masks = read_masks(info, len(encoded), self.actions, ended)
+        masks = read_masks(info, len(encoded), self.actions, ended, self.env_id)
         if masks is not None:
             obs = {"obs": obs, "action_mask": torch.from_numpy(masks).to(self.device)}  # type: ignore[dict-item]
         return to_env_actions(self.policy.act(obs, self.generator).cpu().numpy(), self.actions)
@@ -87,11 +91,11 @@ def play_episodes(
         return _play_single_episodes(policy, config, episodes, env_seed, device, generator, counter)
     envs, observations = own
     actions = describe_actions(envs.single_action_space, config.env_id)
-    player = Player(policy, observations, actions, device, generator)
+    player = Player(policy, observations, actions, device, generator, config.env_id)
     try:
-        return _play_first_episodes(envs, player, env_seed, max_episode_length(config), counter)
+        return _play_first_episodes(envs, player, env_seed, config, counter)
     finally:
-        envs.close()
+        close_env(envs)
 
 
 def max_episode_length(config: Gym) -> int:
@@ -104,16 +108,22 @@ def max_episode_length(config: Gym) -> int:
 
 
 def _play_first_episodes(
-    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int, counter: WorkCounter
+    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, config: Gym, counter: WorkCounter
 ) -> list[float]:
     """Play the first episode of every environment in the vector environment. Return each episode's total reward."""
-    raw, info = envs.reset(seed=seed)
+    with guard(config.env_id, f"reset() of an evaluation with seed {seed}"):
+        raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
-    steps, left = 0, envs.num_envs
+    steps, left, max_steps = 0, envs.num_envs, max_episode_length(config)
     while left and steps < max_steps:
         steps += 1
-        raw, rewards, terminated, truncated, info = envs.step(player(raw, info, ended))
+        chosen = player(raw, info, ended)
+        try:
+            raw, rewards, terminated, truncated, info = envs.step(chosen)
+        except (Exception, SystemExit) as error:
+            call = f"step() at step {steps} of an evaluation with seed {seed}"
+            raise make_failure(config.env_id, call, error) from error
         returns += rewards * alive
         ended = terminated | truncated
         alive &= ~ended
@@ -133,11 +143,10 @@ def _play_single_episodes(
 ) -> list[float]:
     """Play each episode k with the seed `seed` + k. Up to MAX_PARALLEL environments share the forward passes."""
     envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
-    max_steps = max_episode_length(config)
     seeds = [range(seed + i, seed + episodes, len(envs)) for i in range(len(envs))]
-    plays = [_play(env, own, max_steps, counter) for env, own in zip(envs, seeds, strict=True)]
+    plays = [_play(env, own, config, counter) for env, own in zip(envs, seeds, strict=True)]
     observations, actions = _describe_spaces(config, envs[0])
-    player = Player(policy, observations, actions, device, generator)
+    player = Player(policy, observations, actions, device, generator, config.env_id)
     returns: dict[int, float] = {}
     waiting = {i: next(play) for i, play in enumerate(plays)}
     while waiting:
@@ -150,27 +159,34 @@ def _play_single_episodes(
             except StopIteration as done:
                 returns |= done.value
     for env in envs:
-        env.close()
+        close_env(env)
     return [returns[k] for k in sorted(returns)]
 
 
 def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, ActionLayout]:
-    return describe_observations(env.observation_space, config.env_id), describe_actions(
-        env.action_space, config.env_id
-    )
+    with guard(config.env_id, "observation_space and action_space"):
+        observations = describe_observations(env.observation_space, config.env_id)
+        return observations, describe_actions(env.action_space, config.env_id)
 
 
-def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int, counter: WorkCounter) -> Any:
+def _play(env: gym.Env[Any, Any], seeds: range, config: Gym, counter: WorkCounter) -> Any:
     """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: total
     reward}."""
-    returns = {}
+    returns, max_steps = {}, max_episode_length(config)
     for seed in seeds:
-        raw, info = env.reset(seed=seed)
+        with guard(config.env_id, f"reset() of the evaluation episode with seed {seed}"):
+            raw, info = env.reset(seed=seed)
         total, steps, ended = 0.0, 0, False
         while not ended:
-            raw, reward, terminated, truncated, info = env.step((yield raw, info))
-            total, steps = total + float(reward), steps + 1
+            action = yield raw, info
+            steps += 1
             counter.ticks += 1
+            try:
+                raw, reward, terminated, truncated, info = env.step(action)
+                total += read_reward(reward)
+            except (Exception, SystemExit) as error:
+                call = f"step() at step {steps} of the evaluation episode with seed {seed}"
+                raise make_failure(config.env_id, call, error) from error
             ended = terminated or truncated or steps >= max_steps
         returns[seed] = total
         counter.done += 1

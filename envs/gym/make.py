@@ -1,9 +1,10 @@
-"""Creates single environments and vector environments."""
+"""Creates single environments and vector environments, and checks an environment before a run is created."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -15,11 +16,25 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.options import Gym, make_single, resolve
+from envs.gym.options import (
+    DescribedError,
+    Gym,
+    GymConfig,
+    close_env,
+    guard,
+    make_single,
+    name_creation,
+    resolve,
+)
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
     MASK_KEY,
+    ActionLayout,
     ObservationLayout,
+    check_masks,
+    check_reset,
+    check_reset_arguments,
+    check_step,
     describe_actions,
     describe_observations,
     join_infos,
@@ -27,7 +42,7 @@ from envs.gym.spaces import (
     sample_action,
     without_mask,
 )
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import ForeignCodeError, UsageError
 
 SLOW_STEP_S = 250e-6  # if a step takes longer, use processes; their communication costs about half of this time
 
@@ -57,8 +72,13 @@ def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
 
     Dict, MultiDiscrete and MultiBinary observations are flattened to arrays.
     """
-    env: gym.Env[Any, Any] = make_single(config, **kwargs)
-    layout = describe_observations(env.observation_space, config.env_id)
+    return convert_observations(make_single(config, **kwargs), config.env_id)
+
+
+def convert_observations(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
+    """Wrap `env` so that its observations are arrays or integers, and move an action mask to the info."""
+    with guard(env_id, "observation_space"):
+        layout = describe_observations(env.observation_space, env_id)
     if layout.has_mask:
         env = MaskToInfo(env)
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
@@ -76,17 +96,20 @@ def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], O
         return *own, make_restorer(own[0])
     mode = config.vectorization
     if mode == "auto":
-        mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and step_seconds(config) > SLOW_STEP_S else "sync"
+        mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and gains_from_processes(config) else "sync"
     single = make_single(config)
-    layout = describe_observations(single.observation_space, config.env_id)
-    single.close()
+    with guard(config.env_id, "observation_space"):
+        layout = describe_observations(single.observation_space, config.env_id)
+    close_env(single)
     envs: VectorEnv[Any, Any, Any]
-    if mode == "async":
-        workers = [partial(make_in_worker, config) for _ in range(num_envs)]
-        envs = gym.vector.AsyncVectorEnv(workers, autoreset_mode=AutoresetMode.NEXT_STEP)
-    else:
-        makers = [partial(make_recorded_env, config) for _ in range(num_envs)]
-        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    with guard(config.env_id, f"creating {num_envs} environments"):
+        if mode == "async":
+            from envs.gym.workers import Workers
+
+            envs = Workers([partial(make_in_worker, config) for _ in range(num_envs)])
+        else:
+            makers = [partial(make_recorded_env, config) for _ in range(num_envs)]
+            envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     return envs, layout, ReplayRestorer(envs)
 
 
@@ -104,25 +127,19 @@ def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any
     wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
     if spec.vector_entry_point is None or not wanted:
         return None
-    envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
-    layout = describe_observations(envs.single_observation_space, config.env_id)
-    resets = envs.metadata.get("autoreset_mode")
+    with name_creation(config):
+        envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
+    with guard(config.env_id, "single_observation_space"):
+        layout = describe_observations(envs.single_observation_space, config.env_id)
+    with guard(config.env_id, "metadata"):
+        resets = envs.metadata.get("autoreset_mode")
     if resets is AutoresetMode.NEXT_STEP and not layout.flatten:
         return envs, layout
-    envs.close()
+    close_env(envs)
     if config.vectorization == "auto" and spec.entry_point is not None:
         return None
     found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets} instead of NEXT_STEP"
     raise UsageError(f"{config.env_id}: the vector version has {found}; set gym.vectorization to sync or async")
-
-
-@contextmanager
-def name_reset(env_id: str) -> Iterator[None]:
-    """Raise a RuntimeError that names the environment if `reset` raises an exception inside the `with` block."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise RuntimeError(f"{env_id}: reset() raised {type(error).__name__}: {error}") from error
 
 
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
@@ -138,24 +155,135 @@ def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
     return make_recorded_env(config)
 
 
-def step_seconds(config: Gym, steps: int = 50) -> float:
-    """Return the time in seconds that a random step of one environment takes: the minimum over `steps` steps."""
+def gains_from_processes(config: Gym, steps: int = 50) -> bool:
+    """Return True if random steps of one environment take long, and its infos can be sent to another process.
+
+    The fastest of `steps` steps counts.
+    """
     env = make_env(config)
     actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
-    with name_reset(config.env_id):
+    with guard(config.env_id, "reset()"):
         _, info = env.reset(seed=0)
-    fastest = float("inf")
+    fastest, sendable = float("inf"), _is_sendable(info)
     for number in range(1, steps + 1):
         action = sample_action(read_masks(join_infos([info]), 1, actions, env_id=config.env_id), actions, generator)
         started = time.perf_counter()
-        try:
+        with guard(config.env_id, f"step() at step {number} of the initial speed test"):
             _, _, terminated, truncated, info = env.step(action)
-        except Exception as error:
-            where = f"{config.env_id}: step() raised {type(error).__name__} at step {number} of the initial speed test"
-            raise RuntimeError(f"{where}: {error}") from error
-        fastest = min(fastest, time.perf_counter() - started)
+        fastest, sendable = min(fastest, time.perf_counter() - started), sendable and _is_sendable(info)
         if terminated or truncated:
-            with name_reset(config.env_id):
+            with guard(config.env_id, "reset()"):
                 _, info = env.reset()
-    env.close()
-    return fastest
+    close_env(env)
+    return sendable and fastest > SLOW_STEP_S
+
+
+def _is_sendable(info: dict[str, Any]) -> bool:
+    try:
+        pickle.dumps(info)
+    except Exception:  # for example a lock, a generator, or a class that is defined in a function
+        return False
+    return True
+
+
+class RuleChecker(gym.Wrapper[Any, Any, Any, Any]):
+    """Checks the results of `reset` and `step`. Raises DescribedError that states the rule that a result breaks."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return check_reset(self.env.reset(**kwargs), self.observation_space)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return check_step(self.env.step(action), self.observation_space)
+
+
+def check(config: GymConfig) -> None:
+    """Create an environment, reset it and take one step, in the vector version if the run cannot use the other one.
+
+    Raises UsageError if the environment fails or breaks a rule of Gymnasium, or if its spaces cannot be used with this
+    configuration. The message names the environment and the rule.
+    """
+    spec = resolve(config.gym.env_id)
+    if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
+        raise UsageError(
+            f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
+        )
+    try:
+        vector = config.gym.vectorization == "vector_entry_point" or spec.entry_point is None
+        actions = _check_vector(config.gym) if vector else _check_single(config.gym)
+    except ForeignCodeError as error:
+        raise UsageError(str(error)) from error
+    if not actions.continuous and not config.policy.is_default("log_std_init"):
+        raise UsageError(
+            f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
+            "discrete actions; remove policy.log_std_init"
+        )
+
+
+def _check_single(config: Gym) -> ActionLayout:
+    single = make_single(config, disable_env_checker=True)  # RuleChecker replaces Gymnasium's checker
+    try:
+        env = convert_observations(RuleChecker(single), config.env_id)
+        with guard(config.env_id, "action_space"):
+            actions = describe_actions(env.action_space, config.env_id)
+        with guard(config.env_id, "reset()"), _explaining(single):
+            _, info = env.reset(seed=0)
+            masks = read_masks(join_infos([info]), 1, actions, env_id=config.env_id)
+        action = sample_action(masks, actions, np.random.default_rng(0))
+        with guard(config.env_id, "step()"), _explaining(single, action):
+            _, _, died, cut, info = env.step(action)
+            check_masks(
+                read_masks(join_infos([info]), 1, actions, np.array([bool(died) or bool(cut)]), config.env_id), masks
+            )
+        return actions
+    finally:
+        close_env(single)
+
+
+def _check_vector(config: Gym) -> ActionLayout:
+    own = make_own_vector(config, config.num_envs)
+    if own is None:
+        raise UsageError(
+            f"{config.env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point "
+            "and remove gym.wrappers"
+        )
+    envs = own[0]
+    try:
+        with guard(config.env_id, "single_action_space"):
+            actions = describe_actions(envs.single_action_space, config.env_id)
+        with guard(config.env_id, "reset()"):
+            _, info = check_reset(envs.reset(seed=0), envs.observation_space)
+            masks = read_masks(info, config.num_envs, actions, env_id=config.env_id)
+        generator = np.random.default_rng(0)
+        rows = [None if masks is None else masks[i : i + 1] for i in range(config.num_envs)]
+        chosen = np.array([sample_action(row, actions, generator) for row in rows], dtype=actions.dtype)
+        with guard(config.env_id, "step()"):
+            _, _, died, cut, info = check_step(envs.step(chosen), envs.observation_space, (config.num_envs,))
+            check_masks(read_masks(info, config.num_envs, actions, np.logical_or(died, cut), config.env_id), masks)
+        return actions
+    finally:
+        close_env(envs)
+
+
+@contextmanager
+def _explaining(env: gym.Env[Any, Any], action: Any = None) -> Iterator[None]:
+    """Replace an exception in `reset`, or in `step` if there is an action, by the rule that the environment breaks.
+
+    Wrappers raise confusing errors if the environment under them breaks a rule. After an error, this function calls the
+    innermost environment again to find out whether it does.
+    """
+    try:
+        yield
+    except (DescribedError, ForeignCodeError):
+        raise
+    except Exception as error:
+        inner = env.unwrapped
+        try:
+            check_reset_arguments(inner.reset)
+            check_reset(inner.reset(seed=0), inner.observation_space)
+            if action is not None:
+                check_step(inner.step(action), inner.observation_space)
+        except DescribedError as rule:
+            raise rule from error
+        except (Exception, SystemExit):  # the innermost environment itself raises an exception
+            raise error from None
+        raise

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ppo_unified.config.schema import RunConfig, Section
-from ppo_unified.errors import UsageError, closest_match, did_you_mean
+from ppo_unified.errors import ForeignCodeError, UsageError, closest_match, did_you_mean
 
 MOST_LISTED = 8  # environments of a module that an error message lists
 
@@ -97,6 +99,38 @@ class GymConfig(RunConfig):
         return self
 
 
+class DescribedError(Exception):
+    """The description of an error in an environment: a broken rule, or the type, message and place of an exception.
+
+    Unlike the original exception, it can always be sent from a worker process to the training process.
+    """
+
+
+@contextmanager
+def guard(env_id: str, call: str) -> Iterator[None]:
+    """Convert an exception in an environment's code into a ForeignCodeError that names the environment and `call`.
+
+    SystemExit is converted too, because an environment that calls sys.exit() must not silently end the program.
+    """
+    try:
+        yield
+    except (UsageError, ForeignCodeError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise make_failure(env_id, call, error) from error
+
+
+def make_failure(env_id: str, call: str, error: BaseException) -> ForeignCodeError:
+    """Return the exception that reports `error` in the environment's function `call`, such as "reset()"."""
+    return ForeignCodeError(f"{env_id}: {call}: {describe_error(error)}")
+
+
+def close_env(env: Any) -> None:
+    """Close an environment that is no longer needed. An error has no effect on results, so it is ignored."""
+    with suppress(Exception, SystemExit):
+        env.close()
+
+
 def from_target(word: str) -> dict[str, Any] | None:
     """Return the options that select the Gymnasium id `word`, or None if `word` is not a Gymnasium id.
 
@@ -124,8 +158,8 @@ def resolve(env_id: str) -> Any:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UsageError(f"gym.env_id = {env_id!r}: cannot import module {module!r} ({why})") from None
+            why = describe_error(error)
+            raise UsageError(f"gym.env_id = {env_id!r}: cannot import module {module!r} ({why})") from error
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
@@ -155,13 +189,13 @@ def _explain_unregistered(module: str, name: str) -> str:
     return f"{text}; did you mean '{module}:{names[match]}'?" if match else text
 
 
-def make_single(config: Gym, **kwargs: Any) -> Any:
-    """Create one environment with its wrappers. Raises UsageError if this fails."""
+@contextmanager
+def name_creation(config: Gym) -> Iterator[None]:
+    """Raise a UsageError that names the environment and its arguments if its constructor fails inside the block."""
     import gymnasium
 
-    spec, wrappers = resolve(config.env_id), load_wrappers(config)
     try:
-        env = gymnasium.make(spec, **config.env_kwargs, **kwargs)
+        yield
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(
             f"gym.env_id = {config.env_id!r} requires a package that is not installed: {_remedy(str(error))}"
@@ -169,26 +203,37 @@ def make_single(config: Gym, **kwargs: Any) -> Any:
     except (Exception, SystemExit) as error:
         given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
         raise UsageError(
-            f"gym.env_id = {config.env_id!r}: cannot create the environment{given} ({_describe(error)})"
+            f"gym.env_id = {config.env_id!r}: cannot create the environment{given} ({describe_error(error)})"
         ) from error
+
+
+def make_single(config: Gym, **kwargs: Any) -> Any:
+    """Create one environment with its wrappers. Raises UsageError if this fails."""
+    import gymnasium
+
+    spec, wrappers = resolve(config.env_id), load_wrappers(config)
+    with name_creation(config):
+        env = gymnasium.make(spec, **config.env_kwargs | kwargs)
     for name, wrapper in zip(config.wrappers, wrappers, strict=True):
         try:
             env = wrapper(env)
         except (Exception, SystemExit) as error:
             raise UsageError(
-                f"gym.wrappers: cannot apply {name!r} to {config.env_id} ({_describe(error)}); to pass arguments to a "
-                "wrapper, write a subclass and use module:Class"
+                f"gym.wrappers: cannot apply {name!r} to {config.env_id} ({describe_error(error)}); to pass arguments "
+                "to a wrapper, write a subclass and use module:Class"
             ) from error
     return env
 
 
-def _describe(error: BaseException) -> str:
-    """Return the type, message and location of an error, without the text that Gymnasium appends."""
-    text = str(error).partition(" was raised from the environment creator")[0]
-    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), __file__, "<")
+def describe_error(error: BaseException) -> str:
+    """Return the type, message and location of an error in one line, without the text that Gymnasium appends."""
+    if isinstance(error, (DescribedError, ForeignCodeError, UsageError)):
+        return str(error)
+    text = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
+    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), f"{Path(__file__).parent}{os.sep}", "<")
     frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(libraries)]
     place = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"
+    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
 
 
 def load_wrappers(config: Gym) -> list[Any]:
@@ -200,8 +245,8 @@ def load_wrappers(config: Gym) -> list[Any]:
         try:
             source = importlib.import_module(module or "gymnasium.wrappers")
         except (Exception, SystemExit) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise UsageError(f"gym.wrappers = {reference!r}: cannot import module {module!r} ({why})") from None
+            why = describe_error(error)
+            raise UsageError(f"gym.wrappers = {reference!r}: cannot import module {module!r} ({why})") from error
         wrapper = getattr(source, name, None)
         if not callable(wrapper):
             names = [other for other in dir(source) if callable(getattr(source, other, None))]
@@ -218,30 +263,3 @@ def _remedy(message: str) -> str:
     """
     extra = re.search(r"gymnasium\[([\w-]+)\]", message)
     return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco") else message
-
-
-def check(config: GymConfig) -> None:
-    """Create one environment and check its spaces.
-
-    Raises UsageError if the environment cannot be created or its spaces cannot be used with this configuration.
-    """
-    from envs.gym.spaces import describe_actions, describe_observations
-
-    spec = resolve(config.gym.env_id)
-    if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
-        raise UsageError(
-            f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
-        )
-    if spec.entry_point is None:
-        return  # there is only a vector version, which is checked when it is created
-    env = make_single(config.gym)
-    try:
-        describe_observations(env.observation_space, config.gym.env_id)
-        actions = describe_actions(env.action_space, config.gym.env_id)
-    finally:
-        env.close()
-    if not actions.continuous and not config.policy.is_default("log_std_init"):
-        raise UsageError(
-            f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
-            "discrete actions; remove policy.log_std_init"
-        )

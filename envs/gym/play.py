@@ -13,8 +13,8 @@ import torch
 
 from envs.gym.eval import Player, max_episode_length
 from envs.gym.make import make_env
-from envs.gym.options import Gym, resolve
-from envs.gym.spaces import ActionLayout, join_infos, to_step_argument
+from envs.gym.options import Gym, close_env, guard, resolve
+from envs.gym.spaces import ActionLayout, join_infos, read_reward, to_step_argument
 from envs.gym.vector import GymAdapter
 from ppo_unified.config.spec import Frame
 from ppo_unified.errors import UsageError
@@ -34,7 +34,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     options = adapter.config.gym
     env, fps = _make_drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
-    player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator)
+    player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator, options.env_id)
     seeds, longest = range(seed, seed + episodes), max_episode_length(options)
     return _play_episodes(env, player, adapter.actions, options.env_id, seeds, 1 / fps, longest, "text" in shows)
 
@@ -46,13 +46,14 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
     kwargs = {key: value for key, value in options.env_kwargs.items() if key != "render_mode"}
     options = options.model_copy(update={"env_kwargs": kwargs})
     env = make_env(options)
-    modes = env.metadata.get("render_modes") or []
-    fps = float(env.metadata.get("render_fps") or FPS)
+    with guard(options.env_id, "metadata"):
+        modes = list(env.metadata.get("render_modes") or [])
+        fps = float(env.metadata.get("render_fps") or FPS)
     wanted = [RENDER_MODES[kind] for kind in shows]
     mode = next((mode for mode in wanted if mode in modes), None)
     if mode is None and (not shows or "text" in shows):
         return env, fps
-    env.close()
+    close_env(env)
     if mode is None:
         raise UsageError(
             f"{options.env_id}: cannot render this environment: expected a render mode {' or '.join(wanted)}, got "
@@ -93,17 +94,20 @@ def _play_episodes(
 
     try:
         for episode, seed in enumerate(seeds, start=1):
-            raw, info = env.reset(seed=seed)
+            with guard(env_id, f"reset() with seed {seed}"):
+                raw, info = env.reset(seed=seed)
             total, step, ended = 0.0, 0, False
             yield Frame(draw(raw), seconds, episode, step, total, "", ended)
             while not ended:
                 action = player(np.asarray(raw)[None], join_infos([info]))[0]
-                raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
-                total, step = total + float(reward), step + 1
+                step += 1
+                with guard(env_id, f"step() at step {step} of the episode with seed {seed}"):
+                    raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
+                    total += read_reward(reward)
                 ended = terminated or truncated or step >= max_steps
                 yield Frame(draw(raw), seconds, episode, step, total, _to_text(action), ended)
     finally:
-        env.close()
+        close_env(env)
 
 
 def _to_text(numbers: np.ndarray) -> str:
@@ -116,12 +120,13 @@ def _render(env: gym.Env[Any, Any], env_id: str) -> np.ndarray | str:
     Return "" if the environment has no render mode. Raises UsageError if `render` returns anything else or needs a
     package that is not installed.
     """
-    if env.render_mode is None:
-        return ""
-    try:
-        drawn = env.render()
-    except gym.error.DependencyNotInstalled as error:
-        raise UsageError(f"{env_id}: cannot render this environment: {error}") from None
+    with guard(env_id, "render()"):
+        if env.render_mode is None:
+            return ""
+        try:
+            drawn = env.render()
+        except gym.error.DependencyNotInstalled as error:
+            raise UsageError(f"{env_id}: cannot render this environment: {error}") from None
     if isinstance(drawn, str):
         return drawn
     picture = np.asarray(drawn)

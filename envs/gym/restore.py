@@ -6,6 +6,10 @@ record.
 
 Environments are not pickled, because loading a pickle can execute code, and because a pickled Box2D world does not work
 after loading.
+
+An environment that can be stepped but not recorded is trained too. Its episodes restart when the run is resumed. This
+module imports torch only when it saves or restores a state, because it also creates the environment for the checks
+before a run.
 """
 
 from __future__ import annotations
@@ -20,9 +24,11 @@ from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
+
+from envs.gym.options import DescribedError, describe_error
+from envs.gym.spaces import read_reward
 
 MAX_RECORDED_STEPS = 100_000  # per episode; 100,000 actions of four floats take 1.6 MB
 INITIAL_CAPACITY = 64  # number of actions that fit in the array of a new episode
@@ -53,16 +59,17 @@ class Episode:
         self.actions = np.empty((INITIAL_CAPACITY, *(space.shape or ())), space.dtype)
         self.steps, self.checksum, self.total_reward = 0, 0, 0.0
 
-    def add_action(self, action: Any) -> None:
+    def add_step(self, action: Any, obs: Any, reward: float) -> None:
         if self.steps < MAX_RECORDED_STEPS:
             if self.steps == len(self.actions):
                 self.actions = np.concatenate([self.actions, np.empty_like(self.actions)])
             self.actions[self.steps] = action
         self.steps += 1
-
-    def add_result(self, obs: Any, reward: float = 0.0) -> None:
-        self.checksum = zlib.crc32(np.ascontiguousarray(obs).data, self.checksum)
         self.total_reward += reward
+        self.add_obs(obs)
+
+    def add_obs(self, obs: Any) -> None:
+        self.checksum = zlib.crc32(np.ascontiguousarray(obs).data, self.checksum)
 
     def as_record(self) -> dict[str, Any]:
         outcome = {"checksum": self.checksum, "paid": self.total_reward}
@@ -83,35 +90,55 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self.episodes: deque[Episode] = deque(maxlen=2)
+        self.obstacle = ""  # why the episodes cannot be replayed; "" if they can
         self.to_replay: dict[str, Any] = {}  # set by ReplayRestorer through the vector environment
         self.last: tuple[Any, float, bool, bool, dict[str, Any]] | None = None  # last result of a replay, for `step`
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.last = None
         start = {"random": self._random_state()} if seed is None else {"seed": seed}
-        obs, info = self.env.reset(seed=seed, options=options)
-        self.episodes.append(Episode(start, self.action_space))
-        self.episodes[-1].add_result(obs)
+        try:
+            obs, info = self.env.reset(seed=seed, options=options)
+        except (Exception, SystemExit) as error:
+            raise DescribedError(describe_error(error)) from error
+        try:
+            self.episodes.append(Episode(start, self.action_space))
+            self.episodes[-1].add_obs(obs)
+        except Exception as error:
+            self._give_up(error)
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self.last is not None:
             last, self.last = self.last, None
             return last
-        episode = self.episodes[-1]
-        episode.add_action(action)
-        result = self.env.step(action)
-        episode.add_result(result[0], float(result[1]))
-        return result
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            reward, terminated, truncated = read_reward(reward), bool(terminated), bool(truncated)
+        except (Exception, SystemExit) as error:
+            raise DescribedError(describe_error(error)) from error
+        if not self.obstacle:
+            try:
+                self.episodes[-1].add_step(action, obs, reward)
+            except Exception as error:
+                self._give_up(error)
+        return obs, reward, terminated, truncated, info
+
+    def _give_up(self, error: Exception) -> None:
+        """Stop recording, because the environment's spaces or results cannot be stored."""
+        self.obstacle = self.obstacle or f"its episodes cannot be recorded ({describe_error(error)})"
+        self.episodes.clear()
 
     def make_record(self) -> dict[str, Any]:
-        """Return the record that `replay` needs, a dict with the keys "episodes" and "random".
+        """Return the record that `replay` needs, a dict with the keys "episodes", "random" and "obstacle".
 
-        If the unfinished episode is too long, "episodes" is empty.
+        If the unfinished episode is too long or cannot be recorded, "episodes" is empty.
         """
+        random = self._random_state()
         kept = [episode.as_record() for episode in self.episodes if episode.steps <= MAX_RECORDED_STEPS]
-        kept = kept if self.episodes[-1].steps <= MAX_RECORDED_STEPS else []
-        return {"episodes": kept, "random": self._random_state()}
+        if self.obstacle or self.episodes[-1].steps > MAX_RECORDED_STEPS:
+            kept = []
+        return {"episodes": kept, "random": random, "obstacle": self.obstacle}
 
     def replay(self) -> str:
         """Replay the episodes in `to_replay`.
@@ -120,7 +147,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         """
         wanted, self.to_replay = self.to_replay, {}
         if not wanted["episodes"]:
-            return f"an episode is longer than {MAX_RECORDED_STEPS:,} steps"
+            return wanted.get("obstacle") or f"an episode is longer than {MAX_RECORDED_STEPS:,} steps"
         self.episodes.clear()
         try:
             last = [self._replay_episode(episode) for episode in wanted["episodes"]][-1]
@@ -146,8 +173,15 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _random_state(self) -> str:
-        """Return the random generator's state as JSON text, because JSON can store its 128-bit integers."""
-        return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
+        """Return the random generator's state as JSON text, because JSON can store its 128-bit integers.
+
+        Return "" if the environment's `np_random` is missing or not a generator of NumPy, which Gymnasium allows.
+        """
+        try:
+            return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)
+        except Exception:
+            self.obstacle = self.obstacle or "its np_random is not a numpy.random.Generator"
+            return ""
 
 
 class ReplayRestorer:
@@ -157,10 +191,7 @@ class ReplayRestorer:
         self.envs: Any = envs  # a SyncVectorEnv or AsyncVectorEnv: both have `call` and `set_attr`
 
     def state_dict(self) -> dict[str, Any]:
-        records = list(self.envs.call("make_record"))
-        for episode in (episode for record in records for episode in record["episodes"]):
-            episode["actions"] = torch.from_numpy(episode["actions"])
-        return {"records": records}
+        return {"records": [_with_tensors(record) for record in self.envs.call("make_record")]}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
@@ -176,6 +207,17 @@ class ReplayRestorer:
             print(f"{steps:,} environment steps replayed in {seconds:.1f} s", flush=True)
         obs, _, _, _, info = self.envs.step(self.envs.action_space.sample())
         return obs, info
+
+
+def _with_tensors(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert the actions of a record to tensors, which a checkpoint can store."""
+    import torch
+
+    try:
+        episodes = [{**episode, "actions": torch.from_numpy(episode["actions"])} for episode in record["episodes"]]
+    except TypeError as error:  # for example, torch has no type for numpy.longdouble
+        return record | {"episodes": [], "obstacle": f"its actions cannot be stored ({error})"}
+    return record | {"episodes": episodes}
 
 
 def _with_array(episode: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +244,8 @@ class ArrayRestorer:
         self.arrays = arrays
 
     def state_dict(self) -> dict[str, Any]:
+        import torch
+
         arrays = {name: torch.from_numpy(np.array(getattr(self.envs, name))) for name in self.arrays.names}
         return {"arrays": arrays, "random": json.dumps(self.envs.np_random.bit_generator.state)}
 
@@ -213,17 +257,48 @@ class ArrayRestorer:
 
 
 class StateDictRestorer:
-    """Restores a vector environment through its own `state_dict` and `load_state_dict`."""
+    """Restores a vector environment through its own `state_dict` and `load_state_dict`.
+
+    If one of these functions fails, or returns something that a checkpoint cannot store, the episodes restart.
+    """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         self.envs: Any = envs
 
     def state_dict(self) -> dict[str, Any]:
-        return {"own": copy.deepcopy(self.envs.state_dict())}  # the environment may later change the returned objects
+        try:
+            state = self.envs.state_dict()
+            if wrong := find_unstorable(state):
+                return {"obstacle": f"its state_dict() contains {wrong}, which a checkpoint cannot store"}
+            return {"own": copy.deepcopy(state)}  # the environment may later change the returned objects
+        except Exception as error:
+            return {"obstacle": f"state_dict(): {describe_error(error)}"}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.envs.load_state_dict(state["own"])
+        if "obstacle" in state:
+            raise RestoreError(state["obstacle"])
+        try:
+            obs, info = self.envs.load_state_dict(state["own"])
+        except Exception as error:
+            raise RestoreError(f"load_state_dict(): {describe_error(error)}") from error
         return obs, info
+
+
+def find_unstorable(value: Any) -> str:
+    """Return the type of the first part of `value` that a checkpoint cannot store, or "" if there is none.
+
+    A checkpoint stores tensors, numbers, strings, booleans, None, and lists, tuples and dicts of these.
+    """
+    import torch
+
+    if value is None or isinstance(value, (str, bool, int, float, torch.Tensor)):
+        return ""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(find_unstorable, value)), "")
+    if isinstance(value, dict):
+        return next(filter(None, (find_unstorable(x) for pair in value.items() for x in pair)), "")
+    kind = type(value)
+    return f"a value of type {kind.__module__}.{kind.__qualname__}"
 
 
 class NoRestorer:
@@ -243,7 +318,8 @@ def make_restorer(envs: VectorEnv[Any, Any, Any]) -> Restorer:
     """Return the restorer for an environment that has its own vectorized implementation."""
     if type(envs) in KNOWN:
         return ArrayRestorer(envs, KNOWN[type(envs)])
-    return StateDictRestorer(envs) if hasattr(envs, "load_state_dict") else NoRestorer(type(envs).__name__)
+    known = hasattr(envs, "state_dict") and hasattr(envs, "load_state_dict")
+    return StateDictRestorer(envs) if known else NoRestorer(type(envs).__name__)
 
 
 class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
@@ -263,4 +339,6 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """Wrap `env` so that its steps are recorded and its state can be restored."""
-    return Recorder(FreshBox2DWorld(env) if type(env.unwrapped).__name__ == "BipedalWalker" else env)
+    kinds = [kind for kind in type(env.unwrapped).__mro__ if kind.__module__.startswith("gymnasium.")]
+    walks = any(kind.__name__ == "BipedalWalker" for kind in kinds)  # a class of another package may have no world
+    return Recorder(FreshBox2DWorld(env) if walks else env)

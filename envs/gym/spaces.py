@@ -1,17 +1,22 @@
 """Converts observations and actions between Gymnasium's format and the arrays that the networks use.
 
+It also checks the results of an environment's first calls.
+
 This module does not import torch.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from ppo_unified.errors import UsageError
+from envs.gym.options import DescribedError
+from ppo_unified.errors import ForeignCodeError, UsageError
 
 MASK_KEY = "action_mask"  # key of the action mask in a Dict observation or in a step's info
 MAX_SIZE = 20_000  # maximum number of values in an observation for an MLP; raw images are larger
@@ -103,13 +108,116 @@ def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
     return actions.reshape(len(actions), *layout.shape).astype(layout.dtype)
 
 
-def encode(raw: np.ndarray, layout: ObservationLayout) -> np.ndarray:
-    """Convert observations [N, ...] to float32 vectors [N, size]."""
+def _name_environment(number: int, env_id: str) -> str:
+    return f"{env_id}: environment {number}" if env_id else f"environment {number}"
+
+
+def encode(raw: np.ndarray, layout: ObservationLayout, env_id: str = "") -> np.ndarray:
+    """Convert observations [N, ...] to float32 vectors [N, size].
+
+    Raises ForeignCodeError, with `env_id` in the message, if a discrete observation is outside its range.
+    """
     if layout.one_hot:
-        one_hot = np.zeros((len(raw), layout.size), dtype=np.float32)
-        one_hot[np.arange(len(raw)), np.asarray(raw) - layout.start] = 1
+        one_hot, chosen = np.zeros((len(raw), layout.size), dtype=np.float32), np.asarray(raw) - layout.start
+        if chosen.min() < 0 or chosen.max() >= layout.size:  # NumPy would accept a negative index
+            first = int(np.flatnonzero((chosen < 0) | (chosen >= layout.size))[0])
+            where = _name_environment(first, env_id)
+            raise ForeignCodeError(
+                f"{where}: expected observations from {layout.start} to {layout.start + layout.size - 1}, got "
+                f"{raw[first]}; correct the environment's observation or observation_space"
+            )
+        one_hot[np.arange(len(raw)), chosen] = 1
         return one_hot
     return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy, because an environment may reuse the array
+
+
+def check_reset(found: Any, space: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the result of `reset`. Raises DescribedError if it is not a tuple (observation, info) with valid parts."""
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        raise DescribedError(f"expected (observation, info), got {_describe_result(found)}; return the info as a dict")
+    check_observation(found[0], space)
+    return found
+
+
+def check_step(found: Any, space: Any, shape: tuple[int, ...] = ()) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """Return the result of `step`. Raises DescribedError if it breaks a rule of Gymnasium.
+
+    `shape` is the shape of the rewards and episode ends: () for one environment, [N] for a vector environment.
+    """
+    if not isinstance(found, tuple) or len(found) != 5 or not isinstance(found[4], dict):
+        raise DescribedError(
+            f"expected (observation, reward, terminated, truncated, info), got {_describe_result(found)}; "
+            "replace done by terminated and truncated, and return the info as a dict"
+        )
+    for name, value in zip(("reward", "terminated", "truncated"), found[1:4], strict=True):
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf" or not (array.shape == shape or (not shape and array.size == 1)):
+            wanted = f"an array of {shape[0]} numbers" if shape else "one number"
+            fix = "; add a wrapper (gym.wrappers) that combines the rewards" if name == "reward" and array.ndim else ""
+            raise DescribedError(f"{name}: expected {wanted}, got {_describe_value(value)}{fix}")
+    check_observation(found[0], space)
+    return found
+
+
+def _describe_result(found: Any) -> str:
+    return f"({', '.join(type(x).__name__ for x in found)})" if isinstance(found, tuple) else type(found).__name__
+
+
+def _describe_value(value: Any) -> str:
+    array = np.asarray(value)
+    return f"{type(value).__name__} of shape {list(array.shape)} and type {array.dtype}"
+
+
+def check_reset_arguments(reset: Any) -> None:
+    """Raise DescribedError if the function `reset` has no parameter `seed` or `options`."""
+    parameters = inspect.signature(reset).parameters
+    accepts_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    missing = [] if accepts_all else [name for name in ("seed", "options") if name not in parameters]
+    if missing:
+        raise DescribedError(
+            f"expected the parameters seed and options, got no {' and no '.join(missing)}; declare "
+            "reset(self, *, seed=None, options=None)"
+        )
+
+
+def check_masks(masks: np.ndarray | None, first: np.ndarray | None) -> None:
+    """Raise DescribedError if `step` returned masks but `reset` did not. `first` contains the masks of `reset`."""
+    if masks is not None and first is None:
+        raise DescribedError("returned an action mask, but reset() did not; return it from both")
+
+
+def check_observation(obs: Any, space: Any, name: str = "observation", nested: bool = False) -> None:
+    """Raise DescribedError if `obs` does not match the shape, the type or the discrete range of `space`.
+
+    The bounds of a Box are not checked, because many environments exceed them slightly. The type must be one that
+    NumPy converts without an explicit cast, as for vector environments. In the parts of a Dict or Tuple, which are
+    flattened first (`nested`), any integer type is allowed for another one.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts: dict[Any, Any] = dict(space.items() if isinstance(space, spaces.Dict) else enumerate(space))
+        kinds = Mapping if isinstance(space, spaces.Dict) else (tuple, list)
+        if not isinstance(obs, kinds):
+            raise DescribedError(f"{name}: expected a {type(space).__name__.lower()}, got {_describe_value(obs)}")
+        given = obs if isinstance(obs, Mapping) else range(len(obs))
+        if missing := [key for key in parts if key not in given]:
+            raise DescribedError(f"{name}: missing {missing[0]!r}, which the observation space contains; return it")
+        for key, part in parts.items():
+            if key != MASK_KEY:
+                check_observation(obs[key], part, f"{name}[{key!r}]", nested=True)
+        return
+    if space.shape is None or space.dtype is None:
+        return
+    array, fix = np.asarray(obs), "correct the environment's observation or observation_space"
+    integers = nested and array.dtype.kind in "iu" and space.dtype.kind in "iu"
+    if array.shape != space.shape or not (integers or np.can_cast(array.dtype, space.dtype, "same_kind")):
+        wanted = f"shape {list(space.shape)} and type {space.dtype} as in the observation space"
+        raise DescribedError(f"{name}: expected {wanted}, got {_describe_value(obs)}; {fix}")
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        low, high = np.broadcast_to(space.start, array.shape), np.broadcast_to(space.start + sizes - 1, array.shape)
+        if wrong := [(x, a, b) for x, a, b in zip(array.flat, low.flat, high.flat, strict=True) if not a <= x <= b]:
+            value, least, most = wrong[0]
+            raise DescribedError(f"{name}: expected integers from {least} to {most}, got {value}; {fix}")
 
 
 def read_masks(
@@ -119,8 +227,8 @@ def read_masks(
 
     Return None if there are no masks or the actions are continuous. The mask of an environment is a single array, or a
     sequence with one array per action component. All actions are allowed in environments that return no mask at this
-    step, and in environments whose episode has ended (`ended` [N]). Raises ValueError, with `env_id` in the message, if
-    a mask has the wrong length or allows no action.
+    step, and in environments whose episode has ended (`ended` [N]). Raises ForeignCodeError, with `env_id` in the
+    message, if a mask has the wrong length or allows no action.
     """
     if MASK_KEY not in info or layout.continuous:
         return None
@@ -130,14 +238,14 @@ def read_masks(
         mask = info[MASK_KEY][i]
         flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
         if flat.shape != masks[i].shape:
-            where = f"{env_id}: environment {i}" if env_id else f"environment {i}"
-            raise ValueError(f"{where}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
+            where = _name_environment(int(i), env_id)
+            raise ForeignCodeError(f"{where}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
         masks[i] = flat.astype(bool)
     allowed = np.logical_or.reduceat(masks, np.cumsum((0, *layout.sizes[:-1])), axis=1)
     if not allowed.all():
         first = int(np.flatnonzero(~allowed.all(1))[0])
-        where = f"{env_id}: environment {first}" if env_id else f"environment {first}"
-        raise ValueError(f"{where}: the action mask allows no action; set at least one element to 1")
+        where = _name_environment(first, env_id)
+        raise ForeignCodeError(f"{where}: the action mask allows no action; set at least one element to 1")
     return masks
 
 
@@ -152,6 +260,13 @@ def join_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
 def to_step_argument(action: np.ndarray, layout: ActionLayout) -> Any:
     """Convert one environment action to the argument that `step` expects: an integer if the space is Discrete."""
     return action if layout.shape or layout.continuous else action.item()
+
+
+def read_reward(reward: Any) -> float:
+    """Return a reward as a float. The reward may be a number or an array of one number. Otherwise raises ValueError."""
+    if isinstance(reward, (float, int)):
+        return float(reward)
+    return float(np.asarray(reward, dtype=np.float64).item())
 
 
 def sample_action(masks: np.ndarray | None, layout: ActionLayout, generator: np.random.Generator) -> Any:

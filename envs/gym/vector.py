@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv
 from torch import Tensor
 
 from envs.gym.eval import play_episodes
-from envs.gym.make import make_vector, name_reset
-from envs.gym.options import GymConfig
+from envs.gym.make import make_vector
+from envs.gym.options import DescribedError, GymConfig, guard, make_failure
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
+from ppo_unified.errors import ForeignCodeError
+from ppo_unified.text import print_err
 
 REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
 CHUNK = 1 << 16  # number of observations per forward pass when the old log-probs and values are computed
@@ -47,11 +48,14 @@ class GymAdapter:
         self.steps_taken = 0
         self.counter = WorkCounter()
         self.episodes = EpisodeLog(config.gym.num_envs)
-        self.stepping = False  # True during `envs.step`, and after a step that raised or was interrupted
-        self._reset(env_seed)
+        try:
+            self._reset(env_seed)
+        except BaseException:
+            self.close()
+            raise
 
     def _reset(self, seed: int) -> None:
-        with name_reset(self.config.gym.env_id):
+        with guard(self.config.gym.env_id, "reset()"):
             raw, info = self.envs.reset(seed=seed)
         self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets that environment
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
@@ -59,10 +63,10 @@ class GymAdapter:
 
     def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
         """Store the current observations and action masks. In a reset column, every action is allowed."""
-        self.raw = encode(raw, self.observations)
+        self.raw = encode(raw, self.observations, self.config.gym.env_id)
         self.masks = read_masks(info, len(self.raw), self.actions, self.ended, self.config.gym.env_id)
         if self.masks is not None and not self.reports_masks:
-            raise ValueError(
+            raise ForeignCodeError(
                 f"{self.config.gym.env_id}: step() returned an action mask, but reset() did not; return it from both"
             )
         if self.masks is None and self.reports_masks:
@@ -158,14 +162,10 @@ class GymAdapter:
         return torch.cat([e.logprobs for e in parts]).view(shape), torch.cat([e.values for e in parts]).view(shape)
 
     def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        self.stepping = True
         try:
-            stepped = self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
-        except (Exception, SystemExit) as error:  # an environment that calls sys.exit() must not end training silently
-            where = f"{self.config.gym.env_id}: step() raised {type(error).__name__} {self._describe_time(number)}"
-            raise RuntimeError(f"{where}: {error}") from error
-        self.stepping = False
-        return stepped
+            return self.envs.step(to_env_actions(chosen.cpu().numpy(), self.actions))
+        except (Exception, SystemExit) as error:  # not `guard`, because entering a block at every step takes time
+            raise make_failure(self.config.gym.env_id, f"step() {self._describe_time(number)}", error) from error
 
     def _describe_time(self, number: int) -> str:
         return f"at step {number} of the rollout (after {self.steps_taken:,} environment steps)"
@@ -194,11 +194,13 @@ class GymAdapter:
 
         The state does not include the policy's weights.
         """
+        with guard(self.config.gym.env_id, "saving the state of the environments"):
+            envs = self.restorer.state_dict()
         state: dict[str, Any] = {
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
             "episodes": self.episodes.state_dict(),
-            "envs": self.restorer.state_dict(),
+            "envs": envs,
             "raw": torch.from_numpy(self.raw.copy()),
             "ended": torch.from_numpy(self.ended.copy()),
         }
@@ -218,7 +220,7 @@ class GymAdapter:
             self.rewards.load_state_dict(state["rewards"])
         try:
             self._restore(state)
-        except RestoreError as reason:
+        except (RestoreError, DescribedError) as reason:
             self._reset(int(np.random.SeedSequence((self.config.seed, self.steps_taken)).generate_state(1)[0]))
             self.episodes.reset_unfinished(self.config.gym.num_envs)
             if self.rewards is not None:
@@ -244,20 +246,12 @@ class GymAdapter:
             raise RestoreError("the restored environments returned different action masks")
 
     def close(self) -> None:
-        """Close the environments. If a worker process has died or a step has not returned, kill all worker processes.
-
-        Workers are killed in these cases because waiting for them to exit could block forever.
-        """
-        if isinstance(self.envs, AsyncVectorEnv) and (
-            self.stepping or not all(process.is_alive() for process in self.envs.processes)
-        ):
-            for process, pipe in zip(self.envs.processes, self.envs.parent_pipes, strict=True):
-                process.kill()
-                process.join()
-                if pipe is not None:  # Gymnasium sets the pipe of a failed worker to None
-                    pipe.close()
-            self.envs.closed = True
-        self.envs.close()  # has no effect on closed environments
+        """Close the environments. An error is printed, because it has no effect on results."""
+        try:
+            with guard(self.config.gym.env_id, "close()"):
+                self.envs.close()
+        except ForeignCodeError as error:
+            print_err(str(error))
 
 
 def build(config: GymConfig, device: torch.device) -> GymAdapter:

@@ -1,17 +1,58 @@
-"""Code that the commands share: one-line errors, common arguments and faster imports of large modules."""
+"""Code that the commands share: one-line errors, common arguments, foreign code, and faster imports."""
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from ppo_unified.errors import UsageError
+
+
+@contextmanager
+def foreign_code() -> Iterator[TextIO]:
+    """Send to stderr what code of environments or reward functions writes to stdout inside the block.
+
+    Yield a stream that writes to the real stdout. File descriptor 1 is redirected too, because C code and worker
+    processes write to it. In the block, sys.argv contains no arguments, so that such code cannot parse ours.
+    """
+    stdout, argv = sys.stdout, sys.argv
+    stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout, sys.argv = sys.stderr, argv[:1]
+    try:
+        with open(saved, "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False) as real:
+            yield real if _descriptor(stdout) == 1 else stdout
+    finally:
+        _flush_c_streams()
+        os.dup2(saved, 1)
+        os.close(saved)
+        sys.stdout, sys.argv = stdout, argv
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """Return the file descriptor that `stream` writes to, or None if it has none."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def _flush_c_streams() -> None:
+    """Write the output that C code has printed, because it would otherwise be written later to the real stdout."""
+    import ctypes  # only needed if foreign code has run
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,7 +7,15 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from ppo_unified.cli.common import add_checkpoint, add_json, add_run, add_runs_folder, check_episodes, integer
+from ppo_unified.cli.common import (
+    add_checkpoint,
+    add_json,
+    add_run,
+    add_runs_folder,
+    check_episodes,
+    foreign_code,
+    integer,
+)
 from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
@@ -37,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate a run's policy and print the score. With --video, also save one episode as a GIF."""
     check_episodes(options)
-    loaded = load_policy(options)
-    from ppo_unified.training.evaluation import evaluate  # imports torch
+    with foreign_code():
+        loaded = load_policy(options)
+        from ppo_unified.training.evaluation import evaluate  # imports torch
 
-    with closing(loaded.adapter):
-        video = _video(loaded, options) if options.video else None
-        scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
+        with closing(loaded.adapter):
+            video = _video(loaded, options) if options.video else None
+            scored = evaluate(loaded.adapter, options.episodes, options.seed, not options.sampled)
     if options.json:
         chosen = {"greedy": not options.sampled, "seed": options.seed, "checkpoint": loaded.checkpoint}
         named = find_adapter(loaded.config.kind).score_tag.rpartition("/")[2]  # the adapter's name for the score

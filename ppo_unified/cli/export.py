@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder
+from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, foreign_code
 from ppo_unified.cli.policy import LoadedPolicy, load_policy
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.errors import UsageError, explain_unusable
@@ -40,7 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Save a run's policy in a form that can be used without this program, and print the paths of the files."""
-    folder: Path = options.to
+    with foreign_code():
+        files = _export(options, options.to)
+    for name in files:
+        print_out(clean(options.to / name))
+    return 0
+
+
+def _export(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Write the policy to `folder` and return the names of the files."""
     loaded = load_policy(options)
     with closing(loaded.adapter):
         spec = find_adapter(loaded.config.kind)
@@ -66,9 +74,7 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             why = error.strerror or error
             raise UsageError(f"--to {folder}: cannot write the policy ({why}); choose another folder") from None
-    for name in files:
-        print_out(clean(folder / name))
-    return 0
+    return files
 
 
 def _replace(folder: Path, new: Path, old: Path) -> None:

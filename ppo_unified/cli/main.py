@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from typing import IO
 
 from ppo_unified import __version__
 from ppo_unified.cli.common import Parser, preload
-from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.errors import ForeignCodeError, UsageError, did_you_mean
 from ppo_unified.text import print_err
 
+EXIT_S = 2.0  # maximum seconds to wait for threads and processes that an environment has started
 COMMANDS = {  # name -> help; each command's module has the functions `add_arguments` and `run`
     "tui": "Open the terminal UI to start and watch runs",
     "envs": "List the presets with their expected scores and training times",
@@ -96,9 +100,16 @@ def _open_empty(mode: str) -> IO[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run one command and return its exit code. Without `argv`, the process ends after the command in `sys.argv`."""
     _open_streams()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(argv)
+    code = _run(sys.argv[1:])
+    _end_foreign_code(code)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         if not arguments and not (sys.stdin.isatty() and sys.stdout.isatty()):
             make_parser().print_help()
@@ -112,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print_err(str(error))
         return 2
+    except ForeignCodeError as error:
+        print_err(str(error))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
@@ -120,3 +134,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example, stdout is redirected to a full disk
         print_err(f"ppo-unified: {error}")
         return 1
+
+
+def _end_foreign_code(code: int) -> None:
+    """Prevent threads, processes and exit functions of an environment from delaying the exit or printing to stdout.
+
+    Python waits for threads and child processes before it exits. If some are left after EXIT_S seconds, end the process
+    with the exit code `code`.
+    """
+    with suppress(OSError, ValueError):  # stdout may be a closed pipe or a full disk
+        sys.stdout.flush()
+        os.dup2(2, 1)
+    current, deadline = threading.current_thread(), time.monotonic() + EXIT_S
+    threads = [thread for thread in threading.enumerate() if thread is not current and not thread.daemon]
+    children = sys.modules["multiprocessing"].active_children() if "multiprocessing" in sys.modules else []
+    processes = [process for process in children if not process.daemon]
+    for task in (*threads, *processes):
+        task.join(max(0.0, deadline - time.monotonic()))
+    left = sorted({task.name for task in (*threads, *processes) if task.is_alive()})
+    if left:
+        print_err(f"threads or processes are still running and will not be waited for: {', '.join(left)}")
+        for process in children:
+            process.kill()
+        sys.stderr.flush()
+        os._exit(code)

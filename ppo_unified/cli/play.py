@@ -9,8 +9,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from shutil import get_terminal_size
+from typing import TextIO
 
-from ppo_unified.cli.common import add_checkpoint, add_run, add_runs_folder, check_episodes, integer, number
+from ppo_unified.cli.common import (
+    add_checkpoint,
+    add_run,
+    add_runs_folder,
+    check_episodes,
+    foreign_code,
+    integer,
+    number,
+)
 from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
@@ -57,26 +66,28 @@ def run(options: argparse.Namespace) -> int:
     check_episodes(options)
     if not math.isfinite(options.fps) or options.fps < 0:
         raise UsageError(f"--fps: expected a number > 0, or 0 for the environment's rate, got {options.fps:g}")
-    loaded = load_policy(options)
-    with closing(loaded.adapter):
-        if find_adapter(loaded.config.kind).chat:
-            _chat(loaded, options)
-        else:
-            _watch(loaded, options)
+    with foreign_code() as stdout:
+        loaded = load_policy(options)
+        if not find_adapter(loaded.config.kind).chat:
+            with closing(loaded.adapter):
+                _watch(loaded, options, stdout)
+            return 0
+    with closing(loaded.adapter):  # not in the block above, because `input` edits lines only on the original stdout
+        _chat(loaded, options)
     return 0
 
 
-def _watch(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
-    draws = is_drawable(sys.stdout)
+def _watch(loaded: LoadedPolicy, options: argparse.Namespace, stdout: TextIO) -> None:
+    draws = is_drawable(stdout)
     frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
     if draws:
         title = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}"
-        style = style_for(sys.stdout)
-        with open_screen(sys.stdout) as shown:
+        style = style_for(stdout)
+        with open_screen(stdout) as shown:
             ends = [frame for frame in _show_frames(frames, shown, style, options.fps, title) if frame.ended]
-        _print_ends(iter(ends))
+        _print_ends(iter(ends), stdout)
     else:
-        _print_ends(frame for frame in frames if frame.ended)
+        _print_ends((frame for frame in frames if frame.ended), stdout)
 
 
 def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
@@ -179,6 +190,6 @@ def _status_line(frame: Frame, title: str, columns: int) -> str:
     return (f"{line}   {title}" if len(line) + 3 + len(title) <= columns else line)[:columns]
 
 
-def _print_ends(ends: Iterator[Frame]) -> None:
+def _print_ends(ends: Iterator[Frame], stdout: TextIO) -> None:
     for frame in ends:
-        print(f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps", flush=True)
+        print(f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps", file=stdout, flush=True)

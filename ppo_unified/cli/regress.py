@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ppo_unified.cli.common import add_json, add_runs_folder, integer, preload
+from ppo_unified.cli.common import add_json, add_runs_folder, foreign_code, integer, preload
 from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_json
@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"{path}: no baseline for {options.target!r}{others}; record one with --update")
     if options.seeds < 1:
         raise UsageError(f"--seeds: expected an integer >= 1, got {options.seeds}")
-    measured = _measure(options.target, options.seeds)
+    with foreign_code():
+        measured = _measure(options.target, options.seeds)
     if options.update:
         if measured["solved"] < options.seeds:
             raise UsageError(

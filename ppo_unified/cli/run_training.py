@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from ppo_unified.cli.common import preload
+from ppo_unified.cli.common import foreign_code, preload
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.errors import StartError, UsageError
+from ppo_unified.errors import ForeignCodeError, StartError, UsageError
 from ppo_unified.runs import log_tee
 from ppo_unified.runs.control import describe_end
 from ppo_unified.runs.folder import ACTIVE, Run, Status, has_stalled, read_warnings
@@ -42,12 +42,13 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
         from ppo_unified.training.session import train_in
 
         try:
-            status = train_in(run, config, stop, progress, undo, heartbeat)
+            with foreign_code():
+                status = train_in(run, config, stop, progress, undo, heartbeat)
         except Exception as error:
             progress.finish()
             if isinstance(error, StartError):
                 raise
-            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, UsageError | ForeignCodeError) else f"{type(error).__name__}: "
             print_err(f"{run.name} failed: {kind}{error}")
             resume = f"; to resume: {format_command('resume', run)}" if run.checkpoints.is_dir() else ""
             if run.log.exists():

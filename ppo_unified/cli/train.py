@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ppo_unified.cli.common import add_detach, add_runs_folder
+from ppo_unified.cli.common import add_detach, add_runs_folder, foreign_code
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
@@ -18,7 +18,7 @@ from ppo_unified.config.values import format_flag
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
 from ppo_unified.runs.folder import free_name
-from ppo_unified.runs.signals import StopRequest
+from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
 ABOUT = (
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UsageError(
             "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML file or a Gymnasium id"
         )
-    config = presets.load_target(options.target)
+    with foreign_code():
+        config = presets.load_target(options.target)
     if options.recipe:
         config = apply_recipe(config, options.recipe)
     jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])])
@@ -107,7 +108,13 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[in
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
-            run = preparation.prepare(config, options.folder, name, command)
+            try:
+                with foreign_code():
+                    run = preparation.prepare(config, options.folder, name, command, stop.interruptible())
+            except Interrupted:
+                print_err(f"{stop.reason} before a run was created")
+                yield EXIT["stopped"]
+                return
             code = run_training(run, config, stop, lambda run=run: preparation.discard(run))  # type: ignore[misc]
         yield code
         if code == EXIT["stopped"]:

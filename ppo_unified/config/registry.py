@@ -21,7 +21,7 @@ BUILT_IN = {
     "gym": AdapterSpec(
         config="envs.gym.options:GymConfig",
         build="envs.gym.vector:build",
-        check="envs.gym.options:check",
+        check="envs.gym.make:check",
         target="envs.gym.options:from_target",
         presets="envs.presets",
         export="envs.gym.export:export",

@@ -13,7 +13,7 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,13 +29,21 @@ LEAVING_S = 10.0  # maximum seconds to wait for an ending trainer to release its
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
-def prepare(config: RunConfig, runs: Path, name: str = "", command: Sequence[str] = ()) -> Run:
+def prepare(
+    config: RunConfig,
+    runs: Path,
+    name: str = "",
+    command: Sequence[str] = (),
+    checking: AbstractContextManager[None] | None = None,
+) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
     If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no folder behind.
+    The adapter's check, which may create an environment, runs inside the context manager `checking`.
     """
     report_descriptor()  # called first, so that child processes of the checks do not inherit the variable
-    presets.check(config)
+    with checking or nullcontext():
+        presets.check(config)
 
     def fill(run: Run, final_name: str) -> None:
         run.acquire()

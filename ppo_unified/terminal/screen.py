@@ -61,12 +61,17 @@ class Screen:
             left = left[os.write(self.terminal, left) :]
 
 
+class _Terminated(BaseException):
+    """Raised by SIGTERM. It is not a SystemExit, which an environment could raise or handle."""
+
+
 @contextmanager
 def open_screen(stream: TextIO) -> Iterator[Screen]:
     """Open the alternate screen of the terminal behind `stream`, and restore the terminal at the end of the block.
 
-    In the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit(143). Neither of them can interrupt
-    the code that restores the terminal. Output that Python code prints in the block is written to stderr afterwards.
+    In the block, Ctrl-C raises KeyboardInterrupt. SIGTERM ends the block and raises SystemExit(143). Neither of them
+    can interrupt the code that restores the terminal. Output that Python code prints in the block is written to stderr
+    afterwards.
     """
     stream.flush()
     shown = Screen(stream.fileno())
@@ -76,6 +81,8 @@ def open_screen(stream: TextIO) -> Iterator[Screen]:
         shown.write(ENTER)
         with redirect_stdout(aside), redirect_stderr(aside):
             yield shown
+    except _Terminated:
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -85,5 +92,5 @@ def open_screen(stream: TextIO) -> Iterator[Screen]:
         sys.stderr.write(aside.getvalue())
 
 
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated

@@ -15,7 +15,7 @@ from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import make_learner
 from ppo_unified.engine.rollout import Adapter
-from ppo_unified.errors import StartError, UsageError
+from ppo_unified.errors import ForeignCodeError, StartError, UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.heartbeat import Heartbeat
@@ -82,7 +82,7 @@ def train_in(
         status.state, status.reason = "stopped", f"{stop.reason} before training began"
         run.write_status(status)
     except BaseException as error:
-        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, UsageError | ForeignCodeError) else f"{type(error).__name__}: "
         status.state, status.reason, status.traceback = "failed", f"{kind}{error}", traceback.format_exc()
         with suppress(OSError):  # a write error here must not hide the error that ended the run
             if run.holds_lock():

@@ -109,8 +109,8 @@ def test_failing_reset_names_the_environment(call: Call, write_module: Callable[
     source = BROKEN_ENVIRONMENT.replace("super().reset(seed=seed)", "raise ValueError('no map')")
     write_module("lost", source.replace("Broken-v0", "Lost-v0").replace("broken:", "lost:"))
     code, _, error = call("train", "lost:Lost-v0", "--gym.env-kwargs", '{"how": ""}', "--gym.vectorization", "sync")
-    assert code == 1
-    assert "failed: RuntimeError: lost:Lost-v0: reset() raised ValueError: no map" in error
+    assert code == 2
+    assert re.fullmatch(r"lost:Lost-v0: reset\(\): ValueError: no map, in lost.py, line \d+\n", error)
 
 
 @pytest.mark.parametrize(

@@ -315,10 +315,16 @@ import gymnasium as gym, numpy as np
 class Slow(gym.Env):
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)
+    taken = 0
+    def __init__(self, fast=1):
+        self.fast = fast
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
     def step(self, action):
+        Slow.taken += 1  # the first step is that of the check before the run
+        if Slow.taken <= self.fast:
+            return np.zeros(2, np.float32), 0.0, False, False, {}
         open("stepping", "w").close()
         time.sleep(600)
 gym.register("Slow-v0", entry_point=Slow)
@@ -343,3 +349,17 @@ def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_pat
     assert "failed" not in output
     run = Run(tmp_path / "runs" / "a")
     assert (run.read_status().state, checkpoint.steps(run)) == ("stopped", [0])
+
+
+def test_stop_interrupts_the_check_before_a_run(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
+    whole = [sys.executable, "-m", "ppo_unified", "train", "slow:Slow-v0", "--gym.env-kwargs", '{"fast": 0}']
+    with subprocess.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+        wait_for((tmp_path / "stepping").exists)
+        process.send_signal(signal.SIGTERM)
+        try:
+            output = process.communicate(timeout=60)[1].decode()
+        finally:
+            process.kill()
+    assert (process.returncode, output) == (130, "stopped by another program (SIGTERM) before a run was created\n")
+    assert not list(tmp_path.glob("runs/*"))

@@ -228,3 +228,55 @@ def test_resumed_cartpole_equals_uninterrupted_run(tmp_path: Path) -> None:
     assert status.iteration == 6
     ends = [checkpoint.load_policy(x, checkpoint.steps(x)[-1], torch.device("cpu")) for x in (whole, halves)]
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+FAULTY = "tests.faulty_envs"
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("kind", ["RandomState", "Random", "None", "raises"])
+def test_other_random_generators_restart_episodes(kind: str, vectorization: str) -> None:
+    options: dict[str, Any] = {"env_kwargs": {"kind": kind}, "vectorization": vectorization}
+    saved = make_adapter(f"{FAULTY}:OddRandom-v0", **options)
+    assert saved.collect().rewards.sum() == 20.0
+    why = load_state(make_adapter(f"{FAULTY}:OddRandom-v0", **options), save_and_load(saved))
+    assert why == f"episodes restarted: {FAULTY}:OddRandom-v0: its np_random is not a numpy.random.Generator"
+
+
+@pytest.mark.parametrize("kind", ["array", "scalar", "float32", "list", "float64", "integers"])
+def test_results_of_other_types_train_and_resume(kind: str) -> None:
+    plain, odd = (
+        make_adapter(f"{FAULTY}:OddResults-v0", env_kwargs={"kind": x}, vectorization="sync") for x in ("plain", kind)
+    )
+    first = odd.collect()
+    assert equal(plain.collect(), first)
+    assert first.rewards[0].tolist() == [0.5, 1, 1.5, 2, 2.5, 0, 0.5, 1, 1.5, 2, 2.5, 0]
+    resumed = make_adapter(f"{FAULTY}:OddResults-v0", env_kwargs={"kind": kind}, vectorization="sync")
+    assert load_state(resumed, save_and_load(odd)) is None
+    assert equal(resumed.collect(), odd.collect())
+    assert odd.score(2, 1, True) == [7.5, 7.5]
+
+
+def test_actions_that_cannot_be_stored_restart_episodes() -> None:
+    options: dict[str, Any] = {"env_kwargs": {"kind": "longdouble"}, "vectorization": "sync"}
+    saved = make_adapter(f"{FAULTY}:OddResults-v0", **options)
+    saved.collect()
+    why = load_state(make_adapter(f"{FAULTY}:OddResults-v0", **options), save_and_load(saved))
+    assert "its actions cannot be stored" in (why or "")
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("save raises", "state_dict(): ZeroDivisionError: no state, in faulty_envs.py, line "),
+        ("array", "its state_dict() contains a value of type numpy.ndarray, which a checkpoint cannot store"),
+        ("lock", "its state_dict() contains a value of type _thread.lock, which a checkpoint cannot store"),
+        ("", "load_state_dict(): ZeroDivisionError: wrong state, in faulty_envs.py, line "),
+    ],
+)
+def test_unusable_own_state_restarts_episodes(rule: str, why: str) -> None:
+    options: dict[str, Any] = {"env_kwargs": {"rule": rule}}
+    saved = make_adapter(f"{FAULTY}:OddStates-v0", **options)
+    saved.collect()
+    restarted = load_state(make_adapter(f"{FAULTY}:OddStates-v0", **options), save_and_load(saved))
+    assert (restarted or "").startswith(f"episodes restarted: {FAULTY}:OddStates-v0: {why}")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from envs.gym.options import GymConfig, check
+from envs.gym.make import check
+from envs.gym.options import GymConfig
 from envs.gym.policy import ObservationScaler
 from envs.gym.vector import GymAdapter, RewardScaler
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.rollout import Rollout
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import ForeignCodeError, UsageError
 from tests.toys import run_engine
 
 KINDS = [
@@ -164,7 +165,7 @@ def test_mask_missing_from_step_info_allows_every_action() -> None:
 
 def test_mask_missing_from_reset_info_is_rejected() -> None:
     adapter = make_adapter("tests.gym_envs:ForgetsItsMask-v0", env_kwargs={"tells": "step"})
-    with pytest.raises(ValueError, match=r"step\(\) returned an action mask, but reset\(\) did not"):
+    with pytest.raises(ForeignCodeError, match=r"step\(\) returned an action mask, but reset\(\) did not"):
         adapter.collect()
 
 
@@ -276,14 +277,14 @@ def test_nan_from_environment_names_quantity_and_step(vectorization: str, fault:
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Gymnasium also logs a worker's error as a warning
 def test_environment_exception_names_the_environment(vectorization: str) -> None:
     adapter = make_adapter(
         "tests.gym_envs:Counter-v0", vectorization=vectorization, env_kwargs={"length": 99, "raises_at": 9}
     )
     adapter.collect()
     with pytest.raises(
-        RuntimeError, match=r"Counter-v0: step\(\) raised ZeroDivisionError at step 2 of the rollout.*the world broke"
+        ForeignCodeError,
+        match=r"Counter-v0: step\(\) at step 2 of the rollout \(after 14 .*\): ZeroDivisionError: the world broke, in ",
     ):
         adapter.collect()
 
