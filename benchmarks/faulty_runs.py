@@ -97,6 +97,20 @@ FAULTY_RUNS: dict[str, FaultyRun] = {  # name of the run -> the run
         {"optim": {"lr": 0.1, "anneal": False}, "gym": {"num_steps": 32}, "ppo": {"minibatches": 8}},
     ),
     "high-lr": FaultyRun(("entropy",), "`optim.lr` is 50 times the preset's", "cartpole", 30, {"optim": {"lr": 0.1}}),
+    "wide-actions": FaultyRun(
+        ("action_clipping",),
+        "`policy.log_std_init` is 4.5, so samples are mostly far outside the bounds",
+        "pendulum",
+        16,
+        {"policy": {"log_std_init": 4.5}},
+    ),
+    "narrow-actions": FaultyRun(
+        ("action_spread",),
+        "`policy.log_std_init` is -6, so samples are close to the mean, and `optim.lr` is a thousandth of the preset's",
+        "pendulum",
+        16,
+        {"policy": {"log_std_init": -6.0}, "optim": {"lr": 1e-6}},
+    ),
     "high-critic-lr": FaultyRun(
         ("explained_variance",),
         "`optim.critic_lr` is 150 times the preset's, and `ppo.lam` is 1, so the critic overfits the last rollout",

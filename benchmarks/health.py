@@ -27,11 +27,14 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
-from ppo_unified.training.health import CHECKS, EVALUATED, SCORES, Health
+from ppo_unified.training.health import CHECKS, Health
+from ppo_unified.training.measures import EVALUATED, SCORES
 
 HEALTHY = (
     "cartpole=11-20",
     "lunarlander=11-12",
+    "pendulum=11",
+    "mountaincar-continuous=11",
     "arithmetic=11-14",
     "sentiment=11-12",
 )  # the limits were not chosen on these seeds

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ppo_unified", "envs", "tests", "pyproject.toml")
 FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
-    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector")),
+    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces")),
     "tests/test_contract.py",
 ]
 LEARNING = ["tests/test_learning.py"]
@@ -118,6 +118,7 @@ MUTANTS = [
     Mutant("action mask: ignored", POLICY, "logits = torch.where(mask, logits, -1e9)", "pass"),
     Mutant("action mask: applied at resets", SPACES, "reported if ended is None else reported & ~ended", "reported"),
     Mutant("actions: not clipped for the environment", SPACES, "np.clip(actions, layout.low, layout.high)", "actions"),
+    Mutant("actions: not rescaled", SPACES, "actions * np.asarray(layout.scale) + np.asarray(layout.offset) if layout.scale else actions", "actions"),
     Mutant("actions: start ignored", SPACES, "actions + np.asarray(layout.start)", "actions"),
     Mutant("gaussian: entropy sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
     Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),

@@ -11,6 +11,8 @@ import pytest
 
 from ppo_unified import __version__
 from ppo_unified.cli.main import main
+from ppo_unified.runs.folder import Run
+from tui.new_run.form_model import form_input
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = sorted(path.name for path in DATA.iterdir() if (path / "runs").is_dir())
@@ -71,3 +73,11 @@ def test_older_runs_are_resumed(older: Path, name: str, more: list[str]) -> None
     assert (after["state"], len(after["resumes"])) == ("finished", 1)
     assert after["step"] > before["step"]
     assert after["iteration"] > before["iteration"]
+
+
+@pytest.mark.parametrize(("name", "less"), [("gym", ["--total-steps", "32"]), ("llm", ["--total-iterations", "1"])])
+def test_older_options_start_new_runs(older: Path, name: str, less: list[str]) -> None:
+    target, recipe, typed = form_input(Run(Path("runs", name)))
+    assert (recipe, typed) == ("", {})
+    assert main(["train", target, "--name", "again", *less]) == 0
+    assert status("again")["state"] == "finished"

@@ -7,20 +7,18 @@ episodes to finish were scored instead, short episodes would be overrepresented.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from envs.gym.make import make_env, make_own_vector
-from envs.gym.options import Gym, close_env, guard, make_failure, resolve
+from envs.gym.options import Gym, close_env, guard, make_failure
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import (
     ActionLayout,
     ObservationLayout,
-    describe_actions,
-    describe_observations,
     encode,
     join_infos,
     read_masks,
@@ -69,53 +67,63 @@ class Player:
         return to_env_actions(self.policy.act(obs, self.generator).cpu().numpy(), self.actions)
 
 
-def play_episodes(
-    policy: GymPolicy,
-    config: Gym,
-    episodes: int,
-    seed: int,
-    greedy: bool,
-    device: torch.device,
-    counter: WorkCounter,
-) -> list[float]:
-    """Play fresh episodes and return the total reward of each. `counter` counts finished episodes, and ticks per step.
+class Played(NamedTuple):
+    """The total rewards of episodes, and the number of episodes that were cut at MAX_STEPS."""
 
-    If `greedy` is true, the policy takes the most likely actions; otherwise it samples actions. The same seed and
-    weights always give the same results.
+    returns: list[float]
+    cut: int
+
+
+def play_episodes(
+    player: Player, config: Gym, episodes: int, seed: int, own_vector: bool, counter: WorkCounter
+) -> Played:
+    """Play fresh episodes in the environment's own vector version, or in single environments.
+
+    The same seed, weights and state of the player's generator always give the same results. `counter` counts finished
+    episodes, and ticks per step.
     """
     counter.done, counter.total = 0, episodes
-    env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
-    generator = None if greedy else torch.Generator(device).manual_seed(action_seed)
-    own = make_own_vector(config, episodes)
-    if own is None:
-        return _play_single_episodes(policy, config, episodes, env_seed, device, generator, counter)
-    envs, observations = own
-    actions = describe_actions(envs.single_action_space, config.env_id)
-    player = Player(policy, observations, actions, device, generator, config.env_id)
+    if not own_vector:
+        return _play_single_episodes(player, config, range(seed, seed + episodes), counter)
+    envs = make_own_vector(config, episodes)
+    limit = envs.spec.kwargs.get("max_episode_steps") if envs.spec else None
+    max_steps = MAX_STEPS if limit in (None, -1) else sys.maxsize  # in Gymnasium, -1 means no limit
     try:
-        return _play_first_episodes(envs, player, env_seed, config, counter)
+        return _play_first_episodes(envs, player, seed, max_steps, counter)
     finally:
         close_env(envs)
 
 
-def max_episode_length(config: Gym) -> int:
+def describe_cut(cut: int, episodes: int) -> str:
+    """Describe how many episodes were cut at MAX_STEPS."""
+    were = "was" if cut == 1 else "were"
+    return (
+        f"{cut} of {episodes} evaluation episodes {were} cut at {MAX_STEPS:,} steps, because the environment has no "
+        "time limit; the score counts only the rewards up to there; set max_episode_steps in gym.env_kwargs"
+    )
+
+
+def max_episode_length(env: gym.Env[Any, Any]) -> int:
     """Return the maximum number of steps in a scored episode.
 
     If the environment has no time limit, the maximum is MAX_STEPS, because an episode might otherwise never end.
     """
-    limited = resolve(config.env_id).max_episode_steps is not None or "max_episode_steps" in config.env_kwargs
-    return sys.maxsize if limited else MAX_STEPS
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, gym.wrappers.TimeLimit):
+            return sys.maxsize
+        env = env.env
+    return MAX_STEPS
 
 
 def _play_first_episodes(
-    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, config: Gym, counter: WorkCounter
-) -> list[float]:
-    """Play the first episode of every environment in the vector environment. Return each episode's total reward."""
-    with guard(config.env_id, f"reset() of an evaluation with seed {seed}"):
+    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int, counter: WorkCounter
+) -> Played:
+    """Play the first episode of every environment in the vector environment."""
+    with guard(player.env_id, f"reset() of an evaluation with seed {seed}"):
         raw, info = envs.reset(seed=seed)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
-    steps, left, max_steps = 0, envs.num_envs, max_episode_length(config)
+    steps, left = 0, envs.num_envs
     while left and steps < max_steps:
         steps += 1
         chosen = player(raw, info, ended)
@@ -123,31 +131,21 @@ def _play_first_episodes(
             raw, rewards, terminated, truncated, info = envs.step(chosen)
         except (Exception, SystemExit) as error:
             call = f"step() at step {steps} of an evaluation with seed {seed}"
-            raise make_failure(config.env_id, call, error) from error
+            raise make_failure(player.env_id, call, error) from error
         returns += rewards * alive
         ended = terminated | truncated
         alive &= ~ended
         left = int(np.count_nonzero(alive))
         counter.done, counter.ticks = envs.num_envs - left, steps
-    return [float(x) for x in returns]
+    return Played([float(x) for x in returns], int(np.count_nonzero(alive)))
 
 
-def _play_single_episodes(
-    policy: GymPolicy,
-    config: Gym,
-    episodes: int,
-    seed: int,
-    device: torch.device,
-    generator: torch.Generator | None,
-    counter: WorkCounter,
-) -> list[float]:
-    """Play each episode k with the seed `seed` + k. Up to MAX_PARALLEL environments share the forward passes."""
-    envs = [make_env(config) for _ in range(min(MAX_PARALLEL, episodes))]
-    seeds = [range(seed + i, seed + episodes, len(envs)) for i in range(len(envs))]
-    plays = [_play(env, own, config, counter) for env, own in zip(envs, seeds, strict=True)]
-    observations, actions = _describe_spaces(config, envs[0])
-    player = Player(policy, observations, actions, device, generator, config.env_id)
-    returns: dict[int, float] = {}
+def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: WorkCounter) -> Played:
+    """Play one episode for each seed. Up to MAX_PARALLEL environments share the forward passes."""
+    envs = [make_env(config) for _ in range(min(MAX_PARALLEL, len(seeds)))]
+    max_steps = max_episode_length(envs[0])
+    plays = [_play(env, seeds[i :: len(envs)], max_steps, config.env_id, counter) for i, env in enumerate(envs)]
+    ended: dict[int, tuple[float, bool]] = {}  # seed -> total reward, and whether the episode was cut
     waiting = {i: next(play) for i, play in enumerate(plays)}
     while waiting:
         order = list(waiting)
@@ -155,29 +153,23 @@ def _play_single_episodes(
         chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
         for i, action in zip(order, chosen, strict=True):
             try:
-                waiting[i] = plays[i].send(to_step_argument(action, actions))
+                waiting[i] = plays[i].send(to_step_argument(action, player.actions))
             except StopIteration as done:
-                returns |= done.value
+                ended |= done.value
     for env in envs:
         close_env(env)
-    return [returns[k] for k in sorted(returns)]
+    return Played([ended[seed][0] for seed in seeds], sum(cut for _, cut in ended.values()))
 
 
-def _describe_spaces(config: Gym, env: gym.Env[Any, Any]) -> tuple[ObservationLayout, ActionLayout]:
-    with guard(config.env_id, "observation_space and action_space"):
-        observations = describe_observations(env.observation_space, config.env_id)
-        return observations, describe_actions(env.action_space, config.env_id)
-
-
-def _play(env: gym.Env[Any, Any], seeds: range, config: Gym, counter: WorkCounter) -> Any:
-    """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: total
-    reward}."""
-    returns, max_steps = {}, max_episode_length(config)
+def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int, env_id: str, counter: WorkCounter) -> Any:
+    """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: (total
+    reward, whether the episode was cut at `max_steps`)}."""
+    played = {}
     for seed in seeds:
-        with guard(config.env_id, f"reset() of the evaluation episode with seed {seed}"):
+        with guard(env_id, f"reset() of the evaluation episode with seed {seed}"):
             raw, info = env.reset(seed=seed)
         total, steps, ended = 0.0, 0, False
-        while not ended:
+        while not ended and steps < max_steps:
             action = yield raw, info
             steps += 1
             counter.ticks += 1
@@ -186,8 +178,8 @@ def _play(env: gym.Env[Any, Any], seeds: range, config: Gym, counter: WorkCounte
                 total += read_reward(reward)
             except (Exception, SystemExit) as error:
                 call = f"step() at step {steps} of the evaluation episode with seed {seed}"
-                raise make_failure(config.env_id, call, error) from error
-            ended = terminated or truncated or steps >= max_steps
-        returns[seed] = total
+                raise make_failure(env_id, call, error) from error
+            ended = bool(terminated or truncated)
+        played[seed] = total, not ended
         counter.done += 1
-    return returns
+    return played

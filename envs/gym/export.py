@@ -25,11 +25,13 @@ TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 class GreedyPolicy(nn.Module):
     """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
-    This module normalizes observations and clips actions, but does not include the critic.
+    This module normalizes observations, and rescales and clips actions, but does not include the critic.
     """
 
     low: Tensor
     high: Tensor
+    scale: Tensor
+    offset: Tensor
     start: Tensor
 
     def __init__(self, policy: GymPolicy, actions: ActionLayout) -> None:
@@ -40,13 +42,17 @@ class GreedyPolicy(nn.Module):
         if actions.continuous:
             self.register_buffer("low", torch.tensor(actions.low, dtype=self.dtype))
             self.register_buffer("high", torch.tensor(actions.high, dtype=self.dtype))
+            self.register_buffer("scale", torch.tensor(actions.scale, dtype=torch.float64))
+            self.register_buffer("offset", torch.tensor(actions.offset, dtype=torch.float64))
         else:
             self.register_buffer("start", torch.tensor(actions.start))
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """Return actions for obs [batch, size] float32 and action_mask [batch, sum of sizes] bool (True = allowed)."""
+        """Return actions for obs [batch, size] and action_mask [batch, sum of sizes] bool (True = allowed)."""
         chosen = self.head.act(self.torso(self.scaler(obs)), action_mask, None)
         if self.actions.continuous:
+            if self.actions.scale:
+                chosen = chosen * self.scale + self.offset
             # Convert before clipping: a bound rounded to float32 could be outside a float64 space.
             chosen = torch.maximum(torch.minimum(chosen.to(self.dtype), self.high), self.low)
         else:
@@ -81,6 +87,7 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
             **about | {"score": score},
             env_id=options.env_id,
             size=adapter.observations.size,
+            obs_dtype=adapter.observations.dtype,
             mask=f", `action_mask` bool [batch, {sum(adapter.actions.sizes)}]" if masked else "",
             dtype=adapter.actions.dtype,
             shape="".join(f", {n}" for n in adapter.actions.shape),
@@ -95,7 +102,7 @@ def write_program(
 ) -> None:
     """Export the greedy policy for any batch size and save it to `path`."""
     batch = torch.export.Dim("batch")
-    arguments: dict[str, Tensor] = {"obs": torch.zeros(3, observations.size)}
+    arguments: dict[str, Tensor] = {"obs": torch.zeros(3, observations.size, dtype=getattr(torch, observations.dtype))}
     if masked:
         arguments["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool)
     with torch.no_grad():
@@ -140,7 +147,7 @@ def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]
     elif layout.flatten:
         encoding = "gymnasium.spaces.flatten" + (f" without {MASK_KEY!r}" if layout.has_mask else "")
     return {
-        "dtype": "float32",
+        "dtype": layout.dtype,
         "shape": ["batch", layout.size],
         "encoding": encoding,
         "normalization": "inside the program" if normalized else "none",
@@ -177,7 +184,9 @@ def _encode_lines(layout: ObservationLayout) -> str:
         offset = f" - {layout.start}" if layout.start else ""
         return f"def encode(obs):\n    return torch.eye({layout.size})[[int(obs){offset}]]\n"
     if not layout.flatten:
-        return "def encode(obs):\n    return torch.from_numpy(np.asarray(obs, dtype=np.float32).reshape(1, -1))\n"
+        return (
+            f"def encode(obs):\n    return torch.from_numpy(np.asarray(obs, dtype=np.{layout.dtype}).reshape(1, -1))\n"
+        )
     space = "space = env.observation_space\n"
     if layout.has_mask:
         space = f"space = gym.spaces.Dict({{k: s for k, s in env.observation_space.items() if k != {MASK_KEY!r}}})\n"
@@ -185,7 +194,7 @@ def _encode_lines(layout: ObservationLayout) -> str:
     return (
         f"{space}\n\ndef encode(obs):\n"
         f"    flat = gym.spaces.flatten(space, {given})\n"
-        "    return torch.from_numpy(np.asarray(flat, dtype=np.float32).reshape(1, -1))\n"
+        f"    return torch.from_numpy(np.asarray(flat, dtype=np.{layout.dtype}).reshape(1, -1))\n"
     )
 
 
@@ -232,9 +241,10 @@ PAGE = """\
 
 Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
 
-`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` float32 [batch, {size}]{mask}. It
-returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes observations and clips
-actions. `policy.json` contains this information for other programs. Loading the policy requires only torch:
+`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` {obs_dtype}
+[batch, {size}]{mask}. It returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes
+observations, and rescales and clips actions. `policy.json` contains this information for other programs. Loading the
+policy requires only torch:
 
 ```python
 import torch

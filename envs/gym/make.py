@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -21,9 +21,9 @@ from envs.gym.options import (
     Gym,
     GymConfig,
     close_env,
+    describe_error,
     guard,
     make_single,
-    name_creation,
     resolve,
 )
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
@@ -43,6 +43,7 @@ from envs.gym.spaces import (
     without_mask,
 )
 from ppo_unified.errors import ForeignCodeError, UsageError
+from ppo_unified.text import print_err
 
 SLOW_STEP_S = 250e-6  # if a step takes longer, use processes; their communication costs about half of this time
 
@@ -70,36 +71,57 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
 def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
     """Create one environment whose observations are arrays or integers.
 
-    Dict, MultiDiscrete and MultiBinary observations are flattened to arrays.
+    Dict, Tuple, MultiDiscrete and MultiBinary observations are flattened to arrays.
     """
-    return convert_observations(make_single(config, **kwargs), config.env_id)
+    return convert_observations(make_single(config, **kwargs), config)
 
 
-def convert_observations(env: gym.Env[Any, Any], env_id: str) -> gym.Env[Any, Any]:
+def convert_observations(env: gym.Env[Any, Any], config: Gym) -> gym.Env[Any, Any]:
     """Wrap `env` so that its observations are arrays or integers, and move an action mask to the info."""
-    with guard(env_id, "observation_space"):
-        layout = describe_observations(env.observation_space, env_id)
+    layout = read_observations(env, config)
     if layout.has_mask:
         env = MaskToInfo(env)
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
-def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout, Restorer]:
-    """Create a vector environment with autoreset mode NEXT_STEP, and return (environment, observation layout,
-    restorer).
+class Environments(NamedTuple):
+    """A vector environment with autoreset mode NEXT_STEP, and what the adapter needs to know about it."""
 
-    Raises UsageError if `gym.vectorization` requires the environment's own vector version, but this version uses
-    another autoreset mode or its observations need flattening.
+    envs: VectorEnv[Any, Any, Any]
+    observations: ObservationLayout
+    restorer: Restorer
+    own: bool  # True if this is the environment's own vector version
+
+
+def make_vector(config: Gym, num_envs: int) -> Environments:
+    """Create a vector environment.
+
+    With `gym.vectorization = "auto"`, the environment's own vector version is used if it can be used and has the same
+    spaces as a single environment; otherwise a line on stderr gives the reason. Raises UsageError if there is no other
+    choice than this version, but it cannot be used.
     """
-    own = make_own_vector(config, num_envs)
-    if own is not None:
-        return *own, make_restorer(own[0])
+    spec, mode = resolve(config.env_id), config.vectorization
+    if spec.vector_entry_point is not None and mode in ("auto", "vector_entry_point") and not config.wrappers:
+        try:
+            envs = make_own_vector(config, num_envs)
+        except UsageError as reason:
+            if spec.entry_point is None:
+                raise
+            if mode != "auto":
+                raise UsageError(f"{reason}; set gym.vectorization to sync or async") from reason
+            print_err(f"{reason}; single environments are used instead")
+        else:
+            return Environments(envs, read_observations(envs, config), make_restorer(envs), own=True)
+    return _make_from_singles(config, num_envs)
+
+
+def _make_from_singles(config: Gym, num_envs: int) -> Environments:
+    """Create a vector environment of single environments, in this process or in worker processes."""
     mode = config.vectorization
     if mode == "auto":
         mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and gains_from_processes(config) else "sync"
     single = make_single(config)
-    with guard(config.env_id, "observation_space"):
-        layout = describe_observations(single.observation_space, config.env_id)
+    layout = read_observations(single, config)
     close_env(single)
     envs: VectorEnv[Any, Any, Any]
     with guard(config.env_id, f"creating {num_envs} environments"):
@@ -110,36 +132,72 @@ def make_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], O
         else:
             makers = [partial(make_recorded_env, config) for _ in range(num_envs)]
             envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-    return envs, layout, ReplayRestorer(envs)
+    return Environments(envs, layout, ReplayRestorer(envs), own=False)
+
+
+def read_observations(env: Any, config: Gym) -> ObservationLayout:
+    """Return the layout of the observations of an environment, or of one environment in a vector environment."""
+    name = "single_observation_space" if isinstance(env, VectorEnv) else "observation_space"
+    with guard(config.env_id, name):
+        return describe_observations(getattr(env, name), config.env_id, config.normalize_obs)
+
+
+def read_actions(env: Any, config: Gym) -> ActionLayout:
+    """Return the layout of the actions of an environment, or of one environment in a vector environment."""
+    name = "single_action_space" if isinstance(env, VectorEnv) else "action_space"
+    with guard(config.env_id, name):
+        return describe_actions(getattr(env, name), config.env_id, config.rescale_actions)
 
 
 def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
     return make_repeatable(make_env(config))
 
 
-def make_own_vector(config: Gym, num_envs: int) -> tuple[VectorEnv[Any, Any, Any], ObservationLayout] | None:
-    """Create the environment's own vector version, and return it with its observation layout.
+def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Create the environment's own vector version. Raises UsageError if it cannot be created or used."""
+    version = f"{config.env_id}: the vector version"
+    try:
+        envs: VectorEnv[Any, Any, Any] = gym.make_vec(
+            resolve(config.env_id), num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs
+        )
+    except (Exception, SystemExit) as error:
+        given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
+        raise UsageError(f"{version} cannot be created{given} ({describe_error(error)})") from error
+    try:
+        problem = _find_problem(envs, config)
+    except BaseException:
+        close_env(envs)
+        raise
+    if problem:
+        close_env(envs)
+        raise UsageError(f"{version} {problem}")
+    return envs
 
-    Return None if the environment has no vector version or the configuration does not allow it. If the vector version
-    exists but cannot be used, return None if another vectorization is possible; otherwise raise UsageError.
+
+def _find_problem(envs: VectorEnv[Any, Any, Any], config: Gym) -> str:
+    """Return why an environment's own vector version cannot be used, or "".
+
+    The policy must also act in a single environment, which `play` and exported programs use. Therefore, the spaces of
+    both versions must be equal.
     """
-    spec = resolve(config.env_id)
-    wanted = config.vectorization in ("auto", "vector_entry_point") and not config.wrappers
-    if spec.vector_entry_point is None or not wanted:
-        return None
-    with name_creation(config):
-        envs = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs)
-    with guard(config.env_id, "single_observation_space"):
-        layout = describe_observations(envs.single_observation_space, config.env_id)
     with guard(config.env_id, "metadata"):
         resets = envs.metadata.get("autoreset_mode")
-    if resets is AutoresetMode.NEXT_STEP and not layout.flatten:
-        return envs, layout
-    close_env(envs)
-    if config.vectorization == "auto" and spec.entry_point is not None:
-        return None
-    found = "observations that need flattening" if layout.flatten else f"autoreset mode {resets} instead of NEXT_STEP"
-    raise UsageError(f"{config.env_id}: the vector version has {found}; set gym.vectorization to sync or async")
+    if resets is not AutoresetMode.NEXT_STEP:
+        return f"has autoreset mode {resets} instead of NEXT_STEP"
+    if read_observations(envs, config).flatten:
+        return "has observations that need flattening"
+    if resolve(config.env_id).entry_point is None:
+        return ""
+    single = make_single(config)
+    try:
+        for what in ("observation_space", "action_space"):
+            with guard(config.env_id, what):
+                found, expected = getattr(envs, f"single_{what}"), getattr(single, what)
+            if found != expected:
+                return f"has the {what.replace('_', ' ')} {found}, expected {expected} as in a single environment"
+    finally:
+        close_env(single)
+    return ""
 
 
 def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
@@ -161,7 +219,7 @@ def gains_from_processes(config: Gym, steps: int = 50) -> bool:
     The fastest of `steps` steps counts.
     """
     env = make_env(config)
-    actions, generator = describe_actions(env.action_space, config.env_id), np.random.default_rng(0)
+    actions, generator = read_actions(env, config), np.random.default_rng(0)
     with guard(config.env_id, "reset()"):
         _, info = env.reset(seed=0)
     fastest, sendable = float("inf"), _is_sendable(info)
@@ -217,14 +275,19 @@ def check(config: GymConfig) -> None:
             f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
             "discrete actions; remove policy.log_std_init"
         )
+    if not actions.can_rescale and not config.gym.is_default("rescale_actions"):
+        kind = "continuous actions without finite bounds" if actions.continuous else "discrete actions"
+        raise UsageError(
+            f"gym.rescale_actions = false has no effect, because {config.gym.env_id} has {kind}; remove "
+            "gym.rescale_actions or set it to true"
+        )
 
 
 def _check_single(config: Gym) -> ActionLayout:
     single = make_single(config, disable_env_checker=True)  # RuleChecker replaces Gymnasium's checker
     try:
-        env = convert_observations(RuleChecker(single), config.env_id)
-        with guard(config.env_id, "action_space"):
-            actions = describe_actions(env.action_space, config.env_id)
+        env = convert_observations(RuleChecker(single), config)
+        actions = read_actions(env, config)
         with guard(config.env_id, "reset()"), _explaining(single):
             _, info = env.reset(seed=0)
             masks = read_masks(join_infos([info]), 1, actions, env_id=config.env_id)
@@ -240,16 +303,19 @@ def _check_single(config: Gym) -> ActionLayout:
 
 
 def _check_vector(config: Gym) -> ActionLayout:
-    own = make_own_vector(config, config.num_envs)
-    if own is None:
+    if config.wrappers or config.vectorization not in ("auto", "vector_entry_point"):
         raise UsageError(
             f"{config.env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point "
             "and remove gym.wrappers"
         )
-    envs = own[0]
     try:
-        with guard(config.env_id, "single_action_space"):
-            actions = describe_actions(envs.single_action_space, config.env_id)
+        envs = make_own_vector(config, config.num_envs)
+    except UsageError as error:
+        if resolve(config.env_id).entry_point is None:
+            raise
+        raise UsageError(f"{error}; set gym.vectorization to sync or async") from error
+    try:
+        actions = read_actions(envs, config)
         with guard(config.env_id, "reset()"):
             _, info = check_reset(envs.reset(seed=0), envs.observation_space)
             masks = read_masks(info, config.num_envs, actions, env_id=config.env_id)

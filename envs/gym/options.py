@@ -8,7 +8,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -43,6 +43,11 @@ class Gym(Section):
         description="divide rewards by the running standard deviation of the discounted return, then clip them to "
         "[-10, 10]",
     )
+    rescale_actions: bool = Field(
+        True,
+        description="map continuous actions linearly from [-1, 1] to the bounds of the action space; components "
+        "without finite bounds are not mapped",
+    )
     wrappers: list[str] = Field(
         [],
         description="wrappers to apply to each environment, innermost first: names in gymnasium.wrappers, or "
@@ -61,7 +66,10 @@ class Policy(Section):
     )
     shared: bool = Field(False, description="share all hidden layers between policy and critic")
     log_std_init: float = Field(
-        0.0, ge=-10, le=5, description="logarithm of the initial standard deviation of continuous actions"
+        0.0,
+        ge=-10,
+        le=5,
+        description="logarithm of the initial standard deviation of continuous actions, before they are rescaled",
     )
 
     @model_validator(mode="after")
@@ -77,6 +85,11 @@ class GymConfig(RunConfig):
     kind: Literal["gym"] = Field("gym", description="name of the adapter")
     gym: Gym = Gym()
     policy: Policy = Policy()
+
+    @classmethod
+    def model_of_stored(cls, table: Mapping[str, Any]) -> type[RunConfig]:
+        gym = table.get("gym")
+        return OlderGymConfig if isinstance(gym, Mapping) and "rescale_actions" not in gym else cls
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         yield from super().ignored_options()
@@ -97,6 +110,18 @@ class GymConfig(RunConfig):
                 "policy.shared = true requires optim.joint = true, because two optimizers cannot share layers"
             )
         return self
+
+
+class OlderGym(Gym):
+    """The options for the environment with the defaults that reproduce a run of an older version."""
+
+    rescale_actions: bool = Field(False, description=str(Gym.model_fields["rescale_actions"].description))
+
+
+class OlderGymConfig(GymConfig):
+    """The configuration of a run of an older version, which always passed actions on unscaled."""
+
+    gym: OlderGym = OlderGym()
 
 
 class DescribedError(Exception):

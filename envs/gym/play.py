@@ -35,7 +35,7 @@ def play(adapter: GymAdapter, episodes: int, seed: int, greedy: bool, shows: Seq
     env, fps = _make_drawable(options, shows)
     generator = None if greedy else torch.Generator(adapter.device).manual_seed(seed)
     player = Player(adapter.policy, adapter.observations, adapter.actions, adapter.device, generator, options.env_id)
-    seeds, longest = range(seed, seed + episodes), max_episode_length(options)
+    seeds, longest = range(seed, seed + episodes), max_episode_length(env)
     return _play_episodes(env, player, adapter.actions, options.env_id, seeds, 1 / fps, longest, "text" in shows)
 
 
@@ -104,8 +104,9 @@ def _play_episodes(
                 with guard(env_id, f"step() at step {step} of the episode with seed {seed}"):
                     raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
                     total += read_reward(reward)
-                ended = terminated or truncated or step >= max_steps
-                yield Frame(draw(raw), seconds, episode, step, total, _to_text(action), ended)
+                cut = step >= max_steps and not (terminated or truncated)
+                ended = cut or terminated or truncated
+                yield Frame(draw(raw), seconds, episode, step, total, _to_text(action), ended, cut)
     finally:
         close_env(env)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.gym.options import Policy
-from envs.gym.spaces import ActionLayout
+from envs.gym.spaces import ActionLayout, ObservationLayout
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -20,7 +20,8 @@ CLIP = 10.0  # normalized observations are clipped to +-CLIP
 class ObservationScaler(nn.Module):
     """Normalizes observations by their running mean and variance.
 
-    The statistics are buffers, so they are saved with the policy's weights. Each update uses the parallel algorithm of
+    The statistics are buffers, so they are saved with the policy's weights. They have the dtype of the observations,
+    and the normalized observations are float32. Each update uses the parallel algorithm of
     Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
     """
 
@@ -28,14 +29,16 @@ class ObservationScaler(nn.Module):
     variance: Tensor
     count: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("variance", torch.ones(size))
-        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(size, dtype=dtype))
+        self.register_buffer("variance", torch.ones(size, dtype=dtype))
+        # The initial mean of 0 must not count as an observation if the observations can be far from 0.
+        count = 0.0 if dtype is torch.float64 else 1e-4
+        self.register_buffer("count", torch.tensor(count, dtype=torch.float64))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return ((obs - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-CLIP, CLIP)
+        return ((obs - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-CLIP, CLIP).float()
 
     def update(self, obs: Tensor) -> None:
         """Update the statistics with observations [B, size]."""
@@ -74,11 +77,17 @@ class GymPolicy(ActorCritic):
     """
 
     def __init__(
-        self, obs_size: int, actions: ActionLayout, config: Policy, normalize_obs: bool, generator: torch.Generator
+        self,
+        observations: ObservationLayout,
+        actions: ActionLayout,
+        config: Policy,
+        normalize_obs: bool,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
+        obs_size = observations.size
         features = config.hidden[-1] if config.hidden else obs_size
-        self.scaler = ObservationScaler(obs_size) if normalize_obs else None
+        self.scaler = ObservationScaler(obs_size, getattr(torch, observations.dtype)) if normalize_obs else None
         self.actor_torso = mlp(obs_size, config)
         self.critic_torso = self.actor_torso if config.shared else mlp(obs_size, config)
         self.shared = config.shared

@@ -8,8 +8,8 @@ This module does not import torch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from ppo_unified.errors import ForeignCodeError, UsageError
 
 MASK_KEY = "action_mask"  # key of the action mask in a Dict observation or in a step's info
 MAX_SIZE = 20_000  # maximum number of values in an observation for an MLP; raw images are larger
+INFINITE = float(np.finfo(np.float32).max)  # some environments use this number as the bound of an unbounded component
+LARGEST_EXACT = 2**24  # float32 represents all integers up to this magnitude
+SUPPORTED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class ObservationLayout:
     """Describes how to convert an observation to a vector of `size` floats."""
 
     size: int
+    dtype: str = "float32"  # of the vector before normalization; the networks always receive float32
     one_hot: bool = False  # True for Discrete spaces: encode as one-hot
     start: int = 0  # smallest value of a Discrete space
     flatten: bool = False  # True if Gymnasium's FlattenObservation is needed
@@ -42,25 +46,39 @@ class ActionLayout:
     start: tuple[int, ...] = ()  # the environment's number for the first action of each component
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()  # environment's action = scale * policy's action + offset; empty: they are the same
+    offset: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     dtype: str = "int64"
 
+    @property
+    def can_rescale(self) -> bool:
+        """True if at least one component has two finite bounds."""
+        return bool(_is_bounded(np.array(self.low), np.array(self.high)).any())
 
-def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationLayout:
-    """Return the layout of an observation space. Raises UsageError if the space is unsupported or too large."""
+
+def describe_observations(space: spaces.Space[Any], env_id: str, normalize: bool) -> ObservationLayout:
+    """Return the layout of an observation space. Raises UsageError if the space is unsupported or too large.
+
+    If `normalize` is true, observations that float32 would round are float64 until they are normalized. Otherwise, a
+    large mean would hide their variation.
+    """
+    has_mask = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
+    parts = list(_find_parts(without_mask(space) if has_mask else space))
+    for place, part in parts:
+        if not isinstance(part, SUPPORTED):
+            raise UsageError(
+                f"{env_id}: expected a Box, Discrete, MultiDiscrete or MultiBinary observation space, or a Dict or "
+                f"Tuple of these, got {part}{place and f' at {place}'}; add a wrapper (gym.wrappers) that converts it"
+            )
+    dtype = "float64" if normalize and any(_exceeds_float32(part) for _, part in parts) else "float32"
     if isinstance(space, spaces.Discrete):
         layout = ObservationLayout(int(space.n), one_hot=True, start=int(space.start))
     elif isinstance(space, spaces.Box):
-        layout = ObservationLayout(int(np.prod(space.shape)))
-    elif isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)) or _is_flat_dict(space):
-        has_mask = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
-        rest = without_mask(space) if has_mask else space
-        layout = ObservationLayout(int(spaces.flatdim(rest)), flatten=True, has_mask=has_mask)
+        layout = ObservationLayout(int(np.prod(space.shape)), dtype)
     else:
-        raise UsageError(
-            f"{env_id}: expected a Box, Discrete, MultiDiscrete or MultiBinary observation space or a Dict of these, "
-            f"got {space}; add a wrapper (gym.wrappers) that converts it"
-        )
+        size = sum(int(spaces.flatdim(part)) for _, part in parts)
+        layout = ObservationLayout(size, dtype, flatten=True, has_mask=has_mask)
     if not 0 < layout.size <= MAX_SIZE:
         raise UsageError(
             f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {layout.size} from {space}; add a "
@@ -69,17 +87,34 @@ def describe_observations(space: spaces.Space[Any], env_id: str) -> ObservationL
     return layout
 
 
-def _is_flat_dict(space: spaces.Space[Any]) -> bool:
-    simple = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-    return isinstance(space, spaces.Dict) and all(isinstance(inner, simple) for inner in space.spaces.values())
+def _find_parts(space: spaces.Space[Any], place: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
+    """Yield the parts of nested Dict and Tuple spaces with their places, such as "['pose'][0]"."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in inner:
+            yield from _find_parts(part, f"{place}[{key!r}]")
+    else:
+        yield place, space
+
+
+def _exceeds_float32(space: spaces.Space[Any]) -> bool:
+    """Return True if float32 cannot represent all values of a space exactly."""
+    if not isinstance(space, spaces.Box):
+        return False
+    if np.issubdtype(space.dtype, np.floating):
+        return space.dtype.itemsize > 4
+    return bool(np.abs([space.low, space.high], dtype=np.float64).max(initial=0) > LARGEST_EXACT)
 
 
 def without_mask(space: Any) -> spaces.Dict:
     return spaces.Dict({key: inner for key, inner in space.spaces.items() if key != MASK_KEY})
 
 
-def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
-    """Return the layout of an action space. Raises UsageError if the space is unsupported."""
+def describe_actions(space: spaces.Space[Any], env_id: str, rescale: bool) -> ActionLayout:
+    """Return the layout of an action space. Raises UsageError if the space is unsupported.
+
+    If `rescale` is true, the layout maps [-1, 1] to the bounds of each component that has two finite bounds.
+    """
     if isinstance(space, spaces.Discrete):
         return ActionLayout(False, (int(space.n),), (int(space.start),), dtype=space.dtype.name)
     if isinstance(space, spaces.MultiDiscrete):
@@ -91,12 +126,32 @@ def describe_actions(space: spaces.Space[Any], env_id: str) -> ActionLayout:
         size = int(np.prod(space.shape))
         return ActionLayout(False, (2,) * size, (0,) * size, shape=space.shape, dtype=space.dtype.name)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
-        return ActionLayout(True, low=low, high=high, shape=space.shape, dtype=space.dtype.name)
+        low, high = (np.ravel(bound).astype(np.float64) for bound in (space.low, space.high))
+        layout = ActionLayout(
+            True, low=tuple(low.tolist()), high=tuple(high.tolist()), shape=space.shape, dtype=space.dtype.name
+        )
+        bounded = _is_bounded(low, high)
+        if not rescale or not bounded.any():
+            return layout
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        return replace(layout, scale=tuple((high / 2 - low / 2).tolist()), offset=tuple((high / 2 + low / 2).tolist()))
     raise UsageError(
         f"{env_id}: expected a Discrete, MultiDiscrete, MultiBinary or floating-point Box action space, got {space}; "
         "add a wrapper (gym.wrappers) that converts it"
     )
+
+
+def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    bounded: np.ndarray = (np.abs(low) < INFINITE) & (np.abs(high) < INFINITE)
+    return bounded
+
+
+def to_env_units(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
+    """Convert policy actions [..., components] to the environment's numbers, without clipping."""
+    if not layout.continuous:
+        numbered: np.ndarray = actions + np.asarray(layout.start)
+        return numbered
+    return actions * np.asarray(layout.scale) + np.asarray(layout.offset) if layout.scale else actions
 
 
 def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
@@ -104,7 +159,9 @@ def to_env_actions(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
 
     Continuous actions are clipped to the bounds of the action space.
     """
-    actions = np.clip(actions, layout.low, layout.high) if layout.continuous else actions + np.asarray(layout.start)
+    actions = to_env_units(actions, layout)
+    if layout.continuous:
+        actions = np.clip(actions, layout.low, layout.high)
     return actions.reshape(len(actions), *layout.shape).astype(layout.dtype)
 
 
@@ -112,8 +169,19 @@ def _name_environment(number: int, env_id: str) -> str:
     return f"{env_id}: environment {number}" if env_id else f"environment {number}"
 
 
+def measure_actions(actions: np.ndarray, layout: ActionLayout) -> dict[str, float]:
+    """Return the metrics of continuous policy actions [steps, components]."""
+    low, high, chosen = np.array(layout.low), np.array(layout.high), to_env_units(actions, layout)
+    metrics = {"policy/action_clip_fraction": float(((chosen < low) | (chosen > high)).mean())}
+    variable = _is_bounded(low, high) & (low < high)
+    if variable.any():
+        deviation = np.clip(chosen, low, high).std(0, dtype=np.float64)
+        metrics["policy/action_spread"] = float((deviation[variable] / (high - low)[variable]).min())
+    return metrics
+
+
 def encode(raw: np.ndarray, layout: ObservationLayout, env_id: str = "") -> np.ndarray:
-    """Convert observations [N, ...] to float32 vectors [N, size].
+    """Convert observations [N, ...] to vectors [N, size] of the layout's dtype.
 
     Raises ForeignCodeError, with `env_id` in the message, if a discrete observation is outside its range.
     """
@@ -128,7 +196,7 @@ def encode(raw: np.ndarray, layout: ObservationLayout, env_id: str = "") -> np.n
             )
         one_hot[np.arange(len(raw)), chosen] = 1
         return one_hot
-    return np.array(raw, dtype=np.float32).reshape(len(raw), -1)  # a copy, because an environment may reuse the array
+    return np.array(raw, dtype=layout.dtype).reshape(len(raw), -1)  # a copy, because an environment may reuse the array
 
 
 def check_reset(found: Any, space: Any) -> tuple[Any, dict[str, Any]]:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.gym.eval import play_episodes
+from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.make import make_vector
 from envs.gym.options import DescribedError, GymConfig, guard, make_failure
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
-from envs.gym.spaces import MASK_KEY, describe_actions, encode, read_masks, to_env_actions
+from envs.gym.spaces import MASK_KEY, describe_actions, encode, measure_actions, read_masks, to_env_actions
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
@@ -38,15 +38,16 @@ class GymAdapter:
     def __init__(self, config: GymConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         env_seed, policy_seed, action_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.envs, self.observations, self.restorer = make_vector(config.gym, config.gym.num_envs)
-        self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id)
+        self.envs, self.observations, self.restorer, self.own_vector = make_vector(config.gym, config.gym.num_envs)
+        self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id, config.gym.rescale_actions)
         initial = torch.Generator().manual_seed(policy_seed)
-        size, normalize = self.observations.size, config.gym.normalize_obs
-        self.policy = GymPolicy(size, self.actions, config.policy, normalize, initial).to(device)
+        normalize = config.gym.normalize_obs
+        self.policy = GymPolicy(self.observations, self.actions, config.policy, normalize, initial).to(device)
         self.generator = torch.Generator(device).manual_seed(action_seed)
         self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
         self.steps_taken = 0
         self.counter = WorkCounter()
+        self.cut_episodes = 0  # number of episodes in the last call of `score` that reached MAX_STEPS
         self.episodes = EpisodeLog(config.gym.num_envs)
         try:
             self._reset(env_seed)
@@ -133,6 +134,9 @@ class GymAdapter:
         logprobs, values = self._evaluate_columns(seen, torch.cat([actions, actions[:, :1]], 1))
         if self.rewards is not None:
             rewards = self.rewards.scale(rewards, ended, mask)
+        metrics = self.episodes.metrics()
+        if self.actions.continuous:
+            metrics |= measure_actions(actions.cpu().numpy()[mask], self.actions)
         on_device = (torch.from_numpy(x).to(self.device) for x in (rewards, terminated, ended, mask))
         reward, died, end, valid = on_device
         return Rollout(
@@ -145,7 +149,7 @@ class GymAdapter:
             continues=~end,
             mask=valid,
             row_len=1,
-            metrics=self.episodes.metrics(),
+            metrics=metrics,
         )
 
     @torch.no_grad()
@@ -187,7 +191,14 @@ class GymAdapter:
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         """Play fresh episodes in separate environments. Return the total reward of each episode."""
-        return play_episodes(self.policy, self.config.gym, episodes, seed, greedy, self.device, self.counter)
+        options = self.config.gym
+        env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
+        generator = None if greedy else torch.Generator(self.device).manual_seed(action_seed)
+        player = Player(self.policy, self.observations, self.actions, self.device, generator)
+        returns, self.cut_episodes = play_episodes(player, options, episodes, env_seed, self.own_vector, self.counter)
+        if self.cut_episodes:
+            print_err(f"{options.env_id}: {describe_cut(self.cut_episodes, episodes)}")
+        return returns
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that `load_state_dict` needs to continue the same episodes.
@@ -240,7 +251,8 @@ class GymAdapter:
         raw, info = self.restorer.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
         self._store_obs(raw, info)
-        if not np.array_equal(self.raw, state["raw"].cpu().numpy()):
+        saved = state["raw"].cpu().numpy()
+        if not np.array_equal(self.raw.astype(saved.dtype), saved):  # older checkpoints contain float32
             raise RestoreError("the restored environments returned different observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
             raise RestoreError("the restored environments returned different action masks")

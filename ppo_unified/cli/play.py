@@ -192,4 +192,6 @@ def _status_line(frame: Frame, title: str, columns: int) -> str:
 
 def _print_ends(ends: Iterator[Frame], stdout: TextIO) -> None:
     for frame in ends:
-        print(f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps", file=stdout, flush=True)
+        cut = "; cut at this limit, because the environment has no time limit" if frame.cut else ""
+        line = f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps{cut}"
+        print(line, file=stdout, flush=True)

@@ -78,20 +78,22 @@ def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
 
 def from_file(path: Path) -> RunConfig:
     """Return the configuration in a TOML file: a preset, a run's config.toml, or a user's file."""
-    return from_table(read_toml(path), str(path))
+    return from_table(read_toml(path), str(path), stored=is_file(path.with_name("run.json")))
 
 
-def from_table(table: Mapping[str, Any], where: str) -> RunConfig:
+def from_table(table: Mapping[str, Any], where: str, stored: bool = False) -> RunConfig:
     """Build a configuration from a table of options.
 
-    `where` says where the table comes from, for example from which file. Error messages start with it.
+    `where` says where the table comes from, for example from which file. Error messages start with it. If `stored` is
+    true, the table is from a run folder, so options that it lacks keep the behavior of the version that wrote it.
     """
     options = {key: value for key, value in table.items() if key != "about"}
     kind = options.get("kind", "")
     if not isinstance(kind, str) or not kind:
         found = f"kind: expected the name of an adapter, got {kind!r}" if kind else "missing option 'kind'"
         raise UsageError(f'{where}: {found}; name the adapter with a line such as: kind = "gym"')
-    return validate(config_model(kind, where), options, where)
+    model = config_model(kind, where)
+    return validate(model.model_of_stored(options) if stored else model, options, where)
 
 
 C = TypeVar("C", bound=RunConfig)

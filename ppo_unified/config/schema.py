@@ -183,6 +183,15 @@ class RunConfig(Section):
     eval: Eval = Eval()
     log: Log = Log()
 
+    @classmethod
+    def model_of_stored(cls, table: Mapping[str, Any]) -> type[RunConfig]:
+        """Return the class that validates the stored configuration of a run.
+
+        An older version may have stored fewer options. Adapters override this method if the default of a missing option
+        would change how the run behaves.
+        """
+        return cls
+
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         """Yield (option, ignored, reason) for each option that other options can make ineffective.
 

@@ -73,6 +73,7 @@ class Frame:
     total: float  # return so far
     action: str  # the last action; "" for the initial state
     ended: bool
+    cut: bool = False  # True if the episode ended only because of this program's own limit on its length
 
 
 @dataclass(frozen=True)

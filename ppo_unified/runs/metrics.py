@@ -76,6 +76,18 @@ METRICS: dict[str, Metric] = {
         "fraction of steps in the last epoch whose probability ratio is outside the clip range",
         "should be between 0.05 and 0.3",
     ),
+    "policy/action_clip_fraction": Metric(
+        "fraction",
+        "fraction of the sampled continuous actions (counted per component) that are outside the bounds of the action "
+        "space and are therefore clipped",
+        "should start below 0.9",
+    ),
+    "policy/action_spread": Metric(
+        "fraction",
+        "standard deviation of the continuous actions that the environment receives, divided by the width of the "
+        "action space; the minimum over the components with finite bounds",
+        "should start above 0.01",
+    ),
     "policy/kl_after": Metric(
         "nats",
         "KL from the old policy to the new one, estimated over all steps after an iteration's last "

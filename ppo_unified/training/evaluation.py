@@ -67,6 +67,11 @@ def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int,
 
 
 def evaluate(adapter: Adapter, episodes: int, seed: int, greedy: bool) -> dict[str, Any]:
-    """Return the mean score over new episodes, its standard deviation and the number of episodes."""
+    """Return the mean score over new episodes, its standard deviation and the number of episodes.
+
+    "cut" is the number of episodes that the adapter ended early, and is missing if there are none.
+    """
     scores = np.array(adapter.score(episodes, seed, greedy))
-    return {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}
+    cut = getattr(adapter, "cut_episodes", 0)
+    result = {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}
+    return result | ({"cut": cut} if cut else {})

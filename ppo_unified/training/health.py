@@ -7,53 +7,28 @@ PERSIST consecutive iterations beyond its limit, and it recovers after PERSIST c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import islice
-from statistics import fmean, median
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-START = 10  # number of first iterations, which are the baseline for later ones
-WINDOW = 10  # number of latest iterations over which most checks average
-LONG = 50  # number of latest iterations to store; those before the window define the usual gradient norm
+from ppo_unified.training import measures
+from ppo_unified.training.measures import (
+    EVALUATED,
+    EXACT,
+    LONG,
+    SCORES,
+    START,
+    WINDOW,
+    Measure,
+    Track,
+    Tracks,
+    is_successful,
+)
+
 PERSIST = 5  # number of consecutive iterations until a check warns or recovers
 SETTLED = 30  # number of iterations after which a critic should have learned something
-SPIKES = 3  # number of spikes within the window that count as a problem
-EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
-NEAR = 0.8  # a score is near its best if it has at least this share of its largest improvement
-EVALUATED, SCORES = "eval/score", ("episode/return", "reward/score")  # the scores of evaluations and of training
-
-
-@dataclass
-class Track:
-    """The stored history of one metric. Its size does not grow with the length of the run."""
-
-    count: int = 0
-    start: list[float] = field(default_factory=list)  # the first START values
-    recent: list[float] = field(default_factory=list)  # the last LONG values
-    peak: float = 0.0  # largest mean of WINDOW consecutive values so far; 0 until there are WINDOW values
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        if self.count <= START:
-            self.start.append(value)
-        self.recent = [*self.recent[1 - LONG :], value]
-        if self.count >= WINDOW:
-            self.peak = self.recent_mean if self.count == WINDOW else max(self.peak, self.recent_mean)
-
-    @property
-    def recent_mean(self) -> float:
-        return fmean(self.recent[-WINDOW:])
-
-    @property
-    def start_mean(self) -> float:
-        return fmean(self.start)
-
-
-Tracks = Mapping[str, Track]
-Measure = Callable[..., float | None]  # maps the tracks that a check reads to a number, or None if it does not apply
 
 
 class Check(NamedTuple):
@@ -85,101 +60,6 @@ class Check(NamedTuple):
         return self.measure(*found)
 
 
-def _mean(track: Track) -> float:
-    return track.recent_mean
-
-
-def _smallest_magnitude(track: Track) -> float:
-    """Return the smallest absolute value in the window. It exceeds a limit only if every value does."""
-    return min(map(abs, islice(reversed(track.recent), WINDOW)))
-
-
-def _largest(track: Track) -> float:
-    return max(map(abs, islice(reversed(track.recent), WINDOW)))
-
-
-def _share_of_peak(track: Track) -> float | None:
-    """Return the recent mean divided by the peak, or None if the metric is negative, like some continuous entropies."""
-    return track.recent_mean / track.peak if min(track.recent) >= 0 and track.peak > 0 else None
-
-
-def _share_of_start(track: Track) -> float | None:
-    return track.recent_mean / track.start_mean if track.start_mean > 0 else None
-
-
-def _log_share_of_start(track: Track) -> float | None:
-    """Return the absolute base-2 logarithm of the recent mean divided by the start mean."""
-    share = _share_of_start(track)
-    return abs(math.log2(share)) if share else None
-
-
-def _eos_share_of_start(track: Track) -> float | None:
-    """Return the recent mean divided by the start mean, or None if few responses had an end token at the start."""
-    return _share_of_start(track) if track.start_mean >= 0.1 else None
-
-
-def _increase(track: Track) -> float:
-    return track.recent_mean - track.start_mean
-
-
-def _lost_gold_share(proxy: Track, gold: Track) -> float | None:
-    """Return the lost fraction of the gold score's improvement, or None unless the proxy score is near its best.
-
-    An improvement below 3 standard deviations of the gold score counts as 3 standard deviations.
-    """
-    if not _is_near_best(proxy):
-        return None
-    noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
-    return (gold.peak - gold.recent_mean) / max(gold.peak - gold.start_mean, 3 * noise)
-
-
-def _is_near_best(score: Track) -> bool:
-    """Return True if a score has improved and has kept at least the share NEAR of its largest improvement."""
-    improvement = score.peak - score.start_mean
-    return improvement > 0 and score.recent_mean >= score.start_mean + NEAR * improvement
-
-
-def is_successful(tracks: Tracks, threshold: float | None) -> bool:
-    """Return True if the last evaluation's score reaches the threshold or, without a threshold or an evaluation, if the
-    score during training is near its best and has improved by more than 3 standard deviations of its first values."""
-    if threshold is not None and EVALUATED in tracks:
-        return tracks[EVALUATED].recent[-1] >= threshold
-    scores = [tracks[tag] for tag in SCORES if tag in tracks]
-    return any(_is_near_best(score) and score.peak - score.start_mean > 3 * np.std(score.start) for score in scores)
-
-
-def _spike_ratio(track: Track) -> float | None:
-    """Return the SPIKES-th largest value in the window divided by the usual value before the window."""
-    before = track.recent[:-WINDOW]
-    # once a task is solved, gradients are tiny, so the first ones are the better baseline
-    usual = max(median(before), median(track.start)) if len(before) >= WINDOW else 0.0
-    return sorted(track.recent[-WINDOW:])[-SPIKES] / usual if usual > 0 else None
-
-
-def _mean_explained_variance(explained: Track, loss: Track, values: Track) -> float | None:
-    """Return the mean explained variance over the iterations in which the critic is not accurate.
-
-    An accurate critic is ignored because explained variance is meaningless if all returns are equal, as in a solved
-    task. Return None if the critic is accurate in at least half of the window.
-    """
-    recent = (track.recent[-WINDOW:] for track in (explained, loss, values))
-    wrong = [
-        share for share, cost, mean in zip(*recent, strict=False) if math.sqrt(2 * max(0.0, cost)) > EXACT * abs(mean)
-    ]
-    return fmean(wrong) if 2 * len(wrong) > WINDOW else None
-
-
-def _largest_explained_variance(explained: Track, loss: Track) -> float | None:
-    """Return the largest absolute explained variance in the window, or None if the value loss fell or started at 0."""
-    is_stuck = loss.start_mean > 1e-6 and loss.recent_mean > 0.9 * loss.start_mean
-    return _largest(explained) if is_stuck else None
-
-
-def _relative_error(error: Track, loss: Track) -> float:
-    """Return the window's smallest error divided by the typical advantage, which is about sqrt(2 * value loss)."""
-    return _smallest_magnitude(error) / max(1.0, math.sqrt(2 * max(0.0, loss.recent_mean)))
-
-
 CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
 OWN = "The limit is based on our measurements of healthy and faulty runs (benchmarks/health.md)."
 UNSOLVED = "The check applies only while the score is not good."
@@ -188,7 +68,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "kl",
         ("policy/kl",),
-        _mean,
+        measures.mean,
         0.3,
         True,
         f"The mean KL over the last {WINDOW} iterations",
@@ -201,7 +81,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "clip_fraction",
         ("policy/clip_fraction",),
-        _mean,
+        measures.mean,
         0.5,
         True,
         f"The mean clip fraction over the last {WINDOW} iterations",
@@ -212,7 +92,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "entropy",
         ("policy/entropy",),
-        _share_of_peak,
+        measures.share_of_peak,
         0.01,
         False,
         f"The mean entropy over the last {WINDOW} iterations, divided by the highest such mean so far,",
@@ -223,9 +103,31 @@ CHECKS: tuple[Check, ...] = (
         ignores_success=True,
     ),
     Check(
+        "action_clipping",
+        ("policy/action_clip_fraction",),
+        measures.smaller_mean,
+        0.9,
+        True,
+        f"The mean fraction of clipped actions, both over the first {START} and over the last {WINDOW} iterations,",
+        "Almost all continuous actions are outside the bounds, so the environment receives only the bounds.",
+        "Set `gym.rescale_actions`, or lower `policy.log_std_init`.",
+        OWN,
+    ),
+    Check(
+        "action_spread",
+        ("policy/action_spread",),
+        measures.peak,
+        0.01,
+        False,
+        f"The highest mean spread of the actions over {WINDOW} iterations so far",
+        "The policy has tried only a tiny part of the action space, so it cannot find good actions elsewhere.",
+        "Set `gym.rescale_actions`, or raise `policy.log_std_init`.",
+        OWN,
+    ),
+    Check(
         "explained_variance",
         (*CRITIC, "value/mean"),
-        _mean_explained_variance,
+        measures.mean_explained_variance,
         -0.1,
         False,
         f"From iteration {SETTLED} on, the mean explained variance over the last {WINDOW} iterations",
@@ -239,7 +141,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "dead_critic",
         CRITIC,
-        _largest_explained_variance,
+        measures.largest_explained_variance,
         0.05,
         False,
         f"From iteration {SETTLED} on, the largest absolute explained variance of the last {WINDOW} iterations",
@@ -252,7 +154,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "first_ratio",
         ("invariant/first_ratio_error",),
-        _smallest_magnitude,
+        measures.smallest_magnitude,
         1e-2,
         True,
         f"The smallest first-ratio error of the last {WINDOW} iterations",
@@ -265,7 +167,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "optimizer_steps",
         ("invariant/optimizer_steps_error",),
-        _smallest_magnitude,
+        measures.smallest_magnitude,
         0.0,
         True,
         f"The smallest number of missing optimizer steps in the last {WINDOW} iterations",
@@ -277,7 +179,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "gae",
         ("invariant/gae_error", "loss/value"),
-        _relative_error,
+        measures.relative_error,
         1e-3,
         True,
         f"The smallest GAE error of the last {WINDOW} iterations, relative to the size of the advantages,",
@@ -289,7 +191,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "grad_norm",
         ("optim/grad_norm",),
-        _spike_ratio,
+        measures.spike_ratio,
         10.0,
         True,
         f"The third-largest gradient norm of the last {WINDOW} iterations, divided by the median norm of up to "
@@ -301,7 +203,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "ref_kl",
         ("ref/kl",),
-        _mean,
+        measures.mean,
         25.0,
         True,
         f"The mean KL to the reference model over the last {WINDOW} iterations, in nats per response,",
@@ -313,7 +215,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "gold",
         ("reward/score", "reward/gold"),
-        _lost_gold_share,
+        measures.lost_gold_share,
         0.5,
         True,
         "The fraction of the true score's improvement that has been lost again",
@@ -327,7 +229,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "length",
         ("response/length",),
-        _log_share_of_start,
+        measures.log_share_of_start,
         1.0,
         True,
         f"The change in the mean response length since the first {START} iterations, as an absolute base-2 logarithm,",
@@ -341,7 +243,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "eos_rate",
         ("response/eos_rate",),
-        _eos_share_of_start,
+        measures.eos_share_of_start,
         0.5,
         False,
         f"The fraction of responses with an end token in the last {WINDOW} iterations, divided by the fraction in the "
@@ -355,7 +257,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "repetition",
         ("response/repetition",),
-        _increase,
+        measures.increase,
         0.2,
         True,
         f"The mean repetition over the last {WINDOW} iterations, minus the mean over the first {START},",
@@ -367,7 +269,7 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "reward_spread",
         ("reward/score_std",),
-        _largest,
+        measures.largest,
         1e-6,
         False,
         f"The largest standard deviation of the scores in the last {WINDOW} iterations",

@@ -343,7 +343,8 @@ def test_actions_are_shown_as_environment_values(space: str) -> None:
     mask = rollout.mask.numpy()
     sums = np.array([sum(float(x) for x in str(cell).split()) for cell in action.ravel()]).reshape(3, 7)
     if space == "box":
-        assert np.allclose(sums, rollout.actions.sum(-1), atol=1e-2)  # as sampled; the environment gets it clipped
+        # as sampled, in the environment's units: both bounds have a width of 0.75 and the sum of their centers is 0
+        assert np.allclose(sums, 0.375 * rollout.actions.sum(-1), atol=1e-2)
     else:
         assert np.allclose(sums[mask], rollout.rewards.numpy()[mask])
     assert (action.dtype.kind == "U") == (space != "started")

@@ -45,7 +45,16 @@ from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
 from tui.view_state import ViewState
 
-CONFIG = 'kind = "gym"\npreset = "cartpole"\nseed = {seed}\n[optim]\nlr = {lr}\n[gym]\nenv_id = "CartPole-v1"\n'
+CONFIG = """
+kind = "gym"
+preset = "cartpole"
+seed = {seed}
+[optim]
+lr = {lr}
+[gym]
+env_id = "CartPole-v1"
+rescale_actions = true
+"""
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
 PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test of these pauses
 pytestmark = pytest.mark.usefixtures("shorten_ui_delays")

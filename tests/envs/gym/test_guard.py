@@ -158,7 +158,7 @@ def test_infos_that_cannot_be_sent_exclude_processes(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("obs", [0, 4])
 def test_discrete_observation_outside_its_range_is_an_error(obs: int) -> None:
-    layout = describe_observations(spaces.Discrete(3, start=1), "X-v0")
+    layout = describe_observations(spaces.Discrete(3, start=1), "X-v0", normalize=False)
     assert encode(np.array([1, 3]), layout).tolist() == [[1, 0, 0], [0, 0, 1]]
     with pytest.raises(ForeignCodeError, match=rf"^X-v0: environment 1: expected observations from 1 to 3, got {obs};"):
         encode(np.array([1, obs]), layout, "X-v0")

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal
 
 from envs.gym.options import Policy
 from envs.gym.policy import GymPolicy
-from envs.gym.spaces import ActionLayout
+from envs.gym.spaces import ActionLayout, ObservationLayout
 
 DISCRETE = ActionLayout(False, (4,), (0,))
 MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
@@ -20,7 +20,7 @@ BOX = ActionLayout(True, low=(-1.0, -2.0), high=(1.0, 2.0), shape=(2,), dtype="f
 
 def make(actions: ActionLayout, obs_size: int = 6, **options: object) -> GymPolicy:
     config = Policy.model_validate(options)
-    return GymPolicy(obs_size, actions, config, False, torch.Generator().manual_seed(0))
+    return GymPolicy(ObservationLayout(obs_size), actions, config, False, torch.Generator().manual_seed(0))
 
 
 def observations(rows: int = 7, size: int = 6) -> torch.Tensor:

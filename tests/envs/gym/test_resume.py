@@ -84,6 +84,8 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "FrozenLake": ("FrozenLake-v1", {}),
     "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
     "Dict observation, mask": ("tests.gym_envs:Locks-v0", {"vectorization": "sync"}),
+    "nested observation, mask": ("tests.space_envs:Nested-v0", {}),
+    "float64 observation": ("tests.space_envs:Offset-v0", {"normalize_obs": True, "vectorization": "sync"}),
     "vector version with load_state_dict": ("tests.gym_envs:KeepsCounters-v0", {"num_steps": 7}),
     "time limit": ("tests.gym_envs:TimedCounter-v0", {}),
 }
