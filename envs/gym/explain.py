@@ -1,8 +1,11 @@
-"""Computes the columns that the Gymnasium adapter adds to the step table."""
+"""Computes the columns that the Gymnasium adapter adds to the step table, and explains checkpoints that do not fit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from torch import Tensor
 
 from envs.gym.spaces import to_env_units
 from envs.gym.vector import GymAdapter
@@ -20,3 +23,29 @@ def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
         return {"action": actions[..., 0]}
     texts = [" ".join(f"{x:.4g}" for x in action) for action in actions.reshape(-1, actions.shape[-1])]
     return {"action": np.array(texts).reshape(actions.shape[:2])}
+
+
+def explain_mismatch(adapter: GymAdapter, weights: Mapping[str, Tensor]) -> str:
+    """Explain how the environment's spaces differ from those for which the weights were trained.
+
+    Return "" if the weights contain no difference.
+    """
+    if not weights.keys() >= {"head.linear.weight", "critic.weight"}:
+        return ""
+    then, now = _sizes(weights), _sizes(adapter.policy.state_dict())
+    changed = [f"{what} {now[what]}, in the checkpoint {then[what]}" for what in now if then[what] != now[what]]
+    if not changed:
+        return ""
+    return (
+        f"the environment {adapter.config.gym.env_id} has changed since then ({'; '.join(changed)}); restore the "
+        "version of its package and the options [gym] with which the run was trained, or start a new run"
+    )
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the observation size and the kind and number of the policy's outputs."""
+    kind = "continuous action components" if "head.log_std" in weights else "discrete actions"
+    return {
+        "observation size:": str(weights.get("actor_torso.0.weight", weights["head.linear.weight"]).shape[1]),
+        "policy outputs:": f"{len(weights['head.linear.weight'])} {kind}",
+    }

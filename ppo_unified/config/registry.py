@@ -26,6 +26,7 @@ BUILT_IN = {
         presets="envs.presets",
         export="envs.gym.export:export",
         explain="envs.gym.explain:explain",
+        explain_mismatch="envs.gym.explain:explain_mismatch",
         play="envs.gym.play:play",
         score_tag="eval/return",
     ),

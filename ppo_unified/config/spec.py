@@ -35,6 +35,8 @@ class AdapterSpec:
     score_tag: str = "eval/score"  # the metric that contains the score
     prefers_gpu: bool = False  # True: device = "auto" selects a GPU if there is one
     report: str = ""  # (adapter, episodes, seed) -> Report: additional metrics and texts of an evaluation
+    explain_mismatch: str = ""  # (adapter, weights of a checkpoint) -> why the adapter's environment or task does not
+    # fit the weights, or "" if it fits
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Progress
 from ppo_unified.engine.rollout import Adapter
@@ -135,6 +136,7 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
         status.score = status.best_score = status.best_step = status.solved_step = None
         return False
     folder = checkpoint.checkpoint_folder(run, found.meta.step)
+    restore_policy(state.adapter, run, config, found.meta.step, found.policy)
     try:
         contents = checkpoint.read_table(found.trainer, Contents)
         progress = checkpoint.read_table(contents.progress, Progress)
@@ -145,7 +147,6 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
             f"{folder}: the checkpoint is from an incompatible version ({error}); resume with the versions listed "
             f"in its {checkpoint.META}, or move the folder away to resume from the previous checkpoint"
         ) from None
-    restore_policy(state.adapter, run, found.meta.step, found.policy)
     restarted = state.adapter.load_state_dict(contents.adapter)
     learner = state.learner
     learner.generator.set_state(contents.generator)
@@ -161,11 +162,17 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     return True
 
 
-def restore_policy(adapter: Adapter, run: Run, step: int, weights: dict[str, Any]) -> None:
-    """Load a checkpoint's weights into the policy. Raises UsageError if config.toml describes a different network."""
+def restore_policy(adapter: Adapter, run: Run, config: RunConfig, step: int, weights: dict[str, Any]) -> None:
+    """Load a checkpoint's weights into the policy.
+
+    Raises UsageError if the environment has changed or config.toml describes a different network.
+    """
     try:
         adapter.policy.load_state_dict(weights)
     except RuntimeError as error:
+        hook = find_adapter(config.kind).explain_mismatch
+        if why := load(hook)(adapter, weights) if hook else "":
+            raise UsageError(f"{run.path}: checkpoint of step {step}: {why}") from None
         first = str(error).splitlines()[-1].strip()
         raise UsageError(
             f"{run.config}: the network options do not match the checkpoint of step {step}; undo your changes ({first})"

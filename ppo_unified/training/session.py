@@ -154,5 +154,5 @@ def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]
     """
     step, device = checkpoint.choose(run, which), resolve_device(config)
     adapter = build_adapter(config, device)
-    restore_policy(adapter, run, step, checkpoint.load_policy(run, step, device))
+    restore_policy(adapter, run, config, step, checkpoint.load_policy(run, step, device))
     return adapter, step

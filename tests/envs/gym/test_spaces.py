@@ -361,3 +361,28 @@ def test_time_limit_of_the_user_is_respected(
     adapter = make_adapter("TwoBuilds", env_kwargs=limit | {"length": 1000}, wrappers=wrappers, vectorization="sync")
     assert adapter.score(2, 1, True) == [float(steps)] * 2
     assert bool(capsys.readouterr().err) == (steps == 20)
+
+
+# Environments that have changed since the run began
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"length": 8}, "observation size: 9, in the checkpoint 6"),
+        ({"space": "started"}, "policy outputs: 3 discrete actions, in the checkpoint 2 continuous action components"),
+    ],
+)
+def test_changed_environment_is_named(
+    changed: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("Echo", env_id="tests.gym_envs:Echo-v0")
+    path = run(config, tmp_path).path
+    now = config.gym.model_copy(update={"env_kwargs": changed})
+    (path / "config.toml").write_text(config.model_copy(update={"gym": now}).to_toml(), encoding="utf-8")
+    for command in (["eval"], ["play"], ["export", "--to", str(tmp_path / "out")], ["resume", "--total-steps", "640"]):
+        capsys.readouterr()
+        assert main([command[0], str(path), *command[1:]]) == 2
+        err = capsys.readouterr().err
+        assert f"the environment tests.gym_envs:Echo-v0 has changed since then ({expected})" in err.splitlines()[-1]
+        assert "network options" not in err
