@@ -13,8 +13,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from envs.gym.infos import FinalInfos
 from envs.gym.make import make_env, make_own_vector
-from envs.gym.options import Gym, close_env, guard, make_failure
+from envs.gym.options import MAX_PARALLEL, Gym, close_env, guard, make_failure
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import (
     ActionLayout,
@@ -29,7 +30,6 @@ from envs.gym.spaces import (
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations
 
-MAX_PARALLEL = 16  # maximum number of single environments in parallel
 MAX_STEPS = 10_000  # maximum number of steps in an episode of an environment without a time limit
 
 
@@ -75,21 +75,27 @@ class Played(NamedTuple):
 
 
 def play_episodes(
-    player: Player, config: Gym, episodes: int, seed: int, own_vector: bool, counter: WorkCounter
+    player: Player,
+    config: Gym,
+    episodes: int,
+    seed: int,
+    own_vector: bool,
+    counter: WorkCounter,
+    infos: FinalInfos,
 ) -> Played:
     """Play fresh episodes in the environment's own vector version, or in single environments.
 
     The same seed, weights and state of the player's generator always give the same results. `counter` counts finished
-    episodes, and ticks per step.
+    episodes, and ticks per step. The last info of each episode is added to `infos`.
     """
     counter.done, counter.total = 0, episodes
     if not own_vector:
-        return _play_single_episodes(player, config, range(seed, seed + episodes), counter)
+        return _play_single_episodes(player, config, range(seed, seed + episodes), counter, infos)
     envs = make_own_vector(config, episodes)
     limit = envs.spec.kwargs.get("max_episode_steps") if envs.spec else None
     max_steps = MAX_STEPS if limit in (None, -1) else sys.maxsize  # in Gymnasium, -1 means no limit
     try:
-        return _play_first_episodes(envs, player, seed, max_steps, counter)
+        return _play_first_episodes(envs, player, seed, max_steps, counter, infos)
     finally:
         close_env(envs)
 
@@ -116,7 +122,12 @@ def max_episode_length(env: gym.Env[Any, Any]) -> int:
 
 
 def _play_first_episodes(
-    envs: gym.vector.VectorEnv[Any, Any, Any], player: Player, seed: int, max_steps: int, counter: WorkCounter
+    envs: gym.vector.VectorEnv[Any, Any, Any],
+    player: Player,
+    seed: int,
+    max_steps: int,
+    counter: WorkCounter,
+    infos: FinalInfos,
 ) -> Played:
     """Play the first episode of every environment in the vector environment."""
     with guard(player.env_id, f"reset() of an evaluation with seed {seed}"):
@@ -134,17 +145,19 @@ def _play_first_episodes(
             raise make_failure(player.env_id, call, error) from error
         returns += rewards * alive
         ended = terminated | truncated
+        for env in np.flatnonzero(alive & (ended | (steps >= max_steps))) if info else ():
+            infos.add(info, int(env))
         alive &= ~ended
         left = int(np.count_nonzero(alive))
         counter.done, counter.ticks = envs.num_envs - left, steps
     return Played([float(x) for x in returns], int(np.count_nonzero(alive)))
 
 
-def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: WorkCounter) -> Played:
+def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: WorkCounter, infos: FinalInfos) -> Played:
     """Play one episode for each seed. Up to MAX_PARALLEL environments share the forward passes."""
-    envs = [make_env(config) for _ in range(min(MAX_PARALLEL, len(seeds)))]
+    envs = [make_env(config, config.num_envs + number) for number in range(min(MAX_PARALLEL, len(seeds)))]
     max_steps = max_episode_length(envs[0])
-    plays = [_play(env, seeds[i :: len(envs)], max_steps, config.env_id, counter) for i, env in enumerate(envs)]
+    plays = [_play(env, seeds[i :: len(envs)], max_steps, config.env_id, counter, infos) for i, env in enumerate(envs)]
     ended: dict[int, tuple[float, bool]] = {}  # seed -> total reward, and whether the episode was cut
     waiting = {i: next(play) for i, play in enumerate(plays)}
     while waiting:
@@ -161,7 +174,9 @@ def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: Wo
     return Played([ended[seed][0] for seed in seeds], sum(cut for _, cut in ended.values()))
 
 
-def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int, env_id: str, counter: WorkCounter) -> Any:
+def _play(
+    env: gym.Env[Any, Any], seeds: range, max_steps: int, env_id: str, counter: WorkCounter, infos: FinalInfos
+) -> Any:
     """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: (total
     reward, whether the episode was cut at `max_steps`)}."""
     played = {}
@@ -180,6 +195,7 @@ def _play(env: gym.Env[Any, Any], seeds: range, max_steps: int, env_id: str, cou
                 call = f"step() at step {steps} of the evaluation episode with seed {seed}"
                 raise make_failure(env_id, call, error) from error
             ended = bool(terminated or truncated)
+        infos.add(info)
         played[seed] = total, not ended
         counter.done += 1
     return played

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from envs.gym.eval import Player
-from envs.gym.options import Gym
+from envs.gym.make import MASK_METHOD
+from envs.gym.options import Gym, fill_rank
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
 from envs.gym.vector import GymAdapter
@@ -70,6 +71,7 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
     write_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
     check_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
     options = adapter.config.gym
+    options = options.model_copy(update={"env_kwargs": fill_rank(options.env_kwargs, 0)})
     facts = {
         "env_id": options.env_id,
         "env_kwargs": options.env_kwargs,
@@ -199,11 +201,16 @@ def _encode_lines(layout: ObservationLayout) -> str:
 
 
 def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
-    source = "obs" if observations.has_mask else "info"
     everything = f"np.ones({sum(actions.sizes)}, dtype=bool)"
+    lines = f"    mask = obs.get({MASK_KEY!r}, {everything})\n"
+    if not observations.has_mask:
+        lines = (
+            f"    mask = info.get({MASK_KEY!r}, {everything})\n"
+            f"    if {MASK_KEY!r} not in info and env.has_wrapper_attr({MASK_METHOD!r}):\n"
+            f"        mask = env.get_wrapper_attr({MASK_METHOD!r})()\n"
+        )
     return (
-        "\n\ndef allowed(obs, info):\n"
-        f"    mask = {source}.get({MASK_KEY!r}, {everything})\n"
+        f"\n\ndef allowed(obs, info):\n{lines}"
         "    return torch.from_numpy(np.hstack(mask).astype(bool).reshape(1, -1))\n"
     )
 

@@ -25,6 +25,7 @@ from envs.gym.options import (
     guard,
     make_single,
     resolve,
+    uses_rank,
 )
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
@@ -45,6 +46,7 @@ from envs.gym.spaces import (
 from ppo_unified.errors import ForeignCodeError, UsageError
 from ppo_unified.text import print_err
 
+MASK_METHOD = "action_masks"  # method of an environment or a wrapper that returns the action mask
 SLOW_STEP_S = 250e-6  # if a step takes longer, use processes; their communication costs about half of this time
 
 
@@ -68,19 +70,52 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
         return {key: x for key, x in obs.items() if key != MASK_KEY}, {**info, MASK_KEY: obs[MASK_KEY]}
 
 
-def make_env(config: Gym, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Create one environment whose observations are arrays or integers.
+class MaskFromMethod(gym.Wrapper[Any, Any, Any, Any]):
+    """Adds the mask that the environment's method `action_masks` returns to the info, unless the info has a mask.
+
+    The method is the convention of sb3-contrib. It is not called after the end of an episode, as in sb3-contrib.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.read_mask = env.get_wrapper_attr(MASK_METHOD)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return obs, info if MASK_KEY in info else {**info, MASK_KEY: self.read_mask()}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if MASK_KEY not in info and not terminated and not truncated:
+            info = {**info, MASK_KEY: self.read_mask()}
+        return obs, reward, terminated, truncated, info
+
+
+def has_mask_method(env: gym.Env[Any, Any], env_id: str) -> bool:
+    """Return True if the environment or one of its wrappers has a method `action_masks`."""
+    with guard(env_id, MASK_METHOD):
+        return env.has_wrapper_attr(MASK_METHOD) and callable(env.get_wrapper_attr(MASK_METHOD))
+
+
+def make_env(config: Gym, rank: int | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Create one environment whose observations are arrays or integers. `rank` is the number of the environment.
 
     Dict, Tuple, MultiDiscrete and MultiBinary observations are flattened to arrays.
     """
-    return convert_observations(make_single(config, **kwargs), config)
+    return convert_observations(make_single(config, rank, **kwargs), config)
 
 
 def convert_observations(env: gym.Env[Any, Any], config: Gym) -> gym.Env[Any, Any]:
-    """Wrap `env` so that its observations are arrays or integers, and move an action mask to the info."""
+    """Wrap `env` so that its observations are arrays or integers, and its infos contain action masks and numbers."""
     layout = read_observations(env, config)
     if layout.has_mask:
         env = MaskToInfo(env)
+    elif has_mask_method(env, config.env_id):
+        env = MaskFromMethod(env)
+    if config.info_keys:
+        from envs.gym.infos import FloatInfo
+
+        env = FloatInfo(env, config.info_keys)
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
@@ -101,7 +136,8 @@ def make_vector(config: Gym, num_envs: int) -> Environments:
     choice than this version, but it cannot be used.
     """
     spec, mode = resolve(config.env_id), config.vectorization
-    if spec.vector_entry_point is not None and mode in ("auto", "vector_entry_point") and not config.wrappers:
+    shared = not config.wrappers and not uses_rank(config.env_kwargs)  # a vector version creates all environments
+    if spec.vector_entry_point is not None and mode in ("auto", "vector_entry_point") and shared:
         try:
             envs = make_own_vector(config, num_envs)
         except UsageError as reason:
@@ -128,9 +164,9 @@ def _make_from_singles(config: Gym, num_envs: int) -> Environments:
         if mode == "async":
             from envs.gym.workers import Workers
 
-            envs = Workers([partial(make_in_worker, config) for _ in range(num_envs)])
+            envs = Workers([partial(make_in_worker, config, rank) for rank in range(num_envs)])
         else:
-            makers = [partial(make_recorded_env, config) for _ in range(num_envs)]
+            makers = [partial(make_recorded_env, config, rank) for rank in range(num_envs)]
             envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     return Environments(envs, layout, ReplayRestorer(envs), own=False)
 
@@ -149,8 +185,8 @@ def read_actions(env: Any, config: Gym) -> ActionLayout:
         return describe_actions(getattr(env, name), config.env_id, config.rescale_actions)
 
 
-def make_recorded_env(config: Gym) -> gym.Env[Any, Any]:
-    return make_repeatable(make_env(config))
+def make_recorded_env(config: Gym, rank: int | None) -> gym.Env[Any, Any]:
+    return make_repeatable(make_env(config, rank))
 
 
 def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:
@@ -200,17 +236,18 @@ def _find_problem(envs: VectorEnv[Any, Any, Any], config: Gym) -> str:
     return ""
 
 
-def make_in_worker(config: Gym) -> gym.Env[Any, Any]:
+def make_in_worker(config: Gym, rank: int) -> gym.Env[Any, Any]:
     """Create one environment in a worker process, and make the process ignore Ctrl-C and the closing of the terminal.
 
     The training process handles these signals. AsyncVectorEnv also calls this function once in the training process, to
-    read the spaces. The signal handlers of the training process are not changed.
+    read the spaces. In this case, the environment gets the spare number, and the signal handlers are not changed.
     """
-    if multiprocessing.parent_process() is not None:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the trainer's handler
-    return make_recorded_env(config)
+    if multiprocessing.parent_process() is None:
+        return make_recorded_env(config, None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the trainer's handler
+    return make_recorded_env(config, rank)
 
 
 def gains_from_processes(config: Gym, steps: int = 50) -> bool:
@@ -264,6 +301,11 @@ def check(config: GymConfig) -> None:
     if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
         raise UsageError(
             f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
+        )
+    if spec.entry_point is None and uses_rank(config.gym.env_kwargs):
+        raise UsageError(
+            f"gym.env_kwargs: {{rank}} cannot be used, because {config.gym.env_id} has only a vector version, whose "
+            "environments share their arguments; remove {rank}"
         )
     try:
         vector = config.gym.vectorization == "vector_entry_point" or spec.entry_point is None

@@ -8,7 +8,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,6 +19,8 @@ from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import ForeignCodeError, UsageError, closest_match, did_you_mean
 
 MOST_LISTED = 8  # environments of a module that an error message lists
+MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
+RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
 
 
 class Gym(Section):
@@ -53,7 +55,21 @@ class Gym(Section):
         description="wrappers to apply to each environment, innermost first: names in gymnasium.wrappers, or "
         "module:Class",
     )
-    env_kwargs: dict[str, Any] = Field({}, description="keyword arguments for the environment, as a JSON object")
+    env_kwargs: dict[str, Any] = Field(
+        {},
+        description="keyword arguments for the environment, as a JSON object; {rank} or {rank+NUMBER} in a value is "
+        "replaced by the environment's number",
+    )
+    info_keys: list[str] = Field(
+        [],
+        description="keys of numbers in the info of an episode's last step, to log as episode/info/KEY and "
+        "eval/info/KEY; write a.b for key b of the dict a",
+    )
+
+    @property
+    def spare_rank(self) -> int:
+        """The number of an environment that is neither used for training nor for evaluations during training."""
+        return self.num_envs + MAX_PARALLEL
 
 
 class Policy(Section):
@@ -109,7 +125,57 @@ class GymConfig(RunConfig):
             raise ValueError(
                 "policy.shared = true requires optim.joint = true, because two optimizers cannot share layers"
             )
+        if self.gym.vectorization == "vector_entry_point" and uses_rank(self.gym.env_kwargs):
+            raise ValueError(
+                "gym.env_kwargs: {rank} requires gym.vectorization = 'sync' or 'async', because the environments of a "
+                "vector version share their arguments"
+            )
         return self
+
+    def beside_training(self) -> Self:
+        """Return options whose environments have other numbers ({rank}) than all environments of the training process.
+
+        The numbers start after those of the training, the evaluations during training, and the spare environment.
+        """
+        if not uses_rank(self.gym.env_kwargs):
+            return self
+        kwargs = _shift_rank(self.gym.env_kwargs, self.gym.spare_rank + 1)
+        return self.model_copy(update={"gym": self.gym.model_copy(update={"env_kwargs": kwargs})})
+
+
+def _map_strings(value: Any, function: Callable[[str], Any]) -> Any:
+    """Apply `function` to each string in a JSON value, except to the keys of objects."""
+    if isinstance(value, Mapping):
+        return {key: _map_strings(x, function) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_strings(x, function) for x in value]
+    return function(value) if isinstance(value, str) else value
+
+
+def uses_rank(kwargs: Mapping[str, Any]) -> bool:
+    """Return True if a value of `gym.env_kwargs` contains {rank} or {rank+NUMBER}."""
+    found: list[str] = []
+    _map_strings(kwargs, lambda text: found.extend(RANK.findall(text)))
+    return bool(found)
+
+
+def fill_rank(kwargs: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """Replace {rank} and {rank+NUMBER} in the values of `kwargs`. A value that is nothing else becomes an integer."""
+
+    def fill(text: str) -> str | int:
+        whole = RANK.fullmatch(text)
+        return rank + int(whole[1] or 0) if whole else RANK.sub(lambda found: str(rank + int(found[1] or 0)), text)
+
+    filled: dict[str, Any] = _map_strings(kwargs, fill)
+    return filled
+
+
+def _shift_rank(kwargs: Mapping[str, Any], offset: int) -> dict[str, Any]:
+    """Add `offset` to the numbers that will replace {rank} and {rank+NUMBER}."""
+    shifted: dict[str, Any] = _map_strings(
+        kwargs, lambda text: RANK.sub(lambda found: f"{{rank+{int(found[1] or 0) + offset}}}", text)
+    )
+    return shifted
 
 
 class OlderGym(Gym):
@@ -214,31 +280,26 @@ def _explain_unregistered(module: str, name: str) -> str:
     return f"{text}; did you mean '{module}:{names[match]}'?" if match else text
 
 
-@contextmanager
-def name_creation(config: Gym) -> Iterator[None]:
-    """Raise a UsageError that names the environment and its arguments if its constructor fails inside the block."""
+def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
+    """Create one environment with its wrappers. Raises UsageError if this fails.
+
+    `rank` is the environment's number, which replaces {rank} in `gym.env_kwargs`. The default is `spare_rank`.
+    """
     import gymnasium
 
+    spec, wrappers = resolve(config.env_id), load_wrappers(config)
+    own_kwargs = fill_rank(config.env_kwargs, config.spare_rank if rank is None else rank)
     try:
-        yield
+        env = gymnasium.make(spec, **own_kwargs | kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(
             f"gym.env_id = {config.env_id!r} requires a package that is not installed: {_remedy(str(error))}"
         ) from None
     except (Exception, SystemExit) as error:
-        given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
+        given = f" with gym.env_kwargs = {own_kwargs}" if own_kwargs else ""
         raise UsageError(
             f"gym.env_id = {config.env_id!r}: cannot create the environment{given} ({describe_error(error)})"
         ) from error
-
-
-def make_single(config: Gym, **kwargs: Any) -> Any:
-    """Create one environment with its wrappers. Raises UsageError if this fails."""
-    import gymnasium
-
-    spec, wrappers = resolve(config.env_id), load_wrappers(config)
-    with name_creation(config):
-        env = gymnasium.make(spec, **config.env_kwargs | kwargs)
     for name, wrapper in zip(config.wrappers, wrappers, strict=True):
         try:
             env = wrapper(env)

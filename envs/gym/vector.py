@@ -9,7 +9,7 @@ column is used to bootstrap a truncated episode.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from envs.gym.eval import Player, describe_cut, play_episodes
+from envs.gym.infos import FinalInfos
 from envs.gym.make import make_vector
 from envs.gym.options import DescribedError, GymConfig, guard, make_failure
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, measure_actions, read_masks, to_env_actions
-from ppo_unified.config.spec import WorkCounter
+from ppo_unified.config.spec import Report, WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
 from ppo_unified.text import print_err
@@ -48,7 +49,8 @@ class GymAdapter:
         self.steps_taken = 0
         self.counter = WorkCounter()
         self.cut_episodes = 0  # number of episodes in the last call of `score` that reached MAX_STEPS
-        self.episodes = EpisodeLog(config.gym.num_envs)
+        self.episodes = EpisodeLog(config.gym.num_envs, config.gym.info_keys)
+        self.evaluated: dict[str, float] = {}  # metrics of the infos in the last evaluation
         try:
             self._reset(env_seed)
         except BaseException:
@@ -102,6 +104,8 @@ class GymAdapter:
                 rewards.append(np.array(reward))  # copies, because an environment may reuse its arrays
                 terminated.append(np.array(died))
                 ended.append(self.ended)
+                if info and self.ended.any():
+                    self.episodes.add_infos(info, self.ended & valid[-1])
                 self._store_obs(raw, info)
                 self.counter.done += 1
             seen.append(self._observe())
@@ -109,6 +113,8 @@ class GymAdapter:
         reward = np.stack(rewards, 1).astype(np.float32) * mask
         self._check_finite(np.stack([*raws, self.raw], 1), reward)
         self.episodes.add(reward, np.stack(ended, 1) & mask, mask)
+        if self.episodes.infos and self.episodes.returns:
+            self.episodes.infos.warn(self.config.gym.env_id)
         self.steps_taken += int(mask.sum())
         rollout = self._rollout(
             _stack(seen), torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
@@ -191,11 +197,13 @@ class GymAdapter:
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
         """Play fresh episodes in separate environments. Return the total reward of each episode."""
-        options = self.config.gym
+        options, infos = self.config.gym, FinalInfos(self.config.gym.info_keys, None)
         env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
         generator = None if greedy else torch.Generator(self.device).manual_seed(action_seed)
-        player = Player(self.policy, self.observations, self.actions, self.device, generator)
-        returns, self.cut_episodes = play_episodes(player, options, episodes, env_seed, self.own_vector, self.counter)
+        player = Player(self.policy, self.observations, self.actions, self.device, generator, options.env_id)
+        counts = self.own_vector, self.counter, infos
+        returns, self.cut_episodes = play_episodes(player, options, episodes, env_seed, *counts)
+        self.evaluated = infos.metrics("eval")
         if self.cut_episodes:
             print_err(f"{options.env_id}: {describe_cut(self.cut_episodes, episodes)}")
         return returns
@@ -271,6 +279,14 @@ def build(config: GymConfig, device: torch.device) -> GymAdapter:
     return GymAdapter(config, device)
 
 
+def report(adapter: GymAdapter, episodes: int, seed: int) -> Report:
+    """Return the metrics of the infos in the last evaluation. The registered adapter specification names this function.
+
+    The arguments `episodes` and `seed` are not used, because `score` has already played the episodes.
+    """
+    return Report(metrics=adapter.evaluated)
+
+
 def _stack(seen: list[Observations]) -> Observations:
     """Stack a list of T observations [N, ...] into a tensor [N, T, ...]. For mappings, stack each entry."""
     if isinstance(seen[0], Mapping):
@@ -279,12 +295,14 @@ def _stack(seen: list[Observations]) -> Observations:
 
 
 class EpisodeLog:
-    """Stores the returns and lengths of the last 100 finished training episodes."""
+    """Stores the returns, the lengths and the last infos of the last 100 finished training episodes."""
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, info_keys: Sequence[str] = ()) -> None:
         self.reset_unfinished(num_envs)
         self.returns: deque[float] = deque(maxlen=100)
         self.lengths: deque[int] = deque(maxlen=100)
+        self.info_keys = info_keys
+        self.infos = FinalInfos(info_keys, 100) if info_keys else None  # otherwise created for the first info
 
     def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
         """Add the rewards, episode ends and valid steps of a rollout, each [N, T]. The rewards of masked steps must be
@@ -298,18 +316,29 @@ class EpisodeLog:
                 self.lengths.extend(self.length[done].tolist())
                 self.running[done], self.length[done] = 0, 0
 
+    def add_infos(self, info: Mapping[str, Any], ended: np.ndarray) -> None:
+        """Add the infos of the environments whose episode has ended at this step. `ended` [N] marks them."""
+        self.infos = self.infos or FinalInfos(self.info_keys, 100)
+        for env in np.flatnonzero(ended):
+            self.infos.add(info, int(env))
+
     def metrics(self) -> dict[str, float]:
         if not self.returns:
             return {}
-        return {"episode/return": float(np.mean(self.returns)), "episode/length": float(np.mean(self.lengths))}
+        means = {"episode/return": float(np.mean(self.returns)), "episode/length": float(np.mean(self.lengths))}
+        return means | (self.infos.metrics("episode") if self.infos else {})
 
     def state_dict(self) -> dict[str, Any]:
         under_way = {"running": self.running.tolist(), "length": self.length.tolist()}
-        return {"returns": list(self.returns), "lengths": list(self.lengths)} | under_way
+        infos = self.infos.state_dict() if self.infos else {}
+        return {"returns": list(self.returns), "lengths": list(self.lengths), "infos": infos} | under_way
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.running, self.length = np.array(state["running"]), np.array(state["length"])
         self.returns, self.lengths = deque(state["returns"], maxlen=100), deque(state["lengths"], maxlen=100)
+        if infos := state.get("infos"):  # older checkpoints have none
+            self.infos = self.infos or FinalInfos(self.info_keys, 100)
+            self.infos.load_state_dict(infos)
 
     def reset_unfinished(self, num_envs: int) -> None:
         """Discard the unfinished episodes, and start new ones in `num_envs` environments."""

@@ -93,14 +93,14 @@ def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool =
 
     Raises UsageError for a tag that no run has logged, unless an active run may still log it.
     """
-    from ppo_unified.runs.metrics import METRICS, USUAL
+    from ppo_unified.runs.metrics import USUAL, find_metric
 
-    possible = set(METRICS) if _any_alive(watched) else set()
+    alive = _any_alive(watched)
     for one in watched:
         one.reader.poll()
     found = sorted({tag for one in watched for tag in one.reader.series})
     for tag in metrics:
-        if tag not in found and tag not in possible:
+        if tag not in found and not (alive and find_metric(tag)):
             hint = did_you_mean(tag, found) or f"; known metrics: {', '.join(map(clean, found)) or 'none yet'}"
             raise UsageError(f"--metric: no metric {tag!r} in {' or '.join(one.label for one in watched)}{hint}")
     usual = [tag for tag in USUAL if tag in found]

@@ -25,6 +25,7 @@ BUILT_IN = {
         target="envs.gym.options:from_target",
         presets="envs.presets",
         export="envs.gym.export:export",
+        report="envs.gym.vector:report",
         explain="envs.gym.explain:explain",
         explain_mismatch="envs.gym.explain:explain_mismatch",
         play="envs.gym.play:play",

@@ -247,6 +247,10 @@ class RunConfig(Section):
             return ""
         return "a resumed run keeps its policy and training data"
 
+    def beside_training(self) -> Self:
+        """Return the options for another process that loads the policy, perhaps while the run is still training."""
+        return self
+
     @property
     def origin(self) -> str:
         """The preset's name and, if there is a recipe, the recipe's name: 'sentiment' or 'sentiment-trl-early'."""

@@ -17,6 +17,28 @@ METRICS: dict[str, Metric] = {
         "reward", "mean return of the last 100 finished training episodes, whose actions are sampled", "should rise"
     ),
     "episode/length": Metric("steps", "mean length of the last 100 finished training episodes"),
+    "episode/success": Metric(
+        "fraction",
+        "share of successful episodes (is_success or success in the info of the last step) among the last 100 finished "
+        "training episodes; logged only if the environment reports it",
+        "should rise",
+    ),
+    "eval/success": Metric(
+        "fraction",
+        "share of successful episodes (is_success or success in the info of the last step) in an evaluation; logged "
+        "only if the environment reports it",
+        "should rise",
+    ),
+    "episode/info/KEY": Metric(
+        "",
+        "mean of the number under KEY (one of gym.info_keys) in the info of the last step, over the last 100 finished "
+        "training episodes that report it",
+    ),
+    "eval/info/KEY": Metric(
+        "",
+        "mean of the number under KEY (one of gym.info_keys) in the info of the last step, over the episodes of an "
+        "evaluation that report it",
+    ),
     "eval/return": Metric(
         "reward", "mean return of the greedy evaluation episodes; their seeds are never used in training", "should rise"
     ),
@@ -234,9 +256,15 @@ def sort_tags(tags: Iterable[str]) -> list[str]:
     return usual + sorted(found - set(usual))
 
 
+def find_metric(tag: str) -> Metric | None:
+    """Return a metric's declaration, or None if it is unknown. KEY in a declared name stands for any text."""
+    area, found, _ = tag.partition("/info/")
+    return METRICS.get(f"{area}/info/KEY" if found else tag)
+
+
 def describe(tag: str) -> str:
     """Return a metric's meaning, unit and healthy range in one line, or an empty string if it is not in METRICS."""
-    metric = METRICS.get(tag)
+    metric = find_metric(tag)
     if metric is None:
         return ""
     unit = f" (unit: {metric.unit})" if metric.unit else ""

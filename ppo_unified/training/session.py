@@ -153,6 +153,6 @@ def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]
     Returns the adapter and the checkpoint's step.
     """
     step, device = checkpoint.choose(run, which), resolve_device(config)
-    adapter = build_adapter(config, device)
+    adapter = build_adapter(config.beside_training(), device)
     restore_policy(adapter, run, config, step, checkpoint.load_policy(run, step, device))
     return adapter, step

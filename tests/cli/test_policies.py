@@ -487,9 +487,11 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
     assert float(found[1]) >= 475
 
 
+MASKED = ("tests.gym_envs:Locks-v0", "Taxi-v4", "tests.gym_info:Doors-v0")
 WORLDS: list[tuple[str, dict[str, Any]]] = [
     ("tests.gym_envs:Locks-v0", {}),  # a flat Dict with an action mask, MultiDiscrete with starts
     ("Taxi-v4", {}),  # one-hot observations, an action mask in the info
+    ("tests.gym_info:Doors-v0", {}),  # a method action_masks
     ("Pendulum-v1", {"normalize_obs": True, "g": 9.0}),
     *(("tests.gym_envs:Echo-v0", {"space": space}) for space in ("box", "started", "multi", "grid", "bits")),
 ]
@@ -508,7 +510,7 @@ def test_exported_example_plays_as_play_does(
     with contextlib.redirect_stdout(printed):
         runpy.run_path(str(tmp_path / "play.py"))
     assert printed.getvalue() == f"mean return {np.mean(totals):.6g} over 10 episodes\n"
-    assert (facts["action_mask"] is not None) == (env_id in ("tests.gym_envs:Locks-v0", "Taxi-v4"))
+    assert (facts["action_mask"] is not None) == (adapter.masks is not None) == (env_id in MASKED)
     assert json.dumps(facts, allow_nan=False)
 
 

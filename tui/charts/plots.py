@@ -15,7 +15,7 @@ from textual.signal import Signal
 from textual.widget import Widget
 from textual.widgets import Static
 
-from ppo_unified.runs.metrics import METRICS
+from ppo_unified.runs.metrics import find_metric
 from ppo_unified.text import clean, pad
 from tui.charts.export import PaperChart, export_chart
 from tui.charts.pages import Page, Pages, divide, group_of, matching_tags
@@ -332,7 +332,7 @@ class Plots(Widget):
 
 def explanation(tag: str) -> str:
     """Return a metric's name, meaning, unit and healthy range."""
-    metric = METRICS.get(tag)
+    metric = find_metric(tag)
     if metric is None:
         return f"{clean(tag)}: a metric without a description, logged by the run's adapter or another program"
     lines = [f"{tag}: {metric.meaning}"]
