@@ -132,6 +132,11 @@ class GymConfig(RunConfig):
             )
         return self
 
+    def network_options(self) -> dict[str, Any]:
+        names = ("policy.torso", "policy.hidden", "policy.activation", "policy.shared", "gym.normalize_obs")
+        options = self.flatten()
+        return {name: options[name] for name in names}
+
     def beside_training(self) -> Self:
         """Return options whose environments have other numbers ({rank}) than all environments of the training process.
 

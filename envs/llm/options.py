@@ -202,6 +202,13 @@ class LLMConfig(RunConfig):
         yield "llm.ptx_coef", not llm.ptx_data and llm.model not in ("", TINY), "llm.ptx_data is not set"
         yield "llm.ptx_batch", not llm.ptx_coef, "llm.ptx_coef = 0"
 
+    def network_options(self) -> dict[str, Any]:
+        llm = self.llm
+        options: dict[str, Any] = {"llm.lora_rank": llm.lora_rank, "llm.baseline": llm.baseline == "critic"}
+        if llm.lora_rank:
+            options |= {"llm.lora_alpha": llm.lora_alpha, "llm.lora_targets": sorted(llm.lora_targets)}
+        return options | ({"llm.critic": llm.critic} if llm.baseline == "critic" else {})
+
     @property
     def reference(self) -> Literal["copy", "lora-off"]:
         """The kind of reference model. If the option is 'auto', this is the kind that 'auto' selects."""

@@ -80,13 +80,20 @@ def _run_cells(seen: Snapshot) -> dict[str, str]:
 
 
 def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
-    """Return lines of remarks for each run: the error if the run failed, and its health warnings."""
+    """Return lines of remarks for each run: its source, the error if the run failed, and its health warnings."""
     lines_by_run = []
     for seen in chosen:
-        lines = [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
+        lines = [(clean(text), "") for text in _source_lines(seen.status)]
+        lines += [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
         lines_by_run.append([apply_style(text, style) if color else text for text, style in lines if text])
     return lines_by_run
+
+
+def _source_lines(status: Status) -> list[str]:
+    """Name the run whose policy the run started with, if it was started with --init."""
+    source, step = status.init.get("run"), status.init.get("step")
+    return [f"started with the policy of {source}, step {step:,}"] if type(source) is str and type(step) is int else []
 
 
 def health_names(status: Status) -> list[str]:

@@ -6,9 +6,9 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppo_unified.cli.common import add_detach, add_runs_folder, foreign_code
+from ppo_unified.cli.common import add_detach, add_runs_folder, foreign_code, preload
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
@@ -21,10 +21,13 @@ from ppo_unified.runs.folder import free_name
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
+if TYPE_CHECKING:
+    from ppo_unified.runs.source import Reference
+
 ABOUT = (
-    "These are the options of {} and their defaults. The flags --name NAME, --runs DIR and --detach are also "
-    "accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a separate run is "
-    "trained for each value. The runs are trained one after the other, or all at the same time with --detach."
+    "These are the options of {} and their defaults. The flags --name NAME, --init RUN, --runs DIR and --detach are "
+    "also accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a separate run "
+    "is trained for each value. The runs are trained one after the other, or all at the same time with --detach."
 )
 
 
@@ -48,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
     parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
+    parser.add_argument(
+        "--init",
+        default="",
+        metavar="RUN|PATH",
+        help="start with the policy of this run's best checkpoint, or of this checkpoint folder (default: new weights)",
+    )
     add_detach(parser)
     add_runs_folder(parser)
 
@@ -67,9 +76,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.recipe:
         config = apply_recipe(config, options.recipe)
     jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])])
+    reference = None
+    if options.init:
+        from ppo_unified.runs.source import find_reference
+
+        reference = find_reference(options.init, options.folder)
+        options.init = reference.word
     if options.detach:
         return _train_detached(options, jobs)
-    codes = list(_train_here(options, jobs))
+    codes = list(_train_here(options, jobs, _check_source(reference, jobs) if reference else None))
     if len(codes) < len(jobs):
         print_err(_count_unstarted(len(codes), len(jobs)))
     return max(codes)
@@ -102,15 +117,30 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
     return jobs
 
 
-def _train_here(options: argparse.Namespace, jobs: Sequence[Job]) -> Iterator[int]:
-    """Train the runs one after the other and yield the exit code of each. A stopped run ends the sequence."""
+def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the entry `init` for run.json. Raises UsageError if a run cannot start with the policy of its source."""
+    preload("ppo_unified.training.initialization")
+    from ppo_unified.training.initialization import check_fit, open_source
+
+    source = open_source(reference)
+    for job in jobs:
+        presets.check(job.config)
+        check_fit(source, job.config)
+    return source.record()
+
+
+def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str, Any] | None) -> Iterator[int]:
+    """Train the runs one after the other and yield the exit code of each. A stopped run ends the sequence.
+
+    `init` is the entry of that name for run.json.
+    """
     for config, name, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
             try:
                 with foreign_code():
-                    run = preparation.prepare(config, options.folder, name, command, stop.interruptible())
+                    run = preparation.prepare(config, options.folder, name, command, init, stop.interruptible())
             except Interrupted:
                 print_err(f"{stop.reason} before a run was created")
                 yield EXIT["stopped"]
@@ -142,4 +172,5 @@ def _place_words(options: argparse.Namespace, name: str) -> list[str]:
 
 
 def _target_words(options: argparse.Namespace) -> list[str]:
-    return [options.target, *(["--recipe", options.recipe] if options.recipe else [])]
+    pairs = ("--recipe", options.recipe), ("--init", options.init)
+    return [options.target, *(word for pair in pairs if pair[1] for word in pair)]

@@ -247,6 +247,13 @@ class RunConfig(Section):
             return ""
         return "a resumed run keeps its policy and training data"
 
+    def network_options(self) -> dict[str, Any]:
+        """Return the options that determine the networks' structure, or the property of them that matters.
+
+        A run can start with the policy of another run (--init) only if these values are equal in both.
+        """
+        return {}
+
     def beside_training(self) -> Self:
         """Return the options for another process that loads the policy, perhaps while the run is still training."""
         return self

@@ -30,6 +30,12 @@ class AdapterSpec:
     target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
     presets: str = ""  # a package that contains the presets as *.toml files
     recipes: str = ""  # a package that contains the recipes as *.toml files
+    check_init: str = ""  # (config, configuration of the source, {name: shape} of its policy's tensors) -> None; raises
+    # UsageError if the policy of the run `source` cannot be loaded (train --init)
+    init: str = (
+        ""  # (adapter, state of the source's adapter, configuration of the source) -> None; loads statistics that
+    )
+    # are not part of the policy, after the policy has been loaded (train --init)
     export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts are written to policy.json
     export_merged: str = ""  # like `export`, with the LoRA weights merged into the model (export --merged)
     score_tag: str = "eval/score"  # the metric that contains the score

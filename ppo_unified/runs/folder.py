@@ -63,6 +63,7 @@ class Status:
     pid_started: float = 0.0
     reason: str = ""
     traceback: str = ""
+    init: dict[str, Any] = field(default_factory=dict)  # with --init: run, step, score and checkpoint of the source
     resumes: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""

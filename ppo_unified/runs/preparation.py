@@ -12,12 +12,12 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -34,10 +34,12 @@ def prepare(
     runs: Path,
     name: str = "",
     command: Sequence[str] = (),
+    init: Mapping[str, Any] | None = None,
     checking: AbstractContextManager[None] | None = None,
 ) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
+    `init` is the entry of that name in run.json: the checkpoint that the run starts from.
     If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no folder behind.
     The adapter's check, which may create an environment, runs inside the context manager `checking`.
     """
@@ -50,7 +52,9 @@ def prepare(
         run.config.write_text(config.to_toml(), encoding="utf-8")
         if command:
             run.command.write_text(shlex.join(command) + "\n", encoding="utf-8", errors="surrogateescape")
-        status = Status(name=final_name, preset=config.origin, kind=config.kind, seed=config.seed)
+        status = Status(
+            name=final_name, preset=config.origin, kind=config.kind, seed=config.seed, init=dict(init or {})
+        )
         run.write_status(claim(status, config))
 
     run = create(runs, name, default_name(config), fill)

@@ -280,16 +280,33 @@ def load_policy(run: Run, step: int, device: torch.device) -> dict[str, Any]:
     return _load_tensors(folder / POLICY, device)
 
 
+def load(folder: Path, device: torch.device) -> LoadedCheckpoint:
+    """Load the checkpoint in a folder: the policy's weights to `device`, and everything else to the CPU.
+
+    Raises DamagedCheckpointError.
+    """
+    cpu = torch.device("cpu")
+    meta = check(folder)
+    try:
+        document = json.loads((folder / STATE).read_bytes())
+        trainer = join(document, _load_tensors(folder / TENSORS, cpu))
+        if not isinstance(trainer, dict):
+            raise ValueError(f"expected a JSON object, got a {type(trainer).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{folder / STATE}: cannot load the file ({_describe(error)})") from None
+    return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
+
+
 def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:
     """Load the newest undamaged checkpoint, or return None if the run has no checkpoint.
 
-    The policy's weights are loaded to `device`, and everything else to the CPU. Damaged checkpoints that are newer are
-    reported on stderr and renamed; `prune` removes them later. Raises DamagedCheckpointError if all are damaged.
+    Damaged checkpoints that are newer are reported on stderr and renamed; `prune` removes them later. Raises
+    DamagedCheckpointError if all are damaged.
     """
     there = steps(run)
     if not there:
         return None
-    loaded = _load_first_undamaged(run, there[::-1], lambda folder: _load(folder, device))
+    loaded = _load_first_undamaged(run, there[::-1], lambda folder: load(folder, device))
     for step, _, path in run.checkpoint_folders():
         if step > loaded.meta.step:
             _rename_damaged(path)
@@ -301,19 +318,6 @@ def _rename_damaged(folder: Path) -> None:
     if to.exists():
         durable.remove(to)
     durable.rename(folder, to)
-
-
-def _load(folder: Path, device: torch.device) -> LoadedCheckpoint:
-    cpu = torch.device("cpu")
-    meta = check(folder)
-    try:
-        document = json.loads((folder / STATE).read_bytes())
-        trainer = join(document, _load_tensors(folder / TENSORS, cpu))
-        if not isinstance(trainer, dict):
-            raise ValueError(f"expected a JSON object, got a {type(trainer).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{folder / STATE}: cannot load the file ({_describe(error)})") from None
-    return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
 
 
 def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:

@@ -20,10 +20,12 @@ from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.signals import Interrupted, StopRequest
+from ppo_unified.runs.source import find_reference
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
 from ppo_unified.training.collection import Collector
 from ppo_unified.training.health import Health
+from ppo_unified.training.initialization import check_fit, initialize, open_source
 from ppo_unified.training.out_of_memory import explain_out_of_memory, is_out_of_memory
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import Evaluations, TrainingState
@@ -42,12 +44,18 @@ class Result:
     path: Path
 
 
-def run(config: RunConfig, runs: str | Path = "runs", name: str = "") -> Result:
+def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str | Path = "") -> Result:
     """Train `config` in a new run folder under `runs` and return the result. Ctrl-C saves a checkpoint and stops.
 
+    `init` is a run, or the folder of a checkpoint: training starts with its policy instead of random weights.
     Raises UsageError for an invalid configuration. Errors during training are recorded in run.json and raised.
     """
-    prepared = preparation.prepare(config, Path(runs), name)
+    record = None
+    if init:
+        source = open_source(find_reference(str(init), Path(runs)))
+        check_fit(source, config)
+        record = source.record()
+    prepared = preparation.prepare(config, Path(runs), name, init=record)
     stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
@@ -65,6 +73,7 @@ def train_in(
 ) -> Status:
     """Train in a run folder that this process has locked. Continue from the newest checkpoint if there is one.
 
+    If there is none and run.json has the entry `init`, start with the policy of the checkpoint that it names.
     When this function returns or raises, run.json and log.txt contain the reason why the run ended. Raises StartError
     if training cannot start. In that case, `undo` is called while the folder is still locked.
     """
@@ -124,9 +133,14 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     health = Health(has_critic, threshold=config.eval.threshold)
     state = TrainingState(adapter, learner, health, Evaluations())
     resumed = restore(run, config, status, state, device)
+    initialized = bool(status.init) and not resumed
+    if initialized:
+        initialize(adapter, status.init, device)
     reporter = Reporter(config, heartbeat, state, device, resumed)
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
     collector = Collector(adapter, stop, heartbeat, learner.counter)
+    if initialized:
+        checkpointer.save(collector.state)  # from now on, the run does not need its source
     return Trainer(run, config, status, state, stop, collector, reporter, checkpointer, listener)
 
 

@@ -154,6 +154,14 @@ def _find_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return kept, aliases
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of the tensors in a safetensors file. Raises OSError, ValueError or SafetensorError."""
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        aliases = file.metadata() or {}
+    return shapes | {name: shapes[first] for name, first in aliases.items() if first in shapes}
+
+
 def read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file. Raises OSError, ValueError or SafetensorError."""
     with safe_open(path, framework="pt", device=str(device)) as file:  # clone: the file may be removed later

@@ -1,0 +1,40 @@
+"""Find the run or checkpoint that a new run starts from. To keep startup fast, this module avoids torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.folder import CHECKPOINT, LATEST, Run, find
+
+
+class Reference(NamedTuple):
+    """A run, or one checkpoint of a run, that another run starts from."""
+
+    run: Run
+    checkpoint: Path | None  # the folder of a checkpoint, or None for the run's best checkpoint
+    word: str  # the run's name, or an absolute path; unlike 'latest', it always means the same run
+
+
+def find_reference(text: str, runs: Path) -> Reference:
+    """Find the run for a name in `runs`, a path of a run folder or a checkpoint folder, or 'latest'.
+
+    Raises UsageError if there is no such run or checkpoint.
+    """
+    path = Path(text).resolve()
+    if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not (runs / text).is_dir():
+        run = Run(path.parent.parent)
+        if not run.config.is_file():
+            raise UsageError(
+                f"init: {path}: expected a checkpoint in a run folder, but {run.config} does not exist; copy the "
+                "complete run folder"
+            )
+        return Reference(run, path, str(path))
+    try:
+        run = find(text, runs)
+    except UsageError as error:
+        raise UsageError(f"init: {error}") from None
+    own = text == LATEST or run.path == runs / text
+    return Reference(run, None, run.name if own and os.sep not in text else str(run.path.resolve()))
