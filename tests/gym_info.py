@@ -136,6 +136,15 @@ class Simulator(gym.Env[Any, Any]):
         return np.array([float(self.port)], np.float32), 1.0, self.taken == 2, False, {}
 
 
+class Poles(gym.Env[Any, Any]):
+    """Has the observation space of CartPole, but 3 choices or 2 numbers as actions."""
+
+    def __init__(self, numbers: bool = False) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32) if numbers else spaces.Discrete(3)
+
+
+gym.register("Poles-v0", "tests.gym_info:Poles", disable_env_checker=True)
 gym.register("Goal-v0", "tests.gym_info:Goal", disable_env_checker=True)
 gym.register("GoalVector-v0", vector_entry_point="tests.gym_info:GoalVector")
 gym.register("Doors-v0", "tests.gym_info:Doors", disable_env_checker=True)

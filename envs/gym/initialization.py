@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from envs.gym.options import GymConfig, make_single, resolve
-from envs.gym.spaces import ActionLayout, describe_actions, describe_observations
+from envs.gym.make import read_actions, read_observations
+from envs.gym.options import GymConfig, close_env, make_single, resolve
+from envs.gym.spaces import ActionLayout
 from envs.gym.vector import GymAdapter
 from ppo_unified.errors import UsageError
 
@@ -18,10 +19,9 @@ def check_init(config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[
         return  # there is only a vector version; loading the weights compares the shapes
     env = make_single(config.gym)
     try:
-        observations = describe_observations(env.observation_space, env_id)
-        actions = describe_actions(env.action_space, env_id)
+        observations, actions = read_observations(env, config.gym), read_actions(env, config.gym)
     finally:
-        env.close()
+        close_env(env)
     outputs, features = shapes["head.linear.weight"]
     size = shapes["actor_torso.0.weight"][1] if config.policy.hidden else features
     if observations.size != size:
@@ -34,6 +34,12 @@ def check_init(config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[
         raise UsageError(
             f"{env_id} has actions of {own}, but its policy was trained on {needed} in {source.gym.env_id}; use an "
             "environment with equal spaces"
+        )
+    if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
+        value = str(source.gym.rescale_actions).lower()
+        raise UsageError(
+            f"gym.rescale_actions: the policy was trained with the value {value}, which determines what its actions "
+            f"mean; set gym.rescale_actions = {value}"
         )
 
 

@@ -24,7 +24,7 @@ def find_reference(text: str, runs: Path) -> Reference:
     Raises UsageError if there is no such run or checkpoint.
     """
     path = Path(text).resolve()
-    if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not (runs / text).is_dir():
+    if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not (path / "run.json").exists():
         run = Run(path.parent.parent)
         if not run.config.is_file():
             raise UsageError(

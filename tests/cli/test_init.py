@@ -1,0 +1,43 @@
+"""The flag --init of the command `train`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ppo_unified.runs.folder import Run, all_runs
+from tests.cli.commands import QUICK, Call, wait_for
+
+
+def test_all_runs_of_a_sweep_start_with_the_same_policy(tmp_path: Path, call: Call) -> None:
+    """'latest' is resolved once: the first new run is not the source of the second one."""
+    assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    code, _, err = call("train", "cartpole", "--seed", "1-2", "--name", "b", "--init", "latest", *QUICK)
+    assert code == 0, err
+    runs = [Run(tmp_path / "runs" / name) for name in ("b-s1", "b-s2")]
+    assert [run.read_status().init["run"] for run in runs] == ["a", "a"]
+    assert all(" --init a " in run.command.read_text() for run in runs)
+    assert "starting with the policy of a (step " in runs[0].log.read_text()
+    _, out, _ = call("show", "b-s1", "--once")
+    assert "started with the policy of a, step " in out
+    _, out, _ = call("runs", "b-s1", "--json")
+    assert json.loads(out)[0]["init"]["run"] == "a"
+
+
+def test_detached_runs_start_with_the_policy_of_their_source(tmp_path: Path, call: Call) -> None:
+    assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    folder = str(next((tmp_path / "runs" / "a" / "checkpoints").iterdir()))
+    code, _, err = call("train", "cartpole", "--name", "b", "--init", folder, "--detach", *QUICK)
+    assert code == 0, err
+    run = Run(tmp_path / "runs" / "b")
+    assert run.read_status().init["checkpoint"] == folder
+    assert f"--init {folder}" in run.command.read_text()
+    wait_for(lambda: run.read_status().state == "finished")
+    code, out, err = call("train", "cartpole", "--init", "a", "--policy.hidden", "8", "--name", "c", "--detach")
+    assert (code, out) == (2, "")
+    assert "init from a: policy.hidden = [8] does not fit" in err
+    assert err.count("\n") == 1
+    code, _, err = call("train", "cartpole", "--init", "aa", "--detach")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "init: no run 'aa'" in err
+    assert {run.name for run, _ in all_runs(tmp_path / "runs")} == {"a", "b"}

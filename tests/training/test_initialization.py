@@ -1,0 +1,274 @@
+"""Runs that start with the policy of another run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from envs.llm.options import LLMConfig
+from ppo_unified import load_preset, run
+from ppo_unified.config import registry
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.errors import StartError, UsageError
+from ppo_unified.runs import preparation
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.signals import StopRequest
+from ppo_unified.training import checkpoint, session
+from ppo_unified.training.session import train_in
+from tests.envs.llm.test_adapter import folder, make_config
+from tests.training.runs import read, short_config
+
+__all__ = ["folder"]  # a fixture that tests request by name
+CPU = torch.device("cpu")
+NORMALIZED = {"normalize_obs": True, "normalize_reward": True}
+
+
+def gym_config(**changes: Any) -> RunConfig:
+    """A short CartPole run that evaluates its policy before training and does not stop when it is solved."""
+    evaluation = {"every_steps": 1000, "episodes": 5, "at_start": True, "threshold": None}
+    return short_config(**{"eval": evaluation, "stop_when_solved": False, "gym": NORMALIZED} | changes)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs `source` (CartPole), `counter` and `untrained` (without checkpoints)."""
+    runs = tmp_path_factory.mktemp("runs")
+    run(gym_config(eval={"every_steps": 1000, "episodes": 5, "threshold": None}), runs, "source")
+    run(counter_config("Counter-v0"), runs, "counter")
+    preparation.prepare(gym_config(), runs, "untrained").release()
+    return runs
+
+
+def counter_config(env_id: str, **gym: Any) -> RunConfig:
+    options = {"num_envs": 2, "num_steps": 8} | gym
+    evaluation = {"episodes": 2, "at_start": True}
+    changes = {"gym": options, "ppo": {"minibatches": 1}, "eval": evaluation, "total_steps": 32}
+    return load_preset(f"tests.gym_envs:{env_id}", policy={"hidden": [8]}, **changes)
+
+
+def load_step(path: Path, step: int) -> checkpoint.LoadedCheckpoint:
+    return checkpoint.load(checkpoint.checkpoint_folder(Run(path), step), CPU)
+
+
+def best(path: Path) -> checkpoint.LoadedCheckpoint:
+    step = checkpoint.best_step(Run(path))
+    assert step is not None
+    return load_step(path, step)
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def copy_source(runs: Path, to: Path) -> Path:
+    """Copy the run `source` to a new runs folder and return the folder."""
+    shutil.copytree(runs / "source", to / "source")
+    return to
+
+
+def test_initial_policy_scores_what_its_source_scored(runs: Path, tmp_path: Path) -> None:
+    """The new run has other environments, rollouts and optimizer options, and uses the same evaluation episodes."""
+    gym = NORMALIZED | {"num_envs": 3, "num_steps": 40}
+    config = gym_config(gym=gym, optim={"lr": 1e-3}, total_steps=240)
+    result = run(config, tmp_path, "new", init=runs / "source")
+    source = best(runs / "source")
+    assert source.meta.step > 0
+    first = read(result.path).series["eval/score"]
+    assert (first.steps[0], first.values[0]) == (0, pytest.approx(source.meta.score))
+    record = {"run": "source", "step": source.meta.step, "score": source.meta.score}
+    assert Run(result.path).read_status().init.items() >= record.items()
+    assert result.state == "finished"
+
+
+def test_initialization_loads_statistics_but_no_training_state(runs: Path, tmp_path: Path) -> None:
+    config = gym_config(gym=NORMALIZED | {"num_envs": 3}, checkpoint={"keep": 1000}, total_steps=1)
+    path = run(config, tmp_path, "new", init=runs / "source").path
+    source, new = best(runs / "source"), load_step(path, 0)
+    assert same(new.policy, source.policy)
+    assert "scaler.mean" in new.policy
+    old, rewards = source.trainer["adapter"]["rewards"], new.trainer["adapter"]["rewards"]
+    assert old["count"] > 1
+    assert rewards == old | {"running": [0.0] * 3}
+    assert new.trainer["progress"]["steps"] == new.trainer["adapter"]["steps_taken"] == 0
+    assert all(not optimizer["state"] for optimizer in new.trainer["optimizers"])
+    assert not torch.equal(new.trainer["generator"], source.trainer["generator"])
+
+
+@pytest.mark.parametrize("reference", ["folder", "checkpoint", "name", "latest"])
+def test_source_can_be_a_run_or_a_checkpoint(reference: str, runs: Path, tmp_path: Path) -> None:
+    here = copy_source(runs, tmp_path)
+    steps = checkpoint.steps(Run(here / "source"))
+    chosen = {
+        "folder": here / "source",
+        "checkpoint": checkpoint.checkpoint_folder(Run(here / "source"), steps[-1]),
+        "name": "source",
+        "latest": "latest",
+    }
+    path = run(gym_config(total_steps=1), here, "new", init=chosen[reference]).path
+    expected = steps[-1] if reference == "checkpoint" else checkpoint.best_step(Run(here / "source"))
+    assert Run(path).read_status().init["step"] == expected
+
+
+def test_initialization_works_with_another_id_and_equal_spaces(runs: Path, tmp_path: Path) -> None:
+    path = run(counter_config("TimedCounter-v0", num_envs=3), tmp_path, "new", init=runs / "counter").path
+    assert same(load_step(path, 0).policy, best(runs / "counter").policy)
+
+
+def interrupt(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `run` fail before it writes the first checkpoint, or directly after that."""
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if where == "before":
+        monkeypatch.setattr(session, "initialize", fail)
+    else:
+        monkeypatch.setattr(session.Trainer, "train", fail)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_interrupted_run_resumes_with_initial_policy(
+    where: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, config = copy_source(runs, tmp_path), gym_config(total_steps=600)
+    complete = run(config, here, "complete", init="source").path
+    with monkeypatch.context() as patch:
+        interrupt(where, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, here, "killed", init="source")
+    killed = Run(here / "killed")
+    assert checkpoint.steps(killed) == ([] if where == "before" else [0])
+    if where == "after":
+        shutil.rmtree(here / "source")
+    status = preparation.reopen(killed)
+    killed.write_status(preparation.claim(status, config))
+    train_in(killed, config, StopRequest())
+    last = checkpoint.steps(killed)[-1]
+    assert same(load_step(killed.path, last).policy, load_step(complete, last).policy)
+
+
+def test_deleted_source_is_reported_if_it_is_still_needed(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, config = copy_source(runs, tmp_path), gym_config()
+    with monkeypatch.context() as patch:
+        interrupt("before", patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, here, "killed", init="source")
+    shutil.rmtree(here / "source")
+    killed = Run(here / "killed")
+    killed.write_status(preparation.claim(preparation.reopen(killed), config))
+    with pytest.raises(StartError, match=r"init from source: the run has no checkpoint of its own yet.*not found"):
+        train_in(killed, config, StopRequest())
+
+
+MISFITS: dict[str, tuple[Callable[[], RunConfig], str]] = {
+    "hidden": (
+        lambda: gym_config(policy={"hidden": [32]}),
+        r"policy.hidden = \[32\] does not fit, because its policy has policy.hidden = \[64, 64\]; add --policy.hidden",
+    ),
+    "activation": (lambda: gym_config(policy={"activation": "relu"}), "add --policy.activation tanh"),
+    "normalization": (lambda: gym_config(gym={}), "gym.normalize_obs = false .* add --gym.normalize-obs"),
+    "observations": (
+        lambda: load_preset("Acrobot-v1", policy={"hidden": [64, 64]}, gym=NORMALIZED),
+        "Acrobot-v1 has observations of 6 numbers, but its policy was trained on 4 numbers in CartPole-v1",
+    ),
+    "number of actions": (
+        lambda: gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:Poles-v0"}),
+        "has actions of 3 choices, but its policy was trained on 2 choices in CartPole-v1; use an environment with",
+    ),
+    "kind of actions": (
+        lambda: gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:Poles-v0", "env_kwargs": {"numbers": True}}),
+        "has actions of 2 numbers, but its policy was trained on 2 choices",
+    ),
+    "kind of run": (lambda: load_preset("arithmetic"), "expected a run of kind 'llm', got one of kind 'gym'"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_misfit_is_reported_before_the_run_folder_exists(case: str, runs: Path, tmp_path: Path) -> None:
+    config, message = MISFITS[case]
+    with pytest.raises(UsageError, match=f"^init from source: .*{message}") as caught:
+        run(config(), tmp_path, "new", init=runs / "source")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_unusable_sources_are_one_line_errors(runs: Path, tmp_path: Path) -> None:
+    here = copy_source(runs, tmp_path)
+    weights = checkpoint.checkpoint_folder(Run(here / "source"), checkpoint.steps(Run(here / "source"))[-1])
+    (weights / checkpoint.POLICY).write_bytes(b"x")
+    loose = shutil.copytree(weights, tmp_path / "elsewhere" / weights.name)
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "sorce": "init: no run 'sorce' in the folder .*; did you mean 'source'",
+        str(tmp_path / "empty"): "init: no run",
+        str(weights): "policy.safetensors: the file is damaged",
+        str(loose): "init: .*: expected a checkpoint in a run folder, but .*config.toml does not exist",
+        str(runs / "untrained"): "no checkpoint has been written yet",
+    }
+    for reference, message in cases.items():
+        with pytest.raises(UsageError, match=message) as caught:
+            run(gym_config(), here, "new", init=reference)
+        assert "\n" not in str(caught.value)
+    assert not (here / "new").exists()
+
+
+def test_adapter_without_checks_reports_misfit_at_start(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(registry.BUILT_IN["gym"], check_init="", init="")
+    monkeypatch.setitem(registry.BUILT_IN, "gym", spec)
+    config = load_preset("Acrobot-v1", policy={"hidden": [64, 64]}, gym=NORMALIZED)
+    with pytest.raises(StartError, match=r"init from source: its policy does not fit .*size mismatch") as caught:
+        run(config, tmp_path, "new", init=runs / "source")
+    assert "\n" not in str(caught.value)
+
+
+def llm_config(folder: Path, **llm: Any) -> LLMConfig:
+    tables = {"optim": {"lr": 0.01}, "eval": {"every_steps": 1, "at_start": True, "episodes": 6}}
+    tables["checkpoint"] = {"keep": 1000}
+    config = make_config(folder, {"score_normalize": "running"} | llm, ppo={"minibatches": 1}, **tables)
+    return config.model_copy(update={"total_steps": 0, "total_iterations": 2})
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_language_model_starts_with_the_policy_of_its_source(lora_rank: int, folder: Path, tmp_path: Path) -> None:
+    config = llm_config(folder, lora_rank=lora_rank)
+    trained = Run(run(config, tmp_path, "source").path)
+    step = checkpoint.steps(trained)[-1]
+    source = load_step(trained.path, step)
+    other = llm_config(folder, lora_rank=lora_rank, rollout_batch=4, kl_coef=0.2)
+    path = run(other, tmp_path, "new", init=checkpoint.checkpoint_folder(trained, step)).path
+    first = read(path).series["eval/score"]
+    assert (first.steps[0], first.values[0]) == (0, pytest.approx(source.meta.score))
+    new = load_step(path, 0)
+    assert same(new.policy, source.policy)
+    assert new.trainer["adapter"]["scores"] == source.trainer["adapter"]["scores"]
+    assert new.trainer["adapter"]["kl_coef"] == 0.2
+    assert source.trainer["adapter"]["scores"]["count"] == 12
+
+
+def test_different_model_is_reported_before_the_run_folder_exists(folder: Path, tmp_path: Path) -> None:
+    from tests.models import save_model
+
+    run(llm_config(folder), tmp_path, "source")
+    wide = save_model(tmp_path / "wide", hidden_size=64)
+    with pytest.raises(UsageError, match=r"init from source: llm.model = .*wide.* does not fit.*expected \[.*32\]"):
+        run(llm_config(folder, model=str(wide)), tmp_path, "new", init="source")
+    with pytest.raises(UsageError, match=r"llm.lora_rank = 2 does not fit.*add --llm.lora-rank 0"):
+        run(llm_config(folder, lora_rank=2), tmp_path, "new", init="source")
+    assert not (tmp_path / "new").exists()
+    run(llm_config(folder, model=str(folder / "other")), tmp_path, "new", init="source")
+
+
+def test_lora_weights_need_the_same_base_model(folder: Path, tmp_path: Path) -> None:
+    run(llm_config(folder, lora_rank=2), tmp_path, "source")
+    with pytest.raises(StartError, match=r"init from source: llm.model = .*other.* has other weights than the base"):
+        run(llm_config(folder, lora_rank=2, model=str(folder / "other")), tmp_path, "new", init="source")
