@@ -19,8 +19,9 @@ from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
-from ppo_unified.training import checkpoint, session
+from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
+from ppo_unified.training.trainer import Trainer
 from tests.envs.llm.test_adapter import folder, make_config
 from tests.training.runs import read, short_config
 
@@ -104,7 +105,7 @@ def test_initialization_loads_statistics_but_no_training_state(runs: Path, tmp_p
 def test_source_can_be_a_run_or_a_checkpoint(reference: str, runs: Path, tmp_path: Path) -> None:
     here = copy_source(runs, tmp_path)
     steps = checkpoint.steps(Run(here / "source"))
-    chosen = {
+    chosen: dict[str, str | Path] = {
         "folder": here / "source",
         "checkpoint": checkpoint.checkpoint_folder(Run(here / "source"), steps[-1]),
         "name": "source",
@@ -127,9 +128,9 @@ def interrupt(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     if where == "before":
-        monkeypatch.setattr(session, "initialize", fail)
+        monkeypatch.setattr("ppo_unified.training.session.initialize", fail)
     else:
-        monkeypatch.setattr(session.Trainer, "train", fail)
+        monkeypatch.setattr(Trainer, "train", fail)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -255,7 +256,7 @@ def test_language_model_starts_with_the_policy_of_its_source(lora_rank: int, fol
     assert source.trainer["adapter"]["scores"]["count"] == 12
 
 
-def test_different_model_is_reported_before_the_run_folder_exists(folder: Path, tmp_path: Path) -> None:
+def test_different_model_is_reported_before_folder_exists(folder: Path, tmp_path: Path) -> None:
     from tests.models import save_model
 
     run(llm_config(folder), tmp_path, "source")
