@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counter_config(env_id: str, **gym: Any) -> RunConfig:
     options = {"num_envs": 2, "num_steps": 8} | gym
     evaluation = {"episodes": 2, "at_start": True}
-    changes = {"gym": options, "ppo": {"minibatches": 1}, "eval": evaluation, "total_steps": 32}
+    changes: dict[str, Any] = {"gym": options, "ppo": {"minibatches": 1}, "eval": evaluation, "total_steps": 32}
     return load_preset(f"tests.gym_envs:{env_id}", policy={"hidden": [8]}, **changes)
 
 
