@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from envs.gym.infos import find_value, to_number
-from envs.gym.options import GymConfig, check, fill_rank
+from envs.gym.make import check
+from envs.gym.options import GymConfig, fill_rank
 from envs.gym.play import play
 from envs.gym.vector import report
 from ppo_unified.errors import UsageError
