@@ -7,16 +7,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from envs.gym.eval import Player
 from envs.gym.make import MASK_METHOD
-from envs.gym.options import Gym, fill_rank
+from envs.gym.options import Gym, fill_rank, resolve
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
+from envs.gym.targets import split_reference
 from envs.gym.vector import GymAdapter
+from envs.gym.wrappers import format_arguments, load_wrappers
 
 PROGRAM, README, EXAMPLE = "policy.pt2", "README.md", "play.py"
 BATCHES = (1, 17)  # batch sizes for comparing the exported program with the policy
@@ -169,16 +172,37 @@ def example(options: Gym, observations: ObservationLayout, actions: ActionLayout
     """Return a script that runs the exported program in Gymnasium. The script requires only Gymnasium and torch."""
     discrete = not actions.shape and not actions.continuous
     arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
-    lines = [f"env = gym.make({options.env_id!r}{''.join(f', {k}={v!r}' for k, v in options.env_kwargs.items())})"]
-    for reference in options.wrappers:
-        module, _, name = reference.rpartition(":")
-        lines += [f"from {module} import {name}"] if module else []
-        lines += [f"env = {name if module else f'gym.wrappers.{name}'}(env)"]
+    kwargs = "".join(f", {key}={value!r}" for key, value in options.env_kwargs.items())
+    lines = _import_environment(options.env_id, kwargs)
+    for wrapper in load_wrappers(options.wrappers):
+        source, name = split_reference(wrapper.call.name)
+        lines += _import_lines(source)
+        lines += [f"env = {'module' if source else 'gym.wrappers'}.{name}(env{format_arguments(wrapper)})"]
     return SCRIPT.format(
         environment="\n".join(lines),
         encode=_encode_lines(observations) + (_mask_lines(observations, actions) if masked else ""),
         act=f"policy({arguments})[0]{'.item()' if discrete else '.numpy()'}",
     )
+
+
+def _import_lines(source: str) -> list[str]:
+    """Return lines that import a module or a Python file as `module`."""
+    lines = []
+    if source.endswith(".py"):
+        lines, source = [f"sys.path.insert(0, {str(Path(source).parent)!r})"], Path(source).stem
+    return [*lines, f"module = importlib.import_module({source!r})"] if source else []
+
+
+def _import_environment(env_id: str, kwargs: str) -> list[str]:
+    """Return lines that create the environment `env` without this project."""
+    source, _ = split_reference(env_id)
+    spec = resolve(env_id)
+    lines = _import_lines(source)
+    if source and spec.id not in gym.registry:
+        made = f"gym.envs.registration.EnvSpec({spec.id!r}, module.{spec.id})"
+    else:
+        made = repr(spec.id)
+    return [*lines, f"env = gym.make({made}{kwargs})"]
 
 
 def _encode_lines(layout: ObservationLayout) -> str:
@@ -218,6 +242,7 @@ def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
 USAGE = "policy = torch.export.load('policy.pt2').module(); actions = policy({arguments})"
 
 SCRIPT = """\
+import importlib
 import sys
 from pathlib import Path
 
@@ -260,6 +285,6 @@ policy = torch.export.load("policy.pt2").module()
 ```
 
 `play.py` contains an example: it converts the environment's observations to `obs` and runs the policy for 10 episodes.
-If the environment is defined in your own module, start the example from the folder that contains this module, for
-example with `python policy/play.py`.
+If the environment or a wrapper is defined in your own module or Python file, start the example from the folder in which
+you started the training, for example with `python policy/play.py`.
 """

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from envs.gym.errors import describe_error
 from ppo_unified.config.schema import RunConfig, Section
-from ppo_unified.errors import ForeignCodeError, UsageError, closest_match, did_you_mean
+from ppo_unified.errors import ForeignCodeError, UsageError
 
-MOST_LISTED = 8  # environments of a module that an error message lists
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
 RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
 
@@ -27,7 +21,7 @@ class Gym(Section):
     """Options for the environment, the number of its parallel copies, and the scaling of observations and rewards."""
 
     env_id: str = Field(
-        "CartPole-v1", min_length=1, description="id of a Gymnasium environment; module:EnvId imports the module first"
+        "CartPole-v1", min_length=1, description="id of a Gymnasium environment, module:EnvId, or FILE.py:EnvId"
     )
     num_envs: int = Field(8, ge=1, description="number of parallel environments")
     num_steps: int = Field(128, ge=2, description="number of steps in each environment per iteration")
@@ -52,8 +46,8 @@ class Gym(Section):
     )
     wrappers: list[str] = Field(
         [],
-        description="wrappers to apply to each environment, innermost first: names in gymnasium.wrappers, or "
-        "module:Class",
+        description="wrappers to apply to each environment, innermost first, such as "
+        "TimeLimit(max_episode_steps=200): names in gymnasium.wrappers, or module:Class",
     )
     env_kwargs: dict[str, Any] = Field(
         {},
@@ -70,6 +64,15 @@ class Gym(Section):
     def spare_rank(self) -> int:
         """The number of an environment that is neither used for training nor for evaluations during training."""
         return self.num_envs + MAX_PARALLEL
+
+    @model_validator(mode="after")
+    def _wrappers_can_be_parsed(self) -> Self:
+        if self.wrappers:
+            from envs.gym.wrappers import parse_wrapper
+
+            for text in self.wrappers:
+                parse_wrapper(text)
+        return self
 
 
 class Policy(Section):
@@ -195,13 +198,6 @@ class OlderGymConfig(GymConfig):
     gym: OlderGym = OlderGym()
 
 
-class DescribedError(Exception):
-    """The description of an error in an environment: a broken rule, or the type, message and place of an exception.
-
-    Unlike the original exception, it can always be sent from a worker process to the training process.
-    """
-
-
 @contextmanager
 def guard(env_id: str, call: str) -> Iterator[None]:
     """Convert an exception in an environment's code into a ForeignCodeError that names the environment and `call`.
@@ -228,61 +224,43 @@ def close_env(env: Any) -> None:
 
 
 def from_target(word: str) -> dict[str, Any] | None:
-    """Return the options that select the Gymnasium id `word`, or None if `word` is not a Gymnasium id.
+    """Return the options that select the environment `word`, or None if `word` does not look like one.
 
-    An id usually has the form 'Name-v0', 'namespace/Name-v0' or 'module:Name-v0'.
+    An environment has the form 'Name-v0', 'namespace/Name-v0', 'module:Name', 'FILE.py' or 'FILE.py:Name'. The version
+    of a registered environment may be omitted, which selects the newest one.
     """
-    if ":" in word or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word):
+    if _has_source(word) or re.fullmatch(r"(?:[\w-]+/)?[\w.-]+-v\d+", word):
         return {"gym": {"env_id": word}}
     import gymnasium
 
-    return {"gym": {"env_id": word}} if word in gymnasium.registry else None
+    from envs.gym.targets import newest_version
+
+    env_id = word if word in gymnasium.registry else newest_version(word, gymnasium.registry)
+    return {"gym": {"env_id": env_id}} if env_id else None
+
+
+def _has_source(env_id: str) -> bool:
+    return ":" in env_id or env_id.endswith(".py")
 
 
 def resolve(env_id: str) -> Any:
-    """Return the registered specification of an environment id.
+    """Return the specification of an environment.
 
-    If the id contains a module, the module is imported first. Raises UsageError if the id is unknown or the module
-    cannot be imported. For an unknown id, the error message suggests a similar one.
+    A module or Python file in `env_id` is imported first. Raises UsageError if this fails or if there is no such
+    environment. The error message suggests a similar one.
     """
     import gymnasium
 
-    module, _, name = env_id.rpartition(":")
-    if module:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        try:
-            importlib.import_module(module)
-        except (Exception, SystemExit) as error:
-            why = describe_error(error)
-            raise UsageError(f"gym.env_id = {env_id!r}: cannot import module {module!r} ({why})") from error
+    if _has_source(env_id):
+        from envs.gym.targets import resolve_source_target
+
+        return resolve_source_target(env_id)
     try:
-        return gymnasium.spec(name)
+        return gymnasium.spec(env_id)
     except gymnasium.error.Error:
-        if module:
-            raise UsageError(f"gym.env_id = {env_id!r}: {_explain_unregistered(module, name)}") from None
-        known = did_you_mean(name, gymnasium.registry)
-        own = " (for your own environment, use module:EnvId)"
-        raise UsageError(f"gym.env_id = {env_id!r}: unknown Gymnasium environment{known}{own}") from None
+        from envs.gym.targets import explain_unknown
 
-
-def _explain_unregistered(module: str, name: str) -> str:
-    """Explain that importing `module` did not register `name`. Suggest ids of environments in the module's package."""
-    import gymnasium
-
-    package, registered = module.partition(".")[0], []
-    for env_id, spec in gymnasium.registry.items():
-        point = spec.entry_point or spec.vector_entry_point
-        origin = point.partition(":")[0] if isinstance(point, str) else getattr(point, "__module__", "")
-        registered += [env_id] if origin.partition(".")[0] == package else []
-    text = f"module {module!r} does not register the environment {name!r}"
-    if not registered:
-        return f"{text}; call gymnasium.register() in the module"
-    if len(registered) <= MOST_LISTED:
-        return f"{text}; use {' or '.join(f'{module}:{env_id}' for env_id in sorted(registered))}"
-    names = {env_id.rpartition("-v")[0] or env_id: env_id for env_id in registered}  # versions would seem similar
-    match = closest_match(name.rpartition("-v")[0] or name, names)
-    return f"{text}; did you mean '{module}:{names[match]}'?" if match else text
+        raise UsageError(explain_unknown(env_id)) from None
 
 
 def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
@@ -292,7 +270,7 @@ def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
     """
     import gymnasium
 
-    spec, wrappers = resolve(config.env_id), load_wrappers(config)
+    spec, wrappers = resolve(config.env_id), _load_wrappers(config)
     own_kwargs = fill_rank(config.env_kwargs, config.spare_rank if rank is None else rank)
     try:
         env = gymnasium.make(spec, **own_kwargs | kwargs)
@@ -305,46 +283,20 @@ def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
         raise UsageError(
             f"gym.env_id = {config.env_id!r}: cannot create the environment{given} ({describe_error(error)})"
         ) from error
-    for name, wrapper in zip(config.wrappers, wrappers, strict=True):
-        try:
-            env = wrapper(env)
-        except (Exception, SystemExit) as error:
-            raise UsageError(
-                f"gym.wrappers: cannot apply {name!r} to {config.env_id} ({describe_error(error)}); to pass arguments "
-                "to a wrapper, write a subclass and use module:Class"
-            ) from error
-    return env
+    if not wrappers:
+        return env
+    from envs.gym.wrappers import apply_wrappers
+
+    return apply_wrappers(env, wrappers, config.env_id)
 
 
-def describe_error(error: BaseException) -> str:
-    """Return the type, message and location of an error in one line, without the text that Gymnasium appends."""
-    if isinstance(error, (DescribedError, ForeignCodeError, UsageError)):
-        return str(error)
-    text = " ".join(str(error).partition(" was raised from the environment creator")[0].split())
-    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), f"{Path(__file__).parent}{os.sep}", "<")
-    frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(libraries)]
-    place = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+def _load_wrappers(config: Gym) -> list[Any]:
+    """Load the wrappers, and import the module that does this only if there are any."""
+    if not config.wrappers:
+        return []
+    from envs.gym.wrappers import load_wrappers
 
-
-def load_wrappers(config: Gym) -> list[Any]:
-    """Load the wrapper classes listed in `gym.wrappers`. Raises UsageError if a wrapper is unknown."""
-
-    found = []
-    for reference in config.wrappers:
-        module, _, name = reference.rpartition(":")
-        try:
-            source = importlib.import_module(module or "gymnasium.wrappers")
-        except (Exception, SystemExit) as error:
-            why = describe_error(error)
-            raise UsageError(f"gym.wrappers = {reference!r}: cannot import module {module!r} ({why})") from error
-        wrapper = getattr(source, name, None)
-        if not callable(wrapper):
-            names = [other for other in dir(source) if callable(getattr(source, other, None))]
-            known = did_you_mean(name, names) or ("" if module else "; for your own wrapper, use module:Class")
-            raise UsageError(f"gym.wrappers: no wrapper {name!r} in {source.__name__}{known}")
-        found.append(wrapper)
-    return found
+    return load_wrappers(config.wrappers)
 
 
 def _remedy(message: str) -> str:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target",
         nargs="?",
         metavar="TARGET",
-        help="preset, TOML file, Gymnasium environment id, or module:EnvId",
+        help="preset, TOML file, Gymnasium environment id, module:EnvId, FILE.py, or FILE.py:EnvId",
     )
     parser.add_argument(
         "-h", "--help", action="store_true", help="show this help; with TARGET, list all of its options"
@@ -69,7 +69,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     if options.target is None:
         raise UsageError(
-            "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML file or a Gymnasium id"
+            "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML file, a Gymnasium id or "
+            "a Python file"
         )
     with foreign_code():
         config = presets.load_target(options.target)

@@ -54,7 +54,7 @@ def load_target(target: str) -> RunConfig:
     presets = preset_files()
     if target in presets:
         return _set_preset_name(target, from_file(presets[target]))
-    if target.endswith(".toml") or is_file(target):
+    if target.endswith(".toml") or (is_file(target) and not target.endswith((".py", ".ipynb"))):
         path = Path(target)
         config = from_file(path)
         return _set_preset_name(
@@ -65,10 +65,24 @@ def load_target(target: str) -> RunConfig:
     for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):
         table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            return _set_preset_name(target.split(":")[-1], from_table({"kind": kind, **table}, target))
-    raise UsageError(
-        f"no preset, file or environment is named {target!r}{did_you_mean(target, presets)} (list: ppo-unified envs)"
-    )
+            name = Path(target).stem if target.endswith(".py") else target.split(":")[-1]
+            return _set_preset_name(name, from_table({"kind": kind, **table}, target))
+    raise UsageError(_explain_unknown(target, presets))
+
+
+def _explain_unknown(target: str, presets: Mapping[str, Path]) -> str:
+    """Return the error message for an unknown target. Suggest a file or a preset."""
+    if target.endswith(".ipynb"):
+        return f"{target}: expected a Python file, got a notebook; copy the environment's class to a file FILE.py"
+    if Path(target, "config.toml").is_file():
+        return f"{target} is a run folder; to start a new run with its options, use {Path(target, 'config.toml')}"
+    files = [f"{target}{suffix}" for suffix in (".py", ".toml") if is_file(f"{target}{suffix}")]
+    if not files and Path(target).is_dir():
+        files = sorted(str(path) for suffix in ("py", "toml") for path in Path(target).glob(f"[!_]*.{suffix}"))
+        example = f", such as {files[0]}" if files else ""
+        return f"{target} is a folder; expected a preset, an environment id, or a TOML or Python file{example}"
+    similar = f"; did you mean {files[0]!r}?" if files else did_you_mean(target, presets)
+    return f"no preset, file or environment is named {target!r}{similar} (list: ppo-unified envs)"
 
 
 def _set_preset_name(text: str, config: RunConfig) -> RunConfig:

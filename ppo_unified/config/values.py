@@ -7,7 +7,7 @@ errors.
 from __future__ import annotations
 
 import json
-import shlex
+import re
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -142,18 +142,48 @@ def _parse_number(text: str) -> float:
         raise ValueError from None
 
 
-def split_list(text: str) -> list[str]:
-    """Split the text of a list at spaces and commas; brackets around the list and quotes around elements are optional.
+_BLANK = " \t\r\n"
+_TOKEN = re.compile(  # a part of a list; the group's name is the part's kind
+    rf"""(?P<separator>[{_BLANK},]+)|'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<plain>[^{_BLANK},'"(]+)|(?P<open>\()"""
+)
+_NESTED = re.compile(  # what matters in parentheses: text in quotes, and brackets
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?P<open>[(\[{])|(?P<close>[)\]}])""", re.DOTALL
+)
 
-    Raises ValueError for an unclosed quotation mark.
+
+def split_list(text: str) -> list[str]:
+    """Split the text of a list at spaces and commas, except inside parentheses.
+
+    Brackets around the list and quotes around elements are optional. Text in parentheses is not changed, so that an
+    element can be a call such as `Name(key=[1, 2])`. Raises ValueError for an unclosed quotation mark.
     """
-    text = text.strip()
+    text = text.strip(_BLANK)
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
-    lexer = shlex.shlex(text, posix=True)
-    lexer.whitespace += ","
-    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
-    return list(lexer)
+    elements: list[str] = []
+    position, continues = 0, False
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            raise ValueError("No closing quotation")
+        kind, end = str(token.lastgroup), token.end()
+        if kind == "open":
+            end = _find_closing(text, position)
+        if kind != "separator":
+            part = text[position:end] if kind == "open" else token[kind]
+            elements.append(elements.pop() + part if continues else part)
+        position, continues = end, kind != "separator"
+    return elements
+
+
+def _find_closing(text: str, start: int) -> int:
+    """Return the position after the bracket that closes the one at `start`, or the end of the text if there is none."""
+    depth = 0
+    for token in _NESTED.finditer(text, start):
+        depth += (token["open"] is not None) - (token["close"] is not None)
+        if depth == 0 and token["close"]:
+            return token.end()
+    return len(text)
 
 
 def join_words(words: Sequence[str]) -> str:
@@ -164,8 +194,13 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def _quote(element: str) -> str:
-    """Quote an element so that `split_list` returns it unchanged."""
-    return f"'{element}'" if "," in element and shlex.quote(element) == element else shlex.quote(element)
+    """Quote an element, if necessary, so that `split_list` returns it unchanged."""
+    try:
+        if not element.startswith("[") and split_list(f"{element} x") == [element, "x"]:
+            return element
+    except ValueError:  # an unclosed quotation mark
+        pass
+    return "'" + element.replace("'", "'\"'\"'") + "'"
 
 
 def format_value(value: Any) -> str:

@@ -96,7 +96,7 @@ def list_choices() -> list[TargetChoice]:
     return [
         *sorted(found, key=lambda choice: choice.target != FIRST),
         TargetChoice("llm", "A Hugging Face model (folder or hub id) with your own prompts and reward"),
-        TargetChoice("", "A Gymnasium environment: type its id, such as Name-v1 or module:Name-v0"),
+        TargetChoice("", "A Gymnasium environment: type its id or file, such as Name-v1 or my_env.py:Name"),
         TargetChoice("", "A TOML file: type its path, such as runs/a1/config.toml"),
     ]
 
@@ -107,9 +107,9 @@ def find_choice(target: str) -> TargetChoice:
 
 
 def is_target(word: str) -> bool:
-    """Return True if a word looks like an environment id or the path of a TOML file."""
-    identifier = re.fullmatch(r"(?:[\w.]+:)?(?:[\w.-]+/)?[\w.-]+-v\d+|[\w.]+:[\w./-]+", word)
-    return identifier is not None or word.endswith(".toml")
+    """Return True if a word looks like an environment id, or the path of a TOML or Python file."""
+    identifier = re.fullmatch(r"(?:[\w.]+:)?(?:[\w.-]+/)?[\w.-]+-v\d+|(?:[\w.]+|.+\.py):[\w./-]+", word)
+    return identifier is not None or word.endswith((".toml", ".py"))
 
 
 class _Target(NamedTuple):

@@ -52,7 +52,7 @@ class Picker(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Static("New run: select a target", id="top", markup=False)
-        yield SearchBox(placeholder="Search, or type an environment id or a TOML file", compact=True)
+        yield SearchBox(placeholder="Search, or type an environment id or a file", compact=True)
         choices = OptionList(compact=True, markup=False)
         choices.can_focus = False
         yield choices
@@ -79,7 +79,7 @@ class Picker(Screen[None]):
         choices.add_options([Option(_line(choice, self.size.width)) for choice in self.shown])
         choices.highlighted = cursor if self.shown else None
         if not self.shown:
-            self._show_text("No match. To use another target, type an id such as Name-v1 or a path such as a.toml.")
+            self._show_text("No match. To use another target, type an id such as Name-v1 or a path such as a.toml or my_env.py.")
 
     def _show_text(self, text: str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
@@ -136,7 +136,8 @@ def match_choices(choices: list[TargetChoice], text: str) -> list[TargetChoice]:
     if not found:
         found = [choice for choice in choices if choice.target and _is_subsequence(choice.target, "".join(words))]
     if text not in [choice.target for choice in found] and (form_model.is_target(text) or (text and is_file(text))):
-        found.insert(0, TargetChoice(text, "A configuration file" if Path(text).suffix else "A Gymnasium environment"))
+        is_environment = not Path(text).suffix or text.endswith(".py") or ":" in text
+        found.insert(0, TargetChoice(text, "A Gymnasium environment" if is_environment else "A configuration file"))
     return found
 
 
