@@ -225,6 +225,33 @@ class Unrepeatable(Counter):
         return self._show() + np.float32(self.start), {}
 
 
+class Weighted(gym.RewardWrapper[Any, Any]):
+    """Multiplies the reward by each weight and returns the sum. As in many libraries, a list is not accepted."""
+
+    def __init__(self, env: gym.Env[Any, Any], weight: np.ndarray) -> None:
+        super().__init__(env)
+        self.weight = weight
+
+    def reward(self, reward: Any) -> float:
+        return float(sum(reward * x for x in self.weight))
+
+
+class OwnNormalization(gym.wrappers.NormalizeObservation[Any, Any, Any]):
+    """A subclass of a wrapper whose statistics do not reach evaluations."""
+
+
+class AddsEarlierSteps(gym.RewardWrapper[Any, Any]):
+    """Adds the number of all earlier steps, also of earlier episodes, to the reward."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.steps = 0
+
+    def reward(self, reward: Any) -> float:
+        self.steps += 1
+        return float(reward) + self.steps
+
+
 COUNTER, COUNTERS = "tests.gym_envs:Counter", "tests.gym_envs:CounterVector"
 gym.register("Counter-v0", COUNTER, disable_env_checker=True)
 gym.register("TimedCounter-v0", COUNTER, kwargs={"length": 99}, max_episode_steps=3, disable_env_checker=True)

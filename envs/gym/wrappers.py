@@ -65,9 +65,10 @@ def parse_wrapper(text: str) -> WrapperCall:
         raise ValueError(f"{expected}; write for example {EXAMPLE}")
     if match["arguments"] is None:
         return WrapperCall(text, {})
+    code = f"f{match['arguments']}"
     try:
         with warnings.catch_warnings(action="ignore"):  # about backslashes in strings
-            call = ast.parse(f"f{match['arguments']}", mode="eval").body
+            call = ast.parse(code, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"{expected}; write for example {EXAMPLE}") from None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -75,16 +76,15 @@ def parse_wrapper(text: str) -> WrapperCall:
     keys = [keyword.arg for keyword in call.keywords]
     if call.args or None in keys or len(set(keys)) < len(keys):
         raise ValueError(f"{expected}; name each argument once, for example {EXAMPLE}")
-    return WrapperCall(match["name"], {str(x.arg): _parse_literal(match["name"], x) for x in call.keywords})
-
-
-def _parse_literal(wrapper: str, keyword: ast.keyword) -> Any:
-    try:
-        return ast.literal_eval(keyword.value)
-    except (ValueError, TypeError, MemoryError, RecursionError):
-        expected = "expected a Python literal, such as 4, True, 'text' or [0.5, 0.5]"
-        found = ast.unparse(keyword.value)
-        raise ValueError(f"gym.wrappers: {wrapper}: {keyword.arg}: {expected}, got {found}") from None
+    arguments = {}
+    for keyword in call.keywords:
+        try:
+            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            literal = "expected a Python literal, such as 4, True, 'text' or [0.5, 0.5]"
+            found = ast.get_source_segment(code, keyword.value)
+            raise ValueError(f"gym.wrappers: {match['name']}: {keyword.arg}: {literal}, got {found!r}") from None
+    return WrapperCall(match["name"], arguments)
 
 
 def apply_wrappers(env: Any, wrappers: Sequence[LoadedWrapper], env_id: str) -> Any:

@@ -69,8 +69,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         return 0
     if options.target is None:
         raise UsageError(
-            "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML file, a Gymnasium id or "
-            "a Python file"
+            "ppo-unified train: missing target; expected a preset (see ppo-unified envs), a TOML or Python file, "
+            "or a Gymnasium id"
         )
     with foreign_code():
         config = presets.load_target(options.target)

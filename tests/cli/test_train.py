@@ -193,7 +193,13 @@ USAGE_ERRORS = {
         "cartpole",
         "--gym.wrappers",
         "TransformReward",
-    ): "cannot apply 'TransformReward' to CartPole-v1 (Type",
+    ): "gym.wrappers: TransformReward cannot be used: it needs a function as an argument; write a subclass",
+    (
+        "train",
+        "cartpole",
+        "--gym.wrappers",
+        "TimeLimit(steps=3)",
+    ): "gym.wrappers: TimeLimit has no parameter 'steps'; it accepts max_episode_steps",
     ("train", "cartpole", "--gym.wrappers", "nomodule:X"): "gym.wrappers = 'nomodule:X': cannot import module 'nomodul",
     (
         "train",

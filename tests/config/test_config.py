@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from envs.gym.options import GymConfig
+from envs.gym.wrappers import parse_wrapper
 from ppo_unified import load_preset
 from ppo_unified.cli.flags import configure, read_flags
 from ppo_unified.config import suggestions
@@ -85,8 +88,11 @@ VALUES: dict[tuple[str, ...], tuple[str, object]] = {
     ("--policy.hidden",): ("policy.hidden", []),
     ("--policy.hidden", "[]"): ("policy.hidden", []),
     ("--gym.wrappers", "['A', \"m:B\"]"): ("gym.wrappers", ["A", "m:B"]),
-    ("--gym.wrappers", "a b", "c"): ("gym.wrappers", ["a b", "c"]),
-    ("--gym.wrappers", "\\d"): ("gym.wrappers", ["\\d"]),
+    ("--gym.wrappers", "A(x=1)", "m:B"): ("gym.wrappers", ["A(x=1)", "m:B"]),
+    ("--gym.wrappers", "A(x=[1, 'b c'], y=-1.0) B"): ("gym.wrappers", ["A(x=[1, 'b c'], y=-1.0)", "B"]),
+    ("--gym.wrappers", "A(x=')'),B"): ("gym.wrappers", ["A(x=')')", "B"]),
+    ("--gym.wrappers=[\"A(x=1, y=2)\", 'B']",): ("gym.wrappers", ["A(x=1, y=2)", "B"]),
+    ("--gym.wrappers", "[A(x=[1, 2]), B]"): ("gym.wrappers", ["A(x=[1, 2])", "B"]),
     ("--gym.normalize_obs",): ("gym.normalize_obs", True),
     ("--gym.normalize-obs=true",): ("gym.normalize_obs", True),
     ("--gym.normalize-obs", "--gym.no-normalize-obs"): ("gym.normalize_obs", False),
@@ -150,11 +156,41 @@ def test_every_suggested_name_is_an_option() -> None:
     assert not {name for name in suggestions.OTHER_NAMES if name in known}
 
 
-@pytest.mark.parametrize("value", [[], ["a"], ["a,b"], ["a b", "c"], ["-x", "y"], ["it's"], [""], ["[x]"], ["'", '"']])
+LITERALS = st.recursive(
+    st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5), st.booleans()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=2)),
+    max_leaves=5,
+)
+ARGUMENTS = st.dictionaries(st.sampled_from(("x", "y", "stack_size")), LITERALS, max_size=3)
+CALLS = ARGUMENTS.map(lambda arguments: f"m.n:A({', '.join(f'{key}={x!r}' for key, x in arguments.items())})")
+
+
+@example(["a b", "c"])
+@example(["-x", "y"])
+@example(["it's"])
+@example([""])
+@example(["[x]"])
+@example(["'", '"'])
+@example(["a\u00a0"])
+@example(["A(", "B"])
+@given(st.lists(st.one_of(st.text(max_size=8), st.text("()[]{}'\" ,\\ab", max_size=8), CALLS), max_size=4))
 def test_lists_round_trip_through_text(value: list[str]) -> None:
     declared = typed_options(GymConfig)["gym.wrappers"]
     assert read_value(format_value(value), declared) == value
-    assert flags(*format_flag("gym.wrappers", value)).gym.wrappers == value
+    for arguments in (format_flag("gym.wrappers", value), [f"--gym.wrappers={format_value(value)}"]):
+        typed = read_flags(GymConfig(), arguments, "ppo-unified train x", "")
+        assert read_value(typed["gym.wrappers"], declared) == value
+
+
+@given(st.lists(CALLS, max_size=3))
+def test_calls_are_shown_without_additional_quotes(value: list[str]) -> None:
+    assert format_value(value) == " ".join(value)
+
+
+@given(ARGUMENTS)
+def test_wrapper_arguments_keep_their_values(arguments: dict[str, Any]) -> None:
+    text = f"A({', '.join(f'{key}={x!r}' for key, x in arguments.items())})"
+    assert parse_wrapper(text) == ("A", arguments)
 
 
 MISTAKES = {

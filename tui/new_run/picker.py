@@ -79,7 +79,9 @@ class Picker(Screen[None]):
         choices.add_options([Option(_line(choice, self.size.width)) for choice in self.shown])
         choices.highlighted = cursor if self.shown else None
         if not self.shown:
-            self._show_text("No match. To use another target, type an id such as Name-v1 or a path such as a.toml or my_env.py.")
+            self._show_text(
+                "No match. To use another target, type an id such as Name-v1 or a path such as a.toml or my_env.py."
+            )
 
     def _show_text(self, text: str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)

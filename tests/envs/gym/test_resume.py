@@ -83,6 +83,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "Taxi, a mask in the info": ("Taxi-v4", {"env_kwargs": {"max_episode_steps": 9}}),
     "FrozenLake": ("FrozenLake-v1", {}),
     "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),
+    "wrappers with arguments": (
+        "CartPole-v1",
+        {"wrappers": ["TimeLimit(max_episode_steps=7)", "FrameStackObservation(stack_size=3)"], "num_steps": 30},
+    ),
+    "wrapper with random numbers": ("CartPole-v1", {"wrappers": ["StickyAction(repeat_action_probability=0.4)"]}),
     "Dict observation, mask": ("tests.gym_envs:Locks-v0", {"vectorization": "sync"}),
     "nested observation, mask": ("tests.space_envs:Nested-v0", {}),
     "float64 observation": ("tests.space_envs:Offset-v0", {"normalize_obs": True, "vectorization": "sync"}),
@@ -168,7 +173,7 @@ def test_unrepeatable_episode_restarts_with_a_message(by: str) -> None:
 
 def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     stopped, restored = (
-        make_adapter("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "NormalizeObservation"])
+        make_adapter("FrozenLake-v1", num_steps=60, wrappers=["FlattenObservation", "tests.gym_envs:AddsEarlierSteps"])
         for _ in range(2)
     )
     stopped.collect()
