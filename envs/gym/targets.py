@@ -232,7 +232,7 @@ def explain_unregistered(source: Source, source_name: str, name: str) -> str:
         return f"{text}; it registers {', '.join(sorted(registered))}"
     names = {env_id.rpartition("-v")[0] or env_id: env_id for env_id in registered}  # versions would seem similar
     match = closest_match(name.rpartition("-v")[0] or name, names)
-    return f"{text}; did you mean {names[match]!r}?" if match else text
+    return f"{text}; did you mean {f'{source_name}:{names[match]}'!r}?" if match else text
 
 
 def explain_unknown(env_id: str) -> str:

@@ -155,6 +155,50 @@ def test_usage_error_during_training_keeps_the_failed_run(
     assert run.read_status().state == "failed"
 
 
+OWN_FILE = """
+import gymnasium as gym, numpy as np
+from numbers_of_mine import LENGTH
+class Own(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.np_random.random(2).astype(np.float32), {}
+    def step(self, action):
+        self.count += 1
+        return self.np_random.random(2).astype(np.float32), 1.0, False, self.count >= LENGTH, {}
+class Halve(gym.RewardWrapper):
+    def __init__(self, env, factor):
+        super().__init__(env)
+        self.factor = factor
+    def reward(self, reward):
+        return reward * self.factor
+"""
+
+
+@pytest.mark.parametrize("name", ["", ":Own"])
+def test_file_works_from_training_to_export(name: str, tmp_path: Path) -> None:
+    """All commands run in separate processes, and the environments in worker processes."""
+    (tmp_path / "my games").mkdir()
+    (tmp_path / "my games" / "own game.py").write_text(OWN_FILE, encoding="utf-8")
+    (tmp_path / "my games" / "numbers_of_mine.py").write_text("LENGTH = 6", encoding="utf-8")
+    file = "my games/own game.py"
+    small = ["--gym.num-envs", "2", "--gym.num-steps", "16", "--ppo.minibatches", "1", "--gym.vectorization", "async"]
+    wrapper = ["--gym.wrappers", f"'{file}:Halve(factor=0.5)'", "--eval.episodes", "2"]
+    done = command("train", file + name, "--name", "a", "--total-steps", "30", *small, *wrapper, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    done = command("resume", "a", "--total-steps", "60", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "runs" / "a").read_status().resumes[0]["restored"] == "exact"
+    done = command("eval", "a", "--json", "--episodes", "2", cwd=tmp_path)
+    assert json.loads(done.stdout)["score"] == 3
+    assert command("export", "a", "--to", "policy", cwd=tmp_path).returncode == 0
+    script = [sys.executable, "policy/play.py"]
+    played = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert played.stdout == "mean return 3 over 10 episodes\n"
+
+
 USAGE_ERRORS = {
     ("train", "cartpol"): "did you mean 'cartpole'",
     ("train",): "ppo-unified train: missing target; expected a preset (see ppo-unified envs)",
@@ -179,6 +223,8 @@ USAGE_ERRORS = {
     ("train", "cartpole", "--name", "/tmp/out"): "start with a letter or digit",
     ("train", "cartpole", "--name", ""): None,  # the default name
     ("train", "CartPole-v77"): "did you mean 'CartPole-v1'",
+    ("train", "nofile.py"): "gym.env_id = 'nofile.py': no file 'nofile.py' in /",
+    ("train", "nofile.py:X", "--gym.wrappers", "A(1)"): "command line: gym.wrappers: expected Name or Name(key=value, ",
     ("train", "nomodule:X-v0"): "cannot import module 'nomodule'",
     ("train", "cartpole", "--runs", "/proc/nowhere"): "/proc/nowhere: cannot create the folder",
     ("train", "cartpole", "--gym.wrappers", "FlatenObservation"): "did you mean 'FlattenObservation'",

@@ -195,6 +195,11 @@ def test_search_matches_words_prefixes_and_subsequences() -> None:
     assert names("mountain") == ["mountaincar", "mountaincar-continuous"]
     assert names("cpl") == ["cartpole"]
     assert names("Foo-v1") == ["Foo-v1"]
+    assert names("my envs/own.py:Env") == ["my envs/own.py:Env"]
+    titles = {text: match_choices([], text)[0].title for text in ("a.toml", "b.py", "c.py:Env", "Env-v2")}
+    assert titles == {"a.toml": "A configuration file"} | dict.fromkeys(
+        ("b.py", "c.py:Env", "Env-v2"), "A Gymnasium environment"
+    )
     assert names("qqq") == []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.gym.options import GymConfig
 from ppo_unified.cli import main as cli
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import all_recipes, apply_recipe
@@ -70,7 +71,7 @@ def edit(field: Field, rng: random.Random) -> str:
     if field.kind == "table":
         return rng.choice(["{}", '{"a": 1}', '{"b": "x y", "c": [1, 2.5]}'])
     if field.kind == "list":
-        return rng.choice(["", "64 64", "0.8 0.99", "'a b' c"])
+        return rng.choice(["", "64 64", "0.8 0.99", "A(x='b c') c"])
     return rng.choice(TEXTS)
 
 
@@ -217,6 +218,21 @@ def test_invalid_seed_lists_are_rejected(text: str) -> None:
     assert not verdict.good
 
 
+@pytest.mark.usefixtures("_raise_at_prepare")
+def test_wrappers_with_arguments_round_trip_through_the_form(tmp_path: Path) -> None:
+    wrappers = ["RescaleObservation(min_obs=-1.0, max_obs=1.0)", "a b/my.py:Own(x=['a b', \"it's\"], y={'k': (1, 2)})"]
+    verdict = form_model.check_typed("a b/my.py:Env", "", {"gym.wrappers": format_value(wrappers)}, tmp_path)
+    assert isinstance(verdict.config, GymConfig)
+    assert verdict.config.gym.wrappers == wrappers
+    assert parse_arguments(shlex.split(verdict.command)[2:]).config == verdict.config
+    run = write_run(tmp_path / "a", verdict.config, verdict.command)
+    target, recipe, typed = form_model.form_input(run)
+    assert (target, recipe) == ("a b/my.py:Env", "")
+    assert form_model.check_typed(target, recipe, typed, tmp_path).config == verdict.config
+    (problem,) = form_model.check_typed("cartpole", "", {"gym.wrappers": "TimeLimit(200)"}).problems.values()
+    assert problem.startswith("gym.wrappers: expected Name or Name(key=value, ...), got 'TimeLimit(200)'; name each")
+
+
 SWEEP = {"seed": "2-4", "optim.lr": "0.01, 3e-3", "ppo.objective": "clip,ratio", "gym.wrappers": "A,B"}
 
 
@@ -355,7 +371,10 @@ def test_picker_lists_cartpole_first() -> None:
     assert form_model.find_choice("Foo-v1").title == ""
 
 
-@pytest.mark.parametrize("word", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"])
+WORDS = ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "mod:ns/Foo-v3", "a/b.toml", "x.toml"]
+
+
+@pytest.mark.parametrize("word", [*WORDS, "my.py", "a b/my env.py", "../my.py:Own", "my.py:ns/Own-v0"])
 def test_valid_target_words_are_accepted(word: str) -> None:
     assert form_model.is_target(word)
 
