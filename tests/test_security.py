@@ -328,7 +328,7 @@ def test_dynamic_imports_are_limited() -> None:
         "ppo_unified/__init__.py",
         "ppo_unified/config/registry.py",
         "envs/llm/rewards/functions.py",
-        "envs/gym/options.py",
+        "envs/gym/targets.py",
     }
 
 
