@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,3 +51,13 @@ def explain_unusable(folder: Path, error: OSError) -> str:
     if file is not None:
         return "expected a folder, got a file" if file == folder else f"{file} is not a folder"
     return f"cannot {'use' if folder.is_dir() else 'create'} the folder ({error.strerror})"
+
+
+def explain_hidden(error: BaseException) -> str:
+    """Return the reason and the fix if a module was not found because a package hides the user's folder, or ""."""
+    name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+    path, top = Path(name.replace(".", "/") + ".py"), name.partition(".")[0]
+    if top == name or top not in sys.modules or not path.is_file():
+        return ""
+    package = next(iter(getattr(sys.modules[top], "__path__", [])), top)
+    return f", because the package {package} hides {path}; rename the folder {top!r}"

@@ -46,6 +46,7 @@ class Gym(Section):
     )
     wrappers: list[str] = Field(
         [],
+        max_length=50,
         description="wrappers to apply to each environment, innermost first, such as "
         "TimeLimit(max_episode_steps=200): names in gymnasium.wrappers, or module:Class",
     )

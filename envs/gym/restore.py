@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import VectorEnv
 
-from envs.gym.options import DescribedError, describe_error
+from envs.gym.errors import DescribedError, describe_error
 from envs.gym.spaces import read_reward
 
 MAX_RECORDED_STEPS = 100_000  # per episode; 100,000 actions of four floats take 1.6 MB

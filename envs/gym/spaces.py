@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.gym.options import DescribedError
+from envs.gym.errors import DescribedError
 from ppo_unified.errors import ForeignCodeError, UsageError
 
 MASK_KEY = "action_mask"  # key of the action mask in a Dict observation or in a step's info

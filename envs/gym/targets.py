@@ -11,8 +11,6 @@ import importlib.util
 import inspect
 import re
 import sys
-import sysconfig
-import traceback
 import zlib
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
@@ -20,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ppo_unified.errors import UsageError, closest_match, did_you_mean
+from envs.gym.errors import describe_error
+from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_hidden
 
 MOST_LISTED = 8  # environments that an error message lists
 PACKAGES = {  # start of an environment id -> the module that registers it, and the package to install
@@ -77,8 +76,8 @@ def import_source(source: str, name: str, where: str) -> Source:
         return load_file(Path(source).resolve()) if is_file else Source(importlib.import_module(source), {})
     except (Exception, SystemExit) as error:
         kind = "file" if is_file else "module"
-        why = _explain_hidden(source, name, error) or f" ({describe_error(error)})"
-        raise UsageError(f"{where}: cannot import {kind} {source!r}{why}") from None
+        why = _suggest_file(source, name, error) or f" ({describe_error(error)})"
+        raise UsageError(f"{where}: cannot import {kind} {source!r}{why}") from error
 
 
 def _add_to_path(folder: Path) -> None:
@@ -86,20 +85,12 @@ def _add_to_path(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _explain_hidden(source: str, name: str, error: BaseException) -> str:
-    """Explain that a package hides the user's folder of the same name, or that `source` is a path without '.py'."""
-    missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    path = Path(missing.replace(".", "/") + ".py")
-    if not missing or not path.is_file():
-        return ""
-    top = missing.partition(".")[0]
-    package = sys.modules.get(top)
-    fix = [f"use {path}:{name}"] if missing == source else []
-    if package is None:
-        return f"; {fix[0]}" if fix else ""
-    found = next(iter(getattr(package, "__path__", [])), top)
-    fix.append(f"rename the folder {top!r}")
-    return f", because the package {found} hides {path}; {' or '.join(fix)}"
+def _suggest_file(source: str, name: str, error: BaseException) -> str:
+    """If a package hides the folder of a module, or if `source` is a path without '.py', suggest the path."""
+    path, hidden = Path(source.replace(".", "/") + ".py"), explain_hidden(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == source and path.is_file():
+        return f"{hidden} or use {path}:{name}" if hidden else f"; use {path}:{name}"
+    return hidden
 
 
 @cache
@@ -225,11 +216,11 @@ def explain_unregistered(source: Source, source_name: str, name: str) -> str:
     registered = _registered_by(source.module.__name__.partition(".")[0])
     registered += [env_id for env_id in source.specs if env_id not in registered]
     if not registered:
-        classes = _classes(source.module)
-        found = f"it defines {', '.join(sorted(classes)[:MOST_LISTED])}" if classes else ""
-        return f"{text}; {found or f'call gymnasium.register() in the {kind}'}"
+        registered = _classes(source.module)
+    if not registered:
+        return f"{text}; call gymnasium.register() in the {kind}"
     if len(registered) <= MOST_LISTED:
-        return f"{text}; it registers {', '.join(sorted(registered))}"
+        return f"{text}; use {' or '.join(f'{source_name}:{env_id}' for env_id in sorted(registered))}"
     names = {env_id.rpartition("-v")[0] or env_id: env_id for env_id in registered}  # versions would seem similar
     match = closest_match(name.rpartition("-v")[0] or name, names)
     return f"{text}; did you mean {f'{source_name}:{names[match]}'!r}?" if match else text
@@ -262,12 +253,3 @@ def _requires_gymnasium(package: str) -> bool:
         return any(re.match(r"gymnasium\b", line) for line in requires(package) or [])
     except (PackageNotFoundError, ValueError):
         return False
-
-
-def describe_error(error: BaseException) -> str:
-    """Return the type, message and location of an error, without the text that Gymnasium appends."""
-    text = str(error).partition(" was raised from the environment creator")[0]
-    libraries = (*map(sysconfig.get_path, ("stdlib", "purelib", "platlib")), str(Path(__file__).parent), "<")
-    frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(libraries)]
-    place = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"

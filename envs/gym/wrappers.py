@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from envs.gym.targets import describe_error, import_source, split_reference
+from envs.gym.errors import describe_error
+from envs.gym.targets import import_source, split_reference
 from ppo_unified.errors import UsageError, did_you_mean
 
 LIBRARY = "gymnasium.wrappers"

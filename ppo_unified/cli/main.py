@@ -99,6 +99,14 @@ def _open_empty(mode: str) -> IO[str]:
     return open(os.devnull, mode, encoding="utf-8")
 
 
+def _explain_missing_package(error: ModuleNotFoundError) -> str:
+    """If another package hides one of this project's packages, return the problem and its remedy, otherwise ""."""
+    from ppo_unified.cli.shadowing import OPTIONAL, REQUIRED, shadowed_packages
+
+    ours = (error.name or "").partition(".")[0] in REQUIRED + OPTIONAL
+    return "\n".join(shadowed_packages()) if ours else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Without `argv`, the process ends after the command in `sys.argv`."""
     _open_streams()
@@ -126,6 +134,11 @@ def _run(arguments: Sequence[str]) -> int:
     except ForeignCodeError as error:
         print_err(str(error))
         return 1
+    except ModuleNotFoundError as error:
+        if problems := _explain_missing_package(error):
+            print_err(problems)
+            return 2
+        raise
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited

@@ -36,7 +36,7 @@ def _problem(name: str, home: Path, others: list[str]) -> str:
     if found is None:
         return f"package {name!r}: not found, expected it in {ours}; reinstall the project: pip install -e ."
     if found != ours:
-        elsewhere = f"run `ppo-unified` (not `python -m`) in another folder, or remove {found.parent} from PYTHONPATH"
+        elsewhere = f"run `ppo-unified` instead of `python -m ppo_unified`, or remove {found.parent} from PYTHONPATH"
         return f"package {name!r}: import finds {found} instead of {ours}; {remedy or elsewhere}"
     if others:
         return f"package {name!r}: {', '.join(others)} also installs into {ours} and may have replaced files; {remedy}"

@@ -30,6 +30,7 @@ from ppo_unified.cli.shadowing import shadowed_packages
 from ppo_unified.cli.tensorboard import _find_port
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
+from tests.cli.commands import command
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0  # time limit for a server to answer or to exit
@@ -340,3 +341,14 @@ def test_doctor_reports_distribution_with_our_package_name(tmp_path: Path, monke
     )
     (elsewhere,) = shadowed_packages(tmp_path)  # for a project in tmp_path, `import` finds another folder
     assert f"'envs': import finds {ROOT / 'envs'} instead of {tmp_path / 'envs'}; pip uninstall other-envs" in elsewhere
+
+
+def test_users_package_with_our_name_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").touch()
+    done = command("train", "cartpole", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"package 'envs': import finds {tmp_path / 'envs'} instead of {ROOT / 'envs'}; run `ppo-unified` instead of "
+        f"`python -m ppo_unified`, or remove {tmp_path} from PYTHONPATH\n"
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 from envs.llm.data import shorten
 from envs.llm.rewards.errors import RewardError
-from ppo_unified.errors import UsageError, closest_match, did_you_mean
+from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_hidden
 from ppo_unified.text import clean
 
 VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
@@ -106,11 +106,11 @@ def _import(reference: str, option: str) -> Reward:
     try:
         found = importlib.import_module(module)
     except (Exception, SystemExit) as error:
-        why = clean(f"{type(error).__name__}: {error}")
+        why = explain_hidden(error) or f" ({clean(f'{type(error).__name__}: {error}')})"
         kind, _, argument = reference.partition(":")
         match = closest_match(kind, ("regex", "length"))
         known = f"; did you mean '{match}:{clean(argument)}'?" if match else ""
-        raise UsageError(f"{option} = {reference!r}: cannot import module {module!r} ({why}){known}") from None
+        raise UsageError(f"{option} = {reference!r}: cannot import module {module!r}{why}{known}") from None
     if not hasattr(found, name):
         known = did_you_mean(name, (other for other in vars(found) if callable(getattr(found, other))), f"{module}:")
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")

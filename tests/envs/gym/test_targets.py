@@ -146,12 +146,14 @@ def test_several_environments_are_listed() -> None:
         "gym.env_id = 'two.py': the file contains 2 environments; use one of two.py:A-v0, two.py:B-v0"
     )
     assert problem("two.py:C-v0") == (
-        "gym.env_id = 'two.py:C-v0': file 'two.py' does not register the environment 'C-v0'; it registers A-v0, B-v0"
+        "gym.env_id = 'two.py:C-v0': file 'two.py' does not register the environment 'C-v0'; use two.py:A-v0 or two.py:B-v0"
     )
     write("classes.py", "class Other(Own): pass", "class Plus(gym.RewardWrapper): pass")
     assert problem("classes.py").endswith("2 environments; use one of classes.py:Other, classes.py:Own")
-    assert problem("classes.py:Otter").endswith("does not register the environment 'Otter'; it defines Other, Own")
-    assert problem("classes:np").endswith("does not register the environment 'np'; it defines Other, Own")
+    assert problem("classes.py:Otter").endswith(
+        "does not register the environment 'Otter'; use classes.py:Other or classes.py:Own"
+    )
+    assert problem("classes:np").endswith("does not register the environment 'np'; use classes:Other or classes:Own")
 
 
 def test_registered_environments_precede_imported_ones() -> None:
@@ -172,9 +174,9 @@ PROBLEMS = {
     "syntax.py": "cannot import file 'syntax.py' (SyntaxError: ",
     "needs.py": "cannot import file 'needs.py' (ModuleNotFoundError: No module named 'nowhere_to_be_found', in needs",
     "deep/own:Own": "cannot import module 'deep/own'; use deep/own.py:Own",
-    "envs.mine:Own-v0": "cannot import module 'envs.mine', because the package {root}/envs hides envs/mine.py; use "
-    "envs/mine.py:Own-v0 or rename the folder 'envs'",
-    "tui.mine:Own": "hides tui/mine.py; use tui/mine.py:Own or rename the folder 'tui'",
+    "envs.mine:Own-v0": "cannot import module 'envs.mine', because the package {root}/envs hides envs/mine.py; rename "
+    "the folder 'envs' or use envs/mine.py:Own-v0",
+    "tui.mine:Own": "hides tui/mine.py; rename the folder 'tui' or use tui/mine.py:Own",
     "hidden.py": "cannot import file 'hidden.py', because the package {root}/envs hides envs/mine.py; rename",
     "Own-v0": "unknown Gymnasium environment (if your own code registers it, use module:EnvId or FILE.py:EnvId)",
     "ALE/Pong-v5": "unknown Gymnasium environment; to install it: pip install ale-py; then use ale_py:ALE/Pong-v5",
@@ -214,7 +216,7 @@ def test_installed_package_is_suggested_if_it_registers_the_id(
     assert f"unknown Gymnasium environment; use {module}:{env_id}, which" in problem(env_id)
     assert reward_of(f"{module}:{env_id}") == 2
     wrong = env_id.replace("-v", "g-v")
-    assert problem(wrong).endswith(f"does not register the environment {wrong!r}; it registers {env_id}")
+    assert problem(wrong).endswith(f"does not register the environment {wrong!r}; use {module}:{env_id}")
 
 
 WORDS = {

@@ -96,6 +96,8 @@ MISTAKES = {
     "RescaleObservation(min_obs=0)": "gym.wrappers: RescaleObservation requires the parameter 'max_obs'; write "
     "RescaleObservation(max_obs=...)",
     "TimeLimit(max_episode_steps=0)": f"gym.wrappers: cannot apply TimeLimit(max_episode_steps=0) to {COUNTER} (ValueE",
+    "ReshapeObservation(shape=[7])": f"cannot apply ReshapeObservation(shape=[7]) to {COUNTER} (ValueError: Reshape",
+    "tests.gym_envs:Weighted(weight={'a': 1}, x=2)": "Weighted has no parameter 'x'; it accepts weight",
     "Flatten": "gym.wrappers: no wrapper 'Flatten' in gymnasium.wrappers; for your own wrapper, use module:Class",
     "FrameStack": "gym.wrappers: no wrapper 'FrameStack' in gymnasium.wrappers; did you mean 'FrameStackObservation'?",
     "vector": "gym.wrappers: no wrapper 'vector' in gymnasium.wrappers; for your own wrapper, use module:Class",
@@ -117,6 +119,7 @@ def test_wrong_wrapper_names_the_option_and_the_fix(text: str) -> None:
         make(text)
     assert MISTAKES[text] in str(caught.value)
     assert "env_kwargs" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 USABLE = {
@@ -150,6 +153,12 @@ def test_suggested_wrapper_is_usable(name: str) -> None:
     found = re.search(r"did you mean '(\w+)'", str(caught.value))
     assert found is None or found[1] in USABLE
     assert bool(found) == bool(closest_match(f"{name[:-2]}{name[-1]}x", USABLE))
+
+
+def test_multiline_error_of_a_wrapper_is_one_line() -> None:
+    with pytest.raises(UsageError, match=r"All the `filter_keys` must be .* Missing keys: \['c'\]") as caught:
+        make("FilterObservation(filter_keys=['c'])", env_id="tests.gym_envs:Spaces", env_kwargs={"obs": "nested"})
+    assert "\n" not in str(caught.value)
 
 
 def test_wrappers_change_observations_rewards_and_length() -> None:
@@ -208,6 +217,6 @@ def test_wrapper_in_a_file_is_applied(tmp_path: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_time_limit_wrapper_replaces_the_evaluation_limit() -> None:
-    options = Gym(env_id=COUNTER)
-    assert max_episode_length(options) == MAX_STEPS
-    assert max_episode_length(Gym(env_id=COUNTER, wrappers=["TimeLimit(max_episode_steps=20000)"])) > MAX_STEPS
+    unlimited, limited = make_env(Gym(env_id=COUNTER)), make("TimeLimit(max_episode_steps=20000)")
+    assert max_episode_length(unlimited) == MAX_STEPS
+    assert max_episode_length(limited) > MAX_STEPS

@@ -204,6 +204,15 @@ def test_reference_without_a_function_is_rejected(module_name: str, tmp_path: Pa
         assert error_message(load_reward, reference).startswith(line)
 
 
+def test_hidden_reward_module_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "mine.py").write_text("def reward(prompts, responses): return [0.0] * len(prompts)")
+    monkeypatch.chdir(tmp_path)
+    error = error_message(load_reward, "envs.mine:reward")
+    assert error.startswith("llm.reward = 'envs.mine:reward': cannot import module 'envs.mine', because the package ")
+    assert error.endswith(" hides envs/mine.py; rename the folder 'envs'")
+
+
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
     error = error_message(check_columns, "exact", {"answers": ["x"], "level": [1]}, "a.jsonl")
     assert error == (
