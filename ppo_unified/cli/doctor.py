@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ppo_unified.cli.common import add_json
-from ppo_unified.cli.shadowing import DISTRIBUTION, shadowed_packages
+from ppo_unified.cli.shadowing import DISTRIBUTION, hidden_folders, shadowed_packages
 from ppo_unified.terminal.screen import style_for
 from ppo_unified.text import can_unicode, clean, print_out
 
@@ -197,6 +197,10 @@ def check_runs(folder: Path = Path("runs")) -> Check:
 
 def check_names() -> list[Check]:
     problems = shadowed_packages()
+    if not problems and (hidden := hidden_folders()):
+        found = f"packages of this program hide your folders: {', '.join(hidden)}"
+        remedy = f"rename them, or use paths such as {hidden[0]}/FILE.py:EnvId as targets"
+        return [Check("packages", "warn", found, remedy)]
     if not problems:
         return [Check("packages", "ok", "no name clashes")]
     divided = [problem.rpartition("; ") for problem in problems]

@@ -29,6 +29,15 @@ def shadowed_packages(project: Path | None = None) -> list[str]:
     return [problem for problem in problems if problem]
 
 
+def hidden_folders() -> list[str]:
+    """Return the folders in the current directory that contain Python files and that a package of this project hides.
+
+    A module in such a folder cannot be imported.
+    """
+    folders = [Path(name) for name in REQUIRED + OPTIONAL]
+    return [f.name for f in folders if any(f.glob("*.py")) and f.resolve() != _locate(f.name)]
+
+
 def _problem(name: str, home: Path, others: list[str]) -> str:
     """Describe the problem with one package, or return "" if there is none."""
     found, ours = _locate(name), home / name

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import pytest
 
-from ppo_unified.cli.doctor import at_least, check_runs, lower_bound
+from ppo_unified.cli.doctor import at_least, check_names, check_runs, lower_bound
 from ppo_unified.cli.main import main
 from ppo_unified.cli.shadowing import shadowed_packages
 from ppo_unified.cli.tensorboard import _find_port
@@ -352,3 +352,16 @@ def test_users_package_with_our_name_gets_one_line(tmp_path: Path) -> None:
         f"package 'envs': import finds {tmp_path / 'envs'} instead of {ROOT / 'envs'}; run `ppo-unified` instead of "
         f"`python -m ppo_unified`, or remove {tmp_path} from PYTHONPATH\n"
     )
+
+
+def test_doctor_reports_hidden_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tui").mkdir()
+    (tmp_path / "envs").mkdir()
+    assert [check.verdict for check in check_names()] == ["ok"]
+    (tmp_path / "envs" / "mine.py").touch()
+    (check,) = check_names()
+    assert (check.verdict, check.found) == ("warn", "packages of this program hide your folders: envs")
+    assert check.remedy == "rename them, or use paths such as envs/FILE.py:EnvId as targets"
+    monkeypatch.chdir(ROOT)
+    assert [check.verdict for check in check_names()] == ["ok"]
