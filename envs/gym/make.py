@@ -16,8 +16,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from envs.gym.errors import DescribedError
 from envs.gym.options import (
-    DescribedError,
     Gym,
     GymConfig,
     close_env,

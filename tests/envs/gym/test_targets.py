@@ -146,7 +146,8 @@ def test_several_environments_are_listed() -> None:
         "gym.env_id = 'two.py': the file contains 2 environments; use one of two.py:A-v0, two.py:B-v0"
     )
     assert problem("two.py:C-v0") == (
-        "gym.env_id = 'two.py:C-v0': file 'two.py' does not register the environment 'C-v0'; use two.py:A-v0 or two.py:B-v0"
+        "gym.env_id = 'two.py:C-v0': file 'two.py' does not register the environment 'C-v0'; use two.py:A-v0 or "
+        "two.py:B-v0"
     )
     write("classes.py", "class Other(Own): pass", "class Plus(gym.RewardWrapper): pass")
     assert problem("classes.py").endswith("2 environments; use one of classes.py:Other, classes.py:Own")
