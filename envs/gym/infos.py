@@ -9,11 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.gym.options import MOST_LISTED
 from ppo_unified.errors import did_you_mean
 from ppo_unified.text import print_err
 
 SUCCESS_KEYS = ("is_success", "success")  # Gymnasium-Robotics and Stable-Baselines3 use the first, MetaWorld the second
+MOST_LISTED = 8  # keys that a warning lists
 
 
 class FinalInfos:

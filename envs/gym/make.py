@@ -16,12 +16,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.errors import DescribedError
+from envs.gym.errors import DescribedError, describe_error
 from envs.gym.options import (
     Gym,
     GymConfig,
     close_env,
-    describe_error,
     guard,
     make_single,
     resolve,
