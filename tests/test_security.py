@@ -106,11 +106,12 @@ def test_name_in_run_json_has_no_effect(tmp_path: Path, capsys: Capture) -> None
 
 def test_preset_file_cannot_choose_another_run_folder(tmp_path: Path) -> None:
     from ppo_unified.config.presets import load_target
-    from ppo_unified.runs.preparation import default_name
+    from ppo_unified.runs.preparation import run_name
 
     path = tmp_path / "x.toml"
     path.write_text('kind = "gym"\npreset = "../../../x\\u0000\\u001b[1m"\n[gym]\nenv_id = "CartPole-v1"\n')
-    run = create(tmp_path / "runs", "", default_name(load_target(str(path))))
+    config = load_target(str(path))
+    run = create(tmp_path / "runs", "", run_name(config, config))
     assert run.path.parent == tmp_path / "runs"
     assert run.name.isprintable()
 

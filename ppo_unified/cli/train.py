@@ -13,7 +13,7 @@ from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.schema import RunConfig, typed_options
-from ppo_unified.config.sweep import expand, run_name
+from ppo_unified.config.sweep import expand
 from ppo_unified.config.values import format_flag
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
@@ -35,7 +35,8 @@ class Job(NamedTuple):
     """A run to be trained."""
 
     config: RunConfig
-    name: str  # name of the run folder; empty for the first free default name
+    name: str  # name of the run folder; empty for the first free name of default, default-2, ...
+    default: str  # empty for a run with the options of its target
     flags: Sequence[str]  # the options that turn the target's configuration into `config`
 
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-h", "--help", action="store_true", help="show this help; with TARGET, list all of its options"
     )
     parser.add_argument("--recipe", default="", metavar="NAME", help="recipe to apply to the target (default: none)")
-    parser.add_argument("--name", default="", help="name of the run folder (default: preset and seed)")
+    parser.add_argument("--name", default="", help="name of the run folder (default: target, changed options and seed)")
     parser.add_argument(
         "--init",
         default="",
@@ -98,23 +99,22 @@ def _count_unstarted(started: int, total: int) -> str:
 def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str]) -> list[Job]:
     """Return the runs that the flags describe. Raises UsageError before any run starts if a flag or a name is wrong."""
     if not flags:
-        return [Job(presets.apply_changes(config, {}, "command line"), options.name, ())]
+        return [Job(presets.apply_changes(config, {}, "command line"), options.name, "", ())]
     from ppo_unified.cli.flags import configure, read_flags
 
     prog, about = f"ppo-unified train {options.target}", ABOUT.format(config.origin)
     typed = read_flags(config, flags, prog, about, options.parser.flags)
-    jobs = []
+    jobs, base = [], presets.reload_target(config)
     for combination in expand(typed, typed_options(type(config))):
         own = configure(config, combination.typed)
+        name = preparation.run_name(own, base, combination.typed, combination.varied, options.name)
         if not combination.varied:
-            return [Job(own, options.name, flags)]
+            return [Job(own, options.name, name, flags)]
         values = own.flatten()
         words = [word for option in combination.typed for word in format_flag(option, values[option])]
-        name = run_name(combination, options.name, own)
         if options.name and os.path.lexists(options.folder / name):
             raise UsageError(f"{options.folder / name} already exists; choose another --name")
-        name = name if options.name or not name else free_name(options.folder, name)
-        jobs.append(Job(own, name, words))
+        jobs.append(Job(own, name if options.name else "", name, words))
     return jobs
 
 
@@ -135,13 +135,16 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str
 
     `init` is the entry of that name for run.json.
     """
-    for config, name, flags in jobs:
+    for config, name, default, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
             try:
                 with foreign_code():
-                    run = preparation.prepare(config, options.folder, name, command, init, stop.interruptible())
+                    checking = stop.interruptible()
+                    run = preparation.prepare(
+                        config, options.folder, name, command, init=init, default=default, checking=checking
+                    )
             except Interrupted:
                 print_err(f"{stop.reason} before a run was created")
                 yield EXIT["stopped"]
@@ -154,8 +157,10 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str
 
 def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Start a background process for each run. Each process validates its own options."""
-    for number, (_, name, flags) in enumerate(jobs):
+    for number, (config, name, default, flags) in enumerate(jobs):
         own_name = ["--name", name] if name else []
+        if not name and len(jobs) > 1 and default != preparation.run_name(config, config):
+            own_name = ["--name", free_name(options.folder, default)]  # the process knows only its own options
         try:
             run = control.start([*_target_words(options), *own_name, *flags], options.folder)
         except UsageError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,8 +87,12 @@ def _explain_unknown(target: str, presets: Mapping[str, Path]) -> str:
 
 
 def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
-    """Return `config` with `preset` set to `text`. Characters that are invalid in run names become hyphens."""
-    return config.model_copy(update={"preset": re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"})
+    return config.model_copy(update={"preset": _preset_name(text)})
+
+
+def _preset_name(text: str) -> str:
+    """Return `text` with a hyphen in place of characters that are invalid in run names."""
+    return re.sub(r"[^\w.+=@-]+", "-", text).strip("-. ") or "run"
 
 
 def from_file(path: Path) -> RunConfig:
@@ -126,6 +131,21 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
     """
     config = load_target(name)
     return apply_changes(apply_recipe(config, recipe) if recipe else config, changes, f"load_preset({name!r})")
+
+
+def reload_target(config: RunConfig) -> RunConfig:
+    """Return the configuration of the target and recipe that `config` was made from.
+
+    The target is known if it is a preset or the text of an option, such as `gym.env_id`. Otherwise, for example if it
+    is a file, return `config` itself.
+    """
+    texts = [value for value in config.flatten().values() if isinstance(value, str)]
+    for word in [config.preset] if config.preset in preset_files() else texts:
+        if _preset_name(word.split(":")[-1]) == config.preset:
+            with suppress(UsageError):
+                base = load_target(word)
+                return apply_recipe(base, config.recipe) if config.recipe else base
+    return config
 
 
 def check(config: RunConfig) -> None:

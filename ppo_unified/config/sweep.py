@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
-from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.values import kind_of, read_value
 from ppo_unified.errors import UsageError
 
@@ -92,24 +91,3 @@ def parse_seeds(text: str) -> list[int]:
         check_count(len(seeds) + last - first + 1)
         seeds.update(dict.fromkeys(range(first, last + 1)))
     return list(seeds)
-
-
-def run_name(combination: Combination, name: str, config: RunConfig) -> str:
-    """Return a run's name: `name` (or, if it is empty, the target's name) and the values that differ between runs.
-
-    For a single run, return `name`. If only the seed varies and `name` is empty, return an empty string, so that
-    `train` generates a name.
-    """
-    varied = combination.varied
-    if not varied or (not name and list(varied) == [SEED]):
-        return name
-    keys = [option.rpartition(".")[2] for option in varied]
-    parts = []
-    for key, (option, text) in zip(keys, varied.items(), strict=True):
-        if option != SEED:
-            label = key if keys.count(key) == 1 else option.replace(".", "-")
-            value = re.sub(r"[^\w.+=@-]+", "", text)
-            parts.append(f"{label}-{value}" if value[:1].isalpha() else f"{label}{value}")
-    if SEED in varied or not name:
-        parts.append(f"s{config.seed}")
-    return "-".join([name or config.origin, *parts])

@@ -1,18 +1,20 @@
-"""Create, reopen or discard a run folder. This happens before torch is imported, so that errors appear quickly.
+"""Name, create, reopen or discard a run folder. This happens before torch is imported, so that errors appear quickly.
 
 A detached trainer also reports its folder to the process that started it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,12 +22,24 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+from pydantic.fields import FieldInfo
 
 from ppo_unified.config import presets
-from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.schema import RunConfig, typed_options
+from ppo_unified.config.sweep import SEED
+from ppo_unified.config.values import format_value, kind_of, read_value
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 
 LEAVING_S = 10.0  # maximum seconds to wait for an ending trainer to release its lock
+OMITTED = frozenset(  # options and sections that are not part of default names, because they do not change the method
+    ["total_steps", "total_iterations", "stop_when_solved", "device", "threads", "checkpoint", "eval", "log"]
+)
+LONGEST_LABELS = 60  # characters of a default name before options are replaced by their number and a hash
+LONGEST_VALUE = 24  # characters of the value of a text, list or table in a default name
+LONGEST_VALID = 100  # characters of a valid name
+_UNSAFE = re.compile(r"[^\w.+=@]+")
+_FILE = re.compile(r"(?:.*/)?([^/]+?)(?:\.(?:jsonl|json|txt|toml|py))?/*")  # group 1: name without folder and suffix
+
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
 
@@ -34,14 +48,17 @@ def prepare(
     runs: Path,
     name: str = "",
     command: Sequence[str] = (),
+    *,
     init: Mapping[str, Any] | None = None,
+    default: str = "",
     checking: AbstractContextManager[None] | None = None,
 ) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
-    `init` is the entry of that name in run.json: the checkpoint that the run starts from.
-    If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no folder behind.
-    The adapter's check, which may create an environment, runs inside the context manager `checking`.
+    If `name` is empty, the folder gets the first unused name of default, default-2, ... If `default` is also empty, it
+    is the `run_name` of the configuration. `init` is the entry of that name in run.json: the checkpoint that the run
+    starts from. If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no
+    folder behind. The adapter's check, which may create an environment, runs inside the context manager `checking`.
     """
     report_descriptor()  # called first, so that child processes of the checks do not inherit the variable
     with checking or nullcontext():
@@ -57,14 +74,74 @@ def prepare(
         )
         run.write_status(claim(status, config))
 
-    run = create(runs, name, default_name(config), fill)
+    run = create(runs, name, default or run_name(config, presets.reload_target(config)), fill)
     report_folder(run.path)
     return run
 
 
-def default_name(config: RunConfig) -> str:
-    """Return the default name of a run, such as 'cartpole-s1'. It is used if --name is not given."""
-    return f"{config.origin}-s{config.seed}"
+def run_name(
+    config: RunConfig,
+    base: RunConfig,
+    typed: Mapping[str, str] | None = None,
+    varied: Collection[str] = (),
+    name: str = "",
+) -> str:
+    """Return the name of a run, such as 'cartpole-lr3e-3-s1'.
+
+    The name lists the options that differ between `config` and `base`, the target's configuration, except those in
+    OMITTED, and the options `varied`, which differ between runs that are started together. Options are in the schema's
+    order, with the text in `typed` if it contains the option. If the user chose a `name`, it replaces the target's
+    name, and only the varied options are added.
+    """
+    values, before = config.flatten(), base.flatten()
+    declared = typed_options(type(config))
+    chosen = [option for option in declared if option in varied or (not name and _is_changed(option, values, before))]
+    keys = [option.rpartition(".")[2] for option in chosen]
+    labels = []
+    for key, option in zip(keys, chosen, strict=True):
+        text = (typed or {}).get(option, format_value(values[option]))
+        labels += [_label(option if keys.count(key) > 1 else key, text, declared[option])] * (option != SEED)
+    seed = [f"s{config.seed}"] if SEED in varied or not name else []
+    start = name or config.origin
+    tail = "-".join([*_shorten(labels, LONGEST_LABELS - len(start)), *seed])
+    if labels and not name:
+        start = start[: LONGEST_VALID - 1 - len(tail)]
+    return "-".join(filter(None, [start, tail]))
+
+
+def _is_changed(option: str, values: Mapping[str, object], before: Mapping[str, object]) -> bool:
+    section, _, key = option.rpartition(".")
+    return option != SEED and (section or key) not in OMITTED and values[option] != before.get(option)
+
+
+def _label(key: str, text: str, declared: FieldInfo) -> str:
+    """Return an option's part of a name: 'lr3e-3', 'no-anneal', 'objective-ratio', 'hidden64x64' or 'prompts-mine'."""
+    key, kind, value = key.replace(".", "-"), kind_of(declared), read_value(text, declared)
+    if kind == "bool":
+        return key if value else f"no-{key}"
+    if kind == "list":
+        text = ("-" if any(isinstance(element, str) for element in value) else "x").join(map(str, value))
+    elif kind == "text" and (match := _FILE.fullmatch(text)):
+        text = match[1]
+    text = "" if value is None else _UNSAFE.sub("-", text.strip())
+    if kind in ("text", "list", "table"):
+        text = text.strip("-.")[:LONGEST_VALUE].rstrip("-.")
+    numeric = kind in ("int", "float", "list") and re.match(r"[-+.]?\d", text)
+    return f"{key}{text}" if numeric else f"{key}-{text or 'none'}"
+
+
+def _shorten(labels: Sequence[str], room: int) -> list[str]:
+    """Keep the first labels, of at most `room` characters, and replace the others by their number and a hash."""
+    kept: list[str] = []
+    for label in labels:
+        if sum(map(len, kept)) + len(kept) + len(label) > room:
+            break
+        kept.append(label)
+    rest = labels[len(kept) :]
+    if not rest:
+        return kept
+    digest = hashlib.sha256("\n".join(rest).encode()).hexdigest()[:6]
+    return [*kept, f"+{len(rest)}-{digest}"]
 
 
 def reopen(run: Run) -> Status:

@@ -335,7 +335,7 @@ def config_of(run: Run) -> RunConfig:
 
 def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "two-arms", "--recipe", "quick", "--optim.lr", "0.1"]) == 0
-    run = Run(package_folder / "runs" / "two-arms-quick-s1")
+    run = Run(package_folder / "runs" / "two-arms-quick-lr0.1-s1")
     status, config = run.read_status(), config_of(run)
     assert (status.preset, status.iteration, config.recipe, config.preset) == ("two-arms-quick", 3, "quick", "two-arms")
     assert (config.ppo.epochs, config.ppo.minibatches, config.optim.lr) == (2, 2, 0.1)
@@ -343,10 +343,10 @@ def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, caps
     assert command == "ppo-unified train two-arms --recipe quick --optim.lr 0.1\n"
     assert main([*shlex.split(command)[1:], "--name", "again"]) == 0
     assert config_of(Run(package_folder / "runs" / "again")) == config
-    assert main(["resume", "two-arms-quick-s1", "--total-iterations", "5"]) == 0
+    assert main(["resume", "two-arms-quick-lr0.1-s1", "--total-iterations", "5"]) == 0
     assert (run.read_status().iteration, config_of(run).recipe) == (5, "quick")
     assert main(["train", str(run.config)]) == 0  # the configuration of a run starts another run of the same name
-    assert (package_folder / "runs" / "two-arms-quick-s1-2").exists()
+    assert (package_folder / "runs" / "two-arms-quick-lr0.1-s1-2").exists()
     capsys.readouterr()
     assert main(["runs", "recipe:quick", "preset:two-arms", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 3

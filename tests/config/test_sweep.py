@@ -1,13 +1,12 @@
-"""Lists of values for options: parsing, order of the runs, names of the runs, and errors."""
+"""Lists of values for options: parsing, order of the runs, and errors."""
 
 from __future__ import annotations
 
 import pytest
 
 from envs.gym.options import GymConfig
-from ppo_unified.config.presets import load_target
 from ppo_unified.config.schema import typed_options
-from ppo_unified.config.sweep import MOST_RUNS, expand, parse_seeds, run_name
+from ppo_unified.config.sweep import MOST_RUNS, expand, parse_seeds
 from ppo_unified.errors import UsageError
 
 OPTIONS = typed_options(GymConfig)
@@ -62,24 +61,3 @@ def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[
 def test_invalid_lists_are_rejected(typed: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         expand(typed, OPTIONS)
-
-
-@pytest.mark.parametrize(
-    ("typed", "name", "names"),
-    [
-        ({"seed": "3"}, "", [""]),
-        ({"seed": "3"}, "pole", ["pole"]),
-        ({"seed": "1-2"}, "", ["", ""]),  # `train` chooses cartpole-s1 and cartpole-s2
-        ({"seed": "1-2"}, "pole", ["pole-s1", "pole-s2"]),
-        ({"optim.lr": "3e-3,1e-3"}, "", ["cartpole-lr3e-3-s1", "cartpole-lr1e-3-s1"]),
-        ({"optim.lr": "3e-3,1e-3"}, "pole", ["pole-lr3e-3", "pole-lr1e-3"]),
-        ({"ppo.clip": "0.1,0.2", "seed": "7,1e1"}, "", [f"cartpole-clip{c}-s{s}" for c in (0.1, 0.2) for s in (7, 10)]),
-        ({"ppo.objective": "clip,ratio"}, "", ["cartpole-objective-clip-s1", "cartpole-objective-ratio-s1"]),
-        ({"log.every": "1,2", "eval.every_steps": "3"}, "x", ["x-every1", "x-every2"]),
-    ],
-)
-def test_run_names_are_distinct(typed: dict[str, str], name: str, names: list[str]) -> None:
-    config = load_target("cartpole")
-    runs = expand(typed, OPTIONS)
-    configs = [config.model_copy(update={"seed": int(float(one.typed.get("seed", "1")))}) for one in runs]
-    assert [run_name(one, name, own) for one, own in zip(runs, configs, strict=True)] == names

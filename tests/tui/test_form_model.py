@@ -32,9 +32,9 @@ TEXTS = ("a b", "-x", "--name", "it's", '"', "$HOME", "日本", "a=b", "regex:^\
 
 
 class PreparedRun(Exception):
-    def __init__(self, config: RunConfig, name: str) -> None:
+    def __init__(self, config: RunConfig, name: str, default: str) -> None:
         super().__init__()
-        self.config, self.name = config, name
+        self.config, self.name, self.default = config, name, default
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def _raise_at_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `train` return its configuration before it creates a run folder."""
 
-    def prepare(config: RunConfig, runs: Path, name: str, command: list[str]) -> None:
-        raise PreparedRun(config, name)
+    def prepare(config: RunConfig, runs: Path, name: str, command: list[str], default: str) -> None:
+        raise PreparedRun(config, name, default)
 
     monkeypatch.setattr(preparation, "prepare", prepare)
 
@@ -256,7 +256,7 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
     assert cli.main([*shlex.split(verdict.command)[1:], "--detach"]) == 0
     assert [names(words) for words in started] == [names(words) for words in lists]
     assert len({names(words) for words in lists}) == 12
-    assert names(lists[0]) == f"{name or 'cartpole'}-objective-clip-lr0.01-s2"
+    assert names(lists[0]) == f"{name or 'cartpole'}-objective-clip-lr0.01{'' if name else '-wrappers-A-B'}-s2"
     with pytest.MonkeyPatch.context() as patch:
         capture(patch)
         configs = [[parse_arguments(words).config for words in each] for each in (started, lists)]

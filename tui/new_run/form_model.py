@@ -20,7 +20,7 @@ from ppo_unified.config import presets
 from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RECORDS, RunConfig, known_options, typed_options, validate
-from ppo_unified.config.sweep import Combination, combine, run_name, split_values
+from ppo_unified.config.sweep import SEED, Combination, combine, split_values
 from ppo_unified.config.values import (
     Kind,
     choices_of,
@@ -33,6 +33,7 @@ from ppo_unified.config.values import (
 )
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, check_name, free_name
+from ppo_unified.runs.preparation import run_name
 
 WHERE = "command line"  # location in error messages: the same as for a command
 NAME, RECIPE = "name", "recipe"  # keys in `typed` besides options: the run's name and the recipe
@@ -114,6 +115,7 @@ def is_target(word: str) -> bool:
 
 class _Target(NamedTuple):
     config: RunConfig  # if a recipe was applied, not yet validated as a whole
+    named: RunConfig  # the configuration that the names of runs are relative to
     fields: Mapping[str, Field]
     declared: Mapping[str, FieldInfo]
 
@@ -149,7 +151,7 @@ def _load_at(target: str, recipe: str, stamp: int) -> _Target:
     declared = typed_options(type(config))
     values, matters = config.flatten(), _important_options(presets.load_target(target))
     found = {name: _field(name, info, values[name], name in matters) for name, info in declared.items()}
-    return _Target(config, found, declared)
+    return _Target(config, presets.reload_target(config), found, declared)
 
 
 def _important_options(config: RunConfig) -> set[str]:
@@ -238,9 +240,9 @@ class _TypedOptions:
     def check_names(self, configs: Sequence[RunConfig], name: str, runs: Path) -> None:
         """Check that each run has a valid name and that no folder of that name exists."""
         pairs = zip(self.combinations, configs, strict=False)  # `configs` is shorter if one is invalid
-        names = [run_name(combination, name, config) for combination, config in pairs]
+        names = [_run_name(self.base, combination, config, name) for combination, config in pairs]
         try:
-            for own in filter(None, names):
+            for own in names:
                 check_name(own)
                 if name and os.path.lexists(runs / own):
                     raise UsageError(f"{runs / own} already exists; choose another name")
@@ -305,11 +307,19 @@ def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Pa
     base, name, found = _load(target, recipe), typed.get(NAME, ""), []
     options = _TypedOptions(base, typed)
     for combination, config in zip(options.combinations, options.configs(), strict=True):
-        own = run_name(combination, name, config)
-        own = own if name or not own else free_name(runs, own)
+        own = name
+        if set(combination.varied) - {SEED} or (name and combination.varied):
+            own = _run_name(base, combination, config, name)
+            own = own if name else free_name(runs, own)
         words = [target, *(["--recipe", recipe] if recipe else []), *_flags(base, config)]
         found.append([*words, *(["--name", own] if own else [])])
     return found
+
+
+def _run_name(base: _Target, combination: Combination, config: RunConfig, name: str) -> str:
+    """Return a run's name or, if `name` is empty, its default name, which `train` generates from the same flags."""
+    texts = {option: combination.typed[option] for option in combination.varied}
+    return run_name(config, base.named, texts, combination.varied, name)
 
 
 def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> Iterator[str]:

@@ -1,0 +1,144 @@
+"""Default names of runs: the same for the same options, distinct for runs of one sweep, and valid for any value."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppo_unified import load_preset
+from ppo_unified.cli.flags import configure
+from ppo_unified.config.presets import load_target, reload_target
+from ppo_unified.config.schema import typed_options
+from ppo_unified.config.sweep import expand
+from ppo_unified.runs.folder import check_name
+from ppo_unified.runs.preparation import LONGEST_LABELS, run_name
+
+
+def names(target: str, typed: dict[str, str], name: str = "") -> list[str]:
+    base = load_target(target)
+    runs = expand(typed, typed_options(type(base)))
+    return [run_name(configure(base, one.typed), base, one.typed, one.varied, name) for one in runs]
+
+
+@pytest.mark.parametrize(
+    ("typed", "label"),
+    [
+        ({}, ""),
+        ({"optim.lr": "3e-3"}, "-lr3e-3"),
+        ({"optim.lr": "0.003"}, "-lr0.003"),
+        ({"optim.lr": "2e-3"}, ""),  # the preset's value
+        ({"optim.anneal": "false"}, "-no-anneal"),
+        ({"gym.normalize_obs": "true"}, "-normalize_obs"),
+        ({"policy.hidden": "[32, 32]"}, "-hidden32x32"),
+        ({"policy.hidden": ""}, "-hidden-none"),
+        ({"ppo.objective": "ratio"}, "-objective-ratio"),
+        ({"eval.threshold": "None", "stop_when_solved": "false"}, ""),
+        ({"policy.log_std_init": "-1e-1"}, "-log_std_init-1e-1"),
+        ({"gym.env_kwargs": '{"sutton_barto_reward": true}'}, "-env_kwargs-sutton_barto_reward-true"),
+        ({"gym.wrappers": "my.wrappers:Noise"}, "-wrappers-my.wrappers-Noise"),
+        ({"optim.lr": "1e-3", "ppo.clip": "0.1"}, "-clip0.1-lr1e-3"),  # in the schema's order, however they are typed
+        ({"ppo.clip": "0.1", "optim.lr": "1e-3"}, "-clip0.1-lr1e-3"),
+        ({"optim.lr": "1e-3", "seed": "7"}, "-lr1e-3"),
+        ({"total_steps": "5e4", "device": "cpu", "threads": "2", "log.every": "2", "checkpoint.keep": "3"}, ""),
+    ],
+)
+def test_name_lists_the_changed_options(typed: dict[str, str], label: str) -> None:
+    (name,) = names("cartpole", typed)
+    assert name == f"cartpole{label}-s{typed.get('seed', 1)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("data/my prompts.jsonl", "prompts-my-prompts"),
+        ("/abs/folder/v1.2.json", "prompts-v1.2"),
+        ("x" * 80 + ".txt", "prompts-" + "x" * 24),
+        ("../..", "prompts-none"),
+        ("a\nb\x1b[1m", "prompts-a-b-1m"),
+        ("学習.jsonl", "prompts-学習"),
+    ],
+)
+def test_paths_and_texts_are_shortened_to_safe_names(text: str, label: str) -> None:
+    (name,) = names("arithmetic", {"llm.prompts": text})
+    assert name == f"arithmetic-{label}-s1"
+    check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name", "expected"),
+    [
+        ({"seed": "3"}, "pole", ["pole"]),
+        ({"seed": "1-2"}, "", ["cartpole-s1", "cartpole-s2"]),
+        ({"seed": "1-2"}, "pole", ["pole-s1", "pole-s2"]),
+        ({"seed": "1-2", "ppo.clip": "0.1"}, "", ["cartpole-clip0.1-s1", "cartpole-clip0.1-s2"]),
+        ({"seed": "1-2", "ppo.clip": "0.1"}, "pole", ["pole-s1", "pole-s2"]),
+        ({"optim.lr": "3e-3,2e-3"}, "", ["cartpole-lr3e-3-s1", "cartpole-lr2e-3-s1"]),  # 2e-3 is the preset's value
+        ({"optim.lr": "3e-3,1e-3"}, "pole", ["pole-lr3e-3", "pole-lr1e-3"]),
+        ({"total_steps": "1e3,2e3"}, "", ["cartpole-total_steps1e3-s1", "cartpole-total_steps2e3-s1"]),
+        ({"ppo.clip": "0.1,0.3", "seed": "7,1e1"}, "", [f"cartpole-clip{c}-s{s}" for c in (0.1, 0.3) for s in (7, 10)]),
+        ({"gym.normalize_obs": "true,false"}, "", ["cartpole-normalize_obs-s1", "cartpole-no-normalize_obs-s1"]),
+        ({"log.every": "1,2", "eval.every_steps": "3"}, "x", ["x-every1", "x-every2"]),
+        (
+            {"log.every": "1,2", "eval.every_steps": "3,4"},
+            "x",
+            ["x-every_steps3-every1", "x-every_steps4-every1", "x-every_steps3-every2", "x-every_steps4-every2"],
+        ),
+    ],
+)
+def test_sweep_names_contain_the_varied_options(typed: dict[str, str], name: str, expected: list[str]) -> None:
+    assert names("cartpole", typed, name) == expected
+
+
+MANY = {
+    "gym.num_envs": "8",
+    "gym.num_steps": "64",
+    "policy.hidden": "32 32",
+    "policy.activation": "relu",
+    "ppo.epochs": "4",
+    "ppo.gamma": "0.9",
+    "ppo.lam": "0.8",
+    "ppo.clip": "0.1,0.3",
+    "optim.lr": "1e-3,3e-3",
+}
+
+
+def test_long_names_are_shortened_and_stay_distinct() -> None:
+    found = names("cartpole", MANY)
+    assert len(set(found)) == 4
+    for name in found:
+        assert len(name) <= LONGEST_LABELS + 15
+        assert re.fullmatch(r"cartpole-epochs4-gamma0.9-.*-\+\d+-[0-9a-f]{6}-s1", name), name
+        check_name(name)
+    assert names("cartpole", MANY) == found
+
+
+def test_long_target_name_leaves_room_for_the_options() -> None:
+    base = load_target("cartpole").model_copy(update={"preset": "x" * 97})
+    name = run_name(configure(base, {"optim.lr": "1e-3"}), base)
+    check_name(name)
+    assert name.endswith("-s1")
+    assert name != run_name(configure(base, {"optim.lr": "3e-3"}), base)
+
+
+@pytest.mark.parametrize(
+    ("target", "changes", "expected"),
+    [
+        ("cartpole", {"seed": 3, "optim": {"lr": 3e-3}, "total_steps": 1000}, "cartpole-lr0.003-s3"),
+        ("CartPole-v1", {"ppo": {"clip": 0.1}}, "CartPole-v1-clip0.1-s1"),
+        ("sentiment", {"recipe": "trl-early", "ppo": {"clip": 0.1}}, "sentiment-trl-early-clip0.1-s1"),
+        ("sentiment", {"recipe": "trl-early"}, "sentiment-trl-early-s1"),
+    ],
+)
+def test_python_configuration_names_its_changes(target: str, changes: dict[str, Any], expected: str) -> None:
+    config = load_preset(target, **changes)
+    assert run_name(config, reload_target(config)) == expected
+
+
+def test_configuration_from_a_file_has_a_plain_name(tmp_path: Path) -> None:
+    """Its file is unknown, so that its changes cannot be distinguished from the file's options."""
+    (tmp_path / "mine.toml").write_text(load_target("cartpole").to_toml().replace('"cartpole"', '""'))
+    config = load_preset(str(tmp_path / "mine.toml"), ppo={"clip": 0.1})
+    assert run_name(config, reload_target(config)) == "mine-s1"
