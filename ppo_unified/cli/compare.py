@@ -6,13 +6,13 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import to_json
+from ppo_unified.runs.folder import Status, to_json
 from ppo_unified.runs.query import read_options
 from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_option, seedless_key
 from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
@@ -20,7 +20,11 @@ from ppo_unified.text import can_color, clean, format_duration, format_number, f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    parser.add_argument("--seeds", action="store_true", help="group runs that differ only in the seed")
+    parser.add_argument(
+        "--seeds",
+        action="store_true",
+        help="group runs that differ only in the seed, and print the mean and standard deviation of each group",
+    )
     add_json(parser)
     add_runs_folder(parser)
 
@@ -34,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             print(to_json({"groups": groups}))
         else:
-            print_out("\n".join(format_table([_group_cells(group) for group in groups], can_color(sys.stdout))))
+            print_out("\n".join(_seed_table(groups)))
         return 0
     if len(chosen) < 2:
         raise UsageError("ppo-unified compare: expected at least two different runs (with --seeds, one run is enough)")
@@ -51,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _scores(seen: Snapshot) -> dict[str, Any]:
     status = seen.status
     keys = ("step", "score", "best_score", "solved_step", "elapsed_s")
-    return {"state": seen.state} | {key: getattr(status, key) for key in keys}
+    return {"state": seen.state} | {key: getattr(status, key) for key in keys} | {"greedy": True}
 
 
 def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
@@ -62,8 +66,8 @@ def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
                 "run": label,
                 "state": clean(state),
                 "step": f"{status.step:,}",
-                "score": format_number(status.score),
-                "best": format_number(status.best_score),
+                "score (greedy)": format_number(status.score),
+                "best (greedy)": format_number(status.best_score),
                 "solved at": "-" if status.solved_step is None else f"{status.solved_step:,}",
                 "elapsed": format_duration(status.elapsed_s),
             }
@@ -74,7 +78,8 @@ def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
 def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Group the runs that differ only in the seed.
 
-    The options of a group are those in which it differs from the other groups with the same preset.
+    If several runs of a group have the same seed, only the newest of them that has a score is counted. The options of a
+    group are those in which it differs from the other groups with the same preset.
     """
     by_options: dict[str, list[str]] = {}
     for label, options in tables.items():
@@ -83,42 +88,68 @@ def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[st
     for labels in by_options.values():
         preset = chosen[labels[0]].status.preset
         rivals = [tables[other[0]] for other in by_options.values() if chosen[other[0]].status.preset == preset]
-        members = [chosen[label].status for label in labels]
+        by_age = sorted(labels, key=lambda label: _rank(chosen[label].status))
+        newest = {chosen[label].status.seed: label for label in by_age}  # a later entry replaces an earlier one
+        used = [label for label in labels if label in newest.values()]
+        members = [chosen[label].status for label in used]
         groups.append(
             {
                 "preset": preset,
                 "options": {key: tables[labels[0]].get(key) for key in find_differences(rivals) if key != "seed"},
-                "runs": labels,
-                "seeds": sorted({status.seed for status in members}),
-                "best_score": _statistics([status.best_score for status in members]),
-                "solved_step": _statistics([status.solved_step for status in members]),
+                "runs": used,
+                "repeated_runs": [label for label in labels if label not in used],
+                "seeds": sorted(newest),
+                "greedy": True,
+            }
+            | {
+                key: _statistics([getattr(one, key) for one in members])
+                for key in ("score", "best_score", "solved_step")
             }
         )
     return groups
 
 
+def _rank(status: Status) -> tuple[bool, float]:
+    return status.score is not None, status.started
+
+
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean, minimum, maximum and count of the finite values."""
+    """Return the mean, sample standard deviation, minimum, maximum and count of the finite values.
+
+    A single value has no standard deviation.
+    """
     finite = [value for value in values if value is not None and math.isfinite(value)]
     if not finite:
-        return {"mean": None, "min": None, "max": None, "runs": 0}
-    return {"mean": mean(finite), "min": min(finite), "max": max(finite), "runs": len(finite)}
+        return {"mean": None, "std": None, "min": None, "max": None, "runs": 0}
+    spread = stdev(finite) if len(finite) > 1 else None
+    return {"mean": mean(finite), "std": spread, "min": min(finite), "max": max(finite), "runs": len(finite)}
+
+
+def _seed_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = format_table([_group_cells(group) for group in groups], can_color(sys.stdout))
+    lines += ["", "mean +- standard deviation over n seeds (one run per seed)"]
+    for group in groups:
+        if repeated := group["repeated_runs"]:
+            lines.append(f"not counted, because another run has the same options and seed: {', '.join(repeated)}")
+    return lines
 
 
 def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
-    best, solved = group["best_score"], group["solved_step"]
+    solved = group["solved_step"]
     name = " ".join([group["preset"], *(f"{key}={format_option(value)}" for key, value in group["options"].items())])
     return {
         "group": clean(name),
         "seeds": str(len(group["seeds"])),
-        "mean best score (range)": _format_spread(best, format_number),
-        "solved runs": f"{solved['runs']} of {len(group['runs'])}",
-        "mean solved step (range)": _format_spread(solved, "{:,.0f}".format),
+        "score (greedy)": _format_statistics(group["score"], format_number),
+        "best (greedy)": _format_statistics(group["best_score"], format_number),
+        "solved": f"{solved['runs']} of {len(group['runs'])}",
+        "solved step": _format_statistics(solved, "{:,.0f}".format),
     }
 
 
-def _format_spread(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
-    """Format the mean and the range of some numbers."""
+def _format_statistics(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
+    """Format a mean, its standard deviation if there is one, and the number of values."""
     if not statistics["runs"]:
         return "-"
-    return "{} ({} .. {})".format(*(format_one(statistics[key]) for key in ("mean", "min", "max")))
+    spread = "" if statistics["std"] is None else f" +- {format_one(statistics['std'])}"
+    return f"{format_one(statistics['mean'])}{spread} (n={statistics['runs']})"

@@ -26,7 +26,7 @@ from ppo_unified.runs.folder import Run, Status
 Lookup = Callable[[str], Any]  # returns the run's value of a key, or None
 
 _TOKEN = re.compile(r'\||(?:"[^"]*"|[^\s|"])+')
-_TERM = re.compile(r"(!*)([A-Za-z_][\w.-]*)(:|>=|<=|!=|=|>|<)(.*)", re.DOTALL)
+_TERM = re.compile(r"(!*)([A-Za-z_][\w./-]*)(:|>=|<=|!=|=|>|<)(.*)", re.DOTALL)
 _OPERATORS = {":": eq, "=": eq, ">": gt, "<": lt, ">=": ge, "<=": le}
 _WORD_KEYS = ("name", "preset", "state")
 
@@ -119,7 +119,7 @@ def _term(token: str) -> Term:
     if match is None:
         word = token.lstrip("!").replace('"', "")
         if not word:
-            raise UsageError(f"query: {token!r} has no search word; write a word, as in failed or !failed")
+            raise UsageError(f"query {token!r}: missing word; write one, as in failed or !failed")
         return Term("", ":", word, (len(token) - len(token.lstrip("!"))) % 2 == 1)
     marks, key, operator, value = match.groups()
     value, negated = value.replace('"', ""), len(marks) % 2 == 1
@@ -127,11 +127,11 @@ def _term(token: str) -> Term:
         operator, negated = "=", not negated
     key = _resolve_key(key, token)
     if not value:
-        raise UsageError(f"query: {token!r} has no value; write {key}{operator}VALUE")
+        raise UsageError(f"query {token!r}: missing value; write {key}{operator}VALUE")
     if _is_number(key) and not _is_numeric(value):
-        raise UsageError(f"query: {token!r}: {key} expects a number, got {value!r}")
+        raise UsageError(f"query {token!r}: {key} expects a number, got {value!r}")
     if operator in ("<", ">", "<=", ">=") and not _is_number(key):
-        raise UsageError(f"query: {token!r}: {key!r} is text, not a number; write {key}:{value} to search it")
+        raise UsageError(f"query {token!r}: {key!r} is text, not a number; write {key}:{value} to search it")
     return Term(key, operator, value, negated)
 
 
@@ -140,9 +140,24 @@ def _resolve_key(word: str, token: str) -> str:
     key = word.replace("-", "_").lower()
     if key in _status_kinds() or key in _option_kinds():
         return key
-    known = did_you_mean(key, _status_kinds()) or did_you_mean(key, _option_kinds())
-    all_keys = f"known keys: options such as optim.lr, and {', '.join(_status_kinds())}"
-    raise UsageError(f"query: {token!r}: unknown key {word!r}{known or f'; {all_keys}'}")
+    raise UsageError(f"query {token!r}: unknown key {word!r}{_suggest_key(key)}")
+
+
+def _suggest_key(unknown: str) -> str:
+    """Return the end of an error message about an unknown key: the full names of what it may mean."""
+    from ppo_unified.config.suggestions import suggest
+    from ppo_unified.runs.metrics import METRICS
+
+    options = [option for option in _option_kinds() if option.rpartition(".")[2] == unknown]
+    if options:
+        return f"; did you mean {' or '.join(map(repr, options))}?"
+    if unknown not in METRICS and (known := did_you_mean(unknown, _status_kinds())):
+        return known
+    if tags := [tag for tag in METRICS if unknown in (tag, tag.rpartition("/")[2])]:
+        return f"; {' and '.join(tags)} cannot be used in queries; use 'score', 'best_score' or an option"
+    if found := suggest(unknown, _option_kinds()):
+        return f"; did you mean {found.option!r}?" + (f" ({found.note})" if found.note else "")
+    return f"; known keys: options such as optim.lr, and {', '.join(_status_kinds())}"
 
 
 def _is_number(key: str) -> bool:

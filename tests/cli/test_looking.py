@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -222,7 +223,7 @@ def test_command_runs_with_a_closed_stream(folder: Path, closed: str) -> None:
 def test_runs_rejects_bad_query_in_one_line(run_command: Any) -> None:
     code, out, err = run_command("runs", "scor>3")
     assert (code, out) == (2, "")
-    assert err == "query: 'scor>3': unknown key 'scor'; did you mean 'score'?\n"
+    assert err == "query 'scor>3': unknown key 'scor'; did you mean 'score'?\n"
 
 
 def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Path) -> None:
@@ -389,6 +390,7 @@ def test_compare_shows_differences_then_scores(run_command: Any) -> None:
     assert (code, err) == (0, "")
     options, scores = out.split("\n\n")
     assert rows(options) == {"option": ["option", "base-s1", "fast"], "optim.lr": ["optim.lr", "0.002", "0.01"]}
+    assert re.split("  +", scores.splitlines()[0])[3:5] == ["score (greedy)", "best (greedy)"]
     assert rows(scores)["base-s1"] == ["base-s1", "finished", "400", "450", "480", "300", "2.0", "s"]
     assert rows(scores)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
 
@@ -400,7 +402,8 @@ def test_compare_json_lists_differences_and_scores(run_command: Any) -> None:
         "ppo.clip": {"base-s1": 0.2, "base-s2": 0.2, "gone": 0.1},
     }
     assert document["runs"]["base-s2"] == {
-        "state": "finished", "step": 400, "score": 500.0, "best_score": 500.0, "solved_step": 400, "elapsed_s": 2.0
+        "state": "finished", "step": 400, "score": 500.0, "best_score": 500.0, "solved_step": 400, "elapsed_s": 2.0,
+        "greedy": True,
     }  # fmt: skip
 
 
@@ -433,14 +436,33 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
     document = json.loads(run_command("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
     base, fast = document["groups"]
     assert (base["runs"], base["seeds"], base["options"]) == (["base-s1", "base-s2"], [1, 2], {"optim.lr": 0.002})
-    assert base["best_score"] == {"mean": 490.0, "min": 480.0, "max": 500.0, "runs": 2}
-    assert base["solved_step"] == {"mean": 350, "min": 300, "max": 400, "runs": 2}
+    assert base["best_score"] == {"mean": 490.0, "std": pytest.approx(200**0.5), "min": 480.0, "max": 500.0, "runs": 2}
+    assert base["score"] == {"mean": 475.0, "std": pytest.approx(1250**0.5), "min": 450.0, "max": 500.0, "runs": 2}
+    assert base["solved_step"]["std"] == pytest.approx(5000**0.5)
     assert (fast["runs"], fast["solved_step"]["runs"]) == (["fast"], 0)
+    assert (fast["best_score"]["mean"], fast["best_score"]["std"], fast["best_score"]["runs"]) == (50.0, None, 1)
     out = run_command("compare", "--seeds", "base-s1", "fast", "base-s2")[1].splitlines()
-    assert out[1].split("  ")[0] == "cartpole optim.lr=0.002"
-    assert "490 (480 .. 500) 2 of 2 350 (300 .. 400)" in " ".join(out[1].split())
-    assert "0 of 1" in out[2]
+    assert re.split("  +", out[0]) == ["group", "seeds", "score (greedy)", "best (greedy)", "solved", "solved step"]
+    assert re.split("  +", out[1]) == [
+        "cartpole optim.lr=0.002", "2", "475 +- 35.36 (n=2)", "490 +- 14.14 (n=2)", "2 of 2", "350 +- 71 (n=2)"
+    ]  # fmt: skip
+    assert re.split("  +", out[2])[2:] == ["-", "50 (n=1)", "0 of 1", "-"]
+    assert out[3:] == ["", "mean +- standard deviation over n seeds (one run per seed)"]
     assert run_command("compare", "--seeds", "base-s1")[0] == 0
+
+
+def test_compare_counts_each_seed_once(run_command: Any, folder: Path) -> None:
+    """A repeated or restarted run is not another seed; the newest run with a score is used."""
+    make(folder, "base-s2-2", [1.0], {"seed": 2}, started=9.0, score=300.0, best_score=320.0)
+    make(folder, "base-s2-3", [1.0], {"seed": 2}, started=10.0)  # has no score yet
+    named = ["compare", "--seeds", "base-s2", "base-s1", "base-s2-3", "base-s2-2"]
+    (group,) = json.loads(run_command(*named, "--json")[1])["groups"]
+    assert (group["seeds"], group["runs"]) == ([1, 2], ["base-s1", "base-s2-2"])
+    assert group["repeated_runs"] == ["base-s2", "base-s2-3"]
+    assert (group["score"]["mean"], group["score"]["runs"]) == (375.0, 2)
+    assert (group["solved_step"]["mean"], group["solved_step"]["runs"]) == (300, 1)
+    out = run_command(*named)[1].splitlines()
+    assert out[-1] == "not counted, because another run has the same options and seed: base-s2, base-s2-3"
 
 
 @pytest.mark.parametrize("command", ["show", "compare"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from ppo_unified import load_preset
+from ppo_unified.config.registry import config_model
+from ppo_unified.config.schema import known_options
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.query import flatten, lookup, parse, read_options
@@ -137,9 +140,9 @@ def test_flatten_joins_tables_by_dots() -> None:
         ("eval.threshold>x", "eval.threshold expects a number, got 'x'"),
         ("state>3", "'state' is text, not a number; write state:3"),
         ("optim.anneal>0", "'optim.anneal' is text, not a number"),
-        ("score>", "has no value; write score>VALUE"),
-        ("name:", "has no value; write name:VALUE"),
-        ("!", "has no search word; write a word"),
+        ("score>", "missing value; write score>VALUE"),
+        ("name:", "missing value; write name:VALUE"),
+        ("!", "missing word; write one"),
         ("|a", "must be between two terms"),
         ("a||b", "must be between two terms"),
         ("a|", "must be between two terms"),
@@ -150,3 +153,44 @@ def test_bad_query_is_a_one_line_error(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"query {text!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("lr>1e-3", "did you mean 'optim.lr'?"),
+        ("hidden:64", "did you mean 'policy.hidden'?"),
+        ("every-s>1", "did you mean 'checkpoint.every_s'?"),
+        ("kl:k1", "did you mean 'llm.kl'?"),  # the option, although there are metrics of this name
+        ("learning_rate=1e-3", "did you mean 'optim.lr'?"),
+        ("clip_range:0.2", "did you mean 'ppo.clip'?"),
+        (
+            "batch_size:64",
+            "did you mean 'ppo.minibatches'? (ppo.minibatches is the number of minibatches per epoch, not",
+        ),
+        ("steps>10", "did you mean 'step'?"),
+        ("return>400", "episode/return and eval/return cannot be used in queries; use 'score', 'best_score' or"),
+        ("eval/score>400", "eval/score cannot be used in queries; use 'score', 'best_score' or an option"),
+    ],
+)
+def test_short_and_foreign_keys_get_full_names(text: str, full: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(f"cartpole {text}")
+    assert full in str(caught.value)
+    assert str(caught.value).startswith(f"query {text!r}: unknown key ")
+
+
+def test_every_option_is_found_by_its_short_name() -> None:
+    for option in known_options(config_model("llm")):
+        section, _, key = option.rpartition(".")
+        if section:
+            with pytest.raises(UsageError, match=re.escape(f"did you mean '{option}'")):
+                parse(f"{key}:1")
+
+
+def test_ambiguous_short_name_lists_all_full_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"seed": int, "a.width": int, "b.width": int}
+    monkeypatch.setattr("ppo_unified.runs.query._option_kinds", lambda: kinds)
+    with pytest.raises(UsageError, match=r"unknown key 'width'; did you mean 'a.width' or 'b.width'\?"):
+        parse("width>3")
