@@ -58,5 +58,5 @@ class Notices:
 def _summary(entry: Entry) -> str:
     status = entry.status
     ended = describe_end(entry.state, status.reason)
-    score = "" if status.best_score is None else f", best score {status.best_score:.4g}"
+    score = "" if status.best_score is None else f", best greedy score {status.best_score:.4g}"
     return f"{clean(entry.key)}: {clean(ended)} after {status.step:,} steps{score}"

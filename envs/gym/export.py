@@ -271,7 +271,7 @@ print(f"mean return {{np.mean(returns):.6g}} over {{len(returns)}} episodes")
 PAGE = """\
 # A policy for {env_id}
 
-Trained by PPO in the run `{run}`, checkpoint of step {step}; score {score}.
+Trained by PPO in the run `{run}`, checkpoint of step {step}; greedy score {score}.
 
 `policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` {obs_dtype}
 [batch, {size}]{mask}. It returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes

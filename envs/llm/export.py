@@ -249,7 +249,7 @@ print(tokenizer.decode(response, skip_special_tokens=True))
 PAGE = """\
 # A language model trained by PPO
 
-This model comes from step {step} of the run `{run}` (score: {score}).
+This model comes from step {step} of the run `{run}` (greedy score: {score}).
 
 {weights}
 

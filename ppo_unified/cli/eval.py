@@ -16,7 +16,7 @@ from ppo_unified.cli.common import (
     foreign_code,
     integer,
 )
-from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, describe_decoding, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import replace_file
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=integer, default=0, metavar="N", help="random seed of the evaluation (default: 0)"
     )
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
+    parser.add_argument(
+        "--sampled", action="store_true", help="sample actions (tokens at llm.temperature) instead of acting greedily"
+    )
     parser.add_argument("--video", action="store_true", help="save one episode as a GIF in the run's export folder")
     add_json(parser)
     add_runs_folder(parser)
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **chosen, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
-    how = f"{'sampled' if options.sampled else 'greedy'}, seed {options.seed}, {describe_checkpoint(loaded)}"
+    how = f"{describe_decoding(options)}, seed {options.seed}, {describe_checkpoint(loaded)}"
     episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     print(f"{clean(loaded.run.name)}: {score} ({how})")

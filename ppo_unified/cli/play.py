@@ -20,7 +20,7 @@ from ppo_unified.cli.common import (
     integer,
     number,
 )
-from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, load_policy, play_frames
+from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, describe_decoding, load_policy, play_frames
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=integer, default=0, metavar="N", help="random seed of the first episode (default: 0)"
     )
-    parser.add_argument("--sampled", action="store_true", help="sample actions instead of acting greedily")
+    parser.add_argument(
+        "--sampled", action="store_true", help="sample actions (tokens at llm.temperature) instead of acting greedily"
+    )
     parser.add_argument(
         "--fps",
         type=number,
@@ -78,16 +80,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _watch(loaded: LoadedPolicy, options: argparse.Namespace, stdout: TextIO) -> None:
-    draws = is_drawable(stdout)
+    draws, how = is_drawable(stdout), describe_decoding(options)
     frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
     if draws:
-        title = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}"
+        title = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}, {how}"
         style = style_for(stdout)
         with open_screen(stdout) as shown:
             ends = [frame for frame in _show_frames(frames, shown, style, options.fps, title) if frame.ended]
-        _print_ends(iter(ends), stdout)
+        _print_ends(iter(ends), how, stdout)
     else:
-        _print_ends((frame for frame in frames if frame.ended), stdout)
+        _print_ends((frame for frame in frames if frame.ended), how, stdout)
 
 
 def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
@@ -95,20 +97,21 @@ def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     if options.fps:
         raise UsageError("--fps has no effect on a language model; omit it")
     chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
+    how = describe_decoding(options)
     typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
     if typed:
-        about = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}"
+        about = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}, {how}"
         print(f"{about}: type a prompt; press Ctrl-D to quit", file=sys.stderr)
     answered = 0
     for prompt in () if options.episodes else _ask_prompts() if typed else _read_prompts():
         answered += 1
         try:
-            _print_exchange(chat.answer(prompt), with_prompt=not typed)
+            _print_exchange(chat.answer(prompt), how, with_prompt=not typed)
         except UsageError as error:
             print_err(str(error))
     if not answered and not typed:
         for exchange in chat.examples(options.episodes or 1):
-            _print_exchange(exchange, with_prompt=True)
+            _print_exchange(exchange, how, with_prompt=True)
 
 
 def _ask_prompts() -> Iterator[str]:
@@ -149,12 +152,12 @@ def _replace_surrogates(line: str) -> str:
     return line.encode("utf-8", "replace").decode("utf-8")
 
 
-def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
+def _print_exchange(exchange: Exchange, how: str, with_prompt: bool) -> None:
     columns = get_terminal_size().columns if sys.stdout.isatty() else 0
     policy, reference = exchange.policy, exchange.reference
     blocks = [
-        Block("policy", policy.text, f"{describe_reply(policy)}, KL {format_number(exchange.kl)}"),
-        Block("reference", reference.text, describe_reply(reference)),
+        Block("policy", policy.text, f"{describe_reply(policy, how)}, KL {format_number(exchange.kl)}"),
+        Block("reference", reference.text, describe_reply(reference, how)),
     ]
     prompt = exchange.prompt if with_prompt else None
     for line in [*format_blocks(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
@@ -162,11 +165,11 @@ def _print_exchange(exchange: Exchange, with_prompt: bool) -> None:
     sys.stdout.flush()
 
 
-def describe_reply(reply: Reply) -> str:
-    """Describe a response in numbers, such as 'score 0.5, 3 tokens, ended'."""
+def describe_reply(reply: Reply, how: str) -> str:
+    """Describe a response that was decoded as `how` says, such as 'greedy, score 0.5, 3 tokens, ended'."""
     score = [] if reply.score is None else [f"score {format_number(reply.score)}"]
     count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
-    return ", ".join([*score, count, "ended" if reply.ended else "cut off"])
+    return ", ".join([how, *score, count, "ended" if reply.ended else "cut off"])
 
 
 def _show_frames(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, title: str) -> Iterator[Frame]:
@@ -190,8 +193,8 @@ def _status_line(frame: Frame, title: str, columns: int) -> str:
     return (f"{line}   {title}" if len(line) + 3 + len(title) <= columns else line)[:columns]
 
 
-def _print_ends(ends: Iterator[Frame], stdout: TextIO) -> None:
+def _print_ends(ends: Iterator[Frame], how: str, stdout: TextIO) -> None:
     for frame in ends:
         cut = "; cut at this limit, because the environment has no time limit" if frame.cut else ""
-        line = f"episode {frame.episode}: return {frame.total:.6g} in {frame.step} steps{cut}"
+        line = f"episode {frame.episode}: return {frame.total:.6g} ({how}) in {frame.step} steps{cut}"
         print(line, file=stdout, flush=True)

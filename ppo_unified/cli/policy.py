@@ -59,6 +59,10 @@ def describe_checkpoint(loaded: LoadedPolicy) -> str:
     return f"{kind}step {loaded.step:,}"
 
 
+def describe_decoding(options: Namespace) -> str:
+    return "sampled" if options.sampled else "greedy"
+
+
 def play_frames(loaded: LoadedPolicy, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
     spec = find_adapter(loaded.config.kind)
     if not spec.play:

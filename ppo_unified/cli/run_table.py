@@ -72,7 +72,7 @@ def _run_cells(seen: Snapshot) -> dict[str, str]:
         "preset": clean(status.preset),
         "step": f"{status.step:,}",
         "done": format_percent(status),
-        "score": format_number(status.score),
+        "score (greedy)": format_number(status.score),
         "best": format_number(status.best_score),
         "steps/s": f"{status.step / status.elapsed_s:,.0f}" if status.elapsed_s > 0 else "-",
         "age": format_duration(time.time() - status.started),

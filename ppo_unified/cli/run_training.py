@@ -150,9 +150,9 @@ class Progress:
         if left is not None and speed > 0 and (eta_s := left / speed - (now - self.iterated)) > 0:
             parts.append(f"ETA {format_duration(eta_s)}")
         if "episode/return" in metrics:
-            parts.append(f"return {metrics['episode/return']:.4g}")
+            parts.append(f"return {metrics['episode/return']:.4g} (sampled)")
         if status.score is not None:
-            parts.append(f"score {status.score:.4g}")
+            parts.append(f"score {status.score:.4g} (greedy)")
         if metrics:
             parts += [f"KL {metrics['policy/kl']:.4f}", f"{speed:,.0f} steps/s"]
         return " · ".join(parts) if can_unicode(self.screen) else " | ".join(parts)
@@ -161,6 +161,7 @@ class Progress:
 def summary(run: Run, status: Status) -> str:
     """Summarize how a run ended: a small curve, the reason, the time and the scores."""
     from ppo_unified.runs.event_reader import EventReader
+    from ppo_unified.runs.metrics import title
     from ppo_unified.terminal.chart import Line, draw
 
     reader = EventReader(run.path)
@@ -171,9 +172,9 @@ def summary(run: Run, status: Status) -> str:
         if series is not None and len(series) > 1:
             steps, _, values = series.numpy()
             width = min(shutil.get_terminal_size().columns, 72)
-            lines += draw([Line(tag, steps, values)], width, 8, title=tag, unicode=can_unicode(sys.stdout))
+            lines += draw([Line(tag, steps, values)], width, 8, title=title(tag), unicode=can_unicode(sys.stdout))
             break
-    score = "" if status.score is None else f", score {status.score:.4g}"
+    score = "" if status.score is None else f", greedy score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
     ended = describe_end(status.state, status.reason)
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"

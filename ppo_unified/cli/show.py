@@ -145,7 +145,7 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
     """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
-    from ppo_unified.runs.metrics import METRICS
+    from ppo_unified.runs.metrics import METRICS, title
     from ppo_unified.terminal.chart import MARKS, Line, draw
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
@@ -171,9 +171,9 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
         for tag in tags[first : first + across]:
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
             unit = METRICS[tag].unit if tag in METRICS else ""
-            title = clean(tag) + (f" [{unit}]" if unit else "")
+            caption = clean(title(tag)) + (f" [{unit}]" if unit else "")
             style = {"unicode": canvas.unicode, "color": canvas.color}
-            charts.append(draw(lines, width, height, title, x_range=(0, last), **style))
+            charts.append(draw(lines, width, height, caption, x_range=(0, last), **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
     return head + rows
 

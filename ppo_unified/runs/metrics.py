@@ -3,55 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Metric(NamedTuple):
     unit: str
     meaning: str
     healthy: str = ""  # the range or trend of a healthy run, such as "should rise"
+    decoding: Literal["", "greedy", "sampled"] = ""  # how the actions were chosen whose rewards or scores it averages
 
 
 METRICS: dict[str, Metric] = {
     "episode/return": Metric(
-        "reward", "mean return of the last 100 finished training episodes, whose actions are sampled", "should rise"
+        "reward",
+        "mean return of the last 100 finished training episodes, whose actions are sampled",
+        "should rise",
+        decoding="sampled",
     ),
-    "episode/length": Metric("steps", "mean length of the last 100 finished training episodes"),
+    "episode/length": Metric(
+        "steps", "mean length of the last 100 finished training episodes, whose actions are sampled", decoding="sampled"
+    ),
     "episode/success": Metric(
         "fraction",
         "share of successful episodes (is_success or success in the info of the last step) among the last 100 finished "
-        "training episodes; logged only if the environment reports it",
+        "training episodes, whose actions are sampled; logged only if the environment reports it",
         "should rise",
+        decoding="sampled",
     ),
     "eval/success": Metric(
         "fraction",
-        "share of successful episodes (is_success or success in the info of the last step) in an evaluation; logged "
-        "only if the environment reports it",
+        "share of successful episodes (is_success or success in the info of the last step) in a greedy evaluation; "
+        "logged only if the environment reports it",
         "should rise",
+        decoding="greedy",
     ),
     "episode/info/KEY": Metric(
         "",
         "mean of the number under KEY (one of gym.info_keys) in the info of the last step, over the last 100 finished "
-        "training episodes that report it",
+        "training episodes that report it, whose actions are sampled",
+        decoding="sampled",
     ),
     "eval/info/KEY": Metric(
         "",
-        "mean of the number under KEY (one of gym.info_keys) in the info of the last step, over the episodes of an "
-        "evaluation that report it",
+        "mean of the number under KEY (one of gym.info_keys) in the info of the last step, over the episodes of a "
+        "greedy evaluation that report it",
+        decoding="greedy",
     ),
     "eval/return": Metric(
-        "reward", "mean return of the greedy evaluation episodes; their seeds are never used in training", "should rise"
+        "reward",
+        "mean return of the greedy evaluation episodes; their seeds are never used in training",
+        "should rise",
+        decoding="greedy",
     ),
     "eval/score": Metric(
         "score",
-        "mean return (Gymnasium) or mean score (language models) of an evaluation; the headline metric",
+        "mean return (Gymnasium) or mean score (language models) of a greedy evaluation; the headline metric",
         "should rise",
+        decoding="greedy",
     ),
     "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "should rise"),
     "eval/gold": Metric(
         "score",
         "mean score that the true reward (llm.proxy_of) assigns to sampled responses to held-out prompts",
         "should rise together with eval/sampled_score; a fall while eval/sampled_score rises indicates reward hacking",
+        decoding="sampled",
     ),
     "eval/kl": Metric(
         "nats",
@@ -133,14 +148,15 @@ METRICS: dict[str, Metric] = {
         "value",
         "mean of the critic's value estimates V_old over all steps, in the units in which the critic is trained",
     ),
-    "reward/score": Metric("score", "mean score of an iteration's responses"),
+    "reward/score": Metric("score", "mean score of an iteration's responses, which are sampled", decoding="sampled"),
     "reward/score_std": Metric(
         "score", "standard deviation of the scores of an iteration's responses", "should shrink as the policy converges"
     ),
     "reward/gold": Metric(
         "score",
-        "mean score that the true reward (llm.proxy_of) assigns to an iteration's responses",
+        "mean score that the true reward (llm.proxy_of) assigns to an iteration's responses, which are sampled",
         "should rise together with reward/score; a fall while reward/score rises indicates reward hacking",
+        decoding="sampled",
     ),
     "reward/total": Metric(
         "reward", "total reward of a response, including the KL penalty, averaged over an iteration's responses"
@@ -269,3 +285,9 @@ def describe(tag: str) -> str:
         return ""
     unit = f" (unit: {metric.unit})" if metric.unit else ""
     return f"{metric.meaning}{unit}" + (f". It {metric.healthy}." if metric.healthy else "")
+
+
+def title(tag: str) -> str:
+    """Return a metric's tag and, if it is a return or a score, how the actions were chosen: 'eval/score (greedy)'."""
+    decoding = METRICS[tag].decoding if tag in METRICS else ""
+    return f"{tag} ({decoding})" if decoding else tag

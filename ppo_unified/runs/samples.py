@@ -153,7 +153,8 @@ class StoredIteration:
         )
         return "\n".join(
             (
-                f"{clean(name)}, iteration {self.iteration} (up to step {self.step:,}), {self.steps:,} steps{kept}",
+                f"{clean(name)}, iteration {self.iteration} (up to step {self.step:,}), "
+                f"{self.steps:,} sampled steps{kept}",
                 f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
                 "; ".join(formulas),
             )

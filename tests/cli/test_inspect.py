@@ -288,7 +288,7 @@ def test_formulas_follow_the_runs_advantage_and_target(tmp_path: Path, capsys: p
         text = " ".join(out.split())
         for formula in [*says, "delta = r + gamma*V' - V", "gamma 0.97, lam 0.9, clip 0.2"]:
             assert formula in text
-        assert "100,000 steps; only the first" in text
+        assert "100,000 sampled steps; only the first" in text
 
 
 MISTAKES = {

@@ -242,7 +242,7 @@ def test_runs_reports_runs_with_unreadable_options(run_command: Any, folder: Pat
 def test_show_draws_default_metrics(run_command: Any) -> None:
     code, out, err = run_command("show", "base-s1")
     assert (code, err) == (0, "")
-    assert "eval/score [score]  450" in out
+    assert "eval/score (greedy) [score]  450" in out
     assert "loss/value" in out
     assert "optim/lr" not in out
     assert all(display_width(line) <= 80 for line in out.splitlines())
@@ -267,7 +267,7 @@ def test_show_overlays_runs_with_letters(run_command: Any) -> None:
     _, out, _ = run_command("show", "base-s1", "base-s2", "--metric", "eval/score")
     assert rows(out)["A"][1] == "base-s1"
     assert rows(out)["B"][1] == "base-s2"
-    assert "eval/score [score]  A 450  B 500" in out
+    assert "eval/score (greedy) [score]  A 450  B 500" in out
     plot = out.split("eval/score")[1].split("\n", 1)[1]
     assert "A" in plot
     assert "B" in plot

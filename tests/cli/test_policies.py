@@ -277,7 +277,7 @@ def test_play_without_terminal_prints_one_line_per_episode(runs: Path, capsys: p
     for name in ("dot", "words", "unseen", "odd"):
         code, out, err = command(runs, capsys, "play", name, "--episodes", "2")
         assert (code, err) == (0, "")
-        assert out == "episode 1: return 12 in 12 steps\nepisode 2: return 12 in 12 steps\n"
+        assert out == "episode 1: return 12 (greedy) in 12 steps\nepisode 2: return 12 (greedy) in 12 steps\n"
 
 
 def test_play_yields_one_frame_per_step() -> None:
@@ -346,7 +346,7 @@ def run_on_terminal(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environ:
 def test_play_draws_and_restores_the_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, text = run_on_terminal(monkeypatch, "play", "dot", "--fps", "1000", "--runs", str(runs))
     before, picture, after = re.split(f"{re.escape(ENTER)}|{re.escape(LEAVE)}", text)
-    assert (code, before, after) == (0, "", "episode 1: return 12 in 12 steps\r\n")
+    assert (code, before, after) == (0, "", "episode 1: return 12 (greedy) in 12 steps\r\n")
     assert "▀" in picture or "48;2;255;255;255m" in picture
     assert "step 12  return 12.0  action " in picture
     assert "\n" not in picture
@@ -380,7 +380,7 @@ def test_play_shows_text_frames(runs: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_dumb_terminal_gets_plain_lines(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run_on_terminal(monkeypatch, "play", "dot", "--runs", str(runs), TERM="dumb")
-    assert shown == (0, "episode 1: return 12 in 12 steps\r\n")
+    assert shown == (0, "episode 1: return 12 (greedy) in 12 steps\r\n")
 
 
 def test_play_shows_observations_without_a_render_mode(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,5 +568,5 @@ def test_export_keeps_foreign_policy_json(runs: Path, tmp_path: Path, capsys: py
 
 
 def test_reply_facts_are_formatted() -> None:
-    assert describe_reply(Reply("text", 40, True, 0.123456)) == "score 0.1235, 40 tokens, ended"
-    assert describe_reply(Reply("text", 1, False, None)) == "1 token, cut off"
+    assert describe_reply(Reply("text", 40, True, 0.123456), "greedy") == "greedy, score 0.1235, 40 tokens, ended"
+    assert describe_reply(Reply("text", 1, False, None), "sampled") == "sampled, 1 token, cut off"

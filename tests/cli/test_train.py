@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -18,12 +19,12 @@ from ppo_unified.cli import train
 from ppo_unified.cli.common import Parser
 from ppo_unified.cli.flags import move_target_first
 from ppo_unified.cli.main import main
-from ppo_unified.cli.run_training import describe_background
+from ppo_unified.cli.run_training import PLAIN_S, Progress, describe_background, summary
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import Run, Status, create
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
@@ -511,3 +512,14 @@ def test_detach_counts_the_runs_that_were_not_started(
     assert code == 2
     assert len(out.splitlines()) == 2
     assert err.splitlines()[-1] == "no room; 2 of 4 runs were not started"
+
+
+def test_progress_and_summary_label_greedy_and_sampled(tmp_path: Path) -> None:
+    log = io.StringIO()
+    status = Status(name="a", step=500, total_steps=1000, score=490.0, best_score=500.0, state="finished")
+    progress = Progress(log)
+    progress.last_plain = -PLAIN_S
+    progress(status, {"time/steps_per_second": 10.0, "episode/return": 123.0, "policy/kl": 0.01})
+    assert re.search(r"return 123 \(sampled\) .{1,2} ?score 490 \(greedy\) ", log.getvalue())
+    run = create(tmp_path, "a", "a")
+    assert summary(run, status).endswith(", greedy score 490 (best 500)")

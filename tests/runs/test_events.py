@@ -18,6 +18,7 @@ from ppo_unified.runs import event_decoder, event_reader
 from ppo_unified.runs.event_format import PREFIX, masked_crc
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.event_writer import EventWriter, markdown_table
+from ppo_unified.runs.metrics import METRICS, title
 
 Points = dict[str, list[tuple[int, str]]]
 
@@ -693,3 +694,16 @@ def test_folders_and_pipes_are_not_event_files(tmp_path: Path) -> None:
     reader = EventReader(tmp_path)
     assert not reader.poll()
     assert not reader.damage
+
+
+def test_titles_tell_greedy_from_sampled() -> None:
+    titles = {tag: title(tag) for tag in METRICS}
+    assert titles["eval/score"] == "eval/score (greedy)"
+    assert titles["eval/return"] == "eval/return (greedy)"
+    assert titles["episode/return"] == "episode/return (sampled)"
+    assert titles["reward/score"] == "reward/score (sampled)"
+    assert (titles["policy/kl"], title("foreign/tag")) == ("policy/kl", "foreign/tag")
+    for tag, metric in METRICS.items():
+        assert metric.decoding in "greedy sampled"
+        if metric.decoding:
+            assert metric.decoding in metric.meaning, tag

@@ -167,7 +167,7 @@ def test_bad_query_is_a_one_line_error(text: str, message: str) -> None:
         ("clip_range:0.2", "did you mean 'ppo.clip'?"),
         (
             "batch_size:64",
-            "did you mean 'ppo.minibatches'? (ppo.minibatches is the number of minibatches per epoch, not",
+            "did you mean 'ppo.minibatches'? (ppo.minibatches is the number of minibatches",
         ),
         ("steps>10", "did you mean 'step'?"),
         ("return>400", "episode/return and eval/return cannot be used in queries; use 'score', 'best_score' or"),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppo_unified.runs import metrics
 from ppo_unified.terminal import chart
 from ppo_unified.terminal.braille import Columns, View
 from ppo_unified.terminal.chart import Tick
@@ -69,7 +70,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
     """Write a chart as SVG with a white background."""
     drawn, view, log_y, ticks = picture
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
-    title = f"{clean(tag)} (log)" if log_y else clean(tag)
+    title = clean(metrics.title(tag)) + (" (log)" if log_y else "")
     places = _places(drawn)
     more = LINE * places[-1][1]  # height of the additional legend lines
     with open(path, "x", encoding="utf-8") as file:

@@ -57,6 +57,7 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
     facts += [(3, phase)] if (phase := clean(format_phase(status, entry.state))) else []
     facts += [(1, f"score {format_number(status.score)}")] if status.score is not None else []
     facts += [(3, f"best {format_number(status.best_score)}")] if status.best_score is not None else []
+    facts += [(5, "(greedy)")] if status.score is not None else []
     facts += [(4, f"{format_number(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []
     facts += [(2, f"ETA {format_duration(entry.eta_s)}")] if entry.eta_s is not None else []
     return facts

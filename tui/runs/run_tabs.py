@@ -205,7 +205,7 @@ def _metric_cells(tag: str, values: Any) -> dict[str, str]:
 class SamplePage:
     """One page of samples, which shows the responses of an evaluation or a stored iteration."""
 
-    unit: str  # 'step' or 'iteration'
+    unit: str  # what the number counts, such as 'iteration'
     number: int
     place: int  # index of the page, from 0
     of: int  # number of pages
@@ -247,7 +247,7 @@ class Samples(TextTab):
         numbers: Sequence[int] = ()
         try:
             if responses := samples.read_responses(run):
-                unit, numbers = "step", list(responses)
+                unit, numbers = "greedy responses at step", list(responses)
                 chosen = at if at in responses else numbers[-1]
                 lines = _response_lines(responses[chosen], width)
             elif numbers := samples.iterations(run):
