@@ -8,7 +8,7 @@ import sys
 from ppo_unified.cli.common import add_json
 from ppo_unified.cli.run_table import interleave, output_width
 from ppo_unified.config.presets import list_presets
-from ppo_unified.config.registry import all_adapters, config_model
+from ppo_unified.config.registry import config_models
 from ppo_unified.runs.folder import to_json
 from ppo_unified.text import DIM, apply_style, can_color, clean, format_table, max_display_width, print_out
 
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the presets, with the expected score and time of each, and examples of other targets."""
     presets = list(list_presets())
     if options.json:
-        schemas = {kind: config_model(kind).model_json_schema() for kind in all_adapters()}
+        schemas = {kind: model.model_json_schema() for kind, model in config_models().items()}
         print(to_json({"presets": [about._asdict() for about in presets], "options": schemas}))
         return 0
     names = {"preset": "name", "time": "time", "expected score": "score", "task": "title"}

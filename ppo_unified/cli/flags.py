@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic.fields import FieldInfo
 
 from ppo_unified.cli.common import Parser
-from ppo_unified.config.registry import all_adapters, config_model
+from ppo_unified.config.registry import config_models
 from ppo_unified.config.schema import LARGEST_WHOLE, RunConfig, typed_options, validate
 from ppo_unified.config.suggestions import OTHER_NAMES, suggest
 from ppo_unified.config.values import (
@@ -60,7 +60,7 @@ def move_target_first(words: Sequence[str], parser: Parser, metavar: str) -> lis
     Without this, argparse would take 3 as the target in `train --seed 3 cartpole`, because it does not know the
     adapter's options before it knows the target. This function knows the options of all adapters.
     """
-    declared = {option: field for kind in all_adapters() for option, field in typed_options(config_model(kind)).items()}
+    declared = {option: field for model in config_models().values() for option, field in typed_options(model).items()}
     kinds: dict[str, str] = dict.fromkeys(parser.switches, "switch")
     kinds |= {flag(option): kind_of(field) for option, field in declared.items() for flag in (negative_flag, flag_name)}
     known = {*parser.flags, *kinds}
@@ -195,7 +195,7 @@ def _explain_unknown(flag: str, model: type[RunConfig], prog: str, command_flags
     found = suggest(name, declared)
     if found is None:
         kind = model.model_fields["kind"].default
-        others = [other for other in all_adapters() if other != kind and name in typed_options(config_model(other))]
+        others = [other for other, its in config_models().items() if other != kind and name in typed_options(its)]
         where = f" for targets of kind {kind!r} (it is an option of kind {others[0]!r})" if others else ""
         return f"unknown option {flag}{where}; --help lists all options"
     note = f" ({found.note})" if found.note else ""

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.config.recipes import apply_recipe
-from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, toml_files
+from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, skip_broken, toml_files
 from ppo_unified.config.schema import RunConfig, overlay, read_toml, validate
 from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.text import print_err
+
+ABOUT = ("title", "score", "time")  # the keys of [about] that lists of presets show
 
 
 class PresetSummary(NamedTuple):
@@ -30,12 +33,16 @@ def preset_files() -> dict[str, Path]:
 
 
 def list_presets() -> Iterator[PresetSummary]:
+    """Yield all presets. A preset of an installed package whose file is invalid is skipped with a warning."""
     for name, path in preset_files().items():
-        table = read_toml(path)
-        about = table.get("about", {})
-        yield PresetSummary(
-            name, table.get("kind", ""), about.get("title", ""), about.get("score", ""), about.get("time", "")
-        )
+        try:
+            table = read_toml(path)
+        except UsageError as error:
+            print_err(f"warning: {error}")
+            continue
+        about = table.get("about")
+        texts = about if isinstance(about, dict) else {}
+        yield PresetSummary(name, *(str(part) for part in (table.get("kind", ""), *map(texts.get, ABOUT, [""] * 3))))
 
 
 def is_file(path: str | Path) -> bool:
@@ -64,7 +71,9 @@ def load_target(target: str) -> RunConfig:
     specs = all_adapters()
     # try the adapter with the target's name first, so that the other adapters' modules are not imported
     for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):
-        table = load(spec.target)(target) if spec.target else None
+        table = None
+        with skip_broken(kind, f"decide whether {target!r} is a target"):
+            table = load(spec.target)(target) if spec.target else None
         if table is not None:
             name = Path(target).stem if target.endswith(".py") else target.split(":")[-1]
             return _set_preset_name(name, from_table({"kind": kind, **table}, target))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import AdapterSpec
 from ppo_unified.errors import UsageError, did_you_mean
+from ppo_unified.text import print_err
 
 ENTRY_POINT_GROUP = "ppo_unified.adapters"
 
@@ -54,31 +57,64 @@ BUILT_IN = {
 }
 
 
+class _Installed(NamedTuple):
+    """The adapters of installed packages, by kind."""
+
+    specs: dict[str, AdapterSpec]
+    errors: dict[str, str]  # adapters that cannot be loaded
+    packages: dict[str, str]
+
+
 def all_adapters() -> dict[str, AdapterSpec]:
     """Return the built-in adapters and those of installed packages, by kind.
 
-    Raises UsageError if an entry point cannot be loaded.
+    An adapter that cannot be loaded is left out. A warning that names its package is printed once.
     """
-    found = dict(BUILT_IN)
-    for point in _entry_points(tuple(sys.path)):
-        try:
-            spec = point.load()
-        except Exception as error:
-            raise UsageError(
-                f"entry point {point.name} = {point.value!r} in {ENTRY_POINT_GROUP}: cannot load it ({error})"
-            ) from error
-        if not isinstance(spec, AdapterSpec):
-            raise UsageError(
-                f"entry point {point.name} = {point.value!r}: expected an AdapterSpec, got {type(spec).__name__}"
-            )
-        found[point.name] = spec
-    return found
+    installed = _load_installed(tuple(sys.path))
+    for error in installed.errors.values():
+        _warn_once(error)
+    return BUILT_IN | installed.specs
 
 
 @cache
-def _entry_points(_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the adapter entry points of all packages on `sys.path`. They are cached because the search takes 10 ms."""
-    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+def _load_installed(_path: tuple[str, ...]) -> _Installed:
+    """Load the adapter entry points of all packages on `sys.path`. They are cached because the search takes 10 ms."""
+    found = _Installed({}, {}, {})
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        found.packages[point.name] = point.dist.name if point.dist else "unknown"
+        try:
+            spec = point.load()
+            if not isinstance(spec, AdapterSpec):
+                raise TypeError(f"expected an AdapterSpec, got {type(spec).__name__}")
+            found.specs[point.name] = spec
+        except (Exception, SystemExit) as error:
+            found.errors[point.name] = _explain_broken(found, point.name, f"load {point.value!r}", error)
+    return found
+
+
+def _explain_broken(installed: _Installed, kind: str, what: str, error: BaseException) -> str:
+    package = installed.packages.get(kind, "unknown")
+    why = f"{type(error).__name__}: {error}"
+    return f"adapter {kind!r} of the package {package!r}: cannot {what} ({why}); update or uninstall the package"
+
+
+@contextmanager
+def skip_broken(kind: str, what: str) -> Iterator[None]:
+    """If the code of an installed adapter raises an exception in the block, print one warning and ignore the adapter.
+
+    `what` completes the message "cannot ...". Exceptions of built-in adapters, and UsageError, are not caught.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if kind in BUILT_IN or isinstance(error, UsageError):
+            raise
+        _warn_once(_explain_broken(_load_installed(tuple(sys.path)), kind, what, error))
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print_err(f"warning: {text}")
 
 
 def find_adapter(kind: str, where: str = "") -> AdapterSpec:
@@ -88,7 +124,10 @@ def find_adapter(kind: str, where: str = "") -> AdapterSpec:
     """
     if kind in BUILT_IN:
         return BUILT_IN[kind]
-    found = all_adapters()
+    installed = _load_installed(tuple(sys.path))
+    found = BUILT_IN | installed.specs
+    if kind in installed.errors:
+        raise UsageError(installed.errors[kind])
     if kind not in found:
         at, installed = f"{where}: kind: " if where else "", ", ".join(found)
         raise UsageError(f"{at}unknown adapter {kind!r}{did_you_mean(kind, found)} (installed: {installed})")
@@ -97,8 +136,11 @@ def find_adapter(kind: str, where: str = "") -> AdapterSpec:
 
 def toml_files(part: Literal["presets", "recipes"]) -> dict[str, Path]:
     """Return the files of all adapters' presets or recipes by name, sorted by name."""
-    packages = {package: None for spec in all_adapters().values() if (package := getattr(spec, part))}
-    paths = (Path(str(f)) for package in packages for f in files(package).iterdir() if f.name.endswith(".toml"))
+    packages = {package: kind for kind, spec in all_adapters().items() if (package := getattr(spec, part))}
+    paths: list[Path] = []
+    for package, kind in packages.items():
+        with skip_broken(kind, f"find its {part} in the package {package!r}"):
+            paths += [Path(str(file)) for file in files(package).iterdir() if file.name.endswith(".toml")]
     return dict(sorted((path.stem, path) for path in paths))
 
 
@@ -106,6 +148,15 @@ def config_model(kind: str, where: str = "") -> type[RunConfig]:
     """Return an adapter's configuration class. `where` has the same meaning as in `find_adapter`."""
     model: type[RunConfig] = load(find_adapter(kind, where).config)
     return model
+
+
+def config_models() -> dict[str, type[RunConfig]]:
+    """Return the configuration classes of all adapters, by kind."""
+    found: dict[str, type[RunConfig]] = {}
+    for kind, spec in all_adapters().items():
+        with skip_broken(kind, f"import {spec.config!r}"):
+            found[kind] = config_model(kind)
+    return found
 
 
 def load(reference: str) -> Any:

@@ -174,12 +174,12 @@ def _status_kinds() -> dict[str, Any]:
 @cache
 def _option_kinds() -> dict[str, Any]:
     """Return the options of all adapters and their types. Call this only if necessary, since it imports the schema."""
-    from ppo_unified.config.registry import all_adapters, config_model
+    from ppo_unified.config.registry import config_models
     from ppo_unified.config.schema import known_options
 
     kinds: dict[str, Any] = {}
-    for kind in all_adapters():
-        for option, section in known_options(config_model(kind)).items():
+    for model in config_models().values():
+        for option, section in known_options(model).items():
             kinds[option] = section.model_fields[option.rpartition(".")[2]].annotation
     return kinds
 

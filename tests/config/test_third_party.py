@@ -10,10 +10,11 @@ from textwrap import dedent
 
 import pytest
 
-from ppo_unified.config.presets import load_preset, load_target, preset_files
-from ppo_unified.config.registry import all_adapters
+from ppo_unified.cli.main import main
+from ppo_unified.config.presets import list_presets, load_preset, load_target, preset_files
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
+from ppo_unified.runs.query import _option_kinds, parse
 from ppo_unified.training.session import load_adapter, run
 
 WORLD = """
@@ -81,7 +82,15 @@ PRESET = """
     every_steps = 1000
     episodes = 50
 """
-MODULES = ("my_world", "their_options", "their_adapter", "their_presets")
+MODULES = (
+    "my_world",
+    "broken_config",
+    "broken_presets",
+    "broken_target",
+    "their_options",
+    "their_adapter",
+    "their_presets",
+)
 
 
 @pytest.fixture
@@ -160,18 +169,69 @@ def test_entry_point_presets_targets_and_check_are_used(tmp_path: Path, arms: Pa
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("entry_point", "message"),
-    [
-        ("arms = their_options:MISSING", r"entry point arms = 'their_options:MISSING' .* cannot load it"),
-        ("arms = not_there:SPEC", r"entry point arms = 'not_there:SPEC' .* cannot load it \(No module named"),
-        ("arms = their_options:Arms", r"expected an AdapterSpec, got ModelMetaclass"),
-    ],
-)
-def test_broken_entry_point_is_reported(arms: Path, entry_point: str, message: str) -> None:
+BROKEN = {  # what breaks -> entry point, replaced text of the options module, message
+    "attribute": ("arms = their_options:MISSING", "", "cannot load 'their_options:MISSING' (AttributeError: "),
+    "module": ("arms = not_there:SPEC", "", "cannot load 'not_there:SPEC' (ModuleNotFoundError: No module named"),
+    "type": ("arms = their_options:Arms", "", "(TypeError: expected an AdapterSpec, got ModelMetaclass)"),
+    "exit": (
+        "arms = their_options:SPEC",
+        "raise SystemExit('bye')",
+        "cannot load 'their_options:SPEC' (SystemExit: bye)",
+    ),
+    "config": ("arms = broken_config:SPEC", "", "cannot import 'not_there:Config' (ModuleNotFoundError: "),
+    "presets": ("arms = broken_presets:SPEC", "", "cannot find its presets in the package 'not_there' (Module"),
+    "target": ("arms = broken_target:SPEC", "", "cannot decide whether 'nope' is a target (ZeroDivisionError: "),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_broken_adapter_does_not_affect_built_in_targets(
+    arms: Path, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All commands that consult every adapter work, and each problem is one line that names the package."""
+    entry_point, added, message = BROKEN[broken]
+    spec = "from ppo_unified import AdapterSpec\nSPEC = AdapterSpec("
+    write(arms / "broken_config.py", f"{spec}'not_there:Config', 'a:b')")
+    write(arms / "broken_presets.py", f"{spec}'their_options:ArmsConfig', 'a:b', presets='not_there')")
+    write(
+        arms / "broken_target.py",
+        f"{spec}'their_options:ArmsConfig', 'a:b', target='broken_target:f')\nf = lambda _: 1 / 0",
+    )
+    if added:
+        write(arms / "their_options.py", added)
     publish(arms, entry_point)
-    with pytest.raises(UsageError, match=message):
-        all_adapters()
+    _option_kinds.cache_clear()
+    assert load_target("cartpole").kind == load_target("CartPole-v1").kind == "gym"
+    with pytest.raises(UsageError, match="no preset, file or environment is named 'nope'"):
+        load_target("nope")
+    assert parse("optim.lr>0").groups
+    for command in (["envs"], ["envs", "--json"], ["train", "--seed", "1", "cartpole", "--zzz"], ["recipes"]):
+        assert main(command) in (0, 2), command
+        assert main(command) in (0, 2), command
+    printed = capsys.readouterr()
+    assert "unknown option --zzz" in printed.err
+    assert "Traceback" not in printed.err
+    (warning,) = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert warning.startswith("warning: adapter 'arms' of the package 'their-package': cannot ")
+    assert message in warning
+    assert warning.endswith("; update or uninstall the package")
+    _option_kinds.cache_clear()
+
+
+def test_run_of_a_broken_adapter_reports_the_cause(tmp_path: Path, arms: Path) -> None:
+    publish(arms, "arms = not_there:SPEC")
+    write(tmp_path / "mine.toml", PRESET)
+    with pytest.raises(
+        UsageError, match=r"adapter 'arms' of the package 'their-package': cannot load 'not_there:SPEC'"
+    ):
+        load_target(str(tmp_path / "mine.toml"))
+
+
+def test_invalid_preset_of_a_package_is_skipped(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(arms / "their_presets" / "two-arms.toml", "kind = ")
+    write(arms / "their_presets" / "three-arms.toml", 'kind = "arms"\nabout = 3')
+    assert {"cartpole", "three-arms"} <= {about.name for about in list_presets()}
+    assert "two-arms.toml: invalid TOML" in capsys.readouterr().err
 
 
 def test_unknown_kind_suggests_the_nearest(tmp_path: Path, arms: Path) -> None:
