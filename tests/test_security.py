@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -283,6 +285,58 @@ def test_model_with_custom_code_is_rejected_without_prompting(tmp_path: Path, mo
     with suppress(UsageError):
         load_tokenizer(str(folder))
     assert not mark.exists()
+
+
+def test_chat_template_cannot_reach_python_objects(tmp_path: Path) -> None:
+    from envs.llm.data import PromptData
+    from envs.llm.model import load_tokenizer
+    from envs.llm.prompts import tokenize
+    from tests.models import save_model
+
+    tokenizer = load_tokenizer(str(save_model(tmp_path / "model")))
+    mark = tmp_path / "executed"
+    tokenizer.chat_template = (
+        "{% for c in ''.__class__.__mro__[1].__subclasses__() %}{% if c.__name__ == '_wrap_close' %}"
+        f"{{{{ c.__init__.__globals__['mkdir']({str(mark)!r}) }}}}{{% endif %}}{{% endfor %}}"
+    )
+    with pytest.raises(UsageError, match="unsafe"):
+        tokenize(PromptData(["a"], {}, "prompts", [1]), tokenizer, True, 8)
+    assert not mark.exists()
+
+
+def test_reading_commands_do_not_import_named_modules(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    mark = tmp_path / "executed"
+    (tmp_path / "evil_module.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
+    run = make(tmp_path / "runs", state="stopped")
+    named = '[gym]\nenv_id = "evil_module:A-v0"\nwrappers = ["evil_module:W"]\n'
+    run.config.write_text(f'kind = "gym"\npreset = "x"\n{named}')
+    for arguments in (["runs", "gym.env_id:evil"], ["show", "latest", "--once"], ["compare", "latest", "--seeds"]):
+        assert main(arguments) == 0, arguments
+    main(["inspect", "latest"])
+    assert not mark.exists()
+    assert main(["train", str(run.config)]) == 2
+    assert mark.is_dir(), "the module must work when it is imported"
+    capsys.readouterr()
+
+
+def test_exported_program_is_as_trusted_as_code(tmp_path: Path) -> None:
+    """docs/security.md says so, because torch.export.load uses pickle."""
+    program, mark = tmp_path / "policy.pt2", tmp_path / "executed"
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 1), (torch.ones(1, 2),)), program)
+    with zipfile.ZipFile(program) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    evil = io.BytesIO()
+    torch.save(Payload(mark), evil)
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, evil.getvalue() if "sample_inputs" in name else data)
+    with suppress(Exception):
+        torch.export.load(program)
+    assert mark.is_dir()
 
 
 @cache
