@@ -129,8 +129,8 @@ def find_adapter(kind: str, where: str = "") -> AdapterSpec:
     if kind in installed.errors:
         raise UsageError(installed.errors[kind])
     if kind not in found:
-        at, installed = f"{where}: kind: " if where else "", ", ".join(found)
-        raise UsageError(f"{at}unknown adapter {kind!r}{did_you_mean(kind, found)} (installed: {installed})")
+        at, known = f"{where}: kind: " if where else "", ", ".join(found)
+        raise UsageError(f"{at}unknown adapter {kind!r}{did_you_mean(kind, found)} (installed: {known})")
     return found[kind]
 
 

@@ -45,7 +45,7 @@ class Result:
     state: str
     """'finished' or 'stopped'; a run that fails raises its error instead"""
     reason: str
-    """why the run ended, such as 'solved' or 'stopped by SIGTERM'; empty if it reached its total number of steps"""
+    """why the run ended, such as 'solved', 'total_steps reached' or 'stopped by SIGTERM'"""
     path: Path
     """the run folder"""
 
