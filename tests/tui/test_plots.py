@@ -596,7 +596,7 @@ def test_log_axes_can_be_toggled() -> None:
         plots = app.plots
         assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 does not fit
         await act(pilot, "log_y")
-        assert lines_of(plots.plots[0])[0].startswith("eval/score log")
+        assert lines_of(plots.plots[0])[0].startswith("eval/score (greedy) log")
         assert not lines_of(plots.plots[1])[0].startswith(
             "episode/return log"
         )  # no value > 0, so the axis remains linear
@@ -792,7 +792,7 @@ def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> Non
         np.testing.assert_array_equal(np.array([float(row["value"]) for row in own], np.float32), values)
     svg = ET.parse(picture).getroot()
     texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts[0] == "eval/score (log)"
+    assert texts[0] == "eval/score (greedy) (log)"
     assert set(app.source.keys) <= set(texts)
     paths = [element.get("d", "") for element in svg.iter("{http://www.w3.org/2000/svg}path")]
     long = [path for path in paths if path.count("L") > 100]

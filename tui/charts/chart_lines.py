@@ -11,6 +11,7 @@ from textual.color import Color
 from textual.filter import LineFilter
 from textual.strip import Strip
 
+from ppo_unified.runs import metrics
 from ppo_unified.terminal import braille, chart
 from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
 from ppo_unified.terminal.chart import MARKS
@@ -63,15 +64,19 @@ def title_line(
     inks: Inks,
 ) -> Strip:
     """Render the metric's tag and the curves' values in their colors, with the curves' names if there is space."""
-    tag = pad(clean(tag), min(display_width(clean(tag)), max(0, width - 1)))
-    head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
-    left = width - sum(display_width(segment.text) for segment in head)
     marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
     numbers = [format_number(value) for value in values]
     named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
-    bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
+    names = sum(map(display_width, named))
     ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
-    entries = named if ambiguous and sum(map(display_width, named)) <= left else bare
+    tags = [clean(text) for text in (metrics.title(tag), tag)]
+    if ambiguous and display_width(tags[0]) + names > width >= display_width(tags[1]) + names:
+        tags.pop(0)  # the names of the curves take precedence over the decoding
+    tag = pad(tags[0], min(display_width(tags[0]), max(0, width - 1)))
+    head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
+    left = width - sum(display_width(segment.text) for segment in head)
+    bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
+    entries = named if ambiguous and names <= left else bare
     for number, entry in reversed(list(enumerate(entries))):
         more = f"  +{number + 1}"
         if display_width(entry) + (len(more) if number else 0) > left:

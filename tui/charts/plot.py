@@ -12,7 +12,6 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ppo_unified.runs import metrics
 from ppo_unified.terminal.braille import ASCII, BRAILLE
 from ppo_unified.text import pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
@@ -181,7 +180,7 @@ class Plot(Widget, can_focus=True):
         painted = self._paint_if_due()
         inks = self._own_inks = self._own_inks or self._inks()
         log_y = isinstance(painted, ChartPicture) and painted.log_y
-        title = title_line(metrics.title(self.tag), log_y, self.curves, self.values(), self._has_letters(), width, inks)
+        title = title_line(self.tag, log_y, self.curves, self.values(), self._has_letters(), width, inks)
         if isinstance(painted, str):
             why = Strip([Segment(pad(" " * GUTTER + painted, width), inks.axis)], width)
             return [title, why, *[Strip.blank(width, inks.base)] * (height - 2)]
