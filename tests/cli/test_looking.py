@@ -118,7 +118,7 @@ def test_show_draws_the_training_score_of_a_language_model(tmp_path: Path, capsy
     writer.close()
     assert main(["show", "words", "--once", "--runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "reward/score [score]" in out
+    assert "reward/score (sampled) [score]" in out
     assert "reward/total" not in out
 
 
