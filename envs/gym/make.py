@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -274,7 +274,7 @@ def gains_from_processes(config: Gym, steps: int = 50) -> bool:
 
 def _is_sendable(info: dict[str, Any]) -> bool:
     try:
-        pickle.dumps(info)
+        ForkingPickler.dumps(info)
     except Exception:  # for example a lock, a generator, or a class that is defined in a function
         return False
     return True

@@ -260,20 +260,20 @@ def test_second_signal_exits_unless_it_is_a_repeat(
 
 
 @pytest.mark.parametrize(
-    ("number", "by_user", "reason"),
+    ("number", "offset", "reason"),  # the user stopped the process with the own id + offset
     [
         (signal.SIGINT, None, "stopped by Ctrl-C"),
         (signal.SIGTERM, None, "stopped by another program (SIGTERM)"),
-        (signal.SIGTERM, os.getpid(), "stopped by the user"),
-        (signal.SIGTERM, os.getpid() + 1, "stopped by another program (SIGTERM)"),  # an earlier trainer of the run
+        (signal.SIGTERM, 0, "stopped by the user"),
+        (signal.SIGTERM, 1, "stopped by another program (SIGTERM)"),  # an earlier trainer of the run
         (signal.SIGHUP, None, "stopped because the terminal was closed (SIGHUP)"),
     ],
 )
-def test_reason_names_who_stopped_the_run(number: int, by_user: int | None, reason: str, tmp_path: Path) -> None:
+def test_reason_names_who_stopped_the_run(number: int, offset: int | None, reason: str, tmp_path: Path) -> None:
     stop, run = StopRequest(), Run(tmp_path)
     stop.show_in(run)
-    if by_user is not None:
-        record_user_stop(run, by_user)
+    if offset is not None:
+        record_user_stop(run, os.getpid() + offset)
     stop.handle(number, None)
     assert stop.reason == reason
 
