@@ -168,7 +168,7 @@ def token_adapter(
         kl_coef=0.1,
         missing_eos_penalty=0.5,
     )
-    adapter = LLMAdapter(LLMConfig(seed=seed, llm=llm, ppo=OPTIONS), CPU)
+    adapter = LLMAdapter(LLMConfig(seed=seed, llm=llm, ppo=OPTIONS), CPU, notes=False)
     assert adapter.policy.critic is not None
     add_noise(adapter.reference.network, 0.05, seed + 1)
     add_noise(adapter.policy.critic, 0.1, seed + 2)

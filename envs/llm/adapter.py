@@ -44,8 +44,9 @@ CALIBRATION = 256  # number of responses by the reference that are scored for ll
 class LLMAdapter:
     """Connects the engine to a causal language model. Implements `ppo_unified.engine.rollout.Adapter`."""
 
-    def __init__(self, config: LLMConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, config: LLMConfig, device: torch.device, notes: bool = True) -> None:
+        """Load the models and the prompts. If `notes` is false, print nothing about threads and prompts."""
+        self.config, self.device, self.notes = config, device, notes
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
         self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
@@ -262,7 +263,7 @@ class LLMAdapter:
         return answer(self, self.held_out, numbers, generator).scores
 
     def _print_once(self, note: str | None) -> None:
-        if note and note not in self.printed_notes:
+        if self.notes and note and note not in self.printed_notes:
             self.printed_notes.add(note)
             print_err(note)
 

@@ -35,7 +35,9 @@ class Quantity(NamedTuple):
 
 QUANTITIES: dict[str, Quantity] = {
     "action": Quantity(
-        "action", "action that the policy chose; for a continuous action, the value before clipping to the bounds"
+        "action",
+        "action that the policy chose, in the environment's units; for a continuous action, the value before clipping "
+        "to the bounds",
     ),
     "token": Quantity("token", "ID of the token that the policy chose"),
     "text": Quantity(

@@ -30,7 +30,6 @@ from ppo_unified.cli.shadowing import shadowed_packages
 from ppo_unified.cli.tensorboard import _find_port
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from tests.cli.commands import command
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120.0  # time limit for a server to answer or to exit
@@ -346,7 +345,12 @@ def test_doctor_reports_distribution_with_our_package_name(tmp_path: Path, monke
 def test_users_package_with_our_name_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "__init__.py").touch()
-    done = command("train", "cartpole", cwd=tmp_path)
+    import_from_path = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+    import_from_path += (
+        f"sys.path.insert(1, {str(ROOT)!r}); import runpy; runpy.run_module('ppo_unified', alter_sys=True"
+    )
+    words = [sys.executable, "-c", f"{import_from_path}, run_name='__main__')", "train", "cartpole"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"package 'envs': import finds {tmp_path / 'envs'} instead of {ROOT / 'envs'}; run `ppo-unified` instead of "

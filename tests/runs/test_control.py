@@ -114,7 +114,10 @@ def test_rejected_start_is_reported_and_leaves_no_folder(
 def test_run_failing_at_start_is_kept_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import gymnasium as gym\nclass Bad(gym.Env):\n"
     code += " observation_space = gym.spaces.Box(-1, 1, (2,))\n action_space = gym.spaces.Discrete(2)\n"
-    code += " def reset(self, *, seed=None, options=None): raise OverflowError('the bridge fell down')\n"
+    code += " resets = 0\n def step(self, action): return self.observation_space.sample(), 0.0, False, False, {}\n"
+    code += " def reset(self, *, seed=None, options=None):\n  Bad.resets += 1\n"
+    code += "  if Bad.resets > 1: raise OverflowError('the bridge fell down')  # the first reset is a check\n"
+    code += "  return self.observation_space.sample(), {}\n"
     (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', entry_point=Bad)\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(UsageError, match=r"a failed: .*the bridge fell down.*log\.txt"):

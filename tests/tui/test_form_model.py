@@ -45,7 +45,7 @@ def _raise_at_prepare(monkeypatch: pytest.MonkeyPatch) -> None:
 def capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `train` return its configuration before it creates a run folder."""
 
-    def prepare(config: RunConfig, runs: Path, name: str, command: list[str], default: str, *_: object) -> None:
+    def prepare(config: RunConfig, runs: Path, name: str, command: list[str], *, default: str, **_: object) -> None:
         raise PreparedRun(config, name, default)
 
     monkeypatch.setattr(preparation, "prepare", prepare)

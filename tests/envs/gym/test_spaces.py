@@ -94,7 +94,7 @@ def test_auto_uses_a_vector_version_with_equal_spaces(capsys: pytest.CaptureFixt
 def test_run_with_two_builds_can_be_played_and_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run(make_config("TwoBuilds"), tmp_path).path
     assert main(["play", str(path)]) == 0
-    assert capsys.readouterr().out == "episode 1: return 3 in 3 steps\n"
+    assert capsys.readouterr().out == "episode 1: return 3 (greedy) in 3 steps\n"
     assert main(["export", str(path), "--to", str(tmp_path / "policy")]) == 0
     assert json.loads((tmp_path / "policy" / "policy.json").read_text())["action"]["options"] == [2]
 

@@ -140,7 +140,7 @@ def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: st
     flags = [word for key, value in options.items() for word in (f"--llm.{key.replace('_', '-')}", str(value))]
     capfd.readouterr()
     code = main(["train", "llm", "--runs", str(folder / "runs"), "--threads", "1", "--total-iterations", "1", *flags])
-    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("training in")]
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("preparing ")]
     assert code == 2
     assert len(lines) == 1, lines
     assert message in lines[0]

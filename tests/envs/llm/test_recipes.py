@@ -63,8 +63,8 @@ def recipe_options(name: str) -> dict[str, Any]:
 def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     flags = [part for option, value in recipe_options(name).items() for part in (f"--{option}", str(value))]
-    assert main(["train", "llm", "--recipe", name, *flags]) == 0
-    run = Run(home / "runs" / f"llm-{name}-s1")
+    assert main(["train", "llm", "--recipe", name, "--name", name, *flags]) == 0
+    run = Run(home / "runs" / name)
     status, config = run.read_status(), load_target(str(run.config))
     assert isinstance(config, LLMConfig)
     assert (status.state, status.iteration, status.preset, config.recipe) == ("finished", 2, f"llm-{name}", name)
