@@ -145,7 +145,7 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
     """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
-    from ppo_unified.runs.metrics import METRICS, title
+    from ppo_unified.runs.metrics import find_metric, title
     from ppo_unified.terminal.chart import MARKS, Line, draw
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
@@ -170,8 +170,8 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
         charts = []
         for tag in tags[first : first + across]:
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
-            unit = METRICS[tag].unit if tag in METRICS else ""
-            caption = clean(title(tag)) + (f" [{unit}]" if unit else "")
+            metric = find_metric(tag)
+            caption = clean(title(tag)) + (f" [{metric.unit}]" if metric and metric.unit else "")
             style = {"unicode": canvas.unicode, "color": canvas.color}
             charts.append(draw(lines, width, height, caption, x_range=(0, last), **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]

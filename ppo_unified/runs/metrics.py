@@ -289,5 +289,5 @@ def describe(tag: str) -> str:
 
 def title(tag: str) -> str:
     """Return a metric's tag and, if it is a return or a score, how the actions were chosen: 'eval/score (greedy)'."""
-    decoding = METRICS[tag].decoding if tag in METRICS else ""
-    return f"{tag} ({decoding})" if decoding else tag
+    metric = find_metric(tag)
+    return f"{tag} ({metric.decoding})" if metric and metric.decoding else tag

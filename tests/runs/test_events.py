@@ -703,6 +703,7 @@ def test_titles_tell_greedy_from_sampled() -> None:
     assert titles["episode/return"] == "episode/return (sampled)"
     assert titles["reward/score"] == "reward/score (sampled)"
     assert (titles["policy/kl"], title("foreign/tag")) == ("policy/kl", "foreign/tag")
+    assert title("eval/info/goal") == "eval/info/goal (greedy)"
     for tag, metric in METRICS.items():
         assert metric.decoding in "greedy sampled"
         if metric.decoding:
