@@ -36,7 +36,8 @@ class Job(NamedTuple):
 
     config: RunConfig
     name: str  # name of the run folder; empty for the first free name of default, default-2, ...
-    default: str  # empty for a run with the options of its target
+    default: str
+    is_derived: bool  # True if `default` is the name that a process with only these flags chooses
     flags: Sequence[str]  # the options that turn the target's configuration into `config`
 
 
@@ -98,23 +99,26 @@ def _count_unstarted(started: int, total: int) -> str:
 
 def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str]) -> list[Job]:
     """Return the runs that the flags describe. Raises UsageError before any run starts if a flag or a name is wrong."""
+    base = presets.naming_base(options.target, config)
     if not flags:
-        return [Job(presets.apply_changes(config, {}, "command line"), options.name, "", ())]
+        config = presets.apply_changes(config, {}, "command line")
+        return [Job(config, options.name, preparation.run_name(config, base), True, ())]
     from ppo_unified.cli.flags import configure, read_flags
 
     prog, about = f"ppo-unified train {options.target}", ABOUT.format(config.origin)
     typed = read_flags(config, flags, prog, about, options.parser.flags)
-    jobs, base = [], presets.reload_target(config)
+    jobs = []
     for combination in expand(typed, typed_options(type(config))):
         own = configure(config, combination.typed)
-        name = preparation.run_name(own, base, combination.typed, combination.varied, options.name)
+        name = preparation.run_name(own, base, combination.varied, options.name)
         if not combination.varied:
-            return [Job(own, options.name, name, flags)]
+            return [Job(own, options.name, name, True, flags)]
         values = own.flatten()
         words = [word for option in combination.typed for word in format_flag(option, values[option])]
         if options.name and os.path.lexists(options.folder / name):
             raise UsageError(f"{options.folder / name} already exists; choose another --name")
-        jobs.append(Job(own, name if options.name else "", name, words))
+        is_derived = name == preparation.run_name(own, base)
+        jobs.append(Job(own, name if options.name else "", name, is_derived, words))
     return jobs
 
 
@@ -135,7 +139,7 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str
 
     `init` is the entry of that name for run.json.
     """
-    for config, name, default, flags in jobs:
+    for config, name, default, _, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
@@ -157,12 +161,11 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str
 
 def _train_detached(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Start a background process for each run. Each process validates its own options."""
-    for number, (config, name, default, flags) in enumerate(jobs):
+    for number, job in enumerate(jobs):
+        name = job.name or ("" if job.is_derived else free_name(options.folder, job.default))
         own_name = ["--name", name] if name else []
-        if not name and len(jobs) > 1 and default != preparation.run_name(config, config):
-            own_name = ["--name", free_name(options.folder, default)]  # the process knows only its own options
         try:
-            run = control.start([*_target_words(options), *own_name, *flags], options.folder)
+            run = control.start([*_target_words(options), *own_name, *job.flags], options.folder)
         except UsageError as error:
             if len(jobs) > 1:
                 raise UsageError(f"{error}; {_count_unstarted(number, len(jobs))}") from None

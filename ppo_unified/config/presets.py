@@ -14,6 +14,7 @@ from ppo_unified.config.schema import RunConfig, overlay, read_toml, validate
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
+RUN_CONFIG = "config.toml"  # the name of the options in a run folder; their `preset` names the run's target
 ABOUT = ("title", "score", "time")  # the keys of [about] that lists of presets show
 
 
@@ -65,9 +66,9 @@ def load_target(target: str) -> RunConfig:
     if target.endswith(".toml") or (is_file(target) and not target.endswith((".py", ".ipynb"))):
         path = Path(target)
         config = from_file(path)
-        return _set_preset_name(
-            config.preset or (path.resolve().parent.name if path.name == "config.toml" else path.stem), config
-        )
+        if path.name != RUN_CONFIG:
+            return _set_preset_name(path.stem, config)
+        return _set_preset_name(config.preset or path.resolve().parent.name, config)
     specs = all_adapters()
     # try the adapter with the target's name first, so that the other adapters' modules are not imported
     for kind, spec in sorted(specs.items(), key=lambda item: item[0] != target):
@@ -75,8 +76,7 @@ def load_target(target: str) -> RunConfig:
         with skip_broken(kind, f"decide whether {target!r} is a target"):
             table = load(spec.target)(target) if spec.target else None
         if table is not None:
-            name = Path(target).stem if target.endswith(".py") else target.split(":")[-1]
-            return _set_preset_name(name, from_table({"kind": kind, **table}, target))
+            return _set_preset_name(_short_name(target), from_table({"kind": kind, **table}, target))
     raise UsageError(_explain_unknown(target, presets))
 
 
@@ -93,6 +93,11 @@ def _explain_unknown(target: str, presets: Mapping[str, Path]) -> str:
         return f"{target} is a folder; expected a preset, an environment id, or a TOML or Python file{example}"
     similar = f"; did you mean {files[0]!r}?" if files else did_you_mean(target, presets)
     return f"no preset, file or environment is named {target!r}{similar} (list: ppo-unified envs)"
+
+
+def _short_name(word: str) -> str:
+    """Return the part of a target or of an option that names runs: 'module:Env-v0' -> 'Env-v0', 'dir/my.py' -> 'my'."""
+    return Path(word).stem if word.endswith(".py") else word.split(":")[-1]
 
 
 def _set_preset_name(text: str, config: RunConfig) -> RunConfig:
@@ -145,16 +150,25 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
 def reload_target(config: RunConfig) -> RunConfig:
     """Return the configuration of the target and recipe that `config` was made from.
 
-    The target is known if it is a preset or the text of an option, such as `gym.env_id`. Otherwise, for example if it
-    is a file, return `config` itself.
+    The target is known if it is a preset, an environment, or the text of an option, such as `gym.env_id`. Otherwise,
+    for example if it is a TOML file, return `config` itself.
     """
-    texts = [value for value in config.flatten().values() if isinstance(value, str)]
-    for word in [config.preset] if config.preset in preset_files() else texts:
-        if _preset_name(word.split(":")[-1]) == config.preset:
+    texts = [text for option, text in config.flatten().items() if isinstance(text, str) and option != "preset"]
+    for word in [config.preset] if config.preset in preset_files() else [*texts, config.preset]:
+        if _preset_name(_short_name(word)) == config.preset:
             with suppress(UsageError):
                 base = load_target(word)
                 return apply_recipe(base, config.recipe) if config.recipe else base
     return config
+
+
+def naming_base(target: str, config: RunConfig) -> RunConfig:
+    """Return the configuration relative to which the runs of a target are named.
+
+    This is `config`, which contains the target's options and those of a recipe. The exception is the config.toml of a
+    run, whose names are relative to the target of that run.
+    """
+    return reload_target(config) if Path(target).name == RUN_CONFIG else config
 
 
 def check(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ A detached trainer also reports its folder to the process that started it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -16,18 +17,18 @@ import stat
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from decimal import Decimal
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
-from pydantic.fields import FieldInfo
 
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.sweep import SEED
-from ppo_unified.config.values import format_value, kind_of, read_value
+from ppo_unified.config.values import Kind, kind_of
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 
 LEAVING_S = 10.0  # maximum seconds to wait for an ending trainer to release its lock
@@ -79,19 +80,13 @@ def prepare(
     return run
 
 
-def run_name(
-    config: RunConfig,
-    base: RunConfig,
-    typed: Mapping[str, str] | None = None,
-    varied: Collection[str] = (),
-    name: str = "",
-) -> str:
+def run_name(config: RunConfig, base: RunConfig, varied: Collection[str] = (), name: str = "") -> str:
     """Return the name of a run, such as 'cartpole-lr3e-3-s1'.
 
     The name lists the options that differ between `config` and `base`, the target's configuration, except those in
     OMITTED, and the options `varied`, which differ between runs that are started together. Options are in the schema's
-    order, with the text in `typed` if it contains the option. If the user chose a `name`, it replaces the target's
-    name, and only the varied options are added.
+    order. The name depends only on their values and not on how the user typed them. If the user chose a `name`, it
+    replaces the target's name, and only the varied options are added.
     """
     values, before = config.flatten(), base.flatten()
     declared = typed_options(type(config))
@@ -99,8 +94,8 @@ def run_name(
     keys = [option.rpartition(".")[2] for option in chosen]
     labels = []
     for key, option in zip(keys, chosen, strict=True):
-        text = (typed or {}).get(option, format_value(values[option]))
-        labels += [_label(option if keys.count(key) > 1 else key, text, declared[option])] * (option != SEED)
+        if option != SEED:
+            labels.append(_label(option if keys.count(key) > 1 else key, values[option], kind_of(declared[option])))
     seed = [f"s{config.seed}"] if SEED in varied or not name else []
     start = name or config.origin
     tail = "-".join([*_shorten(labels, LONGEST_LABELS - len(start)), *seed])
@@ -114,20 +109,31 @@ def _is_changed(option: str, values: Mapping[str, object], before: Mapping[str, 
     return option != SEED and (section or key) not in OMITTED and values[option] != before.get(option)
 
 
-def _label(key: str, text: str, declared: FieldInfo) -> str:
+def _label(key: str, value: Any, kind: Kind) -> str:
     """Return an option's part of a name: 'lr3e-3', 'no-anneal', 'objective-ratio', 'hidden64x64' or 'prompts-mine'."""
-    key, kind, value = key.replace(".", "-"), kind_of(declared), read_value(text, declared)
+    key = key.replace(".", "-")
     if kind == "bool":
         return key if value else f"no-{key}"
-    if kind == "list":
-        text = ("-" if any(isinstance(element, str) for element in value) else "x").join(map(str, value))
-    elif kind == "text" and (match := _FILE.fullmatch(text)):
+    text = _format_short(value)
+    if kind == "text" and (match := _FILE.fullmatch(text)):
         text = match[1]
-    text = "" if value is None else _UNSAFE.sub("-", text.strip())
+    text = _UNSAFE.sub("-", text.strip())
     if kind in ("text", "list", "table"):
         text = text.strip("-.")[:LONGEST_VALUE].rstrip("-.")
     numeric = kind in ("int", "float", "list") and re.match(r"[-+.]?\d", text)
     return f"{key}{text}" if numeric else f"{key}-{text or 'none'}"
+
+
+def _format_short(value: Any) -> str:
+    """Format a value as short text. Equal values have the same text: 1000 and 1e3 become '1e3', 0.10 becomes '0.1'."""
+    if isinstance(value, list):
+        return ("-" if any(isinstance(element, str) for element in value) else "x").join(map(_format_short, value))
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "" if value is None else str(value)
+    number = Decimal(repr(value + 0)).normalize()  # + 0 turns -0.0 into 0.0
+    return min(f"{number:f}", f"{number:e}".replace("+", ""), key=len)
 
 
 def _shorten(labels: Sequence[str], room: int) -> list[str]:

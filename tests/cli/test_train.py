@@ -412,7 +412,7 @@ def test_values_of_a_list_are_trained_in_sequence(tmp_path: Path, call: Call) ->
     listed = ["--total-steps", "5e2,6e2", "--seed", "1-2", "--no-stop-when-solved", "--eval.episodes", "1"]
     code, out, err = call("train", "cartpole", *listed, "--eval.every-steps", "0")
     assert code == 0, err
-    names = [f"cartpole-total_steps{steps}-s{seed}" for steps in ("5e2", "6e2") for seed in (1, 2)]
+    names = [f"cartpole-total_steps{steps}-s{seed}" for steps in (500, 600) for seed in (1, 2)]
     assert [line.split(":")[0] for line in out.splitlines() if ": finished" in line] == names
     run = Run(tmp_path / "runs" / names[3])
     words = run.command.read_text().split()

@@ -290,11 +290,12 @@ def test_non_configuration_file_is_rejected(content: bytes, message: str, tmp_pa
 
 
 def test_preset_file_cannot_name_runs_outside_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "x.toml").write_text('kind = "gym"\npreset = "../../out"', encoding="utf-8")
-    config = from_file(tmp_path / "x.toml")
+    path = tmp_path / "config.toml"
+    path.write_text('kind = "gym"\npreset = "../../out"', encoding="utf-8")
+    config = from_file(path)
     with pytest.raises(UsageError, match="start with a letter or digit"):
         prepare(config, tmp_path / "runs")
-    assert load_target(str(tmp_path / "x.toml")).preset == "out"
+    assert load_target(str(path)).preset == "out"
 
 
 def test_unknown_name_suggests_the_nearest() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.cli.flags import configure
-from ppo_unified.config.presets import load_target, reload_target
+from ppo_unified.config.presets import load_target, naming_base, reload_target
 from ppo_unified.config.schema import typed_options
 from ppo_unified.config.sweep import expand
 from ppo_unified.runs.folder import check_name
@@ -20,7 +20,7 @@ from ppo_unified.runs.preparation import LONGEST_LABELS, run_name
 def names(target: str, typed: dict[str, str], name: str = "") -> list[str]:
     base = load_target(target)
     runs = expand(typed, typed_options(type(base)))
-    return [run_name(configure(base, one.typed), base, one.typed, one.varied, name) for one in runs]
+    return [run_name(configure(base, one.typed), base, one.varied, name) for one in runs]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,11 @@ def names(target: str, typed: dict[str, str], name: str = "") -> list[str]:
     [
         ({}, ""),
         ({"optim.lr": "3e-3"}, "-lr3e-3"),
-        ({"optim.lr": "0.003"}, "-lr0.003"),
+        ({"optim.lr": "0.003"}, "-lr3e-3"),
+        ({"optim.lr": "00.0010"}, "-lr1e-3"),
+        ({"optim.lr": "2.5E-4"}, "-lr2.5e-4"),
+        ({"ppo.clip": "1e-1", "gym.num_steps": "1000"}, "-clip0.1-num_steps1e3"),
+        ({"ppo.gamma": "-0.0", "gym.num_steps": "2048"}, "-gamma0-num_steps2048"),
         ({"optim.lr": "2e-3"}, ""),  # the preset's value
         ({"optim.anneal": "false"}, "-no-anneal"),
         ({"gym.normalize_obs": "true"}, "-normalize_obs"),
@@ -36,7 +40,7 @@ def names(target: str, typed: dict[str, str], name: str = "") -> list[str]:
         ({"policy.hidden": ""}, "-hidden-none"),
         ({"ppo.objective": "ratio"}, "-objective-ratio"),
         ({"eval.threshold": "None", "stop_when_solved": "false"}, ""),
-        ({"policy.log_std_init": "-1e-1"}, "-log_std_init-1e-1"),
+        ({"policy.log_std_init": "-1e-1"}, "-log_std_init-0.1"),
         ({"gym.env_kwargs": '{"sutton_barto_reward": true}'}, "-env_kwargs-sutton_barto_reward-true"),
         ({"gym.wrappers": "my.wrappers:Noise"}, "-wrappers-my.wrappers-Noise"),
         ({"optim.lr": "1e-3", "ppo.clip": "0.1"}, "-clip0.1-lr1e-3"),  # in the schema's order, however they are typed
@@ -126,8 +130,17 @@ def test_long_target_name_leaves_room_for_the_options() -> None:
 @pytest.mark.parametrize(
     ("target", "changes", "expected"),
     [
-        ("cartpole", {"seed": 3, "optim": {"lr": 3e-3}, "total_steps": 1000}, "cartpole-lr0.003-s3"),
+        ("cartpole", {"seed": 3, "optim": {"lr": 3e-3}, "total_steps": 1000}, "cartpole-lr3e-3-s3"),
         ("CartPole-v1", {"ppo": {"clip": 0.1}}, "CartPole-v1-clip0.1-s1"),
+        ("Acrobot", {"ppo": {"clip": 0.1}}, "Acrobot-clip0.1-s1"),  # selects Acrobot-v1
+        ("my_module:My-v0", {}, "My-v0-s1"),
+        ("my_module:My-v0", {"ppo": {"clip": 0.1}}, "My-v0-clip0.1-s1"),
+        ("my_module:MyEnv", {"ppo": {"clip": 0.1}}, "MyEnv-clip0.1-s1"),
+        ("dir/my.py:My-v0", {"ppo": {"clip": 0.1}}, "My-v0-clip0.1-s1"),
+        ("dir/my.py", {"ppo": {"clip": 0.1}}, "my-clip0.1-s1"),
+        ("ALE/Pong-v5", {"ppo": {"clip": 0.1}}, "ALE-Pong-v5-clip0.1-s1"),
+        ("ale_py:ALE/Pong-v5", {}, "ALE-Pong-v5-s1"),
+        ("llm", {"llm": {"model": "tiny"}}, "llm-model-tiny-s1"),
         ("sentiment", {"recipe": "trl-early", "ppo": {"clip": 0.1}}, "sentiment-trl-early-clip0.1-s1"),
         ("sentiment", {"recipe": "trl-early"}, "sentiment-trl-early-s1"),
     ],
@@ -137,8 +150,28 @@ def test_python_configuration_names_its_changes(target: str, changes: dict[str, 
     assert run_name(config, reload_target(config)) == expected
 
 
-def test_configuration_from_a_file_has_a_plain_name(tmp_path: Path) -> None:
-    """Its file is unknown, so that its changes cannot be distinguished from the file's options."""
-    (tmp_path / "mine.toml").write_text(load_target("cartpole").to_toml().replace('"cartpole"', '""'))
-    config = load_preset(str(tmp_path / "mine.toml"), ppo={"clip": 0.1})
+@pytest.mark.parametrize("preset", ["", "cartpole", "CartPole-v1"])
+def test_configuration_from_a_file_has_a_plain_name(preset: str, tmp_path: Path) -> None:
+    """In Python, its changes cannot be distinguished from the file's options."""
+    path = tmp_path / "mine.toml"
+    path.write_text(load_target("cartpole").to_toml().replace('"cartpole"', f'"{preset}"'))
+    config = load_preset(str(path), ppo={"clip": 0.1})
     assert run_name(config, reload_target(config)) == "mine-s1"
+
+
+def test_names_of_a_file_list_only_options_typed_on_top(tmp_path: Path) -> None:
+    base = load_preset("cartpole", optim={"lr": 3e-3})
+    (tmp_path / "mine.toml").write_text(base.to_toml())
+    (tmp_path / "config.toml").write_text(base.to_toml())  # as in a run folder
+    expected = {"mine.toml": ["mine-s1", "mine-clip0.1-s1"]}
+    expected["config.toml"] = ["cartpole-lr3e-3-s1", "cartpole-clip0.1-lr3e-3-s1"]
+    for file, wanted in expected.items():
+        target = str(tmp_path / file)
+        config = load_target(target)
+        base = naming_base(target, config)
+        assert [run_name(configure(config, typed), base) for typed in ({}, {"ppo.clip": "0.1"})] == wanted
+
+
+def test_equal_tables_have_equal_names() -> None:
+    texts = '{"a": 1, "b": 0.5}', '{"b":5e-1,"a":1}'
+    assert names("cartpole", {"gym.env_kwargs": texts[0]}) == names("cartpole", {"gym.env_kwargs": texts[1]})

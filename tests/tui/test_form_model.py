@@ -254,18 +254,30 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
     assert {(d.option, d.after) for d in verdict.differences} >= {("seed", "2-4"), ("optim.lr", "0.01, 3e-3")}
     lists = form_model.train_arguments("cartpole", "", typed, tmp_path)
     assert cli.main([*shlex.split(verdict.command)[1:], "--detach"]) == 0
-    assert [names(words) for words in started] == [names(words) for words in lists]
-    assert len({names(words) for words in lists}) == 12
-    assert names(lists[0]) == f"{name or 'cartpole'}-objective-clip-lr0.01{'' if name else '-wrappers-A-B'}-s2"
     with pytest.MonkeyPatch.context() as patch:
         capture(patch)
-        configs = [[parse_arguments(words).config for words in each] for each in (started, lists)]
-    assert configs[0] == configs[1]
-    assert [config.seed for config in configs[0][:4]] == [2, 3, 4, 2]
+        runs = [[parse_arguments(words) for words in each] for each in (started, lists)]
+    names = [[run.name or run.default for run in each] for each in runs]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 12
+    assert names[0][0] == f"{name or 'cartpole'}-objective-clip-lr0.01{'' if name else '-wrappers-A-B'}-s2"
+    assert [run.config for run in runs[0]] == [run.config for run in runs[1]]
+    assert [run.config.seed for run in runs[0][:4]] == [2, 3, 4, 2]
 
 
-def names(words: list[str]) -> str:
-    return words[words.index("--name") + 1]
+def test_runs_of_a_sweep_choose_their_own_names_if_possible(tmp_path: Path) -> None:
+    """A run whose value equals the preset's, or whose option is not part of default names, gets its name in a flag."""
+
+    def flags(**typed: str) -> list[list[str]]:
+        typed = {option.replace("__", "."): text for option, text in typed.items()}
+        return [words[words.index("--name") :] if "--name" in words else [] for words in train(typed)]
+
+    def train(typed: dict[str, str]) -> list[list[str]]:
+        return form_model.train_arguments("cartpole", "", typed, tmp_path)
+
+    assert flags(optim__lr="3e-3,2e-3", seed="1,2")[:3] == [[], [], ["--name", "cartpole-lr2e-3-s1"]]
+    assert flags(total_steps="1e3,2e3")[0] == ["--name", "cartpole-total_steps1e3-s1"]
+    assert flags(optim__lr="3e-3") == [[]]
 
 
 def test_runs_that_differ_only_in_seed_get_default_names(tmp_path: Path) -> None:

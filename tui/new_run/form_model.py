@@ -20,7 +20,7 @@ from ppo_unified.config import presets
 from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RECORDS, RunConfig, known_options, typed_options, validate
-from ppo_unified.config.sweep import SEED, Combination, combine, split_values
+from ppo_unified.config.sweep import Combination, combine, split_values
 from ppo_unified.config.values import (
     Kind,
     choices_of,
@@ -151,7 +151,7 @@ def _load_at(target: str, recipe: str, stamp: int) -> _Target:
     declared = typed_options(type(config))
     values, matters = config.flatten(), _important_options(presets.load_target(target))
     found = {name: _field(name, info, values[name], name in matters) for name, info in declared.items()}
-    return _Target(config, presets.reload_target(config), found, declared)
+    return _Target(config, presets.naming_base(target, config), found, declared)
 
 
 def _important_options(config: RunConfig) -> set[str]:
@@ -307,19 +307,17 @@ def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Pa
     base, name, found = _load(target, recipe), typed.get(NAME, ""), []
     options = _TypedOptions(base, typed)
     for combination, config in zip(options.combinations, options.configs(), strict=True):
-        own = name
-        if set(combination.varied) - {SEED} or (name and combination.varied):
-            own = _run_name(base, combination, config, name)
-            own = own if name else free_name(runs, own)
+        own = _run_name(base, combination, config, name) if combination.varied else name
+        if not name:  # the process knows only its own options; it may derive the same name from them
+            own = free_name(runs, own) if own and own != run_name(config, base.named) else ""
         words = [target, *(["--recipe", recipe] if recipe else []), *_flags(base, config)]
         found.append([*words, *(["--name", own] if own else [])])
     return found
 
 
 def _run_name(base: _Target, combination: Combination, config: RunConfig, name: str) -> str:
-    """Return a run's name or, if `name` is empty, its default name, which `train` generates from the same flags."""
-    texts = {option: combination.typed[option] for option in combination.varied}
-    return run_name(config, base.named, texts, combination.varied, name)
+    """Return a run's name or, if `name` is empty, its default name, which `train` generates from the same options."""
+    return run_name(config, base.named, combination.varied, name)
 
 
 def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> Iterator[str]:
