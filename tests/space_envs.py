@@ -43,6 +43,36 @@ class Throttle(gym.Env[Any, Any]):
         return np.ones(1, np.float32), -abs(float(action[0]) - self.target) / 1000, self.taken == 4, False, {}
 
 
+SPACES: dict[str, spaces.Space[Any]] = {
+    "5 choices": spaces.Discrete(5),
+    "2 and 3 choices": spaces.MultiDiscrete([2, 3]),
+    "3 and 2 choices": spaces.MultiDiscrete([3, 2]),
+    "5 bits": spaces.MultiBinary(5),
+    "5 numbers": spaces.Box(-1.0, 1.0, (5,), np.float32),
+    "5 by 1 numbers": spaces.Box(-2.0, 2.0, (5, 1), np.float32),
+    "2 numbers and 3 choices": spaces.Dict(a=spaces.Box(-1.0, 1.0, (2,), np.float32), b=spaces.Discrete(3)),
+    "3 numbers and 2 numbers": spaces.Tuple([spaces.Box(-1.0, 1.0, (n,), np.float32) for n in (3, 2)]),
+    "10 choices": spaces.Discrete(10),
+}
+
+
+class Panel(gym.Env[Any, Any]):
+    """Has observations and actions from SPACES. Observations and rewards are random, and an episode has 2 steps."""
+
+    def __init__(self, observations: str = "5 numbers", actions: str = "5 choices") -> None:
+        self.observation_space, self.action_space = SPACES[observations], SPACES[actions]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.taken = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        return self.observation_space.sample(), self.np_random.normal(), self.taken == 2, False, {}
+
+
 class Levers(gym.Env[Any, Any]):
     """Has an action with a bounded, a half-bounded, an unbounded and a practically unbounded component.
 
@@ -142,6 +172,7 @@ class LimitOf30(gym.wrappers.TimeLimit):
 
 COUNTER, COUNTERS = "tests.gym_envs:Counter", "tests.space_envs:make_wide_counters"
 STRICT = "tests.space_envs:make_strict_counters"
+gym.register("Panel-v0", "tests.space_envs:Panel", disable_env_checker=True)
 gym.register("TwoBuilds-v0", COUNTER, vector_entry_point=COUNTERS, disable_env_checker=True)
 gym.register("Strict-v0", COUNTER, vector_entry_point=STRICT, disable_env_checker=True)
 for name in ("Throttle", "Levers", "Offset", "Nested", "Unsupported"):

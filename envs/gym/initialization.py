@@ -5,36 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from envs.gym.make import read_actions, read_observations
+from envs.gym.make import make_own_vector, read_actions, read_observations
 from envs.gym.options import GymConfig, close_env, make_single, resolve
 from envs.gym.spaces import ActionLayout
 from envs.gym.vector import GymAdapter
 from ppo_unified.errors import UsageError
 
 
-def check_init(config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the environment's spaces with the shapes of the source's weights. Raises UsageError if they differ."""
+def check_init(
+    config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]
+) -> None:
+    """Compare the environment's spaces with those of the source. Raises UsageError if they differ."""
     env_id = config.gym.env_id
-    if resolve(env_id).entry_point is None:
-        return  # there is only a vector version; loading the weights compares the shapes
-    env = make_single(config.gym)
+    env = make_own_vector(config.gym, 1) if resolve(env_id).entry_point is None else make_single(config.gym)
     try:
         observations, actions = read_observations(env, config.gym), read_actions(env, config.gym)
     finally:
         close_env(env)
-    outputs, features = shapes["head.linear.weight"]
-    size = shapes["actor_torso.0.weight"][1] if config.policy.hidden else features
-    if observations.size != size:
-        raise UsageError(
-            f"{env_id} has observations of {observations.size} numbers, but its policy was trained on {size} numbers "
-            f"in {source.gym.env_id}; use an environment with equal spaces"
-        )
-    own, needed = _describe(actions), f"{outputs} {'numbers' if 'head.log_std' in shapes else 'choices'}"
-    if own != needed:
-        raise UsageError(
-            f"{env_id} has actions of {own}, but its policy was trained on {needed} in {source.gym.env_id}; use an "
-            "environment with equal spaces"
-        )
+    own, needed = {"observations": observations.structure, "actions": actions.structure}, state.get("spaces")
+    if not isinstance(needed, dict):  # written by an older version: only the numbers of inputs and outputs are known
+        own = {"observations": f"{observations.size} numbers", "actions": _count_outputs(actions)}
+        needed = _count_weights(shapes, bool(config.policy.hidden))
+    for what, found in own.items():
+        if found != needed.get(what):
+            raise UsageError(
+                f"{env_id} has {what} of {found}, but its policy was trained on {needed.get(what)} in "
+                f"{source.gym.env_id}; use an environment with equal spaces"
+            )
     if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
         value = str(source.gym.rescale_actions).lower()
         raise UsageError(
@@ -43,8 +40,16 @@ def check_init(config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[
         )
 
 
-def _describe(actions: ActionLayout) -> str:
+def _count_outputs(actions: ActionLayout) -> str:
     return f"{len(actions.low)} numbers" if actions.continuous else f"{sum(actions.sizes)} choices"
+
+
+def _count_weights(shapes: Mapping[str, tuple[int, ...]], has_hidden: bool) -> dict[str, str]:
+    """Describe the inputs and outputs of a policy's network by the shapes of its weights."""
+    outputs, features = shapes["head.linear.weight"]
+    size = shapes["actor_torso.0.weight"][1] if has_hidden else features
+    kind = "numbers" if "head.log_std" in shapes else "choices"
+    return {"observations": f"{size} numbers", "actions": f"{outputs} {kind}"}
 
 
 def load_statistics(adapter: GymAdapter, state: Mapping[str, Any], source: GymConfig) -> None:

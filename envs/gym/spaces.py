@@ -8,7 +8,7 @@ This module does not import torch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class ObservationLayout:
     start: int = 0  # smallest value of a Discrete space
     flatten: bool = False  # True if Gymnasium's FlattenObservation is needed
     has_mask: bool = False  # True for a Dict space that contains an action mask
+    structure: str = ""  # equal if a policy for one space can act in the other, such as '4 numbers'
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class ActionLayout:
     offset: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     dtype: str = "int64"
+
+    @property
+    def structure(self) -> str:
+        """A description that is equal if a policy for one space can act in the other, such as '3 choices'."""
+        return f"{len(self.low)} numbers" if self.continuous else _describe_choices(self.sizes)
 
     @property
     def can_rescale(self) -> bool:
@@ -72,6 +78,7 @@ def describe_observations(space: spaces.Space[Any], env_id: str, normalize: bool
                 f"Tuple of these, got {part}{place and f' at {place}'}; add a wrapper (gym.wrappers) that converts it"
             )
     dtype = "float64" if normalize and any(_exceeds_float32(part) for _, part in parts) else "float32"
+    structure = ", ".join(f"{_describe_part(part)}{place and f' at {place}'}" for place, part in parts)
     if isinstance(space, spaces.Discrete):
         layout = ObservationLayout(int(space.n), one_hot=True, start=int(space.start))
     elif isinstance(space, spaces.Box):
@@ -84,7 +91,7 @@ def describe_observations(space: spaces.Space[Any], env_id: str, normalize: bool
             f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {layout.size} from {space}; add a "
             "wrapper (gym.wrappers) that reduces the size, such as ResizeObservation"
         )
-    return layout
+    return replace(layout, structure=structure)
 
 
 def _find_parts(space: spaces.Space[Any], place: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
@@ -95,6 +102,22 @@ def _find_parts(space: spaces.Space[Any], place: str = "") -> Iterator[tuple[str
             yield from _find_parts(part, f"{place}[{key!r}]")
     else:
         yield place, space
+
+
+def _describe_part(space: spaces.Space[Any]) -> str:
+    """Describe what the network receives: one number per component, or a one-hot vector per choice."""
+    if isinstance(space, spaces.Discrete):
+        return _describe_choices([int(space.n)])
+    if isinstance(space, spaces.MultiDiscrete):
+        return _describe_choices(np.ravel(space.nvec).tolist())
+    return f"{int(np.prod(space.shape))} numbers"
+
+
+def _describe_choices(sizes: Sequence[int]) -> str:
+    """Describe components with a number of choices each: '5 choices', '3 x 2 choices' or '(2, 3) choices'."""
+    if len(set(sizes)) == 1:
+        return f"{len(sizes)} x {sizes[0]} choices" if len(sizes) > 1 else f"{sizes[0]} choices"
+    return f"({', '.join(map(str, sizes))}) choices"
 
 
 def _exceeds_float32(space: spaces.Space[Any]) -> bool:

@@ -217,6 +217,7 @@ class GymAdapter:
         with guard(self.config.gym.env_id, "saving the state of the environments"):
             envs = self.restorer.state_dict()
         state: dict[str, Any] = {
+            "spaces": {"observations": self.observations.structure, "actions": self.actions.structure},
             "generator": self.generator.get_state(),
             "steps_taken": self.steps_taken,
             "episodes": self.episodes.state_dict(),

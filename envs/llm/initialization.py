@@ -17,7 +17,9 @@ from ppo_unified.errors import UsageError
 MODEL = "network.model."  # prefix of the names of the model's weights in the policy
 
 
-def check_init(config: LLMConfig, source: LLMConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_init(
+    config: LLMConfig, source: LLMConfig, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]
+) -> None:
     """Compare the shapes of the model's weights with those of the source. Raises UsageError if they differ.
 
     LoRA weights are compared when they are loaded.

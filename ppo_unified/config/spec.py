@@ -30,8 +30,8 @@ class AdapterSpec:
     target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
     presets: str = ""  # a package that contains the presets as *.toml files
     recipes: str = ""  # a package that contains the recipes as *.toml files
-    check_init: str = ""  # (config, configuration of the source, {name: shape} of its policy's tensors) -> None; raises
-    # UsageError if the policy of the run `source` cannot be loaded (train --init)
+    check_init: str = ""  # (config, configuration of the source, {name: shape} of its policy's tensors, state of its
+    # adapter without tensors) -> None; raises UsageError if the source's policy cannot be loaded (train --init)
     init: str = (
         ""  # (adapter, state of the source's adapter, configuration of the source) -> None; loads statistics that
     )

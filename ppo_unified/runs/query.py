@@ -153,6 +153,8 @@ def _suggest_key(unknown: str) -> str:
         return f"; did you mean {' or '.join(map(repr, options))}?"
     if unknown not in METRICS and (known := did_you_mean(unknown, _status_kinds())):
         return known
+    if keys := [key for key in _status_kinds() if unknown in key.split("_")]:
+        return f"; did you mean {' or '.join(map(repr, keys))}?"
     if tags := [tag for tag in METRICS if unknown in (tag, tag.rpartition("/")[2])]:
         return f"; {' and '.join(tags)} cannot be used in queries; use 'score', 'best_score' or an option"
     if found := suggest(unknown, _option_kinds()):

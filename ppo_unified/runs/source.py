@@ -35,6 +35,11 @@ def find_reference(text: str, runs: Path) -> Reference:
     try:
         run = find(text, runs)
     except UsageError as error:
+        if inside := next((folder for folder in Path(text).parents[:-1] if (folder / "run.json").is_file()), None):
+            raise UsageError(
+                f"init: {text!r} is neither a run folder nor a checkpoint folder; use {inside} or "
+                f"{inside / 'checkpoints' / 'STEP'}"
+            ) from None
         raise UsageError(f"init: {error}") from None
     own = text == LATEST or run.path == runs / text
     return Reference(run, None, run.name if own and os.sep not in text else str(run.path.resolve()))

@@ -288,13 +288,24 @@ def load(folder: Path, device: torch.device) -> LoadedCheckpoint:
     cpu = torch.device("cpu")
     meta = check(folder)
     try:
-        document = json.loads((folder / STATE).read_bytes())
-        trainer = join(document, _load_tensors(folder / TENSORS, cpu))
+        trainer = join(_read_state(folder), _load_tensors(folder / TENSORS, cpu))
         if not isinstance(trainer, dict):
             raise ValueError(f"expected a JSON object, got a {type(trainer).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{folder / STATE}: cannot load the file ({_describe(error)})") from None
     return LoadedCheckpoint(meta, _load_tensors(folder / POLICY, device), trainer)
+
+
+def load_adapter_state(folder: Path) -> dict[str, Any]:
+    """Load the adapter's state from a checkpoint, with a placeholder for each tensor. Raises DamagedCheckpointError."""
+    try:
+        return dict(_read_state(folder)["adapter"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{folder / STATE}: cannot load the file ({_describe(error)})") from None
+
+
+def _read_state(folder: Path) -> Any:
+    return json.loads((folder / STATE).read_bytes())
 
 
 def load_newest(run: Run, device: torch.device) -> LoadedCheckpoint | None:

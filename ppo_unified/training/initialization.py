@@ -66,7 +66,8 @@ def check_fit(source: Source, config: RunConfig) -> None:
     hook = find_adapter(config.kind).check_init
     if hook:
         try:
-            load(hook)(config, theirs, read_shapes(source.folder / checkpoint.POLICY))
+            shapes = read_shapes(source.folder / checkpoint.POLICY)
+            load(hook)(config, theirs, shapes, checkpoint.load_adapter_state(source.folder))
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
 

@@ -160,6 +160,9 @@ def test_bad_query_is_a_one_line_error(text: str, message: str) -> None:
     ("text", "full"),
     [
         ("lr>1e-3", "did you mean 'optim.lr'?"),
+        ("best>3", "did you mean 'best_score' or 'best_step'?"),
+        ("done>50", "did you mean 'phase_done'?"),
+        ("Solved>1", "did you mean 'solved_step'?"),
         ("hidden:64", "did you mean 'policy.hidden'?"),
         ("every-s>1", "did you mean 'checkpoint.every_s'?"),
         ("kl:k1", "did you mean 'llm.kl'?"),  # the option, although there are metrics of this name

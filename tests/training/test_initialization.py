@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from envs.gym.initialization import check_init
+from envs.gym.options import GymConfig
 from envs.llm.options import LLMConfig
 from ppo_unified import load_preset, run
-from ppo_unified.config import registry
+from ppo_unified.config import presets, registry
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import preparation
@@ -21,6 +23,7 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
+from ppo_unified.training.tensor_json import read_shapes
 from ppo_unified.training.trainer import Trainer
 from tests.envs.llm.test_adapter import folder, make_config
 from tests.training.runs import read, short_config
@@ -201,6 +204,87 @@ def test_misfit_is_reported_before_the_run_folder_exists(case: str, runs: Path, 
     assert not (tmp_path / "new").exists()
 
 
+def panel(**spaces: str) -> GymConfig:
+    config = load_preset(
+        "tests.space_envs:Panel-v0",
+        gym={"num_envs": 2, "num_steps": 8, "env_kwargs": spaces},
+        policy={"hidden": [8]},
+        ppo={"minibatches": 1},
+        eval={"episodes": 1},
+        total_steps=16,
+    )
+    assert isinstance(config, GymConfig)
+    return config
+
+
+@pytest.fixture(scope="module")
+def panels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("panels")
+    run(panel(observations="5 numbers", actions="5 choices"), runs, "numbers")
+    run(panel(observations="5 choices", actions="2 and 3 choices"), runs, "choices")
+    run(panel(observations="2 numbers and 3 choices", actions="5 numbers"), runs, "parts")
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("source", "spaces", "message"),
+    [
+        ("numbers", {"actions": "2 and 3 choices"}, r"actions of \(2, 3\) choices, .* trained on 5 choices in tests"),
+        (
+            "numbers",
+            {"observations": "5 choices"},
+            "observations of 5 choices, but its policy was trained on 5 numbers",
+        ),
+        ("numbers", {"observations": "2 numbers and 3 choices"}, r"2 numbers at \['a'\], 3 choices at \['b'\], but"),
+        ("choices", {"actions": "3 and 2 choices"}, r"actions of \(3, 2\) choices, .* trained on \(2, 3\) choices"),
+        ("choices", {"actions": "10 choices"}, r"10 choices, but its policy was trained on \(2, 3\) choices"),
+        ("choices", {"actions": "5 bits"}, r"5 x 2 choices, but its policy was trained on \(2, 3\) choices"),
+        ("choices", {"observations": "2 and 3 choices"}, r"\(2, 3\) choices, but its policy was trained on 5 choices"),
+        ("parts", {"observations": "3 numbers and 2 numbers"}, r"3 numbers at \[0\], 2 numbers at \[1\], but its"),
+        ("parts", {"observations": "5 numbers"}, r"of 5 numbers, .* trained on 2 numbers at \['a'\], 3 choices at"),
+    ],
+)
+def test_spaces_of_equal_size_but_other_structure_are_rejected(
+    source: str, spaces: dict[str, str], message: str, panels: Path, tmp_path: Path
+) -> None:
+    own = presets.from_file(panels / source / "config.toml")
+    assert isinstance(own, GymConfig)
+    with pytest.raises(UsageError, match=message):
+        run(panel(**own.gym.env_kwargs | spaces), tmp_path, "new", init=panels / source)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("spaces", [{}, {"observations": "5 by 1 numbers"}, {"observations": "5 bits"}])
+def test_spaces_of_equal_structure_are_accepted(spaces: dict[str, str], panels: Path, tmp_path: Path) -> None:
+    path = run(panel(**spaces), tmp_path, "new", init=panels / "numbers").path
+    assert same(load_step(path, 0).policy, best(panels / "numbers").policy)
+
+
+def test_checkpoints_without_spaces_are_compared_by_size(panels: Path) -> None:
+    """Version 0.2.0 did not record the spaces."""
+    trained = Run(panels / "numbers")
+    shapes = read_shapes(checkpoint.checkpoint_folder(trained, checkpoint.steps(trained)[-1]) / checkpoint.POLICY)
+    source = panel()
+    check_init(panel(observations="5 choices"), source, shapes, {})
+    with pytest.raises(UsageError, match="actions of 10 choices, but its policy was trained on 5 choices"):
+        check_init(panel(actions="10 choices"), source, shapes, {})
+    with pytest.raises(UsageError, match="observations of 10 numbers, but its policy was trained on 5 numbers"):
+        check_init(panel(observations="10 choices"), source, shapes, {})
+
+
+def test_vector_environment_is_checked_before_the_run_exists(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="GoalVector-v0 has observations of 1 numbers, but its policy was trained on 4"
+    ):
+        run(
+            gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:GoalVector-v0"}),
+            tmp_path,
+            "new",
+            init=runs / "source",
+        )
+    assert not (tmp_path / "new").exists()
+
+
 def test_unusable_sources_are_one_line_errors(runs: Path, tmp_path: Path) -> None:
     here = copy_source(runs, tmp_path)
     weights = checkpoint.checkpoint_folder(Run(here / "source"), checkpoint.steps(Run(here / "source"))[-1])
@@ -213,6 +297,11 @@ def test_unusable_sources_are_one_line_errors(runs: Path, tmp_path: Path) -> Non
         str(weights): "policy.safetensors: the file is damaged",
         str(loose): "init: .*: expected a checkpoint in a run folder, but .*config.toml does not exist",
         str(runs / "untrained"): "no checkpoint has been written yet",
+        str(here / "source" / "checkpoints"): "source/checkpoints' is neither a run folder nor .*; use .*/source or",
+        str(
+            here / "source" / "run.json"
+        ): "source/run.json' is neither .*; use .*/source or .*/source/checkpoints/STEP",
+        str(weights.with_name("1" * 12)): "111' is neither .*; use .*/source or .*/source/checkpoints/STEP",
     }
     for reference, message in cases.items():
         with pytest.raises(UsageError, match=message) as caught:
