@@ -18,13 +18,12 @@ from ppo_unified.training.measures import (
     EVALUATED,
     EXACT,
     LONG,
-    SCORES,
     START,
     WINDOW,
     Measure,
     Track,
     Tracks,
-    is_successful,
+    is_solved,
 )
 
 PERSIST = 5  # number of consecutive iterations until a check warns or recovers
@@ -46,7 +45,7 @@ class Check(NamedTuple):
     severe: bool = False
     after: int = WINDOW  # number of iterations before the check starts
     scope: str = ""  # a sentence on when the check applies, or which iterations it ignores
-    ignores_success: bool = False  # True if the check does not apply while the score is good
+    ignores_solved: bool = False  # True if the check does not apply while the task is solved
 
     def is_beyond(self, value: float | None) -> bool:
         """Return True if a value of the measure is on the wrong side of the limit."""
@@ -62,7 +61,8 @@ class Check(NamedTuple):
 
 CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
 OWN = "The limit is based on our measurements of healthy and faulty runs (benchmarks/health.md)."
-UNSOLVED = "The check applies only while the score is not good."
+UNSOLVED = "The check does not apply while the score of the last evaluation reaches `eval.threshold`."
+IF_SOLVED = "If the task is solved, ignore this, or set `eval.threshold` to the score of a solved task."
 
 CHECKS: tuple[Check, ...] = (
     Check(
@@ -96,11 +96,11 @@ CHECKS: tuple[Check, ...] = (
         0.01,
         False,
         f"The mean entropy over the last {WINDOW} iterations, divided by the highest such mean so far,",
-        "The policy is almost deterministic and has stopped exploring, but its score is not good.",
-        "Raise `ppo.entropy_coef` or lower `optim.lr`. For a language model, raise `llm.kl_coef`.",
+        "The policy is almost deterministic and has stopped exploring.",
+        f"Raise `ppo.entropy_coef` or lower `optim.lr`. For a language model, raise `llm.kl_coef`. {IF_SOLVED}",
         OWN,
         scope=UNSOLVED,
-        ignores_success=True,
+        ignores_solved=True,
     ),
     Check(
         "action_clipping",
@@ -274,10 +274,11 @@ CHECKS: tuple[Check, ...] = (
         False,
         f"The largest standard deviation of the scores in the last {WINDOW} iterations",
         "All responses get the same score, so the policy cannot learn from them.",
-        "Use prompts that are neither too easy nor too hard, or a reward that distinguishes between responses.",
+        "Use prompts that are neither too easy nor too hard, or a reward that distinguishes between responses. "
+        f"{IF_SOLVED}",
         "Equal scores do not show which response is better. The limit allows for rounding errors.",
         scope=UNSOLVED,
-        ignores_success=True,
+        ignores_solved=True,
     ),
 )
 
@@ -298,23 +299,26 @@ class Health:
         self.checks = [check for check in CHECKS if has_critic or not set(check.reads) & set(CRITIC)]
         self.tracks: dict[str, Track] = {}
         self._verdicts = {check.name: _Verdict() for check in self.checks}
-        self._read = {EVALUATED, *SCORES, *(tag for check in self.checks for tag in check.reads)}
+        self._read = {EVALUATED, *(tag for check in self.checks for tag in check.reads)}
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Add an iteration's metrics. Return a message for each check that starts to warn or recovers.
 
-        Values are rounded to float32, as in the event file. NaN and infinity are ignored.
+        Values are rounded to float32, as in the event file. NaN and infinity are ignored, but after an evaluation with
+        such a score, the task does not count as solved.
         """
         for tag in self._read & metrics.keys():
             value = float(np.float32(metrics[tag]))
             if math.isfinite(value):
                 self.tracks.setdefault(tag, Track()).add(value)
+            elif tag == EVALUATED:
+                self.tracks.pop(tag, None)
         return [line for check in self.checks if (line := self._update_verdict(check, step))]
 
     def value(self, check: Check) -> float | None:
         """Return the current value of a check's measure, or None if the check does not apply now."""
-        value, ignores = check.value(self.tracks), check.ignores_success
-        return None if ignores and check.is_beyond(value) and is_successful(self.tracks, self.threshold) else value
+        value, ignores = check.value(self.tracks), check.ignores_solved
+        return None if ignores and check.is_beyond(value) and is_solved(self.tracks, self.threshold) else value
 
     def _update_verdict(self, check: Check, step: int) -> str:
         verdict = self._verdicts[check.name]

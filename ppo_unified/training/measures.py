@@ -16,7 +16,7 @@ LONG = 50  # number of latest iterations to store; those before the window defin
 SPIKES = 3  # number of spikes within the window that count as a problem
 EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
 NEAR = 0.8  # a score is near its best if it has at least this share of its largest improvement
-EVALUATED, SCORES = "eval/score", ("episode/return", "reward/score")  # the scores of evaluations and of training
+EVALUATED = "eval/score"
 
 
 @dataclass
@@ -112,13 +112,11 @@ def is_near_best(score: Track) -> bool:
     return improvement > 0 and score.recent_mean >= score.start_mean + NEAR * improvement
 
 
-def is_successful(tracks: Tracks, threshold: float | None) -> bool:
-    """Return True if the last evaluation's score reaches the threshold or, without a threshold or an evaluation, if the
-    score during training is near its best and has improved by more than 3 standard deviations of its first values."""
-    if threshold is not None and EVALUATED in tracks:
-        return tracks[EVALUATED].recent[-1] >= threshold
-    scores = [tracks[tag] for tag in SCORES if tag in tracks]
-    return any(is_near_best(score) and score.peak - score.start_mean > 3 * np.std(score.start) for score in scores)
+def is_solved(tracks: Tracks, threshold: float | None) -> bool:
+    """Return True if the score of the last evaluation reaches the threshold."""
+    if threshold is None or EVALUATED not in tracks:
+        return False
+    return tracks[EVALUATED].recent[-1] >= float(np.float32(threshold))  # scores are rounded, too
 
 
 def spike_ratio(track: Track) -> float | None:
