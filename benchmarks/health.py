@@ -28,7 +28,7 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import flatten
 from ppo_unified.training.health import CHECKS, Health
-from ppo_unified.training.measures import EVALUATED, SCORES
+from ppo_unified.training.measures import EVALUATED
 
 HEALTHY = (
     "cartpole=11-20",
@@ -53,7 +53,7 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
     """Yield the metrics that the checks read, iteration by iteration."""
     reader = EventReader(folder)
     reader.poll()
-    read = {EVALUATED, *SCORES, *(tag for check in CHECKS for tag in check.reads)} & reader.series.keys()
+    read = {EVALUATED, *(tag for check in CHECKS for tag in check.reads)} & reader.series.keys()
     columns = {}
     for tag in read:
         steps, _, values = reader.series[tag].numpy()

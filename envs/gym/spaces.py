@@ -110,7 +110,7 @@ def _describe_part(space: spaces.Space[Any]) -> str:
         return _describe_choices([int(space.n)])
     if isinstance(space, spaces.MultiDiscrete):
         return _describe_choices(np.ravel(space.nvec).tolist())
-    return f"{int(np.prod(space.shape))} numbers"
+    return f"{spaces.flatdim(space)} numbers"
 
 
 def _describe_choices(sizes: Sequence[int]) -> str:
