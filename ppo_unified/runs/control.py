@@ -22,6 +22,7 @@ from ppo_unified.runs import processes
 from ppo_unified.runs.folder import (
     ACTIVE,
     LOCK,
+    PHASES,
     STALLED_S,
     Run,
     Status,
@@ -219,7 +220,7 @@ def _end_events(run: Run, status: Status) -> list[Event]:
         text += "it was killed or ran out of memory, or the machine went down."
         text += f"\nLast lines of {run.log.name}:\n{tail}" if tail else ""
     elif state == "stalled":
-        doing = f" (phase: {status.phase})" if status.phase else ""
+        doing = f" (phase: {status.phase})" if status.phase in PHASES else ""
         text = f"The process is alive but has made no progress for a minute{doing}."
     elif status.traceback:
         text += f"\n{status.traceback.rstrip()}"

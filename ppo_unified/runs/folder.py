@@ -29,6 +29,7 @@ from ppo_unified.errors import UsageError, did_you_mean, explain_unusable
 from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
+PHASES = ("starting", "collecting", "updating", "evaluating", "saving")  # what a living trainer may be doing
 LOCK = "run.lock"
 LATEST = "latest"  # refers to the newest run if it is used in place of a run name
 STALLED_S = 60.0  # time without progress or heartbeat after which a living trainer counts as stalled
@@ -69,7 +70,7 @@ class Status:
     device: str = ""
     seed: int = 0
     health: list[dict[str, Any]] = field(default_factory=list)  # for each health warning: name, since, severe, text
-    phase: str = ""  # starting, collecting, updating, evaluating, saving
+    phase: str = ""  # one of PHASES, or empty
     phase_done: float | None = None  # share of the phase that is done, 0 to 1; None if unknown
     progressed: float = 0.0  # time of the last progress within the phase; 0 if unknown
 

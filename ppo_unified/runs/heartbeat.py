@@ -13,6 +13,7 @@ from typing import Self
 
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.runs.folder import FolderLostError, Run, Status, check_folder
+from ppo_unified.runs.signals import StopRequest
 from ppo_unified.text import print_err
 
 HEARTBEAT_S = 2.0
@@ -45,14 +46,16 @@ class BestEffort:
 class Heartbeat:
     """Writes a status to run.json. Inside a `with` block, a thread also writes it every HEARTBEAT_S seconds.
 
-    Whoever changes several fields of `status` that belong together holds `lock`. Every HEARTBEAT_S seconds, the thread
-    calls `listener`. It ends when the run folder is lost; the main thread reports this error at its next write.
+    Whoever changes several fields of `status` that belong together holds `lock`. At least every HEARTBEAT_S seconds,
+    the thread calls `listener`. It ends when the run folder is lost; the main thread reports this error at its next
+    write. After a `stop_request`, the state is shown as 'stopping', even if the trainer is still busy.
     """
 
     def __init__(self, run: Run, status: Status, listener: Callable[[Status], None] | None = None) -> None:
         self.run, self.status, self.listener = run, status, listener
         self.lock = threading.RLock()
         self.best_effort = BestEffort(run)
+        self.stop_request = StopRequest()
         self._work: tuple[str, WorkCounter | None] = ("starting", None)  # the phase and its counter
         self._seen: tuple[object, ...] = ()  # the phase and the counter's values when they last changed
         self._moved = self._written = time.monotonic()
@@ -95,6 +98,8 @@ class Heartbeat:
         Without a counter, or when all counted work is done, progress cannot be observed, so it is assumed.
         """
         (phase, counter), now, status = self._work, time.monotonic(), self.status
+        if self.stop_request and status.state == "running":
+            status.state = "stopping"
         seen: tuple[object, ...] = (phase,)
         status.phase, status.phase_done = phase, None
         if counter is not None and counter.total > 0:
@@ -106,12 +111,22 @@ class Heartbeat:
         status.progressed = status.heartbeat - (now - self._moved)
 
     def _beat(self) -> None:
-        while not self._ending.wait(HEARTBEAT_S):
+        while not self._ending.wait(self._written + HEARTBEAT_S - time.monotonic()):
             with self.lock:
                 if time.monotonic() - self._written >= HEARTBEAT_S:
                     try:
                         self.write()
                     except FolderLostError:
                         return
-                if self.listener is not None:
-                    self.listener(self.status)
+                self._call_listener()
+
+    def _call_listener(self) -> None:
+        try:
+            if self.listener is not None:
+                self.listener(self.status)
+        except Exception as error:
+            self.listener = None
+            print_err(
+                f"{self.run.name}: cannot show the progress during iterations ({type(error).__name__}: {error}); "
+                "training continues"
+            )

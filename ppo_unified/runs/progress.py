@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ppo_unified.runs.folder import ACTIVE, Status
+from ppo_unified.runs.folder import ACTIVE, PHASES, Status
 
 
 class Limit(NamedTuple):
@@ -53,10 +53,11 @@ def format_percent(status: Status) -> str:
 def format_phase(status: Status, state: str) -> str:
     """Return what a run in the state `state` is doing and how much of it is done, such as 'collecting 34%'.
 
-    Return an empty string if the trainer is not alive or the share is unknown.
+    Return an empty string if the trainer is not alive, or if the phase or the share is unknown.
     """
-    alive = state in (*ACTIVE, "stalled")
-    return f"{status.phase} {_percent(status.phase_done)}" if alive and status.phase_done is not None else ""
+    if state not in (*ACTIVE, "stalled") or status.phase not in PHASES or status.phase_done is None:
+        return ""
+    return f"{status.phase} {_percent(min(1.0, max(0.0, status.phase_done)))}"
 
 
 def _percent(fraction: float) -> str:

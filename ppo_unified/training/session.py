@@ -88,6 +88,7 @@ def train_in(
     heartbeat = heartbeat or Heartbeat(run, run.read_status())
     status = heartbeat.status
     stop.show_in(run)
+    heartbeat.stop_request = stop
     try:
         with heartbeat:
             trainer = _make_trainer(config, stop, heartbeat, listener or (lambda status, metrics: None))

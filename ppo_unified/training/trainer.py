@@ -156,6 +156,8 @@ class Trainer:
         if self.state.evaluations.step != self._progress.steps:
             self.reporter.log_metrics(self._evaluate())
             self._save()
+            if not self._is_over:
+                self.reporter.heartbeat.enter("collecting")
             self.reporter.write_status()
 
     def _save(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from ppo_unified.config.spec import WorkCounter
 from ppo_unified.runs.folder import STALLED_S, Run, Status, has_stalled
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.preparation import prepare
+from ppo_unified.runs.progress import format_phase
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditPolicy
 from ppo_unified.training.session import build_adapter, train_in
@@ -186,6 +188,101 @@ def test_failed_writes_do_not_end_the_heartbeat(
     wait_for((heartbeat.run.path / "run.json").exists)
     heartbeat.stop()
     assert capsys.readouterr().err.count("cannot write run.json") == 1
+
+
+def test_gap_between_writes_is_at_most_one_interval(heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's last write comes shortly before the thread would have written, for each of these offsets."""
+    clock, times = [0.0], list[float]()
+
+    def wait(seconds: float | None = None) -> bool:
+        due = clock[0] + max(0.0, seconds or 0.0)
+        if clock[0] < 1.5 < due:  # the trainer writes while the thread waits
+            clock[0] = 1.5
+            heartbeat.write()
+        clock[0] = max(due, clock[0] + 1e-3)
+        return clock[0] > 10.0
+
+    monkeypatch.setattr("ppo_unified.runs.heartbeat.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(heartbeat, "_written", 0.0)
+    monkeypatch.setattr(heartbeat._ending, "wait", wait)
+    monkeypatch.setattr(Run, "write_status", lambda run, status: times.append(clock[0]))
+    heartbeat._beat()
+    assert times[:3] == [1.5, 3.5, 5.5]
+
+
+def test_error_in_listener_does_not_end_the_heartbeat(
+    heartbeat: Heartbeat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ppo_unified.runs.heartbeat.HEARTBEAT_S", 0.01)
+
+    def fail(status: Status) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    heartbeat.listener = fail
+    with heartbeat:
+        for _ in range(3):
+            written = heartbeat.status.heartbeat
+            wait_for(lambda before=written: heartbeat.status.heartbeat > before)  # type: ignore[misc]
+    assert capsys.readouterr().err.count("(ZeroDivisionError: division by zero); training continues") == 1
+
+
+def test_stop_request_during_an_update_is_shown(heartbeat: Heartbeat) -> None:
+    heartbeat.stop_request = stop = StopRequest()
+    heartbeat.enter("updating", WorkCounter())
+    assert beat(heartbeat).state == "running"
+    stop.handle(signal.SIGTERM, None)
+    assert beat(heartbeat).state == "stopping"
+
+
+@pytest.mark.usefixtures("sequences")
+def test_trainer_passes_stop_request_to_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update is completed, because the newest checkpoint does not contain the start of its iteration."""
+    stop, seen = StopRequest(), list[str]()
+    run = prepare(make_config(), tmp_path, "a")
+    extra_loss = SequenceAdapter.extra_loss
+
+    def request(self: SequenceAdapter, generator: torch.Generator) -> Any:
+        if not stop and run.read_status().iteration:
+            stop.handle(signal.SIGTERM, None)
+            wait_for(lambda: run.read_status().state != "running")
+            seen.append(run.read_status().state)
+        return extra_loss(self, generator)
+
+    monkeypatch.setattr("ppo_unified.runs.heartbeat.HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(SequenceAdapter, "extra_loss", request)
+    assert train_in(run, make_config(), stop).state == "stopped"
+    assert seen == ["stopping"]
+
+
+@pytest.mark.usefixtures("sequences")
+def test_phase_after_initial_evaluation_is_collecting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phases, write = list[str](), Run.write_status
+
+    def record(self: Run, status: Status) -> None:
+        phases.append(status.phase)
+        write(self, status)
+
+    monkeypatch.setattr("ppo_unified.runs.heartbeat.HEARTBEAT_S", 600.0)  # only the trainer writes
+    monkeypatch.setattr(Run, "write_status", record)
+    config = make_config(eval={"at_start": True, "episodes": 2})
+    train_in(prepare(config, tmp_path, "a"), config, StopRequest())
+    assert "saving" not in phases
+    assert "collecting" in phases
+
+
+@pytest.mark.parametrize(
+    ("phase", "done", "shown"),
+    [
+        ("collecting", 0.345, "collecting 34%"),
+        ("collecting", 17.3, "collecting 100%"),
+        ("collecting", -1.0, "collecting 0%"),
+        ("collecting", math.nan, "collecting 0%"),
+        ("collecting", math.inf, "collecting 100%"),
+        ("x" * 500, 0.5, ""),
+    ],
+)
+def test_phase_in_damaged_status_is_clamped(phase: str, done: float, shown: str) -> None:
+    assert format_phase(Status(phase=phase, phase_done=done), "running") == shown
 
 
 # counters of the adapters
