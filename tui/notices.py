@@ -8,7 +8,7 @@ from typing import NamedTuple
 from textual.notifications import SeverityLevel
 
 from ppo_unified.runs.control import describe_end
-from ppo_unified.runs.folder import ACTIVE, read_warnings
+from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
 from ppo_unified.text import clean
 from tui.runs.entries import Entry
 
@@ -57,6 +57,6 @@ class Notices:
 
 def _summary(entry: Entry) -> str:
     status = entry.status
-    ended = describe_end(entry.state, status.reason)
+    ended = describe_end(Run(entry.path), status, entry.state)
     score = "" if status.best_score is None else f", best greedy score {status.best_score:.4g}"
     return f"{clean(entry.key)}: {clean(ended)} after {status.step:,} steps{score}"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ppo_unified.runs.folder import Run, Status, find, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
+from ppo_unified.runs.signals import why_ended
 from ppo_unified.text import (
     GREEN,
     RED,
@@ -80,11 +81,11 @@ def _run_cells(seen: Snapshot) -> dict[str, str]:
 
 
 def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
-    """Return lines of remarks for each run: its source, the error if the run failed, and its health warnings."""
+    """Return lines of remarks for each run: its source, why it failed or crashed, and its health warnings."""
     lines_by_run = []
     for seen in chosen:
         lines = [(clean(text), "") for text in _source_lines(seen.status)]
-        lines += [(clean(seen.status.reason), RED)] if seen.state == "failed" else []
+        lines += [(clean(why_ended(*seen)), RED)] if seen.state in ("failed", "crashed") else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
         lines_by_run.append([apply_style(text, style) if color else text for text, style in lines if text])
     return lines_by_run

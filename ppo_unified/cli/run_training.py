@@ -80,7 +80,7 @@ def describe_background(run: Run) -> str:
     """Describe a run that was started in the background. A short run may already have ended."""
     status = run.read_status()
     if status.state not in ACTIVE:
-        return f"{run.name}: {describe_end(status.state, status.reason)}"
+        return f"{run.name}: {describe_end(run, status, status.state)}"
     return f"training in the background as process {status.pid}; to stop it: {format_command('stop', run)}"
 
 
@@ -176,7 +176,7 @@ def summary(run: Run, status: Status) -> str:
             break
     score = "" if status.score is None else f", greedy score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
-    ended = describe_end(status.state, status.reason)
+    ended = describe_end(run, status, status.state)
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
     lines.append(f"{run.name}: {ended} {took}{score}{best}")
     return "\n".join(lines)

@@ -31,7 +31,7 @@ from ppo_unified.runs.folder import (
     read_warnings,
     write_atomically,
 )
-from ppo_unified.runs.signals import is_stopped_by_user
+from ppo_unified.runs.signals import why_ended
 from ppo_unified.text import format_number
 
 LAST_BYTES, LAST_LINES = 8192, 20  # how much is shown of the end of a crashed run's log
@@ -209,12 +209,10 @@ def _resume_event(entry: dict[str, object]) -> Event:
 def _end_events(run: Run, status: Status) -> list[Event]:
     """Return a list with the event that describes how the run ended, or an empty list if the run is active."""
     state = run.state(status)
-    text = status.reason.removeprefix(f"{state} ")  # "by Ctrl-C" in "stopped by Ctrl-C"
+    text = why_ended(run, status, state).removeprefix(f"{state} ")  # "by Ctrl-C" in "stopped by Ctrl-C"
     if state in ACTIVE:
         return []
-    if state == "crashed" and is_stopped_by_user(run, status.pid, kill=True):
-        text = "The user killed the process."
-    elif state == "crashed":
+    if state == "crashed" and not text:
         tail = last_lines(run.log)
         text = "The process ended without recording a reason: "
         text += "it was killed or ran out of memory, or the machine went down."
@@ -227,8 +225,9 @@ def _end_events(run: Run, status: Status) -> list[Event]:
     return [Event(status.heartbeat or None, status.step, state, text)]
 
 
-def describe_end(state: str, reason: str) -> str:
+def describe_end(run: Run, status: Status, state: str) -> str:
     """Describe how a run ended in a few words, such as 'finished (solved)' or 'stopped by Ctrl-C'."""
+    reason = why_ended(run, status, state)
     if not reason or reason.startswith(state):
         return reason or state
     return f"{state} ({reason})"

@@ -110,7 +110,7 @@ def stop(run: Run, kill: bool, patience_s: float = 30.0) -> str:
     process = trainer_process(run, status)
     try:
         if kill or not run.is_stopping():
-            record_user_stop(run, process.pid, kill)
+            record_user_stop(run, status, kill)
         if kill:
             for child in process.children(recursive=True):
                 with suppress(psutil.NoSuchProcess):

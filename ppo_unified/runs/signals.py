@@ -1,4 +1,7 @@
-"""Handle stop requests (SIGINT, SIGTERM and SIGHUP) and define which work they may interrupt."""
+"""Handle stop requests (SIGINT, SIGTERM and SIGHUP), define which work they may interrupt, and record who stops a run.
+
+To keep startup fast, this module avoids torch.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
-from ppo_unified.runs.folder import Run, write_atomically
+from ppo_unified.runs.folder import Run, Status, write_atomically
 
 SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is ignored
 USER_STOP = ".stopped-by-user"  # the file that records which trainer the user has stopped or killed
@@ -21,20 +25,32 @@ REASONS = {
 }
 
 
-def record_user_stop(run: Run, pid: int, kill: bool = False) -> None:
+def record_user_stop(run: Run, status: Status, kill: bool = False) -> None:
     """Record in a run's folder that the user stops or kills its trainer. Call this before sending the signal.
 
-    The record is never removed. It names the trainer's process, so it does not apply to a later trainer.
+    The record is never removed. It names the trainer in `status`, so it does not apply to a later trainer.
     """
     with suppress(OSError):  # on a full disk, the trainer reports the signal instead
-        write_atomically(run.path / USER_STOP, f"{'kill' if kill else 'stop'} {pid}\n")
+        write_atomically(run.path / USER_STOP, _user_stop(status, kill))
 
 
-def is_stopped_by_user(run: Run, pid: int, kill: bool = False) -> bool:
-    """Return True if `ppo-unified stop` or the terminal UI has stopped or killed the run's trainer."""
+def is_stopped_by_user(run: Run, status: Status, kill: bool = False) -> bool:
+    """Return True if `ppo-unified stop` or the terminal UI has stopped or killed the trainer in `status`."""
     with suppress(OSError, ValueError):
-        return read_bytes(run.path / USER_STOP).decode() == f"{'kill' if kill else 'stop'} {pid}\n"
+        return read_bytes(run.path / USER_STOP).decode() == _user_stop(status, kill)
     return False
+
+
+def why_ended(run: Run, status: Status, state: str) -> str:
+    """Return why a run in the displayed state `state` ended, or an empty string if it is active or this is unknown."""
+    if state == "crashed" and is_stopped_by_user(run, status, kill=True):
+        return "killed by the user"
+    return status.reason
+
+
+def _user_stop(status: Status, kill: bool) -> str:
+    """Return the record's text. A process ID alone is not unique: in a container, each trainer may have the same."""
+    return f"{'kill' if kill else 'stop'} {status.pid} {status.pid_started}\n"
 
 
 class Interrupted(BaseException):
@@ -60,8 +76,10 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        if self._run is not None and self.signal == signal.SIGTERM and is_stopped_by_user(self._run, os.getpid()):
-            return "stopped by the user"
+        with suppress(UsageError):  # if run.json cannot be read, the signal is reported
+            run = self._run if self.signal == signal.SIGTERM else None
+            if run is not None and is_stopped_by_user(run, run.read_status()):
+                return "stopped by the user"
         return "stopped" if self.signal is None else REASONS[self.signal]
 
     def show_in(self, run: Run) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, log_tee, preparation, processes
 from ppo_unified.runs.folder import Run, Status
+from tui.notices import Notices
+from tui.runs.entries import Entry
+from tui.runs.run_head import format_head
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
@@ -344,14 +348,27 @@ def test_end_is_described_without_repetition(tmp_path: Path) -> None:
     }
     for reason, described in ends.items():
         state = described.split()[0]
-        assert control.describe_end(state, reason) == described
+        assert control.describe_end(Run(tmp_path), Status(reason=reason), state) == described
     run = make_run(tmp_path, state="stopped", reason="stopped by SIGTERM")  # a reason of version 0.2
     assert control.list_events(run, run.read_status())[-1][2:] == ("stopped", "by SIGTERM")
 
 
-def test_kill_by_user_is_no_unexplained_crash(live_run: Run) -> None:
+def test_kill_by_user_is_no_unexplained_crash(live_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert processes.stop(live_run, kill=True) == "crashed"
-    assert control.list_events(live_run, live_run.read_status())[-1][2:] == ("crashed", "The user killed the process.")
+    status = live_run.read_status()
+    assert control.list_events(live_run, status)[-1][2:] == ("crashed", "killed by the user")
+    entry = Entry("a", live_run.path, False, status, "crashed")
+    assert format_head(entry, 80, 24).plain.split("\n")[1:] == ["killed by the user"]
+    notices = Notices()
+    notices.update({"a": replace(entry, state="running")})
+    assert notices.update({"a": entry})[0].text.startswith("a: crashed (killed by the user) after ")
+    for words in (["show", "a", "--once"], ["runs"]):
+        assert main([*words, "--runs", str(live_run.path.parent)]) == 0
+        assert "\n  killed by the user\n" in capsys.readouterr().out + "\n"
+    live_run.write_status(replace(status, pid_started=status.pid_started + 60))  # a later trainer with the same id
+    later = live_run.read_status()
+    assert "without recording a reason" in control.list_events(live_run, later)[-1].text
+    assert "without recording a reason" in format_head(replace(entry, status=later), 80, 24).plain
 
 
 def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:

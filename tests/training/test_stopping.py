@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine import ppo
 from ppo_unified.engine.ppo import Progress
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import Run
+from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.preparation import prepare, reopen
 from ppo_unified.runs.signals import SAME_REQUEST_S, Interrupted, StopRequest, record_user_stop
 from ppo_unified.training import checkpoint
@@ -260,20 +261,22 @@ def test_second_signal_exits_unless_it_is_a_repeat(
 
 
 @pytest.mark.parametrize(
-    ("number", "offset", "reason"),  # the user stopped the process with the own id + offset
+    ("number", "offset", "reason"),  # the user stopped the process with the own id that started `offset` s later
     [
         (signal.SIGINT, None, "stopped by Ctrl-C"),
         (signal.SIGTERM, None, "stopped by another program (SIGTERM)"),
         (signal.SIGTERM, 0, "stopped by the user"),
-        (signal.SIGTERM, 1, "stopped by another program (SIGTERM)"),  # an earlier trainer of the run
+        (signal.SIGTERM, -60.0, "stopped by another program (SIGTERM)"),  # an earlier trainer; containers reuse ids
         (signal.SIGHUP, None, "stopped because the terminal was closed (SIGHUP)"),
     ],
 )
-def test_reason_names_who_stopped_the_run(number: int, offset: int | None, reason: str, tmp_path: Path) -> None:
+def test_reason_names_who_stopped_the_run(number: int, offset: float | None, reason: str, tmp_path: Path) -> None:
     stop, run = StopRequest(), Run(tmp_path)
+    status = Status(pid=os.getpid(), pid_started=1e9 + 0.25)
+    run.write_status(status)
     stop.show_in(run)
     if offset is not None:
-        record_user_stop(run, os.getpid() + offset)
+        record_user_stop(run, replace(status, pid_started=status.pid_started + offset))
     stop.handle(number, None)
     assert stop.reason == reason
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from ppo_unified.runs.folder import ACTIVE, read_warnings
+from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase, fraction_done, nearest_limit
+from ppo_unified.runs.signals import why_ended
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
@@ -16,7 +17,7 @@ from tui.runs.run_list import RunList
 GAP = 2  # columns between two facts
 SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cut to one line
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
-UNEXPLAINED = {  # states for which run.json contains no reason
+UNEXPLAINED = {  # shown if the reason is unknown
     "crashed": "The process ended without recording a reason. Press 6 to see the end of its log.",
     "stalled": "The process is alive but has made no progress for a minute. Press 3 to see its log.",
 }
@@ -80,12 +81,12 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
 
     If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """
-    status, ended = entry.status, entry.state in ("failed", "crashed")
-    wrong = entry.problem or (status.reason if ended else "") or UNEXPLAINED.get(entry.state, "")
+    reason, ended = why_ended(Run(entry.path), entry.status, entry.state), entry.state in ("failed", "crashed")
+    wrong = entry.problem or (reason if ended else "") or UNEXPLAINED.get(entry.state, "")
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
-    warnings, note = read_warnings(status), [(entry.note, "$text-muted")] if entry.note else []
+    warnings, note = read_warnings(entry.status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
-    first += [(status.reason, "$text-muted")] if entry.state == "stopped" and status.reason else []
+    first += [(reason, "$text-muted")] if entry.state == "stopped" and reason else []
     first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
     texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
