@@ -13,7 +13,7 @@ from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Status, to_json
-from ppo_unified.runs.query import read_options
+from ppo_unified.runs.query import compared_options
 from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_option, seedless_key
 from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the options in which runs differ and the runs' scores, or statistics over seeds."""
     chosen = {label: take_snapshot(run) for label, run in label_runs(options).items()}
-    tables = {label: read_options(seen.run) for label, seen in chosen.items()}
+    tables = {label: compared_options(seen.run, seen.status) for label, seen in chosen.items()}
     if options.seeds:
         groups = _seed_groups(chosen, tables)
         if options.json:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ppo_unified.runs.folder import Run, Status, find, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.runs.signals import why_ended
+from ppo_unified.runs.source import describe_source
 from ppo_unified.text import (
     GREEN,
     RED,
@@ -84,17 +85,12 @@ def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Stat
     """Return lines of remarks for each run: its source, why it failed or crashed, and its health warnings."""
     lines_by_run = []
     for seen in chosen:
-        lines = [(clean(text), "") for text in _source_lines(seen.status)]
+        source = describe_source(seen.status)
+        lines = [(clean(f"started with the policy of {source}"), "")] if source else []
         lines += [(clean(why_ended(*seen)), RED)] if seen.state in ("failed", "crashed") else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
         lines_by_run.append([apply_style(text, style) if color else text for text, style in lines if text])
     return lines_by_run
-
-
-def _source_lines(status: Status) -> list[str]:
-    """Name the run whose policy the run started with, if it was started with --init."""
-    source, step = status.init.get("run"), status.init.get("step")
-    return [f"started with the policy of {source}, step {step:,}"] if type(source) is str and type(step) is int else []
 
 
 def health_names(status: Status) -> list[str]:

@@ -78,13 +78,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         config = presets.load_target(options.target)
     if options.recipe:
         config = apply_recipe(config, options.recipe)
-    jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])])
     reference = None
-    if options.init:
+    if options.init and not options.help:
         from ppo_unified.runs.source import find_reference
 
         reference = find_reference(options.init, options.folder)
         options.init = reference.word
+    source = reference.run.name if reference else ""
+    jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])], source)
     if options.detach:
         return _train_detached(options, jobs)
     codes = list(_train_here(options, jobs, _check_source(reference, jobs) if reference else None))
@@ -97,12 +98,15 @@ def _count_unstarted(started: int, total: int) -> str:
     return f"{total - started} of {total} runs {'was' if total - started == 1 else 'were'} not started"
 
 
-def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str]) -> list[Job]:
-    """Return the runs that the flags describe. Raises UsageError before any run starts if a flag or a name is wrong."""
+def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[str], source: str) -> list[Job]:
+    """Return the runs that the flags describe. `source` is the name of the run whose policy they start with, or "".
+
+    Raises UsageError before any run starts if a flag or a name is wrong.
+    """
     base = presets.naming_base(options.target, config)
     if not flags:
         config = presets.apply_changes(config, {}, "command line")
-        return [Job(config, options.name, preparation.run_name(config, base), True, ())]
+        return [Job(config, options.name, preparation.run_name(config, base, source=source), True, ())]
     from ppo_unified.cli.flags import configure, read_flags
 
     prog, about = f"ppo-unified train {options.target}", ABOUT.format(config.origin)
@@ -110,14 +114,14 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
     jobs = []
     for combination in expand(typed, typed_options(type(config))):
         own = configure(config, combination.typed)
-        name = preparation.run_name(own, base, combination.varied, options.name)
+        name = preparation.run_name(own, base, combination.varied, options.name, source)
         if not combination.varied:
             return [Job(own, options.name, name, True, flags)]
         values = own.flatten()
         words = [word for option in combination.typed for word in format_flag(option, values[option])]
         if options.name and os.path.lexists(options.folder / name):
             raise UsageError(f"{options.folder / name} already exists; choose another --name")
-        is_derived = name == preparation.run_name(own, base)
+        is_derived = name == preparation.run_name(own, base, source=source)
         jobs.append(Job(own, name if options.name else "", name, is_derived, words))
     return jobs
 

@@ -75,24 +75,29 @@ def prepare(
         )
         run.write_status(claim(status, config))
 
-    run = create(runs, name, default or run_name(config, presets.reload_target(config)), fill)
+    run = create(runs, name, default or _default_name(config, init or {}), fill)
     report_folder(run.path)
     return run
 
 
-def run_name(config: RunConfig, base: RunConfig, varied: Collection[str] = (), name: str = "") -> str:
+def _default_name(config: RunConfig, init: Mapping[str, Any]) -> str:
+    return run_name(config, presets.reload_target(config), source=init.get("run", ""))
+
+
+def run_name(config: RunConfig, base: RunConfig, varied: Collection[str] = (), name: str = "", source: str = "") -> str:
     """Return the name of a run, such as 'cartpole-lr3e-3-s1'.
 
-    The name lists the options that differ between `config` and `base`, the target's configuration, except those in
-    OMITTED, and the options `varied`, which differ between runs that are started together. Options are in the schema's
-    order. The name depends only on their values and not on how the user typed them. If the user chose a `name`, it
-    replaces the target's name, and only the varied options are added.
+    The name contains the name `source` of the run whose policy this run starts with, if there is one. Then it lists the
+    options that differ between `config` and `base`, the target's configuration, except those in OMITTED, and the
+    options `varied`, which differ between runs that are started together. Options are in the schema's order. The name
+    depends only on their values and not on how the user typed them. If the user chose a `name`, it replaces the
+    target's name, and only the varied options are added.
     """
     values, before = config.flatten(), base.flatten()
     declared = typed_options(type(config))
     chosen = [option for option in declared if option in varied or (not name and _is_changed(option, values, before))]
     keys = [option.rpartition(".")[2] for option in chosen]
-    labels = []
+    labels = [_label("init", source, "text")] if source and not name else []
     for key, option in zip(keys, chosen, strict=True):
         if option != SEED:
             labels.append(_label(option if keys.count(key) > 1 else key, values[option], kind_of(declared[option])))

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.source import describe_source
 
 Lookup = Callable[[str], Any]  # returns the run's value of a key, or None
 
@@ -101,6 +102,12 @@ def read_options(run: Run) -> dict[str, Any]:
     from ppo_unified.config.schema import read_toml
 
     return flatten(read_toml(run.config))
+
+
+def compared_options(run: Run, status: Status) -> dict[str, Any]:
+    """Return the options by which runs are compared and grouped: config.toml and, as `init`, the run's source."""
+    source = describe_source(status)
+    return ({"init": source} if source else {}) | read_options(run)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import CHECKPOINT, LATEST, Run, find
+from ppo_unified.runs.folder import CHECKPOINT, LATEST, Run, Status, find
 
 
 class Reference(NamedTuple):
@@ -16,6 +16,12 @@ class Reference(NamedTuple):
     run: Run
     checkpoint: Path | None  # the folder of a checkpoint, or None for the run's best checkpoint
     word: str  # the run's name, or an absolute path; unlike 'latest', it always means the same run
+
+
+def describe_source(status: Status) -> str:
+    """Describe the checkpoint that a run started from, such as 'cp, step 1,490'. Return "" if it had random weights."""
+    source, step = status.init.get("run"), status.init.get("step")
+    return f"{source}, step {step:,}" if type(source) is str and type(step) is int else ""
 
 
 def find_reference(text: str, runs: Path) -> Reference:

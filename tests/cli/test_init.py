@@ -24,6 +24,25 @@ def test_all_runs_of_a_sweep_start_with_the_same_policy(tmp_path: Path, call: Ca
     assert json.loads(out)[0]["init"]["run"] == "a"
 
 
+def test_default_name_contains_the_source(tmp_path: Path, call: Call) -> None:
+    """The name is the same with and without options, in the foreground and in the background."""
+    assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
+    from ppo_unified import load_preset, run
+
+    folder = tmp_path / "runs"
+    assert run(load_preset("cartpole", total_steps=1), folder, init="a").path.name == "cartpole-init-a-s1"
+    sweep = ["--init", "a", "--seed", "1,3", "--ppo.clip", "0.1"]
+    assert call("train", "cartpole", *sweep, *QUICK)[0] == 0
+    code, out, err = call("train", "cartpole", "--detach", "--init", "a", "--seed", "4-5", *QUICK)
+    assert code == 0, err
+    started = {"cartpole-init-a-s4", "cartpole-init-a-s5"}
+    assert {Path(line).name for line in out.splitlines()} == started
+    wait_for(lambda: all(Run(folder / name).read_status().state == "finished" for name in started))
+    here = {"a", "cartpole-init-a-s1", "cartpole-init-a-clip0.1-s1", "cartpole-init-a-clip0.1-s3"}
+    assert {run.name for run, _ in all_runs(folder)} == started | here
+    assert all(" --name " not in Run(folder / name).command.read_text() for name in started)
+
+
 def test_detached_runs_start_with_the_policy_of_their_source(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
     folder = str(next((tmp_path / "runs" / "a" / "checkpoints").iterdir()))

@@ -465,6 +465,24 @@ def test_compare_counts_each_seed_once(run_command: Any, folder: Path) -> None:
     assert out[-1] == "not counted, because another run has the same options and seed: base-s2, base-s2-3"
 
 
+def test_compare_shows_the_source_of_a_run(run_command: Any, folder: Path) -> None:
+    """A run that started with the policy of another run is neither a repetition nor another seed."""
+    source = {"run": "cp", "step": 1490, "score": 9.0, "checkpoint": "/runs/cp/checkpoints/000000001490"}
+    for seed in (1, 2):
+        make(folder, f"cp-s{seed}", [1.0], {"seed": seed}, started=20.0, score=100.0, init=source)
+    options = rows(run_command("compare", "base-s1", "cp-s1")[1].split("\n\n")[0])
+    assert options == {"option": ["option", "base-s1", "cp-s1"], "init": ["init", "-", "cp,", "step", "1,490"]}
+    document = json.loads(run_command("compare", "base-s1", "cp-s1", "--json")[1])
+    assert document["options"] == {"init": {"base-s1": None, "cp-s1": "cp, step 1,490"}}
+    named = ["compare", "--seeds", "base-s1", "base-s2", "cp-s1", "cp-s2"]
+    groups = json.loads(run_command(*named, "--json")[1])["groups"]
+    assert [(group["runs"], group["options"]) for group in groups] == [
+        (["base-s1", "base-s2"], {"init": None}),
+        (["cp-s1", "cp-s2"], {"init": "cp, step 1,490"}),
+    ]
+    assert "cartpole init=cp, step 1,490" in run_command(*named)[1]
+
+
 @pytest.mark.parametrize("command", ["show", "compare"])
 def test_unknown_run_suggests_the_nearest(run_command: Any, command: str) -> None:
     code, out, err = run_command(command, "base-s3", "fast")

@@ -150,6 +150,22 @@ def test_python_configuration_names_its_changes(target: str, changes: dict[str, 
     assert run_name(config, reload_target(config)) == expected
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "expected"),
+    [
+        ("cp", "", "cartpole-init-cp-clip0.1-s1"),
+        ("my run @2", "", "cartpole-init-my-run-@2-clip0.1-s1"),
+        ("x" * 100, "", f"cartpole-init-{'x' * 24}-clip0.1-s1"),
+        ("cp", "pole", "pole"),
+    ],
+)
+def test_name_contains_the_source(source: str, name: str, expected: str) -> None:
+    base = load_target("cartpole")
+    assert run_name(configure(base, {"ppo.clip": "0.1"}), base, name=name, source=source) == expected
+    assert run_name(base, base, source="cp") == "cartpole-init-cp-s1"
+    check_name(expected)
+
+
 @pytest.mark.parametrize("preset", ["", "cartpole", "CartPole-v1"])
 def test_configuration_from_a_file_has_a_plain_name(preset: str, tmp_path: Path) -> None:
     """In Python, its changes cannot be distinguished from the file's options."""

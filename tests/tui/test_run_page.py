@@ -34,6 +34,7 @@ from tui.external_command import run_external_command
 from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
+from tui.runs.seeds import siblings
 from tui.store import Changes, Store
 from tui.view_state import ViewState
 
@@ -176,6 +177,8 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
         run = make_run(tmp_path, name)
         run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", f"seed = {number}"), encoding="utf-8")
     make_run(tmp_path, "d", clip=0.3)
+    run = make_run(tmp_path, "e", init={"run": "cp", "step": 1490})
+    run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", "seed = 4"), encoding="utf-8")
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         def drawn_labels() -> list[str]:
@@ -184,6 +187,7 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
         assert drawn_labels() == ["a"]
         await pilot.press("A")
         await wait_until(pilot, lambda: len(drawn_labels()) == 2)
+        assert siblings(page.store, "a") == ["b", "c"]
         assert any("2 seeds" in label for label in drawn_labels())
         await pilot.press("A")
         await wait_until(pilot, lambda: drawn_labels() == ["a"])
@@ -257,7 +261,7 @@ def test_chart_keys_work_only_on_curves_tab(tmp_path: Path) -> None:
 
 def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
     make_run(tmp_path)
-    make_run(tmp_path, "b", clip=0.3)
+    make_run(tmp_path, "b", clip=0.3, init={"run": "cp", "step": 1490})
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         await pilot.press("2")
@@ -268,7 +272,8 @@ def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
         await pilot.press("D")
         shown = widget_text(page, "#options Static")
         assert "Options that differ from b" in shown
-        assert shown.splitlines()[-1].split() == ["ppo.clip", "0.2", "0.3"]
+        assert shown.splitlines()[-2].split() == ["ppo.clip", "0.2", "0.3"]
+        assert shown.splitlines()[-1].split() == ["init", "-", "cp,", "step", "1,490"]
         await pilot.press("D")
         assert "lam" in widget_text(page, "#options Static")
 

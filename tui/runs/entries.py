@@ -14,6 +14,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.progress import fraction_done
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
+from ppo_unified.runs.source import describe_source
 from ppo_unified.terminal.option_diff import seedless_key
 from tui.folder_scanner import Stamp, stamp_if_any
 
@@ -62,14 +63,14 @@ def entry_group(entry: Entry) -> str:
     if entry.foreign:
         return ""
     try:
-        return _read_common(entry.path, stamp_if_any(Run(entry.path).config))
+        return _read_common(entry.path, describe_source(entry.status), stamp_if_any(Run(entry.path).config))
     except UsageError:
         return ""
 
 
 @lru_cache(maxsize=4096)
-def _read_common(path: Path, stamp: Stamp | None) -> str:
-    return seedless_key(_read_options(path, stamp))
+def _read_common(path: Path, source: str, stamp: Stamp | None) -> str:
+    return source + seedless_key(_read_options(path, stamp))
 
 
 @lru_cache(maxsize=4096)

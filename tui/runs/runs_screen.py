@@ -13,7 +13,7 @@ from textual.widgets import Footer
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.query import parse, read_options
+from ppo_unified.runs.query import compared_options, parse
 from ppo_unified.terminal.option_diff import difference_lines
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
@@ -258,7 +258,7 @@ class RunsScreen(RunActions):
             self.notify(text, severity="warning", markup=False)
             return
         try:
-            tables = {entry.key: read_options(Run(entry.path)) for entry in own}
+            tables = {entry.key: compared_options(Run(entry.path), entry.status) for entry in own}
         except UsageError as error:
             self.services.show_error(str(error))
             return
