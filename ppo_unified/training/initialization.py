@@ -77,9 +77,13 @@ def initialize(adapter: Adapter, record: Mapping[str, Any], device: torch.device
 
     Raises UsageError if the checkpoint cannot be loaded or does not fit.
     """
-    where = f"init from {record.get('run')}"
+    where, folder = f"init from {record.get('run')}", Path(str(record.get("checkpoint")))
+    if not folder.is_dir():
+        raise UsageError(
+            f"{where}: {folder} no longer exists, and this run has no checkpoint of its own yet; start a new run with "
+            "--init and another checkpoint"
+        )
     try:
-        folder = Path(str(record.get("checkpoint")))
         theirs = presets.from_file(folder.parent.parent / "config.toml")
         loaded = checkpoint.load(folder, device)
     except UsageError as error:

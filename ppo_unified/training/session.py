@@ -142,14 +142,11 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     health = Health(has_critic, threshold=config.eval.threshold)
     state = TrainingState(adapter, learner, health, Evaluations())
     resumed = restore(run, config, status, state, device)
-    initialized = bool(status.init) and not resumed
-    if initialized:
+    if status.init and not resumed:
         initialize(adapter, status.init, device)
     reporter = Reporter(config, heartbeat, state, device, resumed)
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
     collector = Collector(adapter, stop, heartbeat, learner.counter)
-    if initialized:
-        checkpointer.save(collector.state)  # from now on, the run does not need its source
     return Trainer(run, config, status, state, stop, collector, reporter, checkpointer, listener)
 
 

@@ -45,6 +45,8 @@ class Trainer:
         """
         self.status.state = "running"
         self.reporter.write_status()
+        if self.status.init and self.checkpointer.saved is None:
+            self._save_initial_policy()
         end = self._train_until_stopped()
         if end is None:
             self.status.state = "stopping"
@@ -55,6 +57,13 @@ class Trainer:
             if self.checkpointer.failure:
                 raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
         self.reporter.finish("stopped" if end is None else "finished")
+
+    def _save_initial_policy(self) -> None:
+        """Save a checkpoint with the policy of the run's source, so that the run no longer needs its source."""
+        self._save()
+        if self.checkpointer.failure:
+            where = f"{self.run.name}: until it has written a checkpoint"
+            print_err(f"{where}, resuming this run needs its source, {self.status.init.get('checkpoint')}")
 
     def _train_until_stopped(self) -> str | None:
         """Return why the run ended, or None if a stop was requested. Raises OutOfMemory or NonFiniteError."""

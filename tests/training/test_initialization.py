@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,9 @@ from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
+from ppo_unified.runs.source import find_reference
 from ppo_unified.training import checkpoint
+from ppo_unified.training.initialization import open_source
 from ppo_unified.training.session import train_in
 from ppo_unified.training.tensor_json import read_shapes
 from ppo_unified.training.trainer import Trainer
@@ -133,7 +137,7 @@ def interrupt(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "before":
         monkeypatch.setattr("ppo_unified.training.session.initialize", fail)
     else:
-        monkeypatch.setattr(Trainer, "train", fail)
+        monkeypatch.setattr(Trainer, "_train_until_stopped", fail)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -157,18 +161,55 @@ def test_interrupted_run_resumes_with_initial_policy(
     assert same(load_step(killed.path, last).policy, load_step(complete, last).policy)
 
 
+def test_stop_during_first_checkpoint_completes_it(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, config, stop = copy_source(runs, tmp_path), gym_config(), StopRequest()
+    record = open_source(find_reference("source", here)).record()
+    write = checkpoint.durable.write_file
+
+    def request(*arguments: Any) -> Any:
+        stop.handle(signal.SIGTERM, None)
+        monkeypatch.undo()
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint.durable, "write_file", request)
+    new = preparation.prepare(config, here, "new", init=record)
+    status = train_in(new, config, stop)
+    assert (status.state, status.reason) == ("stopped", "stopped by another program (SIGTERM)")
+    assert checkpoint.steps(new) == [0]
+
+
+def test_failed_first_checkpoint_names_the_needed_source(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, save = copy_source(runs, tmp_path), checkpoint.save
+
+    def fail_once(*_: Any) -> None:
+        monkeypatch.setattr(checkpoint, "save", save)
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(checkpoint, "save", fail_once)
+    run(gym_config(total_steps=600, eval={}), here, "new", init="source")
+    lines = capsys.readouterr().err.splitlines()
+    folder = Run(here / "new").read_status().init["checkpoint"]
+    (number,) = [number for number, line in enumerate(lines) if "cannot write the checkpoint of step 0" in line]
+    assert lines[number + 1] == f"new: until it has written a checkpoint, resuming this run needs its source, {folder}"
+    assert checkpoint.steps(Run(here / "new"))[-1] > 0
+
+
+@pytest.mark.parametrize("gone", ["source", "source/checkpoints"])
 def test_deleted_source_is_reported_if_it_is_still_needed(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gone: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, config = copy_source(runs, tmp_path), gym_config()
     with monkeypatch.context() as patch:
         interrupt("before", patch)
         with pytest.raises(KeyboardInterrupt):
             run(config, here, "killed", init="source")
-    shutil.rmtree(here / "source")
+    shutil.rmtree(here / gone)
     killed = Run(here / "killed")
     killed.write_status(preparation.claim(preparation.reopen(killed), config))
-    with pytest.raises(StartError, match=r"init from source: the run has no checkpoint of its own yet.*not found"):
+    message = r"init from source: .*/source/checkpoints/\d+ no longer exists, and this run has no checkpoint of its own"
+    with pytest.raises(StartError, match=message):
         train_in(killed, config, StopRequest())
 
 
