@@ -45,7 +45,7 @@ class Result:
     state: str
     """'finished' or 'stopped'; a run that fails raises its error instead"""
     reason: str
-    """why the run ended, such as 'solved', 'total_steps reached' or 'stopped by SIGTERM'"""
+    """why the run ended, such as 'solved', 'total_steps reached' or 'stopped by Ctrl-C'"""
     path: Path
     """the run folder"""
 
