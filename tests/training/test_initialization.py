@@ -20,7 +20,7 @@ from ppo_unified import load_preset, run
 from ppo_unified.config import presets, registry
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import StartError, UsageError
-from ppo_unified.runs import preparation
+from ppo_unified.runs import durable, preparation
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.runs.source import find_reference
@@ -164,14 +164,14 @@ def test_interrupted_run_resumes_with_initial_policy(
 def test_stop_during_first_checkpoint_completes_it(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, config, stop = copy_source(runs, tmp_path), gym_config(), StopRequest()
     record = open_source(find_reference("source", here)).record()
-    write = checkpoint.durable.write_file
+    write = durable.write_file
 
     def request(*arguments: Any) -> Any:
         stop.handle(signal.SIGTERM, None)
         monkeypatch.undo()
         return write(*arguments)
 
-    monkeypatch.setattr(checkpoint.durable, "write_file", request)
+    monkeypatch.setattr(durable, "write_file", request)
     new = preparation.prepare(config, here, "new", init=record)
     status = train_in(new, config, stop)
     assert (status.state, status.reason) == ("stopped", "stopped by another program (SIGTERM)")
