@@ -222,7 +222,7 @@ def test_error_in_listener_does_not_end_the_heartbeat(
     with heartbeat:
         for _ in range(3):
             written = heartbeat.status.heartbeat
-            wait_for(lambda before=written: heartbeat.status.heartbeat > before)  # type: ignore[misc]
+            wait_for(lambda before=written: heartbeat.status.heartbeat > before)
     assert capsys.readouterr().err.count("(ZeroDivisionError: division by zero); training continues") == 1
 
 
