@@ -117,7 +117,8 @@ def run_until_written(work: str, owner: Any, method: str, run: Run, config: Any)
 
     def wait(*arguments: Any) -> Any:
         if not found:
-            wait_for(lambda: run.read_status().phase == work)
+            began = time.time()  # an earlier write may show the phase before its total is known
+            wait_for(lambda: (status := run.read_status()).phase == work and status.heartbeat > began)
             found.append(run.read_status())
         return original(*arguments)
 
