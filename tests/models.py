@@ -63,6 +63,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "openai-gpt": N_EMBD,
     "bert": WIDE | {"intermediate_size": 48},
     "modernbert-decoder": WIDE | {"intermediate_size": 48, "local_attention": 8},
+    "moshi": SIZES | {"sliding_window": 8},
+    "cpmant": {"hidden_size": 32, "num_attention_heads": 2, "dim_head": 16, "dim_ff": 48, "num_hidden_layers": 2},
+}
+# LongRoPE with an original context of 16 tokens
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16}
+LONGROPE = SIZES | {
+    "original_max_position_embeddings": 16,
+    "rope_parameters": LONG | {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
 }
 
 

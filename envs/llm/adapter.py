@@ -24,13 +24,14 @@ from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
-from envs.llm.model import CRITIC, POLICY, Network, choose_threads, load_causal_lm, load_trunk
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
 from envs.llm.options import LLMConfig
 from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy
 from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
 from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
+from envs.llm.threads import choose_threads
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
@@ -113,11 +114,11 @@ class LLMAdapter:
 
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
-        if not self.config.threads:
+        if not self.config.threads and self.device.type == "cpu":
             self._print_once(
                 f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads"
             )
-        self._print_once(describe_prompts(self.prompts, self.held_out))
+        self._print_once(self.prompts_note)
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -254,7 +255,7 @@ class LLMAdapter:
         If there are fewer prompts, sampling uses prompts repeatedly. Greedy decoding uses each prompt once, because the
         same prompt always gets the same response.
         """
-        self._print_once(describe_prompts(self.prompts, self.held_out))
+        self._print_once(self.prompts_note)
         count = len(self.held_out.texts)
         if episodes > count and not greedy:
             self._print_once(f"{episodes} responses are sampled, to {count} different prompts")
@@ -266,6 +267,10 @@ class LLMAdapter:
         if self.notes and note and note not in self.printed_notes:
             self.printed_notes.add(note)
             print_err(note)
+
+    @cached_property
+    def prompts_note(self) -> str | None:
+        return describe_prompts(self.prompts, self.held_out)
 
     @cached_property
     def fingerprint(self) -> float:

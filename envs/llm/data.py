@@ -177,7 +177,7 @@ def _read_records(path: Path) -> tuple[list[_Record], str]:
     lines = _split_lines(text)
     if not lines:
         raise UsageError(f"{where}: the file is empty; write one JSON object per line or an array of objects")
-    if not _is_json_lines(text, *(line for _, line in lines[:2])):
+    if not _is_json_lines(text, [line for _, line in lines]):
         value, unit = _parse(text, where), "record"
         values = list(enumerate(value if isinstance(value, list) else [value], 1))
     else:
@@ -192,14 +192,15 @@ def _read_records(path: Path) -> tuple[list[_Record], str]:
     return records, unit
 
 
-def _is_json_lines(text: str, first: str, second: str = "") -> bool:
+def _is_json_lines(text: str, lines: Sequence[str]) -> bool:
     """Return True if `text` contains one JSON value per line, and False if a single value spans it.
 
-    `first` and `second` are its first lines that are not blank. The first line may be damaged.
+    `lines` are the lines of `text` that are not blank. Any of them may be damaged.
     """
-    if first.lstrip().startswith("["):
-        return _is_json(first) and _is_json(second)
-    return _is_json(first) or (second.lstrip().startswith("{") and _is_json(second) and not _is_json(text))
+    if lines[0].lstrip().startswith("["):
+        return len(lines) > 1 and _is_json(lines[0])
+    records = sum(line.startswith("{") for line in lines)  # in one object, which is indented, only the first line does
+    return _is_json(lines[0]) or (records > 1 and not _is_json(text))
 
 
 def _is_json(text: str) -> bool:

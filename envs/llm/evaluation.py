@@ -58,12 +58,19 @@ def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
 
 
 def describe_prompts(training: Prompts, evaluated: Prompts) -> str | None:
-    """Return a note that evaluations use the training prompts, or None if they use held-out prompts."""
-    if evaluated.data is not training.data:
+    """Return a note if evaluations use training prompts, or None if all of them are held out."""
+    if evaluated.data is training.data:
+        return (
+            f"evaluations use the {len(training.texts)} training prompts, because a file with fewer than "
+            f"{HOLD_OUT_FROM} prompts is not divided; to use held-out prompts, set llm.eval_prompts"
+        )
+    seen = set(training.texts)
+    shared = sum(text in seen for text in evaluated.texts)
+    if not shared:
         return None
     return (
-        f"evaluations use the {len(training.texts)} training prompts, because a file with fewer than {HOLD_OUT_FROM} "
-        "prompts is not divided; to use held-out prompts, set llm.eval_prompts"
+        f"evaluations use {shared} prompts that are also training prompts, out of {len(evaluated.texts)}; to use only "
+        "held-out prompts, remove them from one of the two sets"
     )
 
 

@@ -31,6 +31,10 @@ LENGTHS = (3, 1, 4, 2)  # lengths of the probe's prompts
 STEPS = 3  # number of tokens that the probe appends to each prompt
 # Allowed difference between two ways to compute logits or hidden states, relative to the largest value
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1
+NARROW = 3  # the sliding window of a second probe, shorter than most rows
+_POLICY_FIX = "use another model, such as Llama, Qwen3 or Gemma2 (text-only, with a key-value cache)"
+_CRITIC_FIX = "use a decoder, such as Llama or Qwen3, or set llm.critic_init = 'policy'"
+_REWARD_FIX = "use a decoder such as Llama or an encoder such as BERT"
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")  # reported elsewhere, with advice
 
 
@@ -41,12 +45,14 @@ def check_structure(config: Any, where: str) -> None:
     """
     if any("SequenceClassification" in name for name in config.architectures or []):
         raise UsageError(f"{where}: expected a {CAUSAL_LM}, got a reward model ({config.architectures[0]})")
-    with _rejecting(config.model_type, where):
+    with _rejecting(f"a model of type {config.model_type!r}", where, _POLICY_FIX):
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise _Unsupported("transformers has no causal language model of this type")
         if getattr(config, "is_encoder_decoder", False):
             raise _Unsupported("it is an encoder-decoder model")
-        if config.get_text_config(decoder=True) is not config:
+        if config.get_text_config(decoder=True) is not config or {"vision_config", "audio_config"} & {
+            *config.sub_configs
+        }:
             raise _Unsupported("it combines a language model with other parts, for example for images")
         layers = DynamicCache(config=config).layers
         kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
@@ -82,15 +88,12 @@ def check_trainable(config: Any, where: str, quantize: str = "none") -> None:
 
 def check_reward_structure(config: Any, where: str) -> None:
     """Raise UsageError if reward models of this type cannot be used. Encoders are supported."""
-    kind = config.model_type
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        reason = "transformers has no sequence-classification model of this type"
-    elif getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder model, which has no score at the last token of the text"
-    else:
-        return
-    fix = "use a decoder such as Llama or an encoder such as BERT"
-    raise UsageError(f"{where}: a reward model of type {kind!r} is not supported, because {reason}; {fix}")
+    with _rejecting(f"a reward model of type {config.model_type!r}", where, _REWARD_FIX):
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise _Unsupported("transformers has no sequence-classification model of this type")
+        if getattr(config, "is_encoder_decoder", False):
+            raise _Unsupported("it is an encoder-decoder model, which has no score at the last token of the text")
+        _vocabulary_size(config)
 
 
 def _check_head(network: Network, hidden: Tensor) -> None:
@@ -105,25 +108,24 @@ def check_policy(network: Network, where: str) -> None:
     """Raise UsageError if a model's logits differ from those that sampling and training compute.
 
     A few rows of different lengths are decoded with a cache, and half of them are removed on the way. All logits are
-    compared with those of the full model for a single row without padding and without cache.
+    compared with those of the full model for a single row without padding and without cache. If the model has a sliding
+    window, the comparison is repeated with a window that is shorter than the rows.
     """
-    rows = _probe_rows(network.model.config)
-    with _rejecting(network.model.config.model_type, where):
-        expected = [_full_logits(network, row) for row in rows]
-        with _explaining("its head cannot run separately"):
-            padded = network.trunk(_pad(rows))
-            for row, hidden, correct in zip(rows, padded, expected, strict=True):
-                found = network.logits(hidden[: len(row)])
-                _compare(found, correct, network.bf16, "its logits depend on later tokens or earlier layers")
-        with _explaining("its cache cannot be used"):
-            _check_decoding(network, rows, expected)
+    config = network.model.config
+    with _rejecting(f"a model of type {config.model_type!r}", where, _POLICY_FIX):
+        _check_logits(network)
+        if getattr(config, "sliding_window", None):
+            with _narrow_window(config):
+                _check_logits(network)
 
 
 @torch.no_grad()
 def check_trunk(network: Network, where: str) -> None:
     """Raise UsageError if a critic's hidden states depend on later tokens, because values must not know the future."""
-    rows = _probe_rows(network.model.config)
-    with _rejecting(network.model.config.model_type, where), _explaining("its trunk cannot run separately"):
+    config = network.model.config
+    kind = f"a critic model of type {config.model_type!r}"
+    with _rejecting(kind, where, _CRITIC_FIX), _explaining("its trunk cannot run separately"):
+        rows = _probe_rows(config)
         for row, hidden in zip(rows, network.trunk(_pad(rows)), strict=True):
             alone = network.trunk(_pad([row]))[0]
             _compare(hidden[: len(row)], alone, network.bf16, "its hidden states depend on later tokens")
@@ -132,12 +134,38 @@ def check_trunk(network: Network, where: str) -> None:
 @torch.no_grad()
 def check_scores(model: Any, forward: Callable[[list[list[int]]], Tensor], where: str) -> None:
     """Raise UsageError if `forward`, which scores several rows at once, differs from the model's score of one row."""
-    rows, bf16 = _probe_rows(model.config), model.dtype == torch.bfloat16
+    bf16 = model.dtype == torch.bfloat16
     precision = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)  # the head can be float32
-    with _rejecting(model.config.model_type, where), _explaining("its scores cannot be computed"), precision:
+    kind = f"a reward model of type {model.config.model_type!r}"
+    with _rejecting(kind, where, _REWARD_FIX), _explaining("its scores cannot be computed"), precision:
+        rows = _probe_rows(model.config)
         ids = [torch.tensor([row], device=model.device) for row in rows]
         alone = torch.cat([model(input_ids=row, attention_mask=torch.ones_like(row)).logits[:, 0] for row in ids])
         _compare(forward(rows), alone.float(), bf16, "its score of a text depends on padding")
+
+
+def _check_logits(network: Network) -> None:
+    rows = _probe_rows(network.model.config)
+    with _explaining("the model cannot run"):
+        expected = [_full_logits(network, row) for row in rows]
+    with _explaining("its head cannot run separately"):
+        padded = network.trunk(_pad(rows))
+        for row, hidden, correct in zip(rows, padded, expected, strict=True):
+            found = network.logits(hidden[: len(row)])
+            _compare(found, correct, network.bf16, "its logits depend on later tokens or earlier layers")
+    with _explaining("its cache cannot be used"):
+        _check_decoding(network, rows, expected)
+
+
+@contextmanager
+def _narrow_window(config: Any) -> Iterator[None]:
+    """Set the sliding window to NARROW tokens, until the context exits."""
+    before = config.sliding_window
+    config.sliding_window = NARROW
+    try:
+        yield
+    finally:
+        config.sliding_window = before
 
 
 def _check_decoding(network: Network, rows: list[list[int]], expected: list[Tensor]) -> None:
@@ -158,10 +186,17 @@ def _check_decoding(network: Network, rows: list[list[int]], expected: list[Tens
 
 def _probe_rows(config: Any) -> list[list[int]]:
     """Return rows of ordinary tokens, with STEPS tokens after each prompt."""
-    text = config.get_text_config()
-    middle = range(text.vocab_size // 2, min(text.vocab_size, text.vocab_size // 2 + 50))
-    ids = [i for i in middle if i != text.pad_token_id]  # special tokens are usually first or last
+    size, pad = _vocabulary_size(config), getattr(config.get_text_config(), "pad_token_id", None)
+    middle = range(size // 2, min(size, size // 2 + 50))
+    ids = [i for i in middle if i != pad]  # special tokens are usually first or last
     return [[ids[(7 * i + 13 * row) % len(ids)] for i in range(n + STEPS)] for row, n in enumerate(LENGTHS)]
+
+
+def _vocabulary_size(config: Any) -> int:
+    size: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    if size is None:
+        raise _Unsupported("it has no vocabulary")
+    return size
 
 
 def _pad(rows: list[list[int]]) -> Tensor:
@@ -189,14 +224,16 @@ class _Unsupported(Exception):
 
 
 @contextmanager
-def _rejecting(kind: str, where: str) -> Iterator[None]:
-    """Turn the reason why a model is not supported, or an error of its configuration, into a UsageError."""
+def _rejecting(what: str, where: str, fix: str) -> Iterator[None]:
+    """Turn the reason why a model is not supported, or an error of its configuration, into a UsageError.
+
+    `what` is the kind of model for the message, and `fix` is the advice at its end.
+    """
     try:
         with _explaining("its configuration cannot be used"):
             yield
     except _Unsupported as reason:
-        fix = "use another model, such as Llama, Qwen3 or Gemma2 (text-only, with a key-value cache)"
-        raise UsageError(f"{where}: a model of type {kind!r} is not supported, because {reason}; {fix}") from None
+        raise UsageError(f"{where}: {what} is not supported, because {reason}; {fix}") from None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ weights, each with its own name.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
@@ -28,11 +27,11 @@ from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
 from ppo_unified.errors import UsageError
 
-WEIGHTS_PER_THREAD, MOST_THREADS = 8_000_000, 16
 POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
 FULL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # files of a model without LoRA, and their indices
 LORA_FILES = "adapter_*"
 CAUSAL_LM = "causal language model"
+NO_LIMIT = 1 << 30  # context length of a model that can process any number of tokens
 MERGING = "'Models with LoRA weights' in docs/llm.md"
 
 
@@ -230,18 +229,18 @@ class Network(nn.Module):
         return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
 
 
-def choose_threads(models: Iterable[nn.Module]) -> int:
-    """Return the number of CPU threads for running these models, which depends on the largest one.
-
-    More threads make a small model slower, because they wait for each other after every operation.
-    """
-    weights = max(sum(parameter.numel() for parameter in model.parameters()) for model in models)
-    return max(1, min(weights // WEIGHTS_PER_THREAD, MOST_THREADS, os.cpu_count() or 1))
-
-
 def config_context_length(config: Any) -> int:
-    """Return the maximum number of tokens that a model with this configuration can process."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
+    """Return the maximum number of tokens that a model with this configuration can process correctly.
+
+    LongRoPE is limited to its original context, because a longer row would change the logits of all rows in its batch.
+    """
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]  # MPT has the second
+    rope = getattr(text, "rope_parameters", None) or {}
+    for factors in (rope, *rope.values()):  # some models have one dictionary per kind of layer
+        if isinstance(factors, dict) and factors.get("rope_type") == "longrope":
+            limits.append(factors["original_max_position_embeddings"])
+    return min((int(limit) for limit in limits if limit and limit > 0), default=NO_LIMIT)  # XLNet has -1
 
 
 @contextmanager
@@ -397,12 +396,24 @@ def _load_complete(load: Callable[..., Any], name: str, option: str, what: str, 
         raise UsageError(f"{where}: expected full weights, got also {LORA_CONFIG}; merge the weights (see {MERGING})")
     if missing := sorted(key for key in found["missing_keys"] if head is None or not key.startswith(head)):
         raise UsageError(f"{where}: expected a complete {what}, but {', '.join(missing[:3])} is missing")
-    if unknown := sorted(key for key in found["unexpected_keys"] if key.startswith(f"{model.base_model_prefix}.")):
-        raise UsageError(
-            f"{where}: expected the weights that config.json describes, but the files also contain {unknown[0]}; copy "
-            "or download the folder again"
-        )
+    check_unexpected_weights(model, found["unexpected_keys"], where)
     return model
+
+
+def check_unexpected_weights(model: nn.Module, keys: Iterable[str], where: str) -> None:
+    """Raise UsageError if the files contain weights of the trunk that config.json does not describe.
+
+    `keys` are the names of all tensors that were not loaded. Constants, such as the causal masks that older versions of
+    transformers stored, are ignored: their modules exist and have no weights.
+    """
+    modules = dict(model.named_modules())
+    for key in sorted(key for key in keys if key.startswith(f"{model.base_model_prefix}.")):
+        module = modules.get(key.rpartition(".")[0])
+        if module is None or next(module.parameters(recurse=False), None) is not None:
+            raise UsageError(
+                f"{where}: expected the weights that config.json describes, but the files also contain {key}; copy or "
+                "download the folder again"
+            )
 
 
 def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ class RewardModel:
         """Load a reward model. Raises UsageError if `source` is not a reward model or lacks some of its weights."""
         self._read(source, option)
         self.model = load_reward_model(source, option, getattr(torch, dtype)).eval().requires_grad_(False).to(device)
-        self.head = getattr(self.model, "score", None)  # None for encoders, which pool by the attention mask
-        if isinstance(self.head, nn.Module):
+        self.head = find_head(self.model)
+        if self.head is not None:
             self.head.float()  # in bfloat16, which has only 128 values from 1 to 2, many scores would be equal
         check_scores(self.model, self._forward, f"{option} = {source!r}")
 
@@ -40,7 +40,6 @@ class RewardModel:
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = max_tokens(config, self.tokenizer)
-        self.fill = config.get_text_config().pad_token_id or 0  # is masked, but some models derive positions from it
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
         """Return one score per response.
@@ -64,25 +63,9 @@ class RewardModel:
             )
         return ids
 
-    @torch.no_grad()
     def _forward(self, rows: list[list[int]]) -> Tensor:
         """Return the scores [n] of `rows`, which contain token ids."""
-        device = self.model.device
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.fill] * (longest - len(row)) for row in rows], device=device)
-        mask = torch.arange(longest, device=device) < lengths[:, None]
-        if self.head is None:
-            logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
-            return logits[:, 0].float()
-        last = self._hidden_states(ids, mask)[torch.arange(len(rows), device=device), lengths - 1]
-        scores: Tensor = self.head(last.float())[:, 0]
-        return scores
-
-    def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the hidden states [n, L, H] after the last normalization layer."""
-        hidden: Tensor = self.model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return hidden
+        return score_rows(self.model, self.head, rows)
 
 
 class SharedRewardModel(RewardModel):
@@ -97,8 +80,37 @@ class SharedRewardModel(RewardModel):
         self.model = network.model
         self.head = network.add_frozen_lora(name, folder, option)
 
-    def _hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.network.trunk(ids, self.name)
+    def _forward(self, rows: list[list[int]]) -> Tensor:
+        return score_rows(self.model, self.head, rows, lambda ids: self.network.trunk(ids, self.name))
+
+
+def find_head(model: Any) -> nn.Module | None:
+    """Return a model's score head, or None for encoders, which pool by the attention mask."""
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Module) else None
+
+
+@torch.no_grad()
+def score_rows(
+    model: Any, head: nn.Module | None, rows: list[list[int]], trunk: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return the scores [n] of `rows`, which contain token ids.
+
+    `head` is applied to the hidden states [n, L, H] after the last normalization layer, which `trunk` returns. By
+    default, the model's own trunk is used.
+    """
+    device = model.device
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    longest = max(map(len, rows))
+    fill = getattr(model.config.get_text_config(), "pad_token_id", None) or 0  # some models derive positions from it
+    ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.arange(longest, device=device) < lengths[:, None]
+    if head is None:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long()).logits
+        return logits[:, 0].float()
+    hidden = trunk(ids) if trunk else model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    scores: Tensor = head(hidden[torch.arange(len(rows), device=device), lengths - 1].float())[:, 0]
+    return scores
 
 
 def shares_base(source: str, model: str) -> bool:

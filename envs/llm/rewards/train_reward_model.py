@@ -15,6 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,13 +31,13 @@ from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # trl
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from envs.llm.data import Pair
-from envs.llm.families import check_reward_structure
-from envs.llm.model import load_config, load_tokenizer, location, resolve
+from envs.llm.families import check_reward_structure, check_scores
+from envs.llm.model import check_unexpected_weights, load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.functions import Reward, load_reward, score
 from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_lora_folder, trunk_fingerprint
-from envs.llm.rewards.reward_model import encode, max_tokens
+from envs.llm.rewards.reward_model import encode, find_head, max_tokens, score_rows
 from ppo_unified.errors import UsageError
 
 LORA_ALPHA = 16  # same as the default of llm.lora_alpha
@@ -169,7 +170,10 @@ def _learning_rate(settings: Settings) -> float:
 
 
 def _load(settings: Settings, tokenizer: Any) -> Any:
-    """Load the base model with a score head. Raises UsageError if any weights except the head's are missing."""
+    """Load the base model with a score head.
+
+    Raises UsageError if any weights except the head's are missing, or if scores would depend on padding.
+    """
     name = settings.model
     if folder := read_lora_folder(resolve(name)):
         raise UsageError(f"--model {name}: expected a full model, got a LoRA folder; use its base {folder.base}")
@@ -193,12 +197,10 @@ def _load(settings: Settings, tokenizer: Any) -> Any:
     heads = {key for key, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1}
     for key in missing & heads:
         _initialize(model.get_submodule(key))
-    trunk = f"{model.base_model_prefix}."
-    if unknown := sorted(key for key in loading["unexpected_keys"] if key.startswith(trunk)):
-        found = f"the files also contain {unknown[0]}, which config.json does not describe"
-        raise UsageError(f"--model {name}: {found}; copy or download the folder again")
-    if lost := sorted(key for key in missing - heads if key.startswith(trunk)):
+    check_unexpected_weights(model, loading["unexpected_keys"], f"--model {name}")
+    if lost := sorted(key for key in missing - heads if key.startswith(f"{model.base_model_prefix}.")):
         raise UsageError(f"--model {name}: weights are missing ({lost[0]}); copy or download the folder again")
+    check_scores(model, partial(score_rows, model, find_head(model)), f"--model {name}")
     return model
 
 

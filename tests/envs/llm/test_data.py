@@ -152,6 +152,21 @@ WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
         P[:-2] + "\n" + P,
         "a.jsonl, line 1: invalid JSON (Expecting ',' delimiter at col",
     ),
+    "first two lines cut off": (
+        "a.jsonl",
+        2 * (P[:-2] + "\n") + P,
+        "a.jsonl, line 1: invalid JSON (Expecting ',' delimiter at col",
+    ),
+    "all lines cut off": (
+        "a.jsonl",
+        2 * (P[:-2] + "\n"),
+        "a.jsonl, line 1: invalid JSON (Expecting ',' delimiter at col",
+    ),
+    "broken message in one object": (
+        "a.json",
+        '{\n "messages": [\n  {"role": "user"},\n  {"role" "user"}\n ]\n}',
+        "a.json, line 4: invalid JSON (Expecting ':' delimiter at col",
+    ),
     "first line after blank lines": (
         "a.jsonl",
         "\n\r\n" + P[:-3] + "\r\n" + P,

@@ -15,22 +15,23 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from envs.llm.adapter import LLMAdapter
 from envs.llm.families import check_policy
 from envs.llm.generate import generate
-from envs.llm.model import Network
+from envs.llm.model import NO_LIMIT, Network, config_context_length
 from envs.llm.options import LLMConfig
 from envs.llm.rewards.functions import load_reward
 from ppo_unified import run as train
 from ppo_unified.cli.main import main
+from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.training import session
-from tests.models import FAMILIES, OTHERS, SIZES, VOCABULARY, make_causal_lm, make_tokenizer, save_model
+from tests.models import FAMILIES, LONGROPE, OTHERS, SIZES, VOCABULARY, make_causal_lm, make_tokenizer, save_model
 
 PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
-NOT_DECODERS = ("openai-gpt", "bert", "modernbert-decoder")
+WRONG = ("openai-gpt", "bert", "modernbert-decoder", "moshi", "cpmant")
 USUAL = ("opt", "mistral", "gpt_neox", "bloom", "falcon", "granite", "cohere", "opt-projected")  # others are exhaustive
 # name -> (family, options): OPT-350m also projects the last hidden state to another size
 SUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-projected": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
-    **{family: (family, {}) for family in [*FAMILIES, *OTHERS] if family not in NOT_DECODERS},
+    **{family: (family, {}) for family in [*FAMILIES, *OTHERS] if family not in WRONG},
 }
 EXPERTS = SIZES | {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 LAYERS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
@@ -57,6 +58,7 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "rwkv": ({"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}, "it has a recurrent state"),
     "gemma3": ({}, PARTS),
     "llama4": ({}, PARTS),
+    "phi4_multimodal": ({}, PARTS),
     "qwen2_vl": ({}, NO_TYPE),
     "llava": ({}, NO_TYPE),
     "mistral3": ({}, NO_TYPE),
@@ -110,7 +112,9 @@ def test_supported_family_trains_with_correct_logprobs(tmp_path: Path, name: str
             torch.testing.assert_close(found, expected.gather(1, chosen)[start:, 0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", table(REJECTED, ("mixtral", "mamba", "gemma3", "t5", "bart", "qwen2_vl", "rwkv")))
+@pytest.mark.parametrize(
+    "name", table(REJECTED, ("mixtral", "mamba", "gemma3", "phi4_multimodal", "t5", "bart", "rwkv"))
+)
 def test_unsupported_family_leaves_no_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     options, reason = REJECTED[name]
     CONFIG_MAPPING[name](**options).save_pretrained(tmp_path / "lm")
@@ -124,6 +128,7 @@ def test_unsupported_family_leaves_no_run_folder(tmp_path: Path, capfd: pytest.C
         ("bert", "its logits depend on later tokens"),
         ("openai-gpt", "its cache cannot be used"),
         ("modernbert-decoder", "its head cannot run separately"),
+        ("moshi", "its logits with a cache differ from those without"),  # only if a row is longer than the window
     ],
 )
 def test_wrong_outputs_leave_no_run_folder(
@@ -134,8 +139,58 @@ def test_wrong_outputs_leave_no_run_folder(
     assert_rejected(tmp_path, capfd, f"model of type '{family}' is not supported, because {reason}")
 
 
-def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: str, **llm: Any) -> None:
-    """Check that `train` prints one line that contains `message`, and leaves no run folder."""
+def test_error_while_running_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(make_causal_lm())
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("sizes differ")
+
+    monkeypatch.setattr(network.model, "forward", fail)
+    with pytest.raises(UsageError, match=r"because the model cannot run \(RuntimeError: sizes differ\); use another"):
+        check_policy(network, "llm.model = 'x'")
+
+
+@pytest.mark.parametrize("family", ["codegen", "cpmant"])
+def test_probe_needs_no_pad_token_in_config(family: str) -> None:
+    """The configurations of some types have no such attribute."""
+    model = make_causal_lm(family)
+    del model.config.pad_token_id
+    if family == "codegen":
+        check_policy(Network(model), "llm.model = 'x'")
+    else:
+        with pytest.raises(UsageError, match="its logits depend on later tokens"):
+            check_policy(Network(model), "llm.model = 'x'")
+
+
+def test_probe_keeps_the_sliding_window() -> None:
+    model = make_causal_lm("mistral")
+    check_policy(Network(model), "llm.model = 'x'")
+    assert model.config.sliding_window == 8
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [
+        ("llama", SIZES, 128),
+        ("gpt2", FAMILIES["gpt2"], 128),
+        ("mpt", OTHERS["mpt"], 128),
+        ("phi3", LONGROPE, 16),
+        ("bloom", OTHERS["bloom"], NO_LIMIT),
+        ("xlnet", {}, NO_LIMIT),
+    ],
+)
+def test_context_length_is_read_from_config(family: str, options: dict[str, Any], expected: int) -> None:
+    assert config_context_length(CONFIG_MAPPING[family](**options)) == expected
+
+
+def test_prompt_beyond_original_longrope_context_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A longer row would change the rotary factors of all rows in its batch. The longest prompt has 16 tokens."""
+    save_model(tmp_path / "lm", "phi3", **LONGROPE)
+    assert_rejected(tmp_path, capfd, "line 7: expected a prompt of at most 12 tokens", max_new_tokens=4)
+
+
+def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: str, **llm: Any) -> str:
+    """Check that `train` prints one line that contains `message`, and leaves no run folder. Return the line."""
     options = run_options(folder, folder / "lm", **llm)["llm"]
     flags = [word for key, value in options.items() for word in (f"--llm.{key.replace('_', '-')}", str(value))]
     capfd.readouterr()
@@ -145,6 +200,7 @@ def assert_rejected(folder: Path, capfd: pytest.CaptureFixture[str], message: st
     assert len(lines) == 1, lines
     assert message in lines[0]
     assert not list((folder / "runs").glob("*"))
+    return lines[0]
 
 
 # reward models and critics
@@ -188,28 +244,30 @@ def test_scores_of_supported_reward_models_match_transformers(tmp_path: Path, fa
         ("mamba", LAYERS, "transformers has no sequence-classification model of this type"),
         ("bart", BART, "it is an encoder-decoder model"),
         ("xlnet", XLNET, "its score of a text depends on padding"),
+        ("canine", OTHERS["bert"], "it has no vocabulary"),
     ],
 )
 def test_unsupported_reward_model_leaves_no_run_folder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], family: str, options: dict[str, Any], reason: str
 ) -> None:
     save_model(tmp_path / "lm")
-    if family == "mamba":
+    if family in ("mamba", "canine"):
         CONFIG_MAPPING[family](**options).save_pretrained(tmp_path / "rm")
         make_tokenizer().save_pretrained(tmp_path / "rm")
     else:
         save_classifier(tmp_path / "rm", family, options)
-    assert_rejected(
-        tmp_path, capfd, f"model of type '{family}' is not supported, because {reason}", reward=tmp_path / "rm"
-    )
+    message = f"a reward model of type '{family}' is not supported, because {reason}"
+    line = assert_rejected(tmp_path, capfd, message, reward=tmp_path / "rm")
+    assert line.endswith("; use a decoder such as Llama or an encoder such as BERT")
 
 
 def test_critic_that_sees_later_tokens_leaves_no_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "lm")
     critic = save_classifier(tmp_path / "rm", "bert", OTHERS["bert"])
     reason = "its hidden states depend on later tokens"
-    message = f"model of type 'bert' is not supported, because {reason}"
-    assert_rejected(tmp_path, capfd, message, reward=critic, critic_init="reward")
+    message = f"a critic model of type 'bert' is not supported, because {reason}"
+    line = assert_rejected(tmp_path, capfd, message, reward=critic, critic_init="reward")
+    assert line.endswith("; use a decoder, such as Llama or Qwen3, or set llm.critic_init = 'policy'")
 
 
 def test_probe_accepts_bfloat16(tmp_path: Path) -> None:

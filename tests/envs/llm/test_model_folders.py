@@ -16,6 +16,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from envs.llm.model import load_causal_lm
+from envs.llm.options import LLM
 from envs.llm.quiet import silence_peft
 from tests.envs.llm.test_families import assert_rejected
 from tests.models import make_causal_lm, make_tokenizer, save_model
@@ -101,6 +103,31 @@ def test_weights_that_differ_from_config_are_rejected(
     wrong = save_model(tmp_path / "wrong")
     change_config(wrong, num_hidden_layers=layers, layer_types=None)
     assert_rejected(tmp_path, capfd, f"llm.{option} = {str(wrong)!r}: {message}", **{option: wrong})
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("gpt2", ["transformer.h.0.attn.masked_bias"]),
+        ("gpt_neo", ["transformer.h.0.attn.attention.bias", "transformer.h.0.attn.attention.masked_bias"]),
+        ("opt", ["model.decoder.version"]),
+        ("llama", ["model.layers.0.self_attn.k_scale"]),
+    ],
+)
+def test_constants_of_older_versions_are_ignored(tmp_path: Path, family: str, names: list[str]) -> None:
+    folder = save_model(tmp_path / "lm", family)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.ones(1) for name in names}, path, metadata={"format": "pt"})
+    model = load_causal_lm(str(folder), LLM(), torch.device("cpu"), torch.float32)
+    expected = make_causal_lm(family).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_bias_that_config_does_not_describe_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The layer exists, so that transformers ignores the bias."""
+    folder = save_model(tmp_path / "lm", attention_bias=True)
+    change_config(folder, attention_bias=False)
+    assert_rejected(tmp_path, capfd, "but the files also contain model.layers.0.self_attn.k_proj.bias", model=folder)
 
 
 def test_missing_shard_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    CanineConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -28,6 +29,8 @@ from transformers import (
     LlamaForSequenceClassification,
     MambaConfig,
     PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 from transformers.utils import logging
 
@@ -299,9 +302,25 @@ def mamba(folder: Path) -> Path:
     return folder
 
 
+def xlnet(folder: Path) -> Path:
+    tokenizer = byte_tokenizer()
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    config = XLNetConfig(**sizes, num_labels=1)
+    torch.manual_seed(0)
+    return save_model(folder, XLNetForSequenceClassification(config), tokenizer)
+
+
+def canine(folder: Path) -> Path:
+    CanineConfig().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (xlnet, "reward model of type 'xlnet' is not supported, because its score of a text depends on padding"),
+        (canine, "reward model of type 'canine' is not supported, because it has no vocabulary"),
         (save_extended_model, "the files also contain model.layers.9.mlp.up_proj.weight"),
         (add_lora_file, "expected full weights or LoRA weights, got both"),
         (mamba, "reward model of type 'mamba' is not supported"),
