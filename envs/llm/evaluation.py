@@ -69,7 +69,7 @@ def describe_prompts(training: Prompts, evaluated: Prompts) -> str | None:
     if not shared:
         return None
     return (
-        f"evaluations use {shared} prompts that are also training prompts, out of {len(evaluated.texts)}; to use only "
+        f"evaluations use prompts that are also training prompts ({shared} of {len(evaluated.texts)}); to use only "
         "held-out prompts, remove them from one of the two sets"
     )
 

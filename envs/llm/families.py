@@ -50,9 +50,8 @@ def check_structure(config: Any, where: str) -> None:
             raise _Unsupported("transformers has no causal language model of this type")
         if getattr(config, "is_encoder_decoder", False):
             raise _Unsupported("it is an encoder-decoder model")
-        if config.get_text_config(decoder=True) is not config or {"vision_config", "audio_config"} & {
-            *config.sub_configs
-        }:
+        parts = {"vision_config", "audio_config"} & set(config.sub_configs)
+        if parts or config.get_text_config(decoder=True) is not config:
             raise _Unsupported("it combines a language model with other parts, for example for images")
         layers = DynamicCache(config=config).layers
         kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}

@@ -133,7 +133,7 @@ def test_shared_prompts_of_two_files_are_counted() -> None:
     training = make_prompts("a", "b", "c")
     assert describe_prompts(training, make_prompts("d", "e")) is None
     assert describe_prompts(training, make_prompts("c", "d", "a")) == (
-        "evaluations use 2 prompts that are also training prompts, out of 3; to use only held-out prompts, remove them "
+        "evaluations use prompts that are also training prompts (2 of 3); to use only held-out prompts, remove them "
         "from one of the two sets"
     )
 

@@ -304,8 +304,9 @@ def mamba(folder: Path) -> Path:
 
 def xlnet(folder: Path) -> Path:
     tokenizer = byte_tokenizer()
-    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32}
-    config = XLNetConfig(**sizes, num_labels=1)
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    options: dict[str, Any] = sizes | {"vocab_size": len(tokenizer), "num_labels": 1}
+    config = XLNetConfig(**options)
     torch.manual_seed(0)
     return save_model(folder, XLNetForSequenceClassification(config), tokenizer)
 
