@@ -1,11 +1,14 @@
-"""Describes errors in environments and in other code of the user. This module does not import torch."""
+"""Describes and converts errors in environments and in other code of the user. This module does not import torch."""
 
 from __future__ import annotations
 
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ppo_unified.errors import ForeignCodeError, UsageError
 
@@ -26,3 +29,28 @@ def describe_error(error: BaseException) -> str:
     frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(libraries)]
     place = f", in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+@contextmanager
+def guard(env_id: str, call: str) -> Iterator[None]:
+    """Convert an exception in an environment's code into a ForeignCodeError that names the environment and `call`.
+
+    SystemExit is converted too, because an environment that calls sys.exit() must not silently end the program.
+    """
+    try:
+        yield
+    except (UsageError, ForeignCodeError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise make_failure(env_id, call, error) from error
+
+
+def make_failure(env_id: str, call: str, error: BaseException) -> ForeignCodeError:
+    """Return the exception that reports `error` in the environment's function `call`, such as "reset()"."""
+    return ForeignCodeError(f"{env_id}: {call}: {describe_error(error)}")
+
+
+def close_env(env: Any) -> None:
+    """Close an environment that is no longer needed. An error has no effect on results, so it is ignored."""
+    with suppress(Exception, SystemExit):
+        env.close()

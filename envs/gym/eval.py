@@ -13,9 +13,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from envs.gym.errors import close_env, guard, make_failure
 from envs.gym.infos import FinalInfos
 from envs.gym.make import make_env, make_own_vector
-from envs.gym.options import MAX_PARALLEL, Gym, close_env, guard, make_failure
+from envs.gym.options import MAX_PARALLEL, Gym
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import (
     ActionLayout,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from envs.gym.errors import close_env
 from envs.gym.make import make_own_vector, read_actions, read_observations
-from envs.gym.options import GymConfig, close_env, make_single, resolve
+from envs.gym.options import GymConfig, make_single, resolve
 from envs.gym.spaces import ActionLayout
 from envs.gym.vector import GymAdapter
 from ppo_unified.errors import UsageError

@@ -16,16 +16,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.errors import DescribedError, describe_error
-from envs.gym.options import (
-    Gym,
-    GymConfig,
-    close_env,
-    guard,
-    make_single,
-    resolve,
-    uses_rank,
-)
+from envs.gym.errors import DescribedError, close_env, describe_error, guard
+from envs.gym.options import Gym, GymConfig, make_single, resolve, uses_rank
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
     MASK_KEY,

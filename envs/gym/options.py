@@ -1,17 +1,16 @@
-"""The Gymnasium adapter's options, and the checks made before a run is created. This module does not import torch."""
+"""The Gymnasium adapter's options, and the creation of one environment. This module does not import torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from envs.gym.errors import describe_error
 from ppo_unified.config.schema import RunConfig, Section
-from ppo_unified.errors import ForeignCodeError, UsageError
+from ppo_unified.errors import UsageError
 
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
 RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
@@ -197,31 +196,6 @@ class OlderGymConfig(GymConfig):
     """The configuration of a run of an older version, which always passed actions on unscaled."""
 
     gym: OlderGym = OlderGym()
-
-
-@contextmanager
-def guard(env_id: str, call: str) -> Iterator[None]:
-    """Convert an exception in an environment's code into a ForeignCodeError that names the environment and `call`.
-
-    SystemExit is converted too, because an environment that calls sys.exit() must not silently end the program.
-    """
-    try:
-        yield
-    except (UsageError, ForeignCodeError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise make_failure(env_id, call, error) from error
-
-
-def make_failure(env_id: str, call: str, error: BaseException) -> ForeignCodeError:
-    """Return the exception that reports `error` in the environment's function `call`, such as "reset()"."""
-    return ForeignCodeError(f"{env_id}: {call}: {describe_error(error)}")
-
-
-def close_env(env: Any) -> None:
-    """Close an environment that is no longer needed. An error has no effect on results, so it is ignored."""
-    with suppress(Exception, SystemExit):
-        env.close()
 
 
 def from_target(word: str) -> dict[str, Any] | None:

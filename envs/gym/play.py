@@ -11,9 +11,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from envs.gym.errors import close_env, guard
 from envs.gym.eval import Player, max_episode_length
 from envs.gym.make import make_env
-from envs.gym.options import Gym, close_env, guard, resolve
+from envs.gym.options import Gym, resolve
 from envs.gym.spaces import ActionLayout, join_infos, read_reward, to_step_argument
 from envs.gym.vector import GymAdapter
 from ppo_unified.config.spec import Frame

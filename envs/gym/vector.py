@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.gym.errors import DescribedError
+from envs.gym.errors import DescribedError, guard, make_failure
 from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.infos import FinalInfos
 from envs.gym.make import make_vector
-from envs.gym.options import GymConfig, guard, make_failure
+from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, describe_actions, encode, measure_actions, read_masks, to_env_actions

@@ -19,8 +19,7 @@ import gymnasium as gym
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
-from envs.gym.errors import DescribedError, describe_error
-from envs.gym.options import close_env
+from envs.gym.errors import DescribedError, close_env, describe_error
 from ppo_unified.text import print_err
 
 CLOSE_S = 15.0  # maximum seconds for `close` in all workers; a wrapper may write a video there
