@@ -179,6 +179,58 @@ class OddResults(Faulty):
         return kinds.get(self.kind, obs)
 
 
+class BreaksLater(Faulty):
+    """Breaks the rule of Gymnasium with the name `rule` at step 3 of each episode."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def step(self, action: Any) -> Any:
+        results = super().step(action)
+        if self.taken != 3:
+            return results
+        index, value = {
+            "shape": (0, np.zeros(3, np.float32)),
+            "object": (0, None),
+            "text": (0, ["a", "b"]),
+            "nan": (0, np.full(2, np.nan, np.float32)),
+            "reward": (1, float("inf")),
+            "ends": (2, np.array([True, False])),
+            "info": (4, None),
+        }[self.rule]
+        return (*results[:index], value, *results[index + 1 :])
+
+
+class Counted(Faulty):
+    """Counts its instances that are open."""
+
+    open = 0
+
+    def __init__(self, has_numbers: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not has_numbers:
+            self.observation_space = spaces.Text(3)
+        self.is_open = True
+        Counted.open += 1
+
+    @property
+    def metadata(self) -> Any:  # type: ignore[override]  # so that it can fail
+        self._reach("metadata")
+        return Faulty.metadata
+
+    def close(self) -> None:
+        Counted.open -= self.is_open
+        self.is_open = False
+
+
+class FailingWrapper(gym.Wrapper[Any, Any, Any, Any]):
+    """Cannot be created."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        raise ZeroDivisionError("no wrapper")
+
+
 class BreaksRule(gym.Env[Any, Any]):
     """Breaks the rule of Gymnasium with the name `rule`."""
 
@@ -187,6 +239,8 @@ class BreaksRule(gym.Env[Any, Any]):
         self.observation_space = {
             "discrete range": spaces.Discrete(3, start=1),
             "multi range": spaces.MultiDiscrete([2, 3]),
+            "multi negative": spaces.MultiDiscrete([2, 3]),
+            "dict negative": spaces.Dict({"a": spaces.Discrete(4), "b": spaces.Discrete(4)}),
             "dict": spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Discrete(2)}),
             "nested integers": spaces.Dict({"a": spaces.Box(0, 255, (2,), np.uint8)}),
             "integers": spaces.Box(0, 255, (2,), np.uint8),
@@ -197,6 +251,8 @@ class BreaksRule(gym.Env[Any, Any]):
         return {
             "discrete range": 0,
             "multi range": np.array([1, 3]),
+            "multi negative": np.array([1, -1]),
+            "dict negative": {"a": np.int64(0), "b": np.int64(-1)},
             "dict": {"a": np.zeros(2, np.float32)},
             "nested integers": {"a": np.array([1, 2])},
             "integers": np.array([0.5, 1.0]),
@@ -208,14 +264,22 @@ class BreaksRule(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         if self.rule == "old reset":
             return self._show()
-        return self._show(), {"action_mask": np.ones(2, np.int8)} if self.rule == "mask length" else {}
+        lengths = {"mask length": 2, "masks": 3}
+        return self._show(), {"action_mask": np.ones(lengths[self.rule], np.int8)} if self.rule in lengths else {}
 
     def step(self, action: Any) -> Any:
         if self.rule == "old step":
             return self._show(), 0.0, False, {}
-        info = {"action_mask": np.ones(3, np.int8)} if self.rule == "late mask" else {}
+        info = {"action_mask": np.ones(3, np.int8)} if self.rule in ("late mask", "masks") else {}
         obs = np.zeros(5, np.float32) if self.rule == "step shape" else self._show()
         return obs, np.ones(2) if self.rule == "vector reward" else 0.0, False, False, info
+
+
+class HasMasks(BreaksRule):
+    """Returns action masks, in contrast to its vector version."""
+
+    def action_masks(self) -> Any:
+        return np.array([True, False, True])
 
 
 class OldSeed(BreaksRule):
@@ -237,7 +301,7 @@ class VectorBreaksRule(VectorEnv[Any, Any, Any]):
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return np.zeros((self.num_envs, 3 if self.rule == "shape" else 2), np.float32), {}
+        return np.zeros((self.num_envs, 3 if self.rule in ("shape", "shape in vector") else 2), np.float32), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         assert self.action_space.contains(actions)
@@ -260,7 +324,15 @@ class OddStates(VectorBreaksRule):
         raise ZeroDivisionError("wrong state")
 
 
-for _name in ("Faulty", "Chatty", "OddRandom", "OddResults", "BreaksRule", "OldSeed"):
-    gym.register(f"{_name}-v0", f"tests.faulty_envs:{_name}", disable_env_checker=_name == "OddResults")
+for _name in ("Faulty", "Chatty", "OddRandom", "OddResults", "BreaksRule", "BreaksLater", "Counted", "OldSeed"):
+    unchecked = _name in ("OddResults", "BreaksLater", "Counted")
+    gym.register(f"{_name}-v0", f"tests.faulty_envs:{_name}", disable_env_checker=unchecked)
+for _name in ("BreaksRule", "HasMasks"):
+    gym.register(
+        f"{_name}TwoForms-v0",
+        f"tests.faulty_envs:{_name}",
+        vector_entry_point="tests.faulty_envs:VectorBreaksRule",
+        disable_env_checker=True,
+    )
 gym.register("VectorBreaksRule-v0", vector_entry_point="tests.faulty_envs:VectorBreaksRule")
 gym.register("OddStates-v0", vector_entry_point="tests.faulty_envs:OddStates")

@@ -257,6 +257,12 @@ gym.register("Counter-v0", COUNTER, disable_env_checker=True)
 gym.register("TimedCounter-v0", COUNTER, kwargs={"length": 99}, max_episode_steps=3, disable_env_checker=True)
 gym.register("OwnCounter-v0", COUNTER, vector_entry_point=COUNTERS, disable_env_checker=True)
 gym.register("KeepsCounters-v0", vector_entry_point="tests.gym_envs:CounterVectorThatKeeps")
+gym.register(
+    "OwnKeptCounter-v0",
+    COUNTER,
+    vector_entry_point="tests.gym_envs:CounterVectorThatKeeps",
+    disable_env_checker=True,
+)
 gym.register("OnlyVector-v0", vector_entry_point=COUNTERS)
 gym.register("Locks-v0", "tests.gym_envs:Locks", disable_env_checker=True)
 gym.register("LocksSideBySide-v0", vector_entry_point="tests.gym_envs:make_locks_vector")

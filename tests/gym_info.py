@@ -16,10 +16,12 @@ class Goal(gym.Env[Any, Any]):
     The key `success` of the info is 0 before the last step. `cost` is the integer 2 after a success, otherwise 0.5.
     """
 
-    def __init__(self, key: str = "is_success", ends: str = "terminated", reports: bool = True) -> None:
+    def __init__(
+        self, key: str = "is_success", ends: str = "terminated", reports: bool = True, partial: bool = False
+    ) -> None:
         self.observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.action_space = spaces.Discrete(2)
-        self.key, self.ends, self.reports = key, ends, reports
+        self.key, self.ends, self.reports, self.partial = key, ends, reports, partial
         self.number = -1
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -34,7 +36,8 @@ class Goal(gym.Env[Any, Any]):
         over = self.taken == 2
         won = over and (self.number + self.offset) % 2 == 0
         info: dict[str, Any] = {"cost": 2 if won else 0.5, "terms": {"energy": 3 * self.taken}, "path": np.zeros(3)}
-        info |= {self.key: won} if self.reports else {}
+        success: Any = (1 if won else 0.5) if self.partial else won
+        info |= {self.key: success} if self.reports else {}
         return (
             np.zeros(1, np.float32),
             1.0,
@@ -105,10 +108,32 @@ class Doors(gym.Env[Any, Any]):
             raise RuntimeError("the game is over")
         if self.info_mask:
             raise RuntimeError("the info has the mask")
+        if self.kind == "none" and self.taken:
+            return None
         flat = self._flat_mask()
         if self.kind == "parts":
             return [flat[:3], flat[3:]]
         return flat.tolist() if self.kind == "list" else flat
+
+
+class Steering(Goal):
+    """Has continuous actions, and inherits a method `action_masks` that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def action_masks(self) -> Any:
+        raise RuntimeError("the actions are continuous")
+
+
+class Forwards(Goal):
+    """Forwards unknown attributes to an object that has every method."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *_: None
 
 
 class Passes(gym.Wrapper[Any, Any, Any, Any]):
@@ -147,6 +172,8 @@ class Poles(gym.Env[Any, Any]):
 gym.register("Poles-v0", "tests.gym_info:Poles", disable_env_checker=True)
 gym.register("Goal-v0", "tests.gym_info:Goal", disable_env_checker=True)
 gym.register("GoalVector-v0", vector_entry_point="tests.gym_info:GoalVector")
+gym.register("Steering-v0", "tests.gym_info:Steering", disable_env_checker=True)
+gym.register("Forwards-v0", "tests.gym_info:Forwards", disable_env_checker=True)
 gym.register("Doors-v0", "tests.gym_info:Doors", disable_env_checker=True)
 gym.register("Simulator-v0", "tests.gym_info:Simulator", disable_env_checker=True)
 gym.register(

@@ -54,3 +54,13 @@ def close_env(env: Any) -> None:
     """Close an environment that is no longer needed. An error has no effect on results, so it is ignored."""
     with suppress(Exception, SystemExit):
         env.close()
+
+
+@contextmanager
+def close_after_error(env: Any) -> Iterator[None]:
+    """Close an environment if an exception occurs, because a port or another resource may stay in use otherwise."""
+    try:
+        yield
+    except BaseException:
+        close_env(env)
+        raise

@@ -7,6 +7,7 @@ episodes to finish were scored instead, short episodes would be overrepresented.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -21,6 +22,8 @@ from envs.gym.policy import GymPolicy
 from envs.gym.spaces import (
     ActionLayout,
     ObservationLayout,
+    check_reset,
+    check_step,
     encode,
     join_infos,
     read_masks,
@@ -132,7 +135,7 @@ def _play_first_episodes(
 ) -> Played:
     """Play the first episode of every environment in the vector environment."""
     with guard(player.env_id, f"reset() of an evaluation with seed {seed}"):
-        raw, info = envs.reset(seed=seed)
+        raw, info = check_reset(envs.reset(seed=seed), envs.observation_space)
     returns, alive = np.zeros(envs.num_envs), np.ones(envs.num_envs, dtype=bool)
     ended = ~alive
     steps, left = 0, envs.num_envs
@@ -140,12 +143,13 @@ def _play_first_episodes(
         steps += 1
         chosen = player(raw, info, ended)
         try:
-            raw, rewards, terminated, truncated, info = envs.step(chosen)
+            found = check_step(envs.step(chosen), envs.observation_space, (envs.num_envs,))
         except (Exception, SystemExit) as error:
             call = f"step() at step {steps} of an evaluation with seed {seed}"
             raise make_failure(player.env_id, call, error) from error
-        returns += rewards * alive
-        ended = terminated | truncated
+        raw, rewards, terminated, truncated, info = found
+        returns += np.asarray(rewards) * alive
+        ended = np.logical_or(terminated, truncated)
         for env in np.flatnonzero(alive & (ended | (steps >= max_steps))) if info else ():
             infos.add(info, int(env))
         alive &= ~ended
@@ -156,33 +160,49 @@ def _play_first_episodes(
 
 def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: WorkCounter, infos: FinalInfos) -> Played:
     """Play one episode for each seed. Up to MAX_PARALLEL environments share the forward passes."""
-    envs = [make_env(config, config.num_envs + number) for number in range(min(MAX_PARALLEL, len(seeds)))]
-    max_steps = max_episode_length(envs[0])
-    plays = [_play(env, seeds[i :: len(envs)], max_steps, config.env_id, counter, infos) for i, env in enumerate(envs)]
-    ended: dict[int, tuple[float, bool]] = {}  # seed -> total reward, and whether the episode was cut
-    waiting = {i: next(play) for i, play in enumerate(plays)}
-    while waiting:
-        order = list(waiting)
-        shown = [waiting.pop(i) for i in order]
-        chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
-        for i, action in zip(order, chosen, strict=True):
-            try:
-                waiting[i] = plays[i].send(to_step_argument(action, player.actions))
-            except StopIteration as done:
-                ended |= done.value
-    for env in envs:
-        close_env(env)
-    return Played([ended[seed][0] for seed in seeds], sum(cut for _, cut in ended.values()))
+    with ExitStack() as at_end:
+        envs = []
+        for rank in range(config.num_envs, config.num_envs + min(MAX_PARALLEL, len(seeds))):
+            envs.append(make_env(config, rank, checked=True))
+            at_end.callback(close_env, envs[-1])
+        max_steps = max_episode_length(envs[0])
+        shares = [range(i, len(seeds), len(envs)) for i in range(len(envs))]
+        plays = [
+            _play(env, seeds, share, max_steps, config.env_id, counter, infos)
+            for env, share in zip(envs, shares, strict=True)
+        ]
+        ended: dict[int, tuple[float, bool]] = {}  # seed -> total reward, and whether the episode was cut
+        waiting = {i: next(play) for i, play in enumerate(plays)}
+        while waiting:
+            order = list(waiting)
+            shown = [waiting.pop(i) for i in order]
+            chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
+            for i, action in zip(order, chosen, strict=True):
+                try:
+                    waiting[i] = plays[i].send(to_step_argument(action, player.actions))
+                except StopIteration as done:
+                    ended |= done.value
+        return Played([ended[seed][0] for seed in seeds], sum(cut for _, cut in ended.values()))
 
 
 def _play(
-    env: gym.Env[Any, Any], seeds: range, max_steps: int, env_id: str, counter: WorkCounter, infos: FinalInfos
+    env: gym.Env[Any, Any],
+    seeds: range,
+    share: range,
+    max_steps: int,
+    env_id: str,
+    counter: WorkCounter,
+    infos: FinalInfos,
 ) -> Any:
-    """Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: (total
-    reward, whether the episode was cut at `max_steps`)}."""
+    """Play the episodes whose indices in `seeds` are in `share`.
+
+    Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: (total
+    reward, whether the episode was cut at `max_steps`)}.
+    """
     played = {}
-    for seed in seeds:
-        with guard(env_id, f"reset() of the evaluation episode with seed {seed}"):
+    for index in share:
+        seed, episode = seeds[index], f"evaluation episode {index + 1} of {len(seeds)} (seed {seeds[index]})"
+        with guard(env_id, f"reset() of {episode}"):
             raw, info = env.reset(seed=seed)
         total, steps, ended = 0.0, 0, False
         while not ended and steps < max_steps:
@@ -193,8 +213,7 @@ def _play(
                 raw, reward, terminated, truncated, info = env.step(action)
                 total += read_reward(reward)
             except (Exception, SystemExit) as error:
-                call = f"step() at step {steps} of the evaluation episode with seed {seed}"
-                raise make_failure(env_id, call, error) from error
+                raise make_failure(env_id, f"step() at step {steps} of {episode}", error) from error
             ended = bool(terminated or truncated)
         infos.add(info)
         played[seed] = total, not ended

@@ -98,7 +98,7 @@ def _describe_problem(info: Mapping[str, Any], key: str, found: Any) -> str:
 
 
 class FloatInfo(gym.Wrapper[Any, Any, Any, Any]):
-    """Converts the integers under `keys` to floats in the info of an episode's last step.
+    """Converts the numbers and booleans under `keys` to floats in the info of an episode's last step.
 
     If several environments report a number in the same step, Gymnasium's vector environments convert all of them to the
     type of the first, so 0.5 would become 0 next to the integer 1.

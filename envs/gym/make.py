@@ -6,17 +6,18 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.errors import DescribedError, close_env, describe_error, guard
+from envs.gym.errors import DescribedError, close_after_error, close_env, describe_error, guard
+from envs.gym.infos import SUCCESS_KEYS, FloatInfo
 from envs.gym.options import Gym, GymConfig, make_single, resolve, uses_rank
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
@@ -67,46 +68,66 @@ class MaskFromMethod(gym.Wrapper[Any, Any, Any, Any]):
     The method is the convention of sb3-contrib. It is not called after the end of an episode, as in sb3-contrib.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], method: Callable[[], Any]) -> None:
         super().__init__(env)
-        self.read_mask = env.get_wrapper_attr(MASK_METHOD)
+        self.method = method
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
-        return obs, info if MASK_KEY in info else {**info, MASK_KEY: self.read_mask()}
+        return obs, info if MASK_KEY in info else {**info, MASK_KEY: self._read_mask()}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
         if MASK_KEY not in info and not terminated and not truncated:
-            info = {**info, MASK_KEY: self.read_mask()}
+            info = {**info, MASK_KEY: self._read_mask()}
         return obs, reward, terminated, truncated, info
 
+    def _read_mask(self) -> Any:
+        mask = self.method()
+        if mask is None:  # a vector environment would convert it to False
+            raise DescribedError(f"{MASK_METHOD}(): expected an action mask, got None")
+        return mask
 
-def has_mask_method(env: gym.Env[Any, Any], env_id: str) -> bool:
-    """Return True if the environment or one of its wrappers has a method `action_masks`."""
-    with guard(env_id, MASK_METHOD):
-        return env.has_wrapper_attr(MASK_METHOD) and callable(env.get_wrapper_attr(MASK_METHOD))
+
+def find_mask_method(env: gym.Env[Any, Any]) -> Callable[[], Any] | None:
+    """Return the method `action_masks` of the outermost wrapper that has one, or of the environment, or None.
+
+    Only methods of classes count, because an object that forwards unknown attributes seems to have every method.
+    """
+    layer = env
+    while not callable(getattr(type(layer), MASK_METHOD, None)):
+        if not isinstance(layer, gym.Wrapper):
+            return None
+        layer = layer.env
+    method: Callable[[], Any] = getattr(layer, MASK_METHOD)
+    return method
 
 
-def make_env(config: Gym, rank: int | None = None, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env(config: Gym, rank: int | None = None, checked: bool = False, **kwargs: Any) -> gym.Env[Any, Any]:
     """Create one environment whose observations are arrays or integers. `rank` is the number of the environment.
 
-    Dict, Tuple, MultiDiscrete and MultiBinary observations are flattened to arrays.
+    Dict, Tuple, MultiDiscrete and MultiBinary observations are flattened to arrays. If `checked` is true, the
+    environment raises DescribedError if a result breaks a rule of Gymnasium.
     """
-    return convert_observations(make_single(config, rank, **kwargs), config)
+    env = make_single(config, rank, **kwargs)
+    with close_after_error(env):
+        return convert_results(env, config, checked)
 
 
-def convert_observations(env: gym.Env[Any, Any], config: Gym) -> gym.Env[Any, Any]:
-    """Wrap `env` so that its observations are arrays or integers, and its infos contain action masks and numbers."""
+def convert_results(env: gym.Env[Any, Any], config: Gym, checked: bool) -> gym.Env[Any, Any]:
+    """Wrap `env` so that its observations are arrays or integers, and its infos contain action masks and numbers.
+
+    Observations that are flattened are always checked, because flattening accepts integers outside their range.
+    """
     layout = read_observations(env, config)
+    method = None if layout.has_mask or read_actions(env, config).continuous else find_mask_method(env)
+    if checked or layout.flatten:
+        env = RuleChecker(env)
     if layout.has_mask:
         env = MaskToInfo(env)
-    elif has_mask_method(env, config.env_id):
-        env = MaskFromMethod(env)
-    if config.info_keys:
-        from envs.gym.infos import FloatInfo
-
-        env = FloatInfo(env, config.info_keys)
+    elif method is not None:
+        env = MaskFromMethod(env, method)
+    env = FloatInfo(env, (*SUCCESS_KEYS, *config.info_keys))
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
@@ -122,24 +143,47 @@ class Environments(NamedTuple):
 def make_vector(config: Gym, num_envs: int) -> Environments:
     """Create a vector environment.
 
-    With `gym.vectorization = "auto"`, the environment's own vector version is used if it can be used and has the same
-    spaces as a single environment; otherwise a line on stderr gives the reason. Raises UsageError if there is no other
-    choice than this version, but it cannot be used.
+    With `gym.vectorization = "auto"`, the environment's own vector version is used if it passes the same checks as a
+    single environment and has the same spaces and masks; otherwise a line on stderr gives the reason. Raises UsageError
+    if there is no other choice than this version, but it cannot be used.
     """
-    spec, mode = resolve(config.env_id), config.vectorization
-    shared = not config.wrappers and not uses_rank(config.env_kwargs)  # a vector version creates all environments
-    if spec.vector_entry_point is not None and mode in ("auto", "vector_entry_point") and shared:
+    use = choose_vector_version(config)
+    if use != "never":
         try:
+            if use == "if possible":
+                check_vector_version(config)
             envs = make_own_vector(config, num_envs)
-        except UsageError as reason:
-            if spec.entry_point is None:
+        except (UsageError, ForeignCodeError) as reason:
+            if use == "always":
                 raise
-            if mode != "auto":
-                raise UsageError(f"{reason}; set gym.vectorization to sync or async") from reason
             print_err(f"{reason}; single environments are used instead")
         else:
             return Environments(envs, read_observations(envs, config), make_restorer(envs), own=True)
     return _make_from_singles(config, num_envs)
+
+
+def choose_vector_version(config: Gym) -> Literal["never", "if possible", "always"]:
+    """Return when the environment's own vector version is used: "if possible" means if it passes its check.
+
+    Raises UsageError if the options exclude both this version and single environments.
+    """
+    spec, mode, env_id = resolve(config.env_id), config.vectorization, config.env_id
+    if mode == "vector_entry_point" and spec.vector_entry_point is None:
+        raise UsageError(f"gym.vectorization = 'vector_entry_point': {env_id} has no vector version; use sync or async")
+    if spec.entry_point is None and (mode in ("sync", "async") or config.wrappers):
+        raise UsageError(
+            f"{env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point and "
+            "remove gym.wrappers"
+        )
+    if spec.entry_point is None and uses_rank(config.env_kwargs):
+        raise UsageError(
+            f"gym.env_kwargs: {{rank}} cannot be used, because {env_id} has only a vector version, whose environments "
+            "share their arguments; remove {rank}"
+        )
+    if mode == "vector_entry_point" or spec.entry_point is None:
+        return "always"
+    shared = not config.wrappers and not uses_rank(config.env_kwargs)  # a vector version creates all environments
+    return "if possible" if mode == "auto" and spec.vector_entry_point is not None and shared else "never"
 
 
 def _make_from_singles(config: Gym, num_envs: int) -> Environments:
@@ -148,17 +192,26 @@ def _make_from_singles(config: Gym, num_envs: int) -> Environments:
     if mode == "auto":
         mode = "async" if num_envs > 1 and (os.cpu_count() or 1) > 1 and gains_from_processes(config) else "sync"
     single = make_single(config)
-    layout = read_observations(single, config)
-    close_env(single)
+    try:
+        layout = read_observations(single, config)
+    finally:
+        close_env(single)
     envs: VectorEnv[Any, Any, Any]
-    with guard(config.env_id, f"creating {num_envs} environments"):
+    with guard(config.env_id, f"creating {num_envs} environments"), ExitStack() as after_error:
+
+        def make(rank: int) -> gym.Env[Any, Any]:
+            env = make_recorded_env(config, rank)
+            after_error.callback(close_env, env)
+            return env
+
         if mode == "async":
             from envs.gym.workers import Workers
 
             envs = Workers([partial(make_in_worker, config, rank) for rank in range(num_envs)])
         else:
-            makers = [partial(make_recorded_env, config, rank) for rank in range(num_envs)]
+            makers = [partial(make, rank) for rank in range(num_envs)]
             envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+        after_error.pop_all()
     return Environments(envs, layout, ReplayRestorer(envs), own=False)
 
 
@@ -183,21 +236,18 @@ def make_recorded_env(config: Gym, rank: int | None) -> gym.Env[Any, Any]:
 def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:
     """Create the environment's own vector version. Raises UsageError if it cannot be created or used."""
     version = f"{config.env_id}: the vector version"
+    needless = config.vectorization == "vector_entry_point" and resolve(config.env_id).entry_point is not None
+    fix = "; set gym.vectorization to sync or async" if needless else ""
     try:
         envs: VectorEnv[Any, Any, Any] = gym.make_vec(
             resolve(config.env_id), num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs
         )
     except (Exception, SystemExit) as error:
         given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
-        raise UsageError(f"{version} cannot be created{given} ({describe_error(error)})") from error
-    try:
-        problem = _find_problem(envs, config)
-    except BaseException:
-        close_env(envs)
-        raise
-    if problem:
-        close_env(envs)
-        raise UsageError(f"{version} {problem}")
+        raise UsageError(f"{version} cannot be created{given} ({describe_error(error)}){fix}") from error
+    with close_after_error(envs):
+        if problem := _find_problem(envs, config):
+            raise UsageError(f"{version} {problem}{fix}")
     return envs
 
 
@@ -247,20 +297,22 @@ def gains_from_processes(config: Gym, steps: int = 50) -> bool:
     The fastest of `steps` steps counts.
     """
     env = make_env(config)
-    actions, generator = read_actions(env, config), np.random.default_rng(0)
-    with guard(config.env_id, "reset()"):
-        _, info = env.reset(seed=0)
-    fastest, sendable = float("inf"), _is_sendable(info)
-    for number in range(1, steps + 1):
-        action = sample_action(read_masks(join_infos([info]), 1, actions, env_id=config.env_id), actions, generator)
-        started = time.perf_counter()
-        with guard(config.env_id, f"step() at step {number} of the initial speed test"):
-            _, _, terminated, truncated, info = env.step(action)
-        fastest, sendable = min(fastest, time.perf_counter() - started), sendable and _is_sendable(info)
-        if terminated or truncated:
-            with guard(config.env_id, "reset()"):
-                _, info = env.reset()
-    close_env(env)
+    try:
+        actions, generator = read_actions(env, config), np.random.default_rng(0)
+        with guard(config.env_id, "reset()"):
+            _, info = env.reset(seed=0)
+        fastest, sendable = float("inf"), _is_sendable(info)
+        for number in range(1, steps + 1):
+            action = sample_action(read_masks(join_infos([info]), 1, actions, env_id=config.env_id), actions, generator)
+            started = time.perf_counter()
+            with guard(config.env_id, f"step() at step {number} of the initial speed test"):
+                _, _, terminated, truncated, info = env.step(action)
+            fastest, sendable = min(fastest, time.perf_counter() - started), sendable and _is_sendable(info)
+            if terminated or truncated:
+                with guard(config.env_id, "reset()"):
+                    _, info = env.reset()
+    finally:
+        close_env(env)
     return sendable and fastest > SLOW_STEP_S
 
 
@@ -288,19 +340,9 @@ def check(config: GymConfig) -> None:
     Raises UsageError if the environment fails or breaks a rule of Gymnasium, or if its spaces cannot be used with this
     configuration. The message names the environment and the rule.
     """
-    spec = resolve(config.gym.env_id)
-    if config.gym.vectorization == "vector_entry_point" and spec.vector_entry_point is None:
-        raise UsageError(
-            f"gym.vectorization = 'vector_entry_point': {config.gym.env_id} has no vector version; use sync or async"
-        )
-    if spec.entry_point is None and uses_rank(config.gym.env_kwargs):
-        raise UsageError(
-            f"gym.env_kwargs: {{rank}} cannot be used, because {config.gym.env_id} has only a vector version, whose "
-            "environments share their arguments; remove {rank}"
-        )
     try:
-        vector = config.gym.vectorization == "vector_entry_point" or spec.entry_point is None
-        actions = _check_vector(config.gym) if vector else _check_single(config.gym)
+        only_vector = choose_vector_version(config.gym) == "always"
+        actions = check_vector_version(config.gym) if only_vector else _check_single(config.gym)
     except ForeignCodeError as error:
         raise UsageError(str(error)) from error
     if not actions.continuous and not config.policy.is_default("log_std_init"):
@@ -319,7 +361,7 @@ def check(config: GymConfig) -> None:
 def _check_single(config: Gym) -> ActionLayout:
     single = make_single(config, disable_env_checker=True)  # RuleChecker replaces Gymnasium's checker
     try:
-        env = convert_observations(RuleChecker(single), config)
+        env = convert_results(single, config, checked=True)
         actions = read_actions(env, config)
         with guard(config.env_id, "reset()"), _explaining(single):
             _, info = env.reset(seed=0)
@@ -335,32 +377,41 @@ def _check_single(config: Gym) -> ActionLayout:
         close_env(single)
 
 
-def _check_vector(config: Gym) -> ActionLayout:
-    if config.wrappers or config.vectorization not in ("auto", "vector_entry_point"):
-        raise UsageError(
-            f"{config.env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point "
-            "and remove gym.wrappers"
-        )
-    try:
-        envs = make_own_vector(config, config.num_envs)
-    except UsageError as error:
-        if resolve(config.env_id).entry_point is None:
-            raise
-        raise UsageError(f"{error}; set gym.vectorization to sync or async") from error
+def check_vector_version(config: Gym) -> ActionLayout:
+    """Create the environment's own vector version with at most two environments, reset it and take one step.
+
+    Raises UsageError or ForeignCodeError if it fails, breaks a rule of Gymnasium, or does not return action masks
+    although a single environment does, or vice versa.
+    """
+    count, version = min(2, config.num_envs), "the vector version"
+    envs = make_own_vector(config, count)
     try:
         actions = read_actions(envs, config)
-        with guard(config.env_id, "reset()"):
+        with guard(config.env_id, f"{version}: reset()"):
             _, info = check_reset(envs.reset(seed=0), envs.observation_space)
-            masks = read_masks(info, config.num_envs, actions, env_id=config.env_id)
+            masks = read_masks(info, count, actions, env_id=config.env_id)
+        if resolve(config.env_id).entry_point is not None and _returns_masks(config) != (masks is not None):
+            returns = "returns no action masks" if masks is None else "returns action masks"
+            raise UsageError(f"{config.env_id}: {version} {returns}, unlike a single environment")
         generator = np.random.default_rng(0)
-        rows = [None if masks is None else masks[i : i + 1] for i in range(config.num_envs)]
+        rows = [None if masks is None else masks[i : i + 1] for i in range(count)]
         chosen = np.array([sample_action(row, actions, generator) for row in rows], dtype=actions.dtype)
-        with guard(config.env_id, "step()"):
-            _, _, died, cut, info = check_step(envs.step(chosen), envs.observation_space, (config.num_envs,))
-            check_masks(read_masks(info, config.num_envs, actions, np.logical_or(died, cut), config.env_id), masks)
+        with guard(config.env_id, f"{version}: step()"):
+            _, _, died, cut, info = check_step(envs.step(chosen), envs.observation_space, (count,))
+            check_masks(read_masks(info, count, actions, np.logical_or(died, cut), config.env_id), masks)
         return actions
     finally:
         close_env(envs)
+
+
+def _returns_masks(config: Gym) -> bool:
+    """Return True if a single environment with discrete actions returns an action mask."""
+    env = make_env(config, checked=True)
+    try:
+        with guard(config.env_id, "reset()"):
+            return MASK_KEY in env.reset(seed=0)[1] and not read_actions(env, config).continuous
+    finally:
+        close_env(env)
 
 
 @contextmanager

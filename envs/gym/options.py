@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from envs.gym.errors import describe_error
+from envs.gym.errors import close_after_error, describe_error
 from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError
 
@@ -262,7 +262,8 @@ def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
         return env
     from envs.gym.wrappers import apply_wrappers
 
-    return apply_wrappers(env, wrappers, config.env_id)
+    with close_after_error(env):
+        return apply_wrappers(env, wrappers, config.env_id)
 
 
 def _load_wrappers(config: Gym) -> list[Any]:

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs.gym.errors import close_env, guard
+from envs.gym.errors import close_after_error, close_env, guard
 from envs.gym.eval import Player, max_episode_length
 from envs.gym.make import make_env
 from envs.gym.options import Gym, resolve
@@ -46,8 +46,8 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
         raise UsageError(f"{options.env_id}: cannot play this environment because it only has a vector version")
     kwargs = {key: value for key, value in options.env_kwargs.items() if key != "render_mode"}
     options = options.model_copy(update={"env_kwargs": kwargs})
-    env = make_env(options)
-    with guard(options.env_id, "metadata"):
+    env = make_env(options, checked=True)
+    with close_after_error(env), guard(options.env_id, "metadata"):
         modes = list(env.metadata.get("render_modes") or [])
         fps = float(env.metadata.get("render_fps") or FPS)
     wanted = [RENDER_MODES[kind] for kind in shows]
@@ -61,7 +61,7 @@ def _make_drawable(options: Gym, shows: Sequence[str]) -> tuple[gym.Env[Any, Any
             f"{', '.join(map(str, modes)) or 'none'}"
         )
     _use_offscreen_drivers()
-    return make_env(options, render_mode=mode), fps
+    return make_env(options, checked=True, render_mode=mode), fps
 
 
 def _use_offscreen_drivers() -> None:
@@ -106,7 +106,7 @@ def _play_episodes(
                     raw, reward, terminated, truncated, info = env.step(to_step_argument(action, actions))
                     total += read_reward(reward)
                 cut = step >= max_steps and not (terminated or truncated)
-                ended = cut or terminated or truncated
+                ended = bool(cut or terminated or truncated)
                 yield Frame(draw(raw), seconds, episode, step, total, _to_text(action), ended, cut)
     finally:
         close_env(env)

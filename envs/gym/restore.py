@@ -51,6 +51,13 @@ class Restorer(Protocol):
         ...
 
 
+def find_entry(state: dict[str, Any], name: str) -> Any:
+    """Return the entry of a state that another Restorer does not save. Raises RestoreError if it is missing."""
+    if name not in state:
+        raise RestoreError("the run now uses another version of the environment (vector or single) than before")
+    return state[name]
+
+
 class Episode:
     """The record of an episode: its start, its actions, a checksum of its observations, and its total reward."""
 
@@ -195,7 +202,8 @@ class ReplayRestorer:
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
-        records = [{**record, "episodes": [_with_array(x) for x in record["episodes"]]} for record in state["records"]]
+        saved = find_entry(state, "records")
+        records = [{**record, "episodes": [_with_array(x) for x in record["episodes"]]} for record in saved]
         self.envs.reset()  # so that the vector environment will not reset any environment in the next step
         self.envs.set_attr("to_replay", records)
         failed = [why for why in self.envs.call("replay") if why]
@@ -250,8 +258,9 @@ class ArrayRestorer:
         return {"arrays": arrays, "random": json.dumps(self.envs.np_random.bit_generator.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        saved = find_entry(state, "arrays")
         for name in self.arrays.names:
-            setattr(self.envs, name, state["arrays"][name].cpu().numpy().copy())
+            setattr(self.envs, name, saved[name].cpu().numpy().copy())
         self.envs.np_random.bit_generator.state = json.loads(state["random"])
         return self.arrays.observe(self.envs), {}
 
@@ -277,8 +286,9 @@ class StateDictRestorer:
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if "obstacle" in state:
             raise RestoreError(state["obstacle"])
+        saved = find_entry(state, "own")
         try:
-            obs, info = self.envs.load_state_dict(state["own"])
+            obs, info = self.envs.load_state_dict(saved)
         except Exception as error:
             raise RestoreError(f"load_state_dict(): {describe_error(error)}") from error
         return obs, info

@@ -246,6 +246,8 @@ def check_step(found: Any, space: Any, shape: tuple[int, ...] = ()) -> tuple[Any
             wanted = f"an array of {shape[0]} numbers" if shape else "one number"
             fix = "; add a wrapper (gym.wrappers) that combines the rewards" if name == "reward" and array.ndim else ""
             raise DescribedError(f"{name}: expected {wanted}, got {_describe_value(value)}{fix}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DescribedError(f"{name}: expected finite numbers, got {array[~np.isfinite(array)].flat[0]}")
     check_observation(found[0], space)
     return found
 
@@ -278,7 +280,7 @@ def check_masks(masks: np.ndarray | None, first: np.ndarray | None) -> None:
 
 
 def check_observation(obs: Any, space: Any, name: str = "observation", nested: bool = False) -> None:
-    """Raise DescribedError if `obs` does not match the shape, the type or the discrete range of `space`.
+    """Raise DescribedError if `obs` is not finite, or does not match the shape, type or discrete range of `space`.
 
     The bounds of a Box are not checked, because many environments exceed them slightly. The type must be one that
     NumPy converts without an explicit cast, as for vector environments. In the parts of a Dict or Tuple, which are
@@ -304,11 +306,14 @@ def check_observation(obs: Any, space: Any, name: str = "observation", nested: b
         wanted = f"shape {list(space.shape)} and type {space.dtype} as in the observation space"
         raise DescribedError(f"{name}: expected {wanted}, got {_describe_value(obs)}; {fix}")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-        sizes = space.n if isinstance(space, spaces.Discrete) else space.nvec
-        low, high = np.broadcast_to(space.start, array.shape), np.broadcast_to(space.start + sizes - 1, array.shape)
-        if wrong := [(x, a, b) for x, a, b in zip(array.flat, low.flat, high.flat, strict=True) if not a <= x <= b]:
-            value, least, most = wrong[0]
+        low, high = space.start, space.start + (space.n if isinstance(space, spaces.Discrete) else space.nvec) - 1
+        wrong = (array < low) | (array > high)
+        if wrong.any():
+            value, least, most = (np.broadcast_to(x, array.shape)[wrong][0] for x in (array, low, high))
             raise DescribedError(f"{name}: expected integers from {least} to {most}, got {value}; {fix}")
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        value = array[~np.isfinite(array)].flat[0]
+        raise DescribedError(f"{name}: expected finite numbers, got {value}; correct the environment's observation")
 
 
 def read_masks(
@@ -327,10 +332,11 @@ def read_masks(
     reported = np.asarray(info.get(f"_{MASK_KEY}", np.ones(count, dtype=bool)))
     for i in np.flatnonzero(reported if ended is None else reported & ~ended):
         mask = info[MASK_KEY][i]
-        flat = np.concatenate([np.ravel(part) for part in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
-        if flat.shape != masks[i].shape:
+        flat = np.hstack([[], *map(np.ravel, mask)]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
+        if flat.shape != masks[i].shape or flat.dtype.kind not in "biuf":
             where = _name_environment(int(i), env_id)
-            raise ForeignCodeError(f"{where}: expected an action mask of length {len(masks[i])}, got {len(flat)}")
+            found = len(flat) if flat.dtype.kind in "biuf" else repr(mask)
+            raise ForeignCodeError(f"{where}: expected an action mask of length {len(masks[i])}, got {found}")
         masks[i] = flat.astype(bool)
     allowed = np.logical_or.reduceat(masks, np.cumsum((0, *layout.sizes[:-1])), axis=1)
     if not allowed.all():

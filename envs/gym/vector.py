@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.gym.errors import DescribedError, guard, make_failure
+from envs.gym.errors import DescribedError, close_after_error, guard, make_failure
 from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.infos import FinalInfos
-from envs.gym.make import make_vector
+from envs.gym.make import make_vector, read_actions
 from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
-from envs.gym.spaces import MASK_KEY, describe_actions, encode, measure_actions, read_masks, to_env_actions
+from envs.gym.spaces import MASK_KEY, encode, measure_actions, read_masks, to_env_actions
 from ppo_unified.config.spec import Report, WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
@@ -41,7 +41,8 @@ class GymAdapter:
         self.config, self.device = config, device
         env_seed, policy_seed, action_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
         self.envs, self.observations, self.restorer, self.own_vector = make_vector(config.gym, config.gym.num_envs)
-        self.actions = describe_actions(self.envs.single_action_space, config.gym.env_id, config.gym.rescale_actions)
+        with close_after_error(self.envs):
+            self.actions = read_actions(self.envs, config.gym)
         initial = torch.Generator().manual_seed(policy_seed)
         normalize = config.gym.normalize_obs
         self.policy = GymPolicy(self.observations, self.actions, config.policy, normalize, initial).to(device)
@@ -202,8 +203,9 @@ class GymAdapter:
         env_seed, action_seed = (int(x) for x in np.random.SeedSequence((seed, 1)).generate_state(2))
         generator = None if greedy else torch.Generator(self.device).manual_seed(action_seed)
         player = Player(self.policy, self.observations, self.actions, self.device, generator, options.env_id)
-        counts = self.own_vector, self.counter, infos
-        returns, self.cut_episodes = play_episodes(player, options, episodes, env_seed, *counts)
+        returns, self.cut_episodes = play_episodes(
+            player, options, episodes, env_seed, own_vector=self.own_vector, counter=self.counter, infos=infos
+        )
         self.evaluated = infos.metrics("eval")
         if self.cut_episodes:
             print_err(f"{options.env_id}: {describe_cut(self.cut_episodes, episodes)}")
@@ -261,6 +263,8 @@ class GymAdapter:
         raw, info = self.restorer.load_state_dict(state["envs"])
         self.ended = state["ended"].cpu().numpy().copy()
         self._store_obs(raw, info)
+        if (self.masks is not None) != ("masks" in state):
+            raise RestoreError("the environments now return action masks, or no longer do")
         saved = state["raw"].cpu().numpy()
         if not np.array_equal(self.raw.astype(saved.dtype), saved):  # older checkpoints contain float32
             raise RestoreError("the restored environments returned different observations")

@@ -21,6 +21,7 @@ from ppo_unified import run
 from ppo_unified.errors import ForeignCodeError, UsageError
 from ppo_unified.runs.folder import Run
 from tests.envs.gym.test_vector import make_config
+from tests.faulty_envs import Counted
 
 FAULTY = "tests.faulty_envs:Faulty-v0"
 CAUSE = r"ZeroDivisionError: the world broke, in faulty_envs\.py, line \d+"
@@ -116,10 +117,74 @@ def test_error_in_close_does_not_change_the_result(
 def test_evaluation_error_names_seed_and_step() -> None:
     adapter = make_adapter("step", after=3)
     with pytest.raises(
-        ForeignCodeError, match=rf"^{FAULTY}: step\(\) at step 3 of the .* episode with seed \d+: {CAUSE}$"
+        ForeignCodeError,
+        match=rf"^{FAULTY}: step\(\) at step 3 of evaluation episode 1 of 4 \(seed \d+\): {CAUSE}$",
     ):
-        adapter.score(1, 1, True)
+        adapter.score(4, 1, True)
     adapter.close()
+
+
+BROKEN = {
+    "shape": "observation: expected shape [2] and type float32",
+    "object": "observation: expected shape [2] and type float32",
+    "text": "observation: expected shape [2] and type float32",
+    "nan": "observation: expected finite numbers, got nan",
+    "reward": "reward: expected finite numbers, got inf",
+    "ends": "terminated: expected one number, got ndarray of shape [2]",
+    "info": "expected (observation, reward, terminated, truncated, info), got (",
+}
+
+
+@pytest.mark.parametrize("rule", BROKEN)
+def test_evaluation_and_play_report_broken_rules(rule: str) -> None:
+    env_id = "tests.faulty_envs:BreaksLater-v0"
+    config = make_config(env_id, gym={"env_kwargs": {"rule": rule}, "vectorization": "sync"})
+    with closing(GymAdapter(config, torch.device("cpu"))) as adapter:
+        with pytest.raises(ForeignCodeError, match=r"evaluation episode \d of 2 \(seed \d+\)") as evaluated:
+            adapter.score(2, 1, True)
+        with pytest.raises(ForeignCodeError, match="of the episode with seed 1") as played:
+            list(play(adapter, 1, 1, True, ()))
+    for caught in (evaluated, played):
+        assert str(caught.value).startswith(f"{env_id}: step() at step 3 of ")
+        assert f": {BROKEN[rule]}" in str(caught.value)
+
+
+def test_evaluation_in_vector_version_reports_broken_rules() -> None:
+    config = make_config("tests.faulty_envs:VectorBreaksRule-v0", gym={"env_kwargs": {"rule": "vector reward"}})
+    with (
+        closing(GymAdapter(config, torch.device("cpu"))) as adapter,
+        pytest.raises(ForeignCodeError, match=r"step 1 of an evaluation with seed \d+: reward: expected an array of 3"),
+    ):
+        adapter.score(3, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "options"),
+    [
+        ({"place": "step", "after": 8}, {}),  # in the evaluation of `use_all`
+        ({"place": "step", "after": 8}, {"vectorization": "auto"}),  # in the speed test
+        ({"place": "constructor", "after": "{rank}"}, {}),  # in the second environment
+        ({"place": "metadata", "after": 2}, {}),  # in `play`
+        ({}, {"wrappers": ["tests.faulty_envs:FailingWrapper"]}),
+        ({"has_numbers": False}, {}),
+    ],
+)
+def test_environments_are_closed_after_an_error(
+    kwargs: dict[str, Any], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(Counted, "open", 0)
+    gym = {"env_kwargs": kwargs, "vectorization": "sync"} | options
+
+    def use_all() -> None:
+        config = make_config("tests.faulty_envs:Counted-v0", 3, 2, gym=gym)
+        with closing(GymAdapter(config, torch.device("cpu"))) as adapter:
+            list(play(adapter, 1, 1, True, ()))
+            adapter.score(20, 1, True)
+
+    with pytest.raises((ForeignCodeError, UsageError)):
+        use_all()
+    assert Counted.open == 0
 
 
 @pytest.mark.parametrize("place", ["reset", "step", "render"])

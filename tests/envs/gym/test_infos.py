@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from envs.gym.infos import find_value, to_number
 from envs.gym.make import check
 from envs.gym.options import GymConfig, fill_rank
 from envs.gym.play import play
+from envs.gym.spaces import describe_actions, read_masks
 from envs.gym.vector import report
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import ForeignCodeError, UsageError
 from tests.envs.gym.test_vector import _close_adapters, make_adapter, make_config  # noqa: F401 (a fixture)
 
 GOAL, DOORS, SIMULATOR = "tests.gym_info:Goal-v0", "tests.gym_info:Doors-v0", "tests.gym_info:Simulator-v0"
@@ -67,6 +69,13 @@ def test_info_keys_keep_fractions_next_to_integers(vectorization: str) -> None:
     assert metrics["episode/info/terms.energy"] == 6.0
     adapter.score(2, 1, True)
     assert adapter.evaluated["eval/info/cost"] == 1.25
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_partial_success_is_not_rounded(vectorization: str) -> None:
+    """In each of two episodes, the success is the integer 1 in one environment and 0.5 in the other one."""
+    adapter = make_adapter(GOAL, 2, 5, vectorization=vectorization, env_kwargs={"partial": True})
+    assert adapter.collect().metrics["episode/success"] == 0.75
 
 
 def test_missing_info_key_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +138,24 @@ def test_action_masks_method_is_respected(kind: str, vectorization: str) -> None
     assert mask[~rollout.mask].all()
     assert adapter.score(20, 1, True) == [3.0] * 20
     assert adapter.score(20, 1, False) == [3.0] * 20
+
+
+@pytest.mark.parametrize("name", ["Steering", "Forwards"])
+def test_action_masks_method_is_used_only_if_it_applies(name: str) -> None:
+    """The method of Steering belongs to discrete actions, and Forwards seems to have every method."""
+    adapter = make_adapter(f"tests.gym_info:{name}-v0", vectorization="sync")
+    check(adapter.config)
+    assert isinstance(adapter.collect().obs, torch.Tensor)
+
+
+def test_missing_action_mask_is_reported() -> None:
+    adapter = make_adapter(DOORS, env_kwargs={"kind": "none"}, vectorization="sync")
+    with pytest.raises(ForeignCodeError, match=r"step\(\) .*: action_masks\(\): expected an action mask, got None$"):
+        adapter.collect()
+    layout = describe_actions(spaces.Discrete(3), "X-v0", rescale=False)
+    for mask, found in ((None, "None"), ([], "0"), (["a", "b", "c"], r"\['a', 'b', 'c'\]"), ([1, 1], "2")):
+        with pytest.raises(ForeignCodeError, match=f"X-v0: environment 0: .* mask of length 3, got {found}$"):
+            read_masks({"action_mask": [mask]}, 1, layout, env_id="X-v0")
 
 
 def test_action_mask_in_info_takes_precedence_over_method() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from envs.gym import eval as gym_eval
 from envs.gym.make import check
 from ppo_unified import run
 from ppo_unified.errors import UsageError
@@ -88,7 +89,36 @@ def test_check_names_call_and_cause(place: str, fault: str) -> None:
     ],
 )
 def test_vector_environment_is_checked_too(rule: str, message: str) -> None:
-    assert reject("VectorBreaksRule-v0", rule=rule).startswith(message)
+    assert reject("VectorBreaksRule-v0", rule=rule).startswith(f"the vector version: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "message"),
+    [
+        ("BreaksRule", "shape in vector", "reset(): observation: expected shape [2, 2] and "),
+        ("BreaksRule", "raise", "step(): ZeroDivisionError: the worlds broke, in faulty_envs.py, line "),
+        ("BreaksRule", "masks", "returns no action masks, unlike a single environment"),
+        ("HasMasks", "", "returns no action masks, unlike a single environment"),
+    ],
+)
+def test_auto_does_not_use_a_broken_vector_version(
+    name: str,
+    rule: str,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gym_eval, "MAX_STEPS", 5)
+    env_id = f"tests.faulty_envs:{name}TwoForms-v0"
+    gym = {"env_kwargs": {"rule": rule}}
+    assert run(make_config(env_id, gym=gym, total_steps=14, eval={"episodes": 1}), tmp_path).state == "finished"
+    lines = [line for line in capsys.readouterr().err.splitlines() if "vector version" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert lines[0].endswith("; single environments are used instead")
+    with pytest.raises(UsageError, match=r"the vector version.*"):
+        check(make_config(env_id, gym=gym | {"vectorization": "vector_entry_point"}))
 
 
 def test_broken_rule_leaves_no_run_folder(tmp_path: Path) -> None:

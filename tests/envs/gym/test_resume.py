@@ -181,6 +181,30 @@ def test_stateful_wrapper_restarts_episodes_with_a_message() -> None:
     assert why == "episodes restarted: FrozenLake-v1: a replayed episode returned different observations or rewards"
 
 
+@pytest.mark.parametrize("forms", [("auto", "sync"), ("sync", "auto")])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "tests.gym_envs:OwnKeptCounter-v0"])
+def test_other_version_of_the_environment_restarts_episodes(env_id: str, forms: tuple[str, str]) -> None:
+    stopped, restored = (make_adapter(env_id, vectorization=form) for form in forms)
+    stopped.collect()
+    assert (load_state(restored, save_and_load(stopped)) or "").startswith(f"episodes restarted: {env_id}: ")
+    assert restored.steps_taken == stopped.steps_taken
+    restored.collect()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_new_or_missing_action_masks_restart_episodes(masked: bool) -> None:
+    env_id = "tests.gym_envs:Locks-v0" if masked else "CartPole-v1"
+    stopped, restored = (make_adapter(env_id, vectorization="sync") for _ in range(2))
+    stopped.collect()
+    state = save_and_load(stopped)
+    if masked:
+        del state[0]["masks"]
+    else:
+        state[0]["masks"] = torch.ones(2, 2, dtype=torch.bool)
+    why = f"episodes restarted: {env_id}: the environments now return action masks, or no longer do"
+    assert load_state(restored, state) == why
+
+
 def test_unknown_vector_env_restarts_episodes_with_a_message() -> None:
     stopped, restored = (make_adapter("tests.gym_envs:OwnCounter-v0", num_steps=6) for _ in range(2))
     stopped.collect()

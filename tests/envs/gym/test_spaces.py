@@ -29,7 +29,7 @@ from ppo_unified.cli.main import main
 from ppo_unified.config import presets
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.rollout import Rollout
-from ppo_unified.errors import UsageError
+from ppo_unified.errors import ForeignCodeError, UsageError
 from ppo_unified.training.health import Health
 from tests.space_envs import Levers
 from tests.toys import run_engine
@@ -261,6 +261,13 @@ def test_tuple_observations_are_flattened() -> None:
     obs = obs_of(OPENED[-1].collect())
     assert obs.shape == (2, 8, 32 + 11 + 2)
     assert obs.sum(-1).eq(3).all()
+
+
+@pytest.mark.parametrize("rule", ["multi negative", "dict negative"])
+def test_nested_discrete_value_outside_its_range_is_an_error(rule: str) -> None:
+    options: dict[str, Any] = {"env_kwargs": {"rule": rule}, "vectorization": "sync"}
+    with pytest.raises(ForeignCodeError, match=r"reset\(\): observation.*: expected integers from 0 to [23], got -1;"):
+        make_adapter("", env_id="tests.faulty_envs:BreaksRuleTwoForms-v0", **options)
 
 
 @pytest.mark.parametrize("kind", ["text", "sequence", "graph", "oneof"])
