@@ -327,11 +327,15 @@ def _is_sendable(info: dict[str, Any]) -> bool:
 class RuleChecker(gym.Wrapper[Any, Any, Any, Any]):
     """Checks the results of `reset` and `step`. Raises DescribedError that states the rule that a result breaks."""
 
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.space = env.observation_space  # reading it through the wrappers at every step would be slow
+
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        return check_reset(self.env.reset(**kwargs), self.observation_space)
+        return check_reset(self.env.reset(**kwargs), self.space)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return check_step(self.env.step(action), self.observation_space)
+        return check_step(self.env.step(action), self.space)
 
 
 def check(config: GymConfig) -> None:
