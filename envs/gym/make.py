@@ -296,7 +296,7 @@ def gains_from_processes(config: Gym, steps: int = 50) -> bool:
 
     The fastest of `steps` steps counts.
     """
-    env = make_env(config)
+    env = make_env(config, checked=True)
     try:
         actions, generator = read_actions(env, config), np.random.default_rng(0)
         with guard(config.env_id, "reset()"):

@@ -149,6 +149,14 @@ def test_evaluation_and_play_report_broken_rules(rule: str) -> None:
         assert f": {BROKEN[rule]}" in str(caught.value)
 
 
+@pytest.mark.parametrize("rule", ["info", "ends"])
+def test_speed_test_reports_broken_rules(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    config = make_config("tests.faulty_envs:BreaksLater-v0", gym={"env_kwargs": {"rule": rule}})
+    with pytest.raises(ForeignCodeError, match=f"step 3 of the initial speed test: {re.escape(BROKEN[rule])}"):
+        GymAdapter(config, torch.device("cpu"))
+
+
 def test_evaluation_in_vector_version_reports_broken_rules() -> None:
     config = make_config("tests.faulty_envs:VectorBreaksRule-v0", gym={"env_kwargs": {"rule": "vector reward"}})
     with (
