@@ -115,7 +115,7 @@ def make_env(config: Gym, rank: int | None = None, checked: bool = False, **kwar
 
 
 def convert_results(env: gym.Env[Any, Any], config: Gym, checked: bool) -> gym.Env[Any, Any]:
-    """Wrap `env` so that its observations are arrays or integers, and its infos contain action masks and numbers.
+    """Wrap `env` so that its observations are arrays or integers, and its infos contain action masks.
 
     Observations that are flattened are always checked, because flattening accepts integers outside their range.
     """
@@ -127,7 +127,6 @@ def convert_results(env: gym.Env[Any, Any], config: Gym, checked: bool) -> gym.E
         env = MaskToInfo(env)
     elif method is not None:
         env = MaskFromMethod(env, method)
-    env = FloatInfo(env, (*SUCCESS_KEYS, *config.info_keys))
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
@@ -230,7 +229,8 @@ def read_actions(env: Any, config: Gym) -> ActionLayout:
 
 
 def make_recorded_env(config: Gym, rank: int | None) -> gym.Env[Any, Any]:
-    return make_repeatable(make_env(config, rank))
+    """Create one environment of a vector environment."""
+    return make_repeatable(FloatInfo(make_env(config, rank), (*SUCCESS_KEYS, *config.info_keys)))
 
 
 def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:

@@ -180,7 +180,7 @@ def test_wrappers_change_observations_rewards_and_length() -> None:
 @pytest.mark.parametrize("weight", ["[0.5, 2.0]", "(0.5, 2.0)"])
 def test_list_becomes_an_array_if_the_wrapper_needs_one(weight: str) -> None:
     env: Any = make(f"{WEIGHTED}(weight={weight})")
-    assert isinstance(env.get_wrapper_attr("weight"), np.ndarray) == (weight[0] == "[")
+    assert isinstance(env.weight, np.ndarray) == (weight[0] == "[")
     env.reset(seed=0)
     assert env.step(0)[1] == 0.5 + 2.0
 
