@@ -128,7 +128,10 @@ class Workers(AsyncVectorEnv):
 
 def _describe_exit(code: int) -> str:
     """Describe the exit code of a process, which is negative if a signal killed it."""
-    return f"exited with code {code}" if code >= 0 else f"was killed by signal {-code} ({Signals(-code).name})"
+    if code >= 0:
+        return f"exited with code {code}"
+    name = f" ({Signals(-code).name})" if -code in list(Signals) else ""  # most real-time signals have no name
+    return f"was killed by signal {-code}{name}"
 
 
 def run_worker(

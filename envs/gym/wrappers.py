@@ -151,7 +151,10 @@ def _reject(wrapper: Any) -> str:
 
 def _check_arguments(call: WrapperCall, wrapper: Any) -> dict[str, Any]:
     """Check the names of the arguments, and convert lists to the types that the wrapper requires."""
-    parameters = list(inspect.signature(wrapper).parameters.values())[1:]  # the first parameter is the environment
+    try:
+        parameters = list(inspect.signature(wrapper).parameters.values())[1:]  # the first one is the environment
+    except (TypeError, ValueError):  # some classes written in C or Cython have no signature
+        return call.arguments
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     accepted = f"it accepts {', '.join(named)}" if named else "it accepts no arguments"
     unknown = [key for key in call.arguments if key not in named]

@@ -127,7 +127,7 @@ def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _seed_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = format_table([_group_cells(group) for group in groups], can_color(sys.stdout))
-    lines += ["", "mean +- standard deviation over n seeds (one run per seed)"]
+    lines += ["", "mean +- standard deviation (n = number of seeds that have a value; one run per seed)"]
     for group in groups:
         if repeated := group["repeated_runs"]:
             lines.append(f"not counted, because another run has the same options and seed: {', '.join(repeated)}")

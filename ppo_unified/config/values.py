@@ -194,9 +194,9 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def _quote(element: str) -> str:
-    """Quote an element, if necessary, so that `split_list` returns it unchanged."""
+    """Quote an element, if necessary, so that `split_list` returns it unchanged, whatever elements follow it."""
     try:
-        if not element.startswith("[") and split_list(f"{element} x") == [element, "x"]:
+        if not element.startswith("[") and split_list(f"""{element} 'x' "y" """) == [element, "x", "y"]:
             return element
     except ValueError:  # an unclosed quotation mark
         pass

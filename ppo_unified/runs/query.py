@@ -153,16 +153,17 @@ def _resolve_key(word: str, token: str) -> str:
 def _suggest_key(unknown: str) -> str:
     """Return the end of an error message about an unknown key: the full names of what it may mean."""
     from ppo_unified.config.suggestions import suggest
-    from ppo_unified.runs.metrics import METRICS
+    from ppo_unified.runs.metrics import METRICS, find_metric
 
     options = [option for option in _option_kinds() if option.rpartition(".")[2] == unknown]
     if options:
         return f"; did you mean {' or '.join(map(repr, options))}?"
-    if unknown not in METRICS and (known := did_you_mean(unknown, _status_kinds())):
+    is_metric = find_metric(unknown) is not None
+    if not is_metric and (known := did_you_mean(unknown, _status_kinds())):
         return known
     if keys := [key for key in _status_kinds() if unknown in key.split("_")]:
         return f"; did you mean {' or '.join(map(repr, keys))}?"
-    if tags := [tag for tag in METRICS if unknown in (tag, tag.rpartition("/")[2])]:
+    if tags := [unknown] if is_metric else [tag for tag in METRICS if unknown == tag.rpartition("/")[2]]:
         return f"; {' and '.join(tags)} cannot be used in queries; use 'score', 'best_score' or an option"
     if found := suggest(unknown, _option_kinds()):
         return f"; did you mean {found.option!r}?" + (f" ({found.note})" if found.note else "")

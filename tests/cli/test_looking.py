@@ -447,7 +447,7 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
         "cartpole optim.lr=0.002", "2", "475 +- 35.36 (n=2)", "490 +- 14.14 (n=2)", "2 of 2", "350 +- 71 (n=2)"
     ]  # fmt: skip
     assert re.split("  +", out[2])[2:] == ["-", "50 (n=1)", "0 of 1", "-"]
-    assert out[3:] == ["", "mean +- standard deviation over n seeds (one run per seed)"]
+    assert out[3:] == ["", "mean +- standard deviation (n = number of seeds that have a value; one run per seed)"]
     assert run_command("compare", "--seeds", "base-s1")[0] == 0
 
 

@@ -173,6 +173,7 @@ CALLS = ARGUMENTS.map(lambda arguments: f"m.n:A({', '.join(f'{key}={x!r}' for ke
 @example(["'", '"'])
 @example(["a\u00a0"])
 @example(["A(", "B"])
+@example(["(b')", "=},-),"])
 @given(st.lists(st.one_of(st.text(max_size=8), st.text("()[]{}'\" ,\\ab", max_size=8), CALLS), max_size=4))
 def test_lists_round_trip_through_text(value: list[str]) -> None:
     declared = typed_options(GymConfig)["gym.wrappers"]

@@ -175,6 +175,7 @@ def test_bad_query_is_a_one_line_error(text: str, message: str) -> None:
         ("steps>10", "did you mean 'step'?"),
         ("return>400", "episode/return and eval/return cannot be used in queries; use 'score', 'best_score' or"),
         ("eval/score>400", "eval/score cannot be used in queries; use 'score', 'best_score' or an option"),
+        ("episode/info/goal>1", "episode/info/goal cannot be used in queries; use 'score', 'best_score' or an option"),
     ],
 )
 def test_short_and_foreign_keys_get_full_names(text: str, full: str) -> None:

@@ -70,6 +70,11 @@ def test_dead_worker_is_named_by_number(fault: str, cause: str) -> None:
     assert re.fullmatch(rf"step\(\) at step 2 of the rollout \(.*\): worker [12] of 2 {re.escape(cause)}", message)
 
 
+@pytest.mark.parametrize(("code", "text"), [(-11, "signal 11 (SIGSEGV)"), (-35, "signal 35"), (-63, "signal 63")])
+def test_signal_without_a_name_is_described_by_number(code: int, text: str) -> None:
+    assert workers._describe_exit(code) == f"was killed by {text}"
+
+
 def test_error_in_a_workers_constructor_is_reported() -> None:
     assert re.fullmatch(
         rf"creating 2 environments: gym.env_id = .*\({CAUSE}\)", fail("worker constructor", mode="async")

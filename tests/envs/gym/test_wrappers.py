@@ -110,6 +110,9 @@ MISTAKES = {
     "tests.gym_envs:OwnNormalization": "use gym.normalize_obs = true",
     "TransformReward": "TransformReward cannot be used: it needs a function as an argument; write a subclass of it",
     "builtins:id": f"cannot apply builtins:id to {COUNTER}: expected a gymnasium.Env as the result, got int",
+    "builtins:dict": f"gym.wrappers: cannot apply builtins:dict to {COUNTER} (",
+    "builtins:int(base=2)": f"gym.wrappers: cannot apply builtins:int(base=2) to {COUNTER} (TypeError: ",
+    "functools:partial": f"gym.wrappers: cannot apply functools:partial to {COUNTER} (TypeError: ",
 }
 
 
