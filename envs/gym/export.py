@@ -17,7 +17,7 @@ from envs.gym.make import MASK_METHOD
 from envs.gym.options import Gym, fill_rank, resolve
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
-from envs.gym.targets import split_reference
+from envs.gym.targets import import_source, split_reference
 from envs.gym.vector import GymAdapter
 from envs.gym.wrappers import format_arguments, load_wrappers
 
@@ -173,12 +173,14 @@ def example(options: Gym, observations: ObservationLayout, actions: ActionLayout
     discrete = not actions.shape and not actions.continuous
     arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
     kwargs = "".join(f", {key}={value!r}" for key, value in options.env_kwargs.items())
-    lines = _import_environment(options.env_id, kwargs)
+    sources, lines = [split_reference(options.env_id)[0]], _import_environment(options.env_id, kwargs)
     for wrapper in load_wrappers(options.wrappers):
         source, name = split_reference(wrapper.call.name)
+        sources.append(source)
         lines += _import_lines(source)
         lines += [f"env = {'module' if source else 'gym.wrappers'}.{name}(env{format_arguments(wrapper)})"]
     return SCRIPT.format(
+        load_file=LOAD_FILE if any(source.endswith(".py") for source in sources) else "",
         environment="\n".join(lines),
         encode=_encode_lines(observations) + (_mask_lines(observations, actions) if masked else ""),
         act=f"policy({arguments})[0]{'.item()' if discrete else '.numpy()'}",
@@ -186,11 +188,14 @@ def example(options: Gym, observations: ObservationLayout, actions: ActionLayout
 
 
 def _import_lines(source: str) -> list[str]:
-    """Return lines that import a module or a Python file as `module`."""
-    lines = []
+    """Return lines that import a module or a Python file as `module`.
+
+    A file gets the module name that it has in this process, which differs from the names of other modules.
+    """
     if source.endswith(".py"):
-        lines, source = [f"sys.path.insert(0, {str(Path(source).parent)!r})"], Path(source).stem
-    return [*lines, f"module = importlib.import_module({source!r})"] if source else []
+        name = import_source(source, "", "export").module.__name__
+        return [f"module = load_file({source!r}, {name!r})"]
+    return [f"module = importlib.import_module({source!r})"] if source else []
 
 
 def _import_environment(env_id: str, kwargs: str) -> list[str]:
@@ -200,6 +205,11 @@ def _import_environment(env_id: str, kwargs: str) -> list[str]:
     lines = _import_lines(source)
     if source and spec.id not in gym.registry:
         made = f"gym.envs.registration.EnvSpec({spec.id!r}, module.{spec.id})"
+    elif callable(spec.entry_point) and isinstance(gym.registry[spec.id].entry_point, str):
+        # `resolve` has found the object in the file, because the registered text can mean another module.
+        name = gym.registry[spec.id].entry_point.partition(":")[2]
+        lines += [f"spec = gym.spec({spec.id!r})", f"spec.entry_point = module.{name}"]
+        made = "spec"
     else:
         made = repr(spec.id)
     return [*lines, f"env = gym.make({made}{kwargs})"]
@@ -241,8 +251,22 @@ def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
 
 USAGE = "policy = torch.export.load('policy.pt2').module(); actions = policy({arguments})"
 
+LOAD_FILE = '''
+
+def load_file(path, name):
+    """Execute a Python file as the module `name`, unless it has been executed."""
+    if name not in sys.modules:
+        sys.path.insert(0, str(Path(path).parent))
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+'''
+
 SCRIPT = """\
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -251,7 +275,7 @@ import numpy as np
 import torch
 
 sys.path.append("")  # also import environments from the current folder
-policy = torch.export.load(Path(__file__).with_name("policy.pt2")).module()
+{load_file}policy = torch.export.load(Path(__file__).with_name("policy.pt2")).module()
 {environment}
 
 

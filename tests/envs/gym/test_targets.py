@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+import torch
 
 from envs.gym import targets
+from envs.gym.export import export
 from envs.gym.make import make_env
-from envs.gym.options import Gym, from_target, resolve
+from envs.gym.options import Gym, GymConfig, from_target, resolve
+from envs.gym.vector import GymAdapter
 from ppo_unified.config.presets import load_target
 from ppo_unified.errors import UsageError
 
@@ -42,7 +47,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     gym.registry.clear()
     gym.registry.update(registered)
     for name in set(sys.modules) - modules:
-        del sys.modules[name]
+        places = getattr(sys.modules[name], "__file__", ""), *getattr(sys.modules[name], "__path__", ())
+        if any(str(place).startswith(str(tmp_path)) for place in places):
+            del sys.modules[name]
 
 
 def write(path: str, *lines: str, name: str = "Own", reward: float = 1.0) -> None:
@@ -259,6 +266,39 @@ def test_wrong_file_target_gets_a_suggestion(target: str) -> None:
 def test_run_is_named_after_the_file() -> None:
     assert load_target("some dir/my env.py").preset == "my-env"
     assert load_target("some dir/my env.py:Own-v0").preset == "Own-v0"
+
+
+HALF = """
+class Half(gym.RewardWrapper):
+    def reward(self, reward): return reward / 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "how"),
+    [
+        ("my envs/random.py", "no registration"),
+        ("my envs/random.py", "string"),
+        ("sub/types.py", "string"),
+        ("my.env-2.py", "name"),
+        ("sub/own.py", "package"),
+    ],
+)
+def test_exported_example_loads_any_file(path: str, how: str, folder: Path) -> None:
+    """The example runs in a new process, and executes the file of the environment and of its wrapper once."""
+    count = "with open('count', 'a') as file: file.write('x')"
+    write(path, HALF, REGISTER[how].replace("own:", f"{Path(path).stem}:"), count, reward=3)
+    wrappers = ["TimeLimit(max_episode_steps=7)", f"{path}:Half"]
+    table = {"env_id": path, "num_envs": 1, "num_steps": 8, "wrappers": wrappers}
+    config = GymConfig.model_validate({"gym": table, "ppo": {"minibatches": 1}})
+    about = {"run": "a", "kind": "gym", "step": 1, "score": None, "versions": {}}
+    with closing(GymAdapter(config, torch.device("cpu"))) as adapter:
+        export(adapter, folder, about)
+    Path("count").unlink()
+    script = [sys.executable, "-W", "error::UserWarning", "play.py"]
+    played = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (played.stdout, played.stderr) == ("mean return 10.5 over 10 episodes\n", "")
+    assert Path("count").read_text(encoding="utf-8") == "x"
 
 
 def test_spawned_process_finds_the_environments() -> None:
