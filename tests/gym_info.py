@@ -168,6 +168,13 @@ class Poles(gym.Env[Any, Any]):
         self.observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32) if numbers else spaces.Discrete(3)
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(4, np.float32), 1.0, False, False, {}
+
 
 gym.register("Poles-v0", "tests.gym_info:Poles", disable_env_checker=True)
 gym.register("Goal-v0", "tests.gym_info:Goal", disable_env_checker=True)

@@ -55,7 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the run folder (default: target, changed options and seed)")
     parser.add_argument(
         "--init",
-        default="",
         metavar="RUN|PATH",
         help="start with the policy of this run's best checkpoint, or of this checkpoint folder (default: new weights)",
     )
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.recipe:
         config = apply_recipe(config, options.recipe)
     reference = None
-    if options.init and not options.help:
+    if options.init is not None and not options.help:
         from ppo_unified.runs.source import find_reference
 
         reference = find_reference(options.init, options.folder)
@@ -88,7 +87,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])], source)
     if options.detach:
         return _train_detached(options, jobs)
-    codes = list(_train_here(options, jobs, _check_source(reference, jobs) if reference else None))
+    codes = list(_train_here(options, jobs, reference))
     if len(codes) < len(jobs):
         print_err(_count_unstarted(len(codes), len(jobs)))
     return max(codes)
@@ -127,31 +126,39 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
 
 
 def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Return the entry `init` for run.json. Raises UsageError if a run cannot start with the policy of its source."""
+    """Check all options, and return the entry `init` for run.json.
+
+    Raises UsageError if an adapter rejects the options, or if a run cannot start with the policy of its source.
+    """
     preload("ppo_unified.training.initialization")
     from ppo_unified.training.initialization import check_fit, open_source
 
     source = open_source(reference)
     for job in jobs:
-        presets.check(job.config)
+        preparation.check(job.config)
         check_fit(source, job.config)
     return source.record()
 
 
-def _train_here(options: argparse.Namespace, jobs: Sequence[Job], init: dict[str, Any] | None) -> Iterator[int]:
+def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Reference | None) -> Iterator[int]:
     """Train the runs one after the other and yield the exit code of each. A stopped run ends the sequence.
 
-    `init` is the entry of that name for run.json.
+    If there is a `reference`, the runs start with its policy.
     """
+    init: dict[str, Any] = {}
     for config, name, default, _, flags in jobs:
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
             try:
                 with foreign_code():
-                    checking = stop.interruptible()
+                    with stop.interruptible():
+                        if not reference:
+                            preparation.check(config)
+                        elif not init:
+                            init = _check_source(reference, jobs)
                     run = preparation.prepare(
-                        config, options.folder, name, command, init=init, default=default, checking=checking
+                        config, options.folder, name, command, init=init, default=default, checked=True
                     )
             except Interrupted:
                 print_err(f"{stop.reason} before a run was created")

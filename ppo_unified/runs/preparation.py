@@ -16,7 +16,7 @@ import socket
 import stat
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -52,18 +52,17 @@ def prepare(
     *,
     init: Mapping[str, Any] | None = None,
     default: str = "",
-    checking: AbstractContextManager[None] | None = None,
+    checked: bool = False,
 ) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
     If `name` is empty, the folder gets the first unused name of default, default-2, ... If `default` is also empty, it
     is the `run_name` of the configuration. `init` is the entry of that name in run.json: the checkpoint that the run
     starts from. If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no
-    folder behind. The adapter's check, which may create an environment, runs inside the context manager `checking`.
+    folder behind. If `checked` is true, the caller has already called `check`.
     """
-    report_descriptor()  # called first, so that child processes of the checks do not inherit the variable
-    with checking or nullcontext():
-        presets.check(config)
+    if not checked:
+        check(config)
 
     def fill(run: Run, final_name: str) -> None:
         run.acquire()
@@ -78,6 +77,15 @@ def prepare(
     run = create(runs, name, default or _default_name(config, init or {}), fill)
     report_folder(run.path)
     return run
+
+
+def check(config: RunConfig) -> None:
+    """Run the checks of the configuration's adapter, which may create an environment. Raises UsageError if one fails.
+
+    A detached process stays detached, but child processes of the checks do not seem so.
+    """
+    report_descriptor()  # removes the variable that child processes would inherit
+    presets.check(config)
 
 
 def _default_name(config: RunConfig, init: Mapping[str, Any]) -> str:

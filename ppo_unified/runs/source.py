@@ -29,6 +29,8 @@ def find_reference(text: str, runs: Path) -> Reference:
 
     Raises UsageError if there is no such run or checkpoint.
     """
+    if not text:
+        raise UsageError("init: expected a run or the folder of a checkpoint, got an empty name")
     path = Path(text).resolve()
     if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not (path / "run.json").exists():
         run = Run(path.parent.parent)

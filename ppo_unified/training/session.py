@@ -61,9 +61,10 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
     record = None
     if init:
         source = open_source(find_reference(str(init), Path(runs)))
+        preparation.check(config)
         check_fit(source, config)
         record = source.record()
-    prepared = preparation.prepare(config, Path(runs), name, init=record)
+    prepared = preparation.prepare(config, Path(runs), name, init=record, checked=record is not None)
     stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():

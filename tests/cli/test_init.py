@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from ppo_unified.runs.folder import Run, all_runs
-from tests.cli.commands import QUICK, Call, wait_for
+from tests.cli.commands import QUICK, Call, command, wait_for
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def test_all_runs_of_a_sweep_start_with_the_same_policy(tmp_path: Path, call: Call) -> None:
@@ -41,6 +43,26 @@ def test_default_name_contains_the_source(tmp_path: Path, call: Call) -> None:
     here = {"a", "cartpole-init-a-s1", "cartpole-init-a-clip0.1-s1", "cartpole-init-a-clip0.1-s3"}
     assert {run.name for run, _ in all_runs(folder)} == started | here
     assert all(" --name " not in Run(folder / name).command.read_text() for name in started)
+
+
+def test_environment_may_print_and_read_the_command_line(tmp_path: Path) -> None:
+    """Besides the environments of the run, only two are created: one to compare spaces, and one for the check."""
+    small = ("--gym.num-envs", "1", "--gym.num-steps", "16", "--gym.vectorization", "sync", "--total-steps", "32")
+    first, second = (
+        command("train", "tests.faulty_envs:Chatty-v0", "--name", name, *init, *small, cwd=tmp_path, PYTHONPATH=ROOT)
+        for name, init in (("a", ()), ("b", ("--init", "a")))
+    )
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert "chat" not in second.stdout
+    counts = [done.stderr.count("chat constructor") for done in (first, second)]
+    assert counts[1] == counts[0] + 1
+
+
+def test_empty_name_is_an_error(tmp_path: Path, call: Call) -> None:
+    code, out, err = call("train", "cartpole", "--init", "", *QUICK)
+    assert (code, out) == (2, "")
+    assert err == "init: expected a run or the folder of a checkpoint, got an empty name\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_detached_runs_start_with_the_policy_of_their_source(tmp_path: Path, call: Call) -> None:
