@@ -32,7 +32,7 @@ class Faulty(gym.Env[Any, Any]):
     """An environment with episodes of 5 steps. When `place` is reached for the `after`-th time, `fault` happens.
 
     The places are constructor, reset, step, render and close. "worker constructor" and "worker close" are only reached
-    in a worker process. "odd step" is a step of an environment whose first seed is odd.
+    in a worker process. "odd reset" and "odd step" are calls in an environment whose last given seed is odd.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  # gymnasium reads it from the class
@@ -56,6 +56,8 @@ class Faulty(gym.Env[Any, Any]):
         super().reset(seed=seed)
         self.first_seed = seed if seed is not None else self.first_seed
         self._reach("reset")
+        if self.first_seed % 2:
+            self._reach("odd reset")
         self.taken = 0
         return np.zeros(2, np.float32), {}
 

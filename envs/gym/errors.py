@@ -1,8 +1,9 @@
-"""Describes and converts errors in environments and in other code of the user. This module does not import torch."""
+"""Describes and converts errors in the user's code, such as environments. This module does not import torch."""
 
 from __future__ import annotations
 
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -64,3 +65,13 @@ def close_after_error(env: Any) -> Iterator[None]:
     except BaseException:
         close_env(env)
         raise
+
+
+@contextmanager
+def hidden_arguments() -> Iterator[None]:
+    """Hide the arguments in sys.argv inside the block, so that the user's code cannot parse those of this program."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        yield
+    finally:
+        sys.argv = argv

@@ -16,7 +16,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.errors import DescribedError, close_after_error, close_env, describe_error, guard
+from envs.gym.errors import (
+    DescribedError,
+    close_after_error,
+    close_env,
+    describe_error,
+    guard,
+    hidden_arguments,
+)
 from envs.gym.infos import SUCCESS_KEYS, FloatInfo
 from envs.gym.options import Gym, GymConfig, make_single, resolve, uses_rank
 from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
@@ -239,9 +246,11 @@ def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:
     needless = config.vectorization == "vector_entry_point" and resolve(config.env_id).entry_point is not None
     fix = "; set gym.vectorization to sync or async" if needless else ""
     try:
-        envs: VectorEnv[Any, Any, Any] = gym.make_vec(
-            resolve(config.env_id), num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs
-        )
+        spec = resolve(config.env_id)
+        with hidden_arguments():
+            envs: VectorEnv[Any, Any, Any] = gym.make_vec(
+                spec, num_envs, vectorization_mode="vector_entry_point", **config.env_kwargs
+            )
     except (Exception, SystemExit) as error:
         given = f" with gym.env_kwargs = {config.env_kwargs}" if config.env_kwargs else ""
         raise UsageError(f"{version} cannot be created{given} ({describe_error(error)}){fix}") from error
@@ -352,13 +361,13 @@ def check(config: GymConfig) -> None:
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
             f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
-            "discrete actions; remove policy.log_std_init"
+            "discrete actions; remove policy.log_std_init or set it to 0"
         )
     if not actions.can_rescale and not config.gym.is_default("rescale_actions"):
         kind = "continuous actions without finite bounds" if actions.continuous else "discrete actions"
         raise UsageError(
-            f"gym.rescale_actions = false has no effect, because {config.gym.env_id} has {kind}; remove "
-            "gym.rescale_actions or set it to true"
+            f"gym.rescale_actions = false has no effect, because {config.gym.env_id} has {kind}; add "
+            "--gym.rescale-actions"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from envs.gym.errors import close_after_error, describe_error
+from envs.gym.errors import close_after_error, describe_error, hidden_arguments
 from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError
 
@@ -248,7 +248,8 @@ def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
     spec, wrappers = resolve(config.env_id), _load_wrappers(config)
     own_kwargs = fill_rank(config.env_kwargs, config.spare_rank if rank is None else rank)
     try:
-        env = gymnasium.make(spec, **own_kwargs | kwargs)
+        with hidden_arguments():
+            env = gymnasium.make(spec, **own_kwargs | kwargs)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UsageError(
             f"gym.env_id = {config.env_id!r} requires a package that is not installed: {_remedy(str(error))}"
@@ -262,7 +263,7 @@ def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
         return env
     from envs.gym.wrappers import apply_wrappers
 
-    with close_after_error(env):
+    with close_after_error(env), hidden_arguments():
         return apply_wrappers(env, wrappers, config.env_id)
 
 

@@ -25,7 +25,7 @@ from envs.gym.options import GymConfig
 from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, encode, measure_actions, read_masks, to_env_actions
-from ppo_unified.config.spec import Report, WorkCounter
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
 from ppo_unified.text import print_err
@@ -52,7 +52,7 @@ class GymAdapter:
         self.counter = WorkCounter()
         self.cut_episodes = 0  # number of episodes in the last call of `score` that reached MAX_STEPS
         self.episodes = EpisodeLog(config.gym.num_envs, config.gym.info_keys)
-        self.evaluated: dict[str, float] = {}  # metrics of the infos in the last evaluation
+        self.evaluated: dict[str, float] = {}  # metrics of the infos in the last call of `score`
         try:
             self._reset(env_seed)
         except BaseException:
@@ -283,14 +283,6 @@ class GymAdapter:
 def build(config: GymConfig, device: torch.device) -> GymAdapter:
     """Create the adapter. The registered adapter specification refers to this function."""
     return GymAdapter(config, device)
-
-
-def report(adapter: GymAdapter, episodes: int, seed: int) -> Report:
-    """Return the metrics of the infos in the last evaluation. The registered adapter specification names this function.
-
-    The arguments `episodes` and `seed` are not used, because `score` has already played the episodes.
-    """
-    return Report(metrics=adapter.evaluated)
 
 
 def _stack(seen: list[Observations]) -> Observations:

@@ -20,6 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState, _async_worker
 
 from envs.gym.errors import DescribedError, close_env, describe_error
+from ppo_unified.errors import UsageError
 from ppo_unified.text import print_err
 
 CLOSE_S = 15.0  # maximum seconds for `close` in all workers; a wrapper may write a video there
@@ -96,7 +97,8 @@ class Workers(AsyncVectorEnv):
         """Raise the first error of the workers, with the worker's traceback as its cause."""
         if not all(successes):
             _, _, error, trace = self.error_queue.get()
-            raise DescribedError(describe_error(error)) from DescribedError(f"in the worker:\n{trace}")
+            kind = UsageError if isinstance(error, UsageError) else DescribedError
+            raise kind(describe_error(error)) from DescribedError(f"in the worker:\n{trace}")
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Close the environments and end all workers. Raises DescribedError if a worker has to be killed.
@@ -145,7 +147,8 @@ def run_worker(
         env = make()
     except (Exception, SystemExit) as error:
         parent_pipe.close()
-        errors.put((index, DescribedError, DescribedError(describe_error(error)), traceback.format_exc()))
+        kind = UsageError if isinstance(error, UsageError) else DescribedError
+        errors.put((index, kind, kind(describe_error(error)), traceback.format_exc()))
         with suppress(EOFError, OSError):
             pipe.recv()  # the training process expects the worker to live until it has answered the first request
             pipe.send((None, False))

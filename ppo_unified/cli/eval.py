@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     how = f"{describe_decoding(options)}, seed {options.seed}, {describe_checkpoint(loaded)}"
     episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
-    print(f"{clean(loaded.run.name)}: {score} ({how})")
+    success = f", success {scored['success']:.0%}" if "success" in scored else ""
+    print(f"{clean(loaded.run.name)}: {score}{success} ({how})")
     if video:
         print_out(clean(f"video: {video}"))
     return 0

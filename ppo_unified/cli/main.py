@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -112,7 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     if argv is not None:
         return _run(argv)
-    code = _run(sys.argv[1:])
+    try:
+        code = _run(sys.argv[1:])
+    except SystemExit:
+        raise
+    except BaseException:  # also one that an environment has raised, to end threads of the environment
+        traceback.print_exc()
+        code = 1
     _end_foreign_code(code)
     return code
 

@@ -28,7 +28,6 @@ BUILT_IN = {
         target="envs.gym.options:from_target",
         presets="envs.presets",
         export="envs.gym.export:export",
-        report="envs.gym.vector:report",
         check_init="envs.gym.initialization:check_init",
         init="envs.gym.initialization:load_statistics",
         explain="envs.gym.explain:explain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,14 +45,29 @@ def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str)
     """
     threshold, solved = config.eval.threshold, False
     score = _mean_score(adapter, config, config.eval.episodes, 1, where)
+    measured = [_get_measured(adapter)]
     if confirm and threshold is not None and threshold <= score < math.inf:
-        scores = [_mean_score(adapter, config, CONFIRMATION_EPISODES, number, where) for number in (2, 3)]
+        scores, measured = [], []
+        for number in (2, 3):
+            scores.append(_mean_score(adapter, config, CONFIRMATION_EPISODES, number, where))
+            measured.append(_get_measured(adapter))
         score, solved = float(np.mean(scores)), all(threshold <= score < math.inf for score in scores)
     spec, report = find_adapter(config.kind), Report()
     if spec.report:
         report = load(spec.report)(adapter, config.eval.episodes, config.seed + 1)
-    metrics = dict(report.metrics) | dict.fromkeys(("eval/score", spec.score_tag), score)
+    metrics = _average(measured) | report.metrics | dict.fromkeys(("eval/score", spec.score_tag), score)
     return Outcome(score, solved, metrics, report.responses)
+
+
+def _get_measured(adapter: Adapter) -> dict[str, float]:
+    """Return the metrics of the episodes that the adapter's last call of `score` played. An adapter may have none."""
+    return dict(getattr(adapter, "evaluated", {}))
+
+
+def _average(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over the tables that contain it."""
+    tags = dict.fromkeys(tag for table in tables for tag in table)
+    return {tag: float(np.mean([table[tag] for table in tables if tag in table])) for tag in tags}
 
 
 def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int, where: str) -> float:
@@ -69,9 +85,11 @@ def _mean_score(adapter: Adapter, config: RunConfig, episodes: int, number: int,
 def evaluate(adapter: Adapter, episodes: int, seed: int, greedy: bool) -> dict[str, Any]:
     """Return the mean score over new episodes, its standard deviation and the number of episodes.
 
+    The adapter's metrics of these episodes have names without the area, such as "success".
     "cut" is the number of episodes that the adapter ended early, and is missing if there are none.
     """
     scores = np.array(adapter.score(episodes, seed, greedy))
     cut = getattr(adapter, "cut_episodes", 0)
     result = {"score": float(scores.mean()), "std": float(scores.std()), "episodes": len(scores)}
-    return result | ({"cut": cut} if cut else {})
+    metrics = {tag.removeprefix("eval/"): value for tag, value in _get_measured(adapter).items()}
+    return metrics | result | ({"cut": cut} if cut else {})

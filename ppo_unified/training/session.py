@@ -125,10 +125,10 @@ def _make_trainer(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, li
     try:
         with stop.interruptible():
             return _assemble(config, stop, heartbeat, listener)
-    except (UsageError, MemoryError, RuntimeError) as error:
+    except (UsageError, ForeignCodeError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise explain_out_of_memory(error, "creating the models", config) from error
-        if isinstance(error, UsageError):
+        if isinstance(error, UsageError | ForeignCodeError):
             raise StartError(*error.args) from error
         raise
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from ppo_unified import run
+from ppo_unified.cli.main import main
 from ppo_unified.runs.folder import Run
 from tests.cli.commands import command
 from tests.envs.gym.test_vector import make_config
@@ -80,6 +83,52 @@ def test_threads_of_an_environment_do_not_delay_the_exit(tmp_path: Path) -> None
     assert "simulator" in done.stderr.splitlines()[-1]
     assert Run(tmp_path / "runs" / "a").read_status().state == "finished"
     assert "\na: finished" in done.stdout
+
+
+CRASH = """
+import sys, threading, time
+from ppo_unified.cli import main
+def crash(*arguments):
+    threading.Thread(target=time.sleep, args=(600,), name="simulator").start()
+    raise {}("the program broke")
+main._run_command = crash
+sys.argv = ["ppo-unified", "runs"]
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize("error", ["ZeroDivisionError", "GeneratorExit"])
+def test_threads_do_not_delay_the_exit_after_a_crash(error: str) -> None:
+    script = [sys.executable, "-c", CRASH.format(error)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    *_, cause, left = done.stderr.splitlines()
+    assert cause == f"{error}: the program broke"
+    assert left.endswith("will not be waited for: simulator")
+
+
+def test_uncaught_error_is_raised_to_python_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_unified.cli.main._run_command", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["runs"])
+
+
+@pytest.mark.parametrize(
+    ("place", "mode", "message"),
+    [
+        ("worker constructor", "async", "gym.env_id = '{}': cannot create the environment with gym.env_kwargs = "),
+        ("odd reset", "async", "{}: reset(): ZeroDivisionError: the world broke"),
+        ("odd reset", "sync", "{}: reset(): ZeroDivisionError: the world broke"),
+    ],
+)
+def test_failure_at_start_leaves_no_folder(place: str, mode: str, message: str, tmp_path: Path) -> None:
+    """The environment fails after the check that precedes the creation of the folder, which resets with seed 0."""
+    options = (*SHORT, "--gym.vectorization", mode, "--gym.env-kwargs", json.dumps({"place": place}))
+    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, **PATH)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(message.format(FAULTY))
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_broken_rule_exits_with_2_and_leaves_no_folder(tmp_path: Path) -> None:

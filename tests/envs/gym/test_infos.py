@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from envs.gym.make import check
 from envs.gym.options import GymConfig, fill_rank
 from envs.gym.play import play
 from envs.gym.spaces import describe_actions, read_masks
-from envs.gym.vector import report
+from ppo_unified import run
+from ppo_unified.cli.main import main
 from ppo_unified.errors import ForeignCodeError, UsageError
+from ppo_unified.training.evaluation import evaluate_run
 from tests.envs.gym.test_vector import _close_adapters, make_adapter, make_config  # noqa: F401 (a fixture)
 
 GOAL, DOORS, SIMULATOR = "tests.gym_info:Goal-v0", "tests.gym_info:Doors-v0", "tests.gym_info:Simulator-v0"
@@ -30,7 +33,6 @@ def test_success_is_the_share_of_finished_episodes(vectorization: str, key: str,
     adapter = make_adapter(GOAL, 2, 8, vectorization=vectorization, env_kwargs=kwargs)
     assert adapter.collect().metrics["episode/success"] == pytest.approx(3 / 6)
     adapter.score(5, 4, True)
-    assert report(adapter, 5, 4).metrics == {"eval/success": adapter.evaluated["eval/success"]}
     assert 0 <= adapter.evaluated["eval/success"] <= 1
 
 
@@ -41,6 +43,32 @@ def test_success_of_evaluation_counts_every_episode_once() -> None:
     assert adapter.evaluated == {"eval/success": 0.5}
     adapter.score(20, 0, True)
     assert adapter.evaluated["eval/success"] in (8 + np.arange(5)) / 20
+
+
+def test_confirmed_score_and_success_come_from_the_same_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation does not count, and the two that confirm it count equally."""
+    adapter, wins = make_adapter(GOAL, 1), iter([1.0, 0.25, 0.75])
+
+    def score(episodes: int, seed: int, greedy: bool) -> list[float]:
+        adapter.evaluated = {"eval/success": next(wins)} | ({"eval/info/cost": 3.0} if seed % 2 else {})
+        return [float(seed)] * episodes
+
+    monkeypatch.setattr(adapter, "score", score)
+    config = make_config(GOAL, seed=0, eval={"threshold": 0.0, "episodes": 4})
+    outcome = evaluate_run(adapter, config, True, "a")
+    assert outcome.metrics == {"eval/score": 2.5, "eval/return": 2.5, "eval/success": 0.5, "eval/info/cost": 3.0}
+
+
+def test_eval_reports_success_and_info_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gym = {"info_keys": ["terms.energy"], "vectorization": "sync"}
+    run(make_config(GOAL, total_steps=14, gym=gym), tmp_path, "a")
+    words = ["eval", "a", "--episodes", "16", "--runs", str(tmp_path)]
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["success"], document["info/terms.energy"]) == (0.5, 6.0)
+    assert main(words) == 0
+    assert "over 16 episodes, success 50% (greedy, " in capsys.readouterr().out
 
 
 def test_success_is_not_logged_if_it_is_not_reported() -> None:

@@ -166,7 +166,8 @@ def test_action_metrics_have_the_values_of_a_rollout() -> None:
 def test_rescale_option_without_effect_is_rejected(env_id: str, kwargs: dict[str, Any]) -> None:
     table = {"env_id": env_id, "env_kwargs": kwargs}
     check(GymConfig.model_validate({"gym": table}))
-    with pytest.raises(UsageError, match=r"gym\.rescale_actions = false has no effect, because .* has "):
+    message = r"gym\.rescale_actions = false has no effect, because .* has .*; add --gym\.rescale-actions$"
+    with pytest.raises(UsageError, match=message):
         check(GymConfig.model_validate({"gym": table | {"rescale_actions": False}}))
 
 

@@ -16,7 +16,7 @@ import torch
 
 from envs.gym import targets
 from envs.gym.export import export
-from envs.gym.make import make_env
+from envs.gym.make import make_env, make_own_vector
 from envs.gym.options import Gym, GymConfig, from_target, resolve
 from envs.gym.vector import GymAdapter
 from ppo_unified.config.presets import load_target
@@ -118,6 +118,31 @@ def test_file_is_executed_once() -> None:
     for env_id in ("own.py", "own.py:Own", "./own.py:Own-v0", str(Path("own.py").absolute())):
         assert reward_of(env_id) == 1
     assert Path("count").read_text() == "x"
+
+
+PARSES = """
+import argparse
+argparse.ArgumentParser().parse_args()
+class Parses(Own):
+    def __init__(self, **kwargs):
+        argparse.ArgumentParser().parse_args()
+        super().__init__(**kwargs)
+class ParsesAll(gym.vector.SyncVectorEnv):
+    def __init__(self, num_envs):
+        argparse.ArgumentParser().parse_args()
+        super().__init__([Own] * num_envs)
+gym.register("Parses-v0", Parses)
+gym.register("ParsesAll-v0", vector_entry_point=ParsesAll)
+"""
+
+
+def test_foreign_code_cannot_parse_the_arguments_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This also holds in the user's own Python programs."""
+    monkeypatch.setattr(sys, "argv", ["program", "--unknown"])
+    write("own.py", PARSES)
+    assert reward_of("own.py:Parses-v0") == 1
+    make_own_vector(Gym(env_id="own.py:ParsesAll-v0"), 2).close()
+    assert sys.argv == ["program", "--unknown"]
 
 
 def test_file_imports_its_neighbours() -> None:
