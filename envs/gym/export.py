@@ -203,12 +203,12 @@ def _import_environment(env_id: str, kwargs: str) -> list[str]:
     source, _ = split_reference(env_id)
     spec = resolve(env_id)
     lines = _import_lines(source)
+    registered = gym.registry[spec.id].entry_point if spec.id in gym.registry else None
     if source and spec.id not in gym.registry:
         made = f"gym.envs.registration.EnvSpec({spec.id!r}, module.{spec.id})"
-    elif callable(spec.entry_point) and isinstance(gym.registry[spec.id].entry_point, str):
+    elif callable(spec.entry_point) and isinstance(registered, str):
         # `resolve` has found the object in the file, because the registered text can mean another module.
-        name = gym.registry[spec.id].entry_point.partition(":")[2]
-        lines += [f"spec = gym.spec({spec.id!r})", f"spec.entry_point = module.{name}"]
+        lines += [f"spec = gym.spec({spec.id!r})", f"spec.entry_point = module.{registered.partition(':')[2]}"]
         made = "spec"
     else:
         made = repr(spec.id)

@@ -229,13 +229,15 @@ def resolve(env_id: str) -> Any:
     if _has_source(env_id):
         from envs.gym.targets import resolve_source_target
 
-        return resolve_source_target(env_id)
+        with hidden_arguments():
+            return resolve_source_target(env_id)
     try:
         return gymnasium.spec(env_id)
     except gymnasium.error.Error:
         from envs.gym.targets import explain_unknown
 
-        raise UsageError(explain_unknown(env_id)) from None
+        with hidden_arguments():
+            raise UsageError(explain_unknown(env_id)) from None
 
 
 def make_single(config: Gym, rank: int | None = None, **kwargs: Any) -> Any:
@@ -273,7 +275,8 @@ def _load_wrappers(config: Gym) -> list[Any]:
         return []
     from envs.gym.wrappers import load_wrappers
 
-    return load_wrappers(config.wrappers)
+    with hidden_arguments():
+        return load_wrappers(config.wrappers)
 
 
 def _remedy(message: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from envs.gym.errors import describe_error, hidden_arguments
+from envs.gym.errors import describe_error
 from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_hidden
 
 MOST_LISTED = 8  # environments that an error message lists
@@ -73,8 +73,7 @@ def import_source(source: str, name: str, where: str) -> Source:
         known = did_you_mean(Path(source).name, [path.name for path in folder.glob("*.py")])
         raise UsageError(f"{where}: no file {Path(source).name!r} in {folder}{known}")
     try:
-        with hidden_arguments():
-            return load_file(Path(source).resolve()) if is_file else Source(importlib.import_module(source), {})
+        return load_file(Path(source).resolve()) if is_file else Source(importlib.import_module(source), {})
     except (Exception, SystemExit) as error:
         kind = "file" if is_file else "module"
         why = _suggest_file(source, name, error) or f" ({describe_error(error)})"

@@ -55,7 +55,7 @@ def evaluate_run(adapter: Adapter, config: RunConfig, confirm: bool, where: str)
     spec, report = find_adapter(config.kind), Report()
     if spec.report:
         report = load(spec.report)(adapter, config.eval.episodes, config.seed + 1)
-    metrics = _average(measured) | report.metrics | dict.fromkeys(("eval/score", spec.score_tag), score)
+    metrics = _average(measured) | dict(report.metrics) | dict.fromkeys(("eval/score", spec.score_tag), score)
     return Outcome(score, solved, metrics, report.responses)
 
 
