@@ -58,7 +58,8 @@ def test_failing_environment_gives_one_line_and_exit_code_1(verb: tuple[str, ...
     done = command(*verb, cwd=tmp_path, **PATH)
     assert (done.returncode, done.stdout) == (1, "")
     cause = r"ZeroDivisionError: the world broke, in faulty_envs.py, line \d+"
-    assert re.fullmatch(rf"{FAULTY}: step\(\) at step 3 of the \w* ?episode with seed \d+: {cause}\n", done.stderr)
+    episode = r"(evaluation episode 1 of \d+ \(seed \d+\)|the episode with seed \d+)"
+    assert re.fullmatch(rf"{FAULTY}: step\(\) at step 3 of {episode}: {cause}\n", done.stderr)
 
 
 def test_dead_worker_fails_the_run_with_one_line(tmp_path: Path) -> None:
