@@ -54,10 +54,10 @@ def explain_unusable(folder: Path, error: OSError) -> str:
 
 
 def explain_hidden(error: BaseException) -> str:
-    """Return the reason and the fix if a module was not found because a package hides the user's folder, or ""."""
+    """Return the reason and the fix if a module was not found because a package shadows the user's folder, or ""."""
     name = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     path, top = Path(name.replace(".", "/") + ".py"), name.partition(".")[0]
     if top == name or top not in sys.modules or not path.is_file():
         return ""
     package = next(iter(getattr(sys.modules[top], "__path__", [])), top)
-    return f", because the package {package} hides {path}; rename the folder {top!r}"
+    return f", because the package {package} shadows {path}; rename the folder {top!r}"

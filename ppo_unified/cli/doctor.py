@@ -198,7 +198,7 @@ def check_runs(folder: Path = Path("runs")) -> Check:
 def check_names() -> list[Check]:
     problems = shadowed_packages()
     if not problems and (hidden := hidden_folders()):
-        found = f"packages of this program hide your folders: {', '.join(hidden)}"
+        found = f"packages of this program have the same names as your folders and shadow them: {', '.join(hidden)}"
         remedy = f"rename them, or use paths such as {hidden[0]}/FILE.py:EnvId as targets"
         return [Check("packages", "warn", found, remedy)]
     if not problems:

@@ -101,7 +101,7 @@ def _open_empty(mode: str) -> IO[str]:
 
 
 def _explain_missing_package(error: ModuleNotFoundError) -> str:
-    """If another package hides one of this project's packages, return the problem and its remedy, otherwise ""."""
+    """If another package shadows one of this project's packages, return the problem and its remedy, otherwise ""."""
     from ppo_unified.cli.shadowing import OPTIONAL, REQUIRED, shadowed_packages
 
     ours = (error.name or "").partition(".")[0] in REQUIRED + OPTIONAL

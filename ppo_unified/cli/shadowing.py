@@ -30,7 +30,7 @@ def shadowed_packages(project: Path | None = None) -> list[str]:
 
 
 def hidden_folders() -> list[str]:
-    """Return the folders in the current directory that contain Python files and that a package of this project hides.
+    """Return the folders in the current directory that contain Python files and that a package of this project shadows.
 
     A module in such a folder cannot be imported.
     """

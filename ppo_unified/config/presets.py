@@ -150,7 +150,7 @@ def load_preset(name: str, *, recipe: str = "", **changes: Any) -> RunConfig:
 def reload_target(config: RunConfig) -> RunConfig:
     """Return the configuration of the target and recipe that `config` was made from.
 
-    The target is known if it is a preset, an environment, or the text of an option, such as `gym.env_id`. Otherwise,
+    The target is known if it is a preset, an environment, or the value of an option such as `gym.env_id`. Otherwise,
     for example if it is a TOML file, return `config` itself.
     """
     texts = [text for option, text in config.flatten().items() if isinstance(text, str) and option != "preset"]

@@ -120,7 +120,7 @@ class Checkpoint(Section):
     every_s: float = Field(
         60.0,
         gt=0,
-        description="number of seconds between checkpoints; updates that take longer than 20 s add checkpoints",
+        description="number of seconds between checkpoints; each update that takes longer than 20 s adds a checkpoint",
     )
     keep: int = Field(2, ge=1, description="number of recent checkpoints to keep, in addition to the best one")
 
@@ -248,7 +248,7 @@ class RunConfig(Section):
         return "a resumed run keeps its policy and training data"
 
     def network_options(self) -> dict[str, Any]:
-        """Return the options that determine the networks' structure, or the property of them that matters.
+        """Return the options that determine the networks' structure, or a property of an option if only that matters.
 
         A run can start with the policy of another run (--init) only if these values are equal in both.
         """

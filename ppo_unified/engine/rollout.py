@@ -108,7 +108,7 @@ class Adapter(RolloutSource, Protocol):
     def policy(self) -> ActorCritic: ...
 
     def score(self, episodes: int, seed: int, greedy: bool) -> list[float]:
-        """Return the scores of `episodes` new episodes, or fewer if no others exist. Keep the training state as is."""
+        """Return the scores of `episodes` new episodes, or of fewer if no more exist. Keep the training state as is."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

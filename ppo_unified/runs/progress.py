@@ -1,4 +1,4 @@
-"""A run's progress: the share of its steps or iterations that is done, and what its trainer is doing."""
+"""A run's progress: the fraction of its steps or iterations that is done, and what its trainer is doing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def format_percent(status: Status) -> str:
 def format_phase(status: Status, state: str) -> str:
     """Return what a run in the state `state` is doing and how much of it is done, such as 'collecting 34%'.
 
-    Return an empty string if the trainer is not alive, or if the phase or the share is unknown.
+    Return an empty string if the trainer is not alive, or if the phase or this fraction is unknown.
     """
     if state not in (*ACTIVE, "stalled") or status.phase not in PHASES or status.phase_done is None:
         return ""

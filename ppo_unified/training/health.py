@@ -18,6 +18,7 @@ from ppo_unified.training.measures import (
     EVALUATED,
     EXACT,
     LONG,
+    NEAR,
     START,
     WINDOW,
     Measure,
@@ -109,7 +110,8 @@ CHECKS: tuple[Check, ...] = (
         0.9,
         True,
         f"The mean fraction of clipped actions, both over the first {START} and over the last {WINDOW} iterations,",
-        "Almost all continuous actions are outside the bounds, so the environment receives only the bounds.",
+        "Almost all continuous actions are outside the bounds, so after clipping the environment receives almost "
+        "only the minimum and maximum values.",
         "Set `gym.rescale_actions`, or lower `policy.log_std_init`.",
         OWN,
     ),
@@ -119,7 +121,7 @@ CHECKS: tuple[Check, ...] = (
         measures.peak,
         0.01,
         False,
-        f"The highest mean spread of the actions over {WINDOW} iterations so far",
+        f"The highest spread of the actions so far, averaged over {WINDOW} iterations,",
         "The policy has tried only a tiny part of the action space, so it cannot find good actions elsewhere.",
         "Set `gym.rescale_actions`, or raise `policy.log_std_init`.",
         OWN,
@@ -194,8 +196,8 @@ CHECKS: tuple[Check, ...] = (
         measures.spike_ratio,
         10.0,
         True,
-        f"The third-largest gradient norm of the last {WINDOW} iterations, divided by the median norm of up to "
-        f"{LONG - WINDOW} earlier iterations or, if that is larger, of the first {START},",
+        f"The third-largest gradient norm of the last {WINDOW} iterations, divided by the reference norm (the "
+        f"median of up to {LONG - WINDOW} earlier iterations or of the first {START}, whichever is larger),",
         "Several recent gradients are many times larger than usual in this run.",
         "Lower `optim.lr` or `optim.max_grad_norm`. Check whether some rewards are rare but very large.",
         OWN,
@@ -224,7 +226,7 @@ CHECKS: tuple[Check, ...] = (
         "Gao et al. 2022 (arXiv:2210.10760) describe this overoptimization; the limit is based on our measurements.",
         severe=True,
         after=START + WINDOW,
-        scope="The check applies only while the score is near its best.",
+        scope=f"The check applies only while `reward/score` keeps at least {NEAR:.0%} of its largest improvement.",
     ),
     Check(
         "length",

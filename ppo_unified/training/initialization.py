@@ -60,7 +60,7 @@ def check_fit(source: Source, config: RunConfig) -> None:
             values = [show_value(options.flatten()[option]) for options in (config, theirs)]
             flag = " ".join(format_flag(option, theirs.flatten()[option]))
             raise UsageError(
-                f"{where}: {option} = {values[0]} does not fit, because its policy has {option} = {values[1]}; "
+                f"{where}: {option} = {values[0]} does not fit, because the policy has {option} = {values[1]}; "
                 f"add {flag}"
             )
     hook = find_adapter(config.kind).check_init
@@ -94,7 +94,7 @@ def initialize(adapter: Adapter, record: Mapping[str, Any], device: torch.device
         adapter.policy.load_state_dict(loaded.policy)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise UsageError(f"{where}: its policy does not fit ({first}); use the options of its run") from None
+        raise UsageError(f"{where}: the policy does not fit ({first}); use the options of this run") from None
     hook = find_adapter(theirs.kind).init
     if hook:
         try:

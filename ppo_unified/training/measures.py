@@ -14,8 +14,8 @@ START = 10  # number of first iterations, which are the baseline for later ones
 WINDOW = 10  # number of latest iterations over which most checks average
 LONG = 50  # number of latest iterations to store; those before the window define the usual gradient norm
 SPIKES = 3  # number of spikes within the window that count as a problem
-EXACT = 0.01  # a critic is accurate if its error is below this share of the mean value
-NEAR = 0.8  # a score is near its best if it has at least this share of its largest improvement
+EXACT = 0.01  # a critic is accurate if its error is below this fraction of the mean value
+NEAR = 0.8  # a score is near its best if it keeps at least this fraction of its largest improvement
 EVALUATED = "eval/score"
 
 
@@ -87,7 +87,7 @@ def eos_share_of_start(track: Track) -> float | None:
 
 
 def smaller_mean(track: Track) -> float:
-    """Return the smaller one of the start mean and the recent mean. It exceeds a limit only if both do."""
+    """Return the smaller of the start mean and the recent mean. It exceeds a limit only if both do."""
     return min(track.start_mean, track.recent_mean)
 
 
@@ -107,7 +107,7 @@ def lost_gold_share(proxy: Track, gold: Track) -> float | None:
 
 
 def is_near_best(score: Track) -> bool:
-    """Return True if a score has improved and has kept at least the share NEAR of its largest improvement."""
+    """Return True if a score has improved and has kept at least the fraction NEAR of its largest improvement."""
     improvement = score.peak - score.start_mean
     return improvement > 0 and score.recent_mean >= score.start_mean + NEAR * improvement
 

@@ -37,9 +37,9 @@ class Result:
     """The result of a run."""
 
     score: float | None
-    """mean score of the last evaluation, whose actions are greedy; None if the run has not been evaluated"""
+    """mean score of the last evaluation, which uses greedy actions; None if the run has not been evaluated"""
     best_score: float | None
-    """best score of all evaluations, whose checkpoint is the run's best; None if no score was finite"""
+    """best score of all evaluations; the checkpoint with this score is the run's best; None if no score was finite"""
     solved_step: int | None
     """step at which the task was solved for the first time, in environment steps or tokens; None if it was not"""
     state: str
@@ -54,7 +54,7 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
     """Train `config` in a new run folder under `runs` and return the result. Ctrl-C saves a checkpoint and stops.
 
     `init` is a run, or the folder of a checkpoint: training starts with its policy instead of random weights. If `name`
-    is empty, the folder is named after the target, the options that differ from the target's, and the seed.
+    is empty, the folder is named after the target, the options whose values differ from the target's, and the seed.
 
     Raises UsageError for an invalid configuration. Errors during training are recorded in run.json and raised.
     """

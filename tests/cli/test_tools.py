@@ -365,7 +365,10 @@ def test_doctor_reports_hidden_folders(tmp_path: Path, monkeypatch: pytest.Monke
     assert [check.verdict for check in check_names()] == ["ok"]
     (tmp_path / "envs" / "mine.py").touch()
     (check,) = check_names()
-    assert (check.verdict, check.found) == ("warn", "packages of this program hide your folders: envs")
+    assert (check.verdict, check.found) == (
+        "warn",
+        "packages of this program have the same names as your folders and shadow them: envs",
+    )
     assert check.remedy == "rename them, or use paths such as envs/FILE.py:EnvId as targets"
     monkeypatch.chdir(ROOT)
     assert [check.verdict for check in check_names()] == ["ok"]

@@ -216,7 +216,7 @@ def test_deleted_source_is_reported_if_it_is_still_needed(
 MISFITS: dict[str, tuple[Callable[[], RunConfig], str]] = {
     "hidden": (
         lambda: gym_config(policy={"hidden": [32]}),
-        r"policy.hidden = \[32\] does not fit, because its policy has policy.hidden = \[64, 64\]; add --policy.hidden",
+        r"policy.hidden = \[32\] does not fit, because the policy has policy.hidden = \[64, 64\]; add --policy.hidden",
     ),
     "activation": (lambda: gym_config(policy={"activation": "relu"}), "add --policy.activation tanh"),
     "normalization": (lambda: gym_config(gym={}), "gym.normalize_obs = false .* add --gym.normalize-obs"),
@@ -357,7 +357,7 @@ def test_adapter_without_checks_reports_misfit_at_start(
     spec = replace(registry.BUILT_IN["gym"], check_init="", init="")
     monkeypatch.setitem(registry.BUILT_IN, "gym", spec)
     config = load_preset("Acrobot-v1", policy={"hidden": [64, 64]}, gym=NORMALIZED)
-    with pytest.raises(StartError, match=r"init from source: its policy does not fit .*size mismatch") as caught:
+    with pytest.raises(StartError, match=r"init from source: the policy does not fit .*size mismatch") as caught:
         run(config, tmp_path, "new", init=runs / "source")
     assert "\n" not in str(caught.value)
 

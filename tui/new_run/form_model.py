@@ -316,7 +316,7 @@ def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Pa
 
 
 def _run_name(base: _Target, combination: Combination, config: RunConfig, name: str) -> str:
-    """Return a run's name or, if `name` is empty, its default name, which `train` generates from the same options."""
+    """Return a run's name or, if `name` is empty, the default name that `train` generates from the same options."""
     return run_name(config, base.named, combination.varied, name)
 
 

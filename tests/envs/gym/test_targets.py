@@ -207,10 +207,10 @@ PROBLEMS = {
     "syntax.py": "cannot import file 'syntax.py' (SyntaxError: ",
     "needs.py": "cannot import file 'needs.py' (ModuleNotFoundError: No module named 'nowhere_to_be_found', in needs",
     "deep/own:Own": "cannot import module 'deep/own'; use deep/own.py:Own",
-    "envs.mine:Own-v0": "cannot import module 'envs.mine', because the package {root}/envs hides envs/mine.py; rename "
-    "the folder 'envs' or use envs/mine.py:Own-v0",
-    "tui.mine:Own": "hides tui/mine.py; rename the folder 'tui' or use tui/mine.py:Own",
-    "hidden.py": "cannot import file 'hidden.py', because the package {root}/envs hides envs/mine.py; rename",
+    "envs.mine:Own-v0": "cannot import module 'envs.mine', because the package {root}/envs shadows envs/mine.py; "
+    "rename the folder 'envs' or use envs/mine.py:Own-v0",
+    "tui.mine:Own": "shadows tui/mine.py; rename the folder 'tui' or use tui/mine.py:Own",
+    "hidden.py": "cannot import file 'hidden.py', because the package {root}/envs shadows envs/mine.py; rename",
     "Own-v0": "unknown Gymnasium environment (if your own code registers it, use module:EnvId or FILE.py:EnvId)",
     "ALE/Pong-v5": "unknown Gymnasium environment; to install it: pip install ale-py; then use ale_py:ALE/Pong-v5",
     "MiniGrid-Empty-5x5-v0": "pip install minigrid; then use minigrid:MiniGrid-Empty-5x5-v0",

@@ -210,7 +210,7 @@ def test_hidden_reward_module_is_explained(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     error = error_message(load_reward, "envs.mine:reward")
     assert error.startswith("llm.reward = 'envs.mine:reward': cannot import module 'envs.mine', because the package ")
-    assert error.endswith(" hides envs/mine.py; rename the folder 'envs'")
+    assert error.endswith(" shadows envs/mine.py; rename the folder 'envs'")
 
 
 def test_missing_reward_columns_are_rejected(module_name: str) -> None:
