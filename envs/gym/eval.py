@@ -90,7 +90,7 @@ def play_episodes(
     """Play fresh episodes in the environment's own vector version, or in single environments.
 
     The same seed, weights and state of the player's generator always give the same results. `counter` counts finished
-    episodes, and ticks per step. The last info of each episode is added to `infos`.
+    episodes, and ticks at every step. The last info of each episode is added to `infos`.
     """
     counter.done, counter.total = 0, episodes
     if not own_vector:
@@ -109,7 +109,7 @@ def describe_cut(cut: int, episodes: int) -> str:
     were = "was" if cut == 1 else "were"
     return (
         f"{cut} of {episodes} evaluation episodes {were} cut at {MAX_STEPS:,} steps, because the environment has no "
-        "time limit; the score counts only the rewards up to there; set max_episode_steps in gym.env_kwargs"
+        "time limit; the score includes only the rewards up to that step; set max_episode_steps in gym.env_kwargs"
     )
 
 

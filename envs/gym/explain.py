@@ -1,4 +1,4 @@
-"""Computes the columns that the Gymnasium adapter adds to the step table, and explains checkpoints that do not fit."""
+"""Computes the Gymnasium adapter's columns of the step table, and explains why a checkpoint does not fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppo_unified.engine.rollout import Rollout
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the actions [N, T] as numbers, or as strings if an action has several components.
 
-    The numbers are those of the environment. Continuous actions are not clipped, because the log-probs refer to the
+    The numbers are in the environment's units. Continuous actions are not clipped, because the log-probs refer to the
     unclipped samples.
     """
     actions = to_env_units(rollout.actions.cpu().numpy(), adapter.actions)
@@ -28,7 +28,7 @@ def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
 def explain_mismatch(adapter: GymAdapter, weights: Mapping[str, Tensor]) -> str:
     """Explain how the environment's spaces differ from those for which the weights were trained.
 
-    Return "" if the weights contain no difference.
+    Return "" if the shapes of the weights show no difference.
     """
     if not weights.keys() >= {"head.linear.weight", "critic.weight"}:
         return ""
@@ -38,7 +38,7 @@ def explain_mismatch(adapter: GymAdapter, weights: Mapping[str, Tensor]) -> str:
         return ""
     return (
         f"the environment {adapter.config.gym.env_id} has changed since then ({'; '.join(changed)}); restore the "
-        "version of its package and the options [gym] with which the run was trained, or start a new run"
+        "package version and the [gym] options with which the run was trained, or start a new run"
     )
 
 

@@ -295,12 +295,13 @@ print(f"mean return {{np.mean(returns):.6g}} over {{len(returns)}} episodes")
 PAGE = """\
 # A policy for {env_id}
 
-Trained by PPO in the run `{run}`, checkpoint of step {step}; greedy score {score}.
+Trained with PPO in the run `{run}`; checkpoint of step {step}; greedy score {score}.
 
 `policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` {obs_dtype}
-[batch, {size}]{mask}. It returns actions {dtype} [batch{shape}] in the environment's units. The program normalizes
-observations, and rescales and clips actions. `policy.json` contains this information for other programs. Loading the
-policy requires only torch. It uses pickle, which can execute code, so load only files from people you trust:
+[batch, {size}]{mask}. It returns actions {dtype} [batch{shape}] in the environment's units. The exported policy
+itself normalizes observations, and rescales and clips actions. `policy.json` contains this information for other
+programs. Loading the policy requires only torch. Loading uses pickle, which can execute code, so load only files from
+people you trust:
 
 ```python
 import torch

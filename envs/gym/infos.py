@@ -19,7 +19,8 @@ MOST_LISTED = 8  # keys that a warning lists
 class FinalInfos:
     """The numbers that the environments reported in the last step of the last finished episodes.
 
-    `values` contains them by metric name without its area: "success", and "info/KEY" for each key in `gym.info_keys`.
+    `values` maps a metric's name without its area to these numbers: "success", and "info/KEY" for each key in
+    `gym.info_keys`.
     An episode that does not report a number does not count.
     """
 
@@ -63,7 +64,7 @@ class FinalInfos:
 
 
 def find_value(info: Mapping[str, Any], key: str, env: int | None) -> Any:
-    """Return the value under a key, or under the keys a and b for "a.b", or None if there is none.
+    """Return the value under a key, or None if there is none. "a.b" means key b of the dict under a.
 
     In the info of a vector environment, a value is an array with one element per environment. The array under "_key"
     marks the environments that have reported the value.

@@ -1,4 +1,4 @@
-"""Starts a run with the policy of another run: checks that the spaces are equal, and loads the reward statistics."""
+"""Starts a run with the policy of another run: checks that the spaces are the same, and loads the reward statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppo_unified.errors import UsageError
 def check_init(
     config: GymConfig, source: GymConfig, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]
 ) -> None:
-    """Compare the environment's spaces with those of the source. Raises UsageError if they differ."""
+    """Compare the environment's spaces with the source's spaces. Raises UsageError if they differ."""
     env_id = config.gym.env_id
     env = make_own_vector(config.gym, 1) if resolve(env_id).entry_point is None else make_single(config.gym)
     try:
@@ -30,8 +30,8 @@ def check_init(
     for what, found in own.items():
         if found != needed.get(what):
             raise UsageError(
-                f"{env_id} has {what} of {found}, but its policy was trained on {needed.get(what)} in "
-                f"{source.gym.env_id}; use an environment with equal spaces"
+                f"{env_id} has {what} of {found}, but the policy was trained on {what} of "
+                f"{needed.get(what)} in {source.gym.env_id}; use an environment with the same spaces"
             )
     if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
         value = str(source.gym.rescale_actions).lower()
@@ -54,7 +54,7 @@ def _count_weights(shapes: Mapping[str, tuple[int, ...]], has_hidden: bool) -> d
 
 
 def load_statistics(adapter: GymAdapter, state: Mapping[str, Any], source: GymConfig) -> None:
-    """Load the statistics of the rewards if both runs normalize rewards. Those of observations are in the policy."""
+    """Load the reward statistics if both runs normalize rewards. The observation statistics are in the policy."""
     if adapter.rewards is not None and "rewards" in state:
         adapter.rewards.load_state_dict(state["rewards"])
         adapter.rewards.reset_unfinished(adapter.config.gym.num_envs)

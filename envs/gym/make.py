@@ -70,7 +70,7 @@ class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class MaskFromMethod(gym.Wrapper[Any, Any, Any, Any]):
-    """Adds the mask that the environment's method `action_masks` returns to the info, unless the info has a mask.
+    """Adds to the info the mask that the environment's method `action_masks` returns, unless the info has a mask.
 
     The method is the convention of sb3-contrib. It is not called after the end of an episode, as in sb3-contrib.
     """
@@ -114,7 +114,7 @@ def make_env(config: Gym, rank: int | None = None, checked: bool = False, **kwar
     """Create one environment whose observations are arrays or integers. `rank` is the number of the environment.
 
     Dict, Tuple, MultiDiscrete and MultiBinary observations are flattened to arrays. If `checked` is true, the
-    environment raises DescribedError if a result breaks a rule of Gymnasium.
+    environment raises DescribedError if a result violates the Gymnasium API.
     """
     env = make_single(config, rank, **kwargs)
     with close_after_error(env):
@@ -151,7 +151,7 @@ def make_vector(config: Gym, num_envs: int) -> Environments:
 
     With `gym.vectorization = "auto"`, the environment's own vector version is used if it passes the same checks as a
     single environment and has the same spaces and masks; otherwise a line on stderr gives the reason. Raises UsageError
-    if there is no other choice than this version, but it cannot be used.
+    if this version is the only option and cannot be used.
     """
     use = choose_vector_version(config)
     if use != "never":
@@ -183,8 +183,8 @@ def choose_vector_version(config: Gym) -> Literal["never", "if possible", "alway
         )
     if spec.entry_point is None and uses_rank(config.env_kwargs):
         raise UsageError(
-            f"gym.env_kwargs: {{rank}} cannot be used, because {env_id} has only a vector version, whose environments "
-            "share their arguments; remove {rank}"
+            f"gym.env_kwargs: {{rank}} cannot be used, because {env_id} has only a vector version, and its "
+            "environments share their arguments; remove {rank}"
         )
     if mode == "vector_entry_point" or spec.entry_point is None:
         return "always"
@@ -334,7 +334,7 @@ def _is_sendable(info: dict[str, Any]) -> bool:
 
 
 class RuleChecker(gym.Wrapper[Any, Any, Any, Any]):
-    """Checks the results of `reset` and `step`. Raises DescribedError that states the rule that a result breaks."""
+    """Checks the results of `reset` and `step`. Raises a DescribedError that states which rule a result breaks."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -348,9 +348,9 @@ class RuleChecker(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def check(config: GymConfig) -> None:
-    """Create an environment, reset it and take one step, in the vector version if the run cannot use the other one.
+    """Create an environment, reset it and take one step. Use the vector version if single ones cannot be used.
 
-    Raises UsageError if the environment fails or breaks a rule of Gymnasium, or if its spaces cannot be used with this
+    Raises UsageError if the environment fails or violates the Gymnasium API, or if its spaces cannot be used with this
     configuration. The message names the environment and the rule.
     """
     try:
@@ -393,7 +393,7 @@ def _check_single(config: Gym) -> ActionLayout:
 def check_vector_version(config: Gym) -> ActionLayout:
     """Create the environment's own vector version with at most two environments, reset it and take one step.
 
-    Raises UsageError or ForeignCodeError if it fails, breaks a rule of Gymnasium, or does not return action masks
+    Raises UsageError or ForeignCodeError if it fails, violates the Gymnasium API, or does not return action masks
     although a single environment does, or vice versa.
     """
     count, version = min(2, config.num_envs), "the vector version"
@@ -429,7 +429,7 @@ def _returns_masks(config: Gym) -> bool:
 
 @contextmanager
 def _explaining(env: gym.Env[Any, Any], action: Any = None) -> Iterator[None]:
-    """Replace an exception in `reset`, or in `step` if there is an action, by the rule that the environment breaks.
+    """Replace an exception in `reset` (or `step`, given an action) with one that states the broken rule, if any.
 
     Wrappers raise confusing errors if the environment under them breaks a rule. After an error, this function calls the
     innermost environment again to find out whether it does.

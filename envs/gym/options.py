@@ -141,9 +141,9 @@ class GymConfig(RunConfig):
         return {name: options[name] for name in names}
 
     def beside_training(self) -> Self:
-        """Return options whose environments have other numbers ({rank}) than all environments of the training process.
+        """Return options whose environments have numbers ({rank}) that the training process does not use.
 
-        The numbers start after those of the training, the evaluations during training, and the spare environment.
+        The numbers start after the numbers of the training, the evaluations during training, and the spare environment.
         """
         if not uses_rank(self.gym.env_kwargs):
             return self
@@ -168,7 +168,7 @@ def uses_rank(kwargs: Mapping[str, Any]) -> bool:
 
 
 def fill_rank(kwargs: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """Replace {rank} and {rank+NUMBER} in the values of `kwargs`. A value that is nothing else becomes an integer."""
+    """Replace {rank} and {rank+NUMBER} in the values of `kwargs`. A value with no other text becomes an integer."""
 
     def fill(text: str) -> str | int:
         whole = RANK.fullmatch(text)
@@ -193,7 +193,7 @@ class OlderGym(Gym):
 
 
 class OlderGymConfig(GymConfig):
-    """The configuration of a run of an older version, which always passed actions on unscaled."""
+    """The configuration of a run from an older version, which never rescaled actions."""
 
     gym: OlderGym = OlderGym()
 

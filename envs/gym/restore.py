@@ -54,7 +54,7 @@ class Restorer(Protocol):
 def find_entry(state: dict[str, Any], name: str) -> Any:
     """Return the entry of a state that another Restorer does not save. Raises RestoreError if it is missing."""
     if name not in state:
-        raise RestoreError("the run now uses another version of the environment (vector or single) than before")
+        raise RestoreError("the run now uses a different version of the environment (vector or single)")
     return state[name]
 
 
@@ -182,7 +182,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     def _random_state(self) -> str:
         """Return the random generator's state as JSON text, because JSON can store its 128-bit integers.
 
-        Return "" if the environment's `np_random` is missing or not a generator of NumPy, which Gymnasium allows.
+        Return "" if the environment's `np_random` is missing or is not a NumPy generator; Gymnasium allows both.
         """
         try:
             return json.dumps(self.np_random.bit_generator.state, default=np.ndarray.tolist)

@@ -232,7 +232,7 @@ def check_reset(found: Any, space: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def check_step(found: Any, space: Any, shape: tuple[int, ...] = ()) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-    """Return the result of `step`. Raises DescribedError if it breaks a rule of Gymnasium.
+    """Return the result of `step`. Raises DescribedError if it violates the Gymnasium API.
 
     `shape` is the shape of the rewards and episode ends: () for one environment, [N] for a vector environment.
     """
@@ -286,8 +286,8 @@ def check_observation(obs: Any, space: Any, name: str = "observation", nested: b
     """Raise DescribedError if `obs` is not finite, or does not match the shape, type or discrete range of `space`.
 
     The bounds of a Box are not checked, because many environments exceed them slightly. The type must be one that
-    NumPy converts without an explicit cast, as for vector environments. In the parts of a Dict or Tuple, which are
-    flattened first (`nested`), any integer type is allowed for another one.
+    NumPy converts without an explicit cast, as for vector environments. In the parts of a Dict or Tuple (`nested`),
+    any integer type is accepted in place of another one, because the parts are flattened first.
     """
     if isinstance(space, spaces.Discrete) and isinstance(obs, (int, np.integer)) and 0 <= obs - space.start < space.n:
         return  # for speed

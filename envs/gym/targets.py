@@ -1,4 +1,4 @@
-"""Finds environments outside Gymnasium's own registry: in a module or a Python file, registered or not.
+"""Finds environments that do not come with Gymnasium: in a module or a Python file, registered there or not.
 
 This module does not import torch.
 """
@@ -35,14 +35,14 @@ PACKAGES = {  # start of an environment id -> the module that registers it, and 
 
 
 class Source(NamedTuple):
-    """An imported module or file, and the environments that importing the file registered, by id."""
+    """An imported module or file, and the environments that it registered when it was imported, by id."""
 
     module: ModuleType
     specs: dict[str, Any]
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Split 'module:Name' or 'FILE.py:Name' into source and name. The name of 'FILE.py' is empty."""
+    """Split 'module:Name' or 'FILE.py:Name' into source and name. For 'FILE.py', the name is empty."""
     if reference.endswith(".py"):
         return reference, ""
     source, _, name = reference.rpartition(":")
@@ -86,7 +86,7 @@ def _add_to_path(folder: Path) -> None:
 
 
 def _suggest_file(source: str, name: str, error: BaseException) -> str:
-    """If a package hides the folder of a module, or if `source` is a path without '.py', suggest the path."""
+    """If a package shadows a module's folder, or if `source` is a path without '.py', suggest the file's path."""
     path, hidden = Path(source.replace(".", "/") + ".py"), explain_hidden(error)
     if isinstance(error, ModuleNotFoundError) and error.name == source and path.is_file():
         return f"{hidden} or use {path}:{name}" if hidden else f"; use {path}:{name}"

@@ -90,7 +90,7 @@ class Workers(AsyncVectorEnv):
             raise DescribedError(", ".join(dead) or describe_error(error)) from error
 
     def _started(self) -> list[Any]:
-        """Return the worker processes. There may be fewer than environments if `__init__` failed."""
+        """Return the worker processes. There may be fewer workers than environments if `__init__` failed."""
         return [process for process in getattr(self, "processes", []) if process.pid is not None]
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:

@@ -258,7 +258,7 @@ class LLMAdapter:
         self._print_once(self.prompts_note)
         count = len(self.held_out.texts)
         if episodes > count and not greedy:
-            self._print_once(f"{episodes} responses are sampled, to {count} different prompts")
+            self._print_once(f"sampling {episodes} responses to {count} different prompts")
         numbers = choose_prompts(count, min(episodes, count) if greedy else episodes, seed)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
         return answer(self, self.held_out, numbers, generator).scores
@@ -303,7 +303,7 @@ class LLMAdapter:
                 f"this run cannot resume on {self.device}, because its random state comes from another kind of device; "
                 "resume it on that kind of device, or start a new run from an export"
             )
-        if not self.config.threads and state.get("threads"):  # another number would change the rounding of sums
+        if not self.config.threads and state.get("threads"):  # a different number would change the rounding of sums
             self.threads = state["threads"]
             torch.set_num_threads(self.threads)
         self.order.set_state(state["order"])

@@ -193,7 +193,7 @@ def _read_records(path: Path) -> tuple[list[_Record], str]:
 
 
 def _is_json_lines(text: str, lines: Sequence[str]) -> bool:
-    """Return True if `text` contains one JSON value per line, and False if a single value spans it.
+    """Return True if `text` contains one JSON value per line, or False if the whole text is a single value.
 
     `lines` are the lines of `text` that are not blank. Any of them may be damaged.
     """

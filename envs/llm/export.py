@@ -247,15 +247,15 @@ print(tokenizer.decode(response, skip_special_tokens=True))
 """
 
 PAGE = """\
-# A language model trained by PPO
+# A language model trained with PPO
 
 This model comes from step {step} of the run `{run}` (greedy score: {score}).
 
 {weights}
 
-The generation settings sample as in training: from the full distribution at temperature {temperature}, with up to
-{max_new_tokens} tokens. Use `do_sample=False` for greedy decoding. Programs can read these settings from `policy.json`.
-Run this code in this folder:
+With the included generation settings, tokens are sampled as in training: from the full distribution at temperature
+{temperature}, up to {max_new_tokens} tokens. Use `do_sample=False` for greedy decoding. Programs can read these
+settings from `policy.json`. Run this code in this folder:
 
 ```python
 {code}```

@@ -80,8 +80,8 @@ def check_trainable(config: Any, where: str, quantize: str = "none") -> None:
     method = str(settings.get("quant_method", "an unknown method"))
     if not (quantize == "4bit" and method == "bitsandbytes" and settings.get("load_in_4bit")):
         raise UsageError(
-            f"{where}: expected weights that are not quantized, got weights quantized with {method}; use the original "
-            "model, and for LoRA on a base in 4 bits, set llm.quantize = '4bit'"
+            f"{where}: expected unquantized weights, got weights quantized with {method}; use the original model and, "
+            "to train LoRA on a 4-bit base, set llm.quantize = '4bit'"
         )
 
 
@@ -104,11 +104,11 @@ def _check_head(network: Network, hidden: Tensor) -> None:
 
 @torch.no_grad()
 def check_policy(network: Network, where: str) -> None:
-    """Raise UsageError if a model's logits differ from those that sampling and training compute.
+    """Raise UsageError if a model's logits differ from the logits that sampling and training compute.
 
-    A few rows of different lengths are decoded with a cache, and half of them are removed on the way. All logits are
-    compared with those of the full model for a single row without padding and without cache. If the model has a sliding
-    window, the comparison is repeated with a window that is shorter than the rows.
+    A few rows of different lengths are decoded with a cache, and half of them are removed partway through. All logits
+    are compared with the full model's logits for a single row without padding and without cache. If the model has a
+    sliding window, the comparison is repeated with a window that is shorter than the rows.
     """
     config = network.model.config
     with _rejecting(f"a model of type {config.model_type!r}", where, _POLICY_FIX):
@@ -237,7 +237,7 @@ def _rejecting(what: str, where: str, fix: str) -> Iterator[None]:
 
 @contextmanager
 def _explaining(reason: str) -> Iterator[None]:
-    """Turn an exception of the model's code, which can be of any kind, into the reason why it is not supported."""
+    """Turn any exception that the model's code raises into the reason why the model is not supported."""
     try:
         yield
     except (_Unsupported, MemoryError, torch.OutOfMemoryError):

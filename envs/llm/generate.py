@@ -67,7 +67,7 @@ def generate(
     lora: str | None = POLICY,
     counter: WorkCounter | None = None,
 ) -> Responses:
-    """Generate one response to each prompt. `counter` counts the tokens of a row: it increases by `max_new_tokens`.
+    """Generate one response to each prompt. `counter` counts tokens per row: it increases by `max_new_tokens`.
 
     If `generator` is given, tokens are sampled from softmax(logits / temperature). The generator must be on the
     network's device. If `generator` is None, the most likely token is chosen at every step.

@@ -20,7 +20,7 @@ MODEL = "network.model."  # prefix of the names of the model's weights in the po
 def check_init(
     config: LLMConfig, source: LLMConfig, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any]
 ) -> None:
-    """Compare the shapes of the model's weights with those of the source. Raises UsageError if they differ.
+    """Compare the shapes of the model's weights with the source's. Raises UsageError if they differ.
 
     LoRA weights are compared when they are loaded.
     """
@@ -34,9 +34,9 @@ def check_init(
         name = next(name for name in sorted(own | theirs) if own.get(name) != theirs.get(name))
         found, needed = (list(x[name]) if name in x else "no such weights" for x in (own, theirs))
         raise UsageError(
-            f"llm.model = {config.llm.model!r} does not fit, because its policy comes from llm.model = "
-            f"{source.llm.model!r}, whose shape differs ({name.removeprefix(MODEL)}: expected {needed}, got {found}); "
-            f"use a model of the same shape"
+            f"llm.model = {config.llm.model!r} does not fit, because the policy was trained from llm.model = "
+            f"{source.llm.model!r}, which has a different shape ({name.removeprefix(MODEL)}: expected {needed}, got "
+            f"{found}); use a model of the same shape"
         )
 
 
@@ -52,8 +52,8 @@ def load_statistics(adapter: LLMAdapter, state: Mapping[str, Any], source: LLMCo
         tolerance = 1e-6 if all(before[name] == now[name] for name in frozen) else 1e-2  # rounding changes the sum
         if not math.isclose(state["reference"], adapter.fingerprint, rel_tol=tolerance):
             raise UsageError(
-                f"llm.model = {own.model!r} has other weights than the base model of its LoRA weights, llm.model = "
-                f"{theirs.model!r}; use the same base model"
+                f"llm.model = {own.model!r} differs from the base model for which the LoRA weights were trained "
+                f"(llm.model = {theirs.model!r}); use that base model"
             )
     if own.score_normalize == theirs.score_normalize == "running" and own.reward_name == theirs.reward_name:
         adapter.scores.load_state_dict(state["scores"])

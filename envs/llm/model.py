@@ -276,7 +276,7 @@ def load_config(name: str, option: str = "llm.model") -> Any:
     """Load a model's configuration.
 
     For a LoRA reward model, load the configuration of its base model and set the number of labels to 1.
-    Raises UsageError if the configuration cannot be loaded, or if the folder contains other LoRA weights.
+    Raises UsageError if the configuration cannot be loaded, or if the folder's LoRA weights are not supported.
     """
     folder = read_lora_folder(resolve(name))
     _check_lora_files(Path(resolve(name)), f"{option} = {name!r}", is_reward_model=folder is not None)
@@ -288,10 +288,10 @@ def load_config(name: str, option: str = "llm.model") -> Any:
 
 
 def _check_lora_files(folder: Path, where: str, is_reward_model: bool) -> None:
-    """Raise UsageError if transformers or peft would load other weights than the user expects.
+    """Raise UsageError if transformers or peft would load weights that the user does not expect.
 
     A folder with full weights and LoRA weights is ambiguous: transformers would load both, and peft would load the
-    LoRA weights and another base. A folder with only LoRA weights is supported only for reward models.
+    LoRA weights and a different base. A folder with only LoRA weights is supported only for reward models.
     """
     if not (folder / LORA_CONFIG).exists():
         return
@@ -393,9 +393,9 @@ def _load_complete(load: Callable[..., Any], name: str, option: str, what: str, 
     model, found = _load(partial(load, output_loading_info=True), name, option, what)
     where = f"{option} = {name!r}"
     if getattr(model, "_hf_peft_config_loaded", False):  # a hub model, because local folders are checked earlier
-        raise UsageError(f"{where}: expected full weights, got also {LORA_CONFIG}; merge the weights (see {MERGING})")
+        raise UsageError(f"{where}: expected only full weights, but found {LORA_CONFIG}; merge both (see {MERGING})")
     if missing := sorted(key for key in found["missing_keys"] if head is None or not key.startswith(head)):
-        raise UsageError(f"{where}: expected a complete {what}, but {', '.join(missing[:3])} is missing")
+        raise UsageError(f"{where}: expected a complete {what}, got one without {', '.join(missing[:3])}")
     check_unexpected_weights(model, found["unexpected_keys"], where)
     return model
 

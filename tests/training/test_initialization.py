@@ -222,15 +222,17 @@ MISFITS: dict[str, tuple[Callable[[], RunConfig], str]] = {
     "normalization": (lambda: gym_config(gym={}), "gym.normalize_obs = false .* add --gym.normalize-obs"),
     "observations": (
         lambda: load_preset("Acrobot-v1", policy={"hidden": [64, 64]}, gym=NORMALIZED),
-        "Acrobot-v1 has observations of 6 numbers, but its policy was trained on 4 numbers in CartPole-v1",
+        "Acrobot-v1 has observations of 6 numbers, but the policy was trained on observations of 4 numbers in "
+        "CartPole-v1",
     ),
     "number of actions": (
         lambda: gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:Poles-v0"}),
-        "has actions of 3 choices, but its policy was trained on 2 choices in CartPole-v1; use an environment with",
+        "has actions of 3 choices, but the policy was trained on actions of 2 choices in CartPole-v1; "
+        "use an environment with the same spaces",
     ),
     "kind of actions": (
         lambda: gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:Poles-v0", "env_kwargs": {"numbers": True}}),
-        "has actions of 2 numbers, but its policy was trained on 2 choices",
+        "has actions of 2 numbers, but the policy was trained on actions of 2 choices",
     ),
     "kind of run": (lambda: load_preset("arithmetic"), "expected a run of kind 'llm', got one of kind 'gym'"),
 }
@@ -270,19 +272,39 @@ def panels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("source", "spaces", "message"),
     [
-        ("numbers", {"actions": "2 and 3 choices"}, r"actions of \(2, 3\) choices, .* trained on 5 choices in tests"),
+        (
+            "numbers",
+            {"actions": "2 and 3 choices"},
+            r"actions of \(2, 3\) choices, .* trained on actions of 5 choices in tests",
+        ),
         (
             "numbers",
             {"observations": "5 choices"},
-            "observations of 5 choices, but its policy was trained on 5 numbers",
+            "observations of 5 choices, but the policy was trained on observations of 5 numbers",
         ),
         ("numbers", {"observations": "2 numbers and 3 choices"}, r"2 numbers at \['a'\], 3 choices at \['b'\], but"),
-        ("choices", {"actions": "3 and 2 choices"}, r"actions of \(3, 2\) choices, .* trained on \(2, 3\) choices"),
-        ("choices", {"actions": "10 choices"}, r"10 choices, but its policy was trained on \(2, 3\) choices"),
-        ("choices", {"actions": "5 bits"}, r"5 x 2 choices, but its policy was trained on \(2, 3\) choices"),
-        ("choices", {"observations": "2 and 3 choices"}, r"\(2, 3\) choices, but its policy was trained on 5 choices"),
-        ("parts", {"observations": "3 numbers and 2 numbers"}, r"3 numbers at \[0\], 2 numbers at \[1\], but its"),
-        ("parts", {"observations": "5 numbers"}, r"of 5 numbers, .* trained on 2 numbers at \['a'\], 3 choices at"),
+        (
+            "choices",
+            {"actions": "3 and 2 choices"},
+            r"actions of \(3, 2\) choices, .* trained on actions of \(2, 3\) choices",
+        ),
+        (
+            "choices",
+            {"actions": "10 choices"},
+            r"10 choices, but the policy was trained on actions of \(2, 3\) choices",
+        ),
+        ("choices", {"actions": "5 bits"}, r"5 x 2 choices, but the policy was trained on actions of \(2, 3\) choices"),
+        (
+            "choices",
+            {"observations": "2 and 3 choices"},
+            r"\(2, 3\) choices, but the policy was trained on observations of 5 choices",
+        ),
+        ("parts", {"observations": "3 numbers and 2 numbers"}, r"3 numbers at \[0\], 2 numbers at \[1\], but the"),
+        (
+            "parts",
+            {"observations": "5 numbers"},
+            r"of 5 numbers, .* trained on observations of 2 numbers at \['a'\], 3 choices at",
+        ),
     ],
 )
 def test_spaces_of_equal_size_but_other_structure_are_rejected(
@@ -307,15 +329,17 @@ def test_checkpoints_without_spaces_are_compared_by_size(panels: Path) -> None:
     shapes = read_shapes(checkpoint.checkpoint_folder(trained, checkpoint.steps(trained)[-1]) / checkpoint.POLICY)
     source = panel()
     check_init(panel(observations="5 choices"), source, shapes, {})
-    with pytest.raises(UsageError, match="actions of 10 choices, but its policy was trained on 5 choices"):
+    with pytest.raises(UsageError, match="actions of 10 choices, but the policy was trained on actions of 5 choices"):
         check_init(panel(actions="10 choices"), source, shapes, {})
-    with pytest.raises(UsageError, match="observations of 10 numbers, but its policy was trained on 5 numbers"):
+    with pytest.raises(
+        UsageError, match="observations of 10 numbers, but the policy was trained on observations of 5 numbers"
+    ):
         check_init(panel(observations="10 choices"), source, shapes, {})
 
 
 def test_vector_environment_is_checked_before_the_run_exists(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match="GoalVector-v0 has observations of 1 numbers, but its policy was trained on 4"
+        UsageError, match="GoalVector-v0 has observations of 1 numbers, but the policy was trained on observations of 4"
     ):
         run(
             gym_config(gym=NORMALIZED | {"env_id": "tests.gym_info:GoalVector-v0"}),
@@ -401,5 +425,5 @@ def test_different_model_is_reported_before_folder_exists(folder: Path, tmp_path
 
 def test_lora_weights_need_the_same_base_model(folder: Path, tmp_path: Path) -> None:
     run(llm_config(folder, lora_rank=2), tmp_path, "source")
-    with pytest.raises(StartError, match=r"init from source: llm.model = .*other.* has other weights than the base"):
+    with pytest.raises(StartError, match=r"init from source: llm.model = .*other.* differs from the base model"):
         run(llm_config(folder, lora_rank=2, model=str(folder / "other")), tmp_path, "new", init="source")

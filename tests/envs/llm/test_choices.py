@@ -150,4 +150,4 @@ def test_eval_counts_each_greedy_response_once(tmp_path: Path, capfd: pytest.Cap
     assert main(["eval", "a", "--sampled", "--json", *where]) == 0
     out, error = capfd.readouterr()
     assert json.loads(out)["episodes"] == 100
-    assert "100 responses are sampled, to 20 different prompts" in error
+    assert "sampling 100 responses to 20 different prompts" in error

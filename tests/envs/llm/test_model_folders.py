@@ -91,7 +91,7 @@ def change_config(folder: Path, **changes: Any) -> None:
     ("layers", "message"),
     [
         (1, "expected the weights that config.json describes, but the files also contain model.layers.1."),
-        (3, "expected a complete causal language model, but model.layers.2."),
+        (3, "expected a complete causal language model, got one without model.layers.2."),
     ],
 )
 @pytest.mark.parametrize("option", ["model", "critic_init"])
@@ -149,7 +149,7 @@ def test_quantized_weights_are_rejected(
     save_model(tmp_path / "lm")
     folder = save_model(tmp_path / "quantized")
     change_config(folder, quantization_config={"quant_method": method, "bits": 4})
-    message = f"expected weights that are not quantized, got weights quantized with {method}"
+    message = f"expected unquantized weights, got weights quantized with {method}"
     assert_rejected(tmp_path, capfd, f"llm.{option} = {str(folder)!r}: {message}", **{option: folder})
 
 

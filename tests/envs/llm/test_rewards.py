@@ -529,7 +529,7 @@ def test_missing_head_is_not_initialized_silently(tmp_path: Path, caplog: pytest
     logging.add_handler(caplog.handler)
     error = error_message(load_reward, str(folder))
     logging.remove_handler(caplog.handler)
-    assert error == f"llm.reward = {str(folder)!r}: expected a complete reward model, but score.weight is missing"
+    assert error == f"llm.reward = {str(folder)!r}: expected a complete reward model, got one without score.weight"
     assert not caplog.records
 
 
