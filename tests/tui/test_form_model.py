@@ -49,6 +49,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PreparedRun(config, name, default)
 
     monkeypatch.setattr(preparation, "prepare", prepare)
+    monkeypatch.setattr(preparation, "check", lambda *_: None)
 
 
 def parse_arguments(arguments: list[str]) -> PreparedRun:
