@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -211,9 +209,10 @@ def _make_from_singles(config: Gym, num_envs: int) -> Environments:
             return env
 
         if mode == "async":
-            from envs.gym.workers import Workers
+            from envs.gym.workers import Workers, make_in_worker
 
-            envs = Workers([partial(make_in_worker, config, rank) for rank in range(num_envs)])
+            make_one = partial(make_recorded_env, config)
+            envs = Workers([partial(make_in_worker, make_one, rank) for rank in range(num_envs)])
         else:
             makers = [partial(make, rank) for rank in range(num_envs)]
             envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
@@ -284,20 +283,6 @@ def _find_problem(envs: VectorEnv[Any, Any, Any], config: Gym) -> str:
     finally:
         close_env(single)
     return ""
-
-
-def make_in_worker(config: Gym, rank: int) -> gym.Env[Any, Any]:
-    """Create one environment in a worker process, and make the process ignore Ctrl-C and the closing of the terminal.
-
-    The training process handles these signals. AsyncVectorEnv also calls this function once in the training process, to
-    read the spaces. In this case, the environment gets the spare number, and the signal handlers are not changed.
-    """
-    if multiprocessing.parent_process() is None:
-        return make_recorded_env(config, None)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the trainer's handler
-    return make_recorded_env(config, rank)
 
 
 def gains_from_processes(config: Gym, steps: int = 50) -> bool:

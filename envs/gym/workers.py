@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import connection
-from signal import Signals
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +25,20 @@ from ppo_unified.text import print_err
 
 CLOSE_S = 15.0  # maximum seconds for `close` in all workers; a wrapper may write a video there
 EXIT_S = 5.0  # maximum seconds between the end of a worker's connection and the end of its process
+
+
+def make_in_worker(make: Callable[[int | None], gym.Env[Any, Any]], rank: int) -> gym.Env[Any, Any]:
+    """Create one environment in a worker process, which then ignores Ctrl-C and the closing of the terminal.
+
+    The training process handles these signals. AsyncVectorEnv also calls this function once in the training process, to
+    read the spaces. In this case, the environment gets the spare number, and the signal handlers are not changed.
+    """
+    if multiprocessing.parent_process() is None:
+        return make(None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a forked process inherits the trainer's handler
+    return make(rank)
 
 
 class QuietClose(gym.Wrapper[Any, Any, Any, Any]):
@@ -132,7 +146,9 @@ def _describe_exit(code: int) -> str:
     """Describe the exit code of a process, which is negative if a signal killed it."""
     if code >= 0:
         return f"exited with code {code}"
-    name = f" ({Signals(-code).name})" if -code in list(Signals) else ""  # most real-time signals have no name
+    name = (
+        f" ({signal.Signals(-code).name})" if -code in list(signal.Signals) else ""
+    )  # most real-time signals have no name
     return f"was killed by signal {-code}{name}"
 
 
