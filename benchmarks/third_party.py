@@ -81,7 +81,7 @@ steps of the uninterrupted run divided by the wall time of its command, includin
 
 Command: `{command}`; {today}; {machine}
 
-| name | environment | package | steps | steps/s | score at start | score at end | resume | output of the exported play.py |
+| name | environment | package | steps | steps/s | score at start | score at end | resume | exported play.py |
 |---|---|---|---|---|---|---|---|---|
 """
 
@@ -93,7 +93,9 @@ class CommandError(Exception):
 def call(folder: Path, *words: str) -> str:
     """Run a command in `folder` and return its stdout. Raises CommandError if it fails or prints a traceback."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"}
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    done = subprocess.run(
+        words, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+    )
     if done.returncode or "Traceback" in done.stderr:
         tail = (done.stdout + done.stderr).strip().splitlines()[-3:]
         raise CommandError(f"{shlex.join(words[2:5])}: exit code {done.returncode}: {' / '.join(tail)}")
@@ -131,7 +133,7 @@ def check(name: str, case: Case, folder: Path) -> str:
     """Run all commands for an environment and return its row of the table. Raises CommandError."""
     status, speed = train(case, folder)
     restored = status["resumes"][-1]["restored"]
-    resume = restored if restored != "exact" else f"exact, weights {'equal' if status['equal'] else '**differ**'}"
+    resume = restored if restored != "exact" else f"exact; weights {'equal' if status['equal'] else '**differ**'}"
     curves = json.loads(ppo(folder, "show", "uninterrupted", "--metric", "eval/score", "--json"))
     before = curves["uninterrupted"]["eval/score"]["values"][0]
     after = json.loads(ppo(folder, "eval", "uninterrupted", "--episodes", str(EPISODES), "--json"))["score"]
