@@ -324,7 +324,7 @@ def test_reading_commands_do_not_import_named_modules(
 
 
 def test_exported_program_is_as_trusted_as_code(tmp_path: Path) -> None:
-    """docs/security.md says so, because torch.export.load uses pickle."""
+    """torch.export.load uses pickle, so docs/security.md lists exported programs among the inputs that execute code."""
     program, mark = tmp_path / "policy.pt2", tmp_path / "executed"
     torch.export.save(torch.export.export(torch.nn.Linear(2, 1), (torch.ones(1, 2),)), program)
     with zipfile.ZipFile(program) as archive:

@@ -52,7 +52,7 @@ def make_failure(env_id: str, call: str, error: BaseException) -> ForeignCodeErr
 
 
 def close_env(env: Any) -> None:
-    """Close an environment that is no longer needed. An error has no effect on results, so it is ignored."""
+    """Close an environment that is no longer needed. Ignore errors, because they cannot change any result."""
     with suppress(Exception, SystemExit):
         env.close()
 

@@ -64,7 +64,7 @@ class FinalInfos:
 
 
 def find_value(info: Mapping[str, Any], key: str, env: int | None) -> Any:
-    """Return the value under a key, or None if there is none. "a.b" means key b of the dict under a.
+    """Return the value under a key, or None if the info lacks the key. The key "a.b" means key b of the dict under a.
 
     In the info of a vector environment, a value is an array with one element per environment. The array under "_key"
     marks the environments that have reported the value.

@@ -221,8 +221,8 @@ def _has_source(env_id: str) -> bool:
 def resolve(env_id: str) -> Any:
     """Return the specification of an environment.
 
-    A module or Python file in `env_id` is imported first. Raises UsageError if this fails or if there is no such
-    environment. The error message suggests a similar one.
+    A module or Python file in `env_id` is imported first. Raises UsageError if the import fails or if the environment
+    does not exist. The error message suggests a similar one.
     """
     import gymnasium
 
