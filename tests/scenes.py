@@ -30,7 +30,7 @@ NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
 VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
 POINTS = 80  # points per curve of a finished run
-_HOLD = (
+HOLD_LOCKS = (
     "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
     "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print('held', flush=True); sys.stdin.read()"
 )
@@ -121,7 +121,7 @@ def trainers(runs: Path) -> Iterator[None]:
     """Start a process that holds the locks of the running scenes, as their trainers would."""
     locks = [str(runs / scene.name / "run.lock") for scene in SCENES if scene.state == "running"]
     with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, *locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLD_LOCKS, *locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None

@@ -1,11 +1,13 @@
 """The table of all actions in the terminal UI. Keys, footer, command palette, help and docs are derived from it.
 
-A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them.
+A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them. A screen
+lists the conditions that hold in its attribute `conditions`. The footer and the palette contain only actions whose
+condition holds. The keys always work, because a method can explain why its action is impossible.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -29,55 +31,148 @@ PLACES: dict[Place, str] = {  # headings, in the order of help and docs
 }
 
 
+NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for the help
+    "runs": "needs a run",
+    "run": "needs a selected run",
+    "own": "needs a run of this program",
+    "active": "needs an active run",
+    "ended": "needs a run that has ended",
+    "curves": "needs a chart",
+}
+PLACE_NEEDS: dict[Place, str] = {"charts": "curves"}
+ALWAYS, PROMINENT = 0, 2  # ranks
+
+
 @dataclass(frozen=True)
 class Action:
     """One action of one place."""
 
     name: str  # the method is action_NAME
-    keys: str  # Textual's key names, separated by commas; the footer shows the first one
+    keys: str  # Textual's key names, separated by commas; the footer shows the first one that works
     label: str  # at most two words, because the footer has little space
     help: str  # one sentence
     place: Place
-    footer: bool = False
+    rank: int = 9  # if the footer has no room for all actions, those with the lowest rank stay; rank 0 always stays
+    needs: str = ""  # the condition without which the action does nothing
+    prominent: str = ""  # a condition, such as the tab 'log', under which the action has the rank PROMINENT
     writes: bool = False  # changes a run or starts a process, so it is unavailable with --readonly
 
 
 ACTIONS: tuple[Action, ...] = (
-    Action("new", "n", "New run", "Select a target and start a new run", "runs", footer=True, writes=True),
+    Action("new", "n", "New run", "Select a target and start a new run", "runs", rank=1, writes=True),
     Action(
         "open",
         "enter",
         "Open",
         "Open the selected run's page with its curves, options, log, samples, system and events",
         "runs",
-        footer=True,
+        rank=1,
+        needs="run",
     ),
     Action(
-        "mark", "space", "Mark", "Mark or unmark the selected run; the charts show the marked runs", "runs", footer=True
+        "mark",
+        "space",
+        "Mark",
+        "Mark or unmark the selected run; the charts show the marked runs",
+        "runs",
+        rank=1,
+        needs="run",
     ),
-    Action("mark_all", "a", "Mark all", "Mark all listed runs, or unmark them if all are marked", "runs"),
-    Action("pin", "p", "Pin", "Pin or unpin the selected run; the charts always draw the pinned run on top", "runs"),
-    Action("stop", "s", "Stop", "Write a checkpoint and stop the run", "control", footer=True, writes=True),
-    Action("kill", "K", "Kill", "Kill the run immediately, without writing a checkpoint", "control", writes=True),
-    Action("resume", "r", "Resume", "Resume the run from its latest checkpoint", "control", footer=True, writes=True),
-    Action("rerun", "R", "Rerun", "Open the form with this run's options to start a new run", "control", writes=True),
-    Action("rename", "e", "Rename", "Rename the run", "control", writes=True),
-    Action("note", "N", "Note", "Write a one-line note about the run", "control", writes=True),
-    Action("delete", "d,delete", "Delete", "Delete the run folder after you confirm", "control", writes=True),
-    Action("compare", "c", "Compare", "Show the options that differ between the marked runs", "runs"),
-    Action("inspect", "i", "Inspect", "Show every PPO quantity at every step of a stored sample", "control"),
-    Action("play", "w", "Watch", "Watch the policy act, or type prompts for the language model", "control"),
-    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "control"),
+    Action("mark_all", "a", "Mark all", "Mark all listed runs, or unmark them if all are marked", "runs", needs="runs"),
+    Action(
+        "pin",
+        "p",
+        "Pin",
+        "Pin or unpin the selected run; the charts always draw the pinned run on top",
+        "runs",
+        rank=6,
+        needs="run",
+    ),
+    Action("stop", "s", "Stop", "Write a checkpoint and stop the run", "control", rank=2, needs="active", writes=True),
+    Action(
+        "kill",
+        "K",
+        "Kill",
+        "Kill the run immediately, without writing a checkpoint",
+        "control",
+        rank=2,
+        needs="active",
+        writes=True,
+    ),
+    Action(
+        "resume",
+        "r",
+        "Resume",
+        "Resume the run from its latest checkpoint",
+        "control",
+        rank=5,
+        needs="ended",
+        prominent="interrupted",
+        writes=True,
+    ),
+    Action(
+        "rerun",
+        "R",
+        "Rerun",
+        "Open the form with this run's options to start a new run",
+        "control",
+        rank=4,
+        needs="own",
+        writes=True,
+    ),
+    Action("rename", "e", "Rename", "Rename the run", "control", needs="own", writes=True),
+    Action("note", "N", "Note", "Write a one-line note about the run", "control", needs="own", writes=True),
+    Action(
+        "delete",
+        "d,delete",
+        "Delete",
+        "Delete the run folder after you confirm",
+        "control",
+        rank=6,
+        needs="ended",
+        writes=True,
+    ),
+    Action(
+        "compare", "c", "Compare", "Show the options that differ between the marked runs", "runs", rank=6, needs="runs"
+    ),
+    Action(
+        "inspect",
+        "i",
+        "Inspect",
+        "Show every PPO quantity at every step of a stored sample",
+        "control",
+        rank=6,
+        needs="own",
+    ),
+    Action(
+        "play",
+        "w",
+        "Watch",
+        "Watch the policy act, or type prompts for the language model",
+        "control",
+        rank=3,
+        needs="own",
+    ),
+    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "control", needs="own"),
     Action(
         "filter",
         "slash",
         "Filter",
         "List only the runs that match a query: word, key:value, key>1, !x (not), x|y (or)",
         "runs",
-        footer=True,
+        rank=4,
+        needs="runs",
     ),
-    Action("sort", "o", "Sort", "Sort the list by the next column; you can also click a column header", "runs"),
-    Action("sort_reverse", "O", "Reverse", "Reverse the sort order of the list", "runs"),
+    Action(
+        "sort",
+        "o",
+        "Sort",
+        "Sort the list by the next column; you can also click a column header",
+        "runs",
+        rank=6,
+        needs="runs",
+    ),
+    Action("sort_reverse", "O", "Reverse", "Reverse the sort order of the list", "runs", needs="runs"),
     Action("wider", "greater_than_sign", "Larger list", "Give the list more space", "runs"),
     Action("narrower", "less_than_sign", "Smaller list", "Give the charts more space", "runs"),
     Action(
@@ -86,7 +181,7 @@ ACTIONS: tuple[Action, ...] = (
         "Metrics",
         "Show only metrics whose names contain any of the words that you type",
         "charts",
-        footer=True,
+        rank=5,
     ),
     Action(
         "enlarge",
@@ -94,6 +189,7 @@ ACTIONS: tuple[Action, ...] = (
         "Enlarge",
         "Show one metric in full screen, with a table of every run's values",
         "charts",
+        rank=6,
     ),
     Action("grid", "g", "More charts", "Show more but smaller charts per page (up to 36)", "charts"),
     Action("grid_less", "G", "Fewer charts", "Show fewer but larger charts per page", "charts"),
@@ -106,7 +202,7 @@ ACTIONS: tuple[Action, ...] = (
         "Show only one group of metrics, such as policy/; press the key again for the next group",
         "charts",
     ),
-    Action("x_axis", "x", "X axis", "Switch the x axis between steps, elapsed time and time of day", "charts"),
+    Action("x_axis", "x", "X axis", "Switch the x axis between steps, elapsed time and time of day", "charts", rank=7),
     Action("log_y", "l", "Log y", "Switch the y axis between linear and logarithmic", "charts"),
     Action("log_x", "L", "Log x", "Switch the x axis between linear and logarithmic", "charts"),
     Action("smoother", "full_stop", "Smooth more", "Smooth the curves more; the raw values stay visible", "charts"),
@@ -132,58 +228,60 @@ ACTIONS: tuple[Action, ...] = (
         "charts",
     ),
     Action("export", "E", "Export", "Export the chart as a CSV file and an SVG file", "charts"),
-    Action("back", "escape,f,q", "Back", "Show all charts again", "metric", footer=True),
-    Action("next", "n,right_square_bracket", "Next metric", "Show the next metric", "metric", footer=True),
-    Action("previous", "N,left_square_bracket", "Previous metric", "Show the previous metric", "metric"),
-    Action("back", "escape,q", "Back", "Return to the list of runs", "run", footer=True),
-    Action(
-        "tab_next", "greater_than_sign", "Next tab", "Show the next tab; digit keys select a tab", "run", footer=True
-    ),
+    Action("back", "escape,f,q", "Back", "Show all charts again", "metric", rank=ALWAYS),
+    Action("next", "n,right_square_bracket", "Next metric", "Show the next metric", "metric", rank=1),
+    Action("previous", "N,left_square_bracket", "Previous metric", "Show the previous metric", "metric", rank=3),
+    Action("back", "escape,q", "Back", "Return to the list of runs", "run", rank=ALWAYS),
+    Action("tab_next", "greater_than_sign", "Next tab", "Show the next tab; digit keys select a tab", "run", rank=1),
     Action("tab_previous", "less_than_sign", "Previous tab", "Show the previous tab", "run"),
-    Action("follow", "F", "Follow log", "Jump to the end of the log and follow new lines", "run"),
-    Action("older", "left_curly_bracket", "Older sample", "Show the previous stored sample", "run"),
-    Action("newer", "right_curly_bracket", "Newer sample", "Show the next stored sample", "run"),
+    Action("follow", "F", "Follow log", "Jump to the end of the log and follow new lines", "run", prominent="log"),
+    Action(
+        "older", "left_curly_bracket", "Older sample", "Show the previous stored sample", "run", prominent="samples"
+    ),
+    Action("newer", "right_curly_bracket", "Newer sample", "Show the next stored sample", "run", prominent="samples"),
     Action(
         "difference",
         "D",
         "Differences",
         "Switch between all options and those that differ from the pinned run or a marked run",
         "run",
+        prominent="options",
     ),
-    Action("choose", "enter", "Select", "Open the form for the selected target", "picker", footer=True),
-    Action("cancel", "escape", "Cancel", "Return to the list of runs without starting a run", "picker", footer=True),
+    Action("choose", "enter", "Select", "Open the form for the selected target", "picker", rank=1),
+    Action("cancel", "escape", "Cancel", "Return to the list of runs without starting a run", "picker", rank=ALWAYS),
     Action(
         "start",
         "ctrl+s,f5",
         "Start",
         "Start the run, or one run per combination if options have several values",
         "form",
-        footer=True,
+        rank=1,
         writes=True,
     ),
-    Action("copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", footer=True),
+    Action("copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", rank=2),
     Action(
         "recipe",
         "ctrl+r",
         "Recipe",
         "Apply a recipe (a published system's options) on top of the target's options",
         "form",
-        footer=True,
+        rank=2,
     ),
-    Action("search", "slash", "Search", "Search the options by name or description", "form"),
-    Action("reset_field", "ctrl+z", "Reset field", "Reset the selected option to its default", "form"),
+    Action("search", "slash", "Search", "Search the options by name or description", "form", rank=3),
+    Action("reset_field", "ctrl+z", "Reset field", "Reset the selected option to its default", "form", rank=3),
     Action(
         "cancel",
         "escape",
         "Cancel",
         "Clear the search; if it is empty, close the form and keep your input",
         "form",
-        footer=True,
+        rank=ALWAYS,
     ),
     Action(
-        "help", "question_mark,f1", "Help", "Explain the focused chart or option, and list all keys", "app", footer=True
+        "help", "question_mark,f1", "Help", "Explain the focused chart or option, and list all keys", "app", rank=ALWAYS
     ),
-    Action("quit", "q", "Quit", "Quit the terminal UI; runs continue in the background", "app", footer=True),
+    Action("messages", "M,f2", "Messages", "Show all messages of this session, the newest first", "app"),
+    Action("quit", "q", "Quit", "Quit the terminal UI; runs continue in the background", "app", rank=ALWAYS),
     Action("command_palette", "ctrl+p", "Palette", "Find an action by name", "app"),
     Action("theme", "T", "Theme", "Switch to the next color theme", "app"),
 )
@@ -197,7 +295,7 @@ def actions_of(place: Place) -> Iterator[Action]:
 def bindings(place: Place) -> list[BindingType]:
     """Return Textual's bindings of a place, in the table's order."""
     return [
-        Binding(a.keys, a.name, a.label, show=a.footer, tooltip=a.help, system=a.name == "command_palette")
+        Binding(a.keys, a.name, a.label, show=False, tooltip=a.help, system=a.name == "command_palette")
         for a in actions_of(place)
     ]
 
@@ -209,6 +307,25 @@ def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Plac
         accepted = [action for action in actions_of(place) if owner.check_action(action.name, ()) is not False]
         if accepted:
             yield place, accepted
+
+
+def conditions_of(screen: Screen[Any]) -> Collection[str]:
+    """Return the conditions that hold on a screen. Screens without runs and charts have none."""
+    conditions: Collection[str] = getattr(screen, "conditions", ())
+    return conditions
+
+
+def missing_condition(action: Action, conditions: Collection[str]) -> str:
+    """Return what the action needs but does not have, or "" if it is applicable."""
+    needed = action.needs or PLACE_NEEDS.get(action.place, "")
+    return NEEDS[needed] if needed and needed not in conditions else ""
+
+
+def applicable_actions(app: App[Any], screen: Screen[Any]) -> Iterator[Action]:
+    """Yield the available actions whose conditions hold."""
+    conditions = conditions_of(screen)
+    for _, actions in available_actions(app, screen):
+        yield from (action for action in actions if not missing_condition(action, conditions))
 
 
 def is_write_action(name: str) -> bool:

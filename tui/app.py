@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.events import Event, InputEvent
@@ -20,11 +19,12 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import can_unicode, clean
-from tui.actions import available_actions, bindings, is_write_action, key_name
+from tui.actions import available_actions, bindings, conditions_of, is_write_action, key_name
 from tui.dialogs import TextDialog, help_text
 from tui.external_command import run_external_command
+from tui.messages import MessageApp
 from tui.no_color import NoColorFilter
-from tui.notices import Notice, Notices
+from tui.notices import Notice, Notices, desktop_notification
 from tui.pacing import Pacer
 from tui.palette import ActionProvider
 from tui.reader import Reader
@@ -38,6 +38,7 @@ from tui.view_state import ViewState
 if TYPE_CHECKING:
     from tui.new_run.launcher import Launcher
 
+BELL_PAUSE_S = 5.0  # minimum time between two bells
 SWITCH_S = 0.0005  # thread switch interval; Python's default of 5 ms would delay keys while the reader runs
 
 
@@ -48,7 +49,7 @@ class _AsciiBar(ScrollBarRender):
     HORIZONTAL_BARS: ClassVar[list[str]] = [" "] * 8
 
 
-class Terminal(App[None]):
+class Terminal(MessageApp):
     """The terminal UI for one runs folder. Implements `Services`."""
 
     TITLE = "ppo-unified"
@@ -64,18 +65,25 @@ class Terminal(App[None]):
             return isinstance(message, Terminal.Found)
 
     def __init__(
-        self, runs: Path, readonly: bool = False, store: Store | None = None, unicode: bool | None = None
+        self,
+        runs: Path,
+        readonly: bool = False,
+        store: Store | None = None,
+        unicode: bool | None = None,
+        rings: bool = True,
     ) -> None:
         super().__init__()
         self.animation_level = "none"  # animation frames would delay keys over ssh
         if self.no_color:  # Textual's own filter keeps grays
             self._filters[1:] = [NoColorFilter()]
-        self.runs, self.readonly = runs, readonly
+        self.runs, self.readonly, self.rings = runs, readonly, rings
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
         ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one renderer per process
         self.store = store or Store(runs)
         self.pacer, self._notices = Pacer(), Notices()
+        self._alerts: list[str] = []  # notices since the last bell
+        self._is_quiet = False  # the bell rang less than BELL_PAUSE_S ago
         self.reader = Reader(self.store, self.pacer, lambda: self.post_message(self.Found()))
         self.home = RunsScreen(self, self.store)
 
@@ -122,8 +130,7 @@ class Terminal(App[None]):
         self.reader.pause()
         self.call_after_refresh(self._end_redraw, self.pacer.begin())
         if changes.listed:
-            for notice in self._notices.update(self.store.entries):
-                self._show_notice(notice)
+            self._show_notices(self._notices.update(self.store.entries))
         for screen in self.screen_stack:
             if isinstance(screen, StoreListener) and screen.is_mounted:
                 screen.update_from_store(changes)
@@ -132,12 +139,27 @@ class Terminal(App[None]):
         self.reader.resume()
         self.pacer.end(began)
 
-    def _show_notice(self, notice: Notice) -> None:
-        self.notify(notice.text, severity=notice.severity, timeout=10, markup=False)
-        if notice.rings:
+    def _show_notices(self, notices: Sequence[Notice]) -> None:
+        for notice in notices:
+            self.notify(notice.text, severity=notice.severity, timeout=10, markup=False)
+        self._alerts += [notice.text for notice in notices]
+        if self._alerts and not self._is_quiet:
+            self._alert()
+
+    def _alert(self) -> None:
+        """Ring once for all notices since the last bell, and again for later ones after a pause."""
+        self._is_quiet = bool(self._alerts)
+        if self._alerts:
             self.bell()
-            if self._driver is not None and not self.is_headless:
-                self._driver.write(f"\x1b]9;{notice.text}\x07")  # desktop notification, if the terminal supports it
+            if self.rings and self._driver is not None and not self.is_headless:
+                self._driver.write(desktop_notification(self._alerts[0], len(self._alerts) - 1))
+            self._alerts.clear()
+            self.set_timer(BELL_PAUSE_S, self._alert)
+
+    def bell(self) -> None:
+        """Ring, unless the user turned the bell off."""
+        if self.rings:
+            super().bell()
 
     async def on_event(self, event: Event) -> None:
         if isinstance(event, InputEvent):
@@ -206,10 +228,12 @@ class Terminal(App[None]):
 
     def action_help(self) -> None:
         explain = getattr(self.screen, "explain", None)
-        text = help_text(
-            available_actions(self, self.screen), explain() if explain else None, TextDialog.text_width(self.size.width)
-        )
+        offered, width = available_actions(self, self.screen), TextDialog.text_width(self.size.width)
+        text = help_text(offered, conditions_of(self.screen), explain() if explain else None, width)
         self.push_screen(TextDialog("Help", text))
+
+    def action_messages(self) -> None:
+        self.push_screen(TextDialog("Messages", self.all_messages(TextDialog.text_width(self.size.width))))
 
     def action_help_quit(self) -> None:
         """Explain how to quit. Textual calls this on Ctrl-C."""
@@ -232,12 +256,12 @@ class Terminal(App[None]):
         self.save_state()
 
 
-def run(runs: Path, readonly: bool = False) -> int:
+def run(runs: Path, readonly: bool = False, rings: bool = True) -> int:
     """Run the UI until the user quits, and return its exit code."""
     from tui.terminal_modes import restore_terminal
 
     sys.setswitchinterval(SWITCH_S)
     with restore_terminal():
-        app = Terminal(runs, readonly)
+        app = Terminal(runs, readonly, rings=rings)
         app.run()
     return app.return_code or 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from textwrap import wrap
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
-from tui.actions import PLACES, Action, Place, key_name
+from tui.actions import PLACES, Action, Place, key_name, missing_condition
 
 READABLE = 112  # maximum columns of a page of text
 _BOX = """
@@ -31,11 +31,11 @@ _BOX = """
 
 
 class ConfirmDialog(ModalScreen[bool]):
-    """Asks for confirmation before an action that cannot be undone."""
+    """Asks for confirmation. Only `y` confirms, because Enter may be meant for the screen below."""
 
     CSS = _BOX.format(name="ConfirmDialog") + "ConfirmDialog > .box { width: 64; }"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y,enter", "answer(True)", "Yes"),
+        Binding("y", "answer(True)", "Yes"),
         Binding("n,escape,q", "answer(False)", "No"),
     ]
 
@@ -48,7 +48,7 @@ class ConfirmDialog(ModalScreen[bool]):
             yield Static(self.question, markup=False, classes="title")
             if self.detail:
                 yield Static(self.detail, markup=False)
-            yield Static("y or Enter: yes    n or Esc: no", classes="hint")
+            yield Static("y: yes    n or Esc: no", classes="hint")
 
     def action_answer(self, answer: bool) -> None:
         self.dismiss(answer)
@@ -136,21 +136,28 @@ class TextDialog(ModalScreen[None]):
         self.query_one(VerticalScroll).focus()
 
 
-def help_text(offered: Iterable[tuple[Place, Iterable[Action]]], explained: str | None, width: int) -> Content:
-    """Format the description of the focused chart or option, then all available keys, in `width` columns."""
+def help_text(
+    offered: Iterable[tuple[Place, Iterable[Action]]], conditions: Collection[str], explained: str | None, width: int
+) -> Content:
+    """Format the description of the focused chart or option, then all available keys, in `width` columns.
+
+    Actions that do not apply under these `conditions` are muted, with the reason.
+    """
     parts: list[Content] = []
     if explained:
         parts += [Content(explained), Content("\n\n")]
     for place, actions in offered:
         parts.append(Content.styled(PLACES[place] + "\n", "bold"))
-        parts += [_help_line(action, width) for action in actions]
+        parts += [_help_line(action, missing_condition(action, conditions), width) for action in actions]
         parts.append(Content("\n"))
     return Content.assemble(*parts).rstrip()
 
 
-def _help_line(action: Action, width: int) -> Content:
+def _help_line(action: Action, missing: str, width: int) -> Content:
     keys = " ".join(key_name(key) for key in action.keys.split(","))
     head, label = f"  {keys:<14} ", f"{action.label:<15} "
     indent = " " * len(head + label)
-    lines = wrap(action.help, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
-    return Content.assemble(Content.styled(head, "bold"), label, "\n".join(lines).lstrip(), "\n")
+    text = f"{action.help} ({missing})" if missing else action.help
+    lines = wrap(text, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
+    line = Content.assemble(Content.styled(head, "bold"), label, "\n".join(lines).lstrip(), "\n")
+    return line.stylize("$text-muted") if missing else line

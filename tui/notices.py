@@ -9,7 +9,7 @@ from textual.notifications import SeverityLevel
 
 from ppo_unified.runs.control import describe_end
 from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
-from ppo_unified.text import clean
+from ppo_unified.text import clean, pad
 from tui.runs.entries import Entry
 
 SEVERITIES: dict[str, SeverityLevel] = {
@@ -19,13 +19,14 @@ SEVERITIES: dict[str, SeverityLevel] = {
     "stalled": "warning",
 }
 
+MOST_COLUMNS = 200  # of a desktop notification
+
 
 class Notice(NamedTuple):
     """A message to the user."""
 
     text: str
     severity: SeverityLevel
-    rings: bool  # rings the bell and sends a desktop notification
 
 
 class Notices:
@@ -43,7 +44,7 @@ class Notices:
         for key, entry in entries.items():
             before = self._states.get(key)
             if before in (*ACTIVE, "stalled") and entry.state in SEVERITIES and entry.state != before:
-                yield Notice(_summary(entry), SEVERITIES[entry.state], rings=True)
+                yield Notice(_summary(entry), SEVERITIES[entry.state])
         self._states = {key: entry.state for key, entry in entries.items()}
 
     def _warnings(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:
@@ -51,7 +52,7 @@ class Notices:
         for key, warnings in warned.items():
             for warning in warnings:
                 if warning.name not in self._warned.get(key, {warning.name}):
-                    yield Notice(clean(f"{key}: {warning.name}: {warning.text}"), "warning", rings=False)
+                    yield Notice(clean(f"{key}: {warning.name}: {warning.text}"), "warning")
         self._warned = {key: {warning.name for warning in warnings} for key, warnings in warned.items()}
 
 
@@ -60,3 +61,12 @@ def _summary(entry: Entry) -> str:
     ended = describe_end(Run(entry.path), status, entry.state)
     score = "" if status.best_score is None else f", best greedy score {status.best_score:.4g}"
     return f"{clean(entry.key)}: {clean(ended)} after {status.step:,} steps{score}"
+
+
+def desktop_notification(text: str, others: int) -> str:
+    """Return the escape sequence OSC 9 for a text and the number of further notices.
+
+    The prefix names the source. Without it, Windows Terminal would show a text such as '4;3' as a progress bar.
+    """
+    more = f" (and {others} more)" if others else ""
+    return f"\x1b]9;ppo-unified: {pad(clean(text), MOST_COLUMNS).rstrip()}{more}\x07"

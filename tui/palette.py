@@ -7,17 +7,16 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui.actions import Action, available_actions, key_name
+from tui.actions import Action, applicable_actions, key_name
 
 
 class ActionProvider(Provider):
-    """Provides all actions that are available on the current screen, with their keys."""
+    """Provides all actions that apply to the current screen and run, with their keys."""
 
     def _actions(self) -> Iterator[tuple[str, Action]]:
-        for _, actions in available_actions(self.app, self.screen):
-            for action in actions:
-                if action.name != "command_palette":
-                    yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action
+        for action in applicable_actions(self.app, self.screen):
+            if action.name != "command_palette":
+                yield f"{action.label}  ({key_name(action.keys.split(',')[0])})", action
 
     async def discover(self) -> Hits:
         """Yield all actions while the search is empty."""

@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--readonly", action="store_true", help="only show runs; disable starting, stopping and changing them"
     )
+    parser.add_argument(
+        "--no-bell",
+        action="store_true",
+        help="do not ring or send desktop notifications when a run ends or a health check warns",
+    )
     add_runs_folder(parser)
 
 
@@ -25,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"ppo-unified tui requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
         )
-    code: int = preload("tui.app").run(options.folder, options.readonly)
+    code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell)
     return code

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from textual.widget import Widget
-from textual.widgets import Footer
 
 from tests.scenes import SIZES, make_scenes, screen_text, trainers, visit_screens
 from tui.actions import ACTIONS
 from tui.app import Terminal
+from tui.status_row import StatusRow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
 KEPT = ("runs", "metric", "picker", "form", "form-error", "options", "samples", "responses", "events")
@@ -81,7 +81,7 @@ def _check_scrollbars(app: Terminal, name: str) -> None:
 
 def _check_footer(app: Terminal, name: str) -> None:
     """Check that the footer contains no truncated words."""
-    if app.screen.query(Footer):
+    if app.screen.query(StatusRow):
         words = {word for action in ACTIONS for word in action.label.split()}
         line = screen_text(app).splitlines()[-1].split()
         assert [word for word in line if len(word) > 1 and word[0].isupper() and word not in words] == [], name

@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container, VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
@@ -22,6 +22,7 @@ from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
 from tui.charts.traces import Trace, value_at, x_values
+from tui.status_row import StatusRow
 from tui.store import Changes
 
 FORGOTTEN = 40.0  # values with a weight below exp(-40) do not affect a moving average
@@ -70,6 +71,7 @@ class MetricScreen(Screen[None]):
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-below"), (150, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("metric", "charts")
+    conditions = frozenset({"curves"})
 
     def __init__(self, source: Plots, tag: str) -> None:
         """Create a view of the metric `tag` that shares the settings and curves of `source`."""
@@ -83,7 +85,7 @@ class MetricScreen(Screen[None]):
             yield OnePlot(self.source, self.tag)
             with VerticalScroll(id="values", can_focus=False):
                 yield Static(id="table")
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self.source.renewed.subscribe(self, lambda _: self.redraw())

@@ -16,7 +16,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.timer import Timer
-from textual.widgets import Button, Footer, Input, OptionList, Static
+from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ppo_unified.config.sweep import SEED
@@ -26,6 +26,7 @@ from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.fields import Fields
 from tui.new_run.form_model import NAME, RECIPE, Field, Verdict
+from tui.status_row import StatusRow
 
 WAIT_S = 0.1  # delay between a key press and the validation
 NAME_FIELD = Field(
@@ -89,7 +90,7 @@ class Form(Screen[None]):
         with VerticalScroll(id="bar", can_focus=False):
             yield Static(id="verdict")
             yield Static(id="command")
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self._load()

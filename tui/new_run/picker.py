@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.events import Resize
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from ppo_unified.config.presets import is_file
@@ -20,6 +20,7 @@ from ppo_unified.text import clean, pad
 from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
+from tui.status_row import StatusRow
 
 NAME = 24  # columns of the target names
 WIDE = 110  # minimum width of the screen to show score and time beside the title
@@ -57,7 +58,7 @@ class Picker(Screen[None]):
         choices.can_focus = False
         yield choices
         yield Static(id="about", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self.query_one(SearchBox).focus()

@@ -18,6 +18,8 @@ from tui.dialogs import ConfirmDialog, PromptDialog
 from tui.runs.entries import Entry
 from tui.services import Services
 
+INTERRUPTED = ("stopped", "crashed", "failed")  # states of runs that the user probably wants to resume
+
 
 class RunActions(Screen[None]):
     """A screen whose actions apply to one run, `entry`. Subclasses add the bindings of the place "control"."""
@@ -25,11 +27,23 @@ class RunActions(Screen[None]):
     def __init__(self, services: Services) -> None:
         super().__init__()
         self.services = services
+        self._conditions: frozenset[str] = frozenset()  # as the footer shows them
 
     @property
     def entry(self) -> Entry | None:
         """The run to which the actions apply."""
         raise NotImplementedError
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The conditions of actions that hold for the run. Subclasses add those of the screen."""
+        return run_conditions(self.entry)
+
+    def refresh_footer(self) -> None:
+        """Update the footer if other actions apply now. Listing all keys for each move of the cursor would be slow."""
+        if self.conditions != self._conditions:
+            self._conditions = self.conditions
+            self.refresh_bindings()
 
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         self.app.push_screen(MetricScreen(message.plots, message.tag))
@@ -171,6 +185,17 @@ class RunActions(Screen[None]):
                 return
             self.app.copy_to_clipboard(clean(command))  # one line, so that pasting into a shell runs nothing
             self.notify(f"Copied: {clean(command)}", markup=False)
+
+
+def run_conditions(entry: Entry | None) -> frozenset[str]:
+    """Return the conditions of actions that hold for a run."""
+    if entry is None:
+        return frozenset()
+    if entry.foreign:
+        return frozenset({"run"})
+    if _is_active(entry):
+        return frozenset({"run", "own", "active"})
+    return frozenset({"run", "own", "ended", *(["interrupted"] if entry.state in INTERRUPTED else [])})
 
 
 def _is_active(entry: Entry) -> bool:

@@ -13,7 +13,7 @@ from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import ContentSwitcher, Footer, Static
+from textual.widgets import ContentSwitcher, Static
 
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean
@@ -27,6 +27,7 @@ from tui.runs.run_head import format_head
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import siblings
 from tui.services import Services
+from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
@@ -93,7 +94,7 @@ class RunPage(RunActions):
             yield Samples(id="samples")
             yield System(id="system")
             yield Events(id="events")
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self.set_interval(LOOK_S, self._poll_files)
@@ -105,6 +106,10 @@ class RunPage(RunActions):
     def entry(self) -> Entry | None:
         """The run of this page, or None if it is gone."""
         return self.store.entries.get(self.key)
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        return super().conditions | {self.tab}
 
     # updates from the store and the files
 
@@ -170,6 +175,7 @@ class RunPage(RunActions):
             text = format_head(entry, max(20, self.size.width - 2), self.size.height, damage)
             if text != place.content:
                 place.update(text)
+        self.refresh_footer()
 
     # curves
 
@@ -233,7 +239,7 @@ class RunPage(RunActions):
         bar.refresh()
         pane = self.query_one(f"#{tab}")
         self.set_focus(pane if pane.can_focus else None)
-        self.refresh_bindings()
+        self.refresh_footer()
         self.call_after_refresh(self._draw_curves if tab == "curves" else self._refresh_tab)  # after its width is known
 
     def action_tab_next(self) -> None:

@@ -9,7 +9,6 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Container
-from textual.widgets import Footer
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
@@ -26,6 +25,7 @@ from tui.runs.run_page import RunPage
 from tui.runs.selection import Selection
 from tui.runs.status_lines import QueryLine, TopLine
 from tui.services import Services
+from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 LEAST, MOST, STEP = 15, 80, 5  # share of the screen for the list, in per cent
@@ -59,7 +59,7 @@ class RunsScreen(RunActions):
         yield self._top
         yield self._panes
         yield self._query
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self.run_list.focus()
@@ -72,6 +72,11 @@ class RunsScreen(RunActions):
         """The current state of the run under the cursor, which may be newer than the list."""
         current = self.run_list.current
         return None if current is None else self.store.entries.get(current.key)
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        shown = {"runs": bool(self.store.entries), "curves": bool(self.plots.tags)}
+        return super().conditions | {condition for condition, holds in shown.items() if holds}
 
     # updates from the store
 
@@ -134,6 +139,7 @@ class RunsScreen(RunActions):
         self.run_list.set_marks(marks)
         traces = partial(self.selection.traces, marks, aggregate=self.plots.settings.aggregate)
         self.plots.show(self.store.chart_tags(keys), traces)
+        self.refresh_footer()
 
     # actions on the list
 
@@ -141,6 +147,7 @@ class RunsScreen(RunActions):
         if not self.selection.marked_keys():
             self._redraw()
             self._update_lines()
+        self.refresh_footer()
 
     def on_run_list_opened(self) -> None:
         self.action_open()
