@@ -160,4 +160,4 @@ def _help_line(action: Action, missing: str, width: int) -> Content:
     text = f"{action.help} ({missing})" if missing else action.help
     lines = wrap(text, max(len(indent) + 20, width), initial_indent=indent, subsequent_indent=indent)
     line = Content.assemble(Content.styled(head, "bold"), label, "\n".join(lines).lstrip(), "\n")
-    return line.stylize("$text-muted") if missing else line
+    return line.stylize("$foreground-muted") if missing else line

@@ -82,7 +82,7 @@ class MessageApp(App[None]):
     def _show_visible(self) -> None:
         """Update all screens, because the screen below a dialog is visible, too."""
         top = self.screen
-        if self._visible and top.is_modal and top.is_mounted and not top.query(StatusRow):
+        if self._visible and top.is_mounted and not top.query(StatusRow):  # such as a dialog
             top.mount(StatusRow())
         for screen in self.screen_stack:
             for row in screen.query(StatusRow):
@@ -121,6 +121,6 @@ def format_message(message: Notification, others: int, width: int) -> list[Conte
 
 def _styled(line: str, severity: SeverityLevel) -> Content:
     """Return a line in which the word for the severity is styled."""
-    word = WORDS[severity]
+    word = WORDS[severity].strip()
     before, found, after = line.partition(word) if word else (line, "", "")
     return Content.assemble(before, (found, STYLES[severity]), after)

@@ -62,7 +62,7 @@ class StatusRow(Widget, can_focus=False):
 
     def update_message(self) -> None:
         """Show the app's current message, or the keys. On a dialog, which has no keys here, hide the row instead."""
-        lines = self._message_lines(self.content_size.width)
+        lines = self._message_lines(self.content_size.width or self.screen.size.width - self.gutter.width)
         self.display = bool(lines) or not self.screen.is_modal
         self.refresh(layout=max(1, len(lines)) != max(1, len(self._lines)))
         self._lines = lines

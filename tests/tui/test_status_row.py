@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from textual.app import App
 from textual.notifications import Notification
 from textual.pilot import Pilot
 
+from ppo_unified.cli import tui as cli_tui
 from ppo_unified.runs.folder import LOCK, Run
 from tests.scenes import HOLD_LOCKS, screen_text
 from tests.tui.test_app import drive, make_run, run_list, wait_until
@@ -31,7 +33,7 @@ from tui.notices import Notice, Notices, desktop_notification
 from tui.palette import ActionProvider
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
-from tui.status_row import Hint, fit_hints
+from tui.status_row import Hint, StatusRow, fit_hints
 from tui.store import Store
 
 pytestmark = pytest.mark.usefixtures("shorten_ui_delays")
@@ -187,6 +189,7 @@ def test_messages_use_the_status_row_of_any_screen(runs: Path, monkeypatch: pyte
         await pilot.press("question_mark")
         app.show_error("the disk is full")
         await wait_until(pilot, lambda: "Error: the disk is full (+1 more, F2)" in last_rows(app))
+        assert app.screen.query_one(StatusRow).display  # the row of the screen below is dimmed
         await pilot.press("escape", "n")  # seen on the next screens, too
         assert "Error: the disk is full" in last_rows(app)
         await pilot.press("escape", "f2")
@@ -315,6 +318,23 @@ def test_bell_rings_once_for_many_ends(rings: bool, tmp_path: Path, monkeypatch:
     texts = [text for text in sent if text != "\x07"]
     assert texts == [f"\x1b]9;ppo-unified: {text}\x07" for text in expected] * rings
     assert sent.count("\x07") == 3 * rings
+
+
+def test_no_bell_option_reaches_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def record(*arguments: Any) -> int:
+        calls.append(arguments)
+        return 0
+
+    monkeypatch.setattr(program, "run", record)
+    monkeypatch.setattr(cli_tui, "is_drawable", lambda _: True)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    parser = ArgumentParser()
+    cli_tui.add_arguments(parser)
+    for options in ([], ["--no-bell"]):
+        assert cli_tui.run(parser.parse_args([*options, "--runs", str(tmp_path)])) == 0
+    assert calls == [(tmp_path, False, True), (tmp_path, False, False)]
 
 
 def test_desktop_notification_is_one_safe_sequence() -> None:
