@@ -224,7 +224,7 @@ ACTIONS: tuple[Action, ...] = (
         "aggregate",
         "A",
         "Group seeds",
-        "Draw runs that differ only in their seed as one curve: their median and interquartile range",
+        "Draw runs that differ only in their seed as one curve over steps: their median and interquartile range",
         "charts",
     ),
     Action("export", "E", "Export", "Export the chart as a CSV file and an SVG file", "charts"),

@@ -12,8 +12,9 @@ from typing import Any
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import Status, to_json
+from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import compared_options
+from ppo_unified.runs.seeds import one_run_per_seed
 from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_option, seedless_key
 from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
 
@@ -78,8 +79,8 @@ def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
 def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Group the runs that differ only in the seed.
 
-    If several runs of a group have the same seed, only the newest of them that has a score is counted. The options of a
-    group are those in which it differs from the other groups with the same preset.
+    Only one run per seed is counted. The options of a group are those in which it differs from the other groups with
+    the same preset.
     """
     by_options: dict[str, list[str]] = {}
     for label, options in tables.items():
@@ -88,9 +89,8 @@ def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[st
     for labels in by_options.values():
         preset = chosen[labels[0]].status.preset
         rivals = [tables[other[0]] for other in by_options.values() if chosen[other[0]].status.preset == preset]
-        by_age = sorted(labels, key=lambda label: _rank(chosen[label].status))
-        newest = {chosen[label].status.seed: label for label in by_age}  # a later entry replaces an earlier one
-        used = [label for label in labels if label in newest.values()]
+        by_seed = one_run_per_seed({label: (chosen[label].status, tables[label]) for label in labels})
+        used = [label for label in labels if label in by_seed.values()]
         members = [chosen[label].status for label in used]
         groups.append(
             {
@@ -98,7 +98,7 @@ def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[st
                 "options": {key: tables[labels[0]].get(key) for key in find_differences(rivals) if key != "seed"},
                 "runs": used,
                 "repeated_runs": [label for label in labels if label not in used],
-                "seeds": sorted(newest),
+                "seeds": sorted(by_seed),
                 "greedy": True,
             }
             | {
@@ -107,10 +107,6 @@ def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[st
             }
         )
     return groups
-
-
-def _rank(status: Status) -> tuple[bool, float]:
-    return status.score is not None, status.started
 
 
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:

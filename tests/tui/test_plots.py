@@ -237,7 +237,7 @@ def test_median_over_seeds_matches_numpy() -> None:
     rng = np.random.default_rng(0)
     x = np.sort(rng.uniform(0, 100, 60))
     ys = [rng.normal(size=60) for _ in range(7)]
-    grid, quartiles = quartiles_over([x] * 7, ys)
+    grid, quartiles, _ = quartiles_over([x] * 7, ys)
     np.testing.assert_array_equal(grid, x)
     np.testing.assert_allclose(quartiles, np.percentile(ys, (25, 50, 75), axis=0))
 
@@ -248,7 +248,7 @@ def test_seeds_of_different_lengths_count_where_present() -> None:
     xs = [np.sort(rng.uniform(a, a + 50, 40)) for a in (0, 10, 30)]
     ys = [rng.normal(size=40) for _ in xs]
     ys[1][5] = np.nan
-    grid, quartiles = quartiles_over(xs, ys)
+    grid, quartiles, _ = quartiles_over(xs, ys)
     for place, found in zip(grid, quartiles.T, strict=True):
         there = [np.interp(place, x, y) for x, y in zip(xs, ys, strict=True) if x[0] <= place <= x[-1]]
         there = [value for value in there if np.isfinite(value)]
@@ -257,7 +257,7 @@ def test_seeds_of_different_lengths_count_where_present() -> None:
 
 def test_long_x_axes_are_resampled_to_a_grid() -> None:
     x = np.arange(5000.0)
-    grid, quartiles = quartiles_over([x, x + 0.5], [x, x + 0.5])
+    grid, quartiles, _ = quartiles_over([x, x + 0.5], [x, x + 0.5])
     assert len(grid) == 1000
     np.testing.assert_allclose(quartiles[1][1:-1], grid[1:-1])
 
@@ -911,7 +911,7 @@ def test_metric_screen_actions_and_return() -> None:
         await pilot.press("left_square_bracket", "right_square_bracket")
         await pilot.pause()
         assert screen.tag == TAGS[6]
-        for name in ("log_y", "smoother", "x_axis", "zoom_in", "pan_left", "aggregate"):
+        for name in ("log_y", "smoother", "x_axis", "aggregate", "zoom_in", "pan_left"):
             await act(pilot, name)
         settings = app.plots.settings
         assert (settings.log_y, settings.smoothing, settings.x_axis, settings.aggregate) == (

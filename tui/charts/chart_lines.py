@@ -15,11 +15,12 @@ from ppo_unified.runs import metrics
 from ppo_unified.terminal import braille, chart
 from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
 from ppo_unified.terminal.chart import MARKS
-from ppo_unified.text import clean, display_width, format_number, pad
+from ppo_unified.text import clean, display_width, pad
 from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
 from tui.charts.traces import DrawnCurve
 
 FAINT, BAND = 0.6, 0.7  # share of the background color in raw curves and in bands
+DIM = 0.45  # share of the background color where a curve of several seeds lacks some of them
 
 
 class Inks(NamedTuple):
@@ -31,41 +32,45 @@ class Inks(NamedTuple):
     cross: Style
     bright: list[Style]  # one per curve
     faint: list[Style]  # one per raw curve or band
+    dim: list[Style]  # one per curve, for the part where some seeds have no value
 
     def apply_filters(self, filters: Sequence[LineFilter], background: Color) -> Inks:
         """Return the styles after the app's filters. Filtering every line instead would take a fifth of a redraw."""
-        several = [self.base, self.title, self.axis, self.cross, *self.bright, *self.faint]
+        several = [self.base, self.title, self.axis, self.cross, *self.bright, *self.faint, *self.dim]
         segments = [Segment("", style) for style in several]
         for line_filter in filters:
             segments = line_filter.apply(segments, background)
         seen = [segment.style or self.base for segment in segments]
         base, title, axis, cross, *curves = seen
-        return Inks(base, title, axis, cross, curves[: len(self.bright)], curves[len(self.bright) :])
+        count = len(self.bright)
+        return Inks(base, title, axis, cross, curves[:count], curves[count : 2 * count], curves[2 * count :])
 
 
-def curve_styles(drawn: Sequence[DrawnCurve], base: Style, background: Color) -> tuple[list[Style], list[Style]]:
-    """Return the bright style of each curve and the faint style of its raw values or its band."""
-    bright, faint = [], []
+def curve_styles(
+    drawn: Sequence[DrawnCurve], base: Style, background: Color
+) -> tuple[list[Style], list[Style], list[Style]]:
+    """Return the bright style of each curve, the faint style of its raw values or its band, and its dim style."""
+    bright, faint, dim = [], [], []
     for one in drawn:
         color = Color.parse(one.color)
         faded = color.blend(background, BAND if one.band is not None else FAINT)
         bright.append(base + Style(color=color.rich_color))
         faint.append(base + Style(color=faded.rich_color))
-    return bright, faint
+        dim.append(base + Style(color=color.blend(background, DIM).rich_color))
+    return bright, faint, dim
 
 
 def title_line(
     tag: str,
     log_y: bool,
     drawn: Sequence[DrawnCurve],
-    values: Sequence[float | None],
+    numbers: Sequence[str],
     letters: bool,
     width: int,
     inks: Inks,
 ) -> Strip:
-    """Render the metric's tag and the curves' values in their colors, with the curves' names if there is space."""
+    """Render the metric's tag and the curves' numbers in their colors, with the curves' names if there is space."""
     marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
-    numbers = [format_number(value) for value in values]
     named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
     names = sum(map(display_width, named))
     ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
@@ -93,6 +98,7 @@ def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width:
     styles = {CROSS: inks.axis, NOTHING: inks.base}
     styles |= {2 * k: style for k, style in enumerate(inks.bright)}
     styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
+    styles |= {2 * len(inks.dim) + k: style for k, style in enumerate(inks.dim)}
     strips = []
     for row, runs in enumerate(braille.spans(picture.picture, cross, glyphs.side)):
         label = picture.labels.get(row)

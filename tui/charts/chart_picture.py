@@ -131,7 +131,10 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
 
 
 def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
-    """Return the bands, raw curves and curves, from bottom to top. Curve k has style 2 k, or 2 k + 1 if faint."""
+    """Return the bands, raw curves and curves, from bottom to top.
+
+    Of n curves, curve k has the style 2 k, its band or raw curve 2 k + 1, and the part without all seeds 2 n + k.
+    """
     bands, raws, curves = [], [], []
     for k, one in enumerate(lines):
         places = braille.Columns(one.x, span, columns)
@@ -141,7 +144,10 @@ def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) 
         elif one.curve is not one.raw:
             raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, "."))
         mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
-        curves.append(Layer(*places.minmax(one.curve, log_y), 2 * k, mark))
+        complete, partial = one.split()
+        if partial is not None:
+            curves.append(Layer(*places.minmax(partial, log_y), 2 * len(lines) + k, mark.lower()))
+        curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark))
     return [*bands, *reversed(raws), *curves]  # reversed: the reference's dense raw curve must not hide the others
 
 
@@ -150,7 +156,8 @@ def _with_log_x(one: DrawnCurve) -> DrawnCurve:
     above = int(np.searchsorted(one.x, 0.0, "right"))
     x, raw, curve = np.log10(one.x[above:]), one.raw[above:], one.curve[above:]
     band = None if one.band is None else (one.band[0][above:], one.band[1][above:])
-    return one._replace(x=x, raw=raw, curve=raw if one.curve is one.raw else curve, band=band)
+    seeds = None if one.seeds is None else one.seeds.after(above)
+    return one._replace(x=x, raw=raw, curve=raw if one.curve is one.raw else curve, band=band, seeds=seeds)
 
 
 def _with_log_y(one: DrawnCurve) -> DrawnCurve:

@@ -131,7 +131,10 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
             yield f'<path d="{_path(outline)}Z" fill="{color}" fill-opacity="0.2"/>\n'
     elif one.curve is not one.raw:
         yield f'<path d="{_path(_points(one.x, one.raw, view, plot))}" stroke="{color}" stroke-opacity="0.3"/>\n'
-    yield f'<path d="{_path(_points(one.x, one.curve, view, plot))}" stroke="{color}"/>\n'
+    complete, partial = one.split()
+    if partial is not None:
+        yield f'<path d="{_path(_points(one.x, partial, view, plot))}" stroke="{color}" stroke-opacity="0.4"/>\n'
+    yield f'<path d="{_path(_points(one.x, complete, view, plot))}" stroke="{color}"/>\n'
 
 
 def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from textual.app import ComposeResult
@@ -21,10 +21,11 @@ from tui.actions import Place, actions_of, bindings
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
-from tui.charts.traces import Trace, value_at, x_values
+from tui.charts.traces import DrawnCurve, Trace, index_at, value_at, x_values
 from tui.status_row import StatusRow
 from tui.store import Changes
 
+REPEAT = "repeat: "  # precedes the name of a run whose seed another run represents
 FORGOTTEN = 40.0  # values with a weight below exp(-40) do not affect a moving average
 
 # chart actions that have a different meaning, or no meaning, for a single metric
@@ -113,8 +114,12 @@ class MetricScreen(Screen[None]):
         self.redraw()
 
     def on_plots_updated(self) -> None:
-        traces, settings = list(self.source.traces(self.tag)), self.source.settings
-        table = value_table(traces, settings, self.plots.cross)
+        traces, settings, plot = list(self.source.traces(self.tag)), self.source.settings, self.plots.current
+        cross, slack = self.plots.cross, plot.slack if plot is not None else 0.0
+        groups = [one for one in (plot.curves if plot is not None else ()) if one.seeds is not None]
+        table = value_table(traces, settings, cross, slack, groups)
+        if groups:
+            table = Content("\n\n").join([seed_table(groups, cross, slack), table])
         size = (table.cell_length, table.plain.count("\n"))
         self.query_one("#table", Static).update(table, layout=size != self._table_size)
         self._table_size = size
@@ -152,23 +157,68 @@ class MetricScreen(Screen[None]):
 forward_actions(MetricScreen, (action.name for action in actions_of("charts") if action.name not in OTHERWISE))
 
 
-def value_table(traces: Sequence[Trace], settings: Settings, cross: float | None) -> Content:
-    """Format a table with each run's last value, smoothed value, extremes, and value at the crosshair."""
+class Row(NamedTuple):
+    """A row of a table of values."""
+
+    name: str
+    color: str
+    cells: Sequence[str]
+
+
+def value_table(
+    traces: Sequence[Trace],
+    settings: Settings,
+    cross: float | None,
+    slack: float = 0.0,
+    groups: Sequence[DrawnCurve] = (),
+) -> Content:
+    """Format a table with each run's last value, smoothed value, extremes, and value at the crosshair.
+
+    The runs of a group of seeds are together and have the color of its curve. A repeated run has no curve and no color.
+    """
     heads = ["last", "smoothed", "min", "max", "max at", "cursor"]
-    rows = [(clean(trace.label), trace.color, _numbers(trace, settings, cross)) for trace in traces]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
-    name = min(28, max(3, *(display_width(label) for label, _, _ in rows)) if rows else 3)
-    widths = [max(len(heads[k]), *(len(numbers[k]) for _, _, numbers in rows), 0) for k in shown]
+    colors = {key: one.color for one in groups if one.seeds is not None for key in one.seeds.keys}
+    rows, order = [], dict[str, int]()
+    if settings.aggregate:
+        traces = sorted(traces, key=lambda trace: order.setdefault(trace.group or trace.key, len(order)))
+    for trace in traces:
+        numbers, repeat = _numbers(trace, settings, cross, slack), settings.aggregate and trace.repeat
+        color = "" if repeat else colors.get(trace.key, trace.color)
+        rows.append(Row((REPEAT if repeat else "") + clean(trace.label), color, [numbers[k] for k in shown]))
+    return _format_rows("run", [heads[k] for k in shown], rows, 28)
+
+
+def seed_table(groups: Sequence[DrawnCurve], cross: float | None, slack: float) -> Content:
+    """Format a table with the number of seeds, the median and the quartiles of each group, at the crosshair or the end.
+
+    A single remaining run has neither a median nor quartiles.
+    """
+    rows = []
+    for one in groups:
+        if one.seeds is not None:
+            index = index_at(one.x, cross, slack)
+            count = 0 if index is None else int(one.seeds.counts[index])
+            lower, median, upper = ["-"] * 3 if count < 2 else map(format_number, one.seeds.quartiles[:, index])
+            rows.append(Row(clean(one.label), one.color, [f"{count} of {len(one.seeds.keys)}", median, lower, upper]))
+    name = f"seeds at the {'end' if cross is None else 'cursor'}"
+    return _format_rows(name, ["n", "median", "25%", "75%"], rows, 44)
+
+
+def _format_rows(head: str, heads: Sequence[str], rows: Sequence[Row], most: int) -> Content:
+    """Format rows below a header. The first column is at most `most` wide."""
+    name = min(most, max(display_width(text) for text in (head, *(row.name for row in rows))))
+    widths = [max(map(len, column)) for column in zip(heads, *(row.cells for row in rows), strict=True)]
 
     def line(cells: Sequence[str]) -> str:
-        return "".join("  " + cells[k].rjust(width) for k, width in zip(shown, widths, strict=True))
+        return "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
-    parts = [Content.styled(pad("run", name) + line(heads), "bold")]
-    parts += [Content.assemble("\n", (pad(label, name), color), line(numbers)) for label, color, numbers in rows]
+    parts = [Content.styled(pad(head, name) + line(heads), "bold")]
+    parts += [Content.assemble("\n", (pad(row.name, name), row.color), line(row.cells)) for row in rows]
     return Content.assemble(*parts)
 
 
-def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]:
+def _numbers(trace: Trace, settings: Settings, cross: float | None, slack: float) -> list[str]:
     """Return the cells of a run's row, for all columns of the table."""
     steps, _, values = trace.curve
     finite = np.isfinite(values)
@@ -179,6 +229,6 @@ def _numbers(trace: Trace, settings: Settings, cross: float | None) -> list[str]
     average = smooth(values[finite][-reach:], weight)[-1] if weight else values[-1]
     lowest = float(np.fmin.reduce(values[finite]))
     best = int(np.argmax(np.where(finite, values, -np.inf)))
-    here = None if cross is None else value_at(x_values(trace.curve, settings.x_axis), values, cross)
+    here = None if cross is None else value_at(x_values(trace.curve, settings.axis), values, cross, slack)
     numbers = [format_number(float(x)) for x in (values[-1], average, lowest, values[best])]
     return [*numbers, f"{int(steps[best]):,}", format_number(here)]

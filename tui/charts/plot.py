@@ -13,11 +13,11 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ppo_unified.terminal.braille import ASCII, BRAILLE
-from ppo_unified.text import pad
+from ppo_unified.text import format_number, pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
 from tui.charts.chart_picture import GUTTER, ChartPicture, Look, paint_chart, paper_chart
 from tui.charts.export import PaperChart
-from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, value_at
+from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, seed_count, value_at
 
 WHEEL = 0.8  # one step of the mouse wheel multiplies the window's width by this factor
 TAIL = 0.9  # zooming to the right of this share of the plot keeps the newest data visible
@@ -148,10 +148,18 @@ class Plot(Widget, can_focus=True):
 
     def values(self) -> list[float | None]:
         """Return the raw value of each curve at the crosshair, or its last raw value if there is no crosshair."""
-        if self.cross is None:
-            return [float(one.raw[-1]) for one in self.curves]
-        slack = 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
-        return [value_at(one.x, one.raw, self.cross, slack) for one in self.curves]
+        return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
+
+    def numbers(self) -> list[str]:
+        """Format the values, and behind the value of a curve of several seeds the number of seeds that have one."""
+        counts = [seed_count(one, self.cross, self.slack) for one in self.curves]
+        notes = ["" if count is None else " one run" if count == 1 else f" n={count}" for count in counts]
+        return [format_number(value) + note for value, note in zip(self.values(), notes, strict=True)]
+
+    @property
+    def slack(self) -> float:
+        """The distance from the crosshair at which a curve still has a value."""
+        return 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
 
     def x_beside_cross(self, by: int) -> float | None:
         """Return the x value `by` columns away from the crosshair, or from the right end if there is no crosshair."""
@@ -180,7 +188,7 @@ class Plot(Widget, can_focus=True):
         painted = self._paint_if_due()
         inks = self._own_inks = self._own_inks or self._inks()
         log_y = isinstance(painted, ChartPicture) and painted.log_y
-        title = title_line(self.tag, log_y, self.curves, self.values(), self._has_letters(), width, inks)
+        title = title_line(self.tag, log_y, self.curves, self.numbers(), self._has_letters(), width, inks)
         if isinstance(painted, str):
             why = Strip([Segment(pad(" " * GUTTER + painted, width), inks.axis)], width)
             return [title, why, *[Strip.blank(width, inks.base)] * (height - 2)]
@@ -201,10 +209,10 @@ class Plot(Widget, can_focus=True):
 
     def _inks(self) -> Inks:
         background, base = self.background_colors[1], self.rich_style
-        bright, faint = curve_styles(self.curves, base, background)
+        bright, faint, dim = curve_styles(self.curves, base, background)
         title = self.get_component_rich_style("plot--current" if self.current else "plot--title")
         axis, cross = (self.get_component_rich_style(f"plot--{name}") for name in ("axis", "cross"))
-        inks = Inks(base, title, axis, cross, bright, faint)
+        inks = Inks(base, title, axis, cross, bright, faint, dim)
         return inks.apply_filters(self.get_line_filters(), background)
 
     # the mouse

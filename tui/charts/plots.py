@@ -21,12 +21,13 @@ from tui.charts.export import PaperChart, export_chart
 from tui.charts.pages import Page, Pages, divide, group_of, matching_tags
 from tui.charts.plot import Plot
 from tui.charts.plot_grid import PlotGrid
-from tui.charts.settings import GRIDS, Settings, layout
+from tui.charts.settings import AXIS_LABELS, GRIDS, Settings, layout
 from tui.charts.traces import AXES, Trace
 from tui.charts.x_axis import XAxis
 from tui.dialogs import PromptDialog
 
 SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
+NO_CLOCK = "Grouped seeds are compared at equal steps, so the x axis shows steps."
 ZOOM, PAN = 0.7, 0.25  # share of the window's width per key press
 
 
@@ -67,9 +68,10 @@ class Plots(Widget):
         self.settings, self.unicode, self.exports = settings, unicode, exports
         self.tags: list[str] = []
         self.traces: Callable[[str], Sequence[Trace]] = lambda tag: ()
+        self.legend = ""  # names a curve that the titles of narrow charts may not name
         self.cross: float | None = None  # x value of the crosshair in all charts
         self.renewed: Signal[None] = Signal(self, "renewed")  # published after `show`, for the full-screen view
-        self._cross_axis = settings.x_axis  # the axis to which `cross` belongs
+        self._cross_axis = settings.axis  # the axis to which `cross` belongs
         self._chosen = ""  # the tag of the current chart
         self._pointed = False  # the mouse controls the crosshair
         self._axis = XAxis(settings)
@@ -126,17 +128,17 @@ class Plots(Widget):
         """Update the screen. Unchanged charts are not redrawn."""
         if not self.is_mounted:
             return
-        if self.settings.x_axis != self._cross_axis:  # the full-screen view may have changed the shared settings
-            self._cross_axis, self.cross = self.settings.x_axis, None
+        if self.settings.axis != self._cross_axis:  # the full-screen view may have changed the shared settings
+            self._cross_axis, self.cross = self.settings.axis, None
         page = self._page()
         traces = {tag: list(self.traces(tag)) for tag in page.tags}
         self._axis.fit([trace for some in traces.values() for trace in some])
         self._grid.show(page, traces, self._axis.look(), self.cross)
         self._grid.set_current(self.current)
-        self._show_line(page)
+        self._show_line(page, len({trace.key for some in traces.values() for trace in some if trace.repeat}))
         self.post_message(self.Updated())
 
-    def _show_line(self, page: Page) -> None:
+    def _show_line(self, page: Page, repeats: int) -> None:
         """Update the line below the charts, and the message if there are no charts."""
         self._empty.display = not page.tags
         if not page.tags:
@@ -145,7 +147,10 @@ class Plots(Widget):
                 "No metric matches. Press m to change the words, v to change the group." if there else "No curves yet."
             )
             self._empty.update(why)
-        text = pad("  ".join([page.position, *self.settings.describe()]), max(1, self.size.width))
+        parts = [page.position, *([self.legend] if self.legend else []), *self.settings.describe()]
+        if self.settings.aggregate and repeats:
+            parts.append(f"{repeats} repeated run{'s' if repeats > 1 else ''} hidden")
+        text = pad("  ".join(parts), max(1, self.size.width))
         if text != self._line_text:
             self._line_text = text
             self._line.update(text, layout=False)
@@ -248,6 +253,9 @@ class Plots(Widget):
 
     def action_x_axis(self) -> None:
         settings = self.settings
+        if settings.aggregate:
+            self.notify(f"{NO_CLOCK} To select another x axis, ungroup the seeds with A.", markup=False)
+            return
         settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
         settings.window = None  # it belongs to the previous axis
         self.apply_settings()
@@ -306,7 +314,13 @@ class Plots(Widget):
             self._set_cross(self.current.x_beside_cross(by), False)
 
     def action_aggregate(self) -> None:
-        self.settings.aggregate = not self.settings.aggregate
+        settings, before = self.settings, self.settings.axis
+        settings.aggregate = not settings.aggregate
+        if settings.axis != before:
+            settings.window = None  # it belongs to the previous axis
+            if settings.aggregate:
+                axis = AXIS_LABELS[settings.x_axis]
+                self.notify(f"{NO_CLOCK} The x axis returns to {axis} when you ungroup the seeds.", markup=False)
         self.apply_settings()
 
     def action_export(self) -> None:
@@ -314,7 +328,8 @@ class Plots(Widget):
         if plot is None:
             return
         if traces := list(self.traces(plot.tag)):
-            self._export(plot.tag, traces, plot.export_picture())
+            drawn = [trace for trace in traces if not (self.settings.aggregate and trace.repeat)]
+            self._export(plot.tag, drawn, plot.export_picture())
         else:
             self.notify(f"Cannot export {clean(plot.tag)}: it has no points yet.", markup=False)
 

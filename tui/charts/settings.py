@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ppo_unified.text import clean
@@ -24,7 +24,7 @@ class Settings:
     page: int = 0
     group: str = ""  # show only metrics with this word before the slash
     words: str = ""  # show only metrics whose name contains one of these words
-    x_axis: str = "step"
+    x_axis: str = "step"  # the axis that the user selected; see `axis`
     log_x: bool = False
     log_y: bool = False
     smoothing: float = 0.0
@@ -33,16 +33,25 @@ class Settings:
     follow: bool = True  # move the window with the newest data
 
     @property
+    def axis(self) -> str:
+        """The x axis of the charts: steps while seeds are grouped, because equal times are different steps."""
+        return "step" if self.aggregate else self.x_axis
+
+    @property
     def has_log_x(self) -> bool:
         """True if the x axis is logarithmic. The time of day never is."""
-        return self.log_x and self.x_axis != "time"
+        return self.log_x and self.axis != "time"
+
+    def for_one_run(self) -> Settings:
+        """Return the settings for the page of one run: the same look, but all metrics from the first page on."""
+        return replace(self, page=0, group="", words="", aggregate=False, window=None, follow=True)
 
     def describe(self) -> list[str]:
         """Return a short description of the x axis and of each setting that is not the default."""
-        parts = [f"x: {AXIS_LABELS[self.x_axis]}{' log' if self.has_log_x else ''}"]
+        parts = [f"x: {AXIS_LABELS[self.axis]}{' log' if self.has_log_x else ''}"]
         parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
         parts += ["log y"] if self.log_y else []
-        parts += ["seeds grouped"] if self.aggregate else []
+        parts += ["seeds grouped by step"] if self.aggregate else []
         parts += [f"group {clean(self.group)}/"] if self.group else []
         parts += [f"words: {clean(self.words)}"] if self.words else []
         if self.window is not None:

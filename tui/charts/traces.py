@@ -33,6 +33,19 @@ class Trace(NamedTuple):
     curve: Curve
     pinned: bool = False  # the reference run, drawn on top
     group: str = ""  # runs of one group differ only in the seed
+    repeat: bool = False  # another run of the group represents the same seed
+
+
+class SeedStatistics(NamedTuple):
+    """The values of a group of seeds at each x value of its curve."""
+
+    keys: tuple[str, ...]  # of the runs, one per seed
+    counts: np.ndarray  # [P] number of seeds that have a value
+    quartiles: np.ndarray  # [3, P] of the raw values
+
+    def after(self, start: int) -> SeedStatistics:
+        """Return the statistics without the first `start` points."""
+        return self._replace(counts=self.counts[start:], quartiles=self.quartiles[:, start:])
 
 
 class DrawnCurve(NamedTuple):
@@ -44,7 +57,20 @@ class DrawnCurve(NamedTuple):
     x: np.ndarray
     raw: np.ndarray
     curve: np.ndarray  # the moving average, or `raw` itself without smoothing
-    band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper quartile over seeds
+    band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper quartile, NaN where there is only one seed
+    seeds: SeedStatistics | None = None  # of a curve that combines several seeds
+
+    def split(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the part of `curve` where all seeds have values and, if any, the part where some have none.
+
+        Both contain NaN outside of their part. The second part includes the points beside it, to which it connects.
+        """
+        if self.seeds is None or not (partial := self.seeds.counts < len(self.seeds.keys)).any():
+            return self.curve, None
+        near = partial.copy()
+        near[1:] |= partial[:-1]
+        near[:-1] |= partial[1:]
+        return np.where(partial, np.nan, self.curve), np.where(near, self.curve, np.nan)
 
 
 def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> dict[str, str]:
@@ -160,7 +186,7 @@ def prepare_curves(
 ) -> list[DrawnCurve]:
     """Return the curves to draw, with the pinned run last. If `aggregate` is True, each group of seeds is one curve.
 
-    `averages` is the cache of moving averages for this metric.
+    A repeated run is not part of the curve of its group. `averages` is the cache of moving averages for this metric.
     """
     averages = averages or Averages()
     averages.keep_only(traces)
@@ -168,13 +194,25 @@ def prepare_curves(
     for number, trace in enumerate(traces):
         if len(trace.curve[0]):
             groups.setdefault(trace.group if aggregate and trace.group else f"\0{number}", []).append(trace)
-    drawn = [
-        _single_run(members[0], axis, smoothing, averages)
-        if len(members) == 1
-        else _median_of_seeds(members, axis, smoothing)
-        for members in groups.values()
-    ]
+    drawn = []
+    for traces_of_group in groups.values():
+        members = [trace for trace in traces_of_group if not (aggregate and trace.repeat)]
+        label = group_label([trace.label for trace in members], len(traces_of_group) - len(members))
+        if len(members) > 1:
+            drawn.append(_median_of_seeds(members, label, axis, smoothing))
+        else:
+            drawn.append(_single_run(members[0], axis, smoothing, averages)._replace(label=label))
     return sorted(drawn, key=lambda one: one.pinned)
+
+
+def group_label(labels: Sequence[str], repeats: int) -> str:
+    """Return the label of a group of seeds from the labels of its runs and the number of repeated runs."""
+    facts = [f"{len(labels)} seeds"] if len(labels) > 1 else []
+    facts += [f"{repeats} repeat{'s' if repeats > 1 else ''} hidden"] if repeats else []
+    words = zip(*(re.split("([-_. ])", label) for label in labels), strict=False)
+    common = "".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words)).rstrip("-_. ")
+    name = common if common and len(labels) > 1 else labels[0]
+    return f"{name} ({', '.join(facts)})" if facts else name
 
 
 def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
@@ -183,21 +221,19 @@ def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -
     return DrawnCurve(trace.label, trace.color, trace.pinned, x_values(trace.curve, axis), raw, curve)
 
 
-def _median_of_seeds(members: Sequence[Trace], axis: str, smoothing: float) -> DrawnCurve:
-    """Return the median of a group of runs with its interquartile band."""
+def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing: float) -> DrawnCurve:
+    """Return the median of a group of runs with its interquartile band. It is a plain curve where only one run is."""
     xs = [x_values(trace.curve, axis) for trace in members]
-    ys = [smooth(trace.curve[2], smoothing) for trace in members]
-    x, quartiles = quartiles_over(xs, ys)
+    x, quartiles, count = quartiles_over(xs, [trace.curve[2] for trace in members])
+    drawn = quartiles_over(xs, [smooth(trace.curve[2], smoothing) for trace in members])[1] if smoothing else quartiles
+    lower, upper = np.where(count > 1, drawn[[0, 2]], np.nan)
     first = next((trace for trace in members if trace.pinned), members[0])
-    words = zip(*(re.split("[-_. ]", trace.label) for trace in members), strict=False)
-    common = "-".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words))
-    label = f"{common or members[0].label} ({len(members)} seeds)"
-    lower, median, upper = quartiles
-    return DrawnCurve(label, first.color, first.pinned, x, median, median, (lower, upper))
+    seeds = SeedStatistics(tuple(trace.key for trace in members), count, quartiles)
+    return DrawnCurve(label, first.color, first.pinned, x, quartiles[1], drawn[1], (lower, upper), seeds)
 
 
-def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (x values [G], quartiles [3, G]) over curves. Each curve is interpolated inside its own range.
+def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (x values [G], quartiles [3, G], number of curves [G]). Each curve is interpolated inside its own range.
 
     The x values are those of the curves, unless there are too many. The quartiles are NaN outside of all curves.
     """
@@ -216,14 +252,29 @@ def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[
         above = np.minimum(below + 1, np.maximum(count - 1, 0))
         low, high = values[below, columns], values[above, columns]
         quartiles[row] = low + (rank - below) * (high - low)
-    return grid, quartiles
+    return grid, quartiles, count
 
 
-def value_at(x: np.ndarray, y: np.ndarray, at: float, slack: float = 0.0) -> float | None:
-    """Return the value nearest to the x value `at`, or None if `at` is more than `slack` outside the curve."""
-    if not len(x) or not x[0] - slack <= at <= x[-1] + slack:
+def index_at(x: np.ndarray, at: float | None, slack: float = 0.0) -> int | None:
+    """Return the index of the point nearest to the x value `at`, or of the last point if `at` is None.
+
+    The result is None if `at` is more than `slack` outside the curve, or if the curve is empty.
+    """
+    if not len(x) or at is None:
+        return len(x) - 1 if len(x) else None
+    if not x[0] - slack <= at <= x[-1] + slack:
         return None
     index = min(len(x) - 1, int(np.searchsorted(x, at)))
-    if index and at - x[index - 1] <= x[index] - at:
-        index -= 1
-    return float(y[index])
+    return index - 1 if index and at - x[index - 1] <= x[index] - at else index
+
+
+def value_at(x: np.ndarray, y: np.ndarray, at: float | None, slack: float = 0.0) -> float | None:
+    """Return the value of the point that `index_at` finds, or None if there is none."""
+    index = index_at(x, at, slack)
+    return None if index is None else float(y[index])
+
+
+def seed_count(one: DrawnCurve, at: float | None, slack: float = 0.0) -> int | None:
+    """Return the number of seeds that have a value at `at`, or None for the curve of one run or outside the curve."""
+    index = None if one.seeds is None else index_at(one.x, at, slack)
+    return None if one.seeds is None or index is None else int(one.seeds.counts[index])

@@ -22,7 +22,7 @@ class XAxis:
 
     def fit(self, traces: Sequence[Trace]) -> None:
         """Set the full range of the axis to the range of these curves."""
-        ends = x_ends(traces, self.settings.x_axis, self.settings.has_log_x)
+        ends = x_ends(traces, self.settings.axis, self.settings.has_log_x)
         view = None if ends is None else chart.add_margins(View(*ends, 0, 1))
         self.whole = None if view is None else Window(view.left, view.right)
 
@@ -30,7 +30,7 @@ class XAxis:
         """Return the drawing options for the charts of the page."""
         settings = self.settings
         return Look(
-            settings.x_axis,
+            settings.axis,
             settings.has_log_x,
             settings.log_y,
             settings.smoothing,

@@ -16,7 +16,7 @@ from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
 from ppo_unified.runs.folder import Run
-from ppo_unified.text import clean
+from ppo_unified.text import clean, display_width, pad
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.traces import Trace, series_colors
@@ -25,12 +25,13 @@ from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
 from tui.runs.run_head import format_head
 from tui.runs.run_tabs import Events, Options, Samples, System
-from tui.runs.seeds import siblings
+from tui.runs.seeds import mark_repeats, siblings
 from tui.services import Services
 from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 TABS = ("curves", "options", "log", "samples", "system", "events")
+NAME = 24  # maximum width of the pinned run's name in the line below the charts
 LOOK_S = 0.5  # interval between checks of files that the store does not watch, such as log and samples
 CHART_ACTIONS = frozenset(action.name for action in actions_of("charts"))
 
@@ -180,10 +181,18 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Return the keys of the runs to draw: this run, the pinned run and, if seeds are grouped, its other seeds."""
-        pinned = self.services.state.pinned
+        """Return the keys of the runs to draw: this run, the reference and, if seeds are grouped, its other seeds."""
+        pinned = self._pinned()
         keys = [*self._siblings(), self.key]
-        return [key for key in keys if key != pinned] + ([pinned] if pinned in self.store.entries else [])
+        return [key for key in keys if key != pinned] + ([pinned] if pinned else [])
+
+    def _pinned(self) -> str:
+        """Return the pinned run if it has the preset of this run, because other presets have other scales of scores."""
+        pinned, entry = self.store.entries.get(self.services.state.pinned), self.entry
+        if pinned is None or entry is None:
+            return ""
+        same = pinned.key == entry.key or "" != pinned.status.preset == entry.status.preset
+        return pinned.key if same else ""
 
     def _siblings(self) -> list[str]:
         """Return the runs that differ from this one only in the seed, or none if seeds are not grouped."""
@@ -199,7 +208,7 @@ class RunPage(RunActions):
         self._draw_curves()
 
     def _draw_curves(self) -> None:
-        keys, pinned = self._drawn_keys(), self.services.state.pinned
+        keys, pinned = self._drawn_keys(), self._pinned()
         if self.store.watch(keys):
             self.services.read_now()
         if self.tab != "curves":
@@ -208,11 +217,14 @@ class RunPage(RunActions):
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
-            return [
+            traces = [
                 Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others - {pinned} else "")
                 for key, curve in curves.items()
             ]
+            return mark_repeats(self.store, traces)
 
+        name = clean(pinned) if pinned != self.key else ""
+        self.plots.legend = f"pinned: {pad(name, min(NAME, display_width(name)))}" if name else ""
         self.plots.show(self.store.chart_tags([self.key]), traces)
 
     def explain(self) -> str | None:

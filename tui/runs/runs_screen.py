@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import ClassVar
 
@@ -160,7 +159,7 @@ class RunsScreen(RunActions):
 
     def action_open(self) -> None:
         if entry := self.entry:
-            plots = Plots(replace(self.plots.settings, aggregate=False), self.services.unicode)
+            plots = Plots(self.plots.settings.for_one_run(), self.services.unicode)
             others = [key for key in (self.services.state.pinned, *self.selection.marked_keys()) if key != entry.key]
             reference = next((key for key in others if key in self.store.entries), None)
             self.app.push_screen(RunPage(self.services, entry.key, self.store, reference, plots))

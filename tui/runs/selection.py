@@ -8,7 +8,7 @@ from ppo_unified.text import clean
 from tui.charts.traces import Trace, series_colors
 from tui.runs.entries import Entry
 from tui.runs.run_list import Marks
-from tui.runs.seeds import seed_group
+from tui.runs.seeds import mark_repeats, seed_group
 from tui.store import Store
 from tui.view_state import ViewState
 
@@ -41,7 +41,7 @@ class Selection:
             if (curve := self._store.curve(key, tag)) is not None:
                 group = seed_group(self._store, key) if aggregate else ""
                 drawn.append(Trace(key, clean(key), color, curve, key == marks.pinned, group))
-        return drawn
+        return mark_repeats(self._store, drawn)
 
     def toggle_mark(self, key: str) -> None:
         """Mark or unmark a run."""
