@@ -322,6 +322,45 @@ def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
     drive(runs, act)
 
 
+def test_seeds_view_draws_one_run_per_seed(runs: Path) -> None:
+    make_run(runs, "alpha-2", 1, started=1e9 + 10)  # the newest run of seed 1 that has a score
+    make_run(runs, "alpha-3", 1, started=1e9 + 20, score=None)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        def labels() -> list[str]:
+            return [one.label for one in find_plots(app).plots[0].curves]
+
+        await pilot.press("a", "A")
+        await wait_until(pilot, lambda: labels() == ["alpha-2 (2 seeds, 2 repeats hidden)", "gamma"])
+        group = find_plots(app).plots[0].curves[0]
+        assert group.seeds is not None
+        assert set(group.seeds.keys) == {"alpha-2", "beta"}
+        run_list(app).move_to("alpha")
+        await pilot.press("p")  # the pinned run is drawn instead of a newer one with the same seed
+        await wait_until(pilot, lambda: labels() == ["gamma", "alpha (2 seeds, 2 repeats hidden)"])
+
+    drive(runs, act)
+
+
+def test_run_page_starts_with_all_metrics_on_the_first_page(runs: Path) -> None:
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await wait_until(pilot, lambda: len(find_plots(app).tags) == len(TAGS))
+        settings = find_plots(app).settings
+        settings.page, settings.group, settings.words, settings.window = 2, "policy", "kl", (100.0, 300.0)
+        settings.grid, settings.smoothing, settings.x_axis, settings.follow = 2, 0.9, "relative", False
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and bool(app.screen.plots.plots))
+        page = app.screen
+        assert isinstance(page, RunPage)
+        assert [plot.tag for plot in page.plots.plots] == ["eval/score", "episode/return"]
+        kept = page.plots.settings
+        assert (kept.grid, kept.smoothing, kept.x_axis, kept.window, kept.follow) == (2, 0.9, "relative", None, True)
+        await pilot.press("escape")
+        assert (settings.page, settings.group, settings.words) == (2, "policy", "kl")
+
+    drive(runs, act)
+
+
 def test_standard_metrics_come_first(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await wait_until(pilot, lambda: len(find_plots(app).tags) == len(TAGS))

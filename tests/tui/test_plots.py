@@ -70,11 +70,13 @@ class Source:
         }
         self.asked: list[str] = []
         self.group = ""
+        self.repeats: set[str] = set()  # the runs whose seed another run represents
 
     def traces(self, tag: str) -> list[Trace]:
         self.asked.append(tag)
         colors = series_colors(self.keys, self.keys[-1])
-        return [Trace(k, k, colors[k], self.curves[k, tag], k == self.keys[-1], self.group) for k in self.keys]
+        pinned, group = self.keys[-1], self.group
+        return [Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in self.repeats) for k in self.keys]
 
     def grow(self, tag: str, points: int) -> None:
         for k, key in enumerate(self.keys):
@@ -271,6 +273,44 @@ def test_each_group_is_one_curve_and_reference_is_last() -> None:
     assert [one.label for one in drawn] == ["a (2 seeds)", "b", "c-1", "ref"]
     assert [one.band is not None for one in drawn] == [True, False, False, False]
     assert [one.label for one in prepare_curves(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
+    traces = [trace("lr0.01_s1", "A"), trace("lr0.01_s2", "A"), trace("other")]
+    assert [one.label for one in prepare_curves(traces, "step", 0.0, True)] == ["lr0.01 (2 seeds)", "other"]
+
+
+def test_repeated_runs_are_not_seeds() -> None:
+    def trace(key: str, seed: int, repeat: bool = False) -> Trace:
+        return Trace(key, key, "#123456", curve(20, seed), False, "A", repeat)
+
+    traces = [trace("a-1", 1), trace("a-2", 2, True), trace("a-2-2", 3), trace("a-3", 4)]
+    (one,) = prepare_curves(traces, "step", 0.0, True)
+    assert one.label == "a (3 seeds, 1 repeat hidden)"
+    np.testing.assert_allclose(one.curve, np.median([curve(20, seed)[2] for seed in (1, 3, 4)], axis=0))
+    assert len(prepare_curves(traces, "step", 0.0, False)) == 4
+    (one,) = prepare_curves(traces[1:3], "step", 0.0, True)
+    assert (one.label, one.band) == ("a-2-2 (1 repeat hidden)", None)
+    np.testing.assert_array_equal(one.raw, traces[2].curve[2])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_part_without_all_seeds_is_separate_from_the_median(smoothing: float) -> None:
+    traces = [
+        Trace(f"a-{k}", f"a-{k}", "#123456", curve(points, k), group="A") for k, points in enumerate((10, 20, 30))
+    ]
+    (one,) = prepare_curves(traces, "step", smoothing, True)
+    assert one.seeds is not None
+    np.testing.assert_array_equal(one.seeds.counts, np.repeat([3, 2, 1], 10))
+    complete, partial = one.split()
+    assert partial is not None
+    np.testing.assert_array_equal(np.isfinite(complete), one.seeds.counts == 3)
+    np.testing.assert_array_equal(np.isfinite(partial), np.arange(30) >= 9)  # connected to the last complete point
+    raw, alone = traces[2].curve[2], smooth(traces[2].curve[2], smoothing)
+    np.testing.assert_allclose(partial[20:], alone[20:])
+    assert one.band is not None
+    for side in one.band:
+        np.testing.assert_array_equal(np.isfinite(side), one.seeds.counts > 1)
+    np.testing.assert_allclose(one.raw[20:], raw[20:])  # titles and tables show raw values, as for a single run
+    whole = prepare_curves([trace._replace(curve=curve(20)) for trace in traces], "step", 0.0, True)[0]
+    assert whole.split() == (whole.curve, None)
 
 
 def test_incremental_averages_equal_full_averages() -> None:
@@ -766,6 +806,65 @@ def test_seeds_are_one_curve_with_a_band() -> None:
     drive(app, test)
 
 
+def test_number_of_seeds_is_shown_at_the_crosshair() -> None:
+    source = Source()
+    source.group, source.repeats = "same", {"run-1"}
+    source.curves |= {("run-0", tag): curve(200, 5) for tag in TAGS}
+    app = Charts(source, Settings(grid=1, aggregate=True, smoothing=0.6))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plot = app.plots.plots[0]
+        first, last = (source.curves[key, plot.tag][2] for key in ("run-0", "run-2"))
+        label = "run (2 seeds, 1 repeat hidden)"
+        assert plot.render_line(0).text.rstrip().endswith(f"{label} {format_number(float(last[-1]))} one run")
+        assert "seeds grouped  1 repeat hidden" in page_line(app.plots)
+        styles = [{s.style.color for s in plot.render_line(y) if s.style} for y in range(1, plot.size.height)]
+        assert len(set().union(*styles)) >= 5  # axis, text, median, band, and the part without all seeds
+        await act(pilot, "enlarge")
+        screen = app.screen
+        assert isinstance(screen, MetricScreen)
+
+        def table() -> list[str]:
+            return str(screen.query_one("#table", Static).render()).split("\n")
+
+        assert table()[0].split() == ["seeds", "at", "the", "end", "n", "median", "25%", "75%"]
+        assert table()[1].removeprefix(label).split() == ["1", "of", "2", "-", "-", "-"]
+        assert [line.split("  ")[0] for line in table()[3:]] == ["run", "run-0", "repeat: run-1", "run-2"]
+        app.screen.plots._set_cross(1000.0, False)
+        await pilot.pause()
+        quartiles = np.percentile([first[99], last[99]], (50, 25, 75))
+        assert table()[0].startswith("seeds at the cursor")
+        assert table()[1].removeprefix(label).split() == ["2", "of", "2", *map(format_number, quartiles)]
+        assert screen.plots.plots[0].render_line(0).text.rstrip().endswith(f" {format_number(quartiles[0])} n=2")
+
+    drive(app, test)
+
+
+def test_seeds_are_grouped_only_over_steps() -> None:
+    app = Charts(Source(), Settings(x_axis="time"))
+
+    async def test(pilot: Pilot[None]) -> None:
+        app.source.group, plots = "same", app.plots
+        app.show()
+        await act(pilot, "zoom_in")
+        await act(pilot, "aggregate")
+        assert shown_window(plots) == Window(10, 3000)
+        np.testing.assert_array_equal(plots.plots[0].curves[0].x, app.source.curves["run-0", "eval/score"][0])
+        assert "x: step  seeds grouped" in page_line(plots)
+        await act(pilot, "x_axis")
+        assert shown_window(plots) == Window(10, 3000)
+        await act(pilot, "zoom_in")
+        notices = [notification.message for notification in app._notifications]
+        assert ["compared at equal steps" in notice for notice in notices] == [True, True]
+        assert "returns to time of day" in notices[0]
+        assert "ungroup the seeds with A" in notices[1]
+        await act(pilot, "aggregate")  # restores the axis that the user selected
+        assert shown_window(plots) == Window(1.79e9, 1.79e9 + 598)
+        assert "x: time of day" in page_line(plots)
+
+    drive(app, test)
+
+
 def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> None:
     app = Charts(Source(), Settings(smoothing=0.9, log_y=True), exports=tmp_path / "exports")
 
@@ -804,7 +903,8 @@ def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
     app = Charts(Source(), Settings(aggregate=True), exports=tmp_path)
 
     async def test(pilot: Pilot[None]) -> None:
-        app.source.group = "same"
+        app.source.group, app.source.repeats = "same", {"run-2"}
+        app.source.curves["run-0", "eval/score"] = curve(200)
         app.show()
         await pilot.pause()
         await act(pilot, "export")
@@ -812,8 +912,11 @@ def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
 
     drive(app, test)
     text = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
-    assert ">run (3 seeds)<" in text
+    assert ">run (2 seeds, 1 repeat hidden)<" in text
     assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
+    assert len(re.findall('stroke-opacity="0.4"', text)) == 1  # the part without all seeds
+    rows = list(csv.DictReader((tmp_path / "eval-score.csv").read_text(encoding="utf-8").splitlines()))
+    assert {row["run"] for row in rows} == {"run-0", "run-1"}
 
 
 def test_exported_picture_shows_a_single_point_spike(tmp_path: Path) -> None:

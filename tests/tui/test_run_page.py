@@ -195,6 +195,41 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
+@pytest.mark.parametrize(("preset", "drawn"), [("cartpole", ["a", "b"]), ("acrobot", ["a"]), ("", ["a"])])
+def test_pinned_run_is_drawn_and_named_if_it_has_the_preset(tmp_path: Path, preset: str, drawn: list[str]) -> None:
+    make_run(tmp_path)
+    make_run(tmp_path, "b", preset=preset)
+    host = Host(tmp_path)
+    host.state.pinned = "b"
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await wait_until(pilot, lambda: "eval/score" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: [one.label for one in page.plots.plots[0].curves] == drawn)
+        assert ("pinned: b" in str(page.plots.query_one(".page", Static).render())) == (len(drawn) > 1)
+        host.state.pinned = "a"  # the page of the pinned run itself
+        page._draw_curves()
+        await pilot.pause()
+        assert [(one.label, one.pinned) for one in page.plots.plots[0].curves] == [("a", True)]
+        assert "pinned" not in str(page.plots.query_one(".page", Static).render())
+
+    drive(host, act)
+
+
+def test_repeated_run_is_not_another_seed(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    make_run(tmp_path, "a-2")  # the same options and seed
+    for name, seed in (("b-1", 2), ("b-1-2", 2), ("b-2", 3)):
+        run = make_run(tmp_path, name)
+        run.config.write_text(CONFIG.format(clip=0.2).replace("seed = 1", f"seed = {seed}"), encoding="utf-8")
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("A")
+        labels = ["a", "b (2 seeds, 1 repeat hidden)"]
+        await wait_until(pilot, lambda: sorted(one.label for one in page.plots.plots[0].curves) == labels)
+
+    drive(Host(tmp_path), act)
+
+
 def test_tabs_open_by_digit_bracket_and_click(tmp_path: Path) -> None:
     make_run(tmp_path)
 

@@ -22,7 +22,7 @@ from tui.charts.pages import Page, Pages, divide, group_of, matching_tags
 from tui.charts.plot import Plot
 from tui.charts.plot_grid import PlotGrid
 from tui.charts.settings import AXIS_LABELS, GRIDS, Settings, layout
-from tui.charts.traces import AXES, Trace
+from tui.charts.traces import AXES, Trace, describe_repeats
 from tui.charts.x_axis import XAxis
 from tui.dialogs import PromptDialog
 
@@ -149,7 +149,7 @@ class Plots(Widget):
             self._empty.update(why)
         parts = [page.position, *([self.legend] if self.legend else []), *self.settings.describe()]
         if self.settings.aggregate and repeats:
-            parts.append(f"{repeats} repeated run{'s' if repeats > 1 else ''} hidden")
+            parts.append(describe_repeats(repeats))
         text = pad("  ".join(parts), max(1, self.size.width))
         if text != self._line_text:
             self._line_text = text

@@ -51,7 +51,7 @@ class Settings:
         parts = [f"x: {AXIS_LABELS[self.axis]}{' log' if self.has_log_x else ''}"]
         parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
         parts += ["log y"] if self.log_y else []
-        parts += ["seeds grouped by step"] if self.aggregate else []
+        parts += ["seeds grouped"] if self.aggregate else []
         parts += [f"group {clean(self.group)}/"] if self.group else []
         parts += [f"words: {clean(self.words)}"] if self.words else []
         if self.window is not None:

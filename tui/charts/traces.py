@@ -197,6 +197,7 @@ def prepare_curves(
     drawn = []
     for traces_of_group in groups.values():
         members = [trace for trace in traces_of_group if not (aggregate and trace.repeat)]
+        members.sort(key=lambda trace: not trace.pinned)  # the group has the color of its first run
         label = group_label([trace.label for trace in members], len(traces_of_group) - len(members))
         if len(members) > 1:
             drawn.append(_median_of_seeds(members, label, axis, smoothing))
@@ -205,10 +206,15 @@ def prepare_curves(
     return sorted(drawn, key=lambda one: one.pinned)
 
 
+def describe_repeats(repeats: int) -> str:
+    """Say how many runs are not drawn because another run has the same options and seed."""
+    return f"{repeats} repeat{'s' if repeats > 1 else ''} hidden"
+
+
 def group_label(labels: Sequence[str], repeats: int) -> str:
     """Return the label of a group of seeds from the labels of its runs and the number of repeated runs."""
     facts = [f"{len(labels)} seeds"] if len(labels) > 1 else []
-    facts += [f"{repeats} repeat{'s' if repeats > 1 else ''} hidden"] if repeats else []
+    facts += [describe_repeats(repeats)] if repeats else []
     words = zip(*(re.split("([-_. ])", label) for label in labels), strict=False)
     common = "".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words)).rstrip("-_. ")
     name = common if common and len(labels) > 1 else labels[0]
@@ -227,7 +233,7 @@ def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing:
     x, quartiles, count = quartiles_over(xs, [trace.curve[2] for trace in members])
     drawn = quartiles_over(xs, [smooth(trace.curve[2], smoothing) for trace in members])[1] if smoothing else quartiles
     lower, upper = np.where(count > 1, drawn[[0, 2]], np.nan)
-    first = next((trace for trace in members if trace.pinned), members[0])
+    first = members[0]
     seeds = SeedStatistics(tuple(trace.key for trace in members), count, quartiles)
     return DrawnCurve(label, first.color, first.pinned, x, quartiles[1], drawn[1], (lower, upper), seeds)
 
