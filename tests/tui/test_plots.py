@@ -830,7 +830,7 @@ def test_number_of_seeds_is_shown_at_the_crosshair() -> None:
         assert table()[0].split() == ["seeds", "at", "the", "end", "n", "median", "25%", "75%"]
         assert table()[1].removeprefix(label).split() == ["1", "of", "2", "-", "-", "-"]
         assert [line.split("  ")[0] for line in table()[3:]] == ["run", "run-0", "repeat: run-1", "run-2"]
-        app.screen.plots._set_cross(1000.0, False)
+        screen.plots._set_cross(1000.0, False)
         await pilot.pause()
         quartiles = np.percentile([first[99], last[99]], (50, 25, 75))
         assert table()[0].startswith("seeds at the cursor")
@@ -904,8 +904,10 @@ def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
 
     async def test(pilot: Pilot[None]) -> None:
         app.source.group, app.source.repeats = "same", {"run-2"}
-        app.source.curves["run-0", "eval/score"] = curve(200)
+        app.source.curves |= {("run-0", "eval/score"): curve(200), ("run-2", "eval/score"): curve(900)}
         app.show()
+        await pilot.pause()
+        assert shown_window(app.plots).right == 3000  # the hidden repeat does not extend the axis
         await pilot.pause()
         await act(pilot, "export")
         await app.workers.wait_for_complete()

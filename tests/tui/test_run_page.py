@@ -206,6 +206,7 @@ def test_pinned_run_is_drawn_and_named_if_it_has_the_preset(tmp_path: Path, pres
         await wait_until(pilot, lambda: "eval/score" in screen_text(pilot.app))
         await wait_until(pilot, lambda: [one.label for one in page.plots.plots[0].curves] == drawn)
         assert ("pinned: b" in str(page.plots.query_one(".page", Static).render())) == (len(drawn) > 1)
+        assert ("b 466.7 pin" in page.plots.plots[0].render_line(0).text) == (len(drawn) > 1)
         host.state.pinned = "a"  # the page of the pinned run itself
         page._draw_curves()
         await pilot.pause()

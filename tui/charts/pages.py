@@ -53,6 +53,13 @@ def group_of(tag: str) -> str:
     return tag.split("/")[0]
 
 
+def next_group(tags: Sequence[str], group: str) -> str:
+    """Return the group of metrics that follows `group`. "" stands for all metrics and precedes the first group."""
+    groups = ["", *dict.fromkeys(map(group_of, tags))]
+    at = groups.index(group) if group in groups else -1
+    return groups[(at + 1) % len(groups)]
+
+
 def matching_tags(tags: Sequence[str], settings: Settings) -> list[str]:
     """Return the metrics that match the selected group and words."""
     words, group = re.split(r"[\s,|]+", settings.words.strip().lower()), settings.group

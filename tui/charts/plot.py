@@ -151,10 +151,13 @@ class Plot(Widget, can_focus=True):
         return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
 
     def numbers(self) -> list[str]:
-        """Format the values, and behind the value of a curve of several seeds the number of seeds that have one."""
-        counts = [seed_count(one, self.cross, self.slack) for one in self.curves]
-        notes = ["" if count is None else " one run" if count == 1 else f" n={count}" for count in counts]
-        return [format_number(value) + note for value, note in zip(self.values(), notes, strict=True)]
+        """Format the values, with the number of seeds behind a median. The pinned run among others is marked."""
+        numbers = []
+        for one, value in zip(self.curves, self.values(), strict=True):
+            count = seed_count(one, self.cross, self.slack)
+            note = "" if count is None else " one run" if count == 1 else f" n={count}"
+            numbers.append(format_number(value) + note + (" pin" if one.pinned and len(self.curves) > 1 else ""))
+        return numbers
 
     @property
     def slack(self) -> float:

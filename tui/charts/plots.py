@@ -18,11 +18,11 @@ from textual.widgets import Static
 from ppo_unified.runs.metrics import find_metric
 from ppo_unified.text import clean, pad
 from tui.charts.export import PaperChart, export_chart
-from tui.charts.pages import Page, Pages, divide, group_of, matching_tags
+from tui.charts.pages import Page, Pages, divide, matching_tags, next_group
 from tui.charts.plot import Plot
 from tui.charts.plot_grid import PlotGrid
-from tui.charts.settings import AXIS_LABELS, GRIDS, Settings, layout
-from tui.charts.traces import AXES, Trace, describe_repeats
+from tui.charts.settings import GRIDS, Settings, layout
+from tui.charts.traces import Trace, describe_repeats, drawn_traces
 from tui.charts.x_axis import XAxis
 from tui.dialogs import PromptDialog
 
@@ -147,9 +147,8 @@ class Plots(Widget):
                 "No metric matches. Press m to change the words, v to change the group." if there else "No curves yet."
             )
             self._empty.update(why)
-        parts = [page.position, *([self.legend] if self.legend else []), *self.settings.describe()]
-        if self.settings.aggregate and repeats:
-            parts.append(describe_repeats(repeats))
+        hidden = describe_repeats(repeats) if self.settings.aggregate and repeats else ""
+        parts = filter(None, (page.position, self.legend, *self.settings.describe(), hidden))
         text = pad("  ".join(parts), max(1, self.size.width))
         if text != self._line_text:
             self._line_text = text
@@ -187,9 +186,8 @@ class Plots(Widget):
         self._zoom(message.factor, message.at)
 
     def on_plot_dragged(self, message: Plot.Dragged) -> None:
-        if self._axis.whole is not None:
-            self._axis.drag(message.grabbed, message.share)
-            self.apply_settings()
+        self._axis.drag(message.grabbed, message.share)
+        self.apply_settings()
 
     def _set_cross(self, x: float | None, pointed: bool) -> None:
         self.cross, self._pointed = x, pointed
@@ -246,18 +244,14 @@ class Plots(Widget):
         self.apply_settings()
 
     def action_group(self) -> None:
-        groups = ["", *dict.fromkeys(map(group_of, self.tags))]
-        at = groups.index(self.settings.group) if self.settings.group in groups else -1
-        self.settings.group, self.settings.page = groups[(at + 1) % len(groups)], 0
+        self.settings.group, self.settings.page = next_group(self.tags, self.settings.group), 0
         self.apply_settings()
 
     def action_x_axis(self) -> None:
-        settings = self.settings
-        if settings.aggregate:
+        if self.settings.aggregate:
             self.notify(f"{NO_CLOCK} To select another x axis, ungroup the seeds with A.", markup=False)
             return
-        settings.x_axis = AXES[(AXES.index(settings.x_axis) + 1) % len(AXES)]
-        settings.window = None  # it belongs to the previous axis
+        self.settings.switch_axis()
         self.apply_settings()
 
     def action_log_y(self) -> None:
@@ -283,9 +277,8 @@ class Plots(Widget):
         self._zoom(1 / ZOOM, self._axis.position_of(self.cross))
 
     def _zoom(self, factor: float, at: float | None) -> None:
-        if self._axis.whole is not None:
-            self._axis.zoom(factor, at)
-            self.apply_settings()
+        self._axis.zoom(factor, at)
+        self.apply_settings()
 
     def action_pan_left(self) -> None:
         self._pan(-PAN)
@@ -294,9 +287,8 @@ class Plots(Widget):
         self._pan(PAN)
 
     def _pan(self, by: float) -> None:
-        if self._axis.whole is not None:
-            self._axis.pan(by)
-            self.apply_settings()
+        self._axis.pan(by)
+        self.apply_settings()
 
     def action_zoom_reset(self) -> None:
         self._axis.reset()
@@ -314,22 +306,17 @@ class Plots(Widget):
             self._set_cross(self.current.x_beside_cross(by), False)
 
     def action_aggregate(self) -> None:
-        settings, before = self.settings, self.settings.axis
-        settings.aggregate = not settings.aggregate
-        if settings.axis != before:
-            settings.window = None  # it belongs to the previous axis
-            if settings.aggregate:
-                axis = AXIS_LABELS[settings.x_axis]
-                self.notify(f"{NO_CLOCK} The x axis returns to {axis} when you ungroup the seeds.", markup=False)
+        other_axis = self.settings.switch_aggregate()
+        if other_axis and self.settings.aggregate:
+            self.notify(f"{NO_CLOCK} The x axis returns to {other_axis} when you ungroup the seeds.", markup=False)
         self.apply_settings()
 
     def action_export(self) -> None:
         plot = self.current
         if plot is None:
             return
-        if traces := list(self.traces(plot.tag)):
-            drawn = [trace for trace in traces if not (self.settings.aggregate and trace.repeat)]
-            self._export(plot.tag, drawn, plot.export_picture())
+        if traces := drawn_traces(self.traces(plot.tag), self.settings.aggregate):
+            self._export(plot.tag, traces, plot.export_picture())
         else:
             self.notify(f"Cannot export {clean(plot.tag)}: it has no points yet.", markup=False)
 

@@ -42,6 +42,19 @@ class Settings:
         """True if the x axis is logarithmic. The time of day never is."""
         return self.log_x and self.axis != "time"
 
+    def switch_axis(self) -> None:
+        """Select the next x axis and show its full range."""
+        self.x_axis = AXES[(AXES.index(self.x_axis) + 1) % len(AXES)]
+        self.window = None  # it belongs to the previous axis
+
+    def switch_aggregate(self) -> str:
+        """Group or ungroup seeds. If this changes the x axis, return the label of the axis that the user selected."""
+        before, self.aggregate = self.axis, not self.aggregate
+        if self.axis == before:
+            return ""
+        self.window = None  # it belongs to the previous axis
+        return AXIS_LABELS[self.x_axis]
+
     def for_one_run(self) -> Settings:
         """Return the settings for the page of one run: the same look, but all metrics from the first page on."""
         return replace(self, page=0, group="", words="", aggregate=False, window=None, follow=True)

@@ -196,7 +196,7 @@ def prepare_curves(
             groups.setdefault(trace.group if aggregate and trace.group else f"\0{number}", []).append(trace)
     drawn = []
     for traces_of_group in groups.values():
-        members = [trace for trace in traces_of_group if not (aggregate and trace.repeat)]
+        members = drawn_traces(traces_of_group, aggregate)
         members.sort(key=lambda trace: not trace.pinned)  # the group has the color of its first run
         label = group_label([trace.label for trace in members], len(traces_of_group) - len(members))
         if len(members) > 1:
@@ -204,6 +204,11 @@ def prepare_curves(
         else:
             drawn.append(_single_run(members[0], axis, smoothing, averages)._replace(label=label))
     return sorted(drawn, key=lambda one: one.pinned)
+
+
+def drawn_traces(traces: Iterable[Trace], aggregate: bool) -> list[Trace]:
+    """Return the curves that charts show, that is, without those of repeated runs if seeds are grouped."""
+    return [trace for trace in traces if not (aggregate and trace.repeat)]
 
 
 def describe_repeats(repeats: int) -> str:

@@ -9,7 +9,7 @@ from ppo_unified.terminal import chart
 from ppo_unified.terminal.braille import View
 from tui.charts.chart_picture import Look
 from tui.charts.settings import Settings
-from tui.charts.traces import Trace, x_ends
+from tui.charts.traces import Trace, drawn_traces, x_ends
 from tui.charts.window import Window, clamp, move_to_end, pan, touches_end, zoom
 
 
@@ -22,7 +22,7 @@ class XAxis:
 
     def fit(self, traces: Sequence[Trace]) -> None:
         """Set the full range of the axis to the range of these curves."""
-        ends = x_ends(traces, self.settings.axis, self.settings.has_log_x)
+        ends = x_ends(drawn_traces(traces, self.settings.aggregate), self.settings.axis, self.settings.has_log_x)
         view = None if ends is None else chart.add_margins(View(*ends, 0, 1))
         self.whole = None if view is None else Window(view.left, view.right)
 
