@@ -38,6 +38,7 @@ NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for 
     "active": "needs an active run",
     "ended": "needs a run that has ended",
     "curves": "needs a chart",
+    "ungrouped": "needs ungrouped seeds",
 }
 PLACE_NEEDS: dict[Place, str] = {"charts": "curves"}
 ALWAYS, PROMINENT = 0, 2  # ranks
@@ -202,7 +203,15 @@ ACTIONS: tuple[Action, ...] = (
         "Show only one group of metrics, such as policy/; press the key again for the next group",
         "charts",
     ),
-    Action("x_axis", "x", "X axis", "Switch the x axis between steps, elapsed time and time of day", "charts", rank=7),
+    Action(
+        "x_axis",
+        "x",
+        "X axis",
+        "Switch the x axis between steps, elapsed time and time of day",
+        "charts",
+        rank=7,
+        needs="ungrouped",
+    ),
     Action("log_y", "l", "Log y", "Switch the y axis between linear and logarithmic", "charts"),
     Action("log_x", "L", "Log x", "Switch the x axis between linear and logarithmic", "charts"),
     Action("smoother", "full_stop", "Smooth more", "Smooth the curves more; the raw values stay visible", "charts"),

@@ -28,7 +28,7 @@ from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.processes import stop
 from tui import app as program
 from tui import pacing
-from tui.actions import ACTIONS, PLACES, Place, actions_of
+from tui.actions import ACTIONS, PLACES, Place, actions_of, applicable_actions
 from tui.app import Terminal
 from tui.charts.chart_picture import GUTTER
 from tui.charts.metric_screen import MetricScreen, OnePlot
@@ -332,6 +332,7 @@ def test_seeds_view_draws_one_run_per_seed(runs: Path) -> None:
 
         await pilot.press("a", "A")
         await wait_until(pilot, lambda: labels() == ["alpha-2 (2 seeds, 2 repeats hidden)", "gamma"])
+        assert "x_axis" not in [action.name for action in applicable_actions(app, app.screen)]
         group = find_plots(app).plots[0].curves[0]
         assert group.seeds is not None
         assert set(group.seeds.keys) == {"alpha-2", "beta"}

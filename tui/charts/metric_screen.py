@@ -72,13 +72,13 @@ class MetricScreen(Screen[None]):
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-below"), (150, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("metric", "charts")
-    conditions = frozenset({"curves"})
 
     def __init__(self, source: Plots, tag: str) -> None:
         """Create a view of the metric `tag` that shares the settings and curves of `source`."""
         super().__init__()
         self.source, self.tag = source, tag
         self._table_size = (0, 0)
+        self._seeds_grouped = source.settings.aggregate
 
     def compose(self) -> ComposeResult:
         yield Static(id="meaning", markup=False)
@@ -94,6 +94,11 @@ class MetricScreen(Screen[None]):
 
     def on_unmount(self) -> None:
         self.source.renewed.unsubscribe(self)
+
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The conditions of actions that hold."""
+        return self.source.settings.conditions | {"curves"}
 
     @property
     def plots(self) -> OnePlot:
@@ -126,6 +131,9 @@ class MetricScreen(Screen[None]):
 
     def on_plots_changed(self) -> None:
         self.source.apply_settings()
+        if self._seeds_grouped != self.source.settings.aggregate:
+            self._seeds_grouped = self.source.settings.aggregate
+            self.refresh_bindings()
 
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         message.stop()

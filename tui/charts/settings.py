@@ -42,6 +42,11 @@ class Settings:
         """True if the x axis is logarithmic. The time of day never is."""
         return self.log_x and self.axis != "time"
 
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The conditions of chart actions that these settings fulfil."""
+        return frozenset() if self.aggregate else frozenset({"ungrouped"})
+
     def switch_axis(self) -> None:
         """Select the next x axis and show its full range."""
         self.x_axis = AXES[(AXES.index(self.x_axis) + 1) % len(AXES)]

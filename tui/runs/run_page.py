@@ -110,7 +110,7 @@ class RunPage(RunActions):
 
     @property
     def conditions(self) -> frozenset[str]:
-        return super().conditions | {self.tab}
+        return super().conditions | self.plots.settings.conditions | {self.tab}
 
     # updates from the store and the files
 
@@ -203,6 +203,7 @@ class RunPage(RunActions):
         if grouped == self._seeds_grouped:
             return
         self._seeds_grouped = grouped
+        self.refresh_footer()
         if grouped and not self._siblings():
             self.notify(f"No other run differs from {clean(self.key)} only in the seed.", markup=False)
         self._draw_curves()

@@ -75,7 +75,8 @@ class RunsScreen(RunActions):
     @property
     def conditions(self) -> frozenset[str]:
         shown = {"runs": bool(self.store.entries), "curves": bool(self.plots.tags)}
-        return super().conditions | {condition for condition, holds in shown.items() if holds}
+        found = {condition for condition, holds in shown.items() if holds}
+        return super().conditions | self.plots.settings.conditions | found
 
     # updates from the store
 
@@ -276,6 +277,7 @@ class RunsScreen(RunActions):
     def on_plots_changed(self) -> None:
         self.services.state.charts = self.plots.settings.to_dict()
         self.call_after_refresh(self.services.save_state)  # writing the file must not delay the redraw
+        self.refresh_footer()
         if self.plots.settings.aggregate:
             self._redraw()
 
