@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textual.app import App
     from textual.screen import Screen
 
-Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "picker", "form"]
+Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "watch", "picker", "form"]
 
 PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "runs": "List of runs",
@@ -25,6 +25,7 @@ PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "charts": "Charts",
     "metric": "Enlarged metric",
     "run": "Run page",
+    "watch": "Watch",
     "picker": "New run: target",
     "form": "New run: options",
     "app": "Everywhere",
@@ -256,6 +257,40 @@ ACTIONS: tuple[Action, ...] = (
         "run",
         prominent="options",
     ),
+    Action("pause", "space", "Pause", "Pause or continue the episode", "watch", rank=1),
+    Action(
+        "step",
+        "full_stop,right",
+        "Step",
+        "Pause, then advance the episode by one step per key press",
+        "watch",
+        rank=1,
+    ),
+    Action(
+        "faster",
+        "plus,equals_sign",
+        "Faster",
+        "Play faster: up to 8 times the environment's speed, then without a limit",
+        "watch",
+        rank=2,
+    ),
+    Action("slower", "minus", "Slower", "Play slower: down to a quarter of the environment's speed", "watch", rank=2),
+    Action("next_episode", "n", "Next episode", "Start the next episode, with a new seed", "watch", rank=3),
+    Action("send", "enter", "Send", "Send the prompt to the language model", "watch", rank=1),
+    Action("example", "ctrl+n", "Example", "Send a held-out prompt to the language model", "watch", rank=2),
+    Action("earlier_prompt", "up", "Earlier prompt", "Edit the previous prompt", "watch"),
+    Action("later_prompt", "down", "Later prompt", "Edit the next prompt", "watch"),
+    Action("scroll_up", "pageup", "Scroll up", "Show earlier responses", "watch"),
+    Action("scroll_down", "pagedown", "Scroll down", "Show later responses", "watch"),
+    Action(
+        "decoding",
+        "g,ctrl+g",
+        "Sampled",
+        "Switch between greedy and sampled actions or tokens",
+        "watch",
+        rank=3,
+    ),
+    Action("back", "escape,q", "Back", "End watching and return", "watch", rank=ALWAYS),
     Action("choose", "enter", "Select", "Open the form for the selected target", "picker", rank=1),
     Action("cancel", "escape", "Cancel", "Return to the list of runs without starting a run", "picker", rank=ALWAYS),
     Action(

@@ -20,14 +20,22 @@ from ppo_unified.cli.common import (
     integer,
     number,
 )
-from ppo_unified.cli.policy import LoadedPolicy, describe_checkpoint, describe_decoding, load_policy, play_frames
+from ppo_unified.cli.play_server import serve
+from ppo_unified.cli.policy import (
+    LoadedPolicy,
+    describe_checkpoint,
+    describe_decoding,
+    exchange_blocks,
+    load_policy,
+    play_frames,
+)
 from ppo_unified.config.registry import find_adapter, load
-from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
+from ppo_unified.config.spec import Chat, Exchange, Frame
 from ppo_unified.errors import UsageError
-from ppo_unified.terminal.chat import Block, format_blocks
+from ppo_unified.terminal.chat import format_blocks
 from ppo_unified.terminal.frames import Style, draw
 from ppo_unified.terminal.screen import Screen, open_screen, style_for
-from ppo_unified.text import can_color, clean, format_number, is_drawable, print_err, print_out
+from ppo_unified.text import can_color, clean, is_drawable, print_err, print_out
 
 FPS = 30.0  # the highest default frame rate
 PAUSE_FRAMES = 30  # the last frame of an episode is shown for the time of this many frames
@@ -57,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="frames per second (default: the environment's rate)",
     )
+    parser.add_argument(
+        "--serve", action="store_true", help="send frames or responses to another program, as the terminal UI requests"
+    )
     add_runs_folder(parser)
 
 
@@ -68,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     check_episodes(options)
     if not math.isfinite(options.fps) or options.fps < 0:
         raise UsageError(f"--fps: expected a number > 0, or 0 for the environment's rate, got {options.fps:g}")
+    if options.serve:
+        return serve(options)
     with foreign_code() as stdout:
         loaded = load_policy(options)
         if not find_adapter(loaded.config.kind).chat:
@@ -154,22 +167,11 @@ def _replace_surrogates(line: str) -> str:
 
 def _print_exchange(exchange: Exchange, how: str, with_prompt: bool) -> None:
     columns = get_terminal_size().columns if sys.stdout.isatty() else 0
-    policy, reference = exchange.policy, exchange.reference
-    blocks = [
-        Block("policy", policy.text, f"{describe_reply(policy, how)}, KL {format_number(exchange.kl)}"),
-        Block("reference", reference.text, describe_reply(reference, how)),
-    ]
+    blocks = exchange_blocks(exchange, how)
     prompt = exchange.prompt if with_prompt else None
     for line in [*format_blocks(blocks, columns, can_color(sys.stdout), prompt, exchange.remark), ""]:
         print_out(line)
     sys.stdout.flush()
-
-
-def describe_reply(reply: Reply, how: str) -> str:
-    """Describe a response that was decoded as `how` says, such as 'greedy, score 0.5, 3 tokens, ended'."""
-    score = [] if reply.score is None else [f"score {format_number(reply.score)}"]
-    count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
-    return ", ".join([how, *score, count, "ended" if reply.ended else "cut off"])
 
 
 def _show_frames(frames: Iterator[Frame], shown: Screen, style: Style, fps: float, title: str) -> Iterator[Frame]:

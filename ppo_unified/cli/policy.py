@@ -12,9 +12,11 @@ from ppo_unified.cli.common import preload
 from ppo_unified.config import presets
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.config.spec import Frame
+from ppo_unified.config.spec import Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, find
+from ppo_unified.terminal.chat import Block
+from ppo_unified.text import format_number
 
 if TYPE_CHECKING:
     from ppo_unified.engine.rollout import Adapter
@@ -48,10 +50,36 @@ def load_policy(options: Namespace) -> LoadedPolicy:
         if checkpoint.checkpoint_folder(run, step).exists():
             raise
         adapter, step = load_adapter(run, config, options.checkpoint)
-    which = options.checkpoint
-    if which == "best" and step != checkpoint.best_step(run):  # the run has not been evaluated, or the best is damaged
-        which = "latest" if step == checkpoint.steps(run)[-1] else str(step)
-    return LoadedPolicy(run, config, adapter, step, which)
+    return LoadedPolicy(run, config, adapter, step, _name_choice(run, options.checkpoint, step))
+
+
+def _name_choice(run: Run, which: str, step: int) -> str:
+    """Return `which`, or the actual choice if the run has not been evaluated or its best checkpoint is damaged."""
+    from ppo_unified.training import checkpoint
+
+    if which == "best" and step != checkpoint.best_step(run):
+        return "latest" if step == checkpoint.steps(run)[-1] else str(step)
+    return which
+
+
+def load_newer(loaded: LoadedPolicy, which: str) -> LoadedPolicy:
+    """If `which` ('best' or 'latest') now selects a newer checkpoint, load its weights into the same adapter."""
+    from ppo_unified.training import checkpoint
+    from ppo_unified.training.checkpointing import restore_policy
+    from ppo_unified.training.session import resolve_device
+
+    run = loaded.run
+    there = checkpoint.steps(run)
+    best = checkpoint.best_step(run) if which == "best" else None
+    step = best if best is not None else max(there, default=loaded.step)
+    if step <= loaded.step:
+        return loaded
+    try:
+        weights = checkpoint.load_policy(run, step, resolve_device(loaded.config))
+    except UsageError:  # damaged, or removed by the trainer; the next episode tries again
+        return loaded
+    restore_policy(loaded.adapter, run, loaded.config, step, weights)
+    return loaded._replace(step=step, checkpoint=_name_choice(run, which, step))
 
 
 def describe_checkpoint(loaded: LoadedPolicy) -> str:
@@ -61,6 +89,22 @@ def describe_checkpoint(loaded: LoadedPolicy) -> str:
 
 def describe_decoding(options: Namespace) -> str:
     return "sampled" if options.sampled else "greedy"
+
+
+def describe_reply(reply: Reply, how: str) -> str:
+    """Describe a response that was decoded as `how` says, such as 'greedy, score 0.5, 3 tokens, ended'."""
+    score = [] if reply.score is None else [f"score {format_number(reply.score)}"]
+    count = f"{reply.tokens} token{'s' * (reply.tokens != 1)}"
+    return ", ".join([how, *score, count, "ended" if reply.ended else "cut off"])
+
+
+def exchange_blocks(exchange: Exchange, how: str) -> list[Block]:
+    """Return the responses of the policy and the reference model, with facts about each."""
+    policy, reference = exchange.policy, exchange.reference
+    return [
+        Block("policy", policy.text, f"{describe_reply(policy, how)}, KL {format_number(exchange.kl)}"),
+        Block("reference", reference.text, describe_reply(reference, how)),
+    ]
 
 
 def play_frames(loaded: LoadedPolicy, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:

@@ -41,15 +41,23 @@ def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> l
     if isinstance(picture, str):
         # the dot protects the indentation from `clean`
         return [clean("." + row)[1 : columns + 1] for row in picture.strip("\r\n").splitlines()[:lines]]
+    pixels = fit(picture, columns, lines, blocks=style != "ascii")
+    margin = " " * ((columns - pixels.shape[1]) // 2)
+    if style == "ascii":
+        return [margin + row for row in to_characters(pixels)]
+    codes = _truecolor_codes(pixels) if style == "truecolor" else _palette_codes(pixels)
+    return [margin + _half_blocks(codes[2 * row], codes[2 * row + 1]) for row in range(len(codes) // 2)]
+
+
+def fit(picture: np.ndarray, columns: int, lines: int, blocks: bool) -> np.ndarray:
+    """Resize a picture so that it is as large as its aspect ratio allows in `lines` rows of `columns` cells.
+
+    A cell shows two pixels, one above the other, if `blocks` is true, and one pixel otherwise.
+    """
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height)  # a cell is about twice as high as wide
     cells = min(columns, max(1, round(width * scale))), min(lines, max(1, round(height * scale / 2)))
-    margin = " " * ((columns - cells[0]) // 2)
-    if style == "ascii":
-        return [margin + row for row in _characters(resize(picture, *cells))]
-    pixels = resize(picture, cells[0], 2 * cells[1])
-    codes = _truecolor_codes(pixels) if style == "truecolor" else _palette_codes(pixels)
-    return [margin + _half_blocks(codes[2 * row], codes[2 * row + 1]) for row in range(cells[1])]
+    return resize(picture, cells[0], 2 * cells[1] if blocks else cells[1])
 
 
 def resize(picture: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -93,7 +101,7 @@ def _half_blocks(upper: list[str], lower: list[str]) -> str:
     return "".join(parts) + "\x1b[0m"
 
 
-def _characters(pixels: np.ndarray) -> list[str]:
+def to_characters(pixels: np.ndarray) -> list[str]:
     """Map luminance to characters by density. Bright pictures are inverted, so that the background stays blank."""
     luminance = pixels @ LUMINANCE / 255
     ink = 1 - luminance if np.median(luminance) > 0.5 else luminance

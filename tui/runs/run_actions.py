@@ -173,7 +173,16 @@ class RunActions(Screen[None]):
 
     def action_play(self) -> None:
         if entry := self._own_run("watch"):
-            self.services.run_external("play", Run(entry.path))
+            self.services.attempt(lambda: self._watch(Run(entry.path)))
+
+    def _watch(self, run: Run) -> None:
+        from tui.watch.player import play_command  # imported late to show the first screen sooner
+        from tui.watch.screen import WatchScreen
+
+        if not run.checkpoint_folders():
+            raise UsageError(f"Cannot watch {run.name}: it has not written a checkpoint yet.")
+        color = self.services.unicode and not self.app.no_color
+        self.app.push_screen(WatchScreen(run.name, play_command(run), color))
 
     def action_copy_command(self) -> None:
         if entry := self._own_run("copy the command of"):

@@ -1,0 +1,215 @@
+"""Serves the frames of an environment, or responses to prompts, to another program (`play --serve`).
+
+The terminal UI uses this process, so that it imports no torch, and code of an environment cannot block or end it.
+`ppo_unified.runs.play_messages` describes the messages.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
+from queue import SimpleQueue
+from typing import BinaryIO
+
+import numpy as np
+
+from ppo_unified.cli.common import foreign_code
+from ppo_unified.cli.policy import (
+    LoadedPolicy,
+    describe_checkpoint,
+    describe_decoding,
+    exchange_blocks,
+    load_newer,
+    load_policy,
+    play_frames,
+)
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.spec import Chat, Exchange, Frame
+from ppo_unified.errors import UsageError
+from ppo_unified.runs.play_messages import (
+    ErrorReply,
+    FrameReply,
+    FrameRequest,
+    PromptReply,
+    PromptRequest,
+    Ready,
+    Reply,
+    decode,
+    encode,
+)
+from ppo_unified.terminal.frames import fit
+from ppo_unified.text import format_number
+
+GRACE_S = 2.0  # if an environment hangs when stdin is closed, the process ends after this time
+MANY = 1000  # episodes, or held-out prompts, that are requested from an adapter at once
+MAX_TEXT = 100_000  # characters of a frame that is text
+DEFAULT_S = 1 / 30  # display time of a frame if the environment specifies an impossible one
+
+
+def serve(options: Namespace) -> int:
+    """Answer the requests on stdin until it is closed."""
+    requests = _read_requests()
+    with foreign_code() as stdout:
+        loaded = load_policy(options)
+        with closing(loaded.adapter):
+            serve_kind = _serve_chat if find_adapter(loaded.config.kind).chat else _serve_frames
+            serve_kind(loaded, options, requests, stdout.buffer)
+    return 0
+
+
+def _read_requests() -> Iterator[bytes]:
+    """Return the lines of stdin, which a thread reads, until stdin is closed.
+
+    Code of environments reads an empty stdin instead. When stdin is closed, this process ends soon, even if it hangs.
+    """
+    own = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    lines: SimpleQueue[bytes] = SimpleQueue()
+
+    def read() -> None:
+        with open(own, "rb") as stdin:
+            for line in stdin:
+                lines.put(line)
+        lines.put(b"")
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    threading.Thread(target=read, name="requests", daemon=True).start()
+    return iter(lines.get, b"")
+
+
+def _send(stream: BinaryIO, reply: Reply, pixels: bytes = b"") -> None:
+    stream.write(encode(reply) + pixels)
+    stream.flush()
+
+
+# frames of an environment
+
+
+def _serve_frames(loaded: LoadedPolicy, options: Namespace, requests: Iterator[bytes], stream: BinaryIO) -> None:
+    with closing(Episodes(loaded, options)) as episodes:
+        _send(stream, Ready(False, describe_checkpoint(loaded)))
+        for line in requests:
+            request: FrameRequest = decode(line)
+            episodes.advance(request)
+            _send(stream, *episodes.reply(request))
+
+
+class Episodes:
+    """Plays one episode after another. Each episode uses the newest checkpoint and its own seed."""
+
+    def __init__(self, loaded: LoadedPolicy, options: Namespace) -> None:
+        self._loaded, self._options = loaded, options
+        self._frames: Iterator[Frame] = iter(())
+        self._frame: Frame | None = None
+        self._greedy = True
+        self._before = self._episode = 0  # episodes before the first one of `_frames`; number of the current one
+        self._reward = ""
+
+    def advance(self, request: FrameRequest) -> None:
+        """Play the requested number of steps."""
+        deadline = time.monotonic() + request.seconds
+        if self._frame is None or request.new_episode or request.greedy != self._greedy:
+            self._start(request.greedy)
+            return
+        for _ in range(request.steps):
+            if self._frame.ended:
+                self._start_next()
+            else:
+                self._show(next(self._frames))
+            if self._frame.ended or time.monotonic() >= deadline:
+                return
+
+    def _start_next(self) -> None:
+        """Start the next episode in the same environment, unless there is a newer checkpoint."""
+        newer = load_newer(self._loaded, self._options.checkpoint)
+        frame = next(self._frames, None) if newer is self._loaded else None
+        self._loaded = newer
+        if frame is None:
+            self._start(self._greedy)
+        else:
+            self._show(frame)
+
+    def _start(self, greedy: bool) -> None:
+        """Start the next episode in a new environment."""
+        self.close()
+        self._loaded = load_newer(self._loaded, self._options.checkpoint)
+        self._greedy, self._before = greedy, self._episode
+        options = Namespace(seed=self._options.seed + self._before, sampled=not greedy)
+        self._frames = play_frames(self._loaded, options, MANY, ("picture", "text"))
+        self._show(next(self._frames))
+
+    def _show(self, frame: Frame) -> None:
+        last = self._frame
+        self._reward = format_number(frame.total - last.total) if last is not None and frame.step else ""
+        self._frame, self._episode = frame, self._before + frame.episode
+
+    def reply(self, request: FrameRequest) -> tuple[FrameReply, bytes]:
+        """Return the current frame and its pixels, in the requested size."""
+        frame = self._frame
+        assert frame is not None
+        columns, lines, text, pixels = 0, 0, "", b""
+        if isinstance(frame.picture, str):
+            text = frame.picture[:MAX_TEXT]
+        else:
+            picture = fit(frame.picture, max(1, request.columns), max(1, request.lines), request.blocks)
+            lines, columns, pixels = len(picture), picture.shape[1], np.ascontiguousarray(picture).tobytes()
+        reply = FrameReply(
+            columns=columns,
+            lines=lines,
+            text=text,
+            seconds=frame.seconds if 0 <= frame.seconds < 60 else DEFAULT_S,
+            episode=self._episode,
+            step=frame.step,
+            total=format_number(frame.total),
+            reward=self._reward,
+            action=frame.action,
+            ended=frame.ended,
+            cut=frame.cut,
+            greedy=self._greedy,
+            checkpoint=describe_checkpoint(self._loaded),
+        )
+        return reply, pixels
+
+    def close(self) -> None:
+        """Close the environment."""
+        close = getattr(self._frames, "close", None)
+        if close is not None:
+            close()
+
+
+# responses of a language model
+
+
+def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[bytes], stream: BinaryIO) -> None:
+    make_chat, chats, examples = load(find_adapter(loaded.config.kind).chat), {}, {}
+    for greedy in (True, False):
+        chat: Chat = make_chat(loaded.adapter, options.seed, greedy)
+        chats[greedy], examples[greedy] = chat, _example_exchanges(chat)
+    _send(stream, Ready(True, describe_checkpoint(loaded)))
+    for line in requests:
+        request: PromptRequest = decode(line)
+        how = describe_decoding(Namespace(sampled=not request.greedy))
+        try:
+            if request.prompt is None:
+                exchange = next(examples[request.greedy])
+            else:
+                exchange = chats[request.greedy].answer(request.prompt)
+        except UsageError as error:
+            _send(stream, ErrorReply(str(error)))
+        else:
+            names, texts, facts = map(list, zip(*exchange_blocks(exchange, how), strict=True))
+            _send(stream, PromptReply(exchange.prompt, names, texts, facts, exchange.remark))
+
+
+def _example_exchanges(chat: Chat) -> Iterator[Exchange]:
+    """Yield responses to held-out prompts without end."""
+    for _ in count():
+        yield from chat.examples(MANY)

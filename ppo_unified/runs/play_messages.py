@@ -1,0 +1,118 @@
+"""The messages between `ppo-unified play RUN --serve` and the program that shows the policy, such as the terminal UI.
+
+The program writes requests to the stdin of `play` and reads replies from its stdout. A message is one line of JSON. A
+FrameReply with a picture is followed by `lines * columns * 3` bytes: the RGB values of the picture's pixels.
+
+`play` first sends a Ready message. Afterwards, it sends one reply for each request, so a program that sends its next
+request only when it needs a frame never receives frames faster than it can show them. `play` ends when its stdin is
+closed. If it cannot load or play the policy, it writes the error to stderr and exits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from ppo_unified.parsing import parse_fields, parse_json
+
+MAX_LINE_BYTES = 1 << 24  # a longer line is not a message
+MAX_PIXELS = 1 << 20
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """Requests the frame after `steps` more steps, fewer if the episode ends or `seconds` have passed before.
+
+    With 0 steps, the current frame is sent again, for example in a new size.
+    """
+
+    columns: int  # size of the largest picture in cells
+    lines: int
+    greedy: bool  # take the most likely actions instead of sampling; a change starts a new episode
+    blocks: bool  # a cell shows two pixels, one above the other, instead of one
+    new_episode: bool  # end the episode and start the next one
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """Requests the responses to a prompt. If `prompt` is None, `play` chooses a held-out prompt."""
+
+    prompt: str | None
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The policy has been loaded."""
+
+    chat: bool  # True if `play` accepts only PromptRequests, False if it accepts only FrameRequests
+    checkpoint: str  # such as 'best checkpoint, step 2,048'
+
+
+@dataclass(frozen=True)
+class FrameReply:
+    """One frame of an episode."""
+
+    columns: int  # size of the picture in pixels; 0 if the frame is a text
+    lines: int
+    text: str
+    seconds: float  # display time of one step at the environment's frame rate
+    episode: int  # counted from 1
+    step: int
+    total: str  # return so far
+    reward: str  # of the last step; "" at the start of an episode
+    action: str  # the last action; "" at the start of an episode
+    ended: bool
+    cut: bool  # True if the episode ended only because of this program's own limit on its length
+    greedy: bool
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class PromptReply:
+    """The responses of the policy and the reference model to a prompt."""
+
+    prompt: str
+    names: list[str]  # of the models
+    texts: list[str]  # one response per model
+    facts: list[str]  # about each response, such as 'greedy, score 0.5, 3 tokens, ended'
+    remark: str
+
+
+@dataclass(frozen=True)
+class ErrorReply:
+    """The reason why a prompt cannot be answered."""
+
+    text: str
+
+
+Request: TypeAlias = FrameRequest | PromptRequest
+Reply: TypeAlias = Ready | FrameReply | PromptReply | ErrorReply
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind for kind in (FrameRequest, PromptRequest, Ready, FrameReply, PromptReply, ErrorReply)
+}
+
+
+def encode(message: Request | Reply) -> bytes:
+    """Return a message as one line."""
+    return json.dumps({"message": type(message).__name__} | asdict(message)).encode("ascii") + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """Return the message in a line. Raises ValueError if the line is not a message."""
+    try:
+        table = parse_json(line.decode("ascii"))
+        kind = _TYPES[table["message"]]
+        return kind(**parse_fields(table, kind))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected a message, got {line[:80]!r} ({error})") from None
+
+
+def picture_bytes(frame: FrameReply) -> int:
+    """Return the number of bytes that follow a FrameReply. Raises ValueError for an impossible size."""
+    if not 0 <= frame.columns * frame.lines <= MAX_PIXELS:
+        raise ValueError(f"expected at most {MAX_PIXELS} pixels, got {frame.columns} x {frame.lines}")
+    return 3 * frame.columns * frame.lines

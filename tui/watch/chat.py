@@ -1,0 +1,140 @@
+"""Shows a conversation with a language model: prompts, and the responses of the policy and the reference model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.widgets import Input, Static
+
+from ppo_unified.runs.play_messages import ErrorReply, PromptReply, PromptRequest
+from ppo_unified.terminal.chat import Block, format_blocks, wrap_text
+
+MOST = 100  # exchanges that are kept
+EMPTY = (
+    "Type a prompt and press Enter, or press Ctrl-N for a held-out prompt. Each prompt is independent of the others."
+)
+
+
+class _Answer(Static):
+    """The responses to one prompt, or the reason why there are none."""
+
+    def __init__(self, prompt: str, reply: PromptReply | ErrorReply) -> None:
+        super().__init__(markup=False)
+        self._prompt, self._reply = prompt, reply
+        self._columns = 0
+
+    def on_resize(self) -> None:
+        """Wrap the texts to the new width."""
+        if self.size.width != self._columns:
+            self._columns = self.size.width
+            self.update(Text.from_ansi("\n".join(self._format_lines(self._columns))))
+
+    def _format_lines(self, columns: int) -> list[str]:
+        reply = self._reply
+        if isinstance(reply, ErrorReply):
+            return [*format_blocks([], columns, True, self._prompt), *wrap_text(f"error: {reply.text}", columns)]
+        blocks = [Block(*parts) for parts in zip(reply.names, reply.texts, reply.facts, strict=True)]
+        return format_blocks(blocks, columns, True, reply.prompt, reply.remark)
+
+
+class ChatView(Vertical):
+    """The conversation, with an input line below it."""
+
+    DEFAULT_CSS = """
+    ChatView #answers { height: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
+    ChatView _Answer { width: 1fr; height: auto; min-height: 2; margin-bottom: 1; }
+    ChatView #hint { color: $text-muted; }
+    ChatView #state { height: 1; padding: 0 1; background: $panel; }
+    ChatView Input { margin: 0 1; }
+    """
+
+    def __init__(self, send: Callable[[PromptRequest], object]) -> None:
+        """Create a view that requests responses with `send`."""
+        super().__init__()
+        self.greedy = True
+        self._send = send
+        self._prompts: list[str] = []  # that the user has sent, oldest first
+        self._place = 0  # of the shown prompt in `_prompts`
+        self._draft = ""  # text that the user has not sent
+        self._waiting: str | None = None  # the prompt whose responses are awaited
+        self._requested = 0.0
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="answers", can_focus=False):
+            yield Static(EMPTY, id="hint", markup=False)
+        yield Static(id="state", markup=False)
+        yield Input(placeholder="prompt", compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+        self.set_interval(0.5, self._report_progress)
+        self._show_state()
+
+    def request(self, prompt: str | None) -> None:
+        """Request the responses to a prompt, or to a held-out prompt if it is None."""
+        if self._waiting is not None:
+            return
+        self._waiting, self._requested = prompt or "a held-out prompt", time.monotonic()
+        self._send(PromptRequest(prompt, self.greedy))
+        self._show_state()
+
+    def show(self, reply: PromptReply | ErrorReply) -> None:
+        """Add the responses, or an error, to the conversation."""
+        prompt, self._waiting = self._waiting or "", None
+        answers = self.query_one("#answers", VerticalScroll)
+        shown = list(answers.query(_Answer))
+        self.query_one("#hint").display = False
+        for old in shown[: len(shown) + 1 - MOST]:
+            old.remove()
+        answers.mount(_Answer(prompt, reply))
+        answers.anchor()
+        self._show_state()
+
+    def _report_progress(self) -> None:
+        if self._waiting is not None:
+            self._show_state()
+
+    def _show_state(self) -> None:
+        text = "greedy: the most likely tokens" if self.greedy else "sampled: random tokens at llm.temperature"
+        if self._waiting is not None:
+            text = f"generating ... {time.monotonic() - self._requested:.0f} s"
+        self.query_one("#state", Static).update(text)
+
+    # actions
+
+    def on_input_submitted(self) -> None:
+        self.submit()
+
+    def submit(self) -> None:
+        """Send the prompt in the input line."""
+        field = self.query_one(Input)
+        prompt = field.value
+        if not prompt.strip() or self._waiting is not None:
+            return
+        self._prompts = [*(old for old in self._prompts if old != prompt), prompt]
+        self._place, self._draft = len(self._prompts), ""
+        field.value = ""
+        self.request(prompt)
+
+    def recall(self, by: int) -> None:
+        """Show an earlier (-1) or later (1) prompt in the input line."""
+        field = self.query_one(Input)
+        if self._place == len(self._prompts):
+            self._draft = field.value
+        self._place = min(len(self._prompts), max(0, self._place + by))
+        field.value = [*self._prompts, self._draft][self._place]
+        field.cursor_position = len(field.value)
+
+    def toggle_greedy(self) -> None:
+        """Switch between greedy and sampled tokens for the next prompts."""
+        self.greedy = not self.greedy
+        self._show_state()
+
+    def scroll_page(self, by: int) -> None:
+        """Scroll the conversation by one page."""
+        answers = self.query_one("#answers", VerticalScroll)
+        (answers.scroll_page_up if by < 0 else answers.scroll_page_down)(animate=False)
