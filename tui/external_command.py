@@ -1,4 +1,4 @@
-"""Suspends the UI while another command, such as `play` or `inspect`, uses the terminal. The UI always resumes."""
+"""Suspends the UI while another command, such as `inspect`, uses the terminal. The UI always resumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,7 +17,6 @@ from ppo_unified.terminal.screen import LEAVE
 from ppo_unified.text import clean
 
 INTERRUPTED = (130, -signal.SIGINT)  # exit codes of a command that the user interrupted
-UNREAD_S = 3.0  # the user cannot have read the output of a command that ended sooner
 
 
 def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
@@ -36,7 +34,6 @@ def run_external_command(app: App[Any], arguments: Sequence[str]) -> None:
 
 def _run_command(arguments: Sequence[str]) -> None:
     with _keep_terminal_modes(), _ignore_interrupts():
-        began = time.monotonic()
         try:
             command = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
             code = subprocess.run(command, check=False).returncode
@@ -45,15 +42,8 @@ def _run_command(arguments: Sequence[str]) -> None:
             code = 1
         if code < 0:
             print(LEAVE, end="", flush=True)  # a killed command may not have left the alternate screen
-        if _has_unread_output(arguments, code, time.monotonic() - began):
+        if code not in INTERRUPTED:
             _wait_for_enter()
-
-
-def _has_unread_output(arguments: Sequence[str], code: int, seconds: float) -> bool:
-    """Return True if the user may not have read the output yet. Users read the output of `play` while it runs."""
-    if code in INTERRUPTED:
-        return False
-    return code != 0 or "play" not in arguments[:1] or seconds < UNREAD_S
 
 
 def _wait_for_enter() -> None:

@@ -205,8 +205,9 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
         except UsageError as error:
             _send(stream, ErrorReply(str(error)))
         else:
-            names, texts, facts = map(list, zip(*exchange_blocks(exchange, how), strict=True))
-            _send(stream, PromptReply(exchange.prompt, names, texts, facts, exchange.remark))
+            policy, reference = exchange_blocks(exchange, how)
+            texts = (policy.text, policy.facts, reference.text, reference.facts)
+            _send(stream, PromptReply(exchange.prompt, *texts, exchange.remark))
 
 
 def _example_exchanges(chat: Chat) -> Iterator[Exchange]:

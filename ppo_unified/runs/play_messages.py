@@ -76,9 +76,10 @@ class PromptReply:
     """The responses of the policy and the reference model to a prompt."""
 
     prompt: str
-    names: list[str]  # of the models
-    texts: list[str]  # one response per model
-    facts: list[str]  # about each response, such as 'greedy, score 0.5, 3 tokens, ended'
+    policy: str  # the response
+    policy_facts: str  # such as 'greedy, score 0.5, 3 tokens, ended, KL 0.1'
+    reference: str
+    reference_facts: str
     remark: str
 
 

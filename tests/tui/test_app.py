@@ -43,6 +43,7 @@ from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
 from tui.view_state import ViewState
+from tui.watch.screen import WatchScreen
 
 CONFIG = """
 kind = "gym"
@@ -169,6 +170,7 @@ def screen_text(app: Terminal) -> str:
         ("charts", [RunsScreen, RunPage, Plots]),
         ("metric", [MetricScreen]),
         ("run", [RunPage]),
+        ("watch", [WatchScreen]),
         ("picker", [Picker]),
         ("form", [Form]),
     ],
@@ -181,7 +183,7 @@ def test_every_action_has_a_method_in_its_places(place: Place, classes: list[typ
 
 def test_no_key_is_bound_twice_in_one_place() -> None:
     together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
-    together += [("picker",), ("form",)]
+    together += [("watch",), ("picker",), ("form",)]
     for places in together:
         keys = [key for action in ACTIONS if action.place in places for key in action.keys.split(",")]
         assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
@@ -783,15 +785,35 @@ def test_command_is_copied_to_clipboard(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_play_and_inspect_run_as_processes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_runs_in_the_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(program, "run_external_command", lambda app, arguments: asked.append(list(arguments)))
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await pilot.press("w", "i")
-        assert asked == [[verb, "gamma", "--runs", str(runs)] for verb in ("play", "inspect")]
+        await pilot.press("i")
+        assert asked == [["inspect", "gamma", "--runs", str(runs)]]
 
     drive(runs, act)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_watch_opens_a_screen_if_there_is_a_checkpoint(runs: Path, readonly: bool) -> None:
+    (runs / "beta" / "checkpoints" / f"{0:012d}").mkdir(parents=True)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press("w")
+        assert isinstance(app.screen, RunsScreen)
+        assert "Cannot watch gamma: it has not written a checkpoint yet." in notifications(app)
+        for keys in (["j"], ["enter"]):  # from the list, and from the run's page
+            before = app.screen
+            await pilot.press(*keys, "w")
+            assert isinstance(app.screen, WatchScreen)
+            await wait_until(pilot, lambda: "Cannot watch beta" in screen_text(app))
+            assert "every checkpoint is damaged" in " ".join(screen_text(app).split())
+            await pilot.press("q")
+            assert isinstance(app.screen, type(before) if keys == ["j"] else RunPage)
+
+    drive(runs, act, readonly=readonly)
 
 
 # the app as a whole

@@ -609,8 +609,8 @@ def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        await pilot.press("i", "w", "R")
-        assert host.asked == [("inspect", "a"), ("play", "a"), ("rerun", "a")]
+        await pilot.press("i", "R")
+        assert host.asked == [("inspect", "a"), ("rerun", "a")]
         await pilot.press("y")
         assert host.clipboard == "ppo-unified train cartpole --seed 1"
         await pilot.press("N", *"good", "enter")
@@ -640,9 +640,9 @@ def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        run_external_command(host, ["play", "a b"])
+        run_external_command(host, ["inspect", "a b"])
         await wait_until(pilot, lambda: host._notifications)
-        assert "ppo-unified play 'a b'" in next(str(n.message) for n in host._notifications)
+        assert "ppo-unified inspect 'a b'" in next(str(n.message) for n in host._notifications)
 
     drive(host, act)
 
@@ -722,7 +722,7 @@ def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
     dying = tmp_path / "dying"
     dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
     dying.chmod(0o755)
-    app = TerminalApp("play", "a", EXECUTABLE=str(dying))
+    app = TerminalApp("inspect", "a", EXECUTABLE=str(dying))
     app.wait_until(b"Press Enter to return.")
     assert b"\x1b[?1049l" in app.output[app.output.rindex(b"\x1b[?1049h") :]
     app.type(b"\r\n")

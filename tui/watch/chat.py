@@ -37,8 +37,9 @@ class _Answer(Static):
         reply = self._reply
         if isinstance(reply, ErrorReply):
             return [*format_blocks([], columns, True, self._prompt), *wrap_text(f"error: {reply.text}", columns)]
-        blocks = [Block(*parts) for parts in zip(reply.names, reply.texts, reply.facts, strict=True)]
-        return format_blocks(blocks, columns, True, reply.prompt, reply.remark)
+        policy = Block("policy", reply.policy, reply.policy_facts)
+        reference = Block("reference", reply.reference, reply.reference_facts)
+        return format_blocks([policy, reference], columns, True, reply.prompt, reply.remark)
 
 
 class ChatView(Vertical):
@@ -49,7 +50,7 @@ class ChatView(Vertical):
     ChatView _Answer { width: 1fr; height: auto; min-height: 2; margin-bottom: 1; }
     ChatView #hint { color: $text-muted; }
     ChatView #state { height: 1; padding: 0 1; background: $panel; }
-    ChatView Input { margin: 0 1; }
+    ChatView Input { padding: 0 1; }
     """
 
     def __init__(self, send: Callable[[PromptRequest], object]) -> None:

@@ -46,7 +46,8 @@ class Player:
     def __init__(self, command: Sequence[str], receive: Receive) -> None:
         self._receive = receive
         self._chunks: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
-        self._closed = False
+        self._closed = self._ended = False
+        self._ending = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(
@@ -73,7 +74,7 @@ class Player:
         self._closed = True
         if self._process is not None:
             # not a daemon thread: the UI may quit now, but the process must not survive it
-            threading.Thread(target=_end, args=(self._process,), name="end player").start()
+            threading.Thread(target=self._end, args=(self._process,), name="end player").start()
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
@@ -92,9 +93,26 @@ class Player:
                     self._pass_on(reply, pixels)
             except ValueError as error:
                 problem = f"the process sent an invalid message: {clean(error)}"
-        _end(process)
+        self._end(process)
         errors.join(GRACE_S)
+        process.stdout.close()
+        process.stderr.close()
         self._pass_on(Ended(problem or _describe_exit(process.returncode), self._last_lines()), b"")
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Close the stdin of the process, and kill it and its children if it does not end in time."""
+        with self._ending:
+            if self._ended:  # its process ID may belong to another process now
+                return
+            with suppress(OSError, ValueError):
+                if process.stdin is not None:
+                    process.stdin.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            self._ended = True
 
     def _pass_on(self, reply: Reply | Ended, pixels: bytes) -> None:
         if not self._closed:
@@ -109,18 +127,6 @@ class Player:
         text = b"".join(self._chunks).decode("utf-8", "replace")
         lines = [clean(line) for line in re.split(r"[\r\n]+", text)]  # a progress bar separates its lines with \r
         return [line for line in lines if line][-SHOWN_LINES:]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Close the stdin of the process, and kill it and its children if it does not end in time."""
-    with suppress(OSError, ValueError):
-        if process.stdin is not None:
-            process.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_S)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _describe_exit(code: int) -> str:

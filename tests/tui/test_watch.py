@@ -1,0 +1,332 @@
+"""Tests the screen that shows a policy, with a real policy, and with child processes that send what a test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from rich.segment import Segment
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ppo_unified import run as train
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.play_messages import FrameReply, FrameRequest, Ready, decode, encode, picture_bytes
+from tests.envs.gym.test_vector import make_config
+from tui.watch import player
+from tui.watch.chat import ChatView
+from tui.watch.picture import Picture, character_lines, half_block_lines, text_lines
+from tui.watch.player import play_command
+from tui.watch.screen import WatchScreen
+from tui.watch.speed import format_speed, frame_interval_s, steps_due
+
+ROOT = Path(__file__).resolve().parents[2]
+Act = Callable[[Pilot[None], WatchScreen], Coroutine[Any, Any, None]]
+
+CHILD = """
+import os, signal, sys, time
+from ppo_unified.runs.play_messages import *
+def send(message, pixels=b""):
+    sys.stdout.buffer.write(encode(message) + pixels)
+    sys.stdout.buffer.flush()
+requests = map(decode, sys.stdin.buffer)
+"""
+FRAMES = """
+send(Ready(False, "latest checkpoint, step 8"))
+for n, request in enumerate(requests):
+    send(FrameReply({columns}, {lines}, {text!r}, 0.02, 1, n, "nan", "0", "[0.5 " + 40 * "1 ", False, False,
+                    request.greedy, "latest checkpoint, step 8"), {columns} * {lines} * 3 * b"\\x80")
+"""
+CHAT = """
+send(Ready(True, "best checkpoint, step 5"))
+for request in requests:
+    if request.prompt == "too long":
+        send(ErrorReply("expected a prompt of at most 2 tokens, got 3"))
+    else:
+        how = "greedy" if request.greedy else "sampled"
+        send(PromptReply(request.prompt or "from the file", "mine", how + ", score 1, KL 0.5", "theirs", how, "note"))
+"""
+
+
+class Host(App[None]):
+    """A minimal app that shows the screen."""
+
+    def __init__(self, command: Sequence[str], color: bool = True) -> None:
+        super().__init__()
+        self.watch_screen = WatchScreen("a[b]名", command, color)
+
+    def on_mount(self) -> None:
+        self.push_screen(self.watch_screen)
+
+
+def screen_text(app: App[Any]) -> str:
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips(app.size))
+
+
+async def wait_until(pilot: Pilot[None], condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, screen_text(pilot.app)
+        await pilot.pause(0.02)
+
+
+async def shows(pilot: Pilot[None], *texts: str) -> None:
+    await wait_until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts))
+
+
+def drive(command: Sequence[str], act: Act, size: tuple[int, int] = (80, 24), color: bool = True) -> None:
+    """Show the screen, call `act`, and check that the child process ends with the screen."""
+
+    async def session() -> None:
+        app = Host(command, color)
+        async with app.run_test(size=size) as pilot:
+            await wait_until(pilot, lambda: app.screen is app.watch_screen and app.watch_screen._player)
+            child = app.watch_screen._player
+            async with asyncio.timeout(120):
+                await act(pilot, app.watch_screen)
+            await pilot.press("escape")
+            await wait_until(pilot, lambda: app.screen is not app.watch_screen)
+            assert child is not None
+            await wait_until(pilot, lambda: child._process is None or child._ended)
+
+    asyncio.run(session())
+
+
+def child(body: str) -> list[str]:
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})" + CHILD + body]
+
+
+# frames
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The folder of a barely trained run."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(make_config("CartPole-v1", total_steps=16), folder, "pole")
+    return Run(folder / "pole")
+
+
+def test_policy_is_shown_step_by_step(cartpole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "Loading the policy ...")
+        assert screen.check_action("pause", ()) is False
+        await shows(pilot, "playing", "1x", "episode 1", "checkpoint, step 16", "greedy", "▀")
+        await pilot.press("space")
+        await wait_until(pilot, lambda: not screen._frames()._waiting)
+        view = screen._frames()
+        assert view.frame is not None
+        before = view.frame
+        await pilot.pause(0.1)
+        assert view.frame is before
+        for key in ("full_stop", "right"):
+            await pilot.press(key)
+            await wait_until(pilot, lambda: not view._waiting)
+        assert (view.frame.step, view.frame.total, view.frame.reward) == (before.step + 2, str(before.step + 2), "1")
+        await pilot.press("n")
+        await shows(pilot, "paused", "episode 2  step 0  return 0 ")
+        await pilot.press("g")
+        await shows(pilot, "sampled", "episode 3  step 0")
+        await pilot.resize_terminal(120, 40)
+        await wait_until(pilot, lambda: view.frame.lines == 2 * view.query_one(Picture).size.height)
+        assert view.frame.step == 0
+        await pilot.press("plus", "plus", "plus", "plus", "space")
+        await shows(pilot, "playing  max", "episode 4")
+
+    drive(play_command(cartpole), act)
+
+
+@pytest.mark.parametrize("color", [True, False])
+@pytest.mark.parametrize(
+    ("columns", "lines", "text"), [(3, 2, ""), (78, 2, ""), (0, 0, "\n   |名" + 99 * "x" + "\n|\n")]
+)
+def test_frames_of_any_size_are_centered(columns: int, lines: int, text: str, color: bool) -> None:
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "return nan", "reward 0", "action [0.5")
+        rows = screen_text(pilot.app).splitlines()
+        assert len(rows) == 24
+        assert rows[0].startswith(" a[b]名  latest checkpoint, step 8  greedy")
+        assert rows[-2].rstrip().endswith("~")  # the action is cut
+        if text:
+            assert rows[11].startswith("   |名xxx")
+            assert rows[11].endswith("x~")
+            assert rows[12].strip() == "|"
+
+    drive(child(FRAMES.format(columns=columns, lines=lines, text=text)), act, color=color)
+
+
+def test_keys_take_effect_after_the_awaited_frame() -> None:
+    sent: list[FrameRequest] = []
+
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "playing")
+        view = screen._frames()
+        await pilot.press("space")
+        await wait_until(pilot, lambda: not view._waiting)
+        view._send = sent.append  # type: ignore[method-assign,assignment] # replies arrive when the test calls `show`
+        await pilot.press("full_stop", "n", "minus", "minus", "minus")
+        assert [(request.steps, request.new_episode) for request in sent] == [(1, False)]
+        assert view.frame is not None
+        view.show(view.frame, b"")
+        assert [(request.steps, request.new_episode) for request in sent[1:]] == [(1, True)]
+        view._requested -= 3.4
+        await shows(pilot, "waiting for the environment ... 3 s  0.25x")
+
+    drive(child(FRAMES.format(columns=0, lines=0, text="x")), act)
+
+
+def test_speed_keeps_the_rate_of_the_environment() -> None:
+    assert frame_interval_s(0.25, 1, False) == 0.25
+    assert frame_interval_s(0.02, 1, False) == pytest.approx(0.04)  # two steps, because of 30 frames per second
+    assert frame_interval_s(0.02, 0.25, False) == pytest.approx(0.08)
+    assert frame_interval_s(0.02, math.inf, False) == frame_interval_s(0, 1, False) == pytest.approx(1 / 30)
+    assert [frame_interval_s(0.02, speed, True) for speed in (0.5, 1, 2)] == [2, 1, 0.5]
+    assert [steps_due(elapsed, 0.02, 1) for elapsed in (0, 0.02, 0.041, 0.4)] == [1, 1, 2, 20]
+    assert (steps_due(0.25, 0.25, 1), steps_due(0.04, 0.02, 8)) == (1, 16)
+    assert min(steps_due(0.1, 0.1, math.inf), steps_due(0.1, 0, 1)) > 1000
+    assert [format_speed(speed) for speed in (0.25, 8.0, math.inf)] == ["0.25x", "8x", "max"]
+
+
+def test_pixels_become_half_blocks_or_characters() -> None:
+    black, white, red = (0, 0, 0), (255, 255, 255), (255, 0, 0)
+    pixels = np.array([[black, black, white, red], [black, black, red, red]], np.uint8)
+    (row,) = half_block_lines(pixels)
+    assert [segment.text for segment in row] == ["  ", "▀", " "]
+    colors = [(style.color.triplet, style.bgcolor.triplet) for _, style, _ in row if style]  # type: ignore[union-attr]
+    assert colors == [(black, black), (white, red), (red, red)]
+    assert character_lines(pixels) == [[Segment("  @+")], [Segment("  ++")]]
+    assert text_lines("observation " + "1 " * 20, 20, 9)[1][0].text.startswith("1 1 1")  # a single line is wrapped
+    assert [row[0].text for row in text_lines("a\n b\nc\nd", 5, 3)] == ["a ", " b", "~ "]
+
+
+def test_only_lines_that_change_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, drawn = Picture(), []
+    monkeypatch.setattr(picture, "refresh", lambda *regions: drawn.append([region.y for region in regions]))
+    for rows in (["a", "b"], ["a", "c"], ["a", "c"], ["a"]):
+        picture.show([[Segment(row)] for row in rows])
+    assert drawn == [[], [1], []]
+
+
+# language models
+
+
+def test_conversation_shows_prompts_replies_and_errors() -> None:
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "best checkpoint, step 5  greedy", "Ctrl-N for a held-out prompt")
+        field = screen.query_one(Input)
+        await pilot.press(*"quit?", "enter")
+        await shows(pilot, "prompt     quit?", "policy     mine", "score 1, KL 0.5", "reference  theirs", "note")
+        assert not field.value
+        await pilot.press("ctrl+g", "ctrl+n")
+        await shows(pilot, "step 5  sampled", "prompt     from the file", "sampled, score 1")
+        await pilot.press(*"too", "space", *"long", "enter")
+        await shows(pilot, "prompt     too long", "error: expected a prompt of at most 2 tokens, got 3")
+        await pilot.press("x", "up", "up")
+        assert field.value == "quit?"
+        await pilot.press("down", "down", "down")
+        assert field.value == "x"
+        await pilot.press("pageup")
+        await shows(pilot, "prompt     quit?")
+        await pilot.resize_terminal(120, 40)
+        await wait_until(
+            pilot, lambda: any(row.split() == ["mine", "theirs"] for row in screen_text(pilot.app).split("\n"))
+        )
+
+    drive(child(CHAT), act)
+
+
+def test_waiting_for_a_response_shows_the_time() -> None:
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "Type a prompt")
+        view = screen.query_one(ChatView)
+        await pilot.press("a", "enter", "b", "enter")
+        await shows(pilot, "generating ... 0 s", " b ")  # the second prompt stays in the input line
+        view._requested -= 7.4
+        await shows(pilot, "generating ... 7 s")
+
+    drive(child('send(Ready(True, "step 5"))\nnext(requests)\nlist(requests)'), act)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ("print('a: b\\x1b[31mroke', file=sys.stderr); sys.exit(2)", ["ended with exit code 2.", "a: broke"]),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ["the process was killed by SIGKILL."]),
+        ("print('hello', flush=True); time.sleep(600)", ["invalid message: expected a message, got b'hello"]),
+        ("print('[1]', flush=True); time.sleep(600)", ["invalid message: expected a message, got b'[1]"]),
+        ("send(Ready(False, 'x')); next(requests); raise ValueError('the world broke')", ["the world broke", "code 1"]),
+        ("send(FrameReply(9999, 9999, '', 1, 1, 1, '', '', '', False, False, True, ''))", ["1048576 pixels"]),
+        ("os.close(1); time.sleep(600)", ["killed by SIGKILL"]),
+    ],
+)
+def test_end_of_the_process_is_explained(body: str, texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(player, "GRACE_S", 0.2)
+
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "Cannot watch a[b]名:", "Press Esc to return.")
+        text = " ".join(screen_text(pilot.app).split())
+        assert all(part in text for part in texts), text
+        assert screen.check_action("pause", ()) is False
+        assert "Pause" not in text
+
+    drive(child(body), act)
+
+
+def test_missing_program_is_explained() -> None:
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await shows(pilot, "/nowhere/python: cannot start the process (No such file or directory)")
+
+    drive(["/nowhere/python"], act)
+
+
+def test_hanging_process_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(player, "GRACE_S", 0.2)
+    found = tmp_path / "pid"
+    body = f"""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if not (pid := os.fork()):
+    time.sleep(600)
+open({str(found)!r}, "w").write(str(pid))
+time.sleep(600)
+"""
+
+    async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
+        await wait_until(pilot, lambda: found.exists() and found.read_text())
+        assert screen._player is not None
+        assert screen._player._process is not None
+        assert os.getpgid(screen._player._process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
+
+    drive(child(body), act)
+    deadline, pid = time.monotonic() + 10, int(found.read_text())
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+
+
+# messages
+
+
+def test_messages_are_validated() -> None:
+    request = FrameRequest(80, 24, True, True, False, 3, 0.5)
+    ready = Ready(True, "best checkpoint, step 1 \ud800")
+    assert [decode(encode(message)) for message in (request, ready)] == [request, ready]
+    for line in (b"", b"1", b"[]", b"{}", b'{"message": "Run"}', b'{"message": "Ready"}', b"\xff", b'{"message": []}'):
+        with pytest.raises(ValueError, match="expected a message"):
+            decode(line)
+    for columns, lines in ((-1, 5), (1 << 20, 2)):
+        with pytest.raises(ValueError, match="pixels"):
+            picture_bytes(FrameReply(columns, lines, "", 1, 1, 1, "", "", "", False, False, True, ""))
