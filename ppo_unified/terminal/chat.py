@@ -30,7 +30,7 @@ def format_blocks(
     The prompt comes first and the remark last. The blocks are side by side if they fit, otherwise one below the other.
     """
     lines = [] if prompt is None else _label_lines("prompt", prompt, columns, color)
-    if columns >= SIDE_BY_SIDE:
+    if blocks and columns >= SIDE_BY_SIDE:
         lines += _place_side_by_side(blocks, (columns - len(GAP)) // 2, color)
     else:
         for name, text, facts in blocks:

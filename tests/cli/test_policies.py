@@ -36,7 +36,7 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset
 from ppo_unified import run as train
 from ppo_unified.cli.main import main
-from ppo_unified.cli.play import describe_reply
+from ppo_unified.cli.policy import describe_reply
 from ppo_unified.config.spec import Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run

@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 
 from ppo_unified.runs.play_messages import ErrorReply, PromptReply, PromptRequest
 from ppo_unified.terminal.chat import Block, format_blocks, wrap_text
+from ppo_unified.text import RED, apply_style
 
 MOST = 100  # exchanges that are kept
 EMPTY = (
@@ -36,7 +37,8 @@ class _Answer(Static):
     def _format_lines(self, columns: int) -> list[str]:
         reply = self._reply
         if isinstance(reply, ErrorReply):
-            return [*format_blocks([], columns, True, self._prompt), *wrap_text(f"error: {reply.text}", columns)]
+            error = (apply_style(line, RED) for line in wrap_text(f"error: {reply.text}", columns))
+            return [*format_blocks([], columns, True, self._prompt), *error]
         policy = Block("policy", reply.policy, reply.policy_facts)
         reference = Block("reference", reply.reference, reply.reference_facts)
         return format_blocks([policy, reference], columns, True, reply.prompt, reply.remark)

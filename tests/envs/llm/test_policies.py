@@ -5,6 +5,7 @@ They use runs of two iterations with small, randomly initialized models of sever
 
 from __future__ import annotations
 
+import argparse
 import copy
 import io
 import json
@@ -36,9 +37,12 @@ from envs.llm.play import LLMChat
 from ppo_unified import load_preset
 from ppo_unified import run as train
 from ppo_unified.cli.main import main
+from ppo_unified.cli.play_server import _serve_chat
+from ppo_unified.cli.policy import LoadedPolicy
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
+from ppo_unified.runs.play_messages import PromptRequest, Ready, decode, encode
 from ppo_unified.training import session
 from tests.models import VOCABULARY, save_model
 
@@ -471,6 +475,22 @@ def test_sampled_replies_follow_the_seed(folder: Path) -> None:
     assert exchanges[0] == exchanges[1] != exchanges[2]
     assert exchanges[0][0].policy.text != exchanges[0][1].policy.text
     assert examples[0] == examples[1] != examples[2]
+
+
+def test_served_chat_answers_prompts_and_held_out_prompts(folder: Path) -> None:
+    requests = [PromptRequest("1+2=", True), PromptRequest(None, False), PromptRequest("9" * 121, True)]
+    with adapter_of(train_once(folder, "independent")) as adapter:
+        run, expected = Run(train_once(folder, "independent")), LLMChat(adapter, 0, True).answer("1+2=")
+        loaded = LoadedPolicy(run, adapter.config, adapter, 7, "best")
+        stream = io.BytesIO()
+        _serve_chat(loaded, argparse.Namespace(seed=0), map(encode, requests), stream)
+    ready, typed, held_out, error = map(decode, stream.getvalue().splitlines())
+    assert ready == Ready(True, "best checkpoint, step 7")
+    assert (typed.policy, typed.reference) == (expected.policy.text, expected.reference.text)
+    assert re.fullmatch(r"greedy, score [01], \d tokens?, (ended|cut off), KL [\d.e-]+", typed.policy_facts)
+    assert re.fullmatch(r"(\d+)\+\1=", held_out.prompt)
+    assert held_out.reference_facts.startswith("sampled, score ")
+    assert "expected a prompt of at most 120 tokens" in error.text
 
 
 def pipe_stdin(monkeypatch: pytest.MonkeyPatch, text: bytes | None) -> None:
