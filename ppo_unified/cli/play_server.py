@@ -114,16 +114,16 @@ class Episodes:
         self._reward = ""
 
     def advance(self, request: FrameRequest) -> None:
-        """Play the requested number of steps."""
+        """Play the requested number of steps, or start the next episode if the current one has ended."""
         deadline = time.monotonic() + request.seconds
         if self._frame is None or request.new_episode or request.greedy != self._greedy:
             self._start(request.greedy)
             return
+        if self._frame.ended and request.steps:
+            self._start_next()
+            return
         for _ in range(request.steps):
-            if self._frame.ended:
-                self._start_next()
-            else:
-                self._show(next(self._frames))
+            self._show(next(self._frames))
             if self._frame.ended or time.monotonic() >= deadline:
                 return
 

@@ -24,7 +24,8 @@ MAX_PIXELS = 1 << 20
 class FrameRequest:
     """Requests the frame after `steps` more steps, fewer if the episode ends or `seconds` have passed before.
 
-    With 0 steps, the current frame is sent again, for example in a new size.
+    If the episode has already ended, the next one starts, and its first frame is sent. With 0 steps, the current frame
+    is sent again, for example in a new size.
     """
 
     columns: int  # size of the largest picture in cells

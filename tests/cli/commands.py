@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.play_messages import FrameReply, FrameRequest, decode, encode, picture_bytes
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
@@ -20,6 +24,40 @@ def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProc
     environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
     words = [sys.executable, "-m", "ppo_unified", *arguments]
     return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+
+
+def serve(
+    run: Run,
+    requests: Sequence[FrameRequest],
+    cwd: Path,
+    answered: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> tuple[list[Any], str]:
+    """Send requests to `play --serve`. Return the replies, without their pixels, and the output to stderr.
+
+    Only the first `answered` requests get a reply, or all of them by default, unless the process ends earlier.
+    """
+    words = [sys.executable, "-m", "ppo_unified", "play", str(run.path), "--serve"]
+    pipe, replies = subprocess.PIPE, list[Any]()
+    with subprocess.Popen(
+        words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | (env or {})
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        for number in range(len(requests) + 1):
+            if answered is None or number <= answered:
+                line = process.stdout.readline()
+                if not line:
+                    break
+                replies.append(decode(line))
+                process.stdout.read(picture_bytes(replies[-1]) if isinstance(replies[-1], FrameReply) else 0)
+            for request in requests[number : number + 1]:
+                process.stdin.write(encode(request))
+                process.stdin.flush()
+        process.stdin.close()
+        errors = process.stderr.read().decode()
+    return replies, errors
 
 
 def wait_for(condition: object, seconds: float = 60.0) -> None:

@@ -14,7 +14,8 @@ import pytest
 from ppo_unified import run
 from ppo_unified.cli.main import main
 from ppo_unified.runs.folder import Run
-from tests.cli.commands import command
+from ppo_unified.runs.play_messages import FrameRequest, Ready
+from tests.cli.commands import command, serve
 from tests.envs.gym.test_vector import make_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,15 @@ def test_play_and_export_print_only_their_results(chatty_run: Path) -> None:
     assert played.stdout == "episode 1: return 5 (greedy) in 5 steps\nepisode 2: return 5 (greedy) in 5 steps\n"
     exported = command("export", "a", "--to", "policy", cwd=chatty_run, **PATH)
     assert [Path(line).parent.name for line in exported.stdout.splitlines()] == ["policy"] * 4
+
+
+def test_play_serve_writes_only_replies(chatty_run: Path) -> None:
+    requests = [FrameRequest(8, 8, True, True, False, steps, 60.0) for steps in (1, 2, 9, 9)]
+    (ready, *frames), errors = serve(Run(chatty_run / "runs" / "a"), requests, cwd=chatty_run, env=PATH)
+    assert isinstance(ready, Ready)
+    assert [(frame.episode, frame.step) for frame in frames] == [(1, 0), (1, 2), (1, 5), (2, 0)]
+    for place in ("step", "descriptor", "C", "exit"):
+        assert f"chat {place}" in errors
 
 
 @pytest.mark.parametrize("verb", [("eval", "a", "--json"), ("play", "a")])

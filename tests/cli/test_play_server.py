@@ -1,16 +1,9 @@
-"""Tests `play --serve`: its replies, newer checkpoints, and environments that print or hang."""
+"""Tests `play --serve`: its replies, newer checkpoints, and environments that fail or hang."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +14,9 @@ from ppo_unified.cli.play import add_arguments
 from ppo_unified.cli.play_server import Episodes
 from ppo_unified.cli.policy import load_policy
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.play_messages import FrameReply, FrameRequest, Ready, decode, encode, picture_bytes
+from ppo_unified.runs.play_messages import FrameRequest
 from ppo_unified.training import checkpoint
+from tests.cli.commands import serve
 from tests.cli.test_policies import toy
 from tests.envs.gym.test_vector import make_config
 
@@ -31,22 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def ask(steps: int = 1, new: bool = False, greedy: bool = True, seconds: float = 60.0) -> FrameRequest:
     return FrameRequest(32, 9, greedy, True, new, steps, seconds)
-
-
-def serve(run: Run, *requests: FrameRequest) -> tuple[list[Any], str]:
-    """Return the replies to the requests, and what the process wrote to stderr."""
-    command = [sys.executable, "-m", "ppo_unified", "play", str(run.path), "--serve"]
-    lines = b"".join(map(encode, requests))
-    done = subprocess.run(command, input=lines, capture_output=True, cwd=ROOT, check=False)
-    return list(read_replies(io.BytesIO(done.stdout))), done.stderr.decode()
-
-
-def read_replies(stream: io.BytesIO) -> Iterator[Any]:
-    while line := stream.readline():
-        reply = decode(line)
-        if isinstance(reply, FrameReply):
-            assert len(stream.read(picture_bytes(reply))) == picture_bytes(reply)
-        yield reply
 
 
 def load_episodes(run: Run, *flags: str) -> Episodes:
@@ -60,7 +38,7 @@ def test_episodes_advance_as_requested(tmp_path: Path) -> None:
     train(toy("tests.pictures:Dot-v0"), tmp_path, "dot")
     episodes = load_episodes(Run(tmp_path / "dot"))
     seen = []
-    for request in (ask(), ask(3), ask(0), ask(99), ask(), ask(seconds=0, steps=9), ask(new=True), ask(greedy=False)):
+    for request in (ask(), ask(3), ask(0), ask(99), ask(9), ask(seconds=0, steps=9), ask(new=True), ask(greedy=False)):
         episodes.advance(request)
         frame, pixels = episodes.reply(request)
         seen.append((frame.episode, frame.step, frame.total, frame.reward, frame.ended, frame.greedy))
@@ -96,25 +74,16 @@ def test_next_episode_uses_a_newer_checkpoint(tmp_path: Path) -> None:
     folder = checkpoint.save(run, weights, {}, checkpoint.Meta(step=600, score=9e9, best=True))
     assert next_checkpoints() == ["latest checkpoint, step 600", "best checkpoint, step 600"]
     (checkpoint.save(run, weights, {}, checkpoint.Meta(step=700)) / checkpoint.POLICY).unlink()
-    os.rename(folder, folder.with_suffix(".damaged"))
+    folder.rename(folder.with_suffix(".damaged"))
     assert next_checkpoints() == ["latest checkpoint, step 600", "best checkpoint, step 600"]
     latest.close()
     best.close()
 
 
-def test_output_of_an_environment_does_not_mix_with_replies(tmp_path: Path) -> None:
-    train(make_config("tests.faulty_envs:Chatty-v0", total_steps=16), tmp_path, "chatty")
-    replies, errors = serve(Run(tmp_path / "chatty"), ask(), ask(2), ask(9), ask(9))
-    assert isinstance(replies[0], Ready)
-    assert [(reply.episode, reply.step) for reply in replies[1:]] == [(1, 0), (1, 2), (1, 5), (2, 4)]
-    for place in ("step", "descriptor", "C"):
-        assert f"chat {place}" in errors
-
-
 def test_failing_environment_ends_the_process_with_one_line(tmp_path: Path) -> None:
-    train(make_config("tests.faulty_envs:Faulty-v0", total_steps=16), tmp_path, "faulty")
+    train(make_config("tests.faulty_envs:Faulty-v0", total_steps=14, gym={"vectorization": "sync"}), tmp_path, "faulty")
     run = Run(tmp_path / "faulty")
-    replies, errors = serve(break_step(run, "raise"), *[ask()] * 9)
+    replies, errors = serve(break_step(run, "raise"), [ask()] * 9, cwd=ROOT)
     assert [reply.step for reply in replies[1:]] == [0, 1, 2]
     assert errors.count("\n") == 1
     assert "step() at step 3" in errors
@@ -123,15 +92,15 @@ def test_failing_environment_ends_the_process_with_one_line(tmp_path: Path) -> N
 
 @pytest.mark.exhaustive
 def test_hanging_process_ends_when_stdin_is_closed(tmp_path: Path) -> None:
-    train(make_config("tests.faulty_envs:Faulty-v0", total_steps=16), tmp_path, "faulty")
-    replies, errors = serve(break_step(Run(tmp_path / "faulty"), "hang"), *[ask()] * 9)
+    train(make_config("tests.faulty_envs:Faulty-v0", total_steps=14, gym={"vectorization": "sync"}), tmp_path, "faulty")
+    replies, errors = serve(break_step(Run(tmp_path / "faulty"), "hang"), [ask()] * 4, cwd=ROOT, answered=3)
     assert (len(replies), errors) == (4, "")
 
 
 def break_step(run: Run, fault: str) -> Run:
     """Let the third step of the run's environment fail."""
-    kwargs = json.dumps({"place": "step", "fault": fault, "after": 3}).replace(":", " =")
-    text = run.config.read_text(encoding="utf-8")
-    assert "env_kwargs" not in text
-    run.config.write_text(text.replace("[gym]\n", f"[gym]\nenv_kwargs = {kwargs}\n"), encoding="utf-8")
+    text, table = run.config.read_text(encoding="utf-8"), "[gym.env_kwargs]\n"
+    assert table in text
+    changed = f'{table}place = "step"\nfault = "{fault}"\nafter = 3\n'
+    run.config.write_text(text.replace(table, changed), encoding="utf-8")
     return run
