@@ -30,23 +30,21 @@ def serve(
     run: Run,
     requests: Sequence[FrameRequest],
     cwd: Path,
-    answered: int | None = None,
-    env: Mapping[str, str] | None = None,
+    answered: int = 99,
+    env: Mapping[str, str] = os.environ,
 ) -> tuple[list[Any], str]:
     """Send requests to `play --serve`. Return the replies, without their pixels, and the output to stderr.
 
-    Only the first `answered` requests get a reply, or all of them by default, unless the process ends earlier.
+    Only the first `answered` requests get a reply, unless the process ends earlier.
     """
     words = [sys.executable, "-m", "ppo_unified", "play", str(run.path), "--serve"]
     pipe, replies = subprocess.PIPE, list[Any]()
-    with subprocess.Popen(
-        words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | (env or {})
-    ) as process:
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | env) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
         for number in range(len(requests) + 1):
-            if answered is None or number <= answered:
+            if number <= answered:
                 line = process.stdout.readline()
                 if not line:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ class FramesView(Vertical):
         self._send, self._color = send, color
         self._pixels = b""
         self._requested = 0.0  # time of the last request
+        self._clock = 0.0  # time at which the current step was due
         self._waiting = False  # the reply has not arrived yet
         self._pending: tuple[int, bool] | None = None  # arguments of `request` while waiting
         self._timer: Timer | None = None
@@ -56,7 +58,8 @@ class FramesView(Vertical):
             return
         if self._timer is not None:
             self._timer.stop()
-        self._waiting, self._pending, self._requested = True, None, time.monotonic()
+        self._waiting, self._pending = True, None
+        self._requested = self._clock = time.monotonic()
         columns, lines = self.query_one(Picture).size
         self._send(FrameRequest(columns, lines, self.greedy, self._color, new_episode, steps, SHORTEST_S))
 
@@ -79,7 +82,7 @@ class FramesView(Vertical):
     def _schedule(self) -> None:
         """Request the next frame when it is due, after the terminal has received the current one."""
         assert self.frame is not None
-        due = self._requested + frame_interval_s(self.frame.seconds, self.speed, self.frame.ended)
+        due = self._clock + frame_interval_s(self.frame.seconds, self.speed, self.frame.ended)
         self._timer = self.set_timer(max(0.001, due - time.monotonic()), self._request_due)
 
     def _request_due(self) -> None:
@@ -88,8 +91,11 @@ class FramesView(Vertical):
         if self._has_backlog():
             self._timer = self.set_timer(SHORTEST_S, self._request_due)
             return
-        elapsed = time.monotonic() - self._requested
-        self.request(steps_due(elapsed, self.frame.seconds, self.speed))
+        steps = steps_due(time.monotonic() - self._clock, self.frame.seconds, self.speed)
+        clock = self._clock + steps * self.frame.seconds / self.speed
+        self.request(steps)
+        if not (self.frame.ended or math.isinf(self.speed)):
+            self._clock = clock  # not the current time, because steps are rounded
 
     def _has_backlog(self) -> bool:
         """Return True if the terminal has not received all output yet; otherwise keys would take effect late."""
