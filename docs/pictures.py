@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (110, 34)
-DARK = {"runs": "list of runs", "metric": "enlarged metric", "form": "new run", "page": "run page"}
+DARK = {"runs": "list of runs", "metric": "enlarged metric", "form": "new run", "page": "run page", "watch": "watch"}
 LIGHT = {"runs": "list of runs"}
 
 

@@ -25,6 +25,7 @@ from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
 from tui.store import Store
+from tui.watch.screen import WatchScreen
 
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
@@ -225,6 +226,45 @@ def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
     return StoredIteration(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
 
 
+# processes that the watch screen starts instead of `play`
+
+_PLAYER = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from ppo_unified.runs.play_messages import *
+def send(message, pixels=b""):
+    sys.stdout.buffer.write(encode(message) + pixels)
+    sys.stdout.buffer.flush()
+requests = map(decode, sys.stdin.buffer)
+"""
+_CARTPOLE = """
+import numpy as np
+from ppo_unified.terminal.frames import fit
+y, x = np.mgrid[:400, :600]
+picture = np.full((400, 600, 3), 255, np.uint8)
+picture[(y == 300)] = 0
+picture[(abs(y - 300) < 15) & (abs(x - 330) < 25)] = 0
+picture[(abs(x - 330 - (300 - y) * 0.1) < 5) & (y > 190) & (y < 300)] = (202, 152, 101)
+send(Ready(False, "best checkpoint, step 22,528"))
+for request in requests:
+    pixels = fit(picture, request.columns, request.lines, request.blocks)
+    facts = (59.0, 2, 140, "140", "1", "1", False, False, request.greedy, "best checkpoint, step 22,528")
+    send(FrameReply(pixels.shape[1], len(pixels), "", *facts), pixels.tobytes())
+"""
+_SENTIMENT = """
+send(Ready(True, "best checkpoint, step 98,304"))
+for request in requests:
+    facts = "greedy, score 0.97, 9 tokens, ended"
+    ours, theirs = "a quiet delight from start to end", "not the best of this year, but not the worst"
+    send(PromptReply(request.prompt, ours, facts + ", KL 3.1", theirs, facts.replace("0.97", "0.31"), ""))
+"""
+
+
+def player_command(body: str) -> list[str]:
+    """Return the command of a process that sends messages, as `body` says, instead of playing a policy."""
+    return [sys.executable, "-c", _PLAYER + body, str(Path(__file__).resolve().parents[1])]
+
+
 # a tour of the screens
 
 Seen = Callable[[str, Terminal], object]
@@ -274,6 +314,14 @@ async def visit_screens(
             await pilot.press("escape")
         await pilot.press("d")
         await look("delete", "Delete runs/acrobot-s7?")
+        await pilot.press("escape")
+        app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), unicode))
+        await look("watch", "cartpole-s1", "step 140")
+        await pilot.press("escape")
+        app.push_screen(WatchScreen("sentiment-s1", player_command(_SENTIMENT), unicode))
+        await look("chat", "sentiment-s1", "Type a prompt")
+        await pilot.press(*"the film was", "enter")
+        await look("chat", "KL 3.1")
         await pilot.press("escape", "q")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ppo_unified import run as train
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import FrameReply, FrameRequest, Ready, decode, encode, picture_bytes
 from tests.envs.gym.test_vector import make_config
+from tests.scenes import player_command
 from tui.watch import player
 from tui.watch.chat import ChatView
 from tui.watch.picture import Picture, character_lines, half_block_lines, text_lines
@@ -33,14 +33,6 @@ from tui.watch.speed import format_speed, frame_interval_s, steps_due
 ROOT = Path(__file__).resolve().parents[2]
 Act = Callable[[Pilot[None], WatchScreen], Coroutine[Any, Any, None]]
 
-CHILD = """
-import os, signal, sys, time
-from ppo_unified.runs.play_messages import *
-def send(message, pixels=b""):
-    sys.stdout.buffer.write(encode(message) + pixels)
-    sys.stdout.buffer.flush()
-requests = map(decode, sys.stdin.buffer)
-"""
 FRAMES = """
 send(Ready(False, "latest checkpoint, step 8"))
 for n, request in enumerate(requests):
@@ -107,10 +99,6 @@ def drive(command: Sequence[str], act: Act, size: tuple[int, int] = (80, 24), co
     asyncio.run(session())
 
 
-def child(body: str) -> list[str]:
-    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})" + CHILD + body]
-
-
 # frames
 
 
@@ -165,7 +153,7 @@ def test_frames_of_any_size_are_centered(columns: int, lines: int, text: str, co
             assert rows[10].endswith("x~")
             assert rows[11].strip() == "|"
 
-    drive(child(FRAMES.format(columns=columns, lines=lines, text=text)), act, color=color)
+    drive(player_command(FRAMES.format(columns=columns, lines=lines, text=text)), act, color=color)
 
 
 def test_keys_take_effect_after_the_awaited_frame() -> None:
@@ -185,7 +173,7 @@ def test_keys_take_effect_after_the_awaited_frame() -> None:
         view._requested = time.monotonic() - 3.4
         assert view._status().startswith("waiting for the environment ... 3 s  0.25x")
 
-    drive(child(FRAMES.format(columns=0, lines=0, text="x")), act)
+    drive(player_command(FRAMES.format(columns=0, lines=0, text="x")), act)
 
 
 def test_speed_keeps_the_rate_of_the_environment() -> None:
@@ -248,7 +236,7 @@ def test_conversation_shows_prompts_replies_and_errors() -> None:
             pilot, lambda: any(row.split() == ["mine", "theirs"] for row in screen_text(pilot.app).split("\n"))
         )
 
-    drive(child(CHAT), act)
+    drive(player_command(CHAT), act)
 
 
 def test_waiting_for_a_response_shows_the_time() -> None:
@@ -261,7 +249,7 @@ def test_waiting_for_a_response_shows_the_time() -> None:
         view._report_progress()
         assert str(view.query_one("#state", Static).content) == "generating ... 7 s"
 
-    drive(child('send(Ready(True, "step 5"))\nnext(requests)\nlist(requests)'), act)
+    drive(player_command('send(Ready(True, "step 5"))\nnext(requests)\nlist(requests)'), act)
 
 
 # errors
@@ -289,7 +277,7 @@ def test_end_of_the_process_is_explained(body: str, texts: list[str], monkeypatc
         assert screen.check_action("pause", ()) is False
         await wait_until(pilot, lambda: "Pause" not in screen_text(pilot.app))
 
-    drive(child(body), act)
+    drive(player_command(body), act)
 
 
 def test_missing_program_is_explained() -> None:
@@ -316,7 +304,7 @@ time.sleep(600)
         assert screen._player._process is not None
         assert os.getpgid(screen._player._process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
 
-    drive(child(body), act)
+    drive(player_command(body), act)
     deadline, pid = time.monotonic() + 10, int(found.read_text())
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline

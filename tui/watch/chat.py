@@ -70,7 +70,7 @@ class ChatView(Vertical):
         with VerticalScroll(id="answers", can_focus=False):
             yield Static(EMPTY, id="hint", markup=False)
         yield Static(id="state", markup=False)
-        yield Input(placeholder="prompt", compact=True)
+        yield Input(placeholder="Type a prompt and press Enter", compact=True)
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
