@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,14 +315,20 @@ async def visit_screens(
         await pilot.press("d")
         await look("delete", "Delete runs/acrobot-s7?")
         await pilot.press("escape")
-        app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), unicode))
-        await look("watch", "cartpole-s1", "step 140")
-        await pilot.press("escape")
-        app.push_screen(WatchScreen("sentiment-s1", player_command(_SENTIMENT), unicode))
-        await look("chat", "sentiment-s1", "Type a prompt")
-        await pilot.press(*"the film was", "enter")
-        await look("chat", "KL 3.1")
-        await pilot.press("escape", "q")
+        await _visit_watch_screens(pilot, app, look)
+        await pilot.press("q")
+
+
+async def _visit_watch_screens(pilot: Pilot[None], app: Terminal, look: Callable[..., Awaitable[None]]) -> None:
+    """Watch a policy, and send a prompt to a language model."""
+    app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), app.unicode))
+    await look("watch", "cartpole-s1", "step 140")
+    await pilot.press("escape")
+    app.push_screen(WatchScreen("sentiment-s1", player_command(_SENTIMENT), app.unicode))
+    await look("chat", "sentiment-s1", "Type a prompt")
+    await pilot.press(*"the film was", "enter")
+    await look("chat", "KL 3.1")
+    await pilot.press("escape")
 
 
 PAGES = {  # run -> (key, name of the picture, text that it contains)
