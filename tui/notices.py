@@ -14,6 +14,7 @@ from tui.runs.entries import Entry
 
 SEVERITIES: dict[str, SeverityLevel] = {
     "finished": "information",
+    "solved": "information",
     "failed": "error",
     "crashed": "error",
     "stalled": "warning",

@@ -20,9 +20,10 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.event_reader import EventReader
-from ppo_unified.runs.folder import ACTIVE, Run, Status, has_stalled
+from ppo_unified.runs.folder import ACTIVE, Run, Status, ended_state, has_stalled
 from ppo_unified.runs.metrics import AWAITED, sort_tags
 from ppo_unified.runs.progress import steps_left
+from ppo_unified.runs.signals import why_ended
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.runs.entries import LOG, UNREADABLE, Entry
 
@@ -260,7 +261,7 @@ class _RunRecord:
         if self._problem:
             return UNREADABLE
         if self.status.state not in ACTIVE:
-            return self.status.state
+            return ended_state(self.status)
         return "crashed" if crashed else "stalled" if has_stalled(self.status, now) else self.status.state
 
     def _update_entry(self, state: str) -> None:
@@ -269,9 +270,18 @@ class _RunRecord:
         if speed and left and state in ("starting", "running"):
             waited = status.heartbeat - self._pace[-1][0] if self._pace else 0.0  # time since the last iteration ended
             eta_s = left / speed - waited if left / speed > waited else None  # None if the iteration is overdue
+        if state == "crashed":
+            status = replace(status, reason=self._crash_reason())
         entry = Entry(self._key, self._run.path, False, status, state, self._note, speed, eta_s, self._problem)
         if entry != self.entry:
             self.entry = entry
+
+    def _crash_reason(self) -> str:
+        """Return why the run's process ended. The reason of a process is determined once."""
+        before = self.entry
+        if before.state == "crashed" and before.status.pid_started == self.status.pid_started:
+            return before.status.reason
+        return why_ended(self._run, self.status, "crashed")
 
     def _speed(self, state: str) -> float | None:
         """Return the speed in steps/s over the last iterations.

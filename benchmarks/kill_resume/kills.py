@@ -153,7 +153,7 @@ def finish(case: Case, run: Run, folder: Path, fresh: bool) -> str:
 def command_for(case: Case, run: Run, folder: Path) -> Command:
     """Return the command that resumes a run if it exists, or starts it."""
     if run.path.exists():
-        return Command(["resume", "run"], folder)
+        return Command(["resume", "run", "--yes"], folder)
     return Command(["train", *case.arguments, "--name", "run"], folder)
 
 

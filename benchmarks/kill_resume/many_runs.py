@@ -52,7 +52,7 @@ def run_many(count: int, seed: int, folder: Path) -> ManyRuns:
         if state != ("crashed" if name in dead else "finished"):
             outcome.problems.append(f"{name} is shown as {state}")
         outcome.problems += find_unreadable(Run(folder / "runs" / name))
-    resuming = [Process(Command(["resume", name], folder), fresh=True) for name in dead]
+    resuming = [Process(Command(["resume", name, "--yes"], folder), fresh=True) for name in dead]
     outcome.resumed = [process.wait(PATIENCE_S) for process in resuming].count(0)
     finished = [run for run, status in all_runs(folder / "runs") if status.state == "finished"]
     outcome.problems += [f"{count - len(finished)} runs have not finished"] if len(finished) < count else []

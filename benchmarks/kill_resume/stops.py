@@ -47,7 +47,7 @@ def stop_repeatedly(case: StopCase, count: int, seed: int, folder: Path) -> tupl
     seconds: list[float] = []
     problems: list[str] = []
     for _ in range(count):
-        arguments = ["resume", "run"] if run.path.exists() else ["train", *case.arguments, "--name", "run"]
+        arguments = ["resume", "run", "--yes"] if run.path.exists() else ["train", *case.arguments, "--name", "run"]
         process = Process(Command(arguments, folder))
         wait_until_running(run, process)
         process.wait(rng.uniform(0, 2))

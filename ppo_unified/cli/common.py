@@ -130,6 +130,21 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_yes(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--yes", action="store_true", help=f"{what} without asking for confirmation")
+
+
+def confirm(question: str, about: str) -> bool:
+    """Ask a yes/no question on the terminal and return the answer.
+
+    Raises UsageError, which starts with `about`, if stdin is not a terminal.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"{about}: cannot ask for confirmation, because stdin is not a terminal; add --yes")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def integer(text: str) -> int:
     """Parse an argument that must be an integer."""
     try:

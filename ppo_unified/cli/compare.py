@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
-from ppo_unified.cli.run_table import PAINT, Snapshot, label_runs, output_width, take_snapshot
+from ppo_unified.cli.run_table import PAINT, Snapshot, json_state, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import compared_options
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 def _scores(seen: Snapshot) -> dict[str, Any]:
     status = seen.status
     keys = ("step", "score", "best_score", "solved_step", "elapsed_s")
-    return {"state": seen.state} | {key: getattr(status, key) for key in keys} | {"greedy": True}
+    return {"state": json_state(seen)} | {key: getattr(status, key) for key in keys} | {"greedy": True}
 
 
 def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:

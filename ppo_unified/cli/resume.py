@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ppo_unified.cli.common import add_detach, add_run, add_runs_folder
+from ppo_unified.cli.common import add_detach, add_run, add_runs_folder, add_yes, confirm
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig
@@ -31,14 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--total-steps", metavar="N", help="new total number of steps (default: unchanged)")
     parser.add_argument("--total-iterations", metavar="N", help="new total number of iterations (default: unchanged)")
     add_detach(parser)
+    add_yes(parser, "restart a run without a checkpoint at step 0")
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Resume a run from its newest checkpoint, or from step 0 if it has no checkpoint."""
+    """Resume a run from its newest checkpoint. If it has none, restart it at step 0 after the user confirms.
+
+    A run without a checkpoint restarts without confirmation if it has recorded no step.
+    """
     run = find(options.run, options.folder)
     totals = {name: getattr(options, name) for name in TOTALS}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
+    if not (options.yes or run.is_locked() or _confirm_restart(run)):
+        return EXIT["stopped"]
     if options.detach:
         print_out(clean(control.resume(run, *flags, *rest).path))
         print_err(describe_background(run))
@@ -61,6 +67,12 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             beside = f" ({run.checkpoints} contains {', '.join(sorted(found))})" if found else ""
             print_err(f"{run.name} has no checkpoint{beside}; training starts at step 0")
         return run_training(run, config, stop, undo)
+
+
+def _confirm_restart(run: Run) -> bool:
+    """Return False if the resume would discard all steps of the run and the user does not confirm this."""
+    loss = control.describe_restart(run, run.read_status())
+    return not loss or confirm(clean(f"{loss}. Restart?"), f"{run.path}: {loss}")
 
 
 def _write_resumed_state(

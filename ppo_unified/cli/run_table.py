@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ppo_unified.runs.folder import Run, Status, find, read_warnings
+from ppo_unified.runs.folder import SOLVED, Run, Status, find, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.runs.signals import why_ended
 from ppo_unified.runs.source import describe_source
@@ -26,7 +26,7 @@ from ppo_unified.text import (
 )
 
 _STATE_COLORS = {"starting": GREEN, "running": GREEN, "stopping": YELLOW, "stopped": YELLOW, "stalled": YELLOW}
-PAINT = {"state": _STATE_COLORS | {"failed": RED, "crashed": RED}}
+PAINT = {"state": _STATE_COLORS | {"solved": GREEN, "failed": RED, "crashed": RED}}
 
 
 class Snapshot(NamedTuple):
@@ -34,13 +34,18 @@ class Snapshot(NamedTuple):
 
     run: Run
     status: Status
-    state: str  # the state that is shown, which may be 'crashed' or 'stalled'
+    state: str  # the displayed state, which may be 'crashed', 'stalled' or 'solved'
 
 
 def take_snapshot(run: Run) -> Snapshot:
     """Read the status of a run. Raises UsageError if run.json cannot be read."""
     status = run.read_status()
     return Snapshot(run, status, run.state(status))
+
+
+def json_state(seen: Snapshot) -> str:
+    """Return the state for JSON output, in which a solved run has the state 'finished', as in run.json."""
+    return seen.status.state if seen.state == SOLVED else seen.state
 
 
 def label_runs(options: argparse.Namespace) -> dict[str, Run]:

@@ -17,7 +17,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import ForeignCodeError, StartError, UsageError
 from ppo_unified.runs import log_tee
 from ppo_unified.runs.control import describe_end
-from ppo_unified.runs.folder import ACTIVE, Run, Status, has_stalled, read_warnings
+from ppo_unified.runs.folder import ACTIVE, Run, Status, ended_state, has_stalled, read_warnings
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.progress import format_percent, format_phase, steps_left
 from ppo_unified.runs.signals import StopRequest
@@ -80,7 +80,7 @@ def describe_background(run: Run) -> str:
     """Describe a run that was started in the background. A short run may already have ended."""
     status = run.read_status()
     if status.state not in ACTIVE:
-        return f"{run.name}: {describe_end(run, status, status.state)}"
+        return f"{run.name}: {describe_end(run, status, ended_state(status))}"
     return f"training in the background as process {status.pid}; to stop it: {format_command('stop', run)}"
 
 
@@ -176,7 +176,7 @@ def summary(run: Run, status: Status) -> str:
             break
     score = "" if status.score is None else f", greedy score {status.score:.4g}"
     best = "" if status.best_score is None or status.best_score == status.score else f" (best {status.best_score:.4g})"
-    ended = describe_end(run, status, status.state)
+    ended = describe_end(run, status, ended_state(status))
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
     lines.append(f"{run.name}: {ended} {took}{score}{best}")
     return "\n".join(lines)

@@ -6,9 +6,18 @@ import argparse
 import sys
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from ppo_unified.cli.common import add_json, add_runs_folder
-from ppo_unified.cli.run_table import Snapshot, health_names, interleave, make_remarks, output_width, run_table
+from ppo_unified.cli.run_table import (
+    Snapshot,
+    health_names,
+    interleave,
+    json_state,
+    make_remarks,
+    output_width,
+    run_table,
+)
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.query import lookup, parse, read_options
@@ -43,9 +52,7 @@ def run(options: argparse.Namespace) -> int:
         except UsageError as error:  # an unreadable config.toml must hide only its own run
             print(f"skipped: {clean(error)}", file=sys.stderr)
     if options.json:
-        print(
-            to_json([asdict(s.status) | {"shown_state": s.state, "path": str(s.run.path.absolute())} for s in chosen])
-        )
+        print(to_json([_document(seen) for seen in chosen]))
     elif chosen:
         color = can_color(sys.stdout)
         print_out(
@@ -56,3 +63,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         print_err(f"no runs in the folder {options.folder} yet; start one with: ppo-unified train cartpole")
     return 0
+
+
+def _document(seen: Snapshot) -> dict[str, Any]:
+    """Return run.json, the displayed state and the path of a run."""
+    return asdict(seen.status) | {"shown_state": json_state(seen), "path": str(seen.run.path.absolute())}

@@ -23,6 +23,7 @@ from ppo_unified.runs.folder import (
     ACTIVE,
     LOCK,
     PHASES,
+    SOLVED,
     STALLED_S,
     Run,
     Status,
@@ -31,7 +32,7 @@ from ppo_unified.runs.folder import (
     read_warnings,
     write_atomically,
 )
-from ppo_unified.runs.signals import why_ended
+from ppo_unified.runs.signals import UNRECORDED, why_ended
 from ppo_unified.text import format_number
 
 LAST_BYTES, LAST_LINES = 8192, 20  # how much is shown of the end of a crashed run's log
@@ -60,10 +61,19 @@ def start(arguments: Sequence[str], runs: Path, on_created: Callable[[Run], obje
 def resume(run: Run, *flags: str) -> Run:
     """Resume a run in the background and wait until training has started. `flags` are passed to the command `resume`.
 
-    If the process ends before training starts, raises UsageError with the process's error message.
+    A run without a checkpoint restarts at step 0; `describe_restart` returns what this discards. If the process ends
+    before training starts, raises UsageError with the process's error message.
     """
-    processes.detach(["resume", str(run.path.resolve()), *flags], resumed=run)
+    processes.detach(["resume", str(run.path.resolve()), "--yes", *flags], resumed=run)
     return run
+
+
+def describe_restart(run: Run, status: Status) -> str:
+    """Describe what resuming the run discards because it has no checkpoint, or return "" if it discards nothing."""
+    if not status.step or run.checkpoint_folders():
+        return ""
+    what = f"discards the curves and samples of {status.step:,} steps"
+    return f"{run.name} has no checkpoint, so resuming restarts the training at step 0 and {what}"
 
 
 def rename(run: Run, name: str) -> Run:
@@ -175,7 +185,7 @@ def list_events(run: Run, status: Status) -> list[Event]:
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
-    middle = [_resume_event(entry) for entry in status.resumes]
+    middle = [event for entry in status.resumes for event in _resume_events(entry)]
     if status.best_step is not None:
         middle.append(Event(None, status.best_step, "best score", format_number(status.best_score)))
     if status.solved_step is not None:
@@ -192,18 +202,29 @@ def _warning_events(status: Status) -> Iterator[Event]:
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
-def _resume_event(entry: dict[str, object]) -> Event:
-    """Convert an entry of `resumes` in run.json to an event. The entry's values may have any type."""
-    when, step, before = entry.get("time"), entry.get("step"), entry.get("from_state")
-    known = isinstance(when, int | float), isinstance(step, int)
+def _resume_events(entry: dict[str, object]) -> Iterator[Event]:
+    """Yield the crash that preceded a resume, if there was one, and the resume.
+
+    `entry` is an entry of `resumes` in run.json, whose values may have any type.
+    """
+    step, before = entry.get("step"), entry.get("from_state")
+    step = step if isinstance(step, int) else None
+    if before in ACTIVE:
+        yield Event(_number(entry.get("ended")), step, "crashed", str(entry.get("reason") or UNRECORDED))
     text = "after a crash" if before in ACTIVE else f"previous state: {before}" if before else ""
+    if "checkpoint" in entry and entry["checkpoint"] is None:
+        text += "; restarted at step 0, because there was no checkpoint"
     changed, restored = entry.get("changed"), entry.get("restored", "exact")
     if restored != "exact":
         text += f"\nnot restored exactly: {restored}"
     if isinstance(changed, dict):
         for name, values in changed.items():
             text += f"\n{name}: {' -> '.join(map(str, values)) if isinstance(values, list) else values}"
-    return Event(when if known[0] else None, step if known[1] else None, "resumed", text)  # type: ignore[arg-type]
+    yield Event(_number(entry.get("time")), step, "resumed", text.removeprefix("; "))
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, int | float) else None
 
 
 def _end_events(run: Run, status: Status) -> list[Event]:
@@ -212,7 +233,7 @@ def _end_events(run: Run, status: Status) -> list[Event]:
     text = why_ended(run, status, state).removeprefix(f"{state} ")  # "by Ctrl-C" in "stopped by Ctrl-C"
     if state in ACTIVE:
         return []
-    if state == "crashed" and not text:
+    if text == UNRECORDED:
         tail = last_lines(run.log)
         text = "The process ended without recording a reason: "
         text += "it was killed or ran out of memory, or the machine went down."
@@ -222,15 +243,16 @@ def _end_events(run: Run, status: Status) -> list[Event]:
         text = f"The process is alive but has made no progress for a minute{doing}."
     elif status.traceback:
         text += f"\n{status.traceback.rstrip()}"
-    return [Event(status.heartbeat or None, status.step, state, text)]
+    what = status.state if state == SOLVED else state  # the event `solved` is the evaluation that reached the threshold
+    return [Event(status.heartbeat or None, status.step, what, text)]
 
 
 def describe_end(run: Run, status: Status, state: str) -> str:
-    """Describe how a run ended in a few words, such as 'finished (solved)' or 'stopped by Ctrl-C'."""
+    """Describe how a run ended in a few words, such as 'solved', 'crashed (killed?)' or 'stopped by Ctrl-C'."""
     reason = why_ended(run, status, state)
     if not reason or reason.startswith(state):
         return reason or state
-    return f"{state} ({reason})"
+    return f"{state} ({'killed?' if reason == UNRECORDED else reason})"
 
 
 def last_lines(path: Path) -> str:

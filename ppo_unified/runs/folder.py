@@ -29,6 +29,7 @@ from ppo_unified.errors import UsageError, did_you_mean, explain_unusable
 from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
+SOLVED = "solved"  # reason and displayed state of a run that ended because it reached eval.threshold
 PHASES = ("starting", "collecting", "updating", "evaluating", "saving")  # what a living trainer may be doing
 LOCK = "run.lock"
 LATEST = "latest"  # refers to the newest run if it is used in place of a run name
@@ -99,6 +100,14 @@ def has_stalled(status: Status, now: float) -> bool:
     return max(silent_s, idle_s) > STALLED_S
 
 
+def ended_state(status: Status) -> str:
+    """Return the displayed state of a run that is not active: 'solved' or the state in run.json.
+
+    A solved run that was trained further ended for another reason, so its state is 'finished'.
+    """
+    return SOLVED if status.state == "finished" and status.reason == SOLVED else status.state
+
+
 class Run:
     """The folder of one run. Creating the object does not access the disk."""
 
@@ -138,9 +147,10 @@ class Run:
             raise UsageError(f"{path}: the file is damaged ({error}); {fix}") from None
 
     def state(self, status: Status) -> str:
-        """Return 'crashed' if the trainer is dead, 'stalled' if it makes no progress, or else the state in run.json."""
+        """Return the displayed state: 'crashed' if the trainer is dead, 'stalled' if it makes no progress, 'solved' if
+        the run ended at its threshold, or else the state in run.json."""
         if status.state not in ACTIVE:
-            return status.state
+            return ended_state(status)
         if not self.is_locked():
             return "crashed"
         return "stalled" if has_stalled(status, time.time()) else status.state

@@ -30,6 +30,7 @@ from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.sweep import SEED
 from ppo_unified.config.values import Kind, kind_of
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
+from ppo_unified.runs.signals import why_ended
 
 LEAVING_S = 10.0  # maximum seconds to wait for an ending trainer to release its lock
 OMITTED = frozenset(  # options and sections that are not part of default names, because they do not change the method
@@ -164,7 +165,7 @@ def _shorten(labels: Sequence[str], room: int) -> list[str]:
 
 
 def reopen(run: Run) -> Status:
-    """Lock an existing run to resume it, and return its status.
+    """Lock an existing run to resume it, and return its status with a new entry in `resumes`.
 
     Raises UsageError if another process trains the run, or if training would write through a symbolic link. If the
     trainer has written its final state but not yet released the lock, this function waits for it.
@@ -175,7 +176,10 @@ def reopen(run: Run) -> Status:
     run.check_no_links()
     run.acquire()
     status = run.read_status()
-    status.resumes.append({"time": time.time(), "step": status.step, "from_state": status.state})
+    entry: dict[str, Any] = {"time": time.time(), "step": status.step, "from_state": status.state}
+    if status.state in ACTIVE:  # the previous process could not record its end
+        entry |= {"ended": status.heartbeat, "reason": why_ended(run, status, "crashed")}
+    status.resumes.append(entry)
     return status
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ppo_unified.runs.folder import ACTIVE, PHASES, Status
+from ppo_unified.runs.folder import ACTIVE, PHASES, SOLVED, Status
 
 
 class Limit(NamedTuple):
@@ -39,7 +39,7 @@ def fraction_done(status: Status) -> float | None:
     """Return the fraction of a run that is done, or None for a solved run, which ended before its limit, and for a run
     without a limit."""
     if status.state == "finished":
-        return None if status.reason == "solved" else 1.0
+        return None if status.reason == SOLVED else 1.0
     limit = nearest_limit(status)
     return None if limit is None else limit.fraction
 

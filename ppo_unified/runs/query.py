@@ -21,7 +21,7 @@ from operator import eq, ge, gt, le, lt
 from typing import Any, get_args, get_type_hints
 
 from ppo_unified.errors import UsageError, did_you_mean
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import SOLVED, Run, Status
 from ppo_unified.runs.source import describe_source
 
 Lookup = Callable[[str], Any]  # returns the run's value of a key, or None
@@ -84,6 +84,8 @@ def parse(text: str) -> Query:
 def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
     """Return a function that looks up values of one run by key. `state` is the run's displayed state.
 
+    A solved run has two states, 'solved' and 'finished', because it matches queries for either.
+
     The function `options`, such as `read_options` for the run, is called at most once, when an option is first looked
     up. The returned function raises the same errors as `options`.
     """
@@ -91,7 +93,7 @@ def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]])
 
     def value(key: str) -> Any:
         if key == "state":
-            return state
+            return (state, status.state) if state == SOLVED else state
         return getattr(status, key) if key in _status_kinds() else read().get(key)
 
     return value
@@ -205,6 +207,8 @@ def _is_numeric(text: str) -> bool:
 def _compare(found: Any, operator: str, wanted: str) -> bool:
     if found is None:
         return False
+    if isinstance(found, tuple):
+        return any(_compare(one, operator, wanted) for one in found)
     if isinstance(found, (int, float)) and not isinstance(found, bool) and _is_numeric(wanted):
         return bool(_OPERATORS[operator](found, float(wanted)))
     text, part = str(found).casefold(), wanted.casefold()

@@ -18,6 +18,7 @@ from ppo_unified.runs.folder import Run, Status, write_atomically
 
 SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is ignored
 USER_STOP = ".stopped-by-user"  # the file that records which trainer the user has stopped or killed
+UNRECORDED = "killed? (no reason was recorded)"  # the process may also have run out of memory or lost its power
 REASONS = {
     signal.SIGINT: "stopped by Ctrl-C",
     signal.SIGTERM: "stopped by another program (SIGTERM)",
@@ -42,9 +43,12 @@ def is_stopped_by_user(run: Run, status: Status, kill: bool = False) -> bool:
 
 
 def why_ended(run: Run, status: Status, state: str) -> str:
-    """Return why a run in the displayed state `state` ended, or an empty string if it is active or this is unknown."""
-    if state == "crashed" and is_stopped_by_user(run, status, kill=True):
-        return "killed by the user"
+    """Return why a run in the displayed state `state` ended, or an empty string if it is active.
+
+    A crashed run has recorded no reason, unless the status already contains the result of this function.
+    """
+    if state == "crashed" and not status.reason:
+        return "killed by the user" if is_stopped_by_user(run, status, kill=True) else UNRECORDED
     return status.reason
 
 

@@ -132,8 +132,9 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
         checkpoint.remove_leftovers(run)
         found = checkpoint.load_newest(run, device)
     if found is None:
-        status.elapsed_s = 0.0
+        status.step, status.iteration, status.elapsed_s = 0, 0, 0.0
         status.score = status.best_score = status.best_step = status.solved_step = None
+        _record_outcome(status, {"checkpoint": None})
         return False
     folder = checkpoint.checkpoint_folder(run, found.meta.step)
     restore_policy(state.adapter, run, config, found.meta.step, found.policy)
@@ -154,12 +155,16 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     state.health.load_state_dict(contents.health)
     state.evaluations = evaluations
     status.elapsed_s = contents.elapsed_s
-    if status.resumes:  # replaced as a whole, because the heartbeat's thread may read it
-        outcome = {"restored": restarted or "exact", "checkpoint": found.meta.step}
-        status.resumes = [*status.resumes[:-1], status.resumes[-1] | outcome]
+    _record_outcome(status, {"restored": restarted or "exact", "checkpoint": found.meta.step})
     if restarted:
         print_err(f"resumed at step {found.meta.step}, but results may differ from an uninterrupted run: {restarted}")
     return True
+
+
+def _record_outcome(status: Status, outcome: dict[str, Any]) -> None:
+    """Add the outcome of restoring a run to the newest entry of `resumes`, if the run was resumed."""
+    if status.resumes:  # replaced as a whole, because the heartbeat's thread may read it
+        status.resumes = [*status.resumes[:-1], status.resumes[-1] | outcome]
 
 
 def restore_policy(adapter: Adapter, run: Run, config: RunConfig, step: int, weights: dict[str, Any]) -> None:

@@ -147,7 +147,7 @@ def test_envs_json_holds_presets_and_option_schemas(run_command: Any) -> None:
 # --- runs
 
 
-def test_runs_shows_phases_and_no_percentage_of_solved_runs(
+def test_runs_shows_solved_without_percentage_and_phases(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "is_locked", lambda run: True)
@@ -159,8 +159,14 @@ def test_runs_shows_phases_and_no_percentage_of_solved_runs(
     assert head[:5] == ["run", "state", "preset", "step", "done"]
     assert [line[:5] for line in lines] == [
         ["ended", "finished", "cartpole", "100", "100%"],
-        ["solved", "finished", "cartpole", "100", "-"],
+        ["solved", "solved", "cartpole", "100", "-"],
     ]
+    assert main(["runs", "--json", "state=finished", "--runs", str(tmp_path)]) == 0
+    documents = json.loads(capsys.readouterr().out)  # in JSON, both states keep the name that scripts rely on
+    assert {d["name"]: (d["state"], d["shown_state"], d["reason"]) for d in documents} == {
+        "ended": ("finished", "finished", "total_iterations reached"),
+        "solved": ("finished", "finished", "solved"),
+    }
     beats: dict[str, Any] = {"heartbeat": now, "progressed": now, "phase": "collecting", "phase_done": 0.345}
     make(tmp_path, "busy", [1.0], state="running", started=3.0, **beats)
     assert main(["runs", "--runs", str(tmp_path)]) == 0
@@ -173,7 +179,7 @@ def test_runs_lists_newest_first_with_shown_state(run_command: Any) -> None:
     code, out, err = run_command("runs")
     assert (code, err) == (0, "")
     listed = rows(out)
-    assert [name for name in listed if name != "run"][:3] == ["gone", "broken", "ValueError:"]
+    assert [name for name in listed if name != "run"][:4] == ["gone", "killed?", "broken", "ValueError:"]
     assert listed["gone"][1] == "crashed"  # run.json has the state "running", but no process holds the lock
     assert listed["base-s1"][1:] == ["finished", "cartpole", "400", "100%", "450", "480", "200", *listed["base-s1"][8:]]
 
@@ -373,7 +379,7 @@ def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
         assert shown.wait(30) == (0 if end == "finished" else 130)
         assert "\x1b[?1049l" in last  # the terminal is restored
         left = last.rpartition("\x1b[?1049l")[2]
-        assert ("finished" if end == "finished" else "running") in left
+        assert ("solved" if end == "finished" else "running") in left
         assert "eval/score" in left
     finally:
         os.close(terminal)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +49,7 @@ def test_stopped_run_resumes_with_one_continuous_curve(tmp_path: Path, call: Cal
 
 def test_solved_run_resumes_only_with_higher_target(tmp_path: Path, call: Call) -> None:
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
-    assert "finished (solved)" in call("train", "cartpole", "--name", "a", *easy)[1]
+    assert "a: solved after" in call("train", "cartpole", "--name", "a", *easy)[1]
     run = Run(tmp_path / "runs" / "a")
     steps = run.read_status().step
     code, _, error = call("resume", "a")
@@ -62,7 +65,7 @@ def test_solved_run_resumes_until_a_higher_threshold(tmp_path: Path, call: Call)
     easy = ("--eval.threshold", "5", "--eval.every-steps", "500", "--eval.episodes", "4")
     assert call("train", "cartpole", "--name", "a", *easy)[0] == 0
     _, output, error = call("resume", "a", "--total-steps", "90000", "--eval.threshold", "12")
-    assert "finished (solved)" in output, error
+    assert "a: solved after" in output, error
     assert Run(tmp_path / "runs" / "a").read_status().step < 90_000
 
 
@@ -73,10 +76,14 @@ def test_killed_run_without_checkpoint_restarts(tmp_path: Path, call: Call) -> N
     os.kill(run.read_status().pid, signal.SIGKILL)
     wait_for(lambda: not run.is_locked())
     assert run.state(run.read_status()) == "crashed"
-    assert call("resume", "a", "--total-steps", "1")[0] == 2  # run.json already records more steps
-    code, _, error = call("resume", "a", "--detach")
+    error = call("resume", "a", "--yes", "--total-steps", "1")[2]
+    assert "expected an integer above" in error  # run.json already records more steps
+    assert call("resume", "a", "--detach")[0] == 2
+    code, _, error = call("resume", "a", "--detach", "--yes")
     assert code == 0, error
     wait_for(lambda: run.read_status().state == "running")
+    entry = run.read_status().resumes[-1]
+    assert (entry["reason"], entry["checkpoint"]) == ("killed? (no reason was recorded)", None)
     assert call("stop", "a", "--kill")[0] == 0
 
 
@@ -123,6 +130,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     status.state, status.step = "stopped", 4000
     run.write_status(status)
     run.release()
+    (run.checkpoints / "000000004000").mkdir(parents=True)
     monkeypatch.setattr(resume, "run_training", lambda run, *_: run.release() or 0)
     return run
 
@@ -168,7 +176,8 @@ def test_resume_on_full_disk_leaves_run_unchanged(
 
 
 def test_resume_without_checkpoint_explains_start_at_step_0(stopped: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    again = ["resume", "a", "--runs", str(stopped.path.parent)]
+    again = ["resume", "a", "--yes", "--runs", str(stopped.path.parent)]
+    shutil.rmtree(stopped.checkpoints)
     for names, message in (
         ((), "a has no checkpoint; training starts at step 0"),
         ((".000000004000.12.tmp",), "a has no checkpoint; training starts at step 0"),
@@ -188,3 +197,35 @@ def test_total_steps_beyond_int64_are_rejected(stopped: Run, capsys: pytest.Capt
     assert main(["resume", "a", "--total-steps", "9" * 25, "--runs", str(stopped.path.parent)]) == 2
     assert "total_steps" in capsys.readouterr().err.replace("-", "_")
     assert stopped.read_status() == before
+
+
+def test_restart_at_step_0_needs_confirmation(
+    stopped: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run was killed before its first checkpoint. Scripts need --yes, and users answer a question."""
+    again = ["resume", "a", "--runs", str(stopped.path.parent)]
+    shutil.rmtree(stopped.checkpoints)
+    status = stopped.read_status()
+    stopped.write_status(replace(status, state="running"))
+    written = stopped.path.joinpath("run.json").read_bytes()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    for flags in ([], ["--detach"]):
+        assert main([*again, *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"restarts the training at step 0 and discards the curves and samples of {status.step:,} steps" in error
+        assert "cannot ask for confirmation, because stdin is not a terminal; add --yes" in error
+    monkeypatch.setattr("sys.stdin", typed := io.StringIO("n\n"))
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    assert main(again) == 130
+    assert "steps. Restart? [y/N] " in capsys.readouterr().err
+    assert stopped.path.joinpath("run.json").read_bytes() == written
+    assert main([*again, "--yes"]) == 0
+    entry = stopped.read_status().resumes[-1]
+    assert (entry["from_state"], entry["step"]) == ("running", status.step)
+    assert (entry["reason"], entry["ended"]) == ("killed? (no reason was recorded)", status.heartbeat)
+
+
+def test_restart_that_discards_nothing_needs_no_confirmation(stopped: Run) -> None:
+    shutil.rmtree(stopped.checkpoints)
+    stopped.write_status(replace(stopped.read_status(), step=0))
+    assert main(["resume", "a", "--runs", str(stopped.path.parent)]) == 0

@@ -152,7 +152,7 @@ def test_usage_error_during_training_keeps_the_failed_run(
     run = Run(tmp_path / "runs" / "a")
     assert run.read_status().state == "failed"
     assert "the bridge fell down" in run.read_status().reason
-    assert call("resume", "a")[0] == 1
+    assert call("resume", "a", "--yes")[0] == 1
     assert run.read_status().state == "failed"
 
 

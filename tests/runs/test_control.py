@@ -21,7 +21,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, log_tee, preparation, processes
+from ppo_unified.runs import control, log_tee, preparation, processes, signals
 from ppo_unified.runs.folder import Run, Status
 from tui.notices import Notices
 from tui.runs.entries import Entry
@@ -319,6 +319,7 @@ def test_run_events_are_in_order(tmp_path: Path) -> None:
         "started",
         "resumed",
         "resumed",
+        "crashed",
         "resumed",
         "best score",
         "solved",
@@ -342,7 +343,7 @@ def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
 def test_end_is_described_without_repetition(tmp_path: Path) -> None:
     ends = {
         "stopped by the user": "stopped by the user",
-        "solved": "finished (solved)",
+        "solved": "solved",
         "": "failed",
         "x": "failed (x)",
     }
@@ -368,7 +369,26 @@ def test_kill_by_user_is_no_unexplained_crash(live_run: Run, capsys: pytest.Capt
     live_run.write_status(replace(status, pid_started=status.pid_started + 60))  # a later trainer with the same id
     later = live_run.read_status()
     assert "without recording a reason" in control.list_events(live_run, later)[-1].text
+    assert control.describe_end(live_run, later, "crashed") == "crashed (killed?)"
     assert "without recording a reason" in format_head(replace(entry, status=later), 80, 24).plain
+
+
+def test_history_of_a_resumed_run_contains_its_crash(tmp_path: Path) -> None:
+    run = make_run(tmp_path, state="running", step=700)
+    (run.path / "run.lock").touch()
+    status = preparation.reopen(run)
+    run.release()
+    status.state, status.resumes[-1]["checkpoint"] = "stopped", None
+    assert status.resumes[-1]["ended"] == 1e9 + 9
+    crash, resume = control.list_events(run, status)[1:3]
+    assert crash == (1e9 + 9, 700, "crashed", "killed? (no reason was recorded)")
+    assert resume[1:3] == (700, "resumed")
+    assert resume.text == "after a crash; restarted at step 0, because there was no checkpoint"
+    status.resumes = [{"from_state": "running", "step": 700}]  # an entry of an older version
+    assert control.list_events(run, status)[1] == (None, 700, "crashed", "killed? (no reason was recorded)")
+    status = replace(status, pid=7, pid_started=8.0)
+    signals.record_user_stop(run, status, kill=True)
+    assert signals.why_ended(run, status, "crashed") == "killed by the user"
 
 
 def test_crash_event_contains_end_of_log(tmp_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_state_term_uses_the_shown_state(tmp_path: Path) -> None:
     assert not parse("running").matches(values)
 
 
+def test_solved_run_matches_solved_and_finished() -> None:
+    solved = lookup(Status(name="a", state="finished", reason="solved"), "solved", dict)
+    finished = lookup(Status(name="a", state="finished", reason="total_steps reached"), "finished", dict)
+    for text in ("solved", "state:solved", "state=solved", "state!=stopped finished"):
+        assert parse(text).matches(solved), text
+    for text in ("finished", "state:finished", "state=finished"):
+        assert parse(text).matches(solved), text
+        assert parse(text).matches(finished), text
+    for text in ("solved", "state=solved"):
+        assert not parse(text).matches(finished), text
+    assert not parse("finished !solved").matches(solved)
+    assert parse("finished !solved").matches(finished)
+
+
 def test_flatten_joins_tables_by_dots() -> None:
     assert flatten({"a": 1, "b": {"c": [2], "d": {"e": "x"}}, "f": {}}) == {"a": 1, "b.c": [2], "b.d.e": "x"}
 

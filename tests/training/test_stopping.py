@@ -206,7 +206,11 @@ def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypat
         assert train_or_resume(run, config, stop) == "stopped"
     assert run.read_status().reason == "stopped because the terminal was closed (SIGHUP) before training began"
     assert not run.is_locked()
-    assert train_or_resume(run, config) == "finished"
+    run.write_status(replace(run.read_status(), step=400, iteration=3))
+    run.write_status(reopen(run))
+    assert train_in(run, config, StopRequest()).state == "finished"
+    status = run.read_status()
+    assert (status.resumes[-1]["step"], status.resumes[-1]["checkpoint"]) == (400, None)
 
 
 def test_error_after_a_stop_request_counts_as_the_stop() -> None:

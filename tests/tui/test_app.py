@@ -505,8 +505,8 @@ def test_three_keys_train_cartpole_until_solved(tmp_path: Path) -> None:
         await pilot.press("enter")
         await wait_until(pilot, lambda: isinstance(app.screen, RunsScreen) and listed_keys(app) == ["cartpole-s1"])
         await wait_until(pilot, lambda: curve_keys(app) == ["cartpole-s1"])
-        await wait_until(pilot, lambda: app.store.entries["cartpole-s1"].state == "finished", 120)
-        await wait_until(pilot, lambda: "cartpole-s1: finished (solved)" in notifications(app))
+        await wait_until(pilot, lambda: app.store.entries["cartpole-s1"].state == "solved", 120)
+        await wait_until(pilot, lambda: "cartpole-s1: solved after" in notifications(app))
         await wait_until(pilot, lambda: "eval/score" in screen_text(app))
 
     drive(folder, act)
@@ -728,6 +728,31 @@ def test_finished_run_resumes_only_with_higher_total(runs: Path) -> None:
         assert "expected an integer > 1000" in screen_text(app)
 
     drive(runs, act)
+
+
+def test_restart_at_step_0_is_confirmed_first(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(runs, "omega", 9, state="running")  # killed before its first checkpoint
+    resumed: list[str] = []
+    monkeypatch.setattr(control, "resume", lambda run, *flags: resumed.append(run.name))
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await wait_until(pilot, lambda: "omega  crashed" in screen_text(app))
+        run_list(app).move_to("omega")
+        assert "killed? (no reason" in screen_text(app)
+        await pilot.press("r")
+        assert isinstance(app.screen, ConfirmDialog)
+        text = " ".join(screen_text(app).replace("│", " ").split())
+        assert "Restart omega at step 0?" in text
+        assert "discards the curves and samples of 1,000 steps" in text
+        await pilot.press("n")
+        assert not resumed
+        await pilot.press("r", "y")
+        await wait_until(pilot, lambda: resumed == ["omega"])
+        (runs / "omega" / "checkpoints" / "000000000900").mkdir(parents=True)
+        await pilot.press("r")
+        await wait_until(pilot, lambda: resumed == ["omega", "omega"])  # without a question
+
+    drive(runs, act, size=(150, 40))
 
 
 def test_rerun_opens_form_with_the_runs_options(runs: Path) -> None:

@@ -61,9 +61,10 @@ def test_head_shows_phase_of_a_long_iteration() -> None:
 
 
 def test_head_shows_no_percentage_of_a_solved_run() -> None:
-    shown = entry("finished")
+    shown = entry("solved")
     shown.status.state, shown.status.reason = "finished", "solved"
-    assert "368.6k of 600k steps  score" in lines_of(shown, 120)[0]
+    assert "solved  368.6k of 600k steps  score" in lines_of(shown, 120)[0]
+    assert any(span.style == "bold $text-success" for span in format_head(shown, 120, 24).spans)
     shown.status.reason = "total_steps reached"
     assert "368.6k of 600k steps (100%)" in lines_of(shown, 120)[0]
 

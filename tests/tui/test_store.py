@@ -30,6 +30,7 @@ from ppo_unified.runs.folder import STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.query import parse
 from tui import folder_scanner, store
+from tui.notices import Notices
 from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.store import Store
 
@@ -337,6 +338,27 @@ def test_rescan_lists_changed_folders(tmp_path: Path, clock: Clock, monkeypatch:
 
 
 # states
+
+
+def test_only_a_run_that_ended_at_its_threshold_is_solved(tmp_path: Path) -> None:
+    make(tmp_path, "solved", reason="solved", solved_step=90)
+    make(tmp_path, "further", reason="total_steps reached", solved_step=90)  # it was resumed with a larger limit
+    make(tmp_path, "running", state="stopped", reason="stopped by Ctrl-C", solved_step=90)
+    it, notices = Store(tmp_path), Notices()
+    it.update()
+    assert {key: one.state for key, one in it.entries.items()} == {
+        "solved": "solved",
+        "further": "finished",
+        "running": "stopped",
+    }
+    assert keys_of(sort_entries(it.entries.values(), "state", False)) == ["running", "further", "solved"]
+    assert keys_of(sort_entries(it.entries.values(), "percent", True)) == ["running", "further", "solved"]
+    notices.update({key: replace(one, state="running") for key, one in it.entries.items()})
+    texts = {notice.text: notice.severity for notice in notices.update(it.entries)}
+    assert texts == {
+        "solved: solved after 100 steps": "information",
+        "further: finished (total_steps reached) after 100 steps": "information",
+    }
 
 
 def test_killed_run_is_crashed_after_two_seconds(tmp_path: Path, clock: Clock) -> None:

@@ -152,7 +152,7 @@ def test_three_keys_solve_cartpole_in_a_real_terminal(terminal: Open) -> None:
     def is_solved() -> bool:
         screen = one.screen()
         seen.add(curve_of(screen))
-        return "finished (solved)" in screen
+        return "cartpole-s1: solved after" in screen
 
     one.wait_until(is_solved)
     assert len({picture for picture in seen if picture.strip()}) >= 3  # the curves have changed

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import SOLVED, Run, Status
 from ppo_unified.runs.progress import fraction_done
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.runs.source import describe_source
@@ -20,7 +20,10 @@ from tui.folder_scanner import Stamp, stamp_if_any
 
 LOG, UNREADABLE = "log", "unreadable"  # additional states that neither run.json nor `Run.state` uses
 
-_STATES = ("running", "starting", "stopping", "stalled", "crashed", "failed", "stopped", "finished", LOG, UNREADABLE)
+_STATES = (
+    *("running", "starting", "stopping", "stalled", "crashed", "failed", "stopped", "finished"),
+    *(SOLVED, LOG, UNREADABLE),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Entry:
     path: Path
     foreign: bool  # True for a folder of another program: event files without a run.json
     status: Status
-    state: str  # the displayed state, which may also be 'crashed', 'stalled', 'log' or 'unreadable'
+    state: str  # the displayed state: that of `Run.state`, 'log' or 'unreadable'
     note: str = ""
     speed: float | None = None  # steps/s: over the last seconds of a running run, over all time of an ended one
     eta_s: float | None = None

@@ -9,7 +9,7 @@ from textual.screen import Screen
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, processes
-from ppo_unified.runs.folder import ACTIVE, Run, check_name
+from ppo_unified.runs.folder import ACTIVE, SOLVED, Run, check_name
 from ppo_unified.text import clean
 from tui.actions import is_write_action
 from tui.charts.metric_screen import MetricScreen
@@ -88,22 +88,35 @@ class RunActions(Screen[None]):
 
     def action_resume(self) -> None:
         if entry := self._own_run("resume"):
-            run = Run(entry.path)
             if entry.state in (*ACTIVE, "stalled"):
-                self.notify(f"Cannot resume {clean(run.name)}: it is {entry.state}.", markup=False)
-            elif entry.state == "finished":
+                self.notify(f"Cannot resume {clean(entry.path.name)}: it is {entry.state}.", markup=False)
+            elif entry.status.state == "finished":
                 self._resume_further(entry)
             else:
-                self._resume(run)
+                self._resume(entry)
 
-    def _resume(self, run: Run, *flags: str) -> None:
-        self.notify(f"{clean(run.name)}: resuming ...", markup=False)
+    def _resume(self, entry: Entry, *flags: str) -> None:
+        """Resume a run, after a confirmation if it must restart at step 0."""
+        run = Run(entry.path)
 
         def resume_run() -> str:
             control.resume(run, *flags)
             return f"{clean(run.name)} is running"
 
-        self.services.run_in_thread(resume_run)
+        def on_answer(yes: bool | None) -> None:
+            if yes:
+                self.notify(f"{clean(run.name)}: resuming ...", markup=False)
+                self.services.run_in_thread(resume_run)
+
+        def ask_if_needed() -> None:
+            if loss := control.describe_restart(run, entry.status):
+                self.app.push_screen(
+                    ConfirmDialog(f"Restart {clean(run.name)} at step 0?", clean(loss) + "."), on_answer
+                )
+            else:
+                on_answer(True)
+
+        self.services.attempt(ask_if_needed)
 
     def _resume_further(self, entry: Entry) -> None:
         """Ask for a larger step limit, which a finished run needs to continue, and resume the run."""
@@ -115,9 +128,10 @@ class RunActions(Screen[None]):
 
         def on_answer(text: str | None) -> None:
             if text:
-                self._resume(Run(entry.path), f"--total-steps={text}")
+                self._resume(entry, f"--total-steps={text}")
 
-        title = f"{clean(entry.key)} finished after {step:,} steps. New total number of steps:"
+        verb = "was solved" if entry.state == SOLVED else "finished"
+        title = f"{clean(entry.key)} {verb} after {step:,} steps. New total number of steps:"
         self.app.push_screen(PromptDialog(title, str(2 * step), check=check), on_answer)
 
     def action_rerun(self) -> None:

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase, fraction_done, nearest_limit
-from ppo_unified.runs.signals import why_ended
+from ppo_unified.runs.signals import UNRECORDED, why_ended
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
 from tui.runs.entries import Entry
@@ -82,7 +82,8 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """
     reason, ended = why_ended(Run(entry.path), entry.status, entry.state), entry.state in ("failed", "crashed")
-    wrong = entry.problem or (reason if ended else "") or UNEXPLAINED.get(entry.state, "")
+    known = "" if reason == UNRECORDED else reason
+    wrong = entry.problem or (known if ended else "") or UNEXPLAINED.get(entry.state, "")
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
     warnings, note = read_warnings(entry.status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []

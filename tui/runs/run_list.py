@@ -105,6 +105,7 @@ class RunList(ScrollView, can_focus=True):
     STATES: ClassVar[dict[str, str]] = {
         "running": "good",
         "starting": "good",
+        "solved": "good",
         "finished": "dim",
         "log": "dim",
         "stopping": "warn",
